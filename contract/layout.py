@@ -1,0 +1,80 @@
+"""Where things lie below a base path: the only file that knows path names.
+
+    <base_path>/<version>/
+      saved_model.pb  variables/  fingerprint.pb  assets/labels.txt
+      model.tflite
+      assets.extra/{tf_serving_warmup_requests,golden.npz,manifest.json,MODEL_CARD.md,confusion_matrix.png}
+      assets.extra/tflite/{float16,dynamic_range,int8}.tflite
+
+A *base path* is a model's own folder, as in TensorFlow Serving's `--model_base_path`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+SAVED_MODEL = "saved_model.pb"
+VARIABLES = "variables"
+LABELS = "assets/labels.txt"
+EXTRA = "assets.extra"
+WARMUP = f"{EXTRA}/tf_serving_warmup_requests"
+GOLDEN = f"{EXTRA}/golden.npz"
+MANIFEST = f"{EXTRA}/manifest.json"
+MODEL_CARD = f"{EXTRA}/MODEL_CARD.md"
+CONFUSION_MATRIX = f"{EXTRA}/confusion_matrix.png"
+REPORT = f"{EXTRA}/verification.json"
+
+FLOAT32 = "float32"
+VARIANTS = (FLOAT32, "float16", "dynamic_range", "int8")
+"""TFLite variants, in the order of every table."""
+
+STAGE_PREFIX = ".stage-"
+RETIRED_PREFIX = ".retired-"
+LOCK = ".publish.lock"
+
+_VERSION = re.compile(r"[0-9]{1,19}")
+
+
+def variant_path(variant: str) -> str:
+    """A variant's file, relative to the version directory.
+
+    The float32 one bears the name that TensorFlow Serving's --prefer_tflite_model reads.
+    """
+    return "model.tflite" if variant == FLOAT32 else f"{EXTRA}/tflite/{variant}.tflite"
+
+
+def parse_version(name: str) -> int | None:
+    """The version a folder name stands for, or None.
+
+    TensorFlow Serving takes any base-10 int64, leading zeros allowed.
+
+    Example:
+        >>> parse_version("00000123"), parse_version("12a")
+        (123, None)
+    """
+    if not _VERSION.fullmatch(name) or not name.isascii():
+        return None
+    number = int(name)
+    return number if number < 2**63 else None
+
+
+def find_versions(base_path: Path) -> dict[int, Path]:
+    """Version number to directory, ascending. Of two names for one number the shorter wins.
+
+    Raises:
+        OSError: The base path cannot be listed.
+    """
+    found: dict[int, Path] = {}
+    for child in sorted(base_path.iterdir(), key=lambda path: (len(path.name), path.name)):
+        version = parse_version(child.name)
+        if version is not None and child.is_dir():
+            found.setdefault(version, child)
+    return dict(sorted(found.items()))
+
+
+def list_files(directory: Path) -> list[str]:
+    """Every file below `directory`, as sorted relative POSIX paths."""
+    return sorted(
+        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
+    )

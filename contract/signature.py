@@ -1,0 +1,173 @@
+"""Signatures: the names, dtypes and shapes a version promises, and the check of a batch.
+
+A *batch* is a mapping from tensor name to ndarray. A *signature* names its inputs and
+outputs. Axis sizes that vary are None; a shape of unknown rank is None as a whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from contract.errors import SignatureNotFoundError, TensorMismatchError
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Batch: TypeAlias = Mapping[str, Array]
+"""Tensor name to ndarray. Strings are arrays of dtype object that hold bytes."""
+
+PREDICT_METHOD = "tensorflow/serving/predict"
+CLASSIFY_METHOD = "tensorflow/serving/classify"
+REGRESS_METHOD = "tensorflow/serving/regress"
+
+STRING = "string"
+_NUMPY_NAMES = (
+    *("float16", "float32", "float64", "complex64", "complex128", "bool"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+)
+_NUMPY_BY_NAME: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in _NUMPY_NAMES}
+_NUMPY_BY_NAME["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+_NUMPY_BY_NAME[STRING] = np.dtype(object)
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The name a TensorSpec uses for a numpy dtype: bytes, str and object are `string`."""
+    return STRING if dtype.kind in "OSUT" else dtype.name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named tensor of a signature.
+
+    Attributes:
+        name: The alias a request uses, never the name of a node in a graph.
+        dtype: numpy's name of the dtype, `bfloat16`, or `string`.
+        shape: Axis sizes, None for one that varies (the batch); None for unknown rank.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype of an ndarray that carries this tensor (object for strings)."""
+        return _NUMPY_BY_NAME[self.dtype]
+
+    def describe(self) -> str:
+        """For example `float32 (batch, 784)`; the first free axis is the batch."""
+        return f"{self.dtype} {describe_shape(self.shape)}"
+
+    def admits_shape(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of `shape` fits."""
+        if self.shape is None:
+            return True
+        return len(shape) == len(self.shape) and all(
+            want is None or want == got for want, got in zip(self.shape, shape, strict=True)
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signature:
+    """What can be asked of a version under one name.
+
+    Attributes:
+        name: For example `serving_default`.
+        inputs: Tensor name to spec.
+        outputs: Tensor name to spec.
+        method_name: One of TensorFlow's `tensorflow/serving/{predict,classify,regress}`.
+    """
+
+    name: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    method_name: str = PREDICT_METHOD
+
+
+def describe_shape(shape: tuple[int | None, ...] | None) -> str:
+    """`(batch, 784)` for (None, 784); `(any)` for an unknown rank."""
+    if shape is None:
+        return "(any)"
+    axes = [
+        ("batch" if axis == 0 else "?") if n is None else str(n) for axis, n in enumerate(shape)
+    ]
+    return f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
+
+
+def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
+    """The signature called `name` ("" stands for `serving_default`).
+
+    Raises:
+        SignatureNotFoundError: There is none; the message lists those there are.
+    """
+    found = signatures.get(name or "serving_default")
+    if found is None:
+        raise SignatureNotFoundError(
+            f"signature {name!r} was asked for; this version has {', '.join(sorted(signatures))}"
+        )
+    return found
+
+
+def check_batch(batch: Batch, signature: Signature) -> int:
+    """Checks names, dtypes and shapes of `batch`; one batch size for all inputs.
+
+    Args:
+        batch: Input name to ndarray; axis 0 of every array is the batch.
+        signature: What the version promises.
+
+    Returns:
+        The number of rows, 1 when no input has a batch axis.
+
+    Raises:
+        TensorMismatchError: Says what was given, what is wanted and the likely fix.
+    """
+    missing = sorted(signature.inputs.keys() - batch.keys())
+    extra = sorted(batch.keys() - signature.inputs.keys())
+    if missing or extra:
+        raise TensorMismatchError(
+            f"signature {signature.name!r} wants inputs {{{', '.join(signature.inputs)}}}; "
+            f"got {{{', '.join(batch)}}}"
+            + (f"; missing {', '.join(missing)}" if missing else "")
+            + (f"; not wanted {', '.join(extra)}" if extra else "")
+        )
+    sizes: dict[str, int] = {}
+    for name, spec in signature.inputs.items():
+        array = batch[name]
+        if dtype_name(array.dtype) != spec.dtype or not spec.admits_shape(array.shape):
+            raise TensorMismatchError(
+                f"got {dtype_name(array.dtype)} {array.shape}, `{name}` of signature "
+                f"{signature.name!r} wants {spec.describe()}{_suggest_fix(array, spec)}"
+            )
+        if spec.shape and spec.shape[0] is None:
+            sizes[name] = array.shape[0]
+    if len(set(sizes.values())) > 1:
+        given = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        raise TensorMismatchError(f"inputs of one batch must have equally many rows; got {given}")
+    return next(iter(sizes.values()), 1)
+
+
+def _suggest_fix(array: Array, spec: TensorSpec) -> str:
+    fixes = []
+    if spec.shape is not None and not spec.admits_shape(array.shape):
+        fixes.append(_suggest_shape(array, spec.shape))
+    given = dtype_name(array.dtype)
+    if given == "uint8" and spec.dtype == "float32":
+        fixes.append("divide by 255 as float32 if these are pixels, or use signature serving_uint8")
+    elif given != spec.dtype and STRING not in (given, spec.dtype):
+        fixes.append(f"convert with .astype({spec.dtype!r})")
+    return f": {', '.join(fix for fix in fixes if fix)}" if any(fixes) else ""
+
+
+def _suggest_shape(array: Array, wanted: tuple[int | None, ...]) -> str:
+    rest = wanted[1:]
+    if not wanted or wanted[0] is not None or None in rest:
+        return ""
+    row_size = int(np.prod([n for n in rest if n is not None], dtype=np.int64))
+    if array.shape == rest:
+        return "add a batch axis with array[None]"
+    if array.ndim and array.shape[0] and array.size == array.shape[0] * row_size:
+        return f"reshape to {(array.shape[0], *rest)}"
+    return ""
