@@ -1,0 +1,1 @@
+"""TensorFlow Serving's bytes: messages, the tensor codec, statuses and framing."""
