@@ -1,0 +1,161 @@
+"""Golden examples: inputs with the outputs that the in-process model gave.
+
+They let anyone check a copy of the model without TensorFlow. Float sums depend on the size
+of the batch, so the boundaries of the batches that were answered are kept, and a replay
+sends the same ones.
+
+On disk: an npz (never pickled) whose entry `index` is JSON. Strings are a uint8 blob with
+int64 offsets, which keeps trailing NULs; dtypes that npz lacks are kept as raw bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from contract.errors import ManifestError
+from contract.signature import STRING, Array, Batch, TensorSpec, dtype_name
+
+_INDEX = "index"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GoldenExamples:
+    """What one signature was asked and answered.
+
+    Attributes:
+        inputs: Input name to array; axis 0 is the example.
+        outputs: Output name to array, as the in-process model answered; axis 0 likewise.
+        batch_sizes: How the rows were grouped into calls, in order; empty when the
+            signature has no batch axis: then the arrays are one call.
+    """
+
+    inputs: Batch
+    outputs: Batch
+    batch_sizes: tuple[int, ...]
+
+    @property
+    def num_examples(self) -> int:
+        """Rows over all batches."""
+        return sum(self.batch_sizes) if self.batch_sizes else 1
+
+    def iter_batches(self) -> Iterator[tuple[Batch, Batch]]:
+        """Inputs and outputs, one call at a time."""
+        if not self.batch_sizes:
+            yield self.inputs, self.outputs
+            return
+        start = 0
+        for size in self.batch_sizes:
+            rows = slice(start, start + size)
+            yield (
+                {name: array[rows] for name, array in self.inputs.items()},
+                {name: array[rows] for name, array in self.outputs.items()},
+            )
+            start += size
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Golden:
+    """Golden examples by signature name."""
+
+    signatures: Mapping[str, GoldenExamples]
+
+
+class _TensorIndex(msgspec.Struct, frozen=True):
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class _SignatureIndex(msgspec.Struct, frozen=True):
+    inputs: dict[str, _TensorIndex]
+    outputs: dict[str, _TensorIndex]
+    batch_sizes: tuple[int, ...]
+
+
+def write_golden(path: Path, golden: Golden) -> None:
+    """Writes a golden file. Equal content gives equal bytes.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    arrays: dict[str, Array] = {}
+    index = {
+        name: _SignatureIndex(
+            {key: _store(arrays, array) for key, array in examples.inputs.items()},
+            {key: _store(arrays, array) for key, array in examples.outputs.items()},
+            examples.batch_sizes,
+        )
+        for name, examples in golden.signatures.items()
+    }
+    encoded = np.frombuffer(msgspec.json.encode(index, order="sorted"), np.uint8)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **{_INDEX: encoded}, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue())
+
+
+def read_golden(path: Path) -> Golden:
+    """Reads a golden file.
+
+    Raises:
+        ManifestError: Missing, truncated, or not a golden file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile) or _INDEX not in archive:
+                raise ManifestError(f"{path}: not a golden file: it has no entry `{_INDEX}`")
+            index = msgspec.json.decode(archive[_INDEX].tobytes(), type=dict[str, _SignatureIndex])
+            return Golden({name: _load_examples(archive, one) for name, one in index.items()})
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no golden examples; export the version again") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ManifestError(f"{path}: unreadable golden examples: {error}") from error
+
+
+def _load_examples(archive: Any, index: _SignatureIndex) -> GoldenExamples:
+    return GoldenExamples(
+        {name: _load(archive, entry) for name, entry in index.inputs.items()},
+        {name: _load(archive, entry) for name, entry in index.outputs.items()},
+        index.batch_sizes,
+    )
+
+
+def _store(arrays: dict[str, Array], array: Array) -> _TensorIndex:
+    name = dtype_name(array.dtype)
+    key = f"tensor_{len(arrays)}"
+    if name == STRING:
+        items = [item.encode() if isinstance(item, str) else bytes(item) for item in array.flat]
+        arrays[key] = np.frombuffer(b"".join(items), np.uint8)
+        arrays[f"{key}_offsets"] = np.cumsum([0, *map(len, items)], dtype=np.int64)
+    elif array.dtype.kind == "V":
+        arrays[key] = np.ascontiguousarray(array).view(
+            np.uint8 if array.itemsize == 1 else np.uint16
+        )
+    else:
+        arrays[key] = np.ascontiguousarray(array)
+    return _TensorIndex(key, name, array.shape)
+
+
+def _load(archive: Any, entry: _TensorIndex) -> Array:
+    stored: Array = archive[entry.key]
+    dtype = TensorSpec(entry.key, entry.dtype, None).numpy_dtype
+    if entry.dtype == STRING:
+        return _load_strings(stored, archive[f"{entry.key}_offsets"]).reshape(entry.shape)
+    return (stored if stored.dtype == dtype else stored.view(dtype)).reshape(entry.shape)
+
+
+def _load_strings(blob: Array, offsets: Array) -> Array:
+    data = blob.tobytes()
+    strings = np.empty(len(offsets) - 1, dtype=object)
+    for row, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
+        strings[row] = data[start:end]
+    return strings

@@ -1,0 +1,248 @@
+"""The manifest: what is in a version and how it was made.
+
+Stored as canonical JSON (sorted keys, no spaces, UTF-8). `digest` is the sha256 of that
+JSON without the field itself, so the manifest vouches for its own bytes, and `files`
+vouches for every other file of the version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from contract import layout
+from contract.errors import ManifestError
+from contract.signature import PREDICT_METHOD, Signature, TensorSpec
+
+SCHEMA = 1
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file of a version.
+
+    Attributes:
+        sha256: Lower-case hexadecimal.
+        num_bytes: Its size.
+    """
+
+    sha256: str
+    num_bytes: int
+
+
+class DataEntry(msgspec.Struct, frozen=True):
+    """The data that a version was trained on.
+
+    Attributes:
+        name: Data set, for example `digits`.
+        fingerprint: sha256 over its arrays.
+        class_names: In the order of the output's last axis; empty for a regression.
+        num_examples: Split name to rows.
+        dummy: True for random data: the version predicts nothing real.
+    """
+
+    name: str
+    fingerprint: str
+    class_names: tuple[str, ...] = ()
+    num_examples: dict[str, int] = {}
+    dummy: bool = False
+
+
+class TensorEntry(msgspec.Struct, frozen=True):
+    """A TensorSpec in JSON."""
+
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+class SignatureEntry(msgspec.Struct, frozen=True):
+    """A Signature in JSON."""
+
+    inputs: dict[str, TensorEntry]
+    outputs: dict[str, TensorEntry]
+    method_name: str = PREDICT_METHOD
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a holder of a version directory may ask about it.
+
+    Attributes:
+        model_name: The model this version belongs to.
+        version: Its number; 0 while it is a candidate.
+        created: UTC, ISO 8601, seconds.
+        signatures: Signature name to entry.
+        files: Relative POSIX path to entry, for every file but the manifest.
+        metrics: For example `test_accuracy`; fractions in 0..1.
+        parity: Variant name to what verification measured.
+        config: The whole configuration of the run.
+        data: What it was trained on, or None for a model of unknown origin.
+        seed: The training seed.
+        tool_versions: Package name to version; `tensorflow` is the oldest server's guide.
+        calibration_fingerprint: sha256 of the int8 calibration set, or "".
+        digest: sha256 of the canonical JSON without this field.
+        schema: Version of this schema.
+    """
+
+    model_name: str
+    version: int
+    created: str
+    signatures: dict[str, SignatureEntry]
+    files: dict[str, FileEntry] = {}
+    metrics: dict[str, float] = {}
+    parity: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    data: DataEntry | None = None
+    seed: int = 0
+    tool_versions: dict[str, str] = {}
+    calibration_fingerprint: str = ""
+    digest: str = ""
+    schema: int = SCHEMA
+
+
+def hash_file(path: Path) -> FileEntry:
+    """sha256 and size of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+        return FileEntry(digest.hexdigest(), stream.tell())
+
+
+def hash_files(version_dir: Path) -> dict[str, FileEntry]:
+    """Entries of every file below a version directory, but for manifest and dot-files."""
+    return {name: hash_file(version_dir / name) for name in _list_vouched_files(version_dir)}
+
+
+def write_manifest(version_dir: Path, manifest: Manifest) -> Manifest:
+    """Seals `manifest` with its digest and writes it. Returns the sealed one.
+
+    Raises:
+        OSError: The disk is full or the folder is not writable.
+    """
+    sealed = msgspec.structs.replace(
+        manifest, digest=_compute_digest(msgspec.to_builtins(manifest))
+    )
+    path = version_dir / layout.MANIFEST
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_encode_canonically(msgspec.to_builtins(sealed)))
+    return sealed
+
+
+def read_manifest(version_dir: Path) -> Manifest:
+    """Reads a manifest and checks its digest.
+
+    Raises:
+        ManifestError: Missing, unreadable, of a newer schema, or changed since it was written.
+    """
+    path = version_dir / layout.MANIFEST
+    try:
+        document = msgspec.json.decode(path.read_bytes())
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{path}: no manifest; this version was not published by Plumbline or is incomplete"
+        ) from None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: unreadable manifest: {error}") from error
+    return _parse_document(document, path)
+
+
+def _parse_document(document: Any, path: Path) -> Manifest:
+    if not isinstance(document, dict):
+        raise ManifestError(f"{path}: a manifest is a JSON object, not {type(document).__name__}")
+    schema = document.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ManifestError(
+            f"{path}: manifest schema {schema} is newer than {SCHEMA}, the newest this program "
+            "knows; upgrade plumbline-tf"
+        )
+    if document.get("digest") != _compute_digest(document):
+        raise ManifestError(
+            f"{path}: the manifest's digest does not match its content: it was changed after "
+            "publishing or copied incompletely; publish or copy the version again"
+        )
+    try:
+        return msgspec.convert(document, Manifest)
+    except msgspec.ValidationError as error:
+        raise ManifestError(f"{path}: not a manifest: {error}") from error
+
+
+def check_files(version_dir: Path, manifest: Manifest) -> None:
+    """Compares every file of a version with its manifest.
+
+    Raises:
+        ManifestError: Names each file that is missing, differs, or is not listed.
+    """
+    present = set(_list_vouched_files(version_dir))
+    problems = [f"{name} is missing" for name in sorted(manifest.files.keys() - present)]
+    problems += [f"{name} is not listed" for name in sorted(present - manifest.files.keys())]
+    for name in sorted(present & manifest.files.keys()):
+        problems += _compare_file(version_dir / name, name, manifest.files[name])
+    if problems:
+        raise ManifestError(
+            f"{version_dir}: {'; '.join(problems)}; copy or publish the version again"
+        )
+
+
+def _compare_file(path: Path, name: str, entry: FileEntry) -> list[str]:
+    try:
+        if path.stat().st_size != entry.num_bytes:
+            return [f"{name} has {path.stat().st_size} bytes instead of {entry.num_bytes}"]
+        return [] if hash_file(path) == entry else [f"{name} differs from its sha256"]
+    except OSError as error:
+        return [f"{name} cannot be read ({error.strerror})"]
+
+
+def _list_vouched_files(version_dir: Path) -> list[str]:
+    # Dot-files are what desktops and network file systems leave behind; no server reads them.
+    return [
+        name
+        for name in layout.list_files(version_dir)
+        if name != layout.MANIFEST and not name.rpartition("/")[2].startswith(".")
+    ]
+
+
+def to_entries(signatures: Mapping[str, Signature]) -> dict[str, SignatureEntry]:
+    """Signatures as a manifest stores them."""
+    return {
+        name: SignatureEntry(
+            _to_tensor_entries(signature.inputs),
+            _to_tensor_entries(signature.outputs),
+            signature.method_name,
+        )
+        for name, signature in signatures.items()
+    }
+
+
+def from_entries(entries: Mapping[str, SignatureEntry]) -> dict[str, Signature]:
+    """The inverse of `to_entries`."""
+    return {
+        name: Signature(
+            name,
+            _from_tensor_entries(entry.inputs),
+            _from_tensor_entries(entry.outputs),
+            entry.method_name,
+        )
+        for name, entry in entries.items()
+    }
+
+
+def _to_tensor_entries(specs: Mapping[str, TensorSpec]) -> dict[str, TensorEntry]:
+    return {name: TensorEntry(spec.dtype, spec.shape) for name, spec in specs.items()}
+
+
+def _from_tensor_entries(entries: Mapping[str, TensorEntry]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(name, entry.dtype, entry.shape) for name, entry in entries.items()}
+
+
+def _compute_digest(document: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in document.items() if key != "digest"}
+    return hashlib.sha256(_encode_canonically(rest)).hexdigest()
+
+
+def _encode_canonically(document: Mapping[str, Any]) -> bytes:
+    return msgspec.json.encode(document, order="sorted")

@@ -1,0 +1,257 @@
+"""Parity: does a copy of a model give the answers that the in-process model gave?
+
+The rule is one-sided on purpose: `|got - golden| <= atol + rtol * |golden|`, element by
+element, with the golden value on the right (as in `numpy.testing.assert_allclose`).
+Integers, booleans and strings must be equal. ULP is measured and never decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from contract.golden import GoldenExamples
+from contract.signature import Array, Batch, dtype_name
+
+
+class Predictor(Protocol):
+    """Anything that answers a batch: a gRPC or REST client, a TFLite variant, the model itself."""
+
+    def predict(self, batch: Batch, *, signature_name: str) -> Batch:
+        """Output name to ndarray; axis 0 is the row of the batch.
+
+        Raises:
+            PlumblineError: The batch does not fit, or the model cannot be reached.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far an answer may be from golden.
+
+    Attributes:
+        atol: Absolute, in units of the output (probabilities: 0..1).
+        rtol: Relative to the golden value.
+        min_top1_agreement: Smallest share of rows, 0..1, whose largest class is golden's.
+            It applies to outputs of shape (rows, classes >= 2).
+    """
+
+    atol: float = 1e-5
+    rtol: float = 0.0
+    min_top1_agreement: float = 0.0
+
+
+EXACT = Tolerance(atol=0.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutputParity:
+    """One output compared.
+
+    Attributes:
+        name: The output.
+        num_rows: Rows compared.
+        max_abs_difference: Largest element-wise difference; inf where one side is not finite.
+        max_ulp: The same counted in representable floats; 0 for other dtypes.
+        top1_agreement: Share of rows in 0..1, None where the output has no classes.
+        worst_row: The row of the largest difference, or None when all are equal.
+        passed: Within tolerance.
+        problem: Why not, when the arrays cannot be compared at all; else "".
+    """
+
+    name: str
+    num_rows: int
+    max_abs_difference: float
+    max_ulp: int
+    top1_agreement: float | None
+    worst_row: int | None
+    passed: bool
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ParityReport:
+    """The outcome of one comparison; a result, never an exception."""
+
+    signature_name: str
+    outputs: tuple[OutputParity, ...]
+
+    @property
+    def passed(self) -> bool:
+        """All outputs are within tolerance (and there is at least one)."""
+        return bool(self.outputs) and all(output.passed for output in self.outputs)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows compared."""
+        return max((output.num_rows for output in self.outputs), default=0)
+
+    @property
+    def worst(self) -> OutputParity:
+        """The output that failed, else the one with the largest difference.
+
+        Raises:
+            ValueError: The report has no outputs.
+        """
+        return max(self.outputs, key=lambda out: (not out.passed, out.max_abs_difference))
+
+
+def compare(
+    golden: Batch, got: Batch, tolerance: Tolerance, *, signature_name: str = ""
+) -> ParityReport:
+    """Compares answers with golden ones.
+
+    Args:
+        golden: Output name to array, as the in-process model answered.
+        got: What the copy answered. An output that golden lacks is a difference too.
+        tolerance: The gate.
+        signature_name: For the report.
+    """
+    outputs = [
+        _compare_output(name, array, got.get(name), tolerance) for name, array in golden.items()
+    ]
+    outputs += [
+        _fail(name, got[name], f"output {name!r} is not among golden's {', '.join(golden)}")
+        for name in got
+        if name not in golden
+    ]
+    return ParityReport(signature_name, tuple(outputs))
+
+
+def replay(
+    examples: GoldenExamples, predictor: Predictor, tolerance: Tolerance, *, signature_name: str
+) -> ParityReport:
+    """Sends golden inputs, batch by batch as they were answered, and compares.
+
+    Raises:
+        PlumblineError: Whatever the predictor raises.
+    """
+    answers = [
+        predictor.predict(inputs, signature_name=signature_name)
+        for inputs, _ in examples.iter_batches()
+    ]
+    return compare(
+        examples.outputs,
+        _concatenate(answers) if examples.batch_sizes else answers[0],
+        tolerance,
+        signature_name=signature_name,
+    )
+
+
+def _concatenate(answers: list[Batch]) -> Mapping[str, Array]:
+    names = {name for answer in answers for name in answer}
+    # An output that a call left out gives too few rows, which compare() reports.
+    parts = {name: [answer[name] for answer in answers if name in answer] for name in sorted(names)}
+    return {
+        name: np.concatenate(arrays) if all(array.ndim for array in arrays) else np.array(arrays)
+        for name, arrays in parts.items()
+        if len({array.shape[1:] for array in arrays}) == 1
+    }
+
+
+def _compare_output(
+    name: str, golden: Array, got: Array | None, tolerance: Tolerance
+) -> OutputParity:
+    if got is None:
+        return _fail(
+            name, golden, f"output {name!r} is missing or changes its shape between batches"
+        )
+    if got.shape != golden.shape or dtype_name(got.dtype) != dtype_name(golden.dtype):
+        return _fail(
+            name,
+            golden,
+            f"output {name!r} is {dtype_name(got.dtype)} {got.shape}, "
+            f"golden is {dtype_name(golden.dtype)} {golden.shape}",
+        )
+    if golden.size == 0:
+        return OutputParity(name, golden.shape[0], 0.0, 0, None, None, passed=True)
+    differences = _measure_differences(golden, got)
+    agreement = _measure_top1_agreement(golden, got)
+    passed = bool(np.all(differences <= _allowed(golden, tolerance))) and (
+        agreement is None or agreement >= tolerance.min_top1_agreement
+    )
+    largest = float(differences.max())
+    return OutputParity(
+        name=name,
+        num_rows=golden.shape[0] if golden.ndim else 1,
+        max_abs_difference=largest,
+        max_ulp=_measure_max_ulp(golden, got),
+        top1_agreement=agreement,
+        worst_row=_find_row(differences) if largest > 0 else None,
+        passed=passed,
+    )
+
+
+def _fail(name: str, array: Array, problem: str) -> OutputParity:
+    rows = array.shape[0] if array.ndim else 1
+    return OutputParity(name, rows, math.inf, 0, None, None, passed=False, problem=problem)
+
+
+def _is_float(array: Array) -> bool:
+    return array.dtype.kind in "fc" or dtype_name(array.dtype) == "bfloat16"
+
+
+def _widen(array: Array) -> Array:
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def _measure_differences(golden: Array, got: Array) -> Array:
+    """float64 array of golden's shape; inf where a non-finite value is not matched by its like."""
+    if not _is_float(golden):
+        return np.where(golden == got, 0.0, _distance(golden, got))
+    wide_golden, wide_got = _widen(golden), _widen(got)
+    same = (wide_golden == wide_got) | (np.isnan(wide_golden) & np.isnan(wide_got))
+    with np.errstate(invalid="ignore", over="ignore"):
+        distance = np.abs(wide_got - wide_golden)
+    return np.where(same, 0.0, np.where(np.isfinite(distance), distance, np.inf))
+
+
+def _distance(golden: Array, got: Array) -> Array:
+    if golden.dtype.kind not in "iu":
+        return np.ones(golden.shape)  # strings and booleans: equal or not
+    # Not less than 1, since int64 neighbours may be the same float64.
+    return np.maximum(np.abs(got.astype(np.float64) - golden.astype(np.float64)), 1.0)
+
+
+def _allowed(golden: Array, tolerance: Tolerance) -> Array | float:
+    if not _is_float(golden):
+        return 0.0
+    magnitude = np.abs(_widen(golden))
+    # A finite number times rtol; inf and NaN are judged by _measure_differences alone.
+    return tolerance.atol + tolerance.rtol * np.where(np.isfinite(magnitude), magnitude, 0.0)
+
+
+def _measure_top1_agreement(golden: Array, got: Array) -> float | None:
+    if golden.ndim != 2 or golden.shape[1] < 2 or not _is_float(golden):
+        return None
+    return float(np.mean(golden.argmax(axis=1) == got.argmax(axis=1)))
+
+
+def _measure_max_ulp(golden: Array, got: Array) -> int:
+    if not _is_float(golden) or golden.dtype.kind == "c":
+        return 0
+    finite = np.isfinite(_widen(golden)) & np.isfinite(_widen(got))
+    steps = [_order_floats(array)[finite] for array in (golden, got)]
+    return max(
+        (abs(a - b) for a, b in zip(steps[0].tolist(), steps[1].tolist(), strict=True)), default=0
+    )
+
+
+def _order_floats(array: Array) -> Array:
+    """int64 numbers that grow by one per representable float, -0.0 and 0.0 being one."""
+    width = array.dtype.itemsize
+    bits = np.ascontiguousarray(array).view(f"i{width}").astype(np.int64)
+    return np.where(bits < 0, np.int64(-(2 ** (8 * width - 1))) - bits, bits)
+
+
+def _find_row(differences: Array) -> int:
+    return (
+        int(np.unravel_index(int(differences.argmax()), differences.shape)[0])
+        if differences.ndim
+        else 0
+    )
