@@ -1,0 +1,86 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+MODEL ?= mlp
+BASE_PATH ?= models
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# What a newcomer types ------------------------------------------------------------------
+
+.PHONY: help
+help: ## Show these lines
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: export
+export: $(INSTALLED) ## Train, export, verify and publish models/$(MODEL)/<version> (MODEL=mlp or cnn)
+	@$(BIN)/python -m exporter export --config configs/$(MODEL).toml --base_path $(BASE_PATH)/$(MODEL) $(ARGS)
+
+.PHONY: train
+train: $(INSTALLED) ## Train only
+	@$(BIN)/python -m exporter train --config configs/$(MODEL).toml $(ARGS)
+
+.PHONY: serve
+serve: $(INSTALLED) ## Serve models/$(MODEL) on localhost: gRPC 8500, REST 8501
+	@$(BIN)/python -m serving embedded --port=8500 --rest_api_port=8501 \
+	  --model_name=$(MODEL) --model_base_path=$(CURDIR)/$(BASE_PATH)/$(MODEL) $(ARGS)
+
+.PHONY: predict
+predict: $(INSTALLED) ## Send golden inputs to a running server, print its predictions
+	@$(BIN)/python -m clients predict --model_name $(MODEL) $(ARGS)
+
+.PHONY: parity
+parity: $(INSTALLED) ## Compare every way to ask a running server, and the device, with in-process answers
+	@$(BIN)/python -m clients parity --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) --via all $(ARGS)
+
+# What a developer types -----------------------------------------------------------------
+
+.PHONY: setup
+setup: $(INSTALLED) ## Install the tested versions into .venv
+
+.PHONY: lint
+lint: $(INSTALLED) ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(INSTALLED) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: test
+test: $(INSTALLED) ## All tests but those of containers
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not container" $(ARGS)
+
+.PHONY: test-quick
+test-quick: $(INSTALLED) ## Tests that import no TensorFlow
+	$(BIN)/python -m pytest -n 2 -m "not container and not tensorflow" $(ARGS)
+
+.PHONY: protos
+protos: $(INSTALLED) ## Generate contract/wire again from its .proto files
+	$(BIN)/python -m contract.wire.generate
+
+.PHONY: lock
+lock: $(INSTALLED) ## Resolve requirements.lock again
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
+	  --no-header --no-annotate --upgrade pyproject.toml --output-file requirements.lock
+
+.PHONY: clean
+clean: ## Remove .venv and caches; models/ stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# The environment is stale as soon as the lock or the project file is newer than it.
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "Python 3.11, 3.12 or 3.13 is needed, and $$($(PYTHON) --version 2>&1) was found;" \
+	         "name one with make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Installing the tested versions into $(VENV) (about 3 GB, a few minutes the first time)" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
