@@ -1,0 +1,1 @@
+"""Dataset → train → export → verify → publish: the side of Plumbline that runs TensorFlow."""
