@@ -1,0 +1,1 @@
+"""TensorFlow Serving's API, embedded in a Python process or in a container."""
