@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from contract.errors import InternalError, TensorMismatchError
 from contract.lite.entry import SignatureEntry, TensorEntry
-from contract.lite.pool import Feed, Lane, LanePool
+from contract.lite.pool import Feed, Lane, LanePool, describe_feed
+from contract.lite.quantisation import Quantisation
 from contract.signature import Array, Batch, Signature, check_batch
 
 
@@ -20,9 +19,10 @@ class Program:
     """
 
     __slots__ = (
-        "_converts",
-        "_dequantise",
         "_entry",
+        "_idle",
+        "_inputs",
+        "_key",
         "_max_chunk_rows",
         "_outputs",
         "_pool",
@@ -36,18 +36,25 @@ class Program:
         self.signature: Signature = entry.describe(dequantise=dequantise)
         self._entry = entry
         self._pool = pool
+        self._idle = pool.idle
         self._max_chunk_rows = max_chunk_rows
-        self._dequantise = dequantise
-        self._converts = dequantise and any(t.hidden for t in (*entry.inputs, *entry.outputs))
         self._subgraph = entry.subgraph
-        self._outputs = tuple((tensor.spec.name, tensor.index) for tensor in entry.outputs)
+        # Two programs of one subgraph admit different dtypes: the raw one has the key ~n.
+        self._key = entry.subgraph if dequantise else ~entry.subgraph
+
+        def fields(tensor: TensorEntry) -> tuple[str, int, Quantisation | None]:
+            hidden = dequantise and tensor.hidden
+            return tensor.spec.name, tensor.index, tensor.quantisation if hidden else None
+
+        self._inputs = tuple(fields(tensor) for tensor in entry.inputs)
+        self._outputs = tuple(fields(tensor) for tensor in entry.outputs)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """The outputs for `batch`.
 
         A batch shaped as the one before goes straight to the interpreter: names, dtypes
-        and shapes equal to checked ones need no second check. Any other is checked, cut
-        into chunks and converted.
+        and shapes equal to checked ones need no second check. Any other is checked and
+        cut into chunks.
 
         Args:
             batch: Input name to ndarray, axis 0 is the batch, as `signature` says.
@@ -59,82 +66,84 @@ class Program:
             TensorMismatchError: A wrong name, dtype or shape.
             InternalError: The interpreter failed.
         """
-        if self._converts:
-            return self._run_checked(batch)
-        lane = self._pool.take()
-        subgraph = self._subgraph
-        feeds = lane.feeds.get(subgraph)
-        if feeds is not None and len(feeds) == len(batch):
-            for name, index, dtype, shape in feeds:
-                array = batch.get(name)
-                if array is None or array.shape != shape or array.dtype != dtype:
-                    break
-                lane.set_tensor(index, array, subgraph)
-            else:
-                return self._finish(lane)
-        self._pool.idle.append(lane)
-        return self._run_checked(batch)
-
-    def _finish(self, lane: Lane, *, keep: bool = True) -> dict[str, Array]:
-        """Invokes with the inputs set. A lane that fails is dropped, never put back."""
-        subgraph, get_tensor = self._subgraph, lane.get_tensor
         try:
+            lane = self._idle.pop()
+        except IndexError:
+            return self._run_checked(batch)
+        feeds = lane.feeds.get(self._key)
+        if feeds is None or len(feeds) != len(batch):
+            self._idle.append(lane)
+            return self._run_checked(batch)
+        for name, _, dtype, shape, _, _ in feeds:
+            array = batch.get(name)
+            if array is None or array.shape != shape or array.dtype != dtype:
+                self._idle.append(lane)
+                return self._run_checked(batch)
+        answer = self._run_lane(lane, feeds, batch)
+        self._idle.append(lane)
+        return answer
+
+    def _run_lane(self, lane: Lane, feeds: tuple[Feed, ...], batch: Batch) -> dict[str, Array]:
+        """One call of an allocated lane; when it raises, the lane must not be used again."""
+        subgraph = self._subgraph
+        answer: dict[str, Array] = {}  # a comprehension would cost a frame before Python 3.12
+        try:
+            for name, index, _, _, quantisation, is_large in feeds:
+                if is_large:
+                    lane.set_large(index, batch[name], subgraph)
+                elif quantisation is None:
+                    lane.set_tensor(index, batch[name], subgraph)
+                else:
+                    lane.set_tensor(index, quantisation.quantise(batch[name]), subgraph)
             lane.invoke(subgraph)
-            answer = {name: get_tensor(index, subgraph) for name, index in self._outputs}
+            for name, index, quantisation in self._outputs:
+                array = lane.get_tensor(index, subgraph)
+                answer[name] = array if quantisation is None else quantisation.dequantise(array)
         except (RuntimeError, ValueError) as error:
             raise self._blame(error) from error
-        if keep:
-            self._pool.idle.append(lane)
         return answer
 
     def _run_checked(self, batch: Batch) -> dict[str, Array]:
         num_rows = check_batch(batch, self.signature)
         if num_rows == 0:
             return self._answer_nothing()
-        inputs = [(t, self._prepare(t, batch[t.spec.name])) for t in self._entry.inputs]
-        if num_rows <= self._max_chunk_rows or not self._entry.is_divisible:
-            return self._restore(self._run_chunk(inputs, num_rows=num_rows))
+        # In this machine's byte order and in one piece, as the interpreter wants them.
+        native = {
+            name: np.asarray(batch[name], dtype=spec.numpy_dtype, order="C")
+            for name, spec in self.signature.inputs.items()
+        }
+        size = self._max_chunk_rows
+        if num_rows <= size or not self._entry.is_divisible:
+            return self._run_chunk(native, keep=num_rows <= size)
         parts = [
-            self._restore(self._run_chunk(chunk, num_rows=self._max_chunk_rows))
-            for chunk in self._cut(inputs, num_rows)
+            self._run_chunk(self._cut(native, start), keep=True)
+            for start in range(0, num_rows, size)
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _cut(
-        self, inputs: list[tuple[TensorEntry, Array]], num_rows: int
-    ) -> Iterator[list[tuple[TensorEntry, Array]]]:
-        size = self._max_chunk_rows
-        for start in range(0, num_rows, size):
-            yield [(t, a[start : start + size] if t.is_batched else a) for t, a in inputs]
+    def _cut(self, batch: Batch, start: int) -> dict[str, Array]:
+        rows = slice(start, start + self._max_chunk_rows)
+        return {
+            tensor.spec.name: batch[tensor.spec.name][rows]
+            if tensor.is_batched
+            else batch[tensor.spec.name]
+            for tensor in self._entry.inputs
+        }
 
-    def _run_chunk(
-        self, inputs: list[tuple[TensorEntry, Array]], *, num_rows: int
-    ) -> dict[str, Array]:
-        feeds: tuple[Feed, ...] = tuple(
-            (tensor.spec.name, tensor.index, array.dtype, array.shape) for tensor, array in inputs
+    def _run_chunk(self, batch: Batch, *, keep: bool) -> dict[str, Array]:
+        """Runs rows on a lane of their size. Not kept: one with an indivisible batch's arena."""
+        feeds = tuple(
+            describe_feed(name, index, batch[name], quantisation)
+            for name, index, quantisation in self._inputs
         )
         lane = self._pool.take()
         try:
-            lane.resize(self._subgraph, feeds)
-            for tensor, array in inputs:
-                lane.set_tensor(tensor.index, array, self._subgraph)
+            lane.resize(self._subgraph, self._key, feeds)
         except (RuntimeError, ValueError) as error:
             raise self._blame(error) from error
-        # A lane keeps the arena of an indivisible large batch: drop it with the call.
-        return self._finish(lane, keep=num_rows <= self._max_chunk_rows)
-
-    def _prepare(self, tensor: TensorEntry, array: Array) -> Array:
-        """Contiguous, in this machine's byte order, quantised where that is hidden."""
-        if self._dequantise and tensor.hidden and tensor.quantisation is not None:
-            return tensor.quantisation.quantise(array)
-        return np.asarray(array, dtype=tensor.spec.numpy_dtype, order="C")
-
-    def _restore(self, answer: dict[str, Array]) -> dict[str, Array]:
-        if self._converts:
-            for tensor in self._entry.outputs:
-                if tensor.hidden and tensor.quantisation is not None:
-                    name = tensor.spec.name
-                    answer[name] = tensor.quantisation.dequantise(answer[name])
+        answer = self._run_lane(lane, feeds, batch)
+        if keep:
+            self._idle.append(lane)
         return answer
 
     def _answer_nothing(self) -> dict[str, Array]:

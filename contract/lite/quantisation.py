@@ -19,6 +19,7 @@ import numpy as np
 from contract.signature import Array
 
 _HIDDEN_INPUTS = frozenset({"int8", "int16"})
+_LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
 _HIDDEN_OUTPUTS = frozenset({"int8", "int16", "uint8"})
 
 
@@ -37,7 +38,7 @@ class Quantisation:
     zero_point: int
 
     def quantise(self, reals: Array) -> Array:
-        """The nearest integers, clipped to the dtype; NaN becomes the lowest.
+        """The nearest integers, clipped to the dtype; what NaN becomes is not defined.
 
         Multiplies by the float32 reciprocal and rounds half to even, as XNNPACK's
         conversion does (`src/f32-qs8-vcvt`), so that hiding the scale here gives what a
@@ -48,19 +49,18 @@ class Quantisation:
         Args:
             reals: float32, any shape.
         """
-        limits = np.iinfo(self.dtype)
         scaled = np.multiply(reals, np.float32(1) / np.float32(self.scale), dtype=np.float32)
-        np.fmax(scaled, np.float32(int(limits.min) - self.zero_point), out=scaled)
-        np.fmin(scaled, np.float32(int(limits.max) - self.zero_point), out=scaled)
+        lowest, highest = _LIMITS[self.dtype]
+        scaled.clip(lowest - self.zero_point, highest - self.zero_point, out=scaled)
         np.rint(scaled, out=scaled)
-        scaled += np.float32(self.zero_point)
+        scaled += self.zero_point
         return scaled.astype(self.dtype)
 
     def dequantise(self, integers: Array) -> Array:
         """The float32 values that `integers` stand for, same shape."""
         reals = integers.astype(np.float32)
-        reals -= np.float32(self.zero_point)
-        reals *= np.float32(self.scale)
+        reals -= self.zero_point
+        reals *= self.scale
         return reals
 
 
