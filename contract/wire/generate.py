@@ -22,7 +22,7 @@ def generate_code(output_root: Path = ROOT) -> int:
     Returns:
         The compiler's exit code, 0 when all is well.
     """
-    import grpc_tools
+    import grpc_tools  # type: ignore[import-untyped]
     from grpc_tools import protoc
 
     (output_root / PACKAGE).mkdir(parents=True, exist_ok=True)
