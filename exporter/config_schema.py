@@ -26,11 +26,11 @@ LoopName = Literal["fit", "gradient_tape"]
 StrategyName = Literal["none", "mirrored", "multi_worker"]
 
 
-class Section(msgspec.Struct, frozen=True, kw_only=True):
+class Section(msgspec.Struct, frozen=True):
     """A table of the file; frozen, like every value here."""
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True, kw_only=True):
     """Which network to build.
 
     Attributes:
@@ -69,7 +69,7 @@ class ModelConfig(Section):
             raise ValueError(f"builder is given, so kind must be 'builder', not {self.kind!r}")
 
 
-class DataConfig(Section):
+class DataConfig(Section, frozen=True, kw_only=True):
     """Which data to train on and how to split them.
 
     Attributes:
@@ -91,7 +91,7 @@ class DataConfig(Section):
     num_examples: Annotated[int, Meta(ge=40)] = 2000
 
 
-class ScheduleConfig(Section):
+class ScheduleConfig(Section, frozen=True, kw_only=True):
     """How the learning rate moves over the run, in epochs.
 
     Attributes:
@@ -110,7 +110,7 @@ class ScheduleConfig(Section):
     factor: Annotated[float, Meta(gt=0)] = 0.1
 
 
-class TrainingConfig(Section):
+class TrainingConfig(Section, frozen=True, kw_only=True):
     """How to train.
 
     Attributes:
@@ -169,7 +169,7 @@ class TrainingConfig(Section):
             raise ValueError(f"{', '.join(asked)}: only with loop = 'gradient_tape', not 'fit'")
 
 
-class ToleranceConfig(Section):
+class ToleranceConfig(Section, frozen=True, kw_only=True):
     """How far one TFLite variant may be from the in-process model.
 
     Attributes:
@@ -185,7 +185,7 @@ class ToleranceConfig(Section):
     max_accuracy_loss_rows: Count = 0
 
 
-class TolerancesConfig(Section):
+class TolerancesConfig(Section, frozen=True, kw_only=True):
     """One tolerance per TFLite variant. The SavedModel has none: it must be equal bit for bit."""
 
     float32: ToleranceConfig = ToleranceConfig(max_abs_difference=1e-5)
@@ -201,11 +201,12 @@ class TolerancesConfig(Section):
 VariantName = Literal["float32", "float16", "dynamic_range", "int8"]
 
 
-class ExportConfig(Section):
+class ExportConfig(Section, frozen=True, kw_only=True):
     """What to write and where.
 
     Attributes:
-        base_path: Folder that holds `<model name>/<version>/`.
+        base_path: The model's own folder, which holds its versions, as in TensorFlow Serving's
+            `--model_base_path`; "" stands for `models/<model name>`.
         keep: Versions to keep when publishing; 0 = all.
         variants: TFLite variants to convert.
         conversion_timeout_s: Time limit of the converter's process.
@@ -214,7 +215,7 @@ class ExportConfig(Section):
         tolerances: See `TolerancesConfig`.
     """
 
-    base_path: str = "models"
+    base_path: str = ""
     keep: Count = 0
     variants: tuple[VariantName, ...] = ("float32", "float16", "dynamic_range", "int8")
     conversion_timeout_s: Annotated[float, Meta(gt=0)] = 300.0
@@ -223,7 +224,7 @@ class ExportConfig(Section):
     tolerances: TolerancesConfig = TolerancesConfig()
 
 
-class Config(Section):
+class Config(Section, frozen=True, kw_only=True):
     """One runnable experiment."""
 
     model: ModelConfig
