@@ -1,0 +1,91 @@
+"""`make export` beside its parts as one plain script: wall time and largest process.
+
+Run: make bench-export  (alternating rounds, medians, ratios)
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SAMPLE_S = 0.02
+
+
+def run_once(command: list[str]) -> tuple[float, float]:
+    """Wall seconds, and resident MiB of the largest process the command started."""
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    largest = [0.0]
+    watcher = threading.Thread(target=watch_memory, args=(process, largest))
+    watcher.start()
+    _, log = process.communicate()
+    seconds = time.perf_counter() - start
+    watcher.join()
+    if process.returncode:
+        sys.exit(f"{command} failed:\n{log.decode()[-2000:]}")
+    return seconds, largest[0]
+
+
+def watch_memory(process: "subprocess.Popen[bytes]", largest: list[float]) -> None:
+    """Samples the resident memory of a process and its children until it ends."""
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            for one in [root, *root.children(recursive=True)]:
+                largest[0] = max(largest[0], one.memory_info().rss / 2**20)
+        except psutil.NoSuchProcess:
+            pass
+        time.sleep(SAMPLE_S)
+
+
+def measure(model: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """(seconds, MiB) of each side, one round after the other."""
+    results: dict[str, list[tuple[float, float]]] = {"plain script": [], "make export": []}
+    config = f"configs/{model}.toml"
+    for index in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            plain = [sys.executable, "benchmarks/plain_export.py", "--config", config]
+            ours = [sys.executable, "-m", "exporter", "export", "--config", config]
+            results["plain script"].append(run_once([*plain, "--out", f"{folder}/plain"]))
+            results["make export"].append(run_once([*ours, "--base_path", f"{folder}/{model}"]))
+        print(f"round {index + 1} of {rounds} done", file=sys.stderr)
+    return results
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="mlp", choices=["mlp", "cnn"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    results = measure(args.model, args.rounds)
+    medians = {
+        name: tuple(statistics.median(column) for column in zip(*rows, strict=True))
+        for name, rows in results.items()
+    }
+    plain, ours = medians["plain script"], medians["make export"]
+    ratios = (ours[0] / plain[0], ours[1] / plain[1])
+    if args.json:
+        print(json.dumps({"rounds": results, "medians": medians, "ratios": ratios}))
+        return
+    print(f"{'':14} {'wall s':>8} {'largest process MiB':>20}")
+    for name, (seconds, mib) in medians.items():
+        print(f"{name:14} {seconds:8.2f} {mib:20.0f}")
+    print(f"{'ratio':14} {ratios[0]:8.2f} {ratios[1]:20.2f}")
+
+
+if __name__ == "__main__":
+    main()
