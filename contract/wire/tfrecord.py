@@ -1,0 +1,89 @@
+"""TFRecord: the framing of warmup files and request logs.
+
+A record is its length (uint64), the masked CRC of those 8 bytes, the data, the masked CRC of
+the data; numbers are little endian (tensorflow/core/lib/io/record_{reader,writer}.cc).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from contract.errors import ManifestError
+from contract.wire.crc32c import crc32c
+
+_HEADER = struct.Struct("<QI")
+_CHECKSUM = struct.Struct("<I")
+_LENGTH = struct.Struct("<Q")
+_PIECE_BYTES = 2**20
+
+
+def frame_record(data: bytes) -> bytes:
+    """`data` as a record, ready to be appended to a file."""
+    length = _LENGTH.pack(len(data))
+    return length + _mask(length) + data + _mask(data)
+
+
+def write_records(path: Path, records: Iterable[bytes]) -> int:
+    """Writes a file of records and returns how many there were."""
+    count = 0
+    with path.open("wb") as file:
+        for data in records:
+            file.write(frame_record(data))
+            count += 1
+    return count
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """The records of a file, one after the other.
+
+    Raises:
+        ManifestError: A record is cut off or its checksum differs; says which and where.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        number, offset = 0, 0
+        while header := file.read(_HEADER.size):
+            where = f"{path}: record {number} at byte {offset}"
+            data = _read_data(file, header, where)
+            yield data
+            number += 1
+            offset += _HEADER.size + len(data) + _CHECKSUM.size
+
+
+def _read_data(file: BinaryIO, header: bytes, where: str) -> bytes:
+    if len(header) < _HEADER.size:
+        raise ManifestError(
+            f"{where} is cut off: its header has {len(header)} of {_HEADER.size} bytes; "
+            "copy or write the file again"
+        )
+    length, _ = _HEADER.unpack(header)
+    if header[8:] != _mask(header[:8]):
+        raise ManifestError(f"{where}: the checksum of its length differs; this is no TFRecord")
+    data = _read_at_most(file, length)
+    checksum = file.read(_CHECKSUM.size) if len(data) == length else b""
+    if len(checksum) < _CHECKSUM.size:
+        raise ManifestError(
+            f"{where} is cut off: it has {len(data)} of {length} bytes and "
+            f"{len(checksum)} of {_CHECKSUM.size} of its checksum; copy or write the file again"
+        )
+    if checksum != _mask(data):
+        raise ManifestError(f"{where}: the checksum of its data differs; the file is damaged")
+    return data
+
+
+def _read_at_most(file: BinaryIO, length: int) -> bytes:
+    """Reads piece by piece, so that a false length allocates no more than the file holds."""
+    pieces = []
+    while length > 0 and (piece := file.read(min(length, _PIECE_BYTES))):
+        pieces.append(piece)
+        length -= len(piece)
+    return b"".join(pieces)
+
+
+def _mask(data: bytes) -> bytes:
+    """A CRC rotated and shifted, since the CRC of data that holds its CRC is degenerate."""
+    crc = crc32c(data)
+    return _CHECKSUM.pack(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
