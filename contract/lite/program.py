@@ -115,10 +115,8 @@ class Program:
         size = self._max_chunk_rows
         if num_rows <= size or not self._entry.is_divisible:
             return self._run_chunk(native, keep=num_rows <= size)
-        parts = [
-            self._run_chunk(self._cut(native, start), keep=True)
-            for start in range(0, num_rows, size)
-        ]
+        # Through `run`: from the second chunk on, the lane is allocated already.
+        parts = [self.run(self._cut(native, start)) for start in range(0, num_rows, size)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _cut(self, batch: Batch, start: int) -> dict[str, Array]:
