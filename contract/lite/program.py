@@ -6,7 +6,7 @@ import numpy as np
 
 from contract.errors import InternalError, TensorMismatchError
 from contract.lite.entry import SignatureEntry, TensorEntry
-from contract.lite.pool import Feed, Lane, LanePool, describe_feed
+from contract.lite.pool import Lane, LanePool
 from contract.lite.quantisation import Quantisation
 from contract.signature import Array, Batch, Signature, check_batch
 
@@ -66,39 +66,36 @@ class Program:
             TensorMismatchError: A wrong name, dtype or shape.
             InternalError: The interpreter failed.
         """
+        idle = self._idle
         try:
-            lane = self._idle.pop()
-        except IndexError:
+            lane = idle.pop()
+        except IndexError:  # every interpreter is busy
             return self._run_checked(batch)
+        answer = self._run_lane(lane, batch)
+        idle.append(lane)
+        return self._run_checked(batch) if answer is None else answer
+
+    def _run_lane(self, lane: Lane, batch: Batch) -> dict[str, Array] | None:
+        """The answer of a lane that is allocated for just this batch; None if it is not.
+
+        When it raises, the lane must not be used again.
+        """
+        subgraph, answer = self._subgraph, {}
         feeds = lane.feeds.get(self._key)
         if feeds is None or len(feeds) != len(batch):
-            self._idle.append(lane)
-            return self._run_checked(batch)
-        for name, _, dtype, shape, _, _ in feeds:
-            array = batch.get(name)
-            if array is None or array.shape != shape or array.dtype != dtype:
-                self._idle.append(lane)
-                return self._run_checked(batch)
-        answer = self._run_lane(lane, feeds, batch)
-        self._idle.append(lane)
-        return answer
-
-    def _run_lane(self, lane: Lane, feeds: tuple[Feed, ...], batch: Batch) -> dict[str, Array]:
-        """One call of an allocated lane; when it raises, the lane must not be used again."""
-        subgraph = self._subgraph
-        answer: dict[str, Array] = {}  # a comprehension would cost a frame before Python 3.12
+            return None
         try:
-            for name, index, _, _, quantisation, is_large in feeds:
-                if is_large:
-                    lane.set_large(index, batch[name], subgraph)
-                elif quantisation is None:
-                    lane.set_tensor(index, batch[name], subgraph)
-                else:
-                    lane.set_tensor(index, quantisation.quantise(batch[name]), subgraph)
+            for name, index, dtype, shape, store in feeds:
+                array = batch[name]
+                if array.shape != shape or array.dtype != dtype:
+                    return None
+                store(index, array, subgraph)
             lane.invoke(subgraph)
             for name, index, quantisation in self._outputs:
                 array = lane.get_tensor(index, subgraph)
                 answer[name] = array if quantisation is None else quantisation.dequantise(array)
+        except KeyError:
+            return None
         except (RuntimeError, ValueError) as error:
             raise self._blame(error) from error
         return answer
@@ -130,16 +127,14 @@ class Program:
 
     def _run_chunk(self, batch: Batch, *, keep: bool) -> dict[str, Array]:
         """Runs rows on a lane of their size. Not kept: one with an indivisible batch's arena."""
-        feeds = tuple(
-            describe_feed(name, index, batch[name], quantisation)
-            for name, index, quantisation in self._inputs
-        )
         lane = self._pool.take()
+        inputs = [(name, i, batch[name], hidden) for name, i, hidden in self._inputs]
         try:
-            lane.resize(self._subgraph, self._key, feeds)
+            lane.resize(self._subgraph, self._key, inputs)
         except (RuntimeError, ValueError) as error:
             raise self._blame(error) from error
-        answer = self._run_lane(lane, feeds, batch)
+        answer = self._run_lane(lane, batch)
+        assert answer is not None, "a lane admits the batch that it was allocated for"
         if keep:
             self._idle.append(lane)
         return answer
