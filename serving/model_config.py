@@ -1,0 +1,152 @@
+"""The models that a server is told to serve, from a flag, a file or a request.
+
+The texts of errors are TensorFlow Serving's (`model_servers/server_core.cc`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from contract.errors import ConfigError
+from contract.servable import All, Latest, Specific, VersionPolicy
+from contract.wire.plumbline_wire import config_pb2
+from serving.text_files import read_text_message
+
+PLATFORM = "tensorflow"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestLogging:
+    """A model's `logging_config`: where sampled requests go.
+
+    Attributes:
+        filename_prefix: Of the files, as TensorFlow Serving's LogCollectorConfig has it.
+        sampling_rate: Share of requests to log, 0 to 1.
+    """
+
+    filename_prefix: str
+    sampling_rate: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One model to serve.
+
+    Attributes:
+        name: The model name.
+        base_path: Absolute; its children named by integers are the versions.
+        version_policy: Which of them to serve.
+        version_labels: Label to version.
+        platform: "tensorflow", the only one.
+        logging: Where to log sampled requests, or None.
+    """
+
+    name: str
+    base_path: Path
+    version_policy: VersionPolicy = dataclasses.field(default_factory=Latest)
+    version_labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    platform: str = PLATFORM
+    logging: RequestLogging | None = None
+
+
+def read_model_configs(path: Path) -> tuple[ModelConfig, ...]:
+    """The models of a `--model_config_file`.
+
+    Raises:
+        ConfigError: It cannot be read, does not parse, or lists what cannot be served.
+    """
+    return model_configs_from_message(read_text_message(path, config_pb2.ModelServerConfig()))
+
+
+def model_configs_from_message(
+    message: config_pb2.ModelServerConfig,
+) -> tuple[ModelConfig, ...]:
+    """The models of a `ModelServerConfig`, from a file or from HandleReloadConfigRequest.
+
+    Raises:
+        ConfigError: A duplicate name, a relative base path, an unknown platform, …
+    """
+    if message.WhichOneof("config") == "custom_model_config":
+        raise ConfigError("custom_model_config is not supported; list models in model_config_list")
+    models: list[ModelConfig] = []
+    for one in message.model_config_list.config:
+        if one.name in {model.name for model in models}:
+            raise ConfigError(f"Illegal to list model {one.name} multiple times in config list")
+        models.append(_model_from_message(one))
+    return tuple(models)
+
+
+def _model_from_message(message: config_pb2.ModelConfig) -> ModelConfig:
+    check_model_name(message.name)
+    if not message.base_path.startswith("/"):
+        raise ConfigError(
+            f"Expected model {message.name} to have an absolute path or URI; "
+            f"got base_path()={message.base_path}"
+        )
+    return ModelConfig(
+        name=message.name,
+        base_path=Path(message.base_path),
+        version_policy=_policy_from_message(message.model_version_policy),
+        version_labels=dict(message.version_labels),
+        platform=_find_platform(message),
+        logging=_logging_from_message(message.logging_config),
+    )
+
+
+def _find_platform(message: config_pb2.ModelConfig) -> str:
+    typed = message.model_type != config_pb2.MODEL_TYPE_UNSPECIFIED
+    if typed and message.model_platform:
+        raise ConfigError(
+            "Illegal setting both ModelServerConfig::model_type (deprecated) and "
+            f"ModelServerConfig::model_platform, model name is {message.name}"
+        )
+    if message.model_type == config_pb2.TENSORFLOW:
+        return PLATFORM
+    if typed:
+        raise ConfigError(
+            f"ModelServerConfig::model_type choice {message.model_type} not supported."
+        )
+    if not message.model_platform:
+        raise ConfigError(
+            "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+            f"ModelServerConfig::model_platform, model name is {message.name}"
+        )
+    if message.model_platform != PLATFORM:
+        raise ConfigError(
+            f"Model {message.name} requests unsupported platform {message.model_platform}"
+        )
+    return PLATFORM
+
+
+def _policy_from_message(
+    message: config_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy,
+) -> VersionPolicy:
+    match message.WhichOneof("policy_choice"):
+        case "all":
+            return All()
+        case "specific":
+            return Specific(tuple(message.specific.versions))
+        case _:
+            # TensorFlow Serving takes a num_versions of 0 for 1.
+            return Latest(max(message.latest.num_versions, 1))
+
+
+def _logging_from_message(message: config_pb2.LoggingConfig) -> RequestLogging | None:
+    if not message.HasField("log_collector_config"):
+        return None
+    return RequestLogging(
+        message.log_collector_config.filename_prefix, message.sampling_config.sampling_rate
+    )
+
+
+def check_model_name(name: str) -> None:
+    """Refuses names that are empty, walk a path, or break a line.
+
+    Raises:
+        ConfigError: Says which name.
+    """
+    # A name stands in URLs, log files and metrics: nothing that walks a path or breaks a line.
+    if not name or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable():
+        raise ConfigError(f"model name {name!r}: give one without slashes and control characters")

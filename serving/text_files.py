@@ -1,0 +1,49 @@
+"""Text-format files: ModelServerConfig, BatchingParameters, MonitoringConfig, SSLConfig."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from google.protobuf import text_format
+from google.protobuf.message import Message
+
+from contract.errors import ConfigError
+
+M = TypeVar("M", bound=Message)
+
+MAX_FILE_BYTES = 16 * 2**20
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a flag names.
+
+    Raises:
+        ConfigError: It cannot be read, is larger than 16 MiB, or is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text file in UTF-8") from None
+
+
+def read_text_message(path: Path, message: M) -> M:
+    """Fills `message` from a text-format file and returns it.
+
+    Raises:
+        ConfigError: In TensorFlow Serving's words, "Error parsing text-format
+            tensorflow.serving.ModelServerConfig", then the file, place and reason.
+    """
+    name = f"tensorflow.serving.{message.DESCRIPTOR.name}"
+    try:
+        return text_format.Parse(read_text(path), message)
+    except text_format.ParseError as error:
+        raise ConfigError(f"Error parsing text-format {name}: {path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"Error parsing text-format {name}: {path}: nested too deep") from None
