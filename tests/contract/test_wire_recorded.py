@@ -18,7 +18,7 @@ CASES = [
     pytest.param(case, id=f"{path.stem}-{case['id']}")
     for path in sorted(RECORDED.glob("*.jsonl"))
     for case in map(json.loads, path.read_text().splitlines())
-    if case.get("transport") == "grpc"
+    if case.get("transport") == "grpc" and case["request"]["method"] in METHODS
 ]
 
 
