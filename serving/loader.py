@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
+from typing import Any
 
+from contract import layout
+from contract.errors import ManifestError, ServableNotFoundError
+from contract.manifest import check_files, read_manifest
 from contract.servable import ServableId
+from contract.wire.plumbline_wire import metadata_pb2
+from contract.wire.signatures import read_signature_defs, signature_to_proto, signatures_from_map
+from serving.batching import BatchingParameters
+from serving.engines import LITERT, TENSORFLOW, Engine, EngineServable
+from serving.lazy_engine import LazyEngine
+from serving.litert_engine import LiteRTEngine
+from serving.selection import Selection, select_engines
+from serving.self_test import Examination, load_golden
 from serving.servable import Observer, Servable
+from serving.tensorflow_engine import SessionOptions, TensorFlowEngine
+
+__all__ = ["ENGINES", "BatchingParameters", "LoadOptions", "load_servable"]
+
+_log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "tensorflow", "litert")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BatchingParameters:
-    """TensorFlow Serving's `BatchingParameters`, with its defaults.
-
-    Attributes:
-        max_batch_size: Rows of one batch.
-        batch_timeout_micros: How long the first task of a batch waits for company.
-        max_enqueued_batches: Full batches that may wait; beyond them UNAVAILABLE.
-        num_batch_threads: Batches run at a time; 0 for the number of CPUs.
-        allowed_batch_sizes: Sizes to pad up to; increasing, the last one `max_batch_size`.
-        pad_variable_length_inputs: Pad ragged inputs with zeros to one shape.
-    """
-
-    max_batch_size: int = 1000
-    batch_timeout_micros: int = 0
-    max_enqueued_batches: int = 10
-    num_batch_threads: int = 0
-    allowed_batch_sizes: tuple[int, ...] = ()
-    pad_variable_length_inputs: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,7 +63,9 @@ def load_servable(servable_id: ServableId, version_dir: Path, options: LoadOptio
     """Loads a version, checks it, and answers for it.
 
     In order: the manifest's checksums when there is a manifest, an engine for each
-    signature, warmup records, the golden self-test.
+    signature, warmup records, the golden self-test. TensorFlow is loaded now when no
+    signature of the version is LiteRT's (or with `preload_signatures`), else when a
+    signature that needs it is first asked for.
 
     Args:
         servable_id: Model name and version.
@@ -79,4 +78,109 @@ def load_servable(servable_id: ServableId, version_dir: Path, options: LoadOptio
         UnimplementedError: An extra that the version needs is not installed.
         PlumblineError: A warmup record failed, or the model cannot be loaded.
     """
-    raise NotImplementedError
+    if (version_dir / layout.MANIFEST).is_file():
+        check_files(version_dir, read_manifest(version_dir))
+    signature_defs = _read_signature_defs(version_dir, options)
+    selection = select_engines(
+        version_dir,
+        signatures_from_map(signature_defs),
+        engine=options.engine,
+        prefer_tflite_model=options.prefer_tflite_model,
+        num_threads=options.num_threads,
+    )
+    for name, choice in sorted(selection.choices.items()):
+        _log.info("%s: %s by %s: %s", servable_id, name, choice.engine, choice.reason)
+        options.observer.observe_engine(servable_id, name, choice)
+    return _Assembly(servable_id, version_dir, options, signature_defs, selection).build()
+
+
+def _read_signature_defs(version_dir: Path, options: LoadOptions) -> dict[str, Any]:
+    saved_model = version_dir / layout.SAVED_MODEL
+    tflite = version_dir / layout.variant_path(layout.FLOAT32)
+    try:
+        if saved_model.is_file():
+            return read_signature_defs(saved_model.read_bytes(), tags=options.saved_model_tags)
+    except OSError as error:
+        raise ManifestError(f"{saved_model} cannot be read: {error.strerror}") from error
+    if tflite.is_file():
+        if not (options.prefer_tflite_model or options.engine == LITERT):
+            raise ServableNotFoundError(
+                f"{version_dir} holds {tflite.name} and no {layout.SAVED_MODEL}; "
+                "--prefer_tflite_model serves such versions"
+            )
+        model = LiteRTEngine(tflite)
+        return {name: signature_to_proto(one) for name, one in model.signatures.items()}
+    raise ServableNotFoundError(
+        "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
+        f"{version_dir}. Check that the directory exists and that you have the right "
+        "permissions for accessing it."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Assembly:
+    servable_id: ServableId
+    version_dir: Path
+    options: LoadOptions
+    signature_defs: dict[str, Any]
+    selection: Selection
+
+    def build(self) -> Servable:
+        litert = self.selection.engine
+        by_litert, by_tensorflow = self._divide()
+        examination = self._prepare_examination()
+        engines: dict[str, Engine] = {}
+        tensorflow = self._make_lazy_engine(examination, by_tensorflow)
+        if litert is not None and by_litert:
+            engines[LITERT] = litert
+            examination.examine(litert, by_litert)
+        if by_tensorflow:
+            engines[TENSORFLOW] = tensorflow
+            if not by_litert or self.options.preload_signatures:
+                tensorflow.load()
+            else:
+                examination.report_untested(by_tensorflow)
+        return EngineServable(
+            self.servable_id,
+            signatures=signatures_from_map(self.signature_defs),
+            signature_defs=self._make_map(),
+            choices=self.selection.choices,
+            engines=engines,
+            observer=self.options.observer,
+        )
+
+    def _divide(self) -> tuple[list[str], list[str]]:
+        choices = self.selection.choices
+        return (
+            [name for name, choice in choices.items() if choice.engine == LITERT],
+            [name for name, choice in choices.items() if choice.engine == TENSORFLOW],
+        )
+
+    def _prepare_examination(self) -> Examination:
+        return Examination(
+            self.servable_id,
+            self.version_dir,
+            golden=load_golden(self.version_dir),
+            warmup=self.options.enable_model_warmup,
+            observer=self.options.observer,
+        )
+
+    def _make_lazy_engine(self, examination: Examination, names: list[str]) -> LazyEngine:
+        options = SessionOptions(
+            tags=self.options.saved_model_tags,
+            intra_op_threads=self.options.tensorflow_intra_op_threads,
+            inter_op_threads=self.options.tensorflow_inter_op_threads,
+        )
+        return LazyEngine(
+            self.servable_id,
+            lambda: TensorFlowEngine(self.version_dir, options),
+            check=lambda engine: examination.examine(engine, names),
+            batching=self.options.batching,
+            observer=self.options.observer,
+        )
+
+    def _make_map(self) -> metadata_pb2.SignatureDefMap:
+        signature_map = metadata_pb2.SignatureDefMap()
+        for name, proto in self.signature_defs.items():
+            signature_map.signature_def[name].CopyFrom(proto)
+        return signature_map

@@ -44,9 +44,7 @@ class Observer:
     ) -> None:
         """An engine was chosen for a signature at load."""
 
-    def observe_self_test(
-        self, servable_id: ServableId, signature_name: str, result: str
-    ) -> None:
+    def observe_self_test(self, servable_id: ServableId, signature_name: str, result: str) -> None:
         """A golden self-test ended: `passed`, `failed` or `untested`."""
 
     def observe_warmup(self, servable_id: ServableId, latency_us: float) -> None:
@@ -68,13 +66,14 @@ class Observer:
     def observe_examples(self, model_name: str, num_examples: int) -> None:
         """A request carried so many rows or tf.Examples."""
 
-    def observe_queue_wait(self, servable_id: ServableId, latency_us: float) -> None:
-        """A task waited so long for its batch."""
+    def observe_batch_input(self, servable_id: ServableId, num_rows: int) -> None:
+        """A call of so many rows joined a batch."""
 
-    def observe_batch(
-        self, servable_id: ServableId, input_size: int, padding: int, processed_size: int
-    ) -> None:
-        """A batch of several requests was formed."""
+    def observe_queue_wait(self, servable_id: ServableId, latency_us: float) -> None:
+        """A call waited so long for its batch to start."""
+
+    def observe_batch(self, servable_id: ServableId, padding: int, num_rows: int) -> None:
+        """A batch was run: `num_rows` rows, of which `padding` were added to fill it."""
 
 
 class Servable(abc.ABC):

@@ -1,0 +1,171 @@
+"""What runs a signature, and the servable that sends each signature to its engine."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any
+
+from contract.errors import SignatureNotFoundError
+from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
+from contract.signature import Batch, Signature
+from serving.servable import EngineChoice, Observer, Servable
+
+if TYPE_CHECKING:
+    from serving.batching import Batcher
+
+LITERT = "litert"
+TENSORFLOW = "tensorflow"
+
+QUICK_S = 200e-6
+"""Runs shorter than this are done on the event loop: a thread's hand-over costs as much."""
+
+_UNKNOWN_S = 1.0
+
+
+class Engine(abc.ABC):
+    """Runs the signatures of one version; any number of threads may call it."""
+
+    @property
+    def batcher(self) -> Batcher | None:
+        """Where calls meet to be run as one, if they do."""
+        return None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `run` can start at once, with nothing to be loaded first."""
+        return True
+
+    @abc.abstractmethod
+    def run(
+        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+    ) -> Batch:
+        """The outputs for `inputs`; see `Servable.run`."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Frees what was loaded."""
+
+
+class CostMeter:
+    """Remembers how long runs took, by signature and size, to tell quick ones from others.
+
+    Sizes are counted in powers of two of the inputs' bytes. A run never seen is taken for
+    slow, so that the event loop never learns the hard way.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, int], float] = {}
+
+    @staticmethod
+    def key(signature_name: str, inputs: Batch) -> tuple[str, int]:
+        """The bucket of a call."""
+        total = 0
+        for array in inputs.values():
+            total += array.nbytes
+            if array.dtype.hasobject:  # strings: what they point at may be large
+                total += sum(map(len, array.flat))
+        return signature_name, total.bit_length()
+
+    def estimate(self, key: tuple[str, int]) -> float:
+        """Seconds that a run of this bucket takes."""
+        return self._seconds.get(key, _UNKNOWN_S)
+
+    def record(self, key: tuple[str, int], seconds: float) -> None:
+        """Adds one run; a slow one counts at once, quick ones by and by."""
+        known = self._seconds.get(key, seconds)
+        weight = 0.5 if seconds > known else 0.1
+        self._seconds[key] = known + weight * (seconds - known)
+
+
+class EngineServable(Servable):
+    """A version whose signatures are answered by one engine or another.
+
+    Args:
+        servable_id: Model name and version.
+        signatures: Signature name to signature.
+        signature_defs: The SignatureDefMap of the version.
+        choices: Signature name to who answers it.
+        engines: Engine name to engine.
+        observer: Is told how long runs take.
+    """
+
+    def __init__(
+        self,
+        servable_id: ServableId,
+        *,
+        signatures: Mapping[str, Signature],
+        signature_defs: Any,
+        choices: Mapping[str, EngineChoice],
+        engines: Mapping[str, Engine],
+        observer: Observer,
+    ) -> None:
+        self.id = servable_id
+        self.signatures = signatures
+        self.signature_defs = signature_defs
+        self.engines = choices
+        self._by_signature = {name: engines[choice.engine] for name, choice in choices.items()}
+        if DEFAULT_SIGNATURE_NAME in self._by_signature:
+            self._by_signature[""] = self._by_signature[DEFAULT_SIGNATURE_NAME]
+        self._engines = engines
+        self._observer = observer
+        self._meter = CostMeter()
+
+    def run(
+        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+    ) -> Batch:
+        engine = self._find(signature_name)
+        started = time.perf_counter()
+        outputs = engine.run(signature_name, inputs, output_filter=output_filter)
+        self._record(signature_name, inputs, time.perf_counter() - started)
+        return outputs
+
+    def is_quick(self, signature_name: str, inputs: Batch) -> bool:
+        engine = self._find(signature_name)
+        key = CostMeter.key(signature_name, inputs)
+        return engine.batcher is None and engine.is_ready and self._meter.estimate(key) < QUICK_S
+
+    async def answer(
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        executor: Executor,
+    ) -> Batch:
+        engine = self._find(signature_name)
+        if engine.batcher is not None:
+            return await engine.batcher.answer(signature_name, inputs, output_filter)
+        if engine.is_ready:
+            key = CostMeter.key(signature_name, inputs)
+            if self._meter.estimate(key) < QUICK_S:
+                started = time.perf_counter()
+                outputs = engine.run(signature_name, inputs, output_filter=output_filter)
+                elapsed = time.perf_counter() - started
+                self._meter.record(key, elapsed)
+                self._observer.observe_runtime_latency(
+                    self.id, signature_name, "Predict", elapsed * 1e6
+                )
+                return outputs
+        call = functools.partial(self.run, signature_name, inputs, output_filter=output_filter)
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+
+    def _find(self, signature_name: str) -> Engine:
+        engine = self._by_signature.get(signature_name)
+        if engine is None:
+            raise SignatureNotFoundError(
+                f'Serving signature key "{signature_name or DEFAULT_SIGNATURE_NAME}" not found.'
+            )
+        return engine
+
+    def _record(self, signature_name: str, inputs: Batch, elapsed: float) -> None:
+        self._meter.record(CostMeter.key(signature_name, inputs), elapsed)
+        self._observer.observe_runtime_latency(self.id, signature_name, "Predict", elapsed * 1e6)
