@@ -1,0 +1,165 @@
+"""Batches before they are sent, answers before they are given out: against the signature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clients.options import Checks
+from contract.errors import Code, InternalError, TensorMismatchError
+from contract.signature import (
+    Array,
+    Batch,
+    Signature,
+    TensorSpec,
+    check_batch,
+    describe_shape,
+    dtype_name,
+)
+
+BatchLike = Mapping[str, Any] | Any
+"""A mapping of input name to array, or one array that stands for the only input."""
+
+
+def name_inputs(batch: BatchLike, signature: Signature | None) -> dict[str, Array]:
+    """Input name to ndarray.
+
+    What is no ndarray has no dtype of its own (a list, a number, bytes) and takes the one
+    that the signature wants.
+
+    Raises:
+        TensorMismatchError: One array for a signature of several inputs, or a list that
+            cannot become an array.
+    """
+    if not isinstance(batch, Mapping):
+        if signature is None:
+            raise TensorMismatchError(
+                "one array was given without a name, and checks.batch is off: "
+                "give {input name: array}"
+            )
+        if len(signature.inputs) != 1:
+            raise TensorMismatchError(
+                f"one array was given; signature {signature.name!r} wants "
+                f"{{{', '.join(signature.inputs)}}}: give a mapping of name to array"
+            )
+        batch = {next(iter(signature.inputs)): batch}
+    specs = {} if signature is None else signature.inputs
+    return {
+        name: value if isinstance(value, np.ndarray) else _make_array(name, value, specs)
+        for name, value in batch.items()
+    }
+
+
+def _make_array(name: str, value: Any, specs: Mapping[str, TensorSpec]) -> Array:
+    spec = specs.get(name)
+    try:
+        if spec is None or hasattr(value, "__array__"):
+            return np.asarray(value)
+        return np.asarray(value, spec.numpy_dtype)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        wanted = f" wants {spec.describe()};" if spec else ""
+        raise TensorMismatchError(f"`{name}`{wanted} this is no such array: {error}") from error
+
+
+def check_request(batch: Batch, signature: Signature, checks: Checks) -> int:
+    """Holds a batch to its signature.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        TensorMismatchError: A name, dtype or shape is wrong, or a value is not finite.
+    """
+    num_rows = check_batch(batch, signature)
+    if not checks.allow_non_finite:
+        for name, array in batch.items():
+            if not is_finite(array):
+                raise refuse_non_finite(name, array)
+    return num_rows
+
+
+def is_finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite."""
+    kind = array.dtype.kind
+    if kind in "fc":
+        return bool(np.isfinite(array).all())
+    return kind in "biuOSUT" or bool(np.isfinite(array.astype(np.float32)).all())
+
+
+def find_non_finite_rows(array: Array) -> Array:
+    """bool (rows,): which entries along axis 0 hold NaN or infinity."""
+    wide = array if array.dtype.kind in "fc" else array.astype(np.float32)
+    bad: Array = ~np.isfinite(wide).reshape(len(array), -1).all(axis=1)
+    return bad
+
+
+def refuse_non_finite(name: str, array: Array) -> TensorMismatchError:
+    """The error for an input that holds NaN or infinity; names the first such row."""
+    where = f"row {int(find_non_finite_rows(array).argmax())} of `{name}`" if array.ndim else name
+    return TensorMismatchError(
+        f"{where} holds NaN or infinity, which would give plausible answers: mend the data, "
+        "or set Checks(allow_non_finite=True)"
+    )
+
+
+def check_reply(
+    outputs: Batch,
+    signature: Signature,
+    checks: Checks,
+    *,
+    num_rows: int,
+    output_filter: Sequence[str] = (),
+) -> None:
+    """Holds an answer to its signature.
+
+    Args:
+        outputs: What came.
+        signature: What was promised.
+        checks: `reply` turns all of it off, `allow_non_finite` the last part.
+        num_rows: Rows that were sent.
+        output_filter: The outputs asked for; empty for all.
+
+    Raises:
+        InternalError: Names the output that is missing, of another dtype or shape
+            (code DATA_LOSS), or not finite (code INTERNAL).
+    """
+    if not checks.reply:
+        return
+    for name in output_filter or signature.outputs:
+        spec, array = signature.outputs.get(name), outputs.get(name)
+        if array is None:
+            raise InternalError(
+                f"the server left out output {name!r} of signature {signature.name!r}; "
+                f"it answered {{{', '.join(outputs)}}}",
+                code=Code.DATA_LOSS,
+            )
+        if spec is not None:
+            _check_output(array, spec, num_rows)
+        if not checks.allow_non_finite and not is_finite(array):
+            raise InternalError(
+                f"the server answered NaN or infinity in {describe_position(name, array)}; "
+                "set Checks(allow_non_finite=True) if the model means it"
+            )
+
+
+def describe_position(name: str, array: Array) -> str:
+    """`output 'y'`, with its first row that is not finite."""
+    row = f", row {int(find_non_finite_rows(array).argmax())}" if array.ndim else ""
+    return f"output {name!r}{row}"
+
+
+def _check_output(array: Array, spec: TensorSpec, num_rows: int) -> None:
+    shape = spec.shape
+    wrong = dtype_name(array.dtype) != spec.dtype or not spec.admits_shape(array.shape)
+    if not wrong and shape and shape[0] is None and None not in shape[1:]:
+        # Only then is axis 0 surely the batch: a matrix (?, ?) may be transposed.
+        wrong = array.shape[0] != num_rows
+        shape = (num_rows, *shape[1:])
+    if wrong:
+        raise InternalError(
+            f"the server answered {spec.name!r} as {dtype_name(array.dtype)} {array.shape}; "
+            f"the signature promises {spec.dtype} {describe_shape(shape)}",
+            code=Code.DATA_LOSS,
+        )

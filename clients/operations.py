@@ -1,0 +1,288 @@
+"""What the clients do, without doing any of it: every operation as a generator of steps.
+
+A step is a Call to make or a Pause to keep; the shells (`clients.sync`, `clients.aio`,
+`clients.rest`) carry steps out and send back the reply's bytes, or the PlumblineError that
+the call ended in. So deadlines, retries, the memory of signatures and every check exist once.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from clients.checking import BatchLike, check_reply, check_request, name_inputs
+from clients.examples import Examples, Features, read_features, split_examples
+from clients.memory import Known, SignatureMemory
+from clients.messages import Dialect, Question
+from clients.options import Checks, Timeouts
+from clients.results import Classification, ModelMetadata, VersionStatus
+from clients.retry import RetryPolicy
+from contract.errors import (
+    Code,
+    DeadlineExceededError,
+    PlumblineError,
+    ServableUnavailableError,
+    SignatureNotFoundError,
+    TensorMismatchError,
+)
+from contract.servable import ModelSpec, VersionState
+from contract.signature import Array, find_signature
+
+T = TypeVar("T")
+_POLL_S = 0.1
+_LONGEST_POLL_S = 1.0
+
+
+class Call(NamedTuple):
+    """A call to make: send back the reply's bytes or a PlumblineError."""
+
+    path: str
+    body: bytes
+    timeout_s: float
+
+
+class Pause(NamedTuple):
+    """A wait to keep: send back None."""
+
+    seconds: float
+
+
+Step = Call | Pause
+Steps = Generator[Step, bytes | PlumblineError | None, T]
+
+
+class Prepared(NamedTuple):
+    """A batch that passed the check, ready to be sent."""
+
+    batch: dict[str, Array]
+    num_rows: int
+    known: Known | None
+
+
+class Operations:
+    """The operations of one client on one model.
+
+    Args:
+        dialect: How questions and answers are written.
+        model_name: The model.
+        timeouts: Deadlines of calls that name none.
+        retry: When a call is made again.
+        checks: What is checked.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        *,
+        model_name: str,
+        timeouts: Timeouts,
+        retry: RetryPolicy,
+        checks: Checks,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.dialect = dialect
+        self.timeouts = timeouts
+        self.retry = retry
+        self.checks = checks
+        self.clock = clock
+        self._model_name = model_name
+        self._memory = SignatureMemory(clock)
+
+    def specify(
+        self, version: int | None, version_label: str | None, signature_name: str = ""
+    ) -> ModelSpec:
+        """The ModelSpec of a call.
+
+        Raises:
+            RequestError: Both a version and a label are given.
+        """
+        return ModelSpec(self._model_name, version, version_label, signature_name)
+
+    def predict(
+        self,
+        batch: BatchLike,
+        spec: ModelSpec,
+        output_filter: Sequence[str],
+        timeout_s: float | None,
+    ) -> Steps[dict[str, Array]]:
+        """One batch, checked, answered, checked."""
+        deadline = self.clock() + (timeout_s or self.timeouts.predict_s)
+        ready = yield from self.prepare(batch, spec, deadline)
+        question = self.dialect.ask_predict(spec, ready.batch, output_filter)
+        body = yield from self._exchange(question, deadline)
+        return (yield from self.read_answer(body, ready, spec, output_filter, deadline))
+
+    def prepare(self, batch: BatchLike, spec: ModelSpec, deadline: float) -> Steps[Prepared]:
+        """A batch held to the signature, which is fetched if it is not known or not met."""
+        if not self.checks.batch and isinstance(batch, Mapping):
+            named = name_inputs(batch, None)
+            return Prepared(named, count_rows(named), None)
+        known = self._memory.recall(spec)
+        if known is None:
+            known = yield from self.learn(spec, deadline)
+        try:
+            return self.hold(batch, known, spec)
+        except (TensorMismatchError, SignatureNotFoundError):
+            if not self._memory.is_old(known):
+                raise
+        return self.hold(batch, (yield from self.learn(spec, deadline)), spec)
+
+    def hold(self, batch: BatchLike, known: Known, spec: ModelSpec) -> Prepared:
+        """A batch held to a known signature.
+
+        Raises:
+            SignatureNotFoundError: The version has no such signature.
+            TensorMismatchError: The batch does not fit.
+        """
+        signature = find_signature(known.signatures, spec.signature_name)
+        named = name_inputs(batch, signature)
+        if not self.checks.batch:
+            return Prepared(named, count_rows(named), known)
+        return Prepared(named, check_request(named, signature, self.checks), known)
+
+    def read_answer(
+        self,
+        body: bytes,
+        ready: Prepared,
+        spec: ModelSpec,
+        output_filter: Sequence[str],
+        deadline: float,
+    ) -> Steps[dict[str, Array]]:
+        """An answer held to the signature of the version that gave it."""
+        known = ready.known
+        signature = known and find_signature(known.signatures, spec.signature_name)
+        version, outputs = self.dialect.read_predict(body, signature or None)
+        if output_filter:
+            outputs = {name: outputs[name] for name in output_filter if name in outputs}
+        if known is None:
+            return outputs
+        if version is not None and version != known.version:
+            known = self._memory.follow(spec, version) or (
+                yield from self._learn_version(spec, version, deadline)
+            )
+            if known is None:
+                return outputs
+            signature = find_signature(known.signatures, spec.signature_name)
+        if signature is not None:
+            check_reply(
+                outputs,
+                signature,
+                self.checks,
+                num_rows=ready.num_rows,
+                output_filter=output_filter,
+            )
+        return outputs
+
+    def learn(self, spec: ModelSpec, deadline: float) -> Steps[Known]:
+        """Fetches the signatures of the version that `spec` stands for now."""
+        body = yield from self._exchange(self.dialect.ask_metadata(_bare(spec)), deadline)
+        return self._memory.learn(spec, self.dialect.read_metadata(body))
+
+    def _learn_version(self, spec: ModelSpec, version: int, deadline: float) -> Steps[Known | None]:
+        """The same of an exact version; None when it is gone again, or elsewhere."""
+        try:
+            return (yield from self.learn(ModelSpec(spec.name, version), deadline))
+        except PlumblineError:
+            return None
+
+    def classify(
+        self, examples: Examples, context: Features | None, spec: ModelSpec, timeout_s: float | None
+    ) -> Steps[list[list[Classification]]]:
+        """Classes of every example."""
+        rows, shared = split_examples(examples), read_features(context or {}, "context")
+        question = self.dialect.ask_classify(spec, rows, shared)
+        body = yield from self._exchange(question, self._predict_deadline(timeout_s))
+        return self.dialect.read_classify(body)
+
+    def regress(
+        self, examples: Examples, context: Features | None, spec: ModelSpec, timeout_s: float | None
+    ) -> Steps[Array]:
+        """A value for every example."""
+        rows, shared = split_examples(examples), read_features(context or {}, "context")
+        question = self.dialect.ask_regress(spec, rows, shared)
+        body = yield from self._exchange(question, self._predict_deadline(timeout_s))
+        return self.dialect.read_regress(body)
+
+    def metadata(self, spec: ModelSpec, timeout_s: float | None) -> Steps[ModelMetadata]:
+        """The signatures, fresh from the server."""
+        deadline = self.clock() + (timeout_s or self.timeouts.control_s)
+        body = yield from self._exchange(self.dialect.ask_metadata(spec), deadline)
+        found = self.dialect.read_metadata(body)
+        self._memory.learn(spec, found)
+        return found
+
+    def status(self, spec: ModelSpec, timeout_s: float | None) -> Steps[list[VersionStatus]]:
+        """The states of the model's versions."""
+        deadline = self.clock() + (timeout_s or self.timeouts.control_s)
+        body = yield from self._exchange(self.dialect.ask_status(spec), deadline)
+        return self.dialect.read_status(body)
+
+    def wait_until_available(self, spec: ModelSpec, timeout_s: float) -> Steps[VersionStatus]:
+        """Asks for the status until a version is AVAILABLE, has failed, or time is up."""
+        deadline, pause_s, seen = self.clock() + timeout_s, _POLL_S, "no answer yet"
+        question = self.dialect.ask_status(spec)
+        while (left := deadline - self.clock()) > 0:
+            reply = yield Call(*question, min(left, self.timeouts.control_s))
+            if isinstance(reply, PlumblineError):
+                if reply.code not in _WORTH_WAITING:
+                    raise reply
+                seen = reply.message
+            else:
+                found = self.dialect.read_status(reply or b"")
+                ready = [row for row in found if row.state is VersionState.AVAILABLE]
+                if ready:
+                    return max(ready, key=lambda row: row.version)
+                _refuse_failed(found, spec)
+                seen = ", ".join(f"version {row.version}: {row.state.name}" for row in found)
+            yield Pause(max(0.0, min(pause_s, deadline - self.clock())))
+            pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
+        raise DeadlineExceededError(
+            f"model {spec.name!r} was not available within {timeout_s:g} s; last seen: {seen}"
+        )
+
+    def _predict_deadline(self, timeout_s: float | None) -> float:
+        return self.clock() + (timeout_s or self.timeouts.predict_s)
+
+    def _exchange(self, question: Question, deadline: float) -> Steps[bytes]:
+        """One call with retries, all of them within the deadline."""
+        attempts = 0
+        while True:
+            left = deadline - self.clock()
+            reply = yield Call(question.path, question.body, max(left, 0.0))
+            if type(reply) is bytes:
+                return reply
+            assert isinstance(reply, PlumblineError)
+            attempts += 1
+            pause_s = self.retry.backoff_s(attempts, random.random())
+            if not self.retry.allows(reply, attempts) or self.clock() + pause_s >= deadline:
+                raise reply
+            yield Pause(pause_s)
+
+
+_WORTH_WAITING = frozenset(
+    {Code.UNAVAILABLE, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED}
+)
+
+
+def _refuse_failed(found: list[VersionStatus], spec: ModelSpec) -> None:
+    """A version that ended with an error will not become available by waiting."""
+    for row in found:
+        alone = len(found) == 1 or row.version == spec.version
+        if alone and row.state is VersionState.END and row.error_code is not Code.OK:
+            raise ServableUnavailableError(
+                f"version {row.version} of model {spec.name!r} could not be loaded: "
+                f"{row.error_message} ({row.error_code.name})"
+            )
+
+
+def _bare(spec: ModelSpec) -> ModelSpec:
+    """Metadata is asked of a version; a signature name there is not looked at."""
+    return ModelSpec(spec.name, spec.version, spec.version_label)
+
+
+def count_rows(batch: Mapping[str, Array]) -> int:
+    """Entries along axis 0 of the first array that has one."""
+    return next((len(array) for array in batch.values() if array.ndim), 1)

@@ -1,0 +1,118 @@
+"""How a client is set up: small frozen values, each with defaults that hold for most."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from contract.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Deadlines in seconds; every call has one.
+
+    Attributes:
+        predict_s: For `predict`, `classify`, `regress` and each batch of `predict_many`,
+            retries and a first look at the signatures included.
+        control_s: For `status` and `metadata`.
+    """
+
+    predict_s: float = 30.0
+    control_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.predict_s <= 0 or self.control_s <= 0:
+            raise ConfigError(f"{self}: timeouts are seconds above 0")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checks:
+    """What the client looks at before it sends and before it answers.
+
+    Attributes:
+        batch: Names, dtypes and shapes of a batch against the signature. Without it no
+            signature is fetched, and a batch must be a mapping.
+        reply: That an answer has the signature's outputs, dtypes and shapes.
+        allow_non_finite: Let NaN and infinities through, in both directions. They are
+            refused otherwise: a NaN put into a classifier gives plausible probabilities.
+    """
+
+    batch: bool = True
+    reply: bool = True
+    allow_non_finite: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """Whom to trust and who we are. PEM files; all of them are optional.
+
+    Attributes:
+        ca_file: Certificates that may sign the server's; the system's otherwise.
+        cert_file: Our own certificate, for mutual TLS; needs `key_file`.
+        key_file: Its private key.
+        server_name: The name to expect in the server's certificate, where it is not the
+            address's.
+    """
+
+    ca_file: str | Path | None = None
+    cert_file: str | Path | None = None
+    key_file: str | Path | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ConfigError("TlsOptions: give both cert_file and key_file, or neither")
+
+    def read(self, file: str | Path | None) -> bytes | None:
+        """The bytes of one of the files.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        try:
+            return None if file is None else Path(file).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"TlsOptions: {file} cannot be read: {error.strerror}") from error
+
+
+Token = str | Callable[[], str]
+"""A bearer token, or a function that gives one that is valid now (asked for every call)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConnectionOptions:
+    """How the server is reached.
+
+    Attributes:
+        tls: Encrypt with these; None is plain text.
+        token: Sent as `authorization: Bearer ...`, if given.
+        keepalive_s: Ping a silent connection after so many seconds, so that a dead one is
+            noticed.
+        compression: Of requests. Floats hardly shrink; it pays for images kept as text.
+    """
+
+    tls: TlsOptions | None = None
+    token: Token | None = dataclasses.field(default=None, repr=False)
+    keepalive_s: float = 60.0
+    compression: Literal["none", "gzip", "deflate"] = "none"
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """What goes with every call.
+
+        Raises:
+            ConfigError: The token is empty or holds more than one line.
+        """
+        if self.token is None:
+            return ()
+        token = self.token() if callable(self.token) else self.token
+        if not token or not token.isascii() or not token.isprintable():
+            raise ConfigError("the bearer token must be one line of printable ASCII")
+        return (("authorization", f"Bearer {token}"),)
+
+
+DEFAULT_TIMEOUTS = Timeouts()
+DEFAULT_CHECKS = Checks()
+DEFAULT_CONNECTION = ConnectionOptions()
