@@ -68,6 +68,8 @@ class SignatureEntry:
 def read_signatures(interpreter: Any) -> dict[str, SignatureEntry]:
     """Every signature of the model; one without any has `serving_default` by tensor names.
 
+    That is how TensorFlow Serving names them (`servables/tensorflow/tflite_session.cc`).
+
     Raises:
         UnimplementedError: A tensor's dtype has no counterpart in numpy.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import struct
 import subprocess
 import sys
 import textwrap
@@ -178,6 +179,21 @@ def test_sixteen_threads_answer_what_one_thread_answers(folder: Path) -> None:
         np.testing.assert_array_equal(answer, alone[index % len(tasks)])
 
 
+def test_one_caller_needs_one_interpreter_whatever_it_asks(model: LiteModel) -> None:
+    (lane,) = model._pool.idle
+    for num_rows in (1, 1, 3, 64, 100):
+        model.predict({"images": make_rows(num_rows)})
+        with pytest.raises(TensorMismatchError):
+            model.predict({"images": make_rows(num_rows), "more": make_rows(1)})
+    assert model._pool.idle == [lane]
+
+
+def test_a_lane_that_ran_a_large_indivisible_batch_is_not_kept(folder: Path) -> None:
+    model = LiteModel(folder / "float32.tflite")
+    model.predict({"images": make_rows(65)}, signature_name="total")
+    assert model._pool.idle == []
+
+
 def test_threads_within_an_invoke_change_no_bit(folder: Path, model: LiteModel) -> None:
     batch = {"images": make_rows(64)}
     threaded = LiteModel(folder / "float32.tflite", num_threads=2)
@@ -200,8 +216,11 @@ def test_memory_is_flat_over_many_calls(folder: Path) -> None:
     assert call_often(30_000) - before < 2 << 20
 
 
-def test_layouts_that_are_not_native_are_read_for_their_values(model: LiteModel) -> None:
-    rows = make_rows(40)
+@pytest.mark.parametrize("num_rows", [2, 40])  # small and large arrays are stored differently
+def test_layouts_that_are_not_native_are_read_for_their_values(
+    model: LiteModel, num_rows: int
+) -> None:
+    rows = make_rows(num_rows)
     answer = model.predict({"images": rows})["probabilities"]
     read_only = np.frombuffer(rows.tobytes(), np.float32).reshape(rows.shape)
     strided = np.repeat(rows, 2, axis=0)[::2]
@@ -282,6 +301,17 @@ def test_int8_refuses_the_dtype_of_the_other_view(int8: LiteModel) -> None:
             int8.predict({"images": integers})
 
 
+def test_both_views_of_int8_take_turns_at_any_batch_size(int8: LiteModel) -> None:
+    quantise = int8.quantisation()[0]["images"].quantise
+    rows = make_rows(5)
+    expected = int8.predict({"images": rows})["probabilities"]
+    for num_rows in (5, 2, 2, 5, 1):
+        raw = int8.predict({"images": quantise(rows)}, dequantise=False)["probabilities"]
+        shown = int8.predict({"images": rows[:num_rows]})["probabilities"]
+        np.testing.assert_array_equal(shown, expected[:num_rows])
+        assert raw.shape == (5, 10)
+
+
 def test_hiding_int8_gives_what_quantise_operators_inside_the_model_give(
     folder: Path, int8: LiteModel
 ) -> None:
@@ -321,12 +351,29 @@ def test_flex_operators_are_refused_by_name(folder: Path) -> None:
         LiteModel(folder / "flex.tflite")
 
 
+def test_a_model_without_signatures_is_asked_by_tensor_names(folder: Path) -> None:
+    content = bytearray((folder / "int8.tflite").read_bytes())
+    (root,) = struct.unpack_from("<I", content, 0)
+    (to_vtable,) = struct.unpack_from("<i", content, root)
+    struct.pack_into("<H", content, root - to_vtable + 4 + 2 * 7, 0)  # Model.signature_defs
+    model = LiteModel(bytes(content))
+    (name,) = model.signatures["serving_default"].inputs
+    assert name == "serving_default_images:0"
+    (answer,) = model.predict({name: make_rows(3)}).values()
+    assert answer.shape == (3, 10)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"\0\0\0\xffTFL3", b"\x1c\0\0\0TFL3" + b"\xff" * 99]
 )
 def test_bytes_that_are_no_model_are_refused_in_a_sentence(content: bytes) -> None:
     with pytest.raises(ManifestError, match="TFLite model"):
         LiteModel(content)
+
+
+def test_other_files_are_told_by_their_lack_of_an_identifier() -> None:
+    with pytest.raises(ManifestError, match="lack the identifier TFL3"):
+        list_flex_ops(b"PK\x03\x04 a zip file, longer than a header")
 
 
 def test_a_truncated_model_is_refused(folder: Path) -> None:
