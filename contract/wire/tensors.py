@@ -111,7 +111,10 @@ def _to_bytes(value: object) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        return value.encode()
+        try:
+            return value.encode()
+        except UnicodeEncodeError as error:
+            raise TensorMismatchError(f"a string is no valid Unicode: {error}") from error
     raise TensorMismatchError(
         f"got an array of objects that holds a {type(value).__name__}; "
         "a tensor of strings holds bytes or str"

@@ -92,8 +92,6 @@ def read_varints(data: bytes, start: int, stop: int) -> Array | None:
     raw = np.frombuffer(data, np.uint8, stop - start, start)
     if raw.size == 0 or raw.max() < 0x80:
         return raw.astype(np.uint64)
-    if raw[-1] >= 0x80:
-        return None
     parts = []
     position = 0
     while position < raw.size:
