@@ -16,12 +16,8 @@ from contract.wire.predict import (
     encode_predict_response,
     parse_predict_request,
 )
-from contract.wire.tensors import (
-    MAX_FILL_BYTES,
-    decode_tensor,
-    from_tensor_proto,
-    to_tensor_proto,
-)
+from contract.wire.tensor_reader import MAX_FILL_BYTES, decode_tensor, from_tensor_proto
+from contract.wire.tensor_writer import to_tensor_proto
 
 __all__ = [
     "MAX_FILL_BYTES",

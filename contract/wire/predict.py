@@ -22,7 +22,8 @@ from contract.signature import Array, Batch
 from contract.wire.model_spec import decode_model_spec, encode_model_spec
 from contract.wire.plumbline_wire import predict_pb2
 from contract.wire.scanning import Fields, Scan, Unusual, scan_predict, scan_tensor
-from contract.wire.tensors import MAX_FILL_BYTES, decode_tensor, encode_tensor
+from contract.wire.tensor_reader import MAX_FILL_BYTES, decode_tensor
+from contract.wire.tensor_writer import encode_tensor
 from contract.wire.varints import write_varint
 
 _REQUEST_TAGS = Fields(model_spec=1, tensors=2, output_filter=3).tags()

@@ -15,7 +15,7 @@ import numpy as np
 from contract.errors import PlumblineError
 from contract.signature import Array
 from contract.wire.dtypes import LAYOUTS, Layout, Packing
-from contract.wire.tensors import count_elements, narrow
+from contract.wire.tensor_reader import count_elements, narrow
 from contract.wire.varints import read_varint, read_varints
 
 _CONTENT_TAG = 4 << 3 | 2
