@@ -19,7 +19,7 @@ from contract.parity import ParityReport, Tolerance, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
 from contract.signature import Batch
 from contract.wire.plumbline_wire import prediction_log_pb2
-from contract.wire.tensors import from_tensor_proto
+from contract.wire.codec import from_tensor_proto
 from contract.wire.tfrecord import read_records
 from serving.engines import Engine
 from serving.example_inputs import serialize_examples
