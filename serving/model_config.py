@@ -113,11 +113,7 @@ def _find_platform(message: config_pb2.ModelConfig) -> str:
             "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
             f"ModelServerConfig::model_platform, model name is {message.name}"
         )
-    if message.model_platform != PLATFORM:
-        raise ConfigError(
-            f"Model {message.name} requests unsupported platform {message.model_platform}"
-        )
-    return PLATFORM
+    return message.model_platform
 
 
 def _policy_from_message(

@@ -1,0 +1,259 @@
+"""The models in service: what requests acquire, and how the configuration is replaced."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+from contract.errors import (
+    Code,
+    ConfigError,
+    PlumblineError,
+    ServableNotFoundError,
+    ServableUnavailableError,
+)
+from contract.servable import ModelSpec, ServableId, VersionState
+from serving.lease import Lease
+from serving.lifecycle import Lifecycle
+from serving.loading import LoadFunction, LoadPolicy
+from serving.model_config import PLATFORM, ModelConfig
+from serving.routing import Table, assign_labels
+from serving.source import FileSystemSource, Sighting
+from serving.states import StateMonitor, VersionStatus
+
+logger = logging.getLogger(__name__)
+
+
+class ServableManager:
+    """Keeps the versions loaded that the configuration and the file system ask for.
+
+    Args:
+        load: Makes a servable of a version directory; blocks; called on threads of its own.
+        policy: How loads are tried; its `strict` is --strict_compat.
+        poll_wait_s: Seconds between two looks at the base paths; 0 looks once per
+            configuration, negative never.
+        allow_labels_for_unavailable: --allow_version_labels_for_unavailable_models.
+
+    Example:
+        with ServableManager(load) as manager:
+            manager.start(models)
+            manager.wait_until_ready(timeout_s=60)
+            with manager.acquire(ModelSpec("mlp")) as servable:
+                servable.run("serving_default", batch)
+    """
+
+    def __init__(
+        self,
+        load: LoadFunction,
+        *,
+        policy: LoadPolicy | None = None,
+        poll_wait_s: float = 1,
+        allow_labels_for_unavailable: bool = False,
+    ) -> None:
+        policy = policy or LoadPolicy()
+        self.monitor = StateMonitor()
+        self._allow_labels_for_unavailable = allow_labels_for_unavailable
+        self._models: tuple[ModelConfig, ...] = ()
+        self._table = Table()
+        self._table_lock = threading.Lock()
+        self._reload_lock = threading.Lock()
+        self._sightings: dict[str, Sighting] = {}
+        self._lifecycle = Lifecycle(
+            load, policy=policy, monitor=self.monitor, route=self._replace_route
+        )
+        self._source = FileSystemSource(self._see, poll_wait_s=poll_wait_s, strict=policy.strict)
+
+    @property
+    def models(self) -> tuple[ModelConfig, ...]:
+        """The configuration in force."""
+        return self._models
+
+    def start(self, models: Sequence[ModelConfig]) -> None:
+        """Begins to serve `models`; returns at once.
+
+        Raises:
+            PlumblineError: The models cannot be served together, as in `reload`.
+        """
+        self._apply(models)
+        self._lifecycle.start()
+        self._source.start(models)
+
+    def stop(self, *, timeout_s: float = 10.0) -> None:
+        """Stops looking and unloads everything, waiting at most `timeout_s`."""
+        self._source.stop()
+        self._lifecycle.stop(timeout_s=timeout_s)
+
+    def __enter__(self) -> ServableManager:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def acquire(self, spec: ModelSpec) -> Lease:
+        """Holds the servable that answers `spec`; use it as `with manager.acquire(spec) as it`.
+
+        Every lease that is acquired must be entered and left, or the version never unloads.
+
+        Raises:
+            RequestError: No model name, or an unknown version label.
+            ServableNotFoundError: No such model or version is AVAILABLE.
+            ServableUnavailableError: The model's first load has not been decided yet.
+        """
+        while True:
+            try:
+                lease = self._table.find(spec)
+            except ServableNotFoundError as error:
+                raise self._explain_absence(spec, error) from None
+            # A lease that is retired has left the table already: look again.
+            if lease.take():
+                return lease
+
+    def find_label(self, name: str, label: str) -> int:
+        """The version a label points at.
+
+        Raises:
+            RequestError: The model has no such label.
+        """
+        return self._table.find_label(name, label)
+
+    def list_states(self, name: str, version: int | None = None) -> list[VersionStatus]:
+        """The states of a model's versions, the highest first, for GetModelStatus.
+
+        Raises:
+            ServableNotFoundError: The model or version is not known.
+        """
+        return self.monitor.list_states(name, version)
+
+    def is_ready(self) -> bool:
+        """Whether every model has an AVAILABLE version and its first load is decided."""
+        table = self._table
+        return bool(self._models) and all(
+            model.name in table.routes and self._lifecycle.is_decided(model.name)
+            for model in self._models
+        )
+
+    def wait_until_ready(self, *, timeout_s: float | None = None) -> bool:
+        """Blocks until `is_ready`; False when the time ran out."""
+        return self.monitor.wait_for(self.is_ready, timeout_s=timeout_s)
+
+    def explain_failure(self, name: str) -> str:
+        """Why a model serves nothing and will not without a change; "" while it may still.
+
+        In the words of `ServerCore::WaitUntilModelsAvailable`, plus missing base paths.
+        """
+        if name in self._table.routes:
+            return ""
+        sighting = self._sightings.get(name)
+        if sighting is None:
+            return ""
+        if sighting.error is not None:
+            return f"{{{name} due to error: {sighting.error.code.name}: {sighting.error.message}}}"
+        states = [self.monitor.find(ServableId(name, version)) for version in sighting.versions]
+        if not states:
+            return f"{{{name} due to error: {' '.join(sighting.warnings)}}}"
+        if any(one is None or one.state is not VersionState.END for one in states):
+            return ""
+        return ", ".join(
+            f"{{{ServableId(name, one.version)} due to error: {one.code.name}: {one.message}}}"
+            for one in states
+            if one is not None
+        )
+
+    def reload(self, models: Sequence[ModelConfig], *, timeout_s: float | None = None) -> None:
+        """Replaces the whole configuration and waits until new models are AVAILABLE.
+
+        Args:
+            models: The new configuration; models that are not in it are unloaded.
+            timeout_s: How long to wait.
+
+        Raises:
+            ConfigError: A model's platform is unknown or changed; nothing is replaced.
+            PlumblineError: FAILED_PRECONDITION: a label's version is not AVAILABLE; nothing is
+                replaced. UNKNOWN: new models failed, with the reason of each; the
+                configuration is in force, and they are tried again when their files change.
+            DeadlineExceededError: New models were still loading after `timeout_s`.
+        """
+        with self._reload_lock:
+            known = {model.name for model in self._models}
+            new = [model.name for model in models if model.name not in known]
+            dropped = known - {model.name for model in models}
+            self._apply(models)
+            for name in (*new, *dropped):
+                self._sightings.pop(name, None)
+                self._lifecycle.forget(name)
+            self._source.update(models)
+        self._wait_for_models(new, timeout_s)
+
+    def _apply(self, models: Sequence[ModelConfig]) -> None:
+        self._check_platforms(models)
+        labels = assign_labels(
+            models,
+            self._table.labels,
+            is_available=self._is_available,
+            allow_unavailable=self._allow_labels_for_unavailable,
+        )
+        with self._table_lock:
+            self._table = self._table.replace_labels(labels)
+        self._models = tuple(models)
+
+    def _check_platforms(self, models: Sequence[ModelConfig]) -> None:
+        old = {model.name: model.platform for model in self._models}
+        for model in models:
+            if model.platform != old.get(model.name, model.platform):
+                raise ConfigError(
+                    f"Illegal to change a model's platform. For model {model.name} platform was "
+                    f"{old[model.name]} and new platform requested is {model.platform}"
+                )
+            if model.platform != PLATFORM:
+                raise ConfigError(
+                    f"Model {model.name} requests unsupported platform {model.platform}"
+                )
+
+    def _wait_for_models(self, names: Sequence[str], timeout_s: float | None) -> None:
+        def is_decided(name: str) -> bool:
+            return name in self._table.routes or bool(self.explain_failure(name))
+
+        if not self.monitor.wait_for(lambda: all(map(is_decided, names)), timeout_s=timeout_s):
+            raise PlumblineError(
+                f"models still loading after {timeout_s} s", code=Code.DEADLINE_EXCEEDED
+            )
+        failures = [reason for name in names if (reason := self.explain_failure(name))]
+        if failures:
+            listed = "".join(f"{reason}, " for reason in failures)
+            raise PlumblineError(
+                f"{len(failures)} model(s) did not become available: {{{listed}}}",
+                code=Code.UNKNOWN,
+            )
+
+    def _is_available(self, name: str, version: int) -> bool:
+        route = self._table.routes.get(name)
+        return route is not None and version in route.versions
+
+    def _replace_route(self, name: str, leases: dict[int, Lease]) -> None:
+        with self._table_lock:
+            self._table = self._table.replace_route(name, leases)
+
+    def _see(self, sighting: Sighting) -> None:
+        name = sighting.model.name
+        if sighting.error is None:
+            self._lifecycle.aspire(name, dict(sighting.versions))
+        # After aspire, so that nobody who waits sees versions without states.
+        self._sightings[name] = sighting
+        with self.monitor.changed:
+            self.monitor.changed.notify_all()
+
+    def _explain_absence(self, spec: ModelSpec, error: PlumblineError) -> PlumblineError:
+        if any(one.name == spec.name for one in self._models) and not (
+            self._lifecycle.is_decided(spec.name) or self.explain_failure(spec.name)
+        ):
+            return ServableUnavailableError(
+                f"model {spec.name!r} is loading for the first time; try again in a moment"
+            )
+        return error

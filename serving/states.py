@@ -1,0 +1,112 @@
+"""What state every version is in, for GetModelStatus, readiness and whoever waits."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+
+from contract.errors import Code, PlumblineError, ServableNotFoundError
+from contract.servable import ServableId, VersionState
+
+MAX_ENDED_VERSIONS = 1000
+"""How many versions in state END a model keeps on its list; the lowest go first."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """One line of GetModelStatus.
+
+    Attributes:
+        version: The version number.
+        state: Where it is in its life.
+        code: OK, or the canonical code of what went wrong.
+        message: What went wrong, or "".
+        error: What went wrong, for code that wants the class.
+    """
+
+    version: int
+    state: VersionState
+    code: Code = Code.OK
+    message: str = ""
+    error: PlumblineError | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+class StateMonitor:
+    """Keeps the last state of every version; any thread may publish, ask or wait."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition(threading.RLock())
+        self._states: dict[str, dict[int, VersionStatus]] = {}
+        self._listeners: list[Callable[[ServableId, VersionStatus], None]] = []
+
+    def subscribe(self, listener: Callable[[ServableId, VersionStatus], None]) -> None:
+        """Calls `listener` on every change, on the thread that made it; it must be quick."""
+        self._listeners.append(listener)
+
+    def publish(
+        self, servable_id: ServableId, state: VersionState, *, error: PlumblineError | None = None
+    ) -> None:
+        """Records that a version reached `state`, because of `error` if there is one."""
+        status = VersionStatus(
+            servable_id.version,
+            state,
+            Code.OK if error is None else error.code,
+            "" if error is None else error.message,
+            error,
+        )
+        with self.changed:
+            versions = self._states.setdefault(servable_id.name, {})
+            versions[servable_id.version] = status
+            ended = [v for v, one in versions.items() if one.state is VersionState.END]
+            for version in sorted(ended)[:-MAX_ENDED_VERSIONS]:
+                del versions[version]
+            self.changed.notify_all()
+        for listener in self._listeners:
+            listener(servable_id, status)
+
+    def find(self, servable_id: ServableId) -> VersionStatus | None:
+        """The status of one version, or None if it was never aspired."""
+        with self.changed:
+            return self._states.get(servable_id.name, {}).get(servable_id.version)
+
+    def list_states(self, name: str, version: int | None = None) -> list[VersionStatus]:
+        """The states of a model's versions, the highest version first.
+
+        Raises:
+            ServableNotFoundError: In the words of TensorFlow Serving's get_model_status_impl.cc.
+        """
+        with self.changed:
+            versions = dict(self._states.get(name, {}))
+        if version is not None:
+            if version not in versions:
+                raise ServableNotFoundError(f"Could not find version {version} of model {name}")
+            return [versions[version]]
+        if not versions:
+            raise ServableNotFoundError(f"Could not find any versions of model {name}")
+        return [versions[number] for number in sorted(versions, reverse=True)]
+
+    def snapshot(self) -> dict[ServableId, VersionStatus]:
+        """Every version's status."""
+        with self.changed:
+            return {
+                ServableId(name, version): status
+                for name, versions in self._states.items()
+                for version, status in versions.items()
+            }
+
+    def wait_for(self, predicate: Callable[[], bool], *, timeout_s: float | None = None) -> bool:
+        """Blocks until `predicate` holds; it is asked again after each change.
+
+        Returns:
+            What `predicate` said last: False when the time ran out.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self.changed:
+            while not predicate():
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self.changed.wait(left)
+            return True
