@@ -29,6 +29,7 @@ from contract.errors import (
 )
 from contract.manifest import Manifest, check_files, from_entries, read_manifest, write_manifest
 from contract.signature import Signature
+from contract.wire.signatures import read_signatures
 from exporter.base_path_lock import (
     WRITER,
     hold_base_path,
@@ -207,7 +208,7 @@ def _check_signatures(
         return []
     previous = before[max(before)]
     try:
-        old = read_signatures(previous)
+        old = read_version_signatures(previous)
     except ManifestError as error:
         if options.allow_signature_change:
             return [f"version {max(before)} could not be read"]
@@ -224,7 +225,7 @@ def _check_signatures(
     return breaks
 
 
-def read_signatures(version_dir: Path) -> dict[str, Signature]:
+def read_version_signatures(version_dir: Path) -> dict[str, Signature]:
     """The signatures of a version, from its manifest, else from its SavedModel.
 
     Raises:
@@ -232,9 +233,13 @@ def read_signatures(version_dir: Path) -> dict[str, Signature]:
     """
     if (version_dir / layout.MANIFEST).exists():
         return from_entries(read_manifest(version_dir).signatures)
-    from contract.wire.saved_model import read_saved_model_signatures
-
-    return read_saved_model_signatures(version_dir)
+    try:
+        content = (version_dir / layout.SAVED_MODEL).read_bytes()
+    except OSError as error:
+        raise ManifestError(
+            f"{version_dir}: neither a manifest nor a SavedModel ({error.strerror})"
+        ) from error
+    return read_signatures(content)
 
 
 def _seal_and_rename(stage: Path, target: Path, manifest: Manifest) -> Path:
