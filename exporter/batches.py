@@ -1,0 +1,141 @@
+"""The batches of a run: the same for both loops, for a resumed run, and for any machine.
+
+The order of an epoch is a numpy permutation of (seed, epoch). `tf.data.Dataset.shuffle`
+would hang on how often it was iterated before, so a resumed run would see other batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ConfigError
+
+EVALUATION_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """How the training rows become batches.
+
+    Attributes:
+        num_rows: Training rows.
+        batch_size: Rows per step, over all replicas.
+        seed: With the epoch's number it gives the order.
+        epochs: Epochs in all.
+        drop_remainder: Leave out the last, smaller batch: replicas must share rows evenly.
+        mixup: Alpha of the Beta distribution; 0 = off.
+    """
+
+    num_rows: int
+    batch_size: int
+    seed: int
+    epochs: int
+    drop_remainder: bool
+    mixup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.drop_remainder and self.num_rows < self.batch_size:
+            raise ConfigError(
+                f"training.batch_size {self.batch_size} is more than the {self.num_rows} training "
+                "rows; with a strategy every step needs a whole batch"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch."""
+        whole, rest = divmod(self.num_rows, self.batch_size)
+        return whole if self.drop_remainder or not rest else whole + 1
+
+
+def order_rows(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
+    """Return the row numbers of an epoch, from 0, in the order they are trained on."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+def make_batches(
+    features: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    plan: BatchPlan,
+    *,
+    first_epoch: int,
+    shape: Callable[[Any, Any], Any],
+) -> Any:
+    """Return a `tf.data.Dataset` of every batch from `first_epoch` to the last epoch.
+
+    One data set for the whole run: a new one per epoch costs a start-up each.
+
+    Args:
+        features: (examples, ...).
+        targets: (examples, classes), one-hot.
+        plan: Sizes, order, mixup.
+        first_epoch: From 0.
+        shape: Turns (features, targets) of a batch into what the model's heads take.
+    """
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices(_plan_epochs(plan, first_epoch))
+    data = data.flat_map(
+        lambda rows, partners, weights: tf.data.Dataset.from_tensor_slices(
+            (rows, partners, weights)
+        ).batch(plan.batch_size, drop_remainder=plan.drop_remainder)
+    )
+    # Held once as tensors; the batches gather from them.
+    x, y = tf.constant(features), tf.constant(targets)
+
+    def gather(rows: Any, partners: Any, weights: Any) -> Any:
+        batch_x, batch_y = tf.gather(x, rows), tf.gather(y, rows)
+        if plan.mixup:
+            batch_x = _mix(batch_x, tf.gather(x, partners), weights)
+            batch_y = _mix(batch_y, tf.gather(y, partners), weights)
+        return shape(batch_x, batch_y)
+
+    data = data.map(gather, num_parallel_calls=1, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    return _shard_by_data(data)
+
+
+def make_evaluation_batches(features: NDArray[np.float32], targets: NDArray[np.float32]) -> Any:
+    """Return a `tf.data.Dataset` of (features, targets) in order, for measuring."""
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices((features, targets))
+    return data.batch(EVALUATION_BATCH).cache()
+
+
+def _plan_epochs(plan: BatchPlan, first_epoch: int) -> tuple[NDArray[Any], ...]:
+    """Return rows, mixup partners (int32) and mixup weights, each (epochs, examples)."""
+    epochs = range(first_epoch, plan.epochs)
+    rows = np.empty((len(epochs), plan.num_rows), np.int32)
+    partners = np.zeros((len(epochs), plan.num_rows if plan.mixup else 0), np.int32)
+    weights = np.ones_like(rows, np.float32)
+    for number, epoch in enumerate(epochs):
+        rows[number] = order_rows(plan.seed, epoch, plan.num_rows)
+    if not plan.mixup:
+        return rows, rows, np.zeros_like(rows, np.float32)
+    partners = np.empty_like(rows)
+    for number, epoch in enumerate(epochs):
+        rng = np.random.default_rng([plan.seed, epoch, 1])
+        partners[number] = rng.permutation(plan.num_rows)
+        weights[number] = rng.beta(plan.mixup, plan.mixup, plan.num_rows)
+    return rows, partners, weights
+
+
+def _mix(first: Any, second: Any, weights: Any) -> Any:
+    """Blend (batch, ...) row by row: weights·first + (1 - weights)·second."""
+    import tensorflow as tf
+
+    shaped = tf.reshape(weights, [-1] + [1] * (first.shape.rank - 1))
+    return shaped * first + (1 - shaped) * second
+
+
+def _shard_by_data(data: Any) -> Any:
+    """Let each worker take its share of every batch: there are no files to share out."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return data.with_options(options)
