@@ -1,0 +1,7 @@
+"""The commands, in the order of the help text."""
+
+from __future__ import annotations
+
+from clients import on_device_command, predict_command, status_command
+
+COMMANDS = (status_command, predict_command, on_device_command)

@@ -1,0 +1,218 @@
+"""Rows as they were read, made to fit a signature: names, shapes, dtypes, pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from clients.images import decode_image
+from clients.input_rows import UNNAMED, Rows
+from contract.errors import DatasetError, PlumblineError, TensorMismatchError
+from contract.servable import DEFAULT_SIGNATURE_NAME
+from contract.signature import (
+    PREDICT_METHOD,
+    STRING,
+    Array,
+    Signature,
+    TensorSpec,
+    check_batch,
+    dtype_name,
+    find_signature,
+)
+
+PIXELS = "serving_uint8"
+IMAGE_BYTES = "serving_image_bytes"
+OnSkipped = Callable[[str, str], None]
+
+
+def choose_signature(
+    signatures: Mapping[str, Signature], rows: Rows, signature_name: str = ""
+) -> Signature:
+    """The signature that `rows` are meant for.
+
+    Images go to `serving_uint8`, decoded here, else as bytes to `serving_image_bytes`.
+    Whole numbers from 0 to 255 (and beyond 1) are raw pixels: `serving_uint8` too, since
+    `serving_default` wants them scaled. Everything else goes to `serving_default`, or to
+    the first signature that it fits.
+
+    Args:
+        signatures: What the version has.
+        rows: The first rows to be sent.
+        signature_name: Overrides the rule.
+
+    Raises:
+        SignatureNotFoundError: There is no signature of that name.
+        TensorMismatchError: No signature fits; says why `serving_default` does not.
+    """
+    if signature_name:
+        return find_signature(signatures, signature_name)
+    preferred = (DEFAULT_SIGNATURE_NAME, PIXELS)
+    if rows.is_image:
+        preferred = (PIXELS, IMAGE_BYTES)
+    elif _looks_like_pixels(rows):
+        preferred = (PIXELS, DEFAULT_SIGNATURE_NAME)
+    rest = sorted(
+        name
+        for name, signature in signatures.items()
+        if name not in preferred and signature.method_name == PREDICT_METHOD and not rows.is_image
+    )
+    for name in (*preferred, *rest):
+        if name in signatures and _fits(rows, signatures[name]):
+            return signatures[name]
+    if rows.is_image:
+        raise TensorMismatchError(
+            f"images need the signature {PIXELS} or {IMAGE_BYTES}; this version has "
+            f"{', '.join(signatures)}; name one with --signature_name, or give arrays"
+        )
+    fallback = signatures.get(DEFAULT_SIGNATURE_NAME) or next(iter(signatures.values()))
+    check_batch(_shape_batch(rows, fallback), fallback)  # raises, and says why
+    raise TensorMismatchError(f"{rows.source} fits none of {', '.join(signatures)}")
+
+
+def fit_rows(
+    rows: Rows,
+    signature: Signature,
+    *,
+    pixel_shape: tuple[int, ...] = (),
+    invert: bool = False,
+    on_skipped: OnSkipped,
+) -> Rows:
+    """The rows as `signature` wants them.
+
+    Args:
+        rows: As they were read.
+        signature: From `choose_signature`.
+        pixel_shape: Height, width and perhaps channels of an image, where the signature
+            itself wants flat rows.
+        invert: Turn dark ink on paper into light ink on a dark ground.
+        on_skipped: Called with the name of an image that cannot be decoded, and why.
+
+    Raises:
+        TensorMismatchError: They do not fit; says what is wanted and the likely fix.
+    """
+    if rows.is_image:
+        return _fit_images(rows, signature, pixel_shape or None, invert, on_skipped)
+    batch = _shape_batch(rows, signature)
+    check_batch(batch, signature)
+    return Rows(
+        rows.source, batch, first_row=rows.first_row, names=rows.names, is_text=rows.is_text
+    )
+
+
+def find_pixel_shape(signatures: Mapping[str, Signature]) -> tuple[int, ...]:
+    """(height, width[, channels]) of the model's images, () when no signature tells."""
+    for name in (PIXELS, *signatures):
+        if name in signatures and len(signatures[name].inputs) == 1:
+            shape = next(iter(signatures[name].inputs.values())).shape or ()
+            if len(shape) in (3, 4) and None not in shape[1:]:
+                return tuple(size for size in shape[1:] if size is not None)
+    return ()
+
+
+def _looks_like_pixels(rows: Rows) -> bool:
+    array = rows.batch.get(UNNAMED)
+    if array is None:
+        return any(one.dtype == np.uint8 for one in rows.batch.values())
+    if array.dtype == np.uint8:
+        return True
+    if array.dtype.kind not in "iu" and not (rows.is_text and array.dtype.kind == "f"):
+        return False
+    whole = array.size > 0 and bool(np.all(array == np.floor(array)))
+    return whole and bool(array.min() >= 0) and bool(1 < array.max() <= 255)
+
+
+def _fits(rows: Rows, signature: Signature) -> bool:
+    if rows.is_image:
+        return len(signature.inputs) == 1
+    try:
+        check_batch(_shape_batch(rows, signature), signature)
+    except PlumblineError:
+        return False
+    return True
+
+
+def _shape_batch(rows: Rows, signature: Signature) -> dict[str, Array]:
+    batch = dict(rows.batch)
+    if UNNAMED in batch:
+        batch = _name_array(rows, batch[UNNAMED], signature)
+    elif len(batch) > len(signature.inputs) and signature.inputs.keys() <= batch.keys():
+        batch = {name: batch[name] for name in signature.inputs}  # labels beside the images
+    return {
+        name: _fit_array(array, signature.inputs[name], is_text=rows.is_text)
+        if name in signature.inputs
+        else array
+        for name, array in batch.items()
+    }
+
+
+def _name_array(rows: Rows, array: Array, signature: Signature) -> dict[str, Array]:
+    names = list(signature.inputs)
+    if rows.columns and set(names) <= set(rows.columns):
+        return {name: array[:, rows.columns.index(name)] for name in names}
+    if len(names) == 1:
+        return {names[0]: array}
+    raise TensorMismatchError(
+        f"{rows.source} holds one unnamed array, and signature {signature.name!r} has the inputs "
+        f"{', '.join(names)}; give an npz or jsonl with these names"
+    )
+
+
+def _fit_array(array: Array, spec: TensorSpec, *, is_text: bool) -> Array:
+    """Reshaped and converted where nothing is lost; else as it is, for `check_batch` to refuse."""
+    array = _convert(array, spec.dtype, is_text=is_text)
+    if spec.shape is None or spec.admits_shape(array.shape):
+        return array
+    rest = spec.shape[1:]
+    if not spec.shape or spec.shape[0] is not None or None in rest or not array.ndim:
+        return array
+    wanted = tuple(size for size in rest if size is not None)
+    if array.size == len(array) * int(np.prod(wanted, dtype=np.int64)):
+        return array.reshape(len(array), *wanted)
+    return array[None] if array.shape == wanted else array
+
+
+def _convert(array: Array, dtype: str, *, is_text: bool) -> Array:
+    given = dtype_name(array.dtype)
+    if given == dtype or STRING in (given, dtype):
+        return array
+    wanted = TensorSpec("", dtype, None).numpy_dtype
+    if array.dtype.kind == "f" and (wanted.kind == "f" or dtype == "bfloat16"):
+        return array.astype(wanted)
+    if not is_text and (array.dtype.kind not in "iu" or wanted.kind not in "iu"):
+        return array
+    with np.errstate(invalid="ignore"):
+        converted = array.astype(wanted)
+    is_same = wanted.kind == "f" or bool(np.array_equal(converted, array))
+    return converted if is_same else array
+
+
+def _fit_images(
+    rows: Rows,
+    signature: Signature,
+    pixel_shape: tuple[int, ...] | None,
+    invert: bool,
+    on_skipped: OnSkipped,
+) -> Rows:
+    (name, spec) = next(iter(signature.inputs.items()))
+    contents = rows.batch[UNNAMED]
+    if spec.dtype == STRING:
+        return rows.take(list(range(len(contents))), {name: contents})
+    shape = tuple(size for size in (spec.shape or ())[1:] if size is not None)
+    shape = shape if len(shape) in (2, 3) else pixel_shape or ()
+    if not shape or spec.dtype not in ("uint8", "float32"):
+        raise TensorMismatchError(
+            f"`{name}` of signature {signature.name!r} wants {spec.describe()}, which says not "
+            f"how large an image is; use signature {PIXELS} or {IMAGE_BYTES}, or give arrays"
+        )
+    kept, images = [], []
+    for index, content in enumerate(contents):
+        try:
+            images.append(decode_image(content, shape, invert=invert))
+            kept.append(index)
+        except DatasetError as error:
+            on_skipped(rows.name_row(index), str(error))
+    pixels: Array = np.array(images, dtype=np.uint8).reshape(len(images), *shape)
+    if spec.dtype == "float32":
+        pixels = pixels.astype(np.float32) / np.float32(255)
+    return rows.take(kept, {name: _fit_array(pixels, spec, is_text=False)})

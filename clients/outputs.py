@@ -1,0 +1,251 @@
+"""Predictions for people and programs: a table, or npz, csv and jsonl files.
+
+A file grows as answers come in, and what was written stays when a command is interrupted
+(an npz is written when it is closed, interrupted or not).
+"""
+
+from __future__ import annotations
+
+import abc
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from clients.input_rows import Rows
+from clients.terminal import print_table
+from contract.errors import ConfigError
+from contract.signature import STRING, Array, Batch, dtype_name
+
+SUFFIXES = (".npz", ".csv", ".jsonl")
+TABLE_ROWS = 20
+_CELL_WIDTH = 48
+
+
+class Sink(abc.ABC):
+    """Where predictions go.
+
+    Args:
+        labels: Class names, in the order of an output's last axis; may be empty.
+
+    Attributes:
+        num_rows: Rows written so far.
+    """
+
+    def __init__(self, labels: Sequence[str] = ()) -> None:
+        self.num_rows = 0
+        self.labels = labels
+
+    def write(self, rows: Rows, indices: Sequence[int], outputs: Batch) -> None:
+        """Adds the answers to the rows at `indices` of `rows`."""
+        self._write([rows.name_row(index) for index in indices], outputs)
+        self.num_rows += len(indices)
+
+    @abc.abstractmethod
+    def _write(self, names: list[str], outputs: Batch) -> None: ...
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Shows or stores what is still held back."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """Where the rows are: `1,024 rows in predictions.csv`."""
+
+
+def open_sink(output: Path | None, labels: Sequence[str]) -> Sink:
+    """The sink for `--output`; a table without.
+
+    Raises:
+        ConfigError: The suffix is unknown, or the file cannot be written.
+    """
+    if output is None:
+        return TableSink(labels)
+    kinds: dict[str, Callable[[Path, Sequence[str]], Sink]]
+    kinds = {".npz": NpzSink, ".csv": CsvSink, ".jsonl": JsonlSink}
+    kind = kinds.get(output.suffix.lower())
+    if kind is None:
+        raise ConfigError(f"--output {output}: give a file that ends in {', '.join(SUFFIXES)}")
+    try:
+        return kind(output, labels)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
+
+
+class TableSink(Sink):
+    """The first rows as a table on stdout."""
+
+    def __init__(self, labels: Sequence[str] = ()) -> None:
+        super().__init__(labels)
+        self._columns: list[str] = []
+        self._cells: list[list[str]] = []
+
+    def _write(self, names: list[str], outputs: Batch) -> None:
+        room = TABLE_ROWS - len(self._cells)
+        if room <= 0:
+            return
+        self._columns = ["row"]
+        columns: list[list[str]] = [names[:room]]
+        for name, array in outputs.items():
+            for heading, cells in _summarise(name, array[:room], self.labels):
+                self._columns.append(heading)
+                columns.append(cells)
+        self._cells += [list(row) for row in zip(*columns, strict=True)]
+
+    def close(self) -> None:
+        if self._cells:
+            print_table(self._columns, self._cells)
+
+    def describe(self) -> str:
+        shown = len(self._cells)
+        rest = self.num_rows - shown
+        more = f"; {rest:,} more are not shown: --output predictions.csv keeps all" if rest else ""
+        return f"{shown:,} rows above{more}"
+
+
+class _FileSink(Sink):
+    def __init__(self, path: Path, labels: Sequence[str]) -> None:
+        super().__init__(labels)
+        self._path = path
+        self._file: TextIO = path.open("w", encoding="utf-8", newline="")
+
+    def write(self, rows: Rows, indices: Sequence[int], outputs: Batch) -> None:
+        super().write(rows, indices, outputs)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def describe(self) -> str:
+        return f"{self.num_rows:,} rows in {self._path}"
+
+
+class CsvSink(_FileSink):
+    """One line per row: its name, the class of an output with classes, then every value."""
+
+    def _write(self, names: list[str], outputs: Batch) -> None:
+        flat = {name: array.reshape(len(array), -1) for name, array in outputs.items()}
+        writer = csv.writer(self._file, lineterminator="\n")
+        if self.num_rows == 0:
+            writer.writerow(["row", *itertools.chain(*map(self._name_columns, outputs.items()))])
+        for index, name in enumerate(names):
+            line: list[str] = [name]
+            for key, array in flat.items():
+                if has_classes(outputs[key]):
+                    line.append(name_class(int(array[index].argmax()), self.labels))
+                line += [format_value(value) for value in array[index]]
+            writer.writerow(line)
+
+    def _name_columns(self, item: tuple[str, Array]) -> list[str]:
+        name, array = item
+        width = int(np.prod(array.shape[1:], dtype=np.int64))
+        values = [name] if array.ndim == 1 else [f"{name}_{index}" for index in range(width)]
+        return [f"{name}_class", *values] if has_classes(array) else values
+
+
+class JsonlSink(_FileSink):
+    """One JSON object per row: `row`, every output, `OUTPUT_class` where it has classes."""
+
+    def _write(self, names: list[str], outputs: Batch) -> None:
+        for index, name in enumerate(names):
+            self._file.write(json.dumps(describe_row(name, index, outputs, self.labels)) + "\n")
+
+
+class NpzSink(Sink):
+    """Every output as one array, and `row_names`; strings as `NAME` bytes and `NAME_offsets`."""
+
+    def __init__(self, path: Path, labels: Sequence[str]) -> None:
+        super().__init__(labels)
+        self._path = path
+        self._names: list[str] = []
+        self._parts: dict[str, list[Array]] = {}
+        path.open("wb").close()  # an unwritable path is better known before the work
+
+    def _write(self, names: list[str], outputs: Batch) -> None:
+        self._names += names
+        for name, array in outputs.items():
+            self._parts.setdefault(name, []).append(array)
+
+    def close(self) -> None:
+        arrays: dict[str, Array] = {"row_names": np.array(self._names, dtype=np.str_)}
+        for name, parts in self._parts.items():
+            arrays |= _store(name, np.concatenate(parts))
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        self._path.write_bytes(buffer.getvalue())
+
+    def describe(self) -> str:
+        return f"{self.num_rows:,} rows in {self._path}"
+
+
+def has_classes(array: Array) -> bool:
+    """Whether an output holds one score per class: floats (rows, classes >= 2)."""
+    return array.ndim == 2 and array.shape[1] >= 2 and array.dtype.kind == "f"
+
+
+def name_class(index: int, labels: Sequence[str]) -> str:
+    """A class's name, or its number where no name is known."""
+    return labels[index] if index < len(labels) else str(index)
+
+
+def format_value(value: Any) -> str:
+    """The shortest text that reads back as the same number; strings as they are."""
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return str(value)
+
+
+def describe_row(name: str, index: int, outputs: Batch, labels: Sequence[str]) -> dict[str, Any]:
+    """One row as a JSON object; NaN and infinity as text, since JSON lacks them."""
+    record: dict[str, Any] = {"row": name}
+    for key, array in outputs.items():
+        if has_classes(array):
+            record[f"{key}_class"] = name_class(int(array[index].argmax()), labels)
+        record[key] = _to_json(array[index])
+    return record
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [_to_json(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, float | np.floating):
+        # str() of a float32 is its shortest text; float() of the float32 has nine digits more.
+        return float(str(value)) if np.isfinite(value) else str(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _summarise(name: str, array: Array, labels: Sequence[str]) -> list[tuple[str, list[str]]]:
+    if not has_classes(array):
+        return [(name, [_shorten(row) for row in array])]
+    order = np.argsort(-array, axis=1, kind="stable")[:, :2]
+    cells = []
+    for place, heading in enumerate(("class", "next")):
+        columns = order[:, place]
+        cells.append((heading, [name_class(int(index), labels) for index in columns]))
+        cells.append((name, [f"{row[i]:.4f}" for row, i in zip(array, columns, strict=True)]))
+    return cells
+
+
+def _shorten(value: Any) -> str:
+    array = np.asarray(value)
+    if array.ndim == 0:
+        text = format_value(array.item() if array.dtype.kind == "O" else array[()])
+    else:
+        text = ", ".join(format_value(item) for item in array.flat[:8])
+        text = f"[{text}{', …' if array.size > 8 else ''}]"
+    return text if len(text) <= _CELL_WIDTH else f"{text[: _CELL_WIDTH - 1]}…"
+
+
+def _store(name: str, array: Array) -> dict[str, Array]:
+    if dtype_name(array.dtype) == STRING:
+        items = [bytes(item) for item in array.flat]
+        blob = np.frombuffer(b"".join(items), np.uint8)
+        return {name: blob, f"{name}_offsets": np.cumsum([0, *map(len, items)], dtype=np.int64)}
+    return {name: array.astype(np.float32) if array.dtype.kind == "V" else array}

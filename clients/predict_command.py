@@ -1,0 +1,160 @@
+"""`predict`: files to a server, predictions back."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clients.answering import Answer, answer_pipelined
+from clients.input_rows import Rows
+from clients.inputs import InputReader
+from clients.interruption import Interrupted
+from clients.on_device import find_version_dir
+from clients.outputs import Sink, describe_row, open_sink
+from clients.targets import (
+    add_server_flags,
+    add_version_dir_flag,
+    find_labels,
+    open_client,
+)
+from clients.terminal import print_json, print_remark, show_progress
+from contract import layout
+from contract.errors import ConfigError
+from contract.signature import Signature
+
+Answering = Callable[[Iterator[Rows], str], Iterator[Answer]]
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the command to the parser."""
+    parser = verbs.add_parser("predict", help="send files, get predictions", description=__doc__)
+    add_input_flags(parser)
+    add_server_flags(parser)
+    add_version_dir_flag(parser, "golden inputs where no INPUT is given, and class names")
+    parser.set_defaults(run=run)
+
+
+def add_input_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of what goes in and where predictions go."""
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        type=Path,
+        metavar="INPUT",
+        help="npz, npy, csv, jsonl, PNG, JPEG, or a folder of images (light ink on dark)",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="an npz, csv or jsonl file; default: a table of the first rows"
+    )
+    parser.add_argument("--signature_name", default="", help="default: chosen by what is given")
+    parser.add_argument("--array_name", default="", help="the array to take of an npz")
+    parser.add_argument("--invert", action="store_true", help="images have dark ink on paper")
+    parser.add_argument("--labels", type=Path, help="a text file, one class name per line")
+    parser.add_argument(
+        "--allow_non_finite", action="store_true", help="send NaN and infinity as they are"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predicts; 1 when something was skipped or failed."""
+    with open_client(args, allow_non_finite=args.allow_non_finite) as client:
+        metadata = client.metadata(version=args.version, version_label=args.version_label)
+
+        def answer(blocks: Iterator[Rows], signature_name: str) -> Iterator[Answer]:
+            return answer_pipelined(
+                client,
+                blocks,
+                signature_name=signature_name,
+                version=args.version,
+                version_label=args.version_label,
+            )
+
+        return predict_files(args, metadata.signatures, answer)
+
+
+def predict_files(
+    args: argparse.Namespace, signatures: Mapping[str, Signature], answer: Answering
+) -> int:
+    """Reads, asks and writes: what `predict` and `on-device run` share.
+
+    Args:
+        args: The flags of `add_input_flags`.
+        signatures: What can be asked.
+        answer: Blocks of rows and a signature name to answers, in order.
+
+    Returns:
+        0, or 1 when something was skipped or failed.
+
+    Raises:
+        Interrupted: Ctrl-C; says what was kept.
+        PlumblineError: Nothing could be read, nothing fits, or the predictor failed.
+    """
+    reader = InputReader(
+        choose_inputs(args),
+        signatures,
+        signature_name=args.signature_name,
+        array_name=args.array_name,
+        invert=args.invert,
+    )
+    if not args.signature_name:
+        print_remark(f"signature {reader.signature.name}")
+    if args.json:
+        return _predict_json(args, reader, answer)
+    sink = open_sink(args.output, find_labels(args))
+    try:
+        failed = _fill(sink, reader, answer)
+    except KeyboardInterrupt:
+        raise Interrupted(f"kept {sink.describe()}" if sink.num_rows else "") from None
+    finally:
+        sink.close()
+    print_remark(sink.describe())
+    return 1 if failed or reader.skipped else 0
+
+
+def choose_inputs(args: argparse.Namespace) -> list[Path]:
+    """The files given, else the golden inputs of --version_dir.
+
+    Raises:
+        ConfigError: Neither is given.
+    """
+    if args.inputs:
+        return list(args.inputs)
+    if args.version_dir is None:
+        raise ConfigError("nothing to predict: give INPUT files, or --version_dir for golden ones")
+    return [find_version_dir(args.version_dir) / layout.GOLDEN]
+
+
+def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
+    num_failed = 0
+    with show_progress("predict") as progress:
+        for part in answer(iter(reader), reader.signature.name):
+            if len(part.indices):
+                sink.write(part.rows, part.indices, part.outputs)
+            for name, reason in part.failed:
+                print_remark(f"failed {name}: {reason}")
+            num_failed += len(part.failed)
+            progress.advance(part.num_rows)
+    return num_failed
+
+
+def _predict_json(args: argparse.Namespace, reader: InputReader, answer: Answering) -> int:
+    labels = find_labels(args)
+    parts = list(answer(iter(reader), reader.signature.name))
+    failed = list(itertools.chain.from_iterable(part.failed for part in parts))
+    rows = [
+        describe_row(part.rows.name_row(index), place, part.outputs, labels)
+        for part in parts
+        for place, index in enumerate(part.indices)
+    ]
+    print_json(
+        {
+            "signature_name": reader.signature.name,
+            "predictions": rows,
+            "failed": [{"row": name, "reason": reason} for name, reason in failed],
+            "skipped": [{"file": name, "reason": reason} for name, reason in reader.skipped],
+        }
+    )
+    return 1 if failed or reader.skipped else 0

@@ -1,0 +1,86 @@
+"""`status`: which versions are served, and what they can be asked."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from clients.results import ModelMetadata, VersionStatus
+from clients.targets import add_server_flags, choose_model_name, open_client
+from clients.terminal import print_json, print_table
+from contract.servable import VersionState
+from contract.signature import Signature
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the command to the parser."""
+    parser = verbs.add_parser(
+        "status", help="the versions of a model, their states and signatures", description=__doc__
+    )
+    add_server_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints both tables; 1 when no version is AVAILABLE."""
+    with open_client(args) as client:
+        versions = client.status(version=args.version, version_label=args.version_label)
+        is_available = any(one.state is VersionState.AVAILABLE for one in versions)
+        metadata = None
+        if is_available:
+            metadata = client.metadata(version=args.version, version_label=args.version_label)
+    if args.json:
+        print_json(_describe(choose_model_name(args), versions, metadata))
+    else:
+        _print_tables(choose_model_name(args), versions, metadata)
+    return 0 if is_available else 1
+
+
+def _describe(
+    model_name: str, versions: list[VersionStatus], metadata: ModelMetadata | None
+) -> dict[str, Any]:
+    return {
+        "model_name": model_name,
+        "versions": [
+            {
+                "version": one.version,
+                "state": one.state.name,
+                "error_code": one.error_code.name,
+                "error_message": one.error_message,
+            }
+            for one in versions
+        ],
+        "signatures_of_version": metadata.version if metadata else None,
+        "signatures": metadata.signatures if metadata else {},
+    }
+
+
+def _print_tables(
+    model_name: str, versions: list[VersionStatus], metadata: ModelMetadata | None
+) -> None:
+    print_table(
+        ["version", "state", "error"],
+        [[one.version, one.state.name, describe_error(one)] for one in versions],
+        title=f"model {model_name}",
+        numeric=["version"],
+    )
+    if metadata is not None:
+        print_table(
+            ["signature", "inputs", "outputs"],
+            [describe_signature(signature) for signature in metadata.signatures.values()],
+            title=f"signatures of version {metadata.version}",
+        )
+
+
+def describe_error(status: VersionStatus) -> str:
+    """The error of a version, "" when there is none."""
+    return f"{status.error_code.name}: {status.error_message}" if status.error_code else ""
+
+
+def describe_signature(signature: Signature) -> list[str]:
+    """Name, inputs and outputs as a person reads them."""
+    return [
+        signature.name,
+        "; ".join(f"{name} {spec.describe()}" for name, spec in signature.inputs.items()),
+        "; ".join(f"{name} {spec.describe()}" for name, spec in signature.outputs.items()),
+    ]

@@ -1,0 +1,154 @@
+"""The flags that say which server and which model a command asks, and the clients they make."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from clients.on_device import find_version_dir
+from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions
+from clients.sync import PredictionClient
+from contract import layout
+from contract.errors import ConfigError, ManifestError
+from contract.manifest import Manifest, read_manifest
+
+DEFAULT_SERVER = "127.0.0.1:8500"
+DEFAULT_REST_SERVER = "127.0.0.1:8501"
+DEFAULT_MODEL_NAME = "default"
+"""TensorFlow Serving's own default of --model_name."""
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a server's address, its credentials and the model."""
+    server = parser.add_argument_group("server")
+    server.add_argument(
+        "--server",
+        default=DEFAULT_SERVER,
+        metavar="ADDRESS",
+        help="host:port of gRPC, several with commas, or unix:/path (default %(default)s)",
+    )
+    server.add_argument(
+        "--model_name", default="", help="default: the version directory's, else `default`"
+    )
+    choice = server.add_mutually_exclusive_group()
+    choice.add_argument("--version", type=int, help="a version number; default: the newest")
+    choice.add_argument("--version_label", help="a version label, such as stable")
+    server.add_argument(
+        "--timeout_s", type=positive_number, default=30.0, help="per call (default %(default)g)"
+    )
+    add_credential_flags(server)
+
+
+def add_credential_flags(group: argparse._ArgumentGroup) -> None:
+    """Adds the flags of TLS and of the bearer token."""
+    group.add_argument("--tls", action="store_true", help="encrypt; trust the system's CAs")
+    group.add_argument("--ca_file", help="PEM: who may sign the server's certificate")
+    group.add_argument("--cert_file", help="PEM: our own certificate (mutual TLS)")
+    group.add_argument("--key_file", help="PEM: its private key")
+    group.add_argument("--tls_server_name", help="the name in the server's certificate")
+    group.add_argument("--auth_token_file", type=Path, help="a file that holds a bearer token")
+
+
+def add_version_dir_flag(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Adds --version_dir."""
+    parser.add_argument(
+        "--version_dir",
+        type=Path,
+        metavar="PATH",
+        help=f"a version directory, or a base path for its newest version: {purpose}",
+    )
+
+
+def connection_options(args: argparse.Namespace) -> ConnectionOptions:
+    """TLS and token of the flags.
+
+    Raises:
+        ConfigError: A file cannot be read, or a key comes without its certificate.
+    """
+    wants_tls = args.tls or args.ca_file or args.cert_file or args.key_file or args.tls_server_name
+    tls = (
+        TlsOptions(args.ca_file, args.cert_file, args.key_file, args.tls_server_name)
+        if wants_tls
+        else None
+    )
+    return ConnectionOptions(tls=tls, token=_read_token(args.auth_token_file))
+
+
+def choose_model_name(args: argparse.Namespace) -> str:
+    """--model_name, else the name in the manifest of --version_dir, else `default`."""
+    if args.model_name:
+        return str(args.model_name)
+    if getattr(args, "version_dir", None):
+        manifest = find_manifest(args.version_dir)
+        if manifest is not None:
+            return manifest.model_name
+    return DEFAULT_MODEL_NAME
+
+
+def find_manifest(path: Path) -> Manifest | None:
+    """The manifest of a version directory or base path; None when it has none to be read."""
+    try:
+        return read_manifest(find_version_dir(path))
+    except (ManifestError, ConfigError):
+        return None
+
+
+def open_client(
+    args: argparse.Namespace, *, allow_non_finite: bool = False, server: str = ""
+) -> PredictionClient:
+    """The gRPC client of the flags.
+
+    Raises:
+        ConfigError: An address or a TLS file cannot be used.
+    """
+    return PredictionClient(
+        (server or args.server).split(","),
+        model_name=choose_model_name(args),
+        timeouts=Timeouts(predict_s=args.timeout_s, control_s=min(args.timeout_s, 10.0)),
+        checks=Checks(allow_non_finite=allow_non_finite),
+        connection=connection_options(args),
+    )
+
+
+def find_labels(args: argparse.Namespace) -> list[str]:
+    """Class names: of --labels, else of --version_dir's assets, else none.
+
+    Raises:
+        ConfigError: --labels cannot be read.
+    """
+    path: Path | None = getattr(args, "labels", None)
+    if path is None and getattr(args, "version_dir", None) and args.version_dir.is_dir():
+        path = find_version_dir(args.version_dir) / layout.LABELS
+        if not path.is_file():
+            return []
+    if path is None:
+        return []
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--labels {path} cannot be read: {error}") from error
+
+
+def positive_number(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return value
+
+
+def positive_count(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _read_token(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--auth_token_file {path} cannot be read: {error}") from error
