@@ -76,7 +76,7 @@ def check_request(batch: Batch, signature: Signature, checks: Checks) -> int:
     if not checks.allow_non_finite:
         for name, array in batch.items():
             if not is_finite(array):
-                raise refuse_non_finite(name, array)
+                raise refuse_non_finite(name, find_row(array))
     return num_rows
 
 
@@ -95,9 +95,14 @@ def find_non_finite_rows(array: Array) -> Array:
     return bad
 
 
-def refuse_non_finite(name: str, array: Array) -> TensorMismatchError:
-    """The error for an input that holds NaN or infinity; names the first such row."""
-    where = f"row {int(find_non_finite_rows(array).argmax())} of `{name}`" if array.ndim else name
+def find_row(array: Array) -> int | None:
+    """The first row that holds NaN or infinity; None for a scalar."""
+    return int(find_non_finite_rows(array).argmax()) if array.ndim else None
+
+
+def refuse_non_finite(name: str, row: int | None = None) -> TensorMismatchError:
+    """The error for an input that holds NaN or infinity, in a row if there are rows."""
+    where = f"`{name}`" if row is None else f"row {row} of `{name}`"
     return TensorMismatchError(
         f"{where} holds NaN or infinity, which would give plausible answers: mend the data, "
         "or set Checks(allow_non_finite=True)"
@@ -146,8 +151,8 @@ def check_reply(
 
 def describe_position(name: str, array: Array) -> str:
     """`output 'y'`, with its first row that is not finite."""
-    row = f", row {int(find_non_finite_rows(array).argmax())}" if array.ndim else ""
-    return f"output {name!r}{row}"
+    row = find_row(array)
+    return f"output {name!r}" if row is None else f"output {name!r}, row {row}"
 
 
 def _check_output(array: Array, spec: TensorSpec, num_rows: int) -> None:

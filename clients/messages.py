@@ -6,7 +6,7 @@ No I/O: `clients.sync` and `clients.aio` carry the bytes, `clients.operations` d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -15,15 +15,15 @@ from clients.examples import write_example
 from clients.results import Classification, ModelMetadata, VersionStatus
 from contract.errors import Code, InternalError
 from contract.servable import ModelSpec, VersionState
-from contract.signature import Array, Batch, Signature, TensorSpec, dtype_name
+from contract.signature import Array, Batch, Signature
 from contract.wire import rpc
 from contract.wire.codec import (
     decode_predict_response,
     encode_predict_request,
     model_spec_to_proto,
 )
-from contract.wire.dtypes import LAYOUTS
 from contract.wire.plumbline_wire import inference_pb2, metadata_pb2, status_pb2
+from contract.wire.signatures import SIGNATURE_DEF_FIELD, signatures_from_metadata
 
 T = TypeVar("T")
 _PREDICT_PATH = rpc.PREDICT.path
@@ -140,22 +140,18 @@ class GrpcDialect:
     def ask_metadata(self, spec: ModelSpec) -> Question:
         """See Dialect."""
         request = metadata_pb2.GetModelMetadataRequest(
-            model_spec=model_spec_to_proto(spec), metadata_field=["signature_def"]
+            model_spec=model_spec_to_proto(spec), metadata_field=[SIGNATURE_DEF_FIELD]
         )
         return Question(rpc.GET_MODEL_METADATA.path, request.SerializeToString())
 
     def read_metadata(self, body: bytes) -> ModelMetadata:
         """See Dialect."""
         reply = _parse(metadata_pb2.GetModelMetadataResponse.FromString, body)
-        packed = reply.metadata["signature_def"].value
-        signatures = _parse(metadata_pb2.SignatureDefMap.FromString, packed).signature_def
-        return ModelMetadata(
-            name=reply.model_spec.name,
-            version=reply.model_spec.version.value,
-            signatures={
-                name: read_signature(name, signatures[name]) for name in sorted(signatures)
-            },
-        )
+        try:
+            spec, signatures = signatures_from_metadata(reply)
+        except InternalError as error:
+            raise InternalError(error.message, code=Code.DATA_LOSS) from error
+        return ModelMetadata(spec.name, spec.version or 0, signatures)
 
     def ask_status(self, spec: ModelSpec) -> Question:
         """See Dialect."""
@@ -174,33 +170,6 @@ class GrpcDialect:
             )
             for row in reply.model_version_status
         ]
-
-
-def read_signature(name: str, proto: Any) -> Signature:
-    """The Signature of a `SignatureDef` message."""
-    return Signature(
-        name=name,
-        inputs=_read_specs(proto.inputs),
-        outputs=_read_specs(proto.outputs),
-        method_name=proto.method_name,
-    )
-
-
-def _read_specs(infos: Any) -> dict[str, TensorSpec]:
-    return {name: _read_spec(name, infos[name]) for name in sorted(infos)}
-
-
-def _read_spec(name: str, info: Any) -> TensorSpec:
-    layout = LAYOUTS.get(info.dtype)
-    shape = info.tensor_shape
-    return TensorSpec(
-        name=name,
-        # A dtype that no array holds keeps its number: no batch will fit it.
-        dtype=dtype_name(layout.dtype) if layout else f"DataType {info.dtype}",
-        shape=None
-        if shape.unknown_rank
-        else tuple(None if dim.size < 0 else dim.size for dim in shape.dim),
-    )
 
 
 def _ask_examples(

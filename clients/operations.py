@@ -181,6 +181,10 @@ class Operations:
         body = yield from self._exchange(self.dialect.ask_metadata(_bare(spec)), deadline)
         return self._memory.learn(spec, self.dialect.read_metadata(body))
 
+    def learn_now(self, spec: ModelSpec) -> Steps[Known]:
+        """The same, with the deadline of a control call."""
+        return (yield from self.learn(spec, self.clock() + self.timeouts.control_s))
+
     def _learn_version(self, spec: ModelSpec, version: int, deadline: float) -> Steps[Known | None]:
         """The same of an exact version; None when it is gone again, or elsewhere."""
         try:
@@ -223,13 +227,18 @@ class Operations:
     def wait_until_available(self, spec: ModelSpec, timeout_s: float) -> Steps[VersionStatus]:
         """Asks for the status until a version is AVAILABLE, has failed, or time is up."""
         deadline, pause_s, seen = self.clock() + timeout_s, _POLL_S, "no answer yet"
-        question = self.dialect.ask_status(spec)
+        # A label says nothing about states; but only an available version has metadata.
+        labelled = spec.version_label is not None
+        ask = self.dialect.ask_metadata if labelled else self.dialect.ask_status
         while (left := deadline - self.clock()) > 0:
-            reply = yield Call(*question, min(left, self.timeouts.control_s))
+            reply = yield Call(*ask(spec), min(left, self.timeouts.control_s))
             if isinstance(reply, PlumblineError):
-                if reply.code not in _WORTH_WAITING:
+                if reply.code not in _WORTH_WAITING and not labelled:
                     raise reply
                 seen = reply.message
+            elif labelled:
+                version = self.dialect.read_metadata(reply or b"").version
+                return VersionStatus(version, VersionState.AVAILABLE)
             else:
                 found = self.dialect.read_status(reply or b"")
                 ready = [row for row in found if row.state is VersionState.AVAILABLE]

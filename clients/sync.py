@@ -1,18 +1,15 @@
-"""PredictionClient: the operations over gRPC, one after the other in the calling thread."""
+"""PredictionClient: the operations over gRPC, in the calling thread."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
-
-import grpc
+from typing import TypeVar
 
 from clients.checking import BatchLike
-from clients.connection import explain_failure, open_channel
 from clients.examples import Examples, Features
 from clients.messages import GrpcDialect
-from clients.operations import Call, Operations, Steps
+from clients.operations import Operations, Steps
 from clients.options import (
     DEFAULT_CHECKS,
     DEFAULT_CONNECTION,
@@ -21,10 +18,12 @@ from clients.options import (
     ConnectionOptions,
     Timeouts,
 )
-from clients.results import Classification, ModelMetadata, VersionStatus
+from clients.results import Classification, ModelMetadata, Part, VersionStatus
 from clients.retry import DEFAULT_RETRY, RetryPolicy
+from clients.rows import Rows
+from clients.runs import ProgressCallback, RunOptions
 from clients.shell import run_steps
-from contract.errors import PlumblineError
+from clients.sync_calls import SyncCaller, stream_parts
 from contract.signature import Array
 
 T = TypeVar("T")
@@ -65,9 +64,7 @@ class PredictionClient:
         self._operations = Operations(
             GrpcDialect(), model_name=model_name, timeouts=timeouts, retry=retry, checks=checks
         )
-        self._headers = connection.headers
-        self._channel, self._address = open_channel(grpc, address, connection)
-        self._methods: dict[str, Any] = {}
+        self._caller = SyncCaller(address, connection)
 
     def predict(
         self,
@@ -104,6 +101,59 @@ class PredictionClient:
         """
         spec = self._operations.specify(version, version_label, signature_name)
         return self._run(self._operations.predict(batch, spec, output_filter, timeout_s))
+
+    def predict_many(  # noqa: PLR0913  everything of predict, and how to cut
+        self,
+        data: Rows,
+        *,
+        batch_size: int | None = None,
+        max_in_flight: int = 4,
+        signature_name: str = "",
+        version: int | None = None,
+        version_label: str | None = None,
+        output_filter: Sequence[str] = (),
+        timeout_s: float | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[Part]:
+        """Sends any number of rows, several batches at a time, and keeps their order.
+
+        Memory holds `max_in_flight` batches, however many rows there are. A batch that
+        fails for a row's sake is sent again alone, then in halves until the bad rows are
+        found: they come as `Part.failed`, the rest is answered. A server that restarts on
+        the way is waited for, `RetryPolicy.patience_s` long. Leaving the loop cancels what
+        is in flight.
+
+        Args:
+            data: All rows (an array, or a mapping of input name to array), or an iterator
+                of rows or batches of any size, which may be endless.
+            batch_size: Rows of a batch; as many as fit into one message, and at most 256,
+                without it.
+            max_in_flight: Batches held at a time: sent, or not yet delivered.
+            signature_name: "" stands for `serving_default`.
+            version: A version number; the newest available without one.
+            version_label: A version label, instead of a version.
+            output_filter: The outputs wanted; all without it.
+            timeout_s: Seconds for one sending of a batch; `timeouts.predict_s` without it.
+            progress: Called with a Progress before each part is delivered.
+
+        Returns:
+            The parts, in the order of the rows; see `join_parts`.
+
+        Raises:
+            ConfigError: A number that cannot be.
+            UnansweredRowsError: The run ended early, after some parts; says which rows were
+                not answered.
+            PlumblineError: It ended before any row was answered; as for `predict`.
+        """
+        spec = self._operations.specify(version, version_label, signature_name)
+        options = RunOptions(
+            batch_size=batch_size,
+            max_in_flight=max_in_flight,
+            output_filter=output_filter,
+            timeout_s=timeout_s or self._operations.timeouts.predict_s,
+            progress=progress,
+        )
+        return stream_parts(self._caller, self._operations, data, spec, options)
 
     def classify(
         self,
@@ -232,7 +282,7 @@ class PredictionClient:
 
     def close(self) -> None:
         """Closes the connection; calls in flight are cancelled."""
-        self._channel.close()
+        self._caller.close()
 
     def __enter__(self) -> PredictionClient:
         return self
@@ -246,23 +296,4 @@ class PredictionClient:
         self.close()
 
     def _run(self, steps: Steps[T]) -> T:
-        return run_steps(steps, self._make)
-
-    def _make(self, call: Call) -> bytes | PlumblineError:
-        path, body, timeout_s = call
-        try:
-            reply: bytes = self._method(path)(
-                body, timeout=timeout_s, metadata=self._headers() or None
-            )
-        except grpc.RpcError as failure:
-            error = explain_failure(failure, self._address, path, timeout_s)
-            error.__cause__ = failure
-            return error
-        return reply
-
-    def _method(self, path: str) -> Any:
-        """The bytes-in, bytes-out callable of a method, made once."""
-        found = self._methods.get(path)
-        if found is None:
-            found = self._methods[path] = self._channel.unary_unary(path)
-        return found
+        return run_steps(steps, self._caller.make)

@@ -26,11 +26,9 @@ from contract.wire.codec import (
     encode_predict_response,
     model_spec_from_proto,
 )
-from contract.wire.dtypes import LAYOUTS
 from contract.wire.plumbline_wire import metadata_pb2
+from contract.wire.signatures import metadata_response, signature_to_proto
 from contract.wire.status import grpc_status, trailing_metadata_for
-
-NUMBERS = {layout.name: number for number, layout in LAYOUTS.items()}
 
 
 def make_signature(name: str = "serving_default", **changes: Any) -> Signature:
@@ -151,16 +149,9 @@ class ModelServer:
         request = metadata_pb2.GetModelMetadataRequest.FromString(body)
         spec = model_spec_from_proto(request.model_spec)
         version = spec.version or self.labels.get(spec.version_label or "", self.version)
-        signatures = metadata_pb2.SignatureDefMap()
-        for name, signature in self.signatures.items():
-            fill_signature(signatures.signature_def[name], signature)
-        reply = metadata_pb2.GetModelMetadataResponse()
-        reply.model_spec.name = spec.name
-        reply.model_spec.version.value = version
-        packed = reply.metadata["signature_def"]
-        packed.type_url = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
-        packed.value = signatures.SerializeToString()
-        return bytes(reply.SerializeToString())
+        protos = {name: signature_to_proto(found) for name, found in self.signatures.items()}
+        served = ModelSpec(spec.name, version)
+        return bytes(metadata_response(served, protos).SerializeToString())
 
     def _GetModelStatus(self, body: bytes) -> bytes:  # noqa: N802
         reply = rpc.GET_MODEL_STATUS.response()
@@ -208,20 +199,6 @@ def _read_examples(message: Any) -> list[tuple[Any, Any]]:
     return [(example, shared) for example in held.examples]
 
 
-def fill_signature(proto: Any, signature: Signature) -> None:
-    """Writes a signature into a `SignatureDef` message."""
-    proto.method_name = signature.method_name
-    for target, specs in ((proto.inputs, signature.inputs), (proto.outputs, signature.outputs)):
-        for name, spec in specs.items():
-            info = target[name]
-            info.dtype = NUMBERS[spec.dtype]
-            if spec.shape is None:
-                info.tensor_shape.unknown_rank = True
-                continue
-            for size in spec.shape:
-                info.tensor_shape.dim.add(size=-1 if size is None else size)
-
-
 class _Handler(grpc.GenericRpcHandler):
     def __init__(self, server: ModelServer) -> None:
         self._server = server
@@ -250,6 +227,5 @@ __all__ = [
     "REGRESS_METHOD",
     "ModelServer",
     "answer_sums",
-    "fill_signature",
     "make_signature",
 ]
