@@ -1,0 +1,159 @@
+"""Golden examples through every hop: does each way to ask give the in-process answer?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from clients.hops import Hop
+from contract.errors import Code, PlumblineError, UnimplementedError
+from contract.golden import Golden, GoldenExamples
+from contract.parity import OutputParity, ParityReport, Predictor, Tolerance, replay
+
+AGREES, DIFFERS, UNREACHABLE, FAILED, IN_PART = (
+    "agrees",
+    "differs",
+    "unreachable",
+    "failed",
+    "in part",
+)
+_UNREACHABLE_CODES = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
+_FEW_ROWS = 32
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HopReport:
+    """What one hop answered.
+
+    Attributes:
+        hop: Its name.
+        verdict: `agrees`, `differs`, `failed` (an error), `unreachable`, or `in part` (what
+            answered agrees, and a signature did not answer).
+        reports: One per signature that answered.
+        problems: What else a person should know, one sentence each.
+    """
+
+    hop: str
+    verdict: str
+    reports: tuple[ParityReport, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows over all signatures."""
+        return sum(report.num_rows for report in self.reports)
+
+    @property
+    def outputs(self) -> list[tuple[str, OutputParity]]:
+        """Signature name and comparison of every output."""
+        return [(report.signature_name, one) for report in self.reports for one in report.outputs]
+
+    @property
+    def max_abs_difference(self) -> float:
+        """Largest difference over all outputs."""
+        return max((one.max_abs_difference for _, one in self.outputs), default=0.0)
+
+    @property
+    def max_ulp(self) -> int:
+        """Largest difference in representable floats."""
+        return max((one.max_ulp for _, one in self.outputs), default=0)
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """Share of rows whose class agrees, over all outputs that have classes."""
+        shares = [
+            (one.top1_agreement, one.num_rows)
+            for _, one in self.outputs
+            if one.top1_agreement is not None
+        ]
+        rows = sum(count for _, count in shares)
+        return sum(share * count for share, count in shares) / rows if rows else None
+
+    @property
+    def worst_row(self) -> str:
+        """Signature and row of the largest difference, "" when all are equal."""
+        name, worst = max(
+            self.outputs,
+            key=lambda pair: (not pair[1].passed, pair[1].max_abs_difference),
+            default=("", None),
+        )
+        return "" if worst is None or worst.worst_row is None else f"{name}[{worst.worst_row}]"
+
+
+def check_hop(hop: Hop, golden: Golden) -> HopReport:
+    """Replays golden examples through one hop.
+
+    Args:
+        hop: How to ask.
+        golden: Inputs and in-process outputs; signatures that the hop cannot have (strings
+            on a device) are left out.
+    """
+    names = [
+        name
+        for name in golden.signatures
+        if hop.signature_names is None or name in hop.signature_names
+    ]
+    if not names:
+        return HopReport(hop.name, FAILED, problems=("golden has none of its signatures",))
+    try:
+        with hop.open() as predictor:
+            return _judge(hop, [(name, golden.signatures[name]) for name in names], predictor)
+    except PlumblineError as error:
+        return _blame(hop.name, error, ())
+
+
+def _judge(
+    hop: Hop, examples: Iterable[tuple[str, GoldenExamples]], predictor: Predictor
+) -> HopReport:
+    reports: list[ParityReport] = []
+    problems: list[str] = []
+    for name, one in examples:
+        tolerance = relax_tolerance(hop.tolerance, one.num_examples)
+        try:
+            reports.append(replay(one, predictor, tolerance, signature_name=name))
+        except UnimplementedError as error:
+            problems.append(f"{name} is not served: {_flatten(error)}")
+        except PlumblineError as error:
+            return _blame(hop.name, error, tuple(reports), where=f"{name}: ")
+    failed = [
+        f"{report.signature_name}: {describe_difference(output)}"
+        for report in reports
+        for output in report.outputs
+        if not output.passed
+    ]
+    verdict = DIFFERS if failed else IN_PART if problems else AGREES
+    return HopReport(hop.name, verdict, tuple(reports), (*failed, *problems))
+
+
+def relax_tolerance(tolerance: Tolerance, num_rows: int) -> Tolerance:
+    """The same gate for few rows: one row may differ where a share allows any to differ.
+
+    The shares are meant for a whole test split; 99 % of 64 golden rows would be all of them.
+    """
+    if not 0 < tolerance.min_top1_agreement < 1 or num_rows < _FEW_ROWS:
+        return tolerance
+    share = min(tolerance.min_top1_agreement, (num_rows - 1) / num_rows)
+    return dataclasses.replace(tolerance, min_top1_agreement=share)
+
+
+def describe_difference(output: OutputParity) -> str:
+    """Why an output is outside its tolerance."""
+    if output.problem:
+        return output.problem
+    text = f"{output.name} differs by up to {output.max_abs_difference:.3g}"
+    if output.worst_row is not None:
+        text += f" (row {output.worst_row})"
+    if output.top1_agreement is not None:
+        text += f", top-1 agreement {output.top1_agreement:.2%}"
+    return text
+
+
+def _blame(
+    hop: str, error: PlumblineError, reports: tuple[ParityReport, ...], *, where: str = ""
+) -> HopReport:
+    verdict = UNREACHABLE if error.code in _UNREACHABLE_CODES else FAILED
+    return HopReport(hop, verdict, reports, (f"{where}{_flatten(error)}",))
+
+
+def _flatten(error: PlumblineError) -> str:
+    return " ".join(error.message.split())

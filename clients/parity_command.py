@@ -1,0 +1,211 @@
+"""`parity`: every way to ask a model, against the in-process answers in golden examples."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clients.extras import import_extra
+from clients.hops import (
+    GRPC,
+    GRPC_AIO,
+    ON_DEVICE,
+    TOLERANCES,
+    Blocking,
+    Hop,
+    Pinned,
+    list_hops,
+    make_device_hop,
+)
+from clients.interruption import Interrupted
+from clients.on_device import find_version_dir
+from clients.options import Checks, Timeouts
+from clients.parity import AGREES, DIFFERS, UNREACHABLE, HopReport, check_hop
+from clients.sync import PredictionClient
+from clients.targets import (
+    DEFAULT_REST_SERVER,
+    add_server_flags,
+    add_version_dir_flag,
+    choose_model_name,
+    connection_options,
+)
+from clients.terminal import print_json, print_remark, print_table
+from contract import layout
+from contract.errors import ConfigError, PlumblineError, UnimplementedError
+from contract.golden import read_golden
+
+_NUMERIC = ("rows", "max abs difference", "max ULP", "top-1 agreement")
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the command to the parser."""
+    parser = verbs.add_parser(
+        "parity", help="does every way to ask give the in-process answer?", description=__doc__
+    )
+    parser.add_argument(
+        "--via",
+        default="all",
+        metavar="HOPS",
+        help=f"with commas: {', '.join(TOLERANCES)}; or all (default)",
+    )
+    add_version_dir_flag(parser, "golden examples and TFLite variants")
+    parser.add_argument(
+        "--golden", type=Path, help="golden examples, such as `python -m exporter predict` writes"
+    )
+    parser.add_argument(
+        "--rest_server",
+        default=DEFAULT_REST_SERVER,
+        metavar="ADDRESS",
+        help="host:port or URL of REST (default %(default)s)",
+    )
+    parser.add_argument("--per_signature", action="store_true", help="one line per signature")
+    add_server_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints one table: 0 all agree, 1 a difference or an error, 3 unreachable."""
+    version_dir = find_version_dir(args.version_dir) if args.version_dir else None
+    path = _choose_golden(args.golden, version_dir)
+    golden = read_golden(path)
+    if version_dir and not args.golden and args.version is None and args.version_label is None:
+        # Golden examples belong to one version: a newer one may answer differently.
+        args.version = layout.parse_version(version_dir.name)
+    names = list_hops(args.via, version_dir)
+    reports: list[HopReport] = []
+    try:
+        for name in names:
+            print_remark(f"asking {name}")
+            reports.append(_check(name, args, version_dir, golden))
+    except KeyboardInterrupt:
+        _print(args, reports, path)
+        raise Interrupted(f"{len(reports)} of {len(names)} hops were checked") from None
+    _print(args, reports, path)
+    return choose_status(reports)
+
+
+def choose_status(reports: Sequence[HopReport]) -> int:
+    """0 when all agree; 1 for a difference, an error or a gap; 3 when all else is unreachable."""
+    verdicts = {report.verdict for report in reports}
+    if verdicts <= {AGREES}:
+        return 0
+    return 3 if verdicts <= {AGREES, UNREACHABLE} else 1
+
+
+def _choose_golden(golden: Path | None, version_dir: Path | None) -> Path:
+    if golden is not None:
+        return golden
+    if version_dir is None:
+        raise ConfigError("parity needs golden examples: give --version_dir or --golden")
+    return version_dir / layout.GOLDEN
+
+
+def _check(name: str, args: argparse.Namespace, version_dir: Path | None, golden: Any) -> HopReport:
+    try:
+        if name.startswith(ON_DEVICE):
+            hop = make_device_hop(name, version_dir)
+        else:
+            hop = _make_server_hop(name, args)
+    except UnimplementedError as error:
+        if args.via != "all":
+            raise
+        return HopReport(name, "skipped", problems=(error.message,))
+    except PlumblineError as error:
+        if isinstance(error, ConfigError):
+            raise
+        return HopReport(name, "failed", problems=(error.message,))
+    return check_hop(hop, golden)
+
+
+def _make_server_hop(name: str, args: argparse.Namespace) -> Hop:
+    options: dict[str, Any] = {
+        "model_name": choose_model_name(args),
+        "timeouts": Timeouts(predict_s=args.timeout_s, control_s=min(args.timeout_s, 10.0)),
+        "checks": Checks(allow_non_finite=True),
+        "connection": connection_options(args),
+    }
+    pin = {"version": args.version, "version_label": args.version_label}
+    addresses = args.server.split(",")
+    if name not in (GRPC, GRPC_AIO):
+        import_extra("httpx", "REST")
+
+    @contextmanager
+    def open_predictor() -> Iterator[Pinned]:
+        if name == GRPC:
+            with PredictionClient(addresses, **options) as client:
+                yield Pinned(client, **pin)
+        elif name == GRPC_AIO:
+            from clients.aio import AsyncPredictionClient
+
+            with Blocking(lambda: AsyncPredictionClient(addresses, **options)) as blocking:
+                yield Pinned(blocking, **pin)
+        else:
+            from clients.rest import RestClient
+
+            with RestClient(args.rest_server, **options) as rest:
+                yield Pinned(rest, **pin)
+
+    return Hop(name, TOLERANCES[name], open_predictor)
+
+
+def _print(args: argparse.Namespace, reports: Sequence[HopReport], path: Path) -> None:
+    if args.json:
+        print_json({"golden": str(path), "hops": [_describe(report) for report in reports]})
+        return
+    rows = [_make_row(report) for report in reports]
+    if args.per_signature:
+        rows = [row for report in reports for row in _split(report)]
+    print_table(
+        ["hop", "signatures", *_NUMERIC, "worst row", "verdict"],
+        rows,
+        title=f"parity with {path}",
+        numeric=_NUMERIC,
+    )
+    for report in reports:
+        for problem in report.problems:
+            print_remark(f"{report.hop}: {problem}")
+
+
+def _make_row(report: HopReport) -> list[str]:
+    agreement = report.top1_agreement
+    return [
+        report.hop,
+        str(len(report.reports)) if len(report.reports) != 1 else report.reports[0].signature_name,
+        f"{report.num_rows:,}",
+        f"{report.max_abs_difference:.2e}" if report.reports else "",
+        f"{report.max_ulp:,}" if report.reports else "",
+        "" if agreement is None else f"{agreement:.2%}",
+        report.worst_row,
+        report.verdict,
+    ]
+
+
+def _split(report: HopReport) -> list[list[str]]:
+    if not report.reports:
+        return [_make_row(report)]
+    return [
+        _make_row(
+            dataclasses.replace(
+                report, reports=(one,), verdict=AGREES if one.passed else DIFFERS, problems=()
+            )
+        )
+        for one in report.reports
+    ]
+
+
+def _describe(report: HopReport) -> dict[str, Any]:
+    return {
+        "hop": report.hop,
+        "verdict": report.verdict,
+        "num_rows": report.num_rows,
+        "max_abs_difference": report.max_abs_difference,
+        "max_ulp": report.max_ulp,
+        "top1_agreement": report.top1_agreement,
+        "worst_row": report.worst_row,
+        "problems": report.problems,
+        "signatures": report.reports,
+    }
