@@ -163,8 +163,7 @@ class Lifecycle:
         aspired = [one for one in self._models[name].values() if one.aspired]
         if aspired and not any(one.phase in (Phase.NEW, Phase.LOADING) for one in aspired):
             self._decided.add(name)
-            with self._monitor.changed:
-                self._monitor.changed.notify_all()
+            self._monitor.announce()
 
     def _begin_load(self, harness: Harness) -> None:
         if harness.num_tries == 1:

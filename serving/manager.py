@@ -10,11 +10,13 @@ from types import TracebackType
 from contract.errors import (
     Code,
     ConfigError,
+    DeadlineExceededError,
     PlumblineError,
     ServableNotFoundError,
     ServableUnavailableError,
 )
-from contract.servable import ModelSpec, ServableId, VersionState
+from contract.servable import ModelSpec
+from serving.failures import Failure, describe_failures, find_failure
 from serving.lease import Lease
 from serving.lifecycle import Lifecycle
 from serving.loading import LoadFunction, LoadPolicy
@@ -143,28 +145,12 @@ class ServableManager:
         """Blocks until `is_ready`; False when the time ran out."""
         return self.monitor.wait_for(self.is_ready, timeout_s=timeout_s)
 
-    def explain_failure(self, name: str) -> str:
-        """Why a model serves nothing and will not without a change; "" while it may still.
-
-        In the words of `ServerCore::WaitUntilModelsAvailable`, plus missing base paths.
-        """
-        if name in self._table.routes:
-            return ""
+    def find_failure(self, name: str) -> Failure | None:
+        """Why a model serves nothing and will not without a change; None while it may."""
         sighting = self._sightings.get(name)
-        if sighting is None:
-            return ""
-        if sighting.error is not None:
-            return f"{{{name} due to error: {sighting.error.code.name}: {sighting.error.message}}}"
-        states = [self.monitor.find(ServableId(name, version)) for version in sighting.versions]
-        if not states:
-            return f"{{{name} due to error: {' '.join(sighting.warnings)}}}"
-        if any(one is None or one.state is not VersionState.END for one in states):
-            return ""
-        return ", ".join(
-            f"{{{ServableId(name, one.version)} due to error: {one.code.name}: {one.message}}}"
-            for one in states
-            if one is not None
-        )
+        if name in self._table.routes or sighting is None:
+            return None
+        return find_failure(sighting, self.monitor)
 
     def reload(self, models: Sequence[ModelConfig], *, timeout_s: float | None = None) -> None:
         """Replaces the whole configuration and waits until new models are AVAILABLE.
@@ -218,19 +204,14 @@ class ServableManager:
 
     def _wait_for_models(self, names: Sequence[str], timeout_s: float | None) -> None:
         def is_decided(name: str) -> bool:
-            return name in self._table.routes or bool(self.explain_failure(name))
+            return name in self._table.routes or self.find_failure(name) is not None
 
         if not self.monitor.wait_for(lambda: all(map(is_decided, names)), timeout_s=timeout_s):
-            raise PlumblineError(
-                f"models still loading after {timeout_s} s", code=Code.DEADLINE_EXCEEDED
-            )
-        failures = [reason for name in names if (reason := self.explain_failure(name))]
+            raise DeadlineExceededError(f"models are still loading after {timeout_s} s")
+        found = [self.find_failure(name) for name in names]
+        failures = [failure for failure in found if failure is not None]
         if failures:
-            listed = "".join(f"{reason}, " for reason in failures)
-            raise PlumblineError(
-                f"{len(failures)} model(s) did not become available: {{{listed}}}",
-                code=Code.UNKNOWN,
-            )
+            raise PlumblineError(describe_failures(failures), code=Code.UNKNOWN)
 
     def _is_available(self, name: str, version: int) -> bool:
         route = self._table.routes.get(name)
@@ -246,12 +227,11 @@ class ServableManager:
             self._lifecycle.aspire(name, dict(sighting.versions))
         # After aspire, so that nobody who waits sees versions without states.
         self._sightings[name] = sighting
-        with self.monitor.changed:
-            self.monitor.changed.notify_all()
+        self.monitor.announce()
 
     def _explain_absence(self, spec: ModelSpec, error: PlumblineError) -> PlumblineError:
         if any(one.name == spec.name for one in self._models) and not (
-            self._lifecycle.is_decided(spec.name) or self.explain_failure(spec.name)
+            self._lifecycle.is_decided(spec.name) or self.find_failure(spec.name)
         ):
             return ServableUnavailableError(
                 f"model {spec.name!r} is loading for the first time; try again in a moment"

@@ -40,10 +40,22 @@ class StateMonitor:
         self.changed = threading.Condition(threading.RLock())
         self._states: dict[str, dict[int, VersionStatus]] = {}
         self._listeners: list[Callable[[ServableId, VersionStatus], None]] = []
+        self._watchers: list[Callable[[], None]] = []
 
     def subscribe(self, listener: Callable[[ServableId, VersionStatus], None]) -> None:
         """Calls `listener` on every change, on the thread that made it; it must be quick."""
         self._listeners.append(listener)
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Calls `watcher` whenever something that readiness depends on may have changed."""
+        self._watchers.append(watcher)
+
+    def announce(self) -> None:
+        """Wakes whoever waits or watches."""
+        with self.changed:
+            self.changed.notify_all()
+        for watcher in self._watchers:
+            watcher()
 
     def publish(
         self, servable_id: ServableId, state: VersionState, *, error: PlumblineError | None = None
@@ -62,9 +74,9 @@ class StateMonitor:
             ended = [v for v, one in versions.items() if one.state is VersionState.END]
             for version in sorted(ended)[:-MAX_ENDED_VERSIONS]:
                 del versions[version]
-            self.changed.notify_all()
         for listener in self._listeners:
             listener(servable_id, status)
+        self.announce()
 
     def find(self, servable_id: ServableId) -> VersionStatus | None:
         """The status of one version, or None if it was never aspired."""

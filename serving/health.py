@@ -1,0 +1,105 @@
+"""Whether the server lives and is ready, over HTTP and over grpc.health.v1.
+
+Ready means: every configured model has an AVAILABLE version, its first load is decided, and
+the server is not on its way out. With --strict_compat gRPC answers SERVING from the start and
+knows the bare service names only, as TensorFlow Serving does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+
+from contract.wire.plumbline_wire import health_pb2
+from contract.wire.rpc import HEALTH_CHECK, HEALTH_WATCH, MODEL_SERVICE, PREDICTION_SERVICE
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+_TENSORFLOW_SERVING_NAMES = frozenset(("", "PredictionService", "ModelService"))
+_OWN_NAMES = frozenset((PREDICTION_SERVICE, MODEL_SERVICE))
+
+
+class Health:
+    """The server's health; belongs to the event loop's thread.
+
+    Args:
+        is_ready: Asks the manager.
+        strict: --strict_compat.
+    """
+
+    def __init__(self, is_ready: Callable[[], bool], *, strict: bool = False) -> None:
+        self._ask = is_ready
+        self._strict = strict
+        self._is_draining = False
+        self._changed = asyncio.Event()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether traffic should come here."""
+        return not self._is_draining and self._ask()
+
+    def drain(self) -> None:
+        """Says from now on that the server is not ready."""
+        self._is_draining = True
+        self.announce()
+
+    def announce(self) -> None:
+        """Wakes whoever watches, as readiness may have changed."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def find_status(self, service: str) -> int:
+        """The ServingStatus of a service name."""
+        known = service in _TENSORFLOW_SERVING_NAMES
+        if not self._strict:
+            known = known or service in _OWN_NAMES
+        if not known:
+            return int(_SERVICE_UNKNOWN)
+        serving = not self._is_draining if self._strict else self.is_ready
+        return int(_SERVING if serving else _NOT_SERVING)
+
+    async def watch(self, service: str) -> AsyncIterator[int]:
+        """The status now and after each change; ends with the server."""
+        last = None
+        while True:
+            changed = self._changed
+            status = self.find_status(service)
+            if status != last:
+                last = status
+                yield status
+            if self._is_draining:
+                return
+            await changed.wait()
+
+
+class HealthHandler(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no types
+    """grpc.health.v1.Health over a `Health`."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        codec = {
+            "request_deserializer": health_pb2.HealthCheckRequest.FromString,
+            "response_serializer": health_pb2.HealthCheckResponse.SerializeToString,
+        }
+        self._handlers = {
+            HEALTH_CHECK.path: grpc.unary_unary_rpc_method_handler(self._check, **codec),
+            HEALTH_WATCH.path: grpc.unary_stream_rpc_method_handler(self._watch, **codec),
+        }
+
+    def service(self, handler_call_details: Any) -> Any:
+        """grpcio asks for the handler of a path; None when it is not ours."""
+        return self._handlers.get(handler_call_details.method)
+
+    async def _check(self, request: Any, context: Any) -> Any:
+        status = self._health.find_status(request.service)
+        if status == _SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "service name unknown")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def _watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for status in self._health.watch(request.service):
+            yield health_pb2.HealthCheckResponse(status=status)
