@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from clients import on_device_command, parity_command, predict_command, status_command
+from clients import (
+    load_command,
+    on_device_command,
+    parity_command,
+    predict_command,
+    status_command,
+)
 
-COMMANDS = (status_command, predict_command, parity_command, on_device_command)
+COMMANDS = (status_command, predict_command, parity_command, on_device_command, load_command)

@@ -68,9 +68,10 @@ class Progress:
         num_rows: Rows so far.
     """
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, unit: str = "rows") -> None:
         self.num_rows = 0
         self._label = label
+        self._unit = unit
         self._start = time.perf_counter()
 
     def advance(self, num_rows: int) -> None:
@@ -84,19 +85,23 @@ class Progress:
 
     def describe(self) -> str:
         """For example `predict: 12,800 rows, 54,321 rows/s`."""
-        return f"{self._label}: {self.num_rows:,} rows, {self.rate:,.0f} rows/s"
+        unit = self._unit
+        return f"{self._label}: {self.num_rows:,} {unit}, {self.rate:,.0f} {unit}/s"
 
 
 @contextmanager
-def show_progress(label: str, *, total: int | None = None) -> Iterator[Progress]:
+def show_progress(
+    label: str, *, total: int | None = None, unit: str = "rows"
+) -> Iterator[Progress]:
     """A progress bar with rows/s on a terminal; one line at the end elsewhere.
 
     Args:
         label: What is being done.
         total: Rows in all, None when nobody knows yet.
+        unit: What is counted.
     """
     if not _is_rich(sys.stderr):
-        progress = Progress(label)
+        progress = Progress(label, unit)
         try:
             yield progress
         finally:
@@ -108,8 +113,8 @@ def show_progress(label: str, *, total: int | None = None) -> Iterator[Progress]
     bar = rich_progress.Progress(
         text("{task.description}"),
         rich_progress.BarColumn(),
-        text("{task.completed:,} rows"),
-        text("{task.fields[rate]:,.0f} rows/s"),
+        text(f"{{task.completed:,}} {unit}"),
+        text(f"{{task.fields[rate]:,.0f}} {unit}/s"),
         rich_progress.TimeElapsedColumn(),
         console=console,
     )
