@@ -81,8 +81,13 @@ class _SignatureIndex(msgspec.Struct, frozen=True):
     batch_sizes: tuple[int, ...]
 
 
-def write_golden(path: Path, golden: Golden) -> None:
+def write_golden(path: Path, golden: Golden, *, compress: bool = True) -> None:
     """Writes a golden file. Equal content gives equal bytes.
+
+    Args:
+        path: Its folder is made when missing.
+        golden: What to write.
+        compress: False for large files that are read once and thrown away.
 
     Raises:
         OSError: The file cannot be written.
@@ -98,7 +103,8 @@ def write_golden(path: Path, golden: Golden) -> None:
     }
     encoded = np.frombuffer(msgspec.json.encode(index, order="sorted"), np.uint8)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **{_INDEX: encoded}, **arrays)
+    save = np.savez_compressed if compress else np.savez
+    save(buffer, allow_pickle=False, **{_INDEX: encoded}, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())
 

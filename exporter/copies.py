@@ -7,7 +7,7 @@ from pathlib import Path
 from contract import layout
 from contract.golden import Golden
 from contract.lite import LiteModel
-from exporter.measurement import Measurement, TestSplit, measure
+from exporter.measurement import HeldOut, Measurement, measure
 
 
 def list_variants(version_dir: Path) -> list[str]:
@@ -27,7 +27,7 @@ def measure_variant(
     golden: Golden,
     *,
     signature_names: list[str] | None = None,
-    test_split: TestSplit | None = None,
+    held_out: HeldOut | None = None,
 ) -> Measurement:
     """Measures a TFLite variant, without TensorFlow.
 
@@ -36,7 +36,7 @@ def measure_variant(
         variant: One of `layout.VARIANTS`.
         golden: What it is held to.
         signature_names: Those it has to have; None for those that it has.
-        test_split: See `measurement.measure`.
+        held_out: See `measurement.measure`.
 
     Raises:
         ManifestError: The file is missing or no TFLite model.
@@ -51,6 +51,6 @@ def measure_variant(
             model,
             golden,
             signature_names=shared if signature_names is None else signature_names,
-            test_split=test_split,
+            held_out=held_out,
             num_bytes=path.stat().st_size,
         )

@@ -27,6 +27,9 @@ _FIRST_BATCHES = (1, 7, 24)
 _BATCH = 32
 """Golden batches: 1, 7, 24, then 32s: float sums depend on the batch, so several are kept."""
 
+_CHUNK = 1024
+"""Rows of the test split in one call: bounds memory."""
+
 _JPEG_EVERY, _LARGE_EVERY = 8, 5
 
 
@@ -73,6 +76,24 @@ def make_golden(
                 predictor, make_inputs(signature, rows, dataset), name, batch_sizes=sizes
             )
             for name, signature in signatures.items()
+        }
+    )
+
+
+def make_held_out(
+    predictor: Predictor, signatures: Mapping[str, Signature], dataset: Dataset
+) -> Golden:
+    """The whole test split with the in-process answers, through the signatures without strings."""
+    rows = dataset.x_test
+    starts = range(0, len(rows), _CHUNK)
+    sizes = tuple(min(_CHUNK, len(rows) - start) for start in starts)
+    return Golden(
+        {
+            name: answer_inputs(
+                predictor, make_inputs(signatures[name], rows, dataset), name, batch_sizes=sizes
+            )
+            for name in (DEFAULT_SIGNATURE_NAME, UINT8)
+            if name in signatures
         }
     )
 

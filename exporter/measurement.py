@@ -9,7 +9,6 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import msgspec
 import numpy as np
 
 from contract.errors import ManifestError
-from contract.golden import Golden
+from contract.golden import Golden, read_golden, write_golden
 from contract.parity import ParityReport, Predictor, Tolerance, compare, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch
@@ -27,22 +26,23 @@ ANY = Tolerance(atol=math.inf)
 
 _TIMED_CALLS = 200
 _TIMED_SECONDS = 0.5
-_CHUNK = 1024
+_ROWS, _LABELS = "test_split.npz", "test_labels.npz"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class TestSplit:
-    """The whole test split as `serving_default` takes it, with the in-process answers.
+class HeldOut:
+    """The whole test split with the in-process answers.
 
     Attributes:
-        inputs: Input name to array; axis 0 is the example.
-        outputs: Output name to array, as the in-process model answered.
-        labels: int64 (examples,), or None without classes.
+        golden: Every row, for `serving_default` and what takes raw pixels.
+        labels: int64 (rows,).
+        scored: The output of `serving_default` whose largest class is compared with the
+            labels; "" where none is.
     """
 
-    inputs: Batch
-    outputs: Batch
-    labels: Array | None
+    golden: Golden
+    labels: Array
+    scored: str = ""
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +53,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         num_bytes: Size on disk; 0 for the in-process model.
         num_test_rows: Rows of the test split that were answered.
         accuracy: Share of the test split, 0..1; None without classes or test split.
-        top1_agreement: Smallest share of rows, over golden and the test split, whose largest
-            class is the in-process model's; None without classes.
+        top1_agreement: Smallest share of rows, over the signatures, whose largest class is the
+            in-process model's, on the test split (golden without one); None without classes.
         max_abs_difference: Largest, over golden and the test split.
         max_ulp: The same in representable floats, over golden.
         us_per_row: Median of calls with one row; None when not timed.
@@ -80,7 +80,7 @@ def measure(
     golden: Golden,
     *,
     signature_names: list[str],
-    test_split: TestSplit | None,
+    held_out: HeldOut | None = None,
     num_bytes: int = 0,
 ) -> Measurement:
     """Replays golden through every signature named, then the test split, then the clock.
@@ -90,7 +90,7 @@ def measure(
         predictor: The copy.
         golden: What it is held to.
         signature_names: The signatures that this copy has to have.
-        test_split: For accuracy and agreement on all rows; None measures golden alone.
+        held_out: For accuracy and agreement on all rows; None measures golden alone.
         num_bytes: Size of the copy, for the table.
 
     Raises:
@@ -100,54 +100,64 @@ def measure(
         replay(golden.signatures[key], predictor, ANY, signature_name=key)
         for key in signature_names
     ]
-    accuracy, rows = None, 0
-    if test_split is not None:
-        answers = answer_split(predictor, test_split.inputs)
-        accuracy, rows = measure_accuracy(answers, test_split.labels), len(_first(answers))
-        reports.append(compare(test_split.outputs, answers, ANY, signature_name="test split"))
+    accuracy, rows, judged = None, 0, reports
+    if held_out is not None:
+        keys = [key for key in held_out.golden.signatures if key in signature_names]
+        answers = {key: _answer(predictor, held_out.golden, key) for key in keys}
+        judged = [
+            compare(held_out.golden.signatures[key].outputs, got, ANY, signature_name=key)
+            for key, got in answers.items()
+        ]
+        reports = reports + judged
+        rows = len(held_out.labels)
+        accuracy = measure_accuracy(answers.get(DEFAULT_SIGNATURE_NAME, {}), held_out)
     return Measurement(
         name=name,
         num_bytes=num_bytes,
         num_test_rows=rows,
         accuracy=accuracy,
+        top1_agreement=_find_agreement(judged),
         us_per_row=time_one_row(predictor, golden),
         **_summarise(reports),
     )
 
 
+def _answer(predictor: Predictor, golden: Golden, signature_name: str) -> dict[str, Array]:
+    answers = [
+        predictor.predict(batch, signature_name=signature_name)
+        for batch, _ in golden.signatures[signature_name].iter_batches()
+    ]
+    return {name: np.concatenate([one[name] for one in answers]) for name in answers[0]}
+
+
+def _find_agreement(reports: list[ParityReport]) -> float | None:
+    outputs = [output for report in reports for output in report.outputs]
+    found = [one.top1_agreement for one in outputs if one.top1_agreement is not None]
+    return min(found, default=None)
+
+
 def _summarise(reports: list[ParityReport]) -> dict[str, Any]:
     outputs = [output for report in reports for output in report.outputs]
-    agreements = [out.top1_agreement for out in outputs if out.top1_agreement is not None]
     return {
-        "top1_agreement": min(agreements, default=None),
-        "max_abs_difference": max((out.max_abs_difference for out in outputs), default=math.inf),
-        "max_ulp": max((out.max_ulp for out in outputs), default=0),
-        "bit_equal": all(out.passed and out.max_ulp == 0 for out in outputs)
-        and all(out.max_abs_difference == 0 for out in outputs),
+        "max_abs_difference": max((one.max_abs_difference for one in outputs), default=math.inf),
+        "max_ulp": max((one.max_ulp for one in outputs), default=0),
+        "bit_equal": all(
+            one.passed and one.max_ulp == 0 and one.max_abs_difference == 0 for one in outputs
+        ),
         "problems": tuple(
-            f"{report.signature_name}: {out.problem}"
+            f"{report.signature_name}: {one.problem}"
             for report in reports
-            for out in report.outputs
-            if out.problem
+            for one in report.outputs
+            if one.problem
         ),
     }
 
 
-def answer_split(predictor: Predictor, inputs: Batch) -> dict[str, Array]:
-    """All rows through `serving_default`, in chunks that bound memory."""
-    answers: list[Mapping[str, Array]] = []
-    for start in range(0, len(_first(inputs)), _CHUNK):
-        chunk = {name: array[start : start + _CHUNK] for name, array in inputs.items()}
-        answers.append(predictor.predict(chunk, signature_name=DEFAULT_SIGNATURE_NAME))
-    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-
-
-def measure_accuracy(outputs: Batch, labels: Array | None) -> float | None:
+def measure_accuracy(answers: Batch, held_out: HeldOut) -> float | None:
     """Share of rows, 0..1, whose largest class is the label; None where there are no classes."""
-    scores = _first(outputs)
-    if labels is None or len(outputs) != 1 or scores.ndim != 2 or scores.shape[1] < 2:
+    if held_out.scored not in answers:
         return None
-    return float(np.mean(scores.argmax(axis=1) == labels))
+    return float(np.mean(answers[held_out.scored].argmax(axis=1) == held_out.labels))
 
 
 def time_one_row(predictor: Predictor, golden: Golden) -> float | None:
@@ -165,37 +175,28 @@ def time_one_row(predictor: Predictor, golden: Golden) -> float | None:
     return statistics.median(seconds) * 1e6
 
 
-def write_test_split(path: Path, split: TestSplit) -> None:
-    """Writes a split for another process; it is no part of a version.
+def write_held_out(directory: Path, held_out: HeldOut) -> None:
+    """Writes a test split for another process; it is no part of a version.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: The files cannot be written.
     """
-    arrays = {f"in.{name}": array for name, array in split.inputs.items()}
-    arrays |= {f"out.{name}": array for name, array in split.outputs.items()}
-    if split.labels is not None:
-        arrays["labels"] = split.labels
-    with path.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+    write_golden(directory / _ROWS, held_out.golden, compress=False)
+    with (directory / _LABELS).open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **{f"labels.{held_out.scored}": held_out.labels})
 
 
-def read_test_split(path: Path) -> TestSplit:
-    """Reads what `write_test_split` wrote.
+def read_held_out(directory: Path) -> HeldOut:
+    """Reads what `write_held_out` wrote.
 
     Raises:
         ManifestError: Missing or damaged.
     """
+    path = directory / _LABELS
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            (key,) = archive.files
+            labels = archive[key]
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: unreadable test split: {error}") from error
-    return TestSplit(
-        {name[3:]: array for name, array in arrays.items() if name.startswith("in.")},
-        {name[4:]: array for name, array in arrays.items() if name.startswith("out.")},
-        arrays.get("labels"),
-    )
-
-
-def _first(batch: Batch) -> Array:
-    return next(iter(batch.values()))
+        raise ManifestError(f"{path}: unreadable labels: {error}") from error
+    return HeldOut(read_golden(directory / _ROWS), labels, key.removeprefix("labels."))

@@ -95,7 +95,7 @@ def _write_signatures(manifest: Manifest) -> str:
 def _write_use(manifest: Manifest) -> str:
     lines = ["## Use", ""]
     if any(
-        "uint8" == spec.dtype for e in manifest.signatures.values() for spec in e.inputs.values()
+        spec.dtype == "uint8" for e in manifest.signatures.values() for spec in e.inputs.values()
     ):
         lines.append(
             "Images are light ink on dark paper, as in MNIST: 0 is paper, 255 is ink. "

@@ -116,6 +116,20 @@ def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -
     return Published(target, version, tuple(retired), tuple(changes))
 
 
+def check_base_path(base_path: Path) -> None:
+    """Finds out early, before anybody trains for hours, that a base path is of no use.
+
+    Raises:
+        ConfigError: It is a file, or it (or the folder it will be made in) is not writable.
+    """
+    existing = next(path for path in (base_path, *base_path.absolute().parents) if path.exists())
+    with explain_os_errors(base_path):
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
+
+
 def _check_options(options: PublishOptions, base_path: Path, model_name: str) -> None:
     if options.keep < 0:
         raise ConfigError(f"--keep {options.keep}: give 1 or more, or 0 to keep every version")

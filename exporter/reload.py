@@ -11,7 +11,7 @@ import tensorflow as tf
 from contract.errors import ManifestError
 from contract.golden import read_golden
 from exporter.copies import measure_saved_model_bytes, measure_variant
-from exporter.measurement import measure, read_test_split
+from exporter.measurement import measure, read_held_out
 from exporter.predictors import InProcessPredictor
 
 
@@ -37,14 +37,14 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: `candidate`, `name` (`saved_model` or a variant), `signature_names`, `golden` and
-            `test_split` (paths).
+            `held_out` (paths).
 
     Raises:
         ManifestError: The copy cannot be read.
     """
     candidate = Path(job["candidate"])
     golden = read_golden(Path(job["golden"]))
-    split = read_test_split(Path(job["test_split"])) if job.get("test_split") else None
+    held_out = read_held_out(Path(job["held_out"]))
     names = list(job["signature_names"])
     if job["name"] == "saved_model":
         found = measure(
@@ -52,11 +52,11 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             load_saved_model(candidate),
             golden,
             signature_names=names,
-            test_split=split,
+            held_out=held_out,
             num_bytes=measure_saved_model_bytes(candidate),
         )
     else:
         found = measure_variant(
-            candidate, job["name"], golden, signature_names=names, test_split=split
+            candidate, job["name"], golden, signature_names=names, held_out=held_out
         )
     return dict(msgspec.to_builtins(found))

@@ -12,35 +12,41 @@ import tensorflow as tf
 from contract import layout
 from contract.signature import CLASSIFY_METHOD
 from exporter.datasets import Dataset
+from exporter.model_heads import ModelHeads
 from exporter.predictors import InProcessPredictor
 from exporter.signature_names import CLASSIFY
-from exporter.signature_rules import look_at, trace_signatures
+from exporter.signature_rules import ModelFace, look_at, trace_signatures
 
 _LOG = logging.getLogger(__name__)
 
 
-def save_model(model: Any, dataset: Dataset, directory: Path) -> InProcessPredictor:
+def save_model(
+    model: Any, heads: ModelHeads, dataset: Dataset, directory: Path
+) -> tuple[InProcessPredictor, ModelFace]:
     """Writes `saved_model.pb`, `variables/` and `assets/labels.txt`.
 
     Args:
         model: A built, trained `tf_keras.Model`.
+        heads: Its inputs and outputs, as `train` found them.
         dataset: What it was trained on.
         directory: Made when missing.
 
     Returns:
-        The same functions in this process: what the SavedModel is compared with.
+        The same functions in this process: what the SavedModel is compared with; and the
+        model's names.
 
     Raises:
         OSError: The disk is full or the folder not writable.
     """
-    functions = trace_signatures(look_at(model, dataset), dataset)
+    face = look_at(model, heads, dataset)
+    functions = trace_signatures(face, dataset)
     _save(model, functions, directory)
     if CLASSIFY in functions:
         _set_method_name(directory, CLASSIFY, CLASSIFY_METHOD)
     labels = directory / layout.LABELS
     labels.parent.mkdir(parents=True, exist_ok=True)
     labels.write_text("".join(f"{name}\n" for name in dataset.class_names), encoding="utf-8")
-    return InProcessPredictor(functions)
+    return InProcessPredictor(functions), face
 
 
 def _save(model: Any, functions: Mapping[str, Any], directory: Path) -> None:

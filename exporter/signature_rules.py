@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from contract.servable import DEFAULT_SIGNATURE_NAME
-from exporter.datasets import Dataset, to_float32
+from exporter.datasets import Dataset
 from exporter.image_decoding import decode_images
+from exporter.model_heads import ModelHeads
 from exporter.signature_names import (
     CLASSIFY,
     ENCODED_FEATURE,
@@ -33,13 +33,17 @@ class ModelFace:
     Attributes:
         model: A built `tf_keras.Model`.
         inputs: Name to tf.TensorSpec, in the model's order; axis 0 is the batch.
+        own_inputs: The names of the same inputs inside the model.
         outputs: Names in the model's order.
-        is_classifier: One output of (batch, classes).
+        own_outputs: The names of the same outputs inside the model.
+        is_classifier: One output, as wide as there are classes.
     """
 
     model: Any
     inputs: Mapping[str, Any]
+    own_inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    own_outputs: tuple[str, ...]
     is_classifier: bool
 
     @property
@@ -49,62 +53,54 @@ class ModelFace:
 
     def call(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Runs the model, for inference, on tensors by name; its outputs by name."""
-        flat = [tensors[name] for name in self.inputs]
-        packed = tf.nest.pack_sequence_as(_find_structure(self.model), flat)
-        outputs = tf.nest.flatten(self.model(packed, training=False))
-        return dict(zip(self.outputs, outputs, strict=True))
+        own = {own: tensors[name] for own, name in zip(self.own_inputs, self.inputs, strict=True)}
+        answers = self.model(own if len(own) > 1 else next(iter(own.values())), training=False)
+        if not isinstance(answers, dict):
+            answers = dict(zip(self.own_outputs, tf.nest.flatten(answers), strict=True))
+        return {
+            name: answers[own] for name, own in zip(self.outputs, self.own_outputs, strict=True)
+        }
 
 
-def look_at(model: Any, dataset: Dataset) -> ModelFace:
-    """Names a model's inputs and outputs.
+def look_at(model: Any, heads: ModelHeads, dataset: Dataset) -> ModelFace:
+    """Names a model's inputs and outputs for its signatures.
 
     Args:
         model: A built `tf_keras.Model`, trained.
-        dataset: What it was trained on; a few of its rows tell probabilities from logits.
+        heads: What `train` found out about it.
+        dataset: What it was trained on.
     """
-    inputs = tf.nest.flatten(_find_structure(model))
-    specs = [tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype) for tensor in inputs]
-    names = _name_inputs(model, dataset)
-    sample = [
-        tf.cast(to_float32(dataset.x_test[:32], tuple(spec.shape[1:])), spec.dtype)
-        for spec in specs
+    dtypes = dict(zip(model.input_names, (tensor.dtype for tensor in model.inputs), strict=True))
+    own_inputs = tuple(heads.inputs)
+    specs = [
+        tf.TensorSpec((None, *shape), dtypes.get(name, tf.float32))
+        for name, shape in heads.inputs.items()
     ]
-    face = ModelFace(model, dict(zip(names, specs, strict=True)), (), is_classifier=False)
-    structure = model(tf.nest.pack_sequence_as(_find_structure(model), sample), training=False)
-    outputs = tf.nest.flatten(structure)
-    single = outputs[0].numpy() if len(outputs) == 1 else None
-    is_classifier = single is not None and single.shape[1:] == (dataset.num_classes,)
-    if is_classifier and single is not None and _are_probabilities(single):
-        output_names: tuple[str, ...] = ("probabilities",)
+    names = ["images"] if len(own_inputs) == 1 and dataset.is_image else None
+    own_outputs = tuple(head.name for head in heads.outputs)
+    only = heads.outputs[0] if len(heads.outputs) == 1 else None
+    is_classifier = only is not None and only.kind != "value" and only.width > 1
+    if only is not None and only.kind == "probabilities":
+        outputs = ["probabilities"]
     else:
-        output_names = _name_outputs(model, structure)
-    return dataclasses.replace(face, outputs=output_names, is_classifier=is_classifier)
+        outputs = _replace_generated(model, own_outputs, "outputs", "output")
+    return ModelFace(
+        model,
+        dict(
+            zip(
+                names or _replace_generated(model, own_inputs, "features", "input"),
+                specs,
+                strict=True,
+            )
+        ),
+        own_inputs,
+        tuple(outputs),
+        own_outputs,
+        is_classifier,
+    )
 
 
-def _find_structure(model: Any) -> Any:
-    """The tensor, list or dict of tensors that the model is called with."""
-    try:
-        return model.input
-    except AttributeError:  # a subclassed model knows a flat list only
-        return model.inputs[0] if len(model.inputs) == 1 else list(model.inputs)
-
-
-def _name_inputs(model: Any, dataset: Dataset) -> list[str]:
-    structure = _find_structure(model)
-    if isinstance(structure, dict):
-        return sorted(structure)  # as tf.nest flattens it
-    if len(model.input_names) == 1 and dataset.is_image:
-        return ["images"]
-    return _replace_generated(model, model.input_names, "features", "input")
-
-
-def _name_outputs(model: Any, structure: Any) -> tuple[str, ...]:
-    if isinstance(structure, dict):
-        return tuple(sorted(structure))
-    return tuple(_replace_generated(model, model.output_names, "outputs", "output"))
-
-
-def _replace_generated(model: Any, names: list[str], single: str, several: str) -> list[str]:
+def _replace_generated(model: Any, names: tuple[str, ...], single: str, several: str) -> list[str]:
     """Keras numbers the layers nobody named by order of creation: such names change."""
     own = [None if _is_generated(model, name) else name for name in names]
     if len(names) == 1:
@@ -113,15 +109,12 @@ def _replace_generated(model: Any, names: list[str], single: str, several: str) 
 
 
 def _is_generated(model: Any, name: str) -> bool:
-    kind = type(model.get_layer(name)).__name__
+    layer = next((layer for layer in model.layers if layer.name == name), None)
+    if layer is None:  # the key of a dict: somebody wrote it
+        return False
+    kind = type(layer).__name__
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind).lower()
     return re.fullmatch(rf"({re.escape(snake)}|input)(_\d+)?", name) is not None
-
-
-def _are_probabilities(rows: Any) -> bool:
-    return bool(
-        np.all(rows >= 0) and np.allclose(rows.sum(axis=1), 1.0, atol=1e-3) and rows.shape[1] > 1
-    )
 
 
 def trace_signatures(face: ModelFace, dataset: Dataset) -> dict[str, Any]:

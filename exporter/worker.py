@@ -7,6 +7,8 @@ of its own, since libraries print to stdout as they like. A worker ends when its
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -14,6 +16,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +125,28 @@ class Worker:
             + (f"signal {-status}" if status < 0 else f"exit code {status}")
             + f"; the end of its log {self._log}: {' | '.join(tail) or '(empty)'}"
         )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Workers:
+    """The two processes that an export uses besides its own."""
+
+    conversion: Worker
+    verification: Worker
+
+
+@contextlib.contextmanager
+def start_workers(run_dir: Path) -> Iterator[Workers]:
+    """Starts both early, so that their imports run while the model trains.
+
+    Raises:
+        OSError: `run_dir` is not writable.
+    """
+    with (
+        Worker("exporter.tflite", run_dir / "conversion.log") as conversion,
+        Worker("exporter.reload", run_dir / "verification.log") as verification,
+    ):
+        yield Workers(conversion, verification)
 
 
 def serve(module_name: str, descriptor: int) -> None:

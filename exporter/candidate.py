@@ -1,0 +1,275 @@
+"""A candidate: everything a version holds, made and verified, not yet published.
+
+What can run beside something else does: conversion and verification are processes of their
+own, started while the model trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from contract import layout
+from contract.golden import Golden, write_golden
+from contract.manifest import DataEntry, Manifest, hash_files, to_entries, write_manifest
+from contract.servable import DEFAULT_SIGNATURE_NAME
+from contract.signature import Array
+from exporter.config import Config, config_to_dict
+from exporter.confusion_matrix import count_confusions, draw_confusions
+from exporter.datasets import Dataset
+from exporter.golden_examples import (
+    list_lite_signatures,
+    make_calibration,
+    make_golden,
+    make_held_out,
+)
+from exporter.measurement import (
+    HeldOut,
+    Measurement,
+    measure_accuracy,
+    time_one_row,
+    write_held_out,
+)
+from exporter.model_card import write_model_card
+from exporter.training import TrainResult
+from exporter.verdict import IN_PROCESS, SAVED_MODEL, Verification, judge
+from exporter.warmup import write_warmup
+from exporter.worker import Workers
+
+CANDIDATE = "candidate"  # as flow.py says
+REPORT = "verification.json"
+_TOOLS = ("tensorflow", "tf-keras", "ai-edge-litert", "numpy", "plumbline-tf")
+_VERIFICATION_TIMEOUT_S = 600.0
+
+Step = Callable[[str], None]
+"""Told the name of each step as it begins."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Candidate:
+    """What an export made.
+
+    Attributes:
+        path: The directory; it has a manifest only if verification passed.
+        manifest: With version 0.
+        verification: The table.
+    """
+
+    path: Path
+    manifest: Manifest
+    verification: Verification
+
+
+def make_candidate(
+    result: TrainResult,
+    dataset: Dataset,
+    config: Config,
+    *,
+    run_dir: Path,
+    workers: Workers,
+    step: Step,
+) -> Candidate:
+    """Saves, converts, verifies and describes a trained model in `run_dir/candidate`.
+
+    Args:
+        result: Of training.
+        dataset: What it was trained on.
+        config: The whole configuration.
+        run_dir: Also gets the report, `verification.json`.
+        workers: From `start_workers`.
+        step: Told what is going on.
+
+    Raises:
+        ExportError: A variant cannot be converted.
+        OSError: The disk is full.
+    """
+    from exporter.saved_model import save_model
+
+    path = run_dir / CANDIDATE
+    step("save")
+    predictor, face = save_model(result.model, result.heads, dataset, path)
+    job = _Job(path, run_dir, config, dataset, predictor, workers)
+    step("convert")
+    fingerprint = job.ask_for_variants()
+    golden, held_out = job.write_golden_files(_find_scored_output(result, face))
+    job.ask_for_measurement(SAVED_MODEL, list(golden.signatures))
+    write_warmup(path, config.model.name, golden, list(predictor.signatures.values()))
+    counts = _draw_confusions(path, dataset, config, held_out)
+    measurements = [_measure_in_process(predictor, golden, held_out)]
+    step("verify")
+    measurements += job.collect_measurements()
+    verification = judge(measurements, golden, config.export.tolerances)
+    manifest = _describe(job, result, verification, fingerprint)
+    write_model_card(path, manifest, verification, counts)
+    _write_report(run_dir / REPORT, verification)
+    if verification.passed:
+        manifest = msgspec.structs.replace(manifest, files=hash_files(path))
+        manifest = write_manifest(path, manifest)
+    return Candidate(path, manifest, verification)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Job:
+    """The files and processes of one export."""
+
+    path: Path
+    run_dir: Path
+    config: Config
+    dataset: Dataset
+    predictor: Any
+    workers: Workers
+
+    def ask_for_variants(self) -> str:
+        """Sends the conversions; returns the fingerprint of the calibration set, or ""."""
+        fingerprint = ""
+        for variant in self.config.export.variants:
+            names = list_lite_signatures(self.predictor.signatures, variant)
+            job = {
+                "candidate": str(self.path.resolve()),
+                "variant": variant,
+                "signature_names": names,
+            }
+            if variant == "int8":
+                calibration = self.run_dir / "calibration.npz"
+                examples, fingerprint = make_calibration(
+                    [self.predictor.signatures[name] for name in names],
+                    self.dataset,
+                    self.config.export.calibration_num_examples,
+                    seed=self.config.training.seed,
+                )
+                write_golden(calibration, examples)
+                job["calibration"] = str(calibration.resolve())
+            self.workers.conversion.ask(job)
+        return fingerprint
+
+    def write_golden_files(self, scored: str) -> tuple[Golden, HeldOut]:
+        """Asks the in-process model: golden for the version, the test split for verification."""
+        golden = make_golden(
+            self.predictor,
+            self.predictor.signatures,
+            self.dataset,
+            self.config.export.golden_num_examples,
+        )
+        write_golden(self.path / layout.GOLDEN, golden)
+        held_out = HeldOut(
+            make_held_out(self.predictor, self.predictor.signatures, self.dataset),
+            self.dataset.y_test,
+            scored,
+        )
+        write_held_out(self.run_dir, held_out)
+        return golden, held_out
+
+    def ask_for_measurement(self, name: str, signature_names: list[str]) -> None:
+        """Sends one copy to be verified."""
+        self.workers.verification.ask(
+            {
+                "candidate": str(self.path.resolve()),
+                "name": name,
+                "signature_names": signature_names,
+                "golden": str((self.path / layout.GOLDEN).resolve()),
+                "held_out": str(self.run_dir.resolve()),
+            }
+        )
+
+    def collect_measurements(self) -> list[Measurement]:
+        """Passes each variant on as it is converted, then waits for all answers."""
+        variants = self.config.export.variants
+        for variant in variants:
+            self.workers.conversion.receive(timeout_s=self.config.export.conversion_timeout_s)
+            names = list_lite_signatures(self.predictor.signatures, variant)
+            self.ask_for_measurement(variant, names)
+        return [
+            msgspec.convert(
+                self.workers.verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S), Measurement
+            )
+            for _ in (SAVED_MODEL, *variants)
+        ]
+
+
+def _find_scored_output(result: TrainResult, face: Any) -> str:
+    main = result.heads.main
+    names = dict(zip(face.own_outputs, face.outputs, strict=True))
+    return "" if main.kind == "value" else names[main.name]
+
+
+def _measure_in_process(predictor: Any, golden: Golden, held_out: HeldOut) -> Measurement:
+    answers = held_out.golden.signatures[DEFAULT_SIGNATURE_NAME].outputs
+    return Measurement(
+        name=IN_PROCESS,
+        num_test_rows=len(held_out.labels),
+        accuracy=measure_accuracy(answers, held_out),
+        us_per_row=time_one_row(predictor, golden),
+    )
+
+
+def _draw_confusions(
+    path: Path, dataset: Dataset, config: Config, held_out: HeldOut
+) -> Array | None:
+    if not held_out.scored:
+        return None
+    answers = held_out.golden.signatures[DEFAULT_SIGNATURE_NAME].outputs
+    predicted = answers[held_out.scored].argmax(axis=1)
+    counts = count_confusions(held_out.labels, predicted, dataset.num_classes)
+    right = int(np.trace(counts))
+    title = f"{config.model.name} on {dataset.name}: {right} of {counts.sum()} test rows right"
+    picture = path / layout.CONFUSION_MATRIX
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw_confusions(picture, counts, dataset.class_names, title)
+    return counts
+
+
+def _describe(
+    job: _Job, result: TrainResult, verification: Verification, fingerprint: str
+) -> Manifest:
+    dataset, config = job.dataset, job.config
+    accuracy = verification.measurements[0].accuracy
+    metrics = {} if accuracy is None else {"test_accuracy": accuracy}
+    best = result.best_epoch - 1
+    metrics |= {
+        f"validation_{name.removeprefix('val_')}": values[best]
+        for name, values in result.history.items()
+        if name.startswith("val_")
+    }
+    return Manifest(
+        model_name=config.model.name,
+        version=0,
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        signatures=to_entries(job.predictor.signatures),
+        metrics=metrics | {"best_epoch": float(result.best_epoch)},
+        parity={one.name: msgspec.to_builtins(one) for one in verification.measurements},
+        config=config_to_dict(config),
+        data=DataEntry(
+            name=dataset.name,
+            fingerprint=dataset.fingerprint,
+            class_names=dataset.class_names,
+            num_examples={
+                "train": len(dataset.y_train),
+                "validation": len(dataset.y_validation),
+                "test": len(dataset.y_test),
+            },
+            dummy=dataset.dummy,
+        ),
+        seed=config.training.seed,
+        tool_versions=_list_tool_versions(),
+        calibration_fingerprint=fingerprint,
+    )
+
+
+def _list_tool_versions() -> dict[str, str]:
+    found = {}
+    for name in _TOOLS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _write_report(path: Path, verification: Verification) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(verification), indent=2))

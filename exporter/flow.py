@@ -1,0 +1,163 @@
+"""The whole flow: data set → train → export → verify → publish."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from contract.errors import ConfigError
+from contract.manifest import read_manifest
+from exporter.config import Config
+from exporter.durability import explain_os_errors, remove_tree
+from exporter.publish import Published, PublishOptions, check_base_path, publish_version
+from exporter.steps import Steps
+
+_LOG = logging.getLogger(__name__)
+RUNS = "runs"
+CANDIDATE = "candidate"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export ended with.
+
+    Attributes:
+        candidate: The `exporter.candidate.Candidate`.
+        published: None when verification failed.
+        run_dir: Logs, report and, after a failure, the candidate.
+        seconds: Step name to wall time.
+    """
+
+    candidate: Any
+    published: Published | None
+    run_dir: Path
+    seconds: dict[str, float]
+
+
+def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:
+    """Makes the folder of a run: the one given, the newest to resume, or a new one.
+
+    Raises:
+        ConfigError: There is nothing to resume, or the folder cannot be made.
+    """
+    runs = Path(RUNS) / config.model.name
+    if given is None and resume:
+        found = sorted(path for path in runs.glob("*") if (path / "checkpoints").is_dir())
+        if not found:
+            raise ConfigError(
+                f"--resume: no run with checkpoints in {runs}; give --run_dir, or set "
+                "training.checkpoint_every and start one"
+            )
+        return found[-1]
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    run_dir = given or runs / f"{stamp}-{os.getpid()}"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--run_dir {run_dir} cannot be made: {error.strerror}; give another folder"
+        ) from error
+    return run_dir
+
+
+def choose_base_path(config: Config, given: Path | None) -> Path:
+    """The model's own folder: the flag, else the configuration's, else models/<model name>."""
+    return given or Path(config.export.base_path or f"models/{config.model.name}")
+
+
+def run_train(config: Config, *, run_dir: Path, resume: bool, steps: Steps) -> tuple[Any, Any]:
+    """Loads the data and trains. Returns the `Dataset` and the `TrainResult`.
+
+    Raises:
+        DatasetError: The data cannot be read or trained on.
+        ConfigError: See `exporter.training.train`.
+    """
+    from exporter.datasets import load_dataset
+    from exporter.progress import open_progress
+
+    steps("load data")
+    dataset = load_dataset(config.data)
+    if dataset.dummy:
+        _LOG.warning("dummy data: random numbers with random labels; the model means nothing")
+    from exporter.training import train
+
+    steps("train", live=False)
+    with open_progress(config.model.name) as progress:
+        return dataset, train(dataset, config, resume=resume, run_dir=run_dir, progress=progress)
+
+
+def run_export(
+    config: Config,
+    *,
+    base_path: Path,
+    options: PublishOptions,
+    run_dir: Path,
+    resume: bool = False,
+    trained: Path | None = None,
+) -> Exported:
+    """Trains (or takes up a trained model), makes a candidate, verifies and publishes it.
+
+    Args:
+        config: The whole configuration.
+        base_path: The model's own folder.
+        options: Of publishing.
+        run_dir: For checkpoints, logs, the report and the candidate.
+        resume: Go on from the last checkpoint.
+        trained: A run directory of `train`, instead of training.
+
+    Raises:
+        PlumblineError: Whatever is wrong with the data, the model or the base path.
+    """
+    from exporter.worker import start_workers
+
+    check_base_path(base_path)
+    with Steps() as steps, explain_os_errors(run_dir), start_workers(run_dir) as workers:
+        if trained is None:
+            dataset, result = run_train(config, run_dir=run_dir, resume=resume, steps=steps)
+        else:
+            dataset, result = _take_up(trained, steps)
+        from exporter.candidate import make_candidate
+
+        candidate = make_candidate(
+            result, dataset, config, run_dir=run_dir, workers=workers, step=steps
+        )
+        published = None
+        if candidate.verification.passed:
+            steps("publish")
+            published = publish_version(candidate.path, base_path, options)
+            _tidy(run_dir, candidate.path)
+    return Exported(candidate, published, run_dir, steps.seconds)
+
+
+def _take_up(trained: Path, steps: Steps) -> tuple[Any, Any]:
+    from exporter.datasets import load_dataset
+    from exporter.trained import load_trained, read_record
+
+    steps("load trained model")
+    record = read_record(trained)
+    dataset = load_dataset(record.config.data)
+    return dataset, load_trained(trained, record, dataset)
+
+
+def _tidy(run_dir: Path, candidate: Path) -> None:
+    """Once it is published, only the logs and the report are worth keeping."""
+    remove_tree(candidate)
+    for name in ("test_split.npz", "test_labels.npz", "calibration.npz"):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def find_candidate(path: Path) -> tuple[Path, str]:
+    """The candidate at `path`, or in the run directory `path`, and its model name.
+
+    Raises:
+        ConfigError: There is none.
+        ManifestError: It did not pass verification, or is damaged.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no directory; give a candidate, a run directory or a version")
+    found = path / CANDIDATE if (path / CANDIDATE).is_dir() else path
+    return found, read_manifest(found).model_name

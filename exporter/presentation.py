@@ -1,0 +1,117 @@
+"""Results for people: rich tables on a terminal, the same as plain text elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from exporter.progress import describe_metrics
+
+
+def show_export(document: dict[str, Any]) -> None:
+    """The one table that says what was made and that every copy agrees."""
+    from exporter.verdict import Verification
+    from exporter.verification_table import HEADINGS, list_rows
+
+    verification = msgspec.convert(document["verification"], Verification)
+    title = document["model_name"] + (
+        " — DUMMY DATA, predicts nothing real" if document["dummy"] else ""
+    )
+    print_table(title, HEADINGS, list_rows(verification))
+    for note in verification.notes:
+        say(f"Note: {note}.")
+    for name, problems in verification.failures.items():
+        say(f"{name} FAILED: {'; '.join(problems)}.")
+    if document["published"] is None:
+        say(f"Not published. The candidate and its report stay in {document['run_dir']}.")
+    else:
+        show_published(document["published"])
+
+
+def show_published(document: dict[str, Any]) -> None:
+    """Where the version is."""
+    for change in document["changes"]:
+        say(f"Allowed signature change: {change}.")
+    say(f"Published {document['path']}")
+    if document["retired"]:
+        say(f"Retired {', '.join(map(str, document['retired']))}")
+
+
+def show_training(document: dict[str, Any]) -> None:
+    """What training came to."""
+    best = document["best_epoch"]
+    last = {name: values[best - 1] for name, values in document["history"].items()}
+    dummy = " on DUMMY DATA" if document["dummy"] else ""
+    say(f"Trained {document['model_name']}{dummy} in {document['seconds']:.1f} s")
+    say(f"Best of {document['epochs_run']} epochs: {best}  {describe_metrics(last)}")
+    say(f"Export it with: python -m exporter export --trained {document['run_dir']}")
+
+
+def show_inspection(document: dict[str, Any]) -> None:
+    """Signatures, variants, provenance."""
+    print_table(
+        f"{document['model_name']} version {document['version']}: signatures",
+        ("signature", "input", "", "output", " "),
+        document["signature_rows"],
+    )
+    print_table(
+        "copies",
+        ("copy", "KiB", "signature", "tensor", "scale", "zero point"),
+        document["variant_rows"],
+    )
+    print_table("provenance", ("", " "), document["provenance"].items())
+
+
+def show_recheck(document: dict[str, Any]) -> None:
+    """What was checked, and what was not."""
+    print_table(
+        str(document["path"]),
+        ("checked", "result", "detail"),
+        [(one["name"], one["result"], one["detail"]) for one in document["checks"]],
+    )
+    say("Passed." if document["passed"] else "FAILED.")
+
+
+def show_prediction(document: dict[str, Any]) -> None:
+    """Where the golden file is."""
+    say(
+        f"{document['num_examples']} answers of {document['signature_name']} written to "
+        f"{document['output']}"
+    )
+
+
+def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout; numbers, recognised by their heading's place, to the right."""
+    from rich.box import ROUNDED, SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    terminal = sys.stdout.isatty()
+    table = Table(title=title, title_justify="left", box=ROUNDED if terminal else SIMPLE)
+    cells = [[str(cell) for cell in row] for row in rows]
+    for at, heading in enumerate(headings):
+        numeric = at > 0 and all(_is_number(row[at]) for row in cells)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(_mark_up, row))
+    # Without a terminal there is no width to keep to.
+    Console(width=None if terminal else 140).print(table)
+
+
+def say(text: str) -> None:
+    """A line on stdout."""
+    sys.stdout.write(f"{text}\n")
+
+
+def _is_number(cell: str) -> bool:
+    return cell in {"", "–"} or cell[0].isdigit()
+
+
+def _mark_up(cell: str) -> str:
+    from rich.markup import escape
+
+    colours = {"FAILED": "red", "passed": "green", "bit for bit": "green"}
+    return f"[{colours[cell]}]{cell}[/]" if cell in colours else escape(cell)
