@@ -1,0 +1,66 @@
+"""Fixtures for every package: a version that was really trained, exported and published."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+_TIMEOUT_S = 280
+
+
+def run_exporter(
+    *arguments: str, cwd: Path, timeout_s: float = _TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m exporter` as a user would."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "exporter", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the whole session, shared by the workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+def _publish_once(shared_tmp: Path, kind: str, *overrides: str) -> Path:
+    """Exports with the first worker that asks; the others wait. Returns the models' folder."""
+    folder = shared_tmp / f"published-{kind}"
+    with (shared_tmp / f"published-{kind}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "models").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            settings = [item for override in overrides for item in ("--set", override)]
+            config = str(ROOT / "configs" / f"{kind}.toml")
+            done = run_exporter("export", "--config", config, *settings, cwd=folder)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "models"
+
+
+@pytest.fixture(scope="session")
+def published_mlp(shared_tmp: Path) -> Iterator[Path]:
+    """A folder with `mlp/1`, trained on digits. Do not change it: copy what you change."""
+    yield _publish_once(shared_tmp, "mlp", "training.epochs=12")
+
+
+@pytest.fixture(scope="session")
+def published_cnn(shared_tmp: Path) -> Iterator[Path]:
+    """A folder with `cnn/1`, trained on digits. Do not change it: copy what you change."""
+    yield _publish_once(shared_tmp, "cnn", "training.epochs=2")
