@@ -1,0 +1,204 @@
+"""TensorFlow Serving's REST calls as JSON: what is asked, and what was answered.
+
+Column format throughout (`inputs`, `outputs`), since it holds every shape; strings go as
+`{"b64": ...}`, since JSON holds no bytes. https://www.tensorflow.org/tfx/serving/api_rest
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from google.protobuf import json_format
+
+from clients.messages import GrpcDialect, Question
+from clients.results import Classification, ModelMetadata, VersionStatus
+from contract.errors import Code, InternalError, TensorMismatchError
+from contract.servable import ModelSpec
+from contract.signature import STRING, Array, Batch, Signature, TensorSpec
+from contract.wire.plumbline_wire import metadata_pb2, status_pb2
+from contract.wire.signatures import signatures_from_map
+
+
+class RestDialect:
+    """See `clients.messages.Dialect`; a question's path begins with the HTTP method."""
+
+    def ask_predict(self, spec: ModelSpec, batch: Batch, output_filter: Sequence[str]) -> Question:
+        """See Dialect. REST knows no output filter: all come, the client drops the rest."""
+        inputs = {name: write_array(name, array) for name, array in batch.items()}
+        return _post(spec, "predict", {"inputs": inputs})
+
+    def read_predict(
+        self, body: bytes, signature: Signature | None
+    ) -> tuple[int | None, dict[str, Array]]:
+        """See Dialect. REST does not say which version answered."""
+        specs = {} if signature is None else signature.outputs
+        outputs = _field(body, "outputs")
+        # A single output comes without its name; b64 is how a string comes, not a name.
+        named = isinstance(outputs, dict) and outputs.keys() != {"b64"} and len(specs) != 1
+        if not named:
+            outputs = {next(iter(specs), "outputs"): outputs}
+        return None, {
+            name: read_array(name, value, specs.get(name)) for name, value in outputs.items()
+        }
+
+    def ask_classify(
+        self, spec: ModelSpec, examples: list[dict[str, Array]], context: dict[str, Array]
+    ) -> Question:
+        """See Dialect."""
+        return _ask_examples(spec, "classify", examples, context)
+
+    def read_classify(self, body: bytes) -> list[list[Classification]]:
+        """See Dialect."""
+        rows = _field(body, "results")
+        try:
+            return [[Classification(str(row[0]), float(row[1])) for row in found] for found in rows]
+        except (TypeError, ValueError, IndexError) as error:
+            raise _unreadable("results", error) from error
+
+    def ask_regress(
+        self, spec: ModelSpec, examples: list[dict[str, Array]], context: dict[str, Array]
+    ) -> Question:
+        """See Dialect."""
+        return _ask_examples(spec, "regress", examples, context)
+
+    def read_regress(self, body: bytes) -> Array:
+        """See Dialect."""
+        try:
+            return np.array(_field(body, "results"), np.float32)
+        except (TypeError, ValueError) as error:
+            raise _unreadable("results", error) from error
+
+    def ask_metadata(self, spec: ModelSpec) -> Question:
+        """See Dialect."""
+        return Question(f"GET {_path(spec)}/metadata", b"")
+
+    def read_metadata(self, body: bytes) -> ModelMetadata:
+        """See Dialect."""
+        served, metadata = _field(body, "model_spec"), _field(body, "metadata")
+        message = metadata_pb2.SignatureDefMap()
+        try:
+            json_format.ParseDict(metadata["signature_def"], message, ignore_unknown_fields=True)
+            signatures = signatures_from_map(message.signature_def)
+            return ModelMetadata(served["name"], int(served["version"]), signatures)
+        except (json_format.ParseError, KeyError, TypeError, ValueError) as error:
+            raise _unreadable("metadata", error) from error
+
+    def ask_status(self, spec: ModelSpec) -> Question:
+        """See Dialect."""
+        return Question(f"GET {_path(spec)}", b"")
+
+    def read_status(self, body: bytes) -> list[VersionStatus]:
+        """See Dialect."""
+        rows = {"model_version_status": _field(body, "model_version_status")}
+        message = status_pb2.GetModelStatusResponse()
+        try:
+            json_format.ParseDict(rows, message, ignore_unknown_fields=True)
+        except json_format.ParseError as error:
+            raise _unreadable("model_version_status", error) from error
+        return GrpcDialect().read_status(message.SerializeToString())
+
+
+def _path(spec: ModelSpec) -> str:
+    path = f"/v1/models/{quote(spec.name, safe='')}"
+    if spec.version is not None:
+        return f"{path}/versions/{spec.version}"
+    if spec.version_label is not None:
+        return f"{path}/labels/{quote(spec.version_label, safe='')}"
+    return path
+
+
+def _post(spec: ModelSpec, verb: str, fields: dict[str, Any]) -> Question:
+    if spec.signature_name:
+        fields = {"signature_name": spec.signature_name, **fields}
+    return Question(f"POST {_path(spec)}:{verb}", json.dumps(fields).encode())
+
+
+def _ask_examples(
+    spec: ModelSpec,
+    verb: str,
+    examples: list[dict[str, Array]],
+    context: Mapping[str, Array],
+) -> Question:
+    fields: dict[str, Any] = {"context": _write_features(context)} if context else {}
+    fields["examples"] = [_write_features(features) for features in examples]
+    return _post(spec, verb, fields)
+
+
+def _write_features(features: Mapping[str, Array]) -> dict[str, Any]:
+    return {name: write_array(name, values) for name, values in features.items()}
+
+
+def write_array(name: str, array: Array) -> Any:
+    """Nested lists of numbers, booleans or `{"b64": ...}`.
+
+    Raises:
+        TensorMismatchError: JSON has no such numbers.
+    """
+    if array.dtype.kind == "c":
+        raise TensorMismatchError(
+            f"`{name}` is {array.dtype.name}, which JSON cannot hold: use PredictionClient"
+        )
+    if array.dtype.kind in "OSUT":
+        return _write_strings(array.tolist())
+    if array.dtype.kind not in "fbiu":
+        array = array.astype(np.float32)  # bfloat16 and its kin
+    return array.tolist()
+
+
+def _write_strings(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_write_strings(entry) for entry in value]
+    raw = value.encode() if isinstance(value, str) else value
+    return {"b64": base64.b64encode(raw).decode("ascii")}
+
+
+def read_array(name: str, value: Any, spec: TensorSpec | None) -> Array:
+    """The array in nested lists; of the signature's dtype where there is one.
+
+    Raises:
+        InternalError: It is none, and says which output; code DATA_LOSS.
+    """
+    try:
+        if spec is None:
+            found = np.asarray(value)
+            return found if found.dtype.kind in "fbiu" else _read_strings(value)
+        array = _read_strings(value) if spec.dtype == STRING else np.array(value, spec.numpy_dtype)
+        if array.size == 0 and spec.shape:
+            return array.reshape([size or 0 for size in spec.shape])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _unreadable(name, error) from error
+    return array
+
+
+def _read_strings(value: Any) -> Array:
+    array = np.array(value, object)
+    flat = [_read_string(entry) for entry in array.reshape(-1).tolist()]
+    read = np.empty(len(flat), object)
+    read[:] = flat
+    return read.reshape(array.shape)
+
+
+def _read_string(entry: Any) -> bytes:
+    if isinstance(entry, str):
+        return entry.encode()
+    return base64.b64decode(entry["b64"], validate=True)
+
+
+def _field(body: bytes, name: str) -> Any:
+    try:
+        return json.loads(body)[name]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unreadable(name, error, body) from error
+
+
+def _unreadable(name: str, error: Exception, body: bytes = b"") -> InternalError:
+    shown = f" (it begins with {body[:60]!r})" if body else ""
+    return InternalError(
+        f"the server's {name!r} cannot be read{shown}: {type(error).__name__}: {error}",
+        code=Code.DATA_LOSS,
+    )
