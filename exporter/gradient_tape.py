@@ -85,7 +85,9 @@ def _make_step(
         rows = tf.shape(answers[main.name])[0]
         loss_metric.update_state(shown_loss, sample_weight=rows)
         if main.kind != "value":
-            accuracy_metric.update_state(parts.heads.name_outputs(targets)[main.name], answers[main.name])
+            accuracy_metric.update_state(
+                parts.heads.name_outputs(targets)[main.name], answers[main.name]
+            )
 
     return step
 
@@ -98,17 +100,19 @@ def _make_compute_loss(parts: TrainingParts) -> Callable[[Any, Any], tuple[Any, 
     """
     import tensorflow as tf
 
-    losses = build_example_losses(
-        parts.config, parts.heads, smoothing=parts.config.label_smoothing
-    )
+    losses = build_example_losses(parts.config, parts.heads, smoothing=parts.config.label_smoothing)
     replicas = parts.strategy.num_replicas_in_sync
 
     def compute_loss(targets: Any, answers: Any) -> tuple[Any, Any]:
-        summed = [
-            tf.reduce_mean(losses[name](targets[name], answers[name])) for name in losses
-        ]
+        summed = [_mean(losses[name](targets[name], answers[name])) for name in losses]
         shown = tf.add_n([*summed, *parts.model.losses])
-        return shown / replicas, shown
+        return (shown if replicas == 1 else shown / replicas), shown
 
     return compute_loss
 
+
+def _mean(values: Any) -> Any:
+    """Average (batch,) as Keras does, sum over count: the gradients then agree to the bit."""
+    import tensorflow as tf
+
+    return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype))
