@@ -1,0 +1,1 @@
+"""Ratios against the alternatives, one command each; see README.md."""

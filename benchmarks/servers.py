@@ -1,0 +1,162 @@
+"""The servers that are compared, each started as a user would start it."""
+
+import contextlib
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+START_LIMIT_S = 90
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A server that answers.
+
+    Attributes:
+        grpc_port: 0 if it speaks no gRPC.
+        rest_port: 0 if it speaks no REST.
+        rest_path: Where it predicts.
+        ready_s: From the start of the process to its first open port that answers.
+        pid: Of the process that was started.
+    """
+
+    grpc_port: int
+    rest_port: int
+    rest_path: str
+    ready_s: float
+    pid: int
+
+    def measure_resident_mib(self) -> float:
+        """MiB resident over the process and its children (shared pages counted once each)."""
+        root = psutil.Process(self.pid)
+        return (
+            sum(
+                process.memory_full_info().pss for process in [root, *root.children(recursive=True)]
+            )
+            / 2**20
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """How a server is started: `command(version_dir, grpc_port, rest_port)`."""
+
+    name: str
+    command: Callable[[Path, int, int], list[str]]
+    grpc: bool = True
+    rest: bool = True
+    rest_path: str = "/v1/models/m:predict"
+
+
+def find_free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextlib.contextmanager
+def run(
+    server: Server, version_dir: Path, is_ready: Callable[[Running], bool]
+) -> Iterator[Running]:
+    """Starts `server`, waits until `is_ready`, and kills it with its children at the end."""
+    grpc_port = find_free_port() if server.grpc else 0
+    rest_port = find_free_port() if server.rest else 0
+    command = server.command(version_dir, grpc_port, rest_port)
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=HERE.parent,
+    )
+    try:
+        running = Running(grpc_port, rest_port, server.rest_path, 0.0, process.pid)
+        while not is_ready(running):
+            if process.poll() is not None or time.perf_counter() - start > START_LIMIT_S:
+                sys.exit(f"{server.name} did not start: {' '.join(command)}")
+            time.sleep(0.005)
+        yield dataclasses.replace(running, ready_s=time.perf_counter() - start)
+    finally:
+        kill(process)
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kills a process and its children."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+    process.kill()
+    process.wait()
+
+
+def plumbline(name: str, *flags: str) -> Server:
+    """The embedded server with these flags more."""
+
+    def command(version_dir: Path, grpc_port: int, rest_port: int) -> list[str]:
+        return [
+            *(sys.executable, "-m", "serving", "embedded", "--model_name=m"),
+            *(f"--port={grpc_port}", f"--rest_api_port={rest_port}"),
+            *(f"--model_base_path={version_dir.parent}", *flags),
+        ]
+
+    return Server(name, command)
+
+
+def tensorflow_serving(binary: str, *flags: str) -> Server:
+    """A real tensorflow_model_server."""
+
+    def command(version_dir: Path, grpc_port: int, rest_port: int) -> list[str]:
+        return [
+            *(binary, "--model_name=m", "--grpc_max_threads=64"),
+            *(f"--port={grpc_port}", f"--rest_api_port={rest_port}"),
+            *(f"--model_base_path={version_dir.parent}", *flags),
+        ]
+
+    return Server("TensorFlow Serving", command)
+
+
+def plain_grpc() -> Server:
+    """A synchronous grpcio server that calls the model, in an environment of its own."""
+    python = require_environment("plain_grpc")
+
+    def command(version_dir: Path, grpc_port: int, _rest_port: int) -> list[str]:
+        script = HERE / "rivals" / "plain_grpc.py"
+        return [python, str(script), f"--version_dir={version_dir}", f"--port={grpc_port}"]
+
+    return Server("plain grpcio", command, rest=False)
+
+
+def litserve() -> Server:
+    """LitServe, in an environment of its own."""
+    python = require_environment("litserve")
+
+    def command(version_dir: Path, _grpc_port: int, rest_port: int) -> list[str]:
+        script = HERE / "rivals" / "litserve_rest.py"
+        return [python, str(script), f"--version_dir={version_dir}", f"--port={rest_port}"]
+
+    return Server("LitServe", command, grpc=False, rest_path="/predict")
+
+
+def require_environment(name: str) -> str:
+    """The Python of benchmarks/.envs/<name>, made from benchmarks/rivals/<name>.txt."""
+    folder = HERE / ".envs" / name
+    python = folder / "bin" / "python"
+    stamp = folder / ".installed"
+    wanted = (HERE / "rivals" / f"{name}.txt").read_text()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"installing benchmarks/.envs/{name}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        requirements = str(HERE / "rivals" / f"{name}.txt")
+        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", requirements], check=True)
+        stamp.write_text(wanted)
+    return str(python)
