@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import abc
-import asyncio
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
-from contract.errors import SignatureNotFoundError
+from contract.errors import SignatureNotFoundError, UnimplementedError
 from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
 from contract.signature import Batch, Signature
+from serving.forms import Forms
 from serving.servable import EngineChoice, Observer, Servable
 
 if TYPE_CHECKING:
     from serving.batching import Batcher
+    from serving.worker_pool import WorkerPool
 
 LITERT = "litert"
 TENSORFLOW = "tensorflow"
@@ -39,6 +39,13 @@ class Engine(abc.ABC):
     def is_ready(self) -> bool:
         """Whether `run` can start at once, with nothing to be loaded first."""
         return True
+
+    async def prepare(self) -> None:  # noqa: B027 - most engines have nothing to load
+        """Loads what must be loaded, without holding up the event loop.
+
+        Raises:
+            PlumblineError: It cannot be loaded.
+        """
 
     @abc.abstractmethod
     def run(
@@ -107,6 +114,7 @@ class EngineServable(Servable):
         self.id = servable_id
         self.signatures = signatures
         self.signature_defs = signature_defs
+        self.forms = Forms(servable_id, signature_defs.signature_def)
         self.engines = choices
         self._by_signature = {name: engines[choice.engine] for name, choice in choices.items()}
         if DEFAULT_SIGNATURE_NAME in self._by_signature:
@@ -135,36 +143,34 @@ class EngineServable(Servable):
         inputs: Batch,
         *,
         output_filter: Sequence[str] = (),
-        executor: Executor,
+        pool: WorkerPool,
     ) -> Batch:
         engine = self._find(signature_name)
+        if not engine.is_ready:
+            await engine.prepare()
         if engine.batcher is not None:
             return await engine.batcher.answer(signature_name, inputs, output_filter)
-        if engine.is_ready:
-            key = CostMeter.key(signature_name, inputs)
-            if self._meter.estimate(key) < QUICK_S:
-                started = time.perf_counter()
-                outputs = engine.run(signature_name, inputs, output_filter=output_filter)
-                elapsed = time.perf_counter() - started
-                self._meter.record(key, elapsed)
-                self._observer.observe_runtime_latency(
-                    self.id, signature_name, "Predict", elapsed * 1e6
-                )
-                return outputs
-        call = functools.partial(self.run, signature_name, inputs, output_filter=output_filter)
-        return await asyncio.get_running_loop().run_in_executor(executor, call)
+        if self._meter.estimate(CostMeter.key(signature_name, inputs)) < QUICK_S:
+            return self.run(signature_name, inputs, output_filter=output_filter)
+        return await pool.run(
+            functools.partial(self.run, signature_name, inputs, output_filter=output_filter)
+        )
 
     def close(self) -> None:
         for engine in self._engines.values():
             engine.close()
 
     def _find(self, signature_name: str) -> Engine:
-        engine = self._by_signature.get(signature_name)
-        if engine is None:
-            raise SignatureNotFoundError(
-                f'Serving signature key "{signature_name or DEFAULT_SIGNATURE_NAME}" not found.'
+        engine = self._by_signature.get(signature_name) or self._engines.get(TENSORFLOW)
+        if engine is not None:
+            return engine
+        name = signature_name or DEFAULT_SIGNATURE_NAME
+        if name in self.signatures:
+            raise UnimplementedError(
+                f"signature {name!r} needs TensorFlow, which --engine=litert rules out; "
+                "start the server with --engine=auto"
             )
-        return engine
+        raise SignatureNotFoundError(f'Serving signature key "{name}" not found.')
 
     def _record(self, signature_name: str, inputs: Batch, elapsed: float) -> None:
         self._meter.record(CostMeter.key(signature_name, inputs), elapsed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import logging
 import threading
 import time
@@ -57,6 +59,7 @@ class LazyEngine(Engine):
         self._batcher: Batcher | None = None
         self._failure: tuple[float, PlumblineError] | None = None
         self._is_closed = False
+        self._loading: concurrent.futures.Future[Engine] | None = None
 
     @property
     def batcher(self) -> Batcher | None:
@@ -84,6 +87,18 @@ class LazyEngine(Engine):
                     raise
             return self._engine
 
+    async def prepare(self) -> None:
+        if self._engine is None:
+            # One thread loads for all who wait, so that none of the pool's is held up, and
+            # goes on when a caller's deadline has passed.
+            loading = self._loading
+            if loading is None or loading.done():
+                loading = self._loading = concurrent.futures.Future()
+                threading.Thread(
+                    target=self._load_for, args=(loading,), name="load-tensorflow", daemon=True
+                ).start()
+            await asyncio.shield(asyncio.wrap_future(loading))
+
     def run(
         self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
     ) -> Batch:
@@ -97,6 +112,12 @@ class LazyEngine(Engine):
                 self._batcher.close()
             if self._engine is not None:
                 self._engine.close()
+
+    def _load_for(self, loading: concurrent.futures.Future[Engine]) -> None:
+        try:
+            loading.set_result(self.load())
+        except BaseException as error:
+            loading.set_exception(error)
 
     def _load(self) -> Engine:
         started = time.monotonic()

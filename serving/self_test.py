@@ -154,8 +154,7 @@ def _list_calls(data: bytes, where: str) -> list[_Call]:
     reader = _READERS.get(kind)
     if reader is None:
         raise ManifestError(
-            f"{where} is a {kind or 'PredictionLog without a request'}; "
-            f"warmup replays {', '.join(_READERS)}"
+            f"{where} is a {kind or 'PredictionLog without a request'}; warmup replays {_REPLAYED}"
         )
     return reader(getattr(log, kind))
 
@@ -194,6 +193,9 @@ _READERS: dict[str | None, Callable[[Any], list[_Call]]] = {
     "regress_log": _read_examples,
     "multi_inference_log": _read_multi,
 }
+
+
+_REPLAYED = "predict, classify, regress and multi-inference logs"
 
 
 def _name_of(model_spec: Any) -> str:

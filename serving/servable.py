@@ -6,18 +6,21 @@ Handlers, manager and faces know this interface only; engines stand behind it.
 from __future__ import annotations
 
 import abc
-import asyncio
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
 
-from contract.servable import ServableId
+from contract.servable import ModelSpec, ServableId
 from contract.signature import Batch, Signature
 
 if TYPE_CHECKING:
     from contract.wire.plumbline_wire.metadata_pb2 import SignatureDefMap
+    from serving.forms import Forms
+    from serving.model_config import ModelConfig
+    from serving.states import VersionStatus
+    from serving.worker_pool import WorkerPool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,12 +86,14 @@ class Servable(abc.ABC):
         id: Model name and version.
         signatures: Signature name to signature. Names and shapes are the version's own.
         signature_defs: What GetModelMetadata answers.
+        forms: The same, made ready to check requests with.
         engines: Signature name to the engine that answers it.
     """
 
     id: ServableId
     signatures: Mapping[str, Signature]
     signature_defs: SignatureDefMap
+    forms: Forms
     engines: Mapping[str, EngineChoice]
 
     @abc.abstractmethod
@@ -122,14 +127,45 @@ class Servable(abc.ABC):
         inputs: Batch,
         *,
         output_filter: Sequence[str] = (),
-        executor: Executor,
+        pool: WorkerPool,
     ) -> Batch:
-        """`run` for an event loop: directly when it is quick, else in `executor`."""
+        """`run` for an event loop: directly when it is quick, else on a thread of `pool`."""
         if self.is_quick(signature_name, inputs):
             return self.run(signature_name, inputs, output_filter=output_filter)
-        call = functools.partial(self.run, signature_name, inputs, output_filter=output_filter)
-        return await asyncio.get_running_loop().run_in_executor(executor, call)
+        return await pool.run(
+            functools.partial(self.run, signature_name, inputs, output_filter=output_filter)
+        )
 
     @abc.abstractmethod
     def close(self) -> None:
         """Frees what was loaded. Nobody runs it any more: the manager sees to that."""
+
+
+class Manager(Protocol):
+    """What handlers need of a `ServableManager`."""
+
+    def acquire(self, spec: ModelSpec) -> AbstractContextManager[Servable]:
+        """Holds the servable that a request asks for.
+
+        Raises:
+            RequestError: No name, or an unknown label.
+            ServableNotFoundError: Nothing AVAILABLE answers to it.
+            ServableUnavailableError: The model's first load has not been decided yet.
+        """
+        ...
+
+    def list_states(self, name: str, version: int | None = None) -> Sequence[VersionStatus]:
+        """The states of a model's versions, the highest first.
+
+        Raises:
+            ServableNotFoundError: The model or version is not known.
+        """
+        ...
+
+    def reload(self, models: Sequence[ModelConfig]) -> None:
+        """Replaces the configuration and waits until new models are AVAILABLE; blocks.
+
+        Raises:
+            PlumblineError: See `ServableManager.reload`.
+        """
+        ...

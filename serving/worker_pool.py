@@ -1,0 +1,75 @@
+"""Threads for runs that would hold up the event loop, with a bounded queue."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from contract.errors import ServableUnavailableError
+
+Result = TypeVar("Result")
+
+
+class WorkerPool:
+    """A thread per core and a few more; calls beyond them wait, up to a limit.
+
+    Used from one event loop.
+
+    Args:
+        num_threads: Threads; 0 for twice the cores.
+        max_queued_calls: Calls that may wait for a thread; 0 for no limit.
+    """
+
+    def __init__(self, *, num_threads: int = 0, max_queued_calls: int = 0) -> None:
+        self._num_threads = num_threads or 2 * (os.cpu_count() or 1)
+        self._max_queued_calls = max_queued_calls
+        self._executor = ThreadPoolExecutor(self._num_threads, thread_name_prefix="run")
+        self._in_flight = 0
+
+    async def run(self, call: Callable[[], Result]) -> Result:
+        """`call()` on a thread.
+
+        Raises:
+            ServableUnavailableError: `max_queued_calls` calls wait already.
+        """
+        waiting = self._in_flight - self._num_threads
+        if self._max_queued_calls and waiting >= self._max_queued_calls:
+            raise ServableUnavailableError(
+                f"{waiting} calls wait for a thread already (--max_queued_calls="
+                f"{self._max_queued_calls}); ask again later or send fewer at a time"
+            )
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Result] = loop.create_future()
+        self._in_flight += 1
+        future = self._executor.submit(call)
+        # Counted down when the thread is done, not when the caller has given up.
+        future.add_done_callback(lambda done: _call_in(loop, lambda: self._settle(waiter, done)))
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Lets running calls end and takes no more."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _settle(self, waiter: asyncio.Future[Result], done: Future[Result]) -> None:
+        self._in_flight -= 1
+        if waiter.done() or done.cancelled():
+            return
+        error = done.exception()
+        if error is None:
+            waiter.set_result(done.result())
+        else:
+            waiter.set_exception(error)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(callback)
+    except RuntimeError:  # the loop is closed: nobody waits any more
+        return
