@@ -52,17 +52,19 @@ class Health:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def find_status(self, service: str) -> int:
+    def find_status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
         """The ServingStatus of a service name."""
         known = service in _TENSORFLOW_SERVING_NAMES
         if not self._strict:
             known = known or service in _OWN_NAMES
         if not known:
-            return int(_SERVICE_UNKNOWN)
+            return _SERVICE_UNKNOWN
         serving = not self._is_draining if self._strict else self.is_ready
-        return int(_SERVING if serving else _NOT_SERVING)
+        return _SERVING if serving else _NOT_SERVING
 
-    async def watch(self, service: str) -> AsyncIterator[int]:
+    async def watch(
+        self, service: str
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse.ServingStatus]:
         """The status now and after each change; ends with the server."""
         last = None
         while True:

@@ -84,6 +84,7 @@ class ServableManager:
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
         """Stops looking and unloads everything, waiting at most `timeout_s`."""
+        self.monitor.close()
         self._source.stop()
         self._lifecycle.stop(timeout_s=timeout_s)
 
@@ -152,11 +153,18 @@ class ServableManager:
             return None
         return find_failure(sighting, self.monitor)
 
-    def reload(self, models: Sequence[ModelConfig], *, timeout_s: float | None = None) -> None:
+    def reload(
+        self,
+        models: Sequence[ModelConfig],
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> None:
         """Replaces the whole configuration and waits until new models are AVAILABLE.
 
         Args:
             models: The new configuration; models that are not in it are unloaded.
+            wait: Whether to wait at all.
             timeout_s: How long to wait.
 
         Raises:
@@ -175,7 +183,8 @@ class ServableManager:
                 self._sightings.pop(name, None)
                 self._lifecycle.forget(name)
             self._source.update(models)
-        self._wait_for_models(new, timeout_s)
+        if wait:
+            self._wait_for_models(new, timeout_s)
 
     def _apply(self, models: Sequence[ModelConfig]) -> None:
         self._check_platforms(models)

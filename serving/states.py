@@ -41,6 +41,7 @@ class StateMonitor:
         self._states: dict[str, dict[int, VersionStatus]] = {}
         self._listeners: list[Callable[[ServableId, VersionStatus], None]] = []
         self._watchers: list[Callable[[], None]] = []
+        self._is_closed = False
 
     def subscribe(self, listener: Callable[[ServableId, VersionStatus], None]) -> None:
         """Calls `listener` on every change, on the thread that made it; it must be quick."""
@@ -49,6 +50,11 @@ class StateMonitor:
     def watch(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher` whenever something that readiness depends on may have changed."""
         self._watchers.append(watcher)
+
+    def close(self) -> None:
+        """Lets nobody wait any longer."""
+        self._is_closed = True
+        self.announce()
 
     def announce(self) -> None:
         """Wakes whoever waits or watches."""
@@ -112,11 +118,13 @@ class StateMonitor:
         """Blocks until `predicate` holds; it is asked again after each change.
 
         Returns:
-            What `predicate` said last: False when the time ran out.
+            What `predicate` said last: False when the time ran out or the monitor is closed.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self.changed:
             while not predicate():
+                if self._is_closed:
+                    return False
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return False

@@ -1,0 +1,80 @@
+"""The commands of `python -m serving`; a verb's module is imported when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from contract.errors import PlumblineError
+
+VERBS = {
+    "embedded": ("serving.embedded", "serve version directories from this process"),
+}
+"""Verb to its module and one line of help.
+
+The module has `add_arguments(parser)` and `run(arguments) -> exit code`. If it sets
+`TAKES_FLAGS = True`, arguments that its parser does not know are left in `arguments.flags`
+(a list) for `serving.config.parse_config`, and its `describe()` is printed after the help.
+"""
+
+USAGE_ERROR, START_ERROR, INTERRUPTED = 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns the exit code: see `docs/` for their meaning."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_describe_verbs())
+        return 0 if given else USAGE_ERROR
+    if given[0] not in VERBS:
+        print(f"unknown verb {given[0]!r}\n{_describe_verbs()}", file=sys.stderr)
+        return USAGE_ERROR
+    try:
+        return _run_verb(given[0], given[1:])
+    except PlumblineError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _run_verb(verb: str, given: list[str]) -> int:
+    name, description = VERBS[verb]
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("serving", "contract"):
+            raise
+        raise PlumblineError(
+            f"{verb} needs the package {error.name}: pip install 'plumbline-tf[serving]'"
+        ) from None
+    arguments = _parse_arguments(module, verb, description, given)
+    code: int = module.run(arguments)
+    return code
+
+
+def _parse_arguments(
+    module: ModuleType, verb: str, description: str, given: list[str]
+) -> argparse.Namespace:
+    takes_flags = getattr(module, "TAKES_FLAGS", False)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m serving {verb}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog=module.describe() if takes_flags and {"-h", "--help"} & set(given) else None,
+    )
+    module.add_arguments(parser)
+    if not takes_flags:
+        return parser.parse_args(given)
+    arguments, arguments.flags = parser.parse_known_args(given)
+    return arguments
+
+
+def _describe_verbs() -> str:
+    lines = ["usage: python -m serving VERB [--flag=value ...]", ""]
+    lines += [f"  {verb:12} {description}" for verb, (_, description) in VERBS.items()]
+    return "\n".join([*lines, "", "python -m serving VERB --help lists the flags."])

@@ -1,0 +1,103 @@
+"""The REST server as a process runs it: port, TLS, probes, metrics, tokens, and how it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from contract.errors import ServableUnavailableError, UnauthenticatedError
+from serving.announcement import join_address
+from serving.config import ServerConfig
+from serving.handlers import Handlers
+from serving.health import Health
+from serving.metrics import CONTENT_TYPE, Metrics
+from serving.rest_api import create_rest_app
+from serving.security import check_token, make_ssl_context
+
+LIVE_PATH = "/livez"
+READY_PATH = "/readyz"
+
+Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class RestFace:
+    """One HTTP server with TensorFlow Serving's REST API, metrics and probes.
+
+    Args:
+        handlers: What answers.
+        config: Port, limits, TLS and tokens.
+        health: Behind /livez and /readyz, which want no token, as probes have none.
+        metrics: Behind the metrics path.
+    """
+
+    def __init__(
+        self, handlers: Handlers, config: ServerConfig, health: Health, metrics: Metrics
+    ) -> None:
+        self._config = config
+        self._health = health
+        self._metrics = metrics
+        app = create_rest_app(handlers, config)
+        if config.auth_tokens:
+            app.middlewares.insert(0, self._authorize)
+        if not config.strict_compat:
+            app.router.add_get(LIVE_PATH, self._answer_live)
+            app.router.add_get(READY_PATH, self._answer_ready)
+        if config.metrics_path:
+            app.router.add_get(config.metrics_path, self._answer_metrics)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=config.drain_timeout_s
+        )
+        self.port = 0
+
+    async def start(self) -> None:
+        """Opens the port.
+
+        Raises:
+            ConfigError: The TLS files cannot be used.
+            ServableUnavailableError: The port cannot be had.
+        """
+        config = self._config
+        await self._runner.setup()
+        site = web.TCPSite(
+            self._runner,
+            config.host.strip("[]"),
+            max(config.rest_api_port, 0),
+            ssl_context=None if config.tls is None else make_ssl_context(config.tls),
+            reuse_port=True if config.workers > 1 else None,
+        )
+        try:
+            await site.start()
+        except OSError as error:
+            address = join_address(config.host, config.rest_api_port)
+            raise ServableUnavailableError(
+                f"cannot listen on {address}: {error.strerror or error}; give another "
+                f"--rest_api_port={config.rest_api_port}"
+            ) from None
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Takes no new calls and waits for those in flight, at most --drain_timeout_s."""
+        await self._runner.cleanup()
+
+    @web.middleware
+    async def _authorize(self, request: web.Request, respond: Respond) -> web.StreamResponse:
+        if request.path not in (LIVE_PATH, READY_PATH):
+            try:
+                check_token(self._config.auth_tokens, request.headers.get("Authorization"))
+            except UnauthenticatedError as error:
+                return web.json_response(
+                    {"error": error.message}, status=401, headers={"WWW-Authenticate": "Bearer"}
+                )
+        return await respond(request)
+
+    async def _answer_live(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _answer_ready(self, request: web.Request) -> web.Response:
+        if self._health.is_ready:
+            return web.Response(text="ok\n")
+        return web.Response(text="not ready\n", status=503)
+
+    async def _answer_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=self._metrics.render(), content_type=CONTENT_TYPE)
