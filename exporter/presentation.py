@@ -52,17 +52,19 @@ def show_training(document: dict[str, Any]) -> None:
 
 def show_inspection(document: dict[str, Any]) -> None:
     """Signatures, variants, provenance."""
+    from exporter.inspection import list_provenance, list_signature_rows, list_variant_rows
+
     print_table(
-        f"{document['model_name']} version {document['version']}: signatures",
-        ("signature", "input", "", "output", " "),
-        document["signature_rows"],
+        f"{document['model_name']} version {document['version']}",
+        ("signature", "input", "takes", "output", "gives"),
+        list_signature_rows(document),
     )
     print_table(
         "copies",
-        ("copy", "KiB", "signature", "tensor", "scale", "zero point"),
-        document["variant_rows"],
+        ("copy", "KiB", "signatures", "quantised tensor", "scale", "zero point"),
+        list_variant_rows(document),
     )
-    print_table("provenance", ("", " "), document["provenance"].items())
+    print_table("provenance", ("what", "value"), list_provenance(document))
 
 
 def show_recheck(document: dict[str, Any]) -> None:
