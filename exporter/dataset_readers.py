@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import importlib.util
-import os
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import DatasetError
+from exporter.mnist import read_mnist_arrays
+from exporter.npz import read_npz_arrays
 
 Array = NDArray[Any]
 DIGITS_SIDE = 28
@@ -132,48 +132,11 @@ def add_channel(images: Array) -> Array:
     return images[..., np.newaxis] if images.dtype == np.uint8 and images.ndim == 3 else images
 
 
-def read_npz_arrays(path: Path) -> dict[str, Array]:
-    """Read every array of an npz file, never unpickling.
-
-    Raises:
-        DatasetError: Missing, unreadable, not npz, truncated, or holding Python objects.
-    """
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise DatasetError(
-                    f"{path} is one array (.npy); give an npz with x_train and y_train"
-                )
-            return {name: loaded[name] for name in loaded.files}
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise DatasetError(f"{path} is not a readable npz file: {_explain_npz(error)}") from error
-
-
-def _explain_npz(error: Exception) -> str:
-    if "allow_pickle" in str(error):
-        return (
-            "it holds Python objects or is no npz at all; save plain arrays with "
-            "numpy.savez (no dtype=object)"
-        )
-    return f"{error}; write it with numpy.savez"
-
-
-def keras_cache_path() -> Path:
-    """Return where Keras keeps its `mnist.npz`."""
-    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
-    return Path(home) / "datasets" / "mnist.npz"
-
-
 def read_mnist(path: str, *, download: bool) -> RawData:
     """Read MNIST from a file or folder the user gives, else from Keras's cache.
 
     Raises:
         DatasetError: It is nowhere and `download` is off, or it cannot be read.
     """
-    from exporter.mnist import read_mnist_arrays
-
     arrays, source = read_mnist_arrays(path, download=download)
     return RawData("mnist", source, **arrays_to_splits(arrays, source))

@@ -32,10 +32,10 @@ def _compile(parts: TrainingParts) -> None:
     import tf_keras
 
     main = parts.heads.main
-    metrics = [] if main.kind == "value" else [tf_keras.metrics.CategoricalAccuracy("accuracy")]
     losses = build_keras_losses(parts.heads)
     alone = len(losses) == 1
     with parts.strategy.scope():
+        metrics = [tf_keras.metrics.CategoricalAccuracy("accuracy")] * (main.kind != "value")
         parts.model.compile(
             optimizer=parts.optimizer,
             loss=losses[main.name] if alone else losses,

@@ -74,13 +74,14 @@ def _make_step(
             loss, shown_loss = compute_loss(parts.heads.name_outputs(targets), answers)
         gradients = tape.gradient(loss, model.trainable_variables)
         replica = tf.distribute.get_replica_context()
-        if replica.num_replicas_in_sync > 1:
+        if replica.num_replicas_in_sync > 1 and config.clip_norm:
+            # Of the whole batch's gradient, so after the sum over replicas.
             gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        if config.clip_norm:  # of the whole batch's gradient, so after the sum over replicas
+        if config.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
         optimizer.apply_gradients(
             zip(gradients, model.trainable_variables, strict=True),
-            skip_gradients_aggregation=True,
+            skip_gradients_aggregation=bool(config.clip_norm),
         )
         rows = tf.shape(answers[main.name])[0]
         loss_metric.update_state(shown_loss, sample_weight=rows)
