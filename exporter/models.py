@@ -63,9 +63,7 @@ def build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> Model
     if config.dropout:
         model.add(layers.Dropout(config.dropout))
     model.add(
-        layers.Dense(
-            num_classes, activation="softmax", kernel_regularizer=l2, name="probabilities"
-        )
+        layers.Dense(num_classes, activation="softmax", kernel_regularizer=l2, name="probabilities")
     )
     return model
 
