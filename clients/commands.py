@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clients import (
+    doctor_command,
     load_command,
     on_device_command,
     parity_command,
@@ -10,4 +11,11 @@ from clients import (
     status_command,
 )
 
-COMMANDS = (status_command, predict_command, parity_command, on_device_command, load_command)
+COMMANDS = (
+    status_command,
+    predict_command,
+    parity_command,
+    on_device_command,
+    load_command,
+    doctor_command,
+)

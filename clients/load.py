@@ -139,14 +139,17 @@ class LoadRun:
 
 
 def plan_arrivals(plan: LoadPlan) -> Array:
-    """Seconds at which calls are due: exponential gaps, ascending, warm-up included."""
+    """Seconds at which calls are due: ascending, warm-up included.
+
+    A Poisson process, given how many calls it has: then the times are uniform. So the rate
+    asked for is the rate sent, however short the run.
+    """
     rng = np.random.default_rng(plan.seed)
-    total_s = plan.warmup_s + plan.duration_s
-    # The mean number and ten standard deviations more are as good as certainly enough.
-    count = int(plan.rate * total_s + 10 * np.sqrt(plan.rate * total_s) + 10)
-    due = np.cumsum(rng.exponential(1 / plan.rate, count))
-    found: Array = due[due < total_s]
-    return found
+    parts = []
+    for start, length in ((0.0, plan.warmup_s), (plan.warmup_s, plan.duration_s)):
+        count = max(round(plan.rate * length), 1)
+        parts.append(np.sort(start + length * rng.random(count)))
+    return np.concatenate(parts)
 
 
 def _percentile(values: Array, percentile: float) -> float:

@@ -38,12 +38,22 @@ def write_plot(path: Path, results: Sequence[LoadResult], *, title: str) -> None
     axes.set_ylabel("latency from the intended send time [ms]")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(_make_minor_formatter(axes))
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.set_title(title)
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--plot {path} cannot be written: {error}") from error
+
+
+def _make_minor_formatter(axes: Any) -> Any:
+    """Numbers between the powers of ten where there is room for them."""
+    ticker = import_extra("matplotlib.ticker", "--plot")
+    low, high = axes.get_ylim()
+    if high / max(low, 1e-12) > 30:
+        return ticker.NullFormatter()
+    return ticker.StrMethodFormatter("{x:g}")
 
 
 def _draw_rates(axes: Any, results: Sequence[LoadResult]) -> None:

@@ -1,0 +1,101 @@
+"""`doctor`: the eleven usual mistakes, looked for in a server or a version directory."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clients.doctor_package import check_package
+from clients.doctor_server import check_server
+from clients.doctor_version import check_version
+from clients.findings import (
+    FAILS,
+    MODEL_NAME,
+    NOT_CHECKED,
+    REACHABLE,
+    TENSORFLOW,
+    VERSION_NUMBER,
+    WARMUP,
+    WHOLE_VERSION,
+    Finding,
+    merge_findings,
+)
+from clients.targets import DEFAULT_REST_SERVER, add_server_flags, find_manifest
+from clients.terminal import print_json, print_line, print_table
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the command to the parser."""
+    parser = verbs.add_parser(
+        "doctor", help="look for the usual mistakes, and say how to mend them", description=__doc__
+    )
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="ADDRESS|VERSION_DIR",
+        help="servers and version directories (default: the server at --server)",
+    )
+    parser.add_argument(
+        "--rest_server",
+        default=DEFAULT_REST_SERVER,
+        metavar="ADDRESS",
+        help="where the names of served models are looked up (default %(default)s)",
+    )
+    parser.add_argument(
+        "--server_tensorflow",
+        default="",
+        metavar="VERSION",
+        help="of the server to be; default: the installed TensorFlow",
+    )
+    add_server_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the findings: 0 nothing fails, 1 something does, 3 unreachable."""
+    findings: list[Finding] = check_package()
+    targets = args.targets or [args.server]
+    folders = [Path(target) for target in targets if is_folder(target)]
+    if folders and not args.model_name:
+        manifest = find_manifest(folders[0]) if folders[0].is_dir() else None
+        args.model_name = manifest.model_name if manifest else ""
+    for folder in folders:
+        findings += check_version(folder, server_tensorflow=args.server_tensorflow)
+    for target in targets:
+        if not is_folder(target):
+            findings += check_server(args, target)
+    merged = merge_findings(findings)
+    if args.json:
+        print_json({"targets": targets, "findings": merged})
+    else:
+        _print(merged, ", ".join(targets))
+    failed = [finding for finding in merged if finding.verdict == FAILS]
+    if any(finding.check == REACHABLE for finding in failed):
+        return 3
+    return 1 if failed else 0
+
+
+def is_folder(target: str) -> bool:
+    """Whether a target is meant as a path rather than an address."""
+    if target.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
+        return False
+    return Path(target).exists() or "/" in target
+
+
+def _print(findings: list[Finding], title: str) -> None:
+    rows = [
+        [one.check, one.verdict, one.explanation or _explain_gap(one.check)] for one in findings
+    ]
+    print_table(["check", "result", "what was seen"], rows, title=f"doctor {title}")
+    fixes = [one for one in findings if one.fix and one.verdict != NOT_CHECKED]
+    for one in fixes:
+        print_line(f"{one.check}: {one.fix}")
+
+
+def _explain_gap(check: str) -> str:
+    if check in (VERSION_NUMBER, WHOLE_VERSION, TENSORFLOW, WARMUP):
+        return "seen in a version directory only: give its path"
+    if check in (REACHABLE, MODEL_NAME):
+        return "seen at a running server only: give its address"
+    return "not come to"

@@ -1,0 +1,272 @@
+"""The checks of a running server: who answers there, what it serves, what it takes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import socket
+import ssl
+import urllib.request
+from collections.abc import Mapping
+
+import numpy as np
+
+from clients.bench import make_batch
+from clients.doctor_specs import check_names, describe_inputs
+from clients.findings import (
+    FAILS,
+    HEALTHY,
+    MESSAGE_LIMIT,
+    MODEL_NAME,
+    NOT_CHECKED,
+    OK,
+    REACHABLE,
+    SHAPES,
+    TENSORFLOW,
+    WARNING,
+    Finding,
+)
+from clients.results import VersionStatus
+from clients.sync import PredictionClient
+from clients.targets import choose_model_name, open_client
+from contract.errors import (
+    Code,
+    DeadlineExceededError,
+    PlumblineError,
+    ServableNotFoundError,
+    ServableUnavailableError,
+    UnimplementedError,
+)
+from contract.servable import VersionState
+from contract.signature import STRING, Signature
+
+_MESSAGE_BYTES = 5 * 2**20
+"""A little more than the 4 MiB at which an unlifted limit refuses."""
+
+_MOST_ROWS = 65_536
+_METRICS_PATH = "/monitoring/prometheus/metrics"
+_SERVE = "python -m serving embedded --port={port} --model_name={name} --model_base_path=PATH"
+
+
+def check_server(args: argparse.Namespace, address: str) -> list[Finding]:
+    """All that can be told from outside.
+
+    Args:
+        args: The flags of `add_server_flags`, and `rest_server`.
+        address: host:port or unix:/path.
+    """
+    with open_client(args, server=address, allow_non_finite=True) as client:
+        try:
+            versions = client.status()
+        except ServableNotFoundError:
+            return [
+                Finding(REACHABLE, OK, f"{address} answers"),
+                _explain_name(choose_model_name(args), address, args.rest_server),
+            ]
+        except (ServableUnavailableError, DeadlineExceededError) as error:
+            return [explain_silence(address, error, choose_model_name(args))]
+        except PlumblineError as error:
+            return [Finding(REACHABLE, FAILS, error.message, "see the flags --help names")]
+        findings = [
+            Finding(REACHABLE, OK, f"{address} answers"),
+            Finding(MODEL_NAME, OK, f"{choose_model_name(args)} is served"),
+            *check_versions(versions, choose_model_name(args)),
+        ]
+        if not any(one.state is VersionState.AVAILABLE for one in versions):
+            return findings
+        try:
+            signatures = client.metadata().signatures
+        except PlumblineError as error:
+            return [*findings, Finding(SHAPES, FAILS, error.message)]
+        findings += check_names(signatures)
+        return [*findings, _check_shapes(client, signatures), _check_limit(client, signatures)]
+
+
+def explain_silence(address: str, error: PlumblineError, model_name: str) -> Finding:
+    """Why nobody answers gRPC at an address."""
+    host, port = _split(address)
+    if not port:
+        return Finding(REACHABLE, FAILS, error.message, f"ls -l {address.removeprefix('unix:')}")
+    serve = _SERVE.format(port=port, name=model_name)
+    try:
+        with socket.create_connection((host, port), timeout=3):
+            pass
+    except socket.gaierror:
+        return Finding(REACHABLE, FAILS, f"no host is called {host}", f"getent hosts {host}")
+    except ConnectionRefusedError:
+        return Finding(REACHABLE, FAILS, f"nothing listens at {host}:{port}", serve)
+    except OSError as failure:
+        return Finding(
+            REACHABLE,
+            FAILS,
+            f"{host}:{port} does not answer ({failure}): a firewall, or a server that listens "
+            "on its own loopback only",
+            f"on the server: {serve} --host=0.0.0.0",
+        )
+    if _speaks_http(host, port):
+        return Finding(
+            REACHABLE,
+            FAILS,
+            f"{host}:{port} speaks HTTP: this is the REST port, and gRPC has another",
+            f"python -m clients doctor {host}:8500",
+        )
+    if _speaks_tls(host, port):
+        return Finding(
+            REACHABLE,
+            FAILS,
+            f"{host}:{port} speaks TLS, or wants a certificate",
+            f"python -m clients doctor {address} --ca_file CA.pem",
+        )
+    return Finding(
+        REACHABLE, FAILS, f"{host}:{port} takes connections, but: {error.message}", serve
+    )
+
+
+def _split(address: str) -> tuple[str, int]:
+    if address.startswith(("unix:", "unix-abstract:")):
+        return address, 0
+    host, _, port = address.split(",")[0].rpartition(":")
+    return (host.strip("[]"), int(port)) if port.isdigit() else (address, 8500)
+
+
+def _speaks_http(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=3) as connection:
+            connection.sendall(
+                f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+            )
+            return connection.recv(5) == b"HTTP/"
+    except OSError:
+        return False
+
+
+def _speaks_tls(host: str, port: int) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # whose it is does not matter here, only that it is
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, port), timeout=3) as connection,
+            context.wrap_socket(connection),
+        ):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _explain_name(model_name: str, address: str, rest_server: str) -> Finding:
+    served = find_served_models(rest_server)
+    text = f"{address} does not serve a model called {model_name!r}"
+    if served:
+        fix = f"python -m clients doctor {address} --model_name {served[0]}"
+        return Finding(MODEL_NAME, FAILS, f"{text}; it serves {', '.join(served)}", fix)
+    return Finding(
+        MODEL_NAME,
+        FAILS,
+        f"{text}, and no metrics at {rest_server} tell what it serves",
+        "look at the server's flags --model_name and --model_config_file; the default name is "
+        "`default`",
+    )
+
+
+def find_served_models(rest_server: str) -> list[str]:
+    """The names of the models in a server's metrics, sorted; empty when it shows none."""
+    url = rest_server if "://" in rest_server else f"http://{rest_server}"
+    try:
+        # A server on this machine is never behind the proxy of the environment.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url.rstrip("/") + _METRICS_PATH, timeout=3) as reply:
+            text = reply.read(2**22).decode(errors="replace")
+    except (OSError, ValueError):
+        return []
+    return sorted(set(re.findall(r'[{,]model(?:_name)?="([^"]+)"', text)))
+
+
+def check_versions(versions: list[VersionStatus], model_name: str) -> list[Finding]:
+    """Whether a version answers, and what became of those that do not."""
+    available = [one.version for one in versions if one.state is VersionState.AVAILABLE]
+    ended = [one for one in versions if one.state is VersionState.END and one.error_code]
+    findings = [
+        Finding(
+            TENSORFLOW,
+            FAILS,
+            f"version {one.version} needs an operator that this server's TensorFlow lacks: "
+            f"{one.error_message}",
+            "serve it with the TensorFlow that wrote it: docker pull tensorflow/serving:VERSION",
+        )
+        for one in ended
+        if re.search(r"Op type not registered|NodeDef mentions attr", one.error_message)
+    ]
+    for one in ended:
+        text = f"version {one.version} ended with {one.error_code.name}: {one.error_message}"
+        verdict = WARNING if available else FAILS
+        fix = f"python -m exporter verify PATH/{one.version}, then publish a good version"
+        findings.append(Finding(HEALTHY, verdict, text, fix))
+    if not available:
+        states = ", ".join(f"{one.version} {one.state.name}" for one in versions) or "none"
+        fix = (
+            f"python -m clients status --model_name {model_name}  # wait, or read the server's log"
+        )
+        findings.append(Finding(HEALTHY, FAILS, f"no version is AVAILABLE ({states})", fix))
+    text = f"available: {', '.join(map(str, available))}"
+    return findings or [Finding(HEALTHY, OK, text)]
+
+
+def _check_shapes(client: PredictionClient, signatures: Mapping[str, Signature]) -> Finding:
+    refused, asked = [], []
+    for name, signature in signatures.items():
+        if _is_numeric(signature):
+            try:
+                client.predict(make_batch(signature, 1), signature_name=name)
+                asked.append(name)
+            except UnimplementedError:
+                continue
+            except PlumblineError as error:
+                refused.append(f"{name}: {error.message}")
+    if refused:
+        fix = "compare with: python -m clients status"
+        return Finding(SHAPES, FAILS, "; ".join(refused), fix)
+    text = f"one row was answered by {', '.join(asked)}; send {describe_inputs(signatures)}"
+    return Finding(SHAPES, OK if asked else NOT_CHECKED, text)
+
+
+def _check_limit(client: PredictionClient, signatures: Mapping[str, Signature]) -> Finding:
+    for name, signature in signatures.items():
+        if not _is_numeric(signature):
+            continue
+        row_bytes = sum(array.nbytes for array in make_batch(signature, 1).values())
+        num_rows = -(-_MESSAGE_BYTES // max(row_bytes, 1))
+        if num_rows > _MOST_ROWS:
+            continue
+        batch = {
+            key: np.resize(a, (num_rows, *a.shape[1:]))
+            for key, a in make_batch(signature, 1).items()
+        }
+        return _send_large(client, name, batch, num_rows)
+    return Finding(MESSAGE_LIMIT, NOT_CHECKED, "no signature takes numbers in bulk")
+
+
+def _send_large(
+    client: PredictionClient, name: str, batch: Mapping[str, object], num_rows: int
+) -> Finding:
+    size = f"{num_rows:,} rows in {_MESSAGE_BYTES / 2**20:.0f} MiB"
+    try:
+        client.predict(batch, signature_name=name)
+    except PlumblineError as error:
+        verdict = FAILS if error.code is Code.RESOURCE_EXHAUSTED else WARNING
+        return Finding(
+            MESSAGE_LIMIT,
+            verdict,
+            f"{size} were refused: {error.message}",
+            "send less at a time: client.predict_many(rows, batch_size=256); or lift the limit of "
+            "the server (--max_message_bytes) or of the proxy before it",
+        )
+    return Finding(MESSAGE_LIMIT, OK, f"{size} were answered")
+
+
+def _is_numeric(signature: Signature) -> bool:
+    return all(
+        spec.dtype != STRING and spec.shape is not None and bool(spec.shape)
+        for spec in signature.inputs.values()
+    )
