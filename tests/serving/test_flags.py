@@ -1,0 +1,109 @@
+"""Flags are read as tensorflow_model_server reads them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import ConfigError
+from serving.flag_parsing import describe_flags, list_flags, parse_flags
+from serving.flags import ServerFlags
+from serving.tfserving_flags import TensorFlowServingFlags
+
+FLAGS = list_flags(ServerFlags)
+
+
+def parse(*arguments: str) -> dict[str, bool | int | float | str]:
+    values, unknown = parse_flags(arguments, FLAGS)
+    assert not unknown
+    return values
+
+
+@pytest.mark.parametrize("arguments", [("--port=12",), ("--port", "12")])
+def test_a_value_stands_behind_an_equals_sign_or_a_space(arguments: tuple[str, ...]) -> None:
+    assert parse(*arguments) == {"port": 12}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (("--enable_batching",), True),
+        (("--enable_batching=true",), True),
+        (("--enable_batching=false",), False),
+        (("--enable_batching", "false"), False),
+        (("--enable_batching", "--port=1"), True),
+    ],
+)
+def test_a_bare_boolean_is_true(arguments: tuple[str, ...], value: bool) -> None:
+    assert parse(*arguments)["enable_batching"] is value
+
+
+def test_a_value_may_hold_equals_signs_and_begin_with_a_dash() -> None:
+    assert parse("--grpc_channel_arguments=a=1,b=2", "--load_retry_interval_micros", "-1") == {
+        "grpc_channel_arguments": "a=1,b=2",
+        "load_retry_interval_micros": -1,
+    }
+
+
+def test_an_unknown_flag_is_named_with_the_nearest_known_one_and_its_value_is_skipped() -> None:
+    values, unknown = parse_flags(["--rest_api_prot", "8501", "--port=1", "-v", "stray"], FLAGS)
+    assert values == {"port": 1}
+    assert [str(one) for one in unknown] == [
+        "unknown argument: --rest_api_prot (did you mean --rest_api_port?)",
+        "unknown argument: -v",
+        "unknown argument: stray",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "wanted"),
+    [
+        ("--port=eight", "an integer"),
+        ("--drain_timeout_s=soon", "a number"),
+        ("--enable_batching=maybe", "true or false"),
+    ],
+)
+def test_a_value_of_the_wrong_type_says_what_is_wanted(argument: str, wanted: str) -> None:
+    with pytest.raises(ConfigError, match=f"{argument}: it wants {wanted}"):
+        parse(argument)
+
+
+def test_a_flag_without_its_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--model_name wants a value"):
+        parse("--model_name", "--port=1")
+
+
+@given(st.lists(st.text(max_size=30), max_size=6))
+def test_any_command_line_is_parsed_or_refused_in_one_sentence(arguments: list[str]) -> None:
+    try:
+        parse_flags(arguments, FLAGS)
+    except ConfigError as error:
+        assert "\n" not in error.message or any("\n" in argument for argument in arguments)
+
+
+def test_every_flag_of_tensorflow_model_server_is_known_with_its_default() -> None:
+    defaults = {one.name: one.default for one in list_flags(TensorFlowServingFlags)}
+    assert defaults["port"] == 8500
+    assert defaults["rest_api_timeout_in_ms"] == 30000
+    assert defaults["model_name"] == "default"
+    assert defaults["max_num_load_retries"] == 5
+    assert defaults["load_retry_interval_micros"] == 60_000_000
+    assert defaults["file_system_poll_wait_seconds"] == 1
+    assert defaults["enable_model_warmup"] is True
+    assert len(defaults) == 48  # all of main.cc
+
+
+def test_flags_that_make_a_server_safe_are_never_passed_to_one_that_ignores_them() -> None:
+    by_name = {one.name: one for one in FLAGS}
+    for name in ("auth_token_file", "max_json_depth", "max_inflated_bytes", "max_message_bytes"):
+        assert by_name[name].container == "refused"
+    own = {one.name for one in FLAGS} - {one.name for one in list_flags(TensorFlowServingFlags)}
+    assert all(by_name[name].container != "passed" for name in own)
+
+
+def test_help_shows_every_flag_with_default_and_purpose() -> None:
+    text = describe_flags(FLAGS)
+    for one in FLAGS:
+        assert f"--{one.name}=" in text
+        assert one.description in text
