@@ -10,17 +10,21 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from contract.errors import (
     ExportError,
     PlumblineError,
+    ServableUnavailableError,
 )
-from exporter import verbs
+from exporter import remote_commands, verbs
 from exporter.quiet import silence_tensorflow
 
 _LOG = logging.getLogger(__name__)
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Without the program's name; None for the process's own.
 
     Returns:
-        0 done; 1 checked and failed; 2 usage, configuration or bad input; 130 interrupted.
+        0 done; 1 checked and failed; 2 usage, configuration or bad input; 3 a remote base path
+        that cannot be reached; 130 interrupted.
     """
     silence_tensorflow()
     arguments = build_parser().parse_args(argv)
@@ -51,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _choose_exit_code(error: PlumblineError) -> int:
-    """Checked and failed is 1; what the user gave being of no use is 2."""
+    """Checked and failed is 1; given something of no use is 2; a remote base path away is 3."""
+    if isinstance(error, ServableUnavailableError):
+        return UNREACHABLE
     return FAILED if isinstance(error, ExportError) else USAGE
 
 
@@ -68,14 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(subparsers)
     _add_verify(subparsers)
     _add_publish(subparsers)
+    _add_fetch(subparsers)
     _add_inspect(subparsers)
     _add_predict(subparsers)
     return parser
 
 
-def _add_verb(
-    subparsers: argparse._SubParsersAction, name: str, text: str
-) -> argparse.ArgumentParser:  # type: ignore[type-arg]
+def _add_verb(subparsers: _Subparsers, name: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name, help=text, description=text, allow_abbrev=False
     )
@@ -128,13 +134,13 @@ def _add_publish_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_train(subparsers: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+def _add_train(subparsers: _Subparsers) -> None:
     parser = _add_verb(subparsers, "train", "Train, and keep the trained model in a run directory.")
     _add_run_flags(parser)
     parser.set_defaults(run=verbs.train)
 
 
-def _add_export(subparsers: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+def _add_export(subparsers: _Subparsers) -> None:
     parser = _add_verb(subparsers, "export", "Train, export, verify and publish.")
     _add_run_flags(parser)
     _add_publish_flags(parser)
@@ -144,7 +150,7 @@ def _add_export(subparsers: argparse._SubParsersAction) -> None:  # type: ignore
     parser.set_defaults(run=verbs.export)
 
 
-def _add_verify(subparsers: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+def _add_verify(subparsers: _Subparsers) -> None:
     parser = _add_verb(
         subparsers, "verify", "Check every file of a version, and replay its golden examples."
     )
@@ -157,17 +163,23 @@ def _add_verify(subparsers: argparse._SubParsersAction) -> None:  # type: ignore
     parser.set_defaults(run=verbs.verify)
 
 
-def _add_publish(subparsers: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+def _add_publish(subparsers: _Subparsers) -> None:
     parser = _add_verb(subparsers, "publish", "Publish a candidate as the next version.")
     parser.add_argument(
         "path", type=Path, metavar="PATH", help="a candidate, its run directory, or a version"
     )
     _add_publish_flags(parser)
     parser.add_argument("--version", type=int, metavar="N", help="default: the next free number")
+    remote_commands.add_publish_flag(parser)
     parser.set_defaults(run=verbs.publish)
 
 
-def _add_inspect(subparsers: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+def _add_fetch(subparsers: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    parser = _add_verb(subparsers, "fetch", "Copy a version from a remote base path to this one.")
+    remote_commands.add_fetch_flags(parser)
+
+
+def _add_inspect(subparsers: _Subparsers) -> None:
     parser = _add_verb(
         subparsers, "inspect", "Show a version's signatures, variants and provenance."
     )
@@ -175,7 +187,7 @@ def _add_inspect(subparsers: argparse._SubParsersAction) -> None:  # type: ignor
     parser.set_defaults(run=verbs.inspect)
 
 
-def _add_predict(subparsers: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+def _add_predict(subparsers: _Subparsers) -> None:
     parser = _add_verb(
         subparsers,
         "predict",

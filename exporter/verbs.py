@@ -71,9 +71,12 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def publish(arguments: argparse.Namespace) -> int:
-    """`publish`: a candidate becomes the next version."""
+    """`publish`: a candidate becomes the next version, or with --to a version is copied away."""
     from exporter.flow import find_candidate
+    from exporter.remote_commands import publish_to
 
+    if arguments.to:
+        return publish_to(arguments)
     candidate, model_name = find_candidate(arguments.path)
     base_path = _to_local_path(arguments.base_path) or Path("models", model_name)
     published = publish_version(

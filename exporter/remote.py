@@ -1,0 +1,227 @@
+"""A base path at an fsspec address: S3, Google Cloud Storage, another file system.
+
+Nothing here locks or renames: object stores do neither. What makes a version whole there is
+its manifest, which is written last. Credentials and addresses of services come from the
+environment, as each file system's own documentation says (AWS_ENDPOINT_URL and so on).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, final
+
+from contract import layout
+from contract.errors import (
+    ConfigError,
+    PlumblineError,
+    ServableUnavailableError,
+    UnimplementedError,
+)
+from contract.manifest import FileEntry
+
+OnBytes = Callable[[int], None]
+"""Told how many more bytes have been moved."""
+
+READ_BYTES = 8 * 2**20
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs"}
+# Their folders are only a way of speaking, and making one may make a bucket.
+_WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
+
+
+@final
+class RemoteBasePath:
+    """A model's own folder at an address. Names below it are POSIX paths such as `3/model.tflite`.
+
+    Every method raises ConfigError when the address may not be used, and
+    ServableUnavailableError when it cannot be reached.
+
+    Args:
+        url: For example `s3://bucket/models/mlp`.
+
+    Attributes:
+        url: The same, without passwords: for messages.
+
+    Raises:
+        ConfigError: No fsspec address.
+        UnimplementedError: A package is missing; says which.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = _hide_credentials(url).rstrip("/")
+        self._files, self._root = _open_file_system(url, self.url)
+
+    def find_versions(self) -> dict[int, str]:
+        """Version number to the name of its folder, ascending; complete or not."""
+        found: dict[int, str] = {}
+        with self._explained():
+            self._files.invalidate_cache()
+            try:
+                entries = self._files.ls(self._root, detail=True)
+            except FileNotFoundError:
+                return {}
+            for entry in sorted(entries, key=lambda one: (len(one["name"]), one["name"])):
+                name = entry["name"].rstrip("/").rpartition("/")[2]
+                version = layout.parse_version(name)
+                if version is not None and entry["type"] == "directory":
+                    found.setdefault(version, name)
+        return dict(sorted(found.items()))
+
+    def list_files(self, folder: str) -> dict[str, int]:
+        """Every file below a folder: name relative to it, to size in bytes."""
+        path = self._path(folder)
+        with self._explained():
+            self._files.invalidate_cache()
+            try:
+                found = self._files.find(path, detail=True)
+            except FileNotFoundError:
+                return {}
+        start = len(path) + 1
+        return {
+            name[start:]: int(info["size"] or 0)
+            for name, info in found.items()
+            if len(name) > start and not name.endswith("/")
+        }
+
+    def read_file(self, name: str) -> bytes | None:
+        """A small file's content; None when there is none."""
+        with self._explained():
+            self._files.invalidate_cache()
+            try:
+                return bytes(self._files.cat_file(self._path(name)))
+            except FileNotFoundError:
+                return None
+
+    def hash_file(self, name: str, *, num_bytes: int) -> FileEntry:
+        """sha256 of a file as it is read back.
+
+        Args:
+            name: Of the file.
+            num_bytes: Its size, from `list_files`.
+        """
+        digest = hashlib.sha256()
+        size = 0
+        for piece in self._read_pieces(name, num_bytes):
+            digest.update(piece)
+            size += len(piece)
+        return FileEntry(digest.hexdigest(), size)
+
+    def upload(self, source: Path, name: str, *, on_bytes: OnBytes) -> None:
+        """Writes a file. Object stores show it whole or not at all, other systems as it grows."""
+        target = self._path(name)
+        hook = _Hook(on_bytes)
+        with self._explained():
+            if self._protocols().isdisjoint(_WITHOUT_FOLDERS):
+                self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._files.put_file(str(source), target, callback=hook.make_callback())
+        hook.complete(source.stat().st_size)
+
+    def download(self, name: str, target: Path, *, num_bytes: int, on_bytes: OnBytes) -> None:
+        """Reads a file into `target`, whose folder is made.
+
+        Raises:
+            OSError: `target` cannot be written: the disk is full, for example.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as stream:
+            for piece in self._read_pieces(name, num_bytes):
+                stream.write(piece)
+                on_bytes(len(piece))
+
+    def remove(self, name: str) -> None:
+        """Deletes a file."""
+        with self._explained():
+            self._files.rm_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _protocols(self) -> frozenset[str]:
+        given = self._files.protocol
+        return frozenset([given] if isinstance(given, str) else given)
+
+    def _read_pieces(self, name: str, num_bytes: int) -> Iterator[bytes]:
+        for start in range(0, num_bytes, READ_BYTES):
+            with self._explained():
+                end = min(start + READ_BYTES, num_bytes)
+                piece = bytes(self._files.cat_file(self._path(name), start=start, end=end))
+            yield piece
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        # Each file system raises its own library's errors, which share no root but this one.
+        except Exception as error:
+            raise _describe(error, self.url) from error
+
+
+@final
+class _Hook:
+    """Counts what fsspec tells of an upload: some file systems tell pieces, some nothing."""
+
+    def __init__(self, on_bytes: OnBytes) -> None:
+        self._on_bytes = on_bytes
+        self._told = 0
+
+    def make_callback(self) -> Any:
+        callbacks = importlib.import_module("fsspec.callbacks")
+        return callbacks.Callback(hooks={"bytes": self._hear})
+
+    def complete(self, num_bytes: int) -> None:
+        if num_bytes > self._told:
+            self._on_bytes(num_bytes - self._told)
+
+    def _hear(self, _size: int | None, value: int, **_: Any) -> None:
+        if value > self._told:
+            self._on_bytes(value - self._told)
+            self._told = value
+
+
+def _open_file_system(url: str, shown: str) -> tuple[Any, str]:
+    if not re.match(r"[a-z][a-z0-9+.-]*:", url):
+        raise ConfigError(
+            f"{shown}: not a remote address; give one such as s3://bucket/models/mlp or "
+            "file:///mnt/models/mlp"
+        )
+    try:
+        fsspec = importlib.import_module("fsspec")
+    except ImportError:
+        raise UnimplementedError(
+            f"{shown}: remote base paths need fsspec, which is not installed: "
+            "pip install 'plumbline-tf[remote]'"
+        ) from None
+    protocol = url.partition("://")[0]
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        hint = f"pip install {package}" if package else str(error)
+        raise UnimplementedError(
+            f"{shown}: addresses of {protocol}:// need a package that is not installed: {hint}"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{shown}: not an address that fsspec knows: {error}") from None
+    if not root.strip("/"):
+        raise ConfigError(f"{shown}: names no folder; give the model's own, such as …/models/mlp")
+    return files, root.rstrip("/")
+
+
+def _describe(error: Exception, url: str) -> PlumblineError:
+    kind = type(error).__name__
+    text = f"{error or kind}".splitlines()[0] if f"{error}" else kind
+    if isinstance(error, PermissionError) or "Credential" in kind:
+        return ConfigError(f"{url}: access is refused ({text}); check the credentials")
+    if isinstance(error, FileNotFoundError):
+        return ConfigError(f"{url}: not found ({text}); check the address")
+    if isinstance(error, NotImplementedError):
+        return ConfigError(f"{url}: this kind of address cannot do that ({text})")
+    return ServableUnavailableError(f"{url}: cannot be reached or failed ({kind}: {text})")
+
+
+def _hide_credentials(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
