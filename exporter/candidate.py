@@ -6,10 +6,7 @@ own, started while the model trains.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
-import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,10 @@ import numpy as np
 
 from contract import layout
 from contract.golden import Golden, write_golden
-from contract.manifest import DataEntry, Manifest, hash_files, to_entries, write_manifest
+from contract.manifest import Manifest, hash_files, write_manifest
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array
-from exporter.config import Config, config_to_dict
+from exporter.config import Config
 from exporter.confusion_matrix import count_confusions, draw_confusions
 from exporter.datasets import Dataset
 from exporter.golden_examples import (
@@ -39,6 +36,7 @@ from exporter.measurement import (
     write_held_out,
 )
 from exporter.model_card import write_model_card
+from exporter.provenance import describe_candidate
 from exporter.training import TrainResult
 from exporter.verdict import IN_PROCESS, SAVED_MODEL, Verification, judge
 from exporter.warmup import write_warmup
@@ -46,7 +44,6 @@ from exporter.worker import Workers
 
 CANDIDATE = "candidate"  # as flow.py says
 REPORT = "verification.json"
-_TOOLS = ("tensorflow", "tf-keras", "ai-edge-litert", "numpy", "plumbline-tf")
 _VERIFICATION_TIMEOUT_S = 600.0
 
 Step = Callable[[str], None]
@@ -107,7 +104,14 @@ def make_candidate(
     step("verify")
     measurements += job.collect_measurements()
     verification = judge(measurements, golden, config.export.tolerances)
-    manifest = _describe(job, result, verification, fingerprint)
+    manifest = describe_candidate(
+        result,
+        dataset,
+        config,
+        signatures=predictor.signatures,
+        verification=verification,
+        calibration_fingerprint=fingerprint,
+    )
     write_model_card(path, manifest, verification, counts)
     _write_report(run_dir / REPORT, verification)
     if verification.passed:
@@ -224,51 +228,6 @@ def _draw_confusions(
     picture.parent.mkdir(parents=True, exist_ok=True)
     draw_confusions(picture, counts, dataset.class_names, title)
     return counts
-
-
-def _describe(
-    job: _Job, result: TrainResult, verification: Verification, fingerprint: str
-) -> Manifest:
-    dataset, config = job.dataset, job.config
-    accuracy = verification.measurements[0].accuracy
-    metrics = {} if accuracy is None else {"test_accuracy": accuracy}
-    best = result.best_epoch - 1
-    metrics |= {
-        f"validation_{name.removeprefix('val_')}": values[best]
-        for name, values in result.history.items()
-        if name.startswith("val_")
-    }
-    return Manifest(
-        model_name=config.model.name,
-        version=0,
-        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        signatures=to_entries(job.predictor.signatures),
-        metrics=metrics | {"best_epoch": float(result.best_epoch)},
-        parity={one.name: msgspec.to_builtins(one) for one in verification.measurements},
-        config=config_to_dict(config),
-        data=DataEntry(
-            name=dataset.name,
-            fingerprint=dataset.fingerprint,
-            class_names=dataset.class_names,
-            num_examples={
-                "train": len(dataset.y_train),
-                "validation": len(dataset.y_validation),
-                "test": len(dataset.y_test),
-            },
-            dummy=dataset.dummy,
-        ),
-        seed=config.training.seed,
-        tool_versions=_list_tool_versions(),
-        calibration_fingerprint=fingerprint,
-    )
-
-
-def _list_tool_versions() -> dict[str, str]:
-    found = {}
-    for name in _TOOLS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def _write_report(path: Path, verification: Verification) -> None:

@@ -48,7 +48,7 @@ def choose_rows(labels: Array, count: int, *, seed: int | None = None) -> Array:
     by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     if rng is not None:
         by_class = [rng.permutation(rows) for rows in by_class]
-    turns = [
+    turns: list[int] = [
         rows[turn]
         for turn in range(max(map(len, by_class)))
         for rows in by_class
@@ -173,17 +173,21 @@ def list_lite_signatures(signatures: dict[str, Signature], variant: str) -> list
 
 def list_exact_rows(count: int) -> Array:
     """Golden rows whose file holds exactly the pixels of the data: no JPEG, no other size."""
-    rows = np.arange(count)
-    return rows[(rows % _JPEG_EVERY != _JPEG_EVERY - 1) & (rows % _LARGE_EVERY != _LARGE_EVERY - 1)]
+    rows: Array = np.arange(count)
+    exact: Array = rows[
+        (rows % _JPEG_EVERY != _JPEG_EVERY - 1) & (rows % _LARGE_EVERY != _LARGE_EVERY - 1)
+    ]
+    return exact
 
 
 def _take_examples(dataset: Dataset, count: int) -> Array:
-    rows = np.concatenate([dataset.x_test, dataset.x_validation, dataset.x_train])
+    rows: Array = np.concatenate([dataset.x_test, dataset.x_validation, dataset.x_train])
     labels = np.concatenate([dataset.y_test, dataset.y_validation, dataset.y_train])
     chosen = choose_rows(dataset.y_test, count)
     if len(chosen) < count or len(np.unique(dataset.y_test)) < dataset.num_classes:
         chosen = choose_rows(labels, count)
-    return rows[np.resize(chosen, max(count, len(chosen)))]
+    taken: Array = rows[np.resize(chosen, max(count, len(chosen)))]
+    return taken
 
 
 def _iterate_batch_sizes(count: int) -> Iterator[int]:

@@ -20,7 +20,7 @@ _LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601, as JPEG and Pillow's mode L use it. (`decode_png(channels=1)` swaps weights.)"""
 
 
-def decode_images(image_bytes: Any, image_shape: tuple[int, int, int]) -> Any:
+def decode_images(image_bytes: Any, image_shape: tuple[int, ...]) -> Any:
     """Decodes, greyscales, resizes a batch of files to what a model was trained on.
 
     Args:

@@ -61,7 +61,9 @@ def list_signature_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def list_variant_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A row per copy and quantised tensor, for a table."""
-    rows = [("saved_model", _to_kib(document["saved_model"]["num_bytes"]), "", "", "", "")]
+    rows: list[tuple[str, ...]] = [
+        ("saved_model", _to_kib(document["saved_model"]["num_bytes"]), "", "", "", "")
+    ]
     for name, variant in document["variants"].items():
         size = _to_kib(variant["num_bytes"])
         tensors = variant["quantisation"]

@@ -8,13 +8,10 @@ publisher leaves behind can be loaded. A published version is never changed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import logging
 import os
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -30,22 +27,11 @@ from contract.errors import (
 from contract.manifest import Manifest, check_files, from_entries, read_manifest, write_manifest
 from contract.signature import Signature
 from contract.wire.signatures import read_signatures
-from exporter.base_path_lock import (
-    WRITER,
-    hold_base_path,
-    is_alive,
-    mark_alive,
-    remove_lock_file,
-)
+from exporter.base_path_lock import WRITER, hold_base_path
 from exporter.compatibility import list_breaks
-from exporter.durability import (
-    copy_file,
-    explain_os_errors,
-    remove_tree,
-    sync_path,
-    sync_tree,
-)
-from exporter.retire import read_named_versions, remove_retired, retire_versions
+from exporter.durability import explain_os_errors, sync_path
+from exporter.retire import read_named_versions, retire_versions
+from exporter.staging import opened, staged
 
 _LOG = logging.getLogger(__name__)
 _MAX_VERSION = 2**63 - 1
@@ -105,8 +91,8 @@ def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -
     check_files(candidate, manifest)
     with (
         explain_os_errors(base_path),
-        _opened(base_path),
-        _staged(candidate, base_path, manifest) as stage,
+        opened(base_path),
+        staged(candidate, base_path, manifest) as stage,
         hold_base_path(base_path),
     ):
         version = _choose_version(base_path, options.version)
@@ -137,62 +123,6 @@ def _check_options(options: PublishOptions, base_path: Path, model_name: str) ->
         raise ConfigError(f"--version {options.version}: a version is 0 to {_MAX_VERSION}")
     if options.model_config_file:
         read_named_versions(options.model_config_file, base_path, model_name)
-
-
-@contextlib.contextmanager
-def _opened(base_path: Path) -> Iterator[None]:
-    """Makes the base path; takes away again what it made, when publishing fails."""
-    made = [path for path in (base_path, *base_path.parents) if not path.exists()]
-    had_lock = (base_path / layout.LOCK).exists()
-    try:
-        base_path.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        _leave_as_it_was(base_path, made, had_lock=had_lock)
-        raise
-
-
-def _leave_as_it_was(base_path: Path, made: list[Path], *, had_lock: bool) -> None:
-    if not had_lock and base_path.is_dir():
-        with contextlib.suppress(OSError), hold_base_path(base_path):
-            remove_lock_file(base_path)
-    for path in made:
-        with contextlib.suppress(OSError):
-            path.rmdir()  # refuses what somebody else uses by now
-
-
-@contextlib.contextmanager
-def _staged(candidate: Path, base_path: Path, manifest: Manifest) -> Iterator[Path]:
-    """A copy of the candidate that no server sees, held alive by us; gone at the end."""
-    stage = base_path / f"{layout.STAGE_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    with hold_base_path(base_path):
-        clean_up(base_path)
-        # Made and marked under the lock: a cleaner never sees a stage without its mark.
-        stage.mkdir()
-        try:
-            descriptor = mark_alive(stage)
-        except OSError:
-            remove_tree(stage)
-            raise
-    try:
-        for name in manifest.files:
-            copy_file(candidate / name, stage / name)
-        check_files(stage, manifest)
-        sync_tree(stage)
-        yield stage
-    finally:
-        remove_tree(stage)
-        os.close(descriptor)
-
-
-def clean_up(base_path: Path) -> list[Path]:
-    """Deletes what dead publishers left. Call it only while holding the base path."""
-    dead = [path for path in base_path.glob(f"{layout.STAGE_PREFIX}*") if not is_alive(path)]
-    for path in dead:
-        _LOG.info("cleaning up %s, which a publisher that died left behind", path)
-        remove_tree(path)
-    remove_retired(base_path)
-    return dead
 
 
 def _choose_version(base_path: Path, wanted: int | None) -> int:
