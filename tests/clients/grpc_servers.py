@@ -91,10 +91,9 @@ class ModelServer:
 
     def start(self, credentials: grpc.ServerCredentials | None = None) -> None:
         """Listens, on the same port as before after a stop."""
-        options = [*UNLIMITED, ("grpc.so_reuseport", 0)]
-        if self._max_message_bytes >= 0:
-            options.append(("grpc.max_receive_message_length", self._max_message_bytes))
-        self._server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
+        options = dict(UNLIMITED) | {"grpc.so_reuseport": 0}
+        options["grpc.max_receive_message_length"] = self._max_message_bytes
+        self._server = grpc.server(futures.ThreadPoolExecutor(16), options=list(options.items()))
         self._server.add_generic_rpc_handlers((_Handler(self),))
         where = self._address or f"127.0.0.1:{self.port}"
         bound = (
