@@ -52,7 +52,7 @@ class RemoteBasePath:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = _hide_credentials(url).rstrip("/")
+        self.url = re.sub(r"(?<=[^:/])/+$", "", _hide_credentials(url))
         self._files, self._root = _open_file_system(url, self.url)
 
     def find_versions(self) -> dict[int, str]:
