@@ -8,6 +8,7 @@ from clients import (
     on_device_command,
     parity_command,
     predict_command,
+    replay_command,
     status_command,
 )
 
@@ -18,4 +19,5 @@ COMMANDS = (
     on_device_command,
     load_command,
     doctor_command,
+    replay_command,
 )
