@@ -1,0 +1,80 @@
+"""Models of the shapes that users bring, and data for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from exporter.datasets import Dataset, fingerprint_arrays
+from exporter.model_heads import ModelHeads, describe_heads
+
+
+def make_dataset(
+    shape: tuple[int, ...] = (28, 28, 1), *, num_classes: int = 10, rows: int = 40
+) -> Dataset:
+    """Random images (three axes) or features, three splits of `rows`."""
+    rng = np.random.default_rng(3)
+    is_image = len(shape) == 3
+    splits = {}
+    for split in ("train", "validation", "test"):
+        features = rng.integers(0, 256, (rows, *shape), np.uint8)
+        splits[f"x_{split}"] = features if is_image else (features / 255).astype(np.float32)
+        splits[f"y_{split}"] = np.arange(rows, dtype=np.int64) % num_classes
+    return Dataset(
+        name="made_up",
+        **splits,
+        class_names=tuple(f"class {n}" for n in range(num_classes)),
+        fingerprint=fingerprint_arrays(splits),
+        is_image=is_image,
+    )
+
+
+def find_heads(model: Any, dataset: Dataset, loss: str = "categorical_crossentropy") -> ModelHeads:
+    """As `train` finds them."""
+    from exporter.datasets import to_float32
+
+    return describe_heads(model, to_float32(dataset.x_train[:8]), dataset.num_classes, loss=loss)
+
+
+def build_softmax(shape: tuple[int, ...], num_classes: int, *, head: str | None = None) -> Any:
+    """Flatten and one dense layer, its name generated unless given."""
+    import tf_keras
+
+    images = tf_keras.layers.Input(shape)
+    flat = tf_keras.layers.Flatten()(images)
+    return tf_keras.Model(images, tf_keras.layers.Dense(num_classes, "softmax", name=head)(flat))
+
+
+def build_logits(shape: tuple[int, ...], num_classes: int, *, head: str | None = None) -> Any:
+    """The same without the softmax."""
+    import tf_keras
+
+    images = tf_keras.layers.Input(shape)
+    flat = tf_keras.layers.Flatten()(images)
+    return tf_keras.Model(images, tf_keras.layers.Dense(num_classes, name=head)(flat))
+
+
+def build_branching(shape: tuple[int, ...], num_classes: int) -> Any:
+    """Two named inputs, two named heads, one of them a regression, in a dict."""
+    import tf_keras
+
+    layers = tf_keras.layers
+    left, right = layers.Input(shape, name="left"), layers.Input(shape, name="right")
+    merged = layers.Concatenate()([layers.Flatten()(left), layers.Flatten()(right)])
+    outputs = {
+        "digit": layers.Dense(num_classes, "softmax")(merged),
+        "size": layers.Dense(1)(merged),
+    }
+    return tf_keras.Model({"left": left, "right": right}, outputs)
+
+
+def build_erf(shape: tuple[int, ...], num_classes: int) -> Any:
+    """An operator that TFLite has no builtin for."""
+    import tensorflow as tf
+    import tf_keras
+
+    images = tf_keras.layers.Input(shape, name="images")
+    flat = tf_keras.layers.Flatten()(images)
+    odd = tf_keras.layers.Lambda(lambda x: tf.math.betainc(x + 1.0, x + 1.0, x / 2.0))(flat)
+    return tf_keras.Model(images, tf_keras.layers.Dense(num_classes, "softmax")(odd))
