@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from clients.hops import (
     GRPC,
     GRPC_AIO,
     ON_DEVICE,
+    REST,
     TOLERANCES,
     Blocking,
     Hop,
@@ -23,15 +24,14 @@ from clients.hops import (
 )
 from clients.interruption import Interrupted
 from clients.on_device import find_version_dir
-from clients.options import Checks, Timeouts
 from clients.parity import AGREES, DIFFERS, UNREACHABLE, HopReport, check_hop
-from clients.sync import PredictionClient
 from clients.targets import (
     DEFAULT_REST_SERVER,
     add_server_flags,
     add_version_dir_flag,
-    choose_model_name,
-    connection_options,
+    client_options,
+    open_client,
+    open_rest_client,
 )
 from clients.terminal import print_json, print_remark, print_table
 from contract import layout
@@ -122,34 +122,31 @@ def _check(name: str, args: argparse.Namespace, version_dir: Path | None, golden
 
 
 def _make_server_hop(name: str, args: argparse.Namespace) -> Hop:
-    options: dict[str, Any] = {
-        "model_name": choose_model_name(args),
-        "timeouts": Timeouts(predict_s=args.timeout_s, control_s=min(args.timeout_s, 10.0)),
-        "checks": Checks(allow_non_finite=True),
-        "connection": connection_options(args),
-    }
     pin = {"version": args.version, "version_label": args.version_label}
-    addresses = args.server.split(",")
-    if name not in (GRPC, GRPC_AIO):
+    if name == REST:
         import_extra("httpx", "REST")
 
     @contextmanager
     def open_predictor() -> Iterator[Pinned]:
-        if name == GRPC:
-            with PredictionClient(addresses, **options) as client:
-                yield Pinned(client, **pin)
-        elif name == GRPC_AIO:
-            from clients.aio import AsyncPredictionClient
-
-            with Blocking(lambda: AsyncPredictionClient(addresses, **options)) as blocking:
-                yield Pinned(blocking, **pin)
-        else:
-            from clients.rest import RestClient
-
-            with RestClient(args.rest_server, **options) as rest:
-                yield Pinned(rest, **pin)
+        with _OPENERS[name](args) as client:
+            yield Pinned(client, **pin)
 
     return Hop(name, TOLERANCES[name], open_predictor)
+
+
+def _open_aio(args: argparse.Namespace) -> Blocking:
+    from clients.aio import AsyncPredictionClient
+
+    addresses = args.server.split(",")
+    options = client_options(args, allow_non_finite=True)
+    return Blocking(lambda: AsyncPredictionClient(addresses, **options))
+
+
+_OPENERS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    GRPC: lambda args: open_client(args, allow_non_finite=True),
+    GRPC_AIO: _open_aio,
+    REST: lambda args: open_rest_client(args, allow_non_finite=True, server=args.rest_server),
+}
 
 
 def _print(args: argparse.Namespace, reports: Sequence[HopReport], path: Path) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clients.answering import Answer, answer_pipelined
+from clients.answering import Answer, answer_one_by_one, answer_pipelined
+from clients.hops import Pinned
 from clients.input_rows import Rows
 from clients.inputs import InputReader
 from clients.interruption import Interrupted
@@ -18,7 +19,9 @@ from clients.targets import (
     add_server_flags,
     add_version_dir_flag,
     find_labels,
+    is_rest,
     open_client,
+    open_rest_client,
 )
 from clients.terminal import print_json, print_remark, show_progress
 from contract import layout
@@ -60,19 +63,21 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predicts; 1 when something was skipped or failed."""
-    with open_client(args, allow_non_finite=args.allow_non_finite) as client:
-        metadata = client.metadata(version=args.version, version_label=args.version_label)
-
-        def answer(blocks: Iterator[Rows], signature_name: str) -> Iterator[Answer]:
-            return answer_pipelined(
-                client,
-                blocks,
-                signature_name=signature_name,
-                version=args.version,
-                version_label=args.version_label,
+    pin = {"version": args.version, "version_label": args.version_label}
+    if is_rest(args.server):
+        with open_rest_client(args, allow_non_finite=args.allow_non_finite) as rest:
+            pinned = Pinned(rest, **pin)
+            return predict_files(
+                args,
+                rest.metadata(**pin).signatures,
+                lambda blocks, name: answer_one_by_one(pinned, blocks, signature_name=name),
             )
-
-        return predict_files(args, metadata.signatures, answer)
+    with open_client(args, allow_non_finite=args.allow_non_finite) as client:
+        return predict_files(
+            args,
+            client.metadata(**pin).signatures,
+            lambda blocks, name: answer_pipelined(client, blocks, signature_name=name, **pin),
+        )
 
 
 def predict_files(

@@ -150,8 +150,8 @@ def _report(
 def _remark(found: list[Comparison], skipped: list[tuple[str, str]]) -> None:
     bad = [one for one in found if one.verdict != AGREES]
     for one in bad[:_SHOWN]:
-        difference = f"differs by {one.max_abs_difference:.3g}" if one.num_rows else ""
-        print_remark(f"request {one.number}: {one.verdict}: {one.problem or difference}")
+        reason = one.problem or f"by up to {one.max_abs_difference:.3g}"
+        print_remark(f"request {one.number} {one.verdict}: {reason}")
     if len(bad) > _SHOWN:
         print_remark(f"and {len(bad) - _SHOWN:,} more: --json lists all")
     for name, reason in skipped[:_SHOWN]:

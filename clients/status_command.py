@@ -6,7 +6,13 @@ import argparse
 from typing import Any
 
 from clients.results import ModelMetadata, VersionStatus
-from clients.targets import add_server_flags, choose_model_name, open_client
+from clients.targets import (
+    add_server_flags,
+    choose_model_name,
+    is_rest,
+    open_client,
+    open_rest_client,
+)
 from clients.terminal import print_json, print_table
 from contract.servable import VersionState
 from contract.signature import Signature
@@ -23,7 +29,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints both tables; 1 when no version is AVAILABLE."""
-    with open_client(args) as client:
+    with (open_rest_client if is_rest(args.server) else open_client)(args) as client:
         versions = client.status(version=args.version, version_label=args.version_label)
         is_available = any(one.state is VersionState.AVAILABLE for one in versions)
         metadata = None

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from clients.extras import import_extra
 from clients.on_device import find_version_dir
 from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions
 from clients.sync import PredictionClient
 from contract import layout
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from clients.rest import RestClient
 
 DEFAULT_SERVER = "127.0.0.1:8500"
 DEFAULT_REST_SERVER = "127.0.0.1:8501"
@@ -25,7 +30,8 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         "--server",
         default=DEFAULT_SERVER,
         metavar="ADDRESS",
-        help="host:port of gRPC, several with commas, or unix:/path (default %(default)s)",
+        help="host:port of gRPC, several with commas, unix:/path, or http://host:port of REST "
+        "(default %(default)s)",
     )
     server.add_argument(
         "--model_name", default="", help="default: the version directory's, else `default`"
@@ -99,15 +105,42 @@ def open_client(
     """The gRPC client of the flags.
 
     Raises:
-        ConfigError: An address or a TLS file cannot be used.
+        ConfigError: An address or a TLS file cannot be used, or it is one of REST.
     """
-    return PredictionClient(
-        (server or args.server).split(","),
-        model_name=choose_model_name(args),
-        timeouts=Timeouts(predict_s=args.timeout_s, control_s=min(args.timeout_s, 10.0)),
-        checks=Checks(allow_non_finite=allow_non_finite),
-        connection=connection_options(args),
-    )
+    address = server or args.server
+    if is_rest(address):
+        raise ConfigError(f"{address} is REST, and this command speaks gRPC: give host:port of it")
+    return PredictionClient(address.split(","), **client_options(args, allow_non_finite))
+
+
+def open_rest_client(
+    args: argparse.Namespace, *, allow_non_finite: bool = False, server: str = ""
+) -> RestClient:
+    """The REST client of the flags.
+
+    Raises:
+        ConfigError: The address or a TLS file cannot be used.
+        UnimplementedError: httpx is not installed.
+    """
+    import_extra("httpx", "REST")
+    from clients.rest import RestClient
+
+    return RestClient(server or args.server, **client_options(args, allow_non_finite))
+
+
+def is_rest(address: str) -> bool:
+    """Whether an address is one of REST."""
+    return address.startswith(("http://", "https://"))
+
+
+def client_options(args: argparse.Namespace, allow_non_finite: bool) -> dict[str, Any]:
+    """What every client takes beside its address."""
+    return {
+        "model_name": choose_model_name(args),
+        "timeouts": Timeouts(predict_s=args.timeout_s, control_s=min(args.timeout_s, 10.0)),
+        "checks": Checks(allow_non_finite=allow_non_finite),
+        "connection": connection_options(args),
+    }
 
 
 def find_labels(args: argparse.Namespace) -> list[str]:
