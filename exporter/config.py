@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -78,10 +79,11 @@ def parse_config(table: dict[str, Any], *, source: str = "the configuration") ->
     for key in _iter_table_keys(table, Config):
         if key not in valid:
             raise ConfigError(f"{source}: unknown key {key!r}; {_suggest_key(key, valid)}")
+    _check_finite(table, source)
     try:
-        return msgspec.convert(table, Config)
+        return msgspec.convert(_fill_tolerances(table), Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_describe(error)}") from error
+        raise ConfigError(f"{source}: {_describe(error, table, valid)}") from error
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -96,7 +98,9 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     key = key.strip()
     if not equals or not key:
         raise ConfigError(f"--set {override}: give section.key=value, as training.epochs=3")
-    if key not in valid or _section_of(valid[key]):
+    if _section_of(valid.get(key)):
+        raise ConfigError(f"--set {override}: {key!r} is a table; give one key of it, {key}.KEY=")
+    if key not in valid:
         raise ConfigError(f"--set {override}: unknown key {key!r}; {_suggest_key(key, valid)}")
     *sections, leaf = key.split(".")
     for section in sections:
@@ -146,21 +150,58 @@ def _suggest_key(key: str, valid: dict[str, Any]) -> str:
     leaf = key.rpartition(".")[2]
     same_leaf = [name for name in valid if name.rpartition(".")[2] == leaf]
     section = key.rpartition(".")[0]
-    siblings = [name for name in valid if name.rpartition(".")[0] == section]
+    siblings = {
+        name.rpartition(".")[2]: name for name in valid if name.rpartition(".")[0] == section
+    }
+    near = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.5)
     close = (
         same_leaf
-        or difflib.get_close_matches(key, siblings, n=1, cutoff=0.7)
+        or [siblings[name] for name in near]
         or difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
     )
     return f"did you mean {close[0]!r}?"
 
 
-def _describe(error: msgspec.ValidationError) -> str:
-    """Turn msgspec's "Expected `int` - at `$.training.epochs`" round: key first."""
-    text = str(error)
-    message, at, path = text.rpartition(" - at `$.")
-    if not at:
-        message, path = text, ""
+def _check_finite(table: dict[str, Any], source: str, prefix: str = "") -> None:
+    """Refuse nan and inf, which TOML has and no setting takes."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _check_finite(value, source, f"{prefix}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{source}: {prefix}{key}: expected a finite number, got {value}")
+
+
+def _fill_tolerances(table: dict[str, Any]) -> dict[str, Any]:
+    """Let a file change one number of a tolerance and keep the others as they are."""
+    export = table.get("export")
+    given = export.get("tolerances") if isinstance(export, dict) else None
+    if not isinstance(export, dict) or not isinstance(given, dict):
+        return table
+    whole: dict[str, Any] = msgspec.to_builtins(TolerancesConfig())
+    for variant, numbers in given.items():
+        whole[variant] = {**whole[variant], **numbers} if isinstance(numbers, dict) else numbers
+    return {**table, "export": {**export, "tolerances": whole}}
+
+
+def _describe(error: msgspec.ValidationError, table: dict[str, Any], valid: dict[str, Any]) -> str:
+    """Turn msgspec's "Expected `int` - at `$.training.epochs`" round: key first, then value."""
+    message, _, path = str(error).rpartition(" - at `$.")
+    if not message:
+        message, path = str(error), ""
+    key = path.rstrip("`")
     message = message.replace("Object missing required field", "missing the required key")
-    message = re.sub(r"^Expected `(.*?)`, got `(.*?)`$", r"expected \1, got \2", message)
-    return f"{path.rstrip('`')}: {message}" if path else message
+    message = re.sub(r"`(.*?)`", r"\1", message)
+    if message.startswith("Invalid enum value"):
+        choices = [repr(choice) for choice in get_args(valid.get(key.partition("[")[0]))]
+        message = f"expected one of {', '.join(choices)}"
+    if message.lower().startswith("expected") and ", got " not in message:
+        message += f", got {_look_up(table, key)!r}"
+    message = message.replace("Expected ", "expected ", 1)
+    return f"{key}: {message}" if key else message
+
+
+def _look_up(table: Any, key: str) -> Any:
+    """Return the value at a dotted key, or the list around it where it has an index."""
+    for part in key.partition("[")[0].split("."):
+        table = table[part] if isinstance(table, dict) else table
+    return table

@@ -67,6 +67,10 @@ class ModelConfig(Section, frozen=True, kw_only=True):
             )
         if self.kind != "builder" and self.builder:
             raise ValueError(f"builder is given, so kind must be 'builder', not {self.kind!r}")
+        others = {"hidden_units": "mlp", "filters": "cnn", "dense_units": "cnn"}
+        for key, kind in others.items():
+            if getattr(self, key) and self.kind != kind:
+                raise ValueError(f"{key} is for kind = {kind!r}; the kind here is {self.kind!r}")
 
 
 class DataConfig(Section, frozen=True, kw_only=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from contract.errors import DatasetError
@@ -10,47 +12,73 @@ from exporter.dataset_readers import Array, RawData
 MAX_CLASSES = 100_000
 
 
-def check_features(raw: RawData) -> None:
-    """Refuse features that are not uint8 images or finite float32 numbers.
+def clean_features(raw: RawData) -> RawData:
+    """Return the data with uint8 images or float32 features; refuse all else.
+
+    Integers in 0..255 of the shape of images are taken as pixels; floats are not guessed at,
+    for a wrong guess (0..1 or 0..255?) trains a model that is wrong only when it serves.
 
     Raises:
-        DatasetError: Wrong dtype, wrong rank, empty, NaN or infinite, splits that differ.
+        DatasetError: Wrong type or shape, values out of range, NaN, splits that differ.
     """
-    _check_one(raw.x_train, f"{raw.source}: x_train")
+    x_train = _clean(raw.x_train, f"{raw.source}: x_train")
     if raw.x_test is None:
-        return
-    _check_one(raw.x_test, f"{raw.source}: x_test")
-    if raw.x_test.shape[1:] != raw.x_train.shape[1:] or raw.x_test.dtype != raw.x_train.dtype:
+        return dataclasses.replace(raw, x_train=x_train)
+    x_test = _clean(raw.x_test, f"{raw.source}: x_test")
+    if x_test.shape[1:] != x_train.shape[1:] or x_test.dtype != x_train.dtype:
         raise DatasetError(
-            f"{raw.source}: x_train holds {raw.x_train.dtype} {raw.x_train.shape[1:]} and x_test "
-            f"{raw.x_test.dtype} {raw.x_test.shape[1:]}; both must be alike"
+            f"{raw.source}: x_train holds {x_train.dtype} {x_train.shape[1:]} and x_test "
+            f"{x_test.dtype} {x_test.shape[1:]}; both must be alike"
         )
+    return dataclasses.replace(raw, x_train=x_train, x_test=x_test)
 
 
-def _check_one(features: Array, what: str) -> None:
+def _clean(features: Array, what: str) -> Array:
     if features.ndim < 2 or 0 in features.shape:
         raise DatasetError(f"{what} has shape {features.shape}; give (examples, ...), none of it 0")
-    if features.dtype == np.uint8:
-        if features.ndim != 4 or features.shape[3] not in (1, 3):
-            raise DatasetError(
-                f"{what} has shape {features.shape}; uint8 images are (examples, height, width) "
-                "or (examples, height, width, channels) with 1 or 3 channels"
-            )
-        return
-    if features.dtype != np.float32:
+    if features.ndim == 2 and features.dtype == np.uint8:
         raise DatasetError(
-            f"{what} is {features.dtype}; give uint8 pixels 0..255 for images, or float32 features"
+            f"{what} is uint8 of shape {features.shape}; reshape images to (examples, height, "
+            "width), or give other numbers as floats"
         )
-    finite = np.isfinite(features)
-    if not finite.all():
-        row = int(np.argwhere(~finite)[0][0])
-        raise DatasetError(f"{what} holds NaN or infinity, first in row {row}; remove such rows")
-    if features.ndim >= 3:
+    if features.ndim == 2 and np.issubdtype(features.dtype, np.number):
+        return _clean_vectors(features, what)
+    if np.issubdtype(features.dtype, np.integer):
+        return _clean_images(features, what)
+    raise DatasetError(
+        f"{what} is {features.dtype} of shape {features.shape}; give images as raw pixels, uint8 "
+        "in 0..255 (floats in 0..1: `(x * 255).round().astype('uint8')`), and other data as "
+        "(examples, features) of floats"
+    )
+
+
+def _clean_images(images: Array, what: str) -> Array:
+    lowest, highest = int(images.min()), int(images.max())
+    if lowest < 0 or highest > 255:
+        raise DatasetError(f"{what} holds values {lowest}..{highest}; pixels must be 0..255")
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
         raise DatasetError(
-            f"{what} is float32 of shape {features.shape}, which looks like images; give images "
-            "as raw uint8 pixels 0..255 (floats in 0..1: `(x * 255).round().astype('uint8')`), "
-            "and other features as (examples, features)"
+            f"{what} has shape {images.shape}; images are (examples, height, width) or (examples, "
+            "height, width, channels) with 1 or 3 channels"
         )
+    return images.astype(np.uint8, copy=False)
+
+
+def _clean_vectors(features: Array, what: str) -> Array:
+    if np.iscomplexobj(features):
+        raise DatasetError(f"{what} is {features.dtype}; give real numbers")
+    with np.errstate(over="ignore"):
+        numbers = features.astype(np.float32)
+    wrong = ~np.isfinite(numbers)
+    if wrong.any():
+        row, column = (int(n) for n in np.argwhere(wrong)[0])
+        raise DatasetError(
+            f"{what} holds {features[row, column]} in row {row}, column {column}; numbers must be "
+            "finite as float32: remove or replace such rows"
+        )
+    return numbers
 
 
 def check_labels(raw: RawData) -> int:

@@ -118,18 +118,11 @@ def arrays_to_splits(arrays: dict[str, Array], source: str) -> dict[str, Any]:
             )
     if ("x_test" in arrays) != ("y_test" in arrays):
         raise DatasetError(f"{source} has one of x_test and y_test; give both or neither")
-    splits: dict[str, Any] = {
-        name: add_channel(arrays[name]) for name in ("x_train", "x_test") if name in arrays
-    }
-    splits |= {name: arrays[name] for name in ("y_train", "y_test") if name in arrays}
+    names = ("x_train", "y_train", "x_test", "y_test")
+    splits: dict[str, Any] = {name: arrays[name] for name in names if name in arrays}
     if "class_names" in arrays:
         splits["class_names"] = tuple(str(name) for name in arrays["class_names"].ravel())
     return splits
-
-
-def add_channel(images: Array) -> Array:
-    """Give greyscale uint8 (examples, height, width) its channel; leave the rest alone."""
-    return images[..., np.newaxis] if images.dtype == np.uint8 and images.ndim == 3 else images
 
 
 def read_mnist(path: str, *, download: bool) -> RawData:

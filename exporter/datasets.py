@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from contract.errors import DatasetError
 from exporter.config import DataConfig
-from exporter.dataset_checks import check_features, check_labels
+from exporter.dataset_checks import check_labels, clean_features
 from exporter.dataset_readers import RawData, read_digits, read_mnist, read_npz
 
 Array = NDArray[Any]
@@ -105,8 +105,8 @@ def load_dataset(config: DataConfig) -> Dataset:
         raw = read_npz(config.path)
     else:
         raw = _make_random(config)
+    raw = clean_features(raw)
     num_classes = check_labels(raw)
-    check_features(raw)
     return _split(raw, config, num_classes)
 
 

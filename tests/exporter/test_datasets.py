@@ -1,0 +1,361 @@
+"""Data are read, checked and split; what cannot be trained on is refused in one sentence."""
+
+import gzip
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.errors import DatasetError
+from exporter.config import DataConfig
+from exporter.datasets import (
+    Dataset,
+    fingerprint_arrays,
+    load_dataset,
+    split_stratified,
+    to_float32,
+)
+from exporter.mnist import IDX_FILES
+
+ROOT = Path(__file__).parents[2]
+RNG = np.random.default_rng(0)
+
+
+def data_config(kind: str, **keys: Any) -> DataConfig:
+    numbers: dict[str, Any] = {"seed": 7, "test_fraction": 0.2, "validation_fraction": 0.1}
+    return DataConfig(kind=kind, **{**numbers, **keys})  # type: ignore[arg-type]
+
+
+def images(count: int = 60, side: int = 5) -> np.ndarray:
+    return RNG.integers(0, 256, (count, side, side), dtype=np.uint8)
+
+
+def labels(count: int = 60, classes: int = 3) -> np.ndarray:
+    return np.arange(count) % classes
+
+
+def load_npz(path: Path, **arrays: Any) -> Dataset:
+    np.savez(path / "mine.npz", **arrays)
+    return load_dataset(data_config("npz", path=str(path / "mine.npz")))
+
+
+def write_idx(path: Path, array: np.ndarray, *, compress: bool = False) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    data = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data) if compress else data)
+
+
+def write_mnist(folder: Path, *, compress: bool = False) -> dict[str, np.ndarray]:
+    arrays = {"x_train": images(40, 28), "y_train": labels(40, 10)}
+    arrays |= {"x_test": images(20, 28), "y_test": labels(20, 10)}
+    for name, array in arrays.items():
+        ending = ".gz" if compress else ""
+        write_idx(folder / (IDX_FILES[name][0] + ending), array, compress=compress)
+    return arrays
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_dataset(data_config("digits"))
+
+
+def test_digits_are_1797_real_scans_as_28_by_28_bytes(digits: Dataset) -> None:
+    splits = (digits.x_train, digits.x_validation, digits.x_test)
+    assert sum(len(split) for split in splits) == 1797
+    assert digits.input_shape == (28, 28, 1)
+    assert all(split.dtype == np.uint8 for split in splits)
+    assert digits.num_classes == 10
+    assert digits.is_image and not digits.dummy
+
+
+def test_digits_are_light_ink_on_dark(digits: Dataset) -> None:
+    border = digits.x_train[:, :, [0, 1, -2, -1]].mean()
+    assert border < 30 < digits.x_train[:, 6:22, 8:20].mean()
+    assert digits.x_train.max() == 255
+
+
+def test_digits_are_those_of_scikit_learn(digits: Dataset) -> None:
+    from sklearn.datasets import load_digits
+
+    theirs = load_digits()
+    ours = np.concatenate([digits.y_train, digits.y_validation, digits.y_test])
+    assert (np.bincount(ours) == np.bincount(theirs.target)).all()
+    enlarged_mean = digits.x_train.mean() / 255
+    assert abs(enlarged_mean - theirs.images.mean() / 16) < 0.01
+
+
+def test_loading_imports_neither_tensorflow_nor_scikit_learn() -> None:
+    program = (
+        "import sys; from exporter.config import load_config\n"
+        "from exporter.datasets import load_dataset\n"
+        "load_dataset(load_config('configs/mlp.toml').data)\n"
+        "print([m for m in ('tensorflow', 'tf_keras', 'sklearn', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_same_data_seed_gives_the_same_split(digits: Dataset) -> None:
+    assert load_dataset(data_config("digits")).fingerprint == digits.fingerprint
+
+
+def test_another_data_seed_gives_another_split(digits: Dataset) -> None:
+    assert load_dataset(data_config("digits", seed=8)).fingerprint != digits.fingerprint
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    counts=st.lists(st.integers(3, 40), min_size=2, max_size=6),
+    fraction=st.floats(0.05, 0.6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_split_keeps_every_row_once_and_every_class_in_proportion(
+    counts: list[int], fraction: float, seed: int
+) -> None:
+    y = np.repeat(np.arange(len(counts)), counts)
+    first, second = split_stratified(y, fraction, seed=seed)
+    assert sorted([*first, *second]) == list(range(len(y)))
+    for label, count in enumerate(counts):
+        assert np.sum(y[second] == label) == max(1, round(count * fraction))
+
+
+def test_pixels_are_scaled_by_division_in_one_place() -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    scaled = to_float32(pixels, (64,))
+    assert scaled.shape == (4, 64)
+    assert scaled.dtype == np.float32
+    assert (scaled.ravel() == np.arange(256, dtype=np.float32) / np.float32(255)).all()
+
+
+def test_features_that_are_no_pixels_are_not_scaled() -> None:
+    features = RNG.random((3, 4), np.float32)
+    assert (to_float32(features) == features).all()
+
+
+def test_a_fingerprint_changes_with_a_byte_a_shape_or_a_name() -> None:
+    array = np.zeros((2, 3), np.uint8)
+    changed = array.copy()
+    changed[1, 2] = 1
+    prints = {
+        fingerprint_arrays({"a": array}),
+        fingerprint_arrays({"a": changed}),
+        fingerprint_arrays({"a": array.reshape(3, 2)}),
+        fingerprint_arrays({"b": array}),
+        fingerprint_arrays({"a": array.astype(np.int8)}),
+    }
+    assert len(prints) == 5
+
+
+def test_random_data_say_that_they_are_dummy() -> None:
+    dataset = load_dataset(data_config("random", num_examples=100))
+    assert dataset.dummy and not dataset.is_image
+    assert dataset.input_shape == (784,)
+    assert 0 <= dataset.x_train.min() and dataset.x_train.max() < 1
+    assert dataset.num_classes == 10
+
+
+def test_an_npz_of_greyscale_images_gets_its_channel_and_classes(tmp_path: Path) -> None:
+    dataset = load_npz(tmp_path, x_train=images(side=7), y_train=labels(classes=4))
+    assert dataset.input_shape == (7, 7, 1)
+    assert dataset.class_names == ("0", "1", "2", "3")
+    assert dataset.name == "mine"
+
+
+def test_an_npz_with_a_test_split_keeps_it(tmp_path: Path) -> None:
+    x_test = images(9)
+    dataset = load_npz(
+        tmp_path, x_train=images(), y_train=labels(), x_test=x_test, y_test=labels(9)
+    )
+    assert (dataset.x_test[..., 0] == x_test).all()
+    assert len(dataset.x_train) + len(dataset.x_validation) == 60
+
+
+def test_an_npz_may_bring_class_names(tmp_path: Path) -> None:
+    names = np.array(["cat", "dog", "eel"])
+    dataset = load_npz(tmp_path, x_train=images(), y_train=labels(), class_names=names)
+    assert dataset.class_names == ("cat", "dog", "eel")
+
+
+def test_an_npz_may_hold_features_that_are_no_images(tmp_path: Path) -> None:
+    features = RNG.random((60, 5))
+    dataset = load_npz(tmp_path, x_train=features, y_train=labels())
+    assert not dataset.is_image
+    assert dataset.x_train.dtype == np.float32
+
+
+def test_pixels_as_wide_integers_are_taken_as_bytes(tmp_path: Path) -> None:
+    dataset = load_npz(tmp_path, x_train=images().astype(np.int64), y_train=labels())
+    assert dataset.x_train.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"x_train": images()}, "has no array 'y_train'"),
+        ({"x_train": images(), "y_train": labels(59)}, "60 examples in x_train but 59 labels"),
+        ({"x_train": images(), "y_train": labels() * 1.0}, "labels must be integers"),
+        ({"x_train": images(), "y_train": labels() * 2}, "1 never appears"),
+        ({"x_train": images(), "y_train": labels() - 1}, "holds -1"),
+        ({"x_train": images(), "y_train": labels() * 0}, "one class only"),
+        ({"x_train": images(), "y_train": labels()[:, None]}, "one integer per example"),
+        ({"x_train": images() / 255, "y_train": labels()}, "uint8"),
+        ({"x_train": images().astype(int) + 1, "y_train": labels()}, "pixels must be 0..255"),
+        ({"x_train": images().astype(int) - 1, "y_train": labels()}, "pixels must be 0..255"),
+        ({"x_train": images().reshape(60, 25), "y_train": labels()}, "reshape images"),
+        ({"x_train": np.zeros((60, 4, 4, 2), np.uint8), "y_train": labels()}, "1 or 3 channels"),
+        ({"x_train": np.zeros((0, 4)), "y_train": labels(0)}, "none of it 0"),
+        ({"x_train": np.full((60, 2), np.nan), "y_train": labels()}, "nan in row 0"),
+        ({"x_train": np.full((60, 2), 1e300), "y_train": labels()}, "finite"),
+        ({"x_train": np.array(["a"] * 60), "y_train": labels()}, "(examples, ...)"),
+        ({"x_train": images(), "y_train": labels(), "x_test": images()}, "both or neither"),
+        (
+            {"x_train": images(), "y_train": labels(), "x_test": images(6, 4), "y_test": labels(6)},
+            "both must be alike",
+        ),
+        (
+            {"x_train": images(), "y_train": labels(), "x_test": images(6), "y_test": labels(6, 4)},
+            "y_test holds class 3",
+        ),
+        ({"x_train": images(4), "y_train": labels(4)}, "too few training rows"),
+        ({"x_train": images(), "y_train": labels(), "class_names": np.array(["a"])}, "1 class_n"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_data_that_cannot_be_trained_on_are_refused(
+    tmp_path: Path, arrays: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(DatasetError) as caught:
+        load_npz(tmp_path, **arrays)
+    assert sentence in str(caught.value)
+
+
+def test_an_npz_of_python_objects_is_never_unpickled(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="Python objects"):
+        load_npz(tmp_path, x_train=np.array([{}, 1], dtype=object), y_train=labels(2))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 not a zip", b"\x80\x04K\x01."])
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine.npz"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"is not a readable npz|one array"):
+        load_dataset(data_config("npz", path=str(path)))
+
+
+def test_a_truncated_npz_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(path, x_train=images(), y_train=labels())
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DatasetError, match="not a readable npz"):
+        load_dataset(data_config("npz", path=str(path)))
+
+
+def test_a_damaged_byte_in_an_npz_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(path, x_train=images(), y_train=labels())
+    data = bytearray(path.read_bytes())
+    data[300] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match="not a readable npz"):
+        load_dataset(data_config("npz", path=str(path)))
+
+
+@pytest.mark.parametrize("path", ["nowhere.npz", "", "."])
+def test_a_path_without_a_file_is_refused(path: str) -> None:
+    with pytest.raises(DatasetError, match=r"cannot read|must name the file"):
+        load_dataset(data_config("npz", path=path))
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "gzipped"])
+def test_mnist_is_read_from_its_four_files(tmp_path: Path, compress: bool) -> None:
+    arrays = write_mnist(tmp_path, compress=compress)
+    dataset = load_dataset(data_config("mnist", path=str(tmp_path)))
+    assert dataset.input_shape == (28, 28, 1)
+    assert (dataset.x_test[..., 0] == arrays["x_test"]).all()
+    assert len(dataset.y_train) + len(dataset.y_validation) == 40
+
+
+def test_mnist_may_be_given_by_one_of_its_files(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    path = tmp_path / IDX_FILES["y_test"][0]
+    assert load_dataset(data_config("mnist", path=str(path))).num_classes == 10
+
+
+def test_mnist_is_found_in_the_cache_of_keras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "datasets").mkdir()
+    np.savez(
+        tmp_path / "datasets" / "mnist.npz",
+        **{"x_train": images(40, 28), "y_train": labels(40, 10)},
+        **{"x_test": images(20, 28), "y_test": labels(20, 10)},
+    )
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert load_dataset(data_config("mnist")).name == "mnist"
+
+
+def test_mnist_is_not_downloaded_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(DatasetError, match=r"data\.download = true"):
+        load_dataset(data_config("mnist"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("exporter.mnist.URL", "http://127.0.0.1:9/mnist.npz")
+    with pytest.raises(DatasetError, match="cannot download"):
+        load_dataset(data_config("mnist", download=True))
+    assert not list((tmp_path / "datasets").iterdir())
+
+
+def test_a_download_that_is_not_mnist_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").write_text("an error page")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("exporter.mnist.URL", (tmp_path / "other").as_uri())
+    with pytest.raises(DatasetError, match=r"not mnist\.npz"):
+        load_dataset(data_config("mnist", download=True))
+    assert not list((tmp_path / "datasets").iterdir())
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100])
+def test_a_truncated_gzip_is_refused(tmp_path: Path, keep: int) -> None:
+    write_mnist(tmp_path, compress=True)
+    path = tmp_path / (IDX_FILES["x_train"][0] + ".gz")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DatasetError, match=r"truncated gzip|not an IDX file"):
+        load_dataset(data_config("mnist", path=str(tmp_path)))
+
+
+def test_a_truncated_idx_file_is_refused(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    path = tmp_path / IDX_FILES["x_train"][0]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DatasetError, match="truncated or damaged"):
+        load_dataset(data_config("mnist", path=str(tmp_path)))
+
+
+def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    (tmp_path / IDX_FILES["y_test"][0]).unlink()
+    with pytest.raises(DatasetError, match="t10k-labels-idx1-ubyte"):
+        load_dataset(data_config("mnist", path=str(tmp_path)))
+
+
+def test_a_file_that_is_neither_npz_nor_idx_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "digits.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe0 a picture")
+    with pytest.raises(DatasetError, match="not a readable npz"):
+        load_dataset(data_config("mnist", path=str(path)))
