@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from contract.errors import ServableUnavailableError, UnauthenticatedError
 from serving.announcement import join_address
@@ -12,13 +11,11 @@ from serving.config import ServerConfig
 from serving.handlers import Handlers
 from serving.health import Health
 from serving.metrics import CONTENT_TYPE, Metrics
-from serving.rest_api import create_rest_app
+from serving.rest_api import create_rest_app, create_rest_runner
 from serving.security import check_token, make_ssl_context
 
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
-
-Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class RestFace:
@@ -45,8 +42,8 @@ class RestFace:
             app.router.add_get(READY_PATH, self._answer_ready)
         if config.metrics_path:
             app.router.add_get(config.metrics_path, self._answer_metrics)
-        self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=config.drain_timeout_s
+        self._runner = create_rest_runner(
+            app, handle_signals=False, shutdown_timeout=config.drain_timeout_s
         )
         self.port = 0
 
@@ -81,7 +78,7 @@ class RestFace:
         await self._runner.cleanup()
 
     @web.middleware
-    async def _authorize(self, request: web.Request, respond: Respond) -> web.StreamResponse:
+    async def _authorize(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in (LIVE_PATH, READY_PATH):
             try:
                 check_token(self._config.auth_tokens, request.headers.get("Authorization"))
@@ -89,7 +86,7 @@ class RestFace:
                 return web.json_response(
                     {"error": error.message}, status=401, headers={"WWW-Authenticate": "Bearer"}
                 )
-        return await respond(request)
+        return await handler(request)
 
     async def _answer_live(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
