@@ -13,6 +13,7 @@ from contract.errors import Code, RequestError, SignatureNotFoundError, TensorMi
 from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec, ServableId
 from contract.signature import Array
 from contract.wire.codec import from_tensor_proto
+from contract.wire.signatures import signature_from_proto
 
 
 class SignatureForm:
@@ -27,6 +28,7 @@ class SignatureForm:
         name: The signature's name.
         proto: Its SignatureDef.
         input_names: Aliases of the inputs.
+        input_dtypes: Alias to numpy's name of the dtype, or `string`.
         output_names: Aliases of the outputs, sorted.
         answer_spec: The ModelSpec of an answer.
     """
@@ -35,6 +37,7 @@ class SignatureForm:
         "_defaults",
         "_known",
         "answer_spec",
+        "input_dtypes",
         "input_names",
         "name",
         "output_names",
@@ -45,6 +48,9 @@ class SignatureForm:
         self.name = name
         self.proto = proto
         self.input_names = frozenset(proto.inputs)
+        self.input_dtypes = {
+            alias: spec.dtype for alias, spec in signature_from_proto(name, proto).inputs.items()
+        }
         self.output_names = tuple(sorted(proto.outputs))
         self.answer_spec = ModelSpec(
             servable_id.name, version=servable_id.version, signature_name=name

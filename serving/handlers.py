@@ -35,18 +35,19 @@ class Handlers:
         inference: Classify, Regress and MultiInference.
         models: GetModelStatus and HandleReloadConfigRequest.
         observer: Who was given as `metrics`, for the faces.
+        pool: Threads for what is not quick.
     """
 
     def __init__(self, manager: Manager, config: ServerConfig, metrics: Observer) -> None:
         self._manager = manager
-        self._pool = WorkerPool(max_queued_calls=config.max_queued_calls)
+        self.pool = WorkerPool(max_queued_calls=config.max_queued_calls)
         self.observer = metrics
-        self.inference = InferenceHandlers(manager, metrics, self._pool)
+        self.inference = InferenceHandlers(manager, metrics, self.pool)
         self.models = ModelHandlers(manager, is_reload_enabled=config.enable_reload_config)
 
     def close(self) -> None:
         """Ends the threads, once what runs on them is done."""
-        self._pool.close()
+        self.pool.close()
 
     def acquire(self, spec: ModelSpec) -> AbstractContextManager[Servable]:
         """See `Manager.acquire`."""
@@ -69,7 +70,7 @@ class Handlers:
             if call.output_filter:
                 form.check_filter(call.output_filter)
             outputs = await servable.answer(
-                form.name, inputs, output_filter=call.output_filter, pool=self._pool
+                form.name, inputs, output_filter=call.output_filter, pool=self.pool
             )
         return form.answer_spec, outputs
 
@@ -82,7 +83,7 @@ class Handlers:
             PlumblineError: See `Servable.run` and `SignatureForm`.
         """
         form.check_names(inputs)
-        return await servable.answer(form.name, form.complete(inputs), pool=self._pool)
+        return await servable.answer(form.name, form.complete(inputs), pool=self.pool)
 
     def get_model_metadata(self, request: Any) -> Any:
         """A GetModelMetadataResponse for a GetModelMetadataRequest.

@@ -37,33 +37,45 @@ class InferenceHandlers:
         """A ClassificationResponse for a ClassificationRequest.
 
         Raises:
-            PlumblineError: See `Servable.run`, `Manager.acquire`, `serving.classification`.
+            PlumblineError: See `classify_examples`; or there is no ModelSpec.
         """
-        spec = read_model_spec(request)
-        with self._manager.acquire(spec) as servable:
-            form = servable.forms.find_for_examples(spec.signature_name)
-            wanted = check_classify_signature(form.proto)
-            outputs, count = await self._run_examples(servable, form, request.input, wanted)
+        spec, result = await self.classify_examples(read_model_spec(request), request.input)
         return inference_pb2.ClassificationResponse(
-            model_spec=model_spec_to_proto(form.answer_spec),
-            result=make_classification_result(outputs, count),
+            model_spec=model_spec_to_proto(spec), result=result
         )
 
     async def regress(self, request: Any) -> Any:
         """A RegressionResponse for a RegressionRequest.
 
         Raises:
+            PlumblineError: See `regress_examples`; or there is no ModelSpec.
+        """
+        spec, result = await self.regress_examples(read_model_spec(request), request.input)
+        return inference_pb2.RegressionResponse(model_spec=model_spec_to_proto(spec), result=result)
+
+    async def classify_examples(self, spec: ModelSpec, message: Any) -> tuple[ModelSpec, Any]:
+        """Who answered, and a ClassificationResult, for an `Input`.
+
+        Raises:
+            PlumblineError: See `Servable.run`, `Manager.acquire`, `serving.classification`.
+        """
+        with self._manager.acquire(spec) as servable:
+            form = servable.forms.find_for_examples(spec.signature_name)
+            wanted = check_classify_signature(form.proto)
+            outputs, count = await self._run_examples(servable, form, message, wanted)
+        return form.answer_spec, make_classification_result(outputs, count)
+
+    async def regress_examples(self, spec: ModelSpec, message: Any) -> tuple[ModelSpec, Any]:
+        """Who answered, and a RegressionResult, for an `Input`.
+
+        Raises:
             PlumblineError: See `Servable.run`, `Manager.acquire`, `serving.regression`.
         """
-        spec = read_model_spec(request)
         with self._manager.acquire(spec) as servable:
             form = servable.forms.find_for_examples(spec.signature_name)
             wanted = check_regress_signature(form.proto)
-            outputs, count = await self._run_examples(servable, form, request.input, wanted)
-        return inference_pb2.RegressionResponse(
-            model_spec=model_spec_to_proto(form.answer_spec),
-            result=make_regression_result(outputs, count),
-        )
+            outputs, count = await self._run_examples(servable, form, message, wanted)
+        return form.answer_spec, make_regression_result(outputs, count)
 
     async def multi_infer(self, request: Any) -> Any:
         """A MultiInferenceResponse for a MultiInferenceRequest.

@@ -35,8 +35,16 @@ class ModelHandlers:
             ServableNotFoundError: The model or version is not known.
         """
         spec = read_model_spec(request)
+        return self.describe_versions(spec.name, spec.version)
+
+    def describe_versions(self, name: str, version: int | None) -> Any:
+        """A GetModelStatusResponse of one version of a model, or of all.
+
+        Raises:
+            ServableNotFoundError: The model or version is not known.
+        """
         response: Any = status_pb2.GetModelStatusResponse()
-        for status in self._manager.list_states(spec.name, spec.version):
+        for status in self._manager.list_states(name, version):
             one = response.model_version_status.add(version=status.version, state=int(status.state))
             one.status.SetInParent()
             one.status.error_code = int(status.code)

@@ -37,6 +37,9 @@ MISSING_TEXT = (
     "pip install 'plumbline-tf[tensorflow]'"
 )
 
+MAX_CALLABLES = 256
+"""Prepared calls kept: one per signature, set of inputs and output filter."""
+
 _Callable = Callable[..., list[Any]]
 
 
@@ -105,7 +108,7 @@ class TensorFlowEngine(Engine):
         self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
     ) -> Batch:
         name = signature_name or DEFAULT_SIGNATURE_NAME
-        aliases = tuple(inputs)
+        aliases = tuple(sorted(inputs))
         wanted = tuple(output_filter)
         try:
             run = self._callables.get((name, aliases, wanted))
@@ -132,7 +135,9 @@ class TensorFlowEngine(Engine):
         )
         with self._lock:
             made: _Callable = self._session._make_callable_from_options(options)
-        self._callables[name, aliases, wanted] = made
+            if len(self._callables) >= MAX_CALLABLES:  # clients choose output filters
+                self._callables.clear()
+            self._callables[name, aliases, wanted] = made
         return made
 
 
@@ -142,6 +147,7 @@ def _import_tensorflow() -> Any:
         import tensorflow as tf
     except ImportError as error:
         raise UnimplementedError(MISSING_TEXT) from error
+    tf.get_logger().setLevel(logging.ERROR)  # it calls what TensorFlow Serving does deprecated
     return tf
 
 

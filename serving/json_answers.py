@@ -1,0 +1,193 @@
+"""Arrays and results as JSON, laid out as TensorFlow Serving lays it out.
+
+Numbers are written with six digits where these name the number, else with the nine
+(float32) or seventeen (float64) that do; whole ones end in `.0`; NaN and Infinity are bare
+words (`util/json_tensor.cc`, `WriteDecimal`).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from contract.errors import RequestError
+from contract.signature import Array, Batch, dtype_name
+from serving.json_items import name_dtype
+from serving.json_printer import quote_json
+
+_BYTES_SUFFIX = "_bytes"
+_DIGITS = {"float32": "%.9g", "float64": "%.17g"}
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint32", "uint64")
+_WORDS = {"nan": b"NaN", "-nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
+
+
+def encode_error(text: str) -> bytes:
+    """The body of an answer that is an error."""
+    return b'{\n    "error": ' + quote_json(text) + b"\n}"
+
+
+def encode_rows(outputs: Batch) -> bytes:
+    """The body of a predict answer in row format: `{"predictions": [...]}`.
+
+    Raises:
+        RequestError: An output has no batch axis, another number of rows than the first, or
+            a dtype that JSON has no place for.
+    """
+    names = sorted(outputs)
+    num_rows = -1
+    for name in names:
+        shape = outputs[name].shape
+        if not shape:
+            raise RequestError(f"Tensor name: {name} has no shape information ")
+        if num_rows >= 0 and shape[0] != num_rows:
+            raise RequestError(
+                f"Tensor name: {name} has inconsistent batch size: {shape[0]} expecting: {num_rows}"
+            )
+        num_rows = shape[0]
+    columns = {name: _nest_rows(name, outputs[name]) for name in names}
+    if len(names) == 1:
+        return b'{\n    "predictions": [' + b", ".join(columns[names[0]]) + b"\n    ]\n}"
+    heads = [b"            " + quote_json(name) + b": " for name in names]
+    rows = [
+        b"\n        {\n" + b",\n".join(map(bytes.__add__, heads, values)) + b"\n        }"
+        for values in zip(*columns.values(), strict=True)
+    ]
+    return b'{\n    "predictions": [' + b",".join(rows) + b"\n    ]\n}"
+
+
+def encode_columns(outputs: Batch) -> bytes:
+    """The body of a predict answer in column format: `{"outputs": ...}`.
+
+    Raises:
+        RequestError: A dtype that JSON has no place for.
+    """
+    if len(outputs) == 1:
+        name, array = next(iter(outputs.items()))
+        return b'{\n    "outputs": ' + _spread(_format(name, array), array.shape, 1) + b"\n}"
+    members = [
+        b"        "
+        + quote_json(name)
+        + b": "
+        + _spread(_format(name, outputs[name]), outputs[name].shape, 2)
+        for name in sorted(outputs)
+    ]
+    return b'{\n    "outputs": {\n' + b",\n".join(members) + b"\n    }\n}"
+
+
+def encode_classification(result: Any) -> bytes:
+    """The body of a classify answer: pairs of label and score, example by example.
+
+    Args:
+        result: A ClassificationResult.
+
+    Raises:
+        RequestError: It is empty.
+    """
+    if not result.classifications:
+        raise RequestError("Cannot convert empty ClassificationResults to JSON")
+    rows = []
+    for one in result.classifications:
+        scores = format_decimals(np.array([item.score for item in one.classes], np.float32))
+        labels = [quote_json(item.label) for item in one.classes]
+        pairs = (
+            b"[" + label + b", " + score + b"]" for label, score in zip(labels, scores, strict=True)
+        )
+        rows.append(b"[" + b", ".join(pairs) + b"]")
+    return b'{\n    "results": [' + b", ".join(rows) + b"\n    ]\n}"
+
+
+def encode_regression(result: Any) -> bytes:
+    """The body of a regress answer: a number per example.
+
+    Args:
+        result: A RegressionResult.
+
+    Raises:
+        RequestError: It is empty.
+    """
+    if not result.regressions:
+        raise RequestError("Cannot convert empty RegressionResults to JSON")
+    values = format_decimals(np.array([one.value for one in result.regressions], np.float32))
+    return b'{\n    "results": [' + b", ".join(values) + b"]\n}"
+
+
+def format_decimals(array: Array) -> list[bytes]:
+    """The numbers of a float32 or float64 array, in order."""
+    values = array.astype(np.float64).ravel().tolist()
+    if not values:
+        return []
+    short = ("%g " * len(values) % tuple(values)).split()
+    back = np.fromiter(map(float, short), np.float64, len(short)).astype(array.dtype)
+    exact = (back == array.ravel()).tolist()
+    digits = _DIGITS[array.dtype.name]
+    return [
+        _finish(text if same else digits % value)
+        for text, same, value in zip(short, exact, values, strict=True)
+    ]
+
+
+def _finish(text: str) -> bytes:
+    if "." in text or "e" in text:
+        return text.encode()
+    return _WORDS.get(text) or text.encode() + b".0"
+
+
+def _format(name: str, array: Array) -> list[bytes]:
+    """Every element as JSON, in order."""
+    dtype = dtype_name(array.dtype)
+    if dtype in _DIGITS:
+        return format_decimals(array)
+    if dtype in _INTEGERS:
+        return [b"%d" % value for value in array.ravel().tolist()]
+    if dtype == "bool":
+        return [b"true" if value else b"false" for value in array.ravel().tolist()]
+    if dtype == "string":
+        write = _quote_base64 if name.endswith(_BYTES_SUFFIX) else quote_json
+        return [write(value) for value in array.ravel().tolist()]
+    if array.size == 0:
+        return []
+    raise RequestError(f"Failed to write JSON value for tensor type: {name_dtype(dtype)}")
+
+
+def _quote_base64(value: bytes) -> bytes:
+    return b'{"b64": "' + base64.b64encode(value) + b'"}'
+
+
+def _nest_rows(name: str, array: Array) -> Sequence[bytes]:
+    """Each row as JSON on one line."""
+    level = _format(name, array)
+    for axis in range(array.ndim - 1, 0, -1):
+        size = array.shape[axis]
+        count = int(np.prod(array.shape[:axis]))
+        level = [
+            b"[" + b", ".join(level[start * size : (start + 1) * size]) + b"]"
+            for start in range(count)
+        ]
+    return level
+
+
+def _spread(values: Sequence[bytes], shape: tuple[int, ...], depth: int) -> bytes:
+    """Nested lists with every element on a line of its own."""
+    level = list(values)
+    for axis in range(len(shape) - 1, -1, -1):
+        size = shape[axis]
+        count = int(np.prod(shape[:axis]))
+        inner = b"\n" + b"    " * (depth + axis + 1)
+        outer = b"\n" + b"    " * (depth + axis) + b"]"
+        level = [
+            b"[" + inner + (b"," + inner).join(level[n * size : (n + 1) * size]) + outer
+            if size
+            else b"[]"
+            for n in range(count)
+        ]
+    return level[0]
+
+
+def encode_document(document: Mapping[str, Any]) -> bytes:
+    """A status or metadata answer, indented by one blank, as protobuf prints it."""
+    import json
+
+    return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"

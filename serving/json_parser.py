@@ -1,0 +1,246 @@
+"""RapidJSON's iterative parser, with its errors and offsets.
+
+NaN, Infinity and -Infinity are numbers; what follows the document is ignored; of two equal
+keys the first counts; bytes that are no UTF-8 pass through strings (as surrogate escapes).
+Source of the rules: rapidjson/reader.h and rapidjson/error/en.h.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from contract.errors import RequestError
+
+_VALUE_INVALID = "Invalid value."
+_DOCUMENT_EMPTY = "The document is empty."
+_MISS_NAME = "Missing a name for object member."
+_MISS_COLON = "Missing a colon after a name of object member."
+_MISS_CURLY = "Missing a comma or } after an object member."
+_MISS_SQUARE = "Missing a comma or ] after an array element."
+_BAD_HEX = "Incorrect hex digit after \\u escape in string."
+_BAD_SURROGATE = "The surrogate pair in string is invalid."
+_BAD_ESCAPE = "Invalid escape character in string."
+_MISS_QUOTE = "Missing a closing quotation mark in string."
+_BAD_ENCODING = "Invalid encoding in string."
+_TOO_BIG = "Number too big to be stored in double."
+_MISS_FRACTION = "Miss fraction part in number."
+_MISS_EXPONENT = "Miss exponent in number."
+
+_SPACE = re.compile(rb"[ \n\r\t]*")
+_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?(?:[eE]([+-]?[0-9]+))?")
+_SPECIAL = re.compile(rb"(-?)(NaN|Inf(?:inity)?)")
+_PLAIN = re.compile(rb'[^"\\\x00-\x1f]*')
+_HEX = re.compile(rb"[0-9A-Fa-f]{4}")
+_ESCAPES = {
+    **{ord(char): char for char in '"\\/'},
+    **dict(zip(b"bfnrt", "\b\f\n\r\t", strict=True)),
+}
+_LITERALS = {ord("t"): (b"true", True), ord("f"): (b"false", False), ord("n"): (b"null", None)}
+
+# States are what was read last; what may follow is told by `_Parser.step`.
+_START, _OBJECT, _KEY, _COLON, _MEMBER, _NEXT_MEMBER, _ARRAY, _ELEMENT, _NEXT_ELEMENT = range(9)
+_ERRORS = {
+    _START: _DOCUMENT_EMPTY,
+    _OBJECT: _MISS_NAME,
+    _NEXT_MEMBER: _MISS_NAME,
+    _KEY: _MISS_COLON,
+    _MEMBER: _MISS_CURLY,
+    _ELEMENT: _MISS_SQUARE,
+}
+
+
+def parse_exactly(body: bytes, *, max_depth: int) -> Any:
+    """The value of a JSON text; objects are dicts, integers within 64 bits are int.
+
+    Raises:
+        RequestError: In RapidJSON's words, with the offset in bytes; or nested too deep.
+    """
+    return _Parser(body, max_depth).parse()
+
+
+def describe_depth(max_depth: int) -> str:
+    """The text of the error for a document nested deeper than `max_depth`."""
+    return f"JSON Parse error: nested deeper than {max_depth} levels (--max_json_depth)"
+
+
+class _Parser:
+    """RapidJSON's state machine (`GenericReader::IterativeParse`)."""
+
+    def __init__(self, body: bytes, max_depth: int) -> None:
+        self._body = body + b"\0"
+        self._at = 3 if body.startswith(b"\xef\xbb\xbf") else 0
+        self._max_depth = max_depth
+        self._stack: list[tuple[Any, str]] = []
+
+    def parse(self) -> Any:
+        state, root = _START, None
+        self._skip_space()
+        while self._body[self._at]:
+            if state in (_START, _COLON, _ARRAY, _NEXT_ELEMENT):
+                state, root = self._read_value(state)
+            else:
+                state, root = self._read_punctuation(state)
+            if state == _START:
+                return root
+            self._skip_space()
+        raise self._error(_ERRORS.get(state, _VALUE_INVALID))
+
+    def _read_value(self, state: int) -> tuple[int, Any]:
+        char = self._body[self._at]
+        if char in b"[{":
+            self._at += 1
+            if len(self._stack) >= self._max_depth:
+                raise RequestError(describe_depth(self._max_depth))
+            self._stack.append(([] if char == ord("[") else {}, ""))
+            return (_ARRAY if char == ord("[") else _OBJECT), None
+        if char == ord("]") and state == _ARRAY:
+            self._at += 1
+            return self._close()
+        if char in b"]},:":
+            raise self._error(_DOCUMENT_EMPTY if state == _START else _VALUE_INVALID)
+        return self._put(self._read_scalar(char))
+
+    def _read_punctuation(self, state: int) -> tuple[int, Any]:
+        char = self._body[self._at]
+        if state in (_OBJECT, _NEXT_MEMBER) and char == ord('"'):
+            container, _ = self._stack[-1]
+            self._stack[-1] = (container, self._read_string())
+            return _KEY, None
+        self._at += 1
+        if state == _KEY and char == ord(":"):
+            return _COLON, None
+        if state in (_MEMBER, _OBJECT) and char == ord("}"):
+            return self._close()
+        if state == _ELEMENT and char == ord("]"):
+            return self._close()
+        if state in (_MEMBER, _ELEMENT) and char == ord(","):
+            return (_NEXT_MEMBER if state == _MEMBER else _NEXT_ELEMENT), None
+        self._at -= 1
+        raise self._error(_ERRORS[state])
+
+    def _close(self) -> tuple[int, Any]:
+        value, _ = self._stack.pop()
+        return self._put(value)
+
+    def _put(self, value: Any) -> tuple[int, Any]:
+        """Puts a finished value where it belongs; the state _START says that it is the root."""
+        if not self._stack:
+            return _START, value
+        container, key = self._stack[-1]
+        if isinstance(container, list):
+            container.append(value)
+            return _ELEMENT, None
+        container.setdefault(key, value)
+        return _MEMBER, None
+
+    def _read_scalar(self, char: int) -> Any:
+        if char == ord('"'):
+            return self._read_string()
+        if char in _LITERALS:
+            word, value = _LITERALS[char]
+            for expected in word:
+                if self._body[self._at] != expected:
+                    raise self._error(_VALUE_INVALID)
+                self._at += 1
+            return value
+        return self._read_number()
+
+    def _read_number(self) -> float | int:
+        start = self._at
+        found = _NUMBER.match(self._body, start)
+        if found is None:
+            return self._read_special()
+        self._at = found.end()
+        following = self._body[self._at]
+        if following == ord(".") and found[1] is None and found[2] is None:
+            raise self._error(_MISS_FRACTION, self._at + 1)
+        if following in b"eE" and found[2] is None:
+            signed = self._body[self._at + 1] in b"+-"
+            raise self._error(_MISS_EXPONENT, self._at + 1 + signed)
+        if found[1] is None and found[2] is None:
+            number = int(found[0]) if len(found[0]) < 21 else 2**64
+            if -(2**63) <= number < 2**64:
+                return number
+        value = float(found[0])
+        fraction = len(found[1] or b".") - 1
+        if math.isinf(value) or (found[2] and int(found[2][:20]) > 308 + fraction):
+            raise self._error(_TOO_BIG, start)
+        return value
+
+    def _read_special(self) -> float:
+        found = _SPECIAL.match(self._body, self._at)
+        if found is None or (found[2] == b"Inf" and self._body[found.end()] == ord("i")):
+            self._at += self._count_special_prefix()
+            raise self._error(_VALUE_INVALID)
+        self._at = found.end()
+        value = math.nan if found[2] == b"NaN" else math.inf
+        return -value if found[1] else value
+
+    def _count_special_prefix(self) -> int:
+        """How many bytes RapidJSON takes of a word that turns out not to be a number."""
+        rest = self._body[self._at : self._at + 9]
+        sign = rest.startswith(b"-")
+        for word in (b"NaN", b"Infinity"):
+            if rest[sign : sign + 1] == word[:1]:
+                same = 0
+                while (
+                    same < len(word)
+                    and rest[sign + same : sign + same + 1] == word[same : same + 1]
+                ):
+                    same += 1
+                return sign + same
+        return int(sign)
+
+    def _read_string(self) -> str:
+        self._at += 1
+        parts: list[str] = []
+        while True:
+            found = _PLAIN.match(self._body, self._at)
+            assert found is not None  # it matches the empty string
+            parts.append(found[0].decode("utf-8", "surrogateescape"))
+            self._at = found.end()
+            char = self._body[self._at]
+            if char == ord('"'):
+                self._at += 1
+                return "".join(parts)
+            if char == ord("\\"):
+                parts.append(self._read_escape())
+            else:
+                raise self._error(_BAD_ENCODING if char else _MISS_QUOTE)
+
+    def _read_escape(self) -> str:
+        start = self._at
+        char = self._body[start + 1]
+        self._at += 2
+        if char in _ESCAPES:
+            return _ESCAPES[char]
+        if char != ord("u"):
+            raise self._error(_BAD_ESCAPE, start)
+        high = self._read_hex(start)
+        if not 0xD800 <= high <= 0xDFFF:
+            return chr(high)
+        if high > 0xDBFF or self._body[self._at : self._at + 2] != b"\\u":
+            raise self._error(_BAD_SURROGATE, start)
+        self._at += 2
+        low = self._read_hex(start)
+        if not 0xDC00 <= low <= 0xDFFF:
+            raise self._error(_BAD_SURROGATE, start)
+        return chr(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))
+
+    def _read_hex(self, start: int) -> int:
+        found = _HEX.match(self._body, self._at)
+        if found is None:
+            raise self._error(_BAD_HEX, start)
+        self._at += 4
+        return int(found[0], 16)
+
+    def _skip_space(self) -> None:
+        found = _SPACE.match(self._body, self._at)
+        assert found is not None  # it matches the empty string
+        self._at = found.end()
+
+    def _error(self, text: str, offset: int | None = None) -> RequestError:
+        at = self._at if offset is None else offset
+        return RequestError(f"JSON Parse error: {text} at offset: {at}")

@@ -1,0 +1,165 @@
+"""The REST face: HTTP requests and answers as TensorFlow Serving has them.
+
+Paths, methods, headers and bodies that are no JSON are those of its HTTP server
+(`model_servers/http_server.cc`, `util/net_http`); what is asked for is done by `RestMethods`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from typing import Any
+
+from aiohttp import web
+
+from contract.errors import (
+    Code,
+    DeadlineExceededError,
+    InternalError,
+    PlumblineError,
+    RequestError,
+    ResourceExhaustedError,
+)
+from contract.wire.status import ERROR_KEY, http_status
+from serving.config import ServerConfig
+from serving.handlers import Handlers
+from serving.inflation import inflate_gzip
+from serving.json_answers import encode_error
+from serving.rest_methods import LARGE_BYTES, RestMethods
+from serving.rest_paths import EmptyAnswer, is_api_path, parse_path
+
+_log = logging.getLogger(__name__)
+
+CRASH_TEXT = "the server failed; its log has the reason"
+_ALLOWED = frozenset(("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"))
+_JSON = {"Content-Type": "application/json"}
+_HTML = {"Content-Type": "text/html"}
+_NO_JSON = {"Content-Type": "text/html; charset=ISO-8859-1"}
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
+_ORIGIN = re.compile("https?://")
+
+
+def create_rest_app(handlers: Handlers, config: ServerConfig) -> web.Application:
+    """An application that answers every path; more specific routes may be added to it.
+
+    Run it with `create_rest_runner`: bodies must reach it as they were sent.
+
+    Args:
+        handlers: What answers.
+        config: Limits and switches.
+    """
+    api = RestApi(handlers, config)
+    app = web.Application(client_max_size=config.max_json_bytes)
+    app.router.add_route("*", "/{path:.*}", api.handle)
+    return app
+
+
+def create_rest_runner(app: web.Application, **options: Any) -> web.AppRunner:
+    """A runner that leaves gzip bodies alone, so that the limit on their size is ours."""
+    return web.AppRunner(app, auto_decompress=False, access_log=None, **options)
+
+
+class RestApi:
+    """One request after the other.
+
+    Args:
+        handlers: What answers.
+        config: Limits and switches.
+    """
+
+    def __init__(self, handlers: Handlers, config: ServerConfig) -> None:
+        self._methods = RestMethods(handlers, config)
+        self._observer = handlers.observer
+        self._pool = handlers.pool
+        self._max_json_bytes = config.max_json_bytes
+        self._max_inflated_bytes = config.max_inflated_bytes
+        timeout_ms = config.rest_api_timeout_in_ms
+        self._timeout_s = timeout_ms / 1000 if timeout_ms > 0 else None
+        self._more_headers = _CORS if config.rest_api_enable_cors_support else {}
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """The answer to a request; never raises."""
+        path = _read_path(request)
+        method = request.method
+        if method not in _ALLOWED:
+            return _send_page(501, "Not Implemented")
+        if not is_api_path(path):
+            return _send_page(404, "Not Found")
+        if method == "OPTIONS":
+            return self._answer_preflight(request)
+        started = time.perf_counter()
+        name, verb = "", ""
+        try:
+            target = parse_path(method, path)
+            body = None
+            if target is not None:
+                name, verb = target.spec.name, target.verb
+                async with asyncio.timeout(self._timeout_s):
+                    sent = await self._read_body(request) if method == "POST" else b""
+                    body = await self._methods.answer(method, target, sent)
+            if body is None:
+                raise RequestError(f"Malformed request: {method} {path}")
+        except PlumblineError as error:
+            return self._refuse(name, error)
+        except TimeoutError:
+            text = f"no answer within {self._timeout_s:g} s (--rest_api_timeout_in_ms)"
+            return self._refuse(name, DeadlineExceededError(text))
+        except Exception:  # the rim
+            _log.exception("%s %s failed", method, path)
+            return self._refuse(name, InternalError(CRASH_TEXT))
+        elapsed_us = (time.perf_counter() - started) * 1e6
+        self._observer.observe_request_latency(name, verb, "REST", elapsed_us)
+        self._observer.observe_request(name, "OK")
+        return web.Response(body=body, headers={**_JSON, **self._more_headers})
+
+    def _refuse(self, name: str, error: PlumblineError) -> web.Response:
+        self._observer.observe_request(name, error.code.name)
+        body = b"" if isinstance(error, EmptyAnswer) else encode_error(error.message)
+        kind = RequestError if isinstance(error, EmptyAnswer) else type(error)
+        headers = {**_JSON, **self._more_headers, ERROR_KEY: kind.__name__}
+        return web.Response(status=http_status(error.code), body=body, headers=headers)
+
+    def _answer_preflight(self, request: web.Request) -> web.Response:
+        is_fine = _ORIGIN.search(request.headers.get("Origin", "")) is not None
+        code = Code.OK if is_fine else Code.FAILED_PRECONDITION
+        self._observer.observe_request("", code.name)
+        return web.Response(
+            status=http_status(code), body=b"", headers={**_NO_JSON, **self._more_headers}
+        )
+
+    async def _read_body(self, request: web.Request) -> bytes:
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise ResourceExhaustedError(
+                f"the body is larger than {self._max_json_bytes} bytes (--max_json_bytes); "
+                "send fewer rows at a time, or use gRPC"
+            ) from None
+        if "gzip" not in request.headers.get("Content-Encoding", ""):
+            return body
+        if len(body) < LARGE_BYTES // 4:
+            return inflate_gzip(body, max_bytes=self._max_inflated_bytes)
+        return await self._pool.run(lambda: inflate_gzip(body, max_bytes=self._max_inflated_bytes))
+
+
+def _read_path(request: web.Request) -> str:
+    path = request.raw_path
+    if "://" in path and not path.startswith("/"):  # the absolute form, as proxies send it
+        _, _, rest = path.partition("://")
+        path = "/" + rest.partition("/")[2]
+    return path
+
+
+def _send_page(status: int, reason: str) -> web.Response:
+    """A page of libevent's, which TensorFlow Serving's HTTP server is made of."""
+    page = (
+        f"<HTML><HEAD>\n<TITLE>{status} {reason}</TITLE>\n</HEAD><BODY>\n"
+        f"<H1>{reason}</H1>\n</BODY></HTML>\n"
+    )
+    return web.Response(status=status, body=page.encode(), headers=_HTML)
