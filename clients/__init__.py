@@ -1,7 +1,7 @@
 """Ask a served model: gRPC, asyncio, REST, or a TFLite variant on the device.
 
-Needs numpy and grpcio, never TensorFlow. `RestClient` and `OnDevicePredictor` need an extra
-each, and are loaded when they are first asked for.
+Needs numpy and grpcio, never TensorFlow. Everything is loaded when it is first asked for, so
+that one client never pays for another; `RestClient` and `OnDevicePredictor` need an extra each.
 
     >>> from clients import PredictionClient
     >>> with PredictionClient("localhost:8500", model_name="mlp") as client:
@@ -13,30 +13,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions
-from clients.results import (
-    Classification,
-    FailedRow,
-    ModelMetadata,
-    Part,
-    Progress,
-    UnansweredRowsError,
-    VersionStatus,
-    join_parts,
-)
-from clients.retry import RetryPolicy
-from clients.sync import PredictionClient
-
 if TYPE_CHECKING:
-    from clients.aio import AsyncPredictionClient as AsyncPredictionClient
-    from clients.on_device import OnDevicePredictor as OnDevicePredictor
-    from clients.rest import RestClient as RestClient
-
-_LAZY = {
-    "AsyncPredictionClient": "clients.aio",
-    "OnDevicePredictor": "clients.on_device",
-    "RestClient": "clients.rest",
-}
+    from clients.aio import AsyncPredictionClient
+    from clients.on_device import OnDevicePredictor
+    from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions
+    from clients.rest import RestClient
+    from clients.results import (
+        Classification,
+        FailedRow,
+        ModelMetadata,
+        Part,
+        Progress,
+        UnansweredRowsError,
+        VersionStatus,
+        join_parts,
+    )
+    from clients.retry import RetryPolicy
+    from clients.sync import PredictionClient
 
 __all__ = [
     "AsyncPredictionClient",
@@ -58,9 +51,24 @@ __all__ = [
     "join_parts",
 ]
 
+_MODULES = {
+    "AsyncPredictionClient": "aio",
+    "OnDevicePredictor": "on_device",
+    "RestClient": "rest",
+    "PredictionClient": "sync",
+    "RetryPolicy": "retry",
+    **dict.fromkeys(("Checks", "ConnectionOptions", "Timeouts", "TlsOptions"), "options"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Loads what needs more than the base install when it is asked for (PEP 562)."""
-    if name not in _LAZY:
+    """Loads a public name when it is asked for (PEP 562)."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    found = getattr(importlib.import_module(f"clients.{_MODULES.get(name, 'results')}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -62,20 +62,16 @@ class AsyncCaller:
 
     def _method(self, path: str) -> Any:
         """The bytes-in, bytes-out callable of a method, made once."""
-        found = self._methods.get(path)
-        if found is None:
-            found = self._methods[path] = self._open().unary_unary(path)
-        return found
-
-    def _open(self) -> Any:
-        """The channel; opened late, since it needs a loop that runs."""
         loop = asyncio.get_running_loop()
-        if self._channel is None:
+        if self._channel is None:  # opened late, since it needs a loop that runs
             self._loop = loop
             self._channel, self._target = open_channel(grpc.aio, self._address, self._connection)
         if self._loop is not loop:
             raise ConfigError("an AsyncPredictionClient belongs to one event loop; make another")
-        return self._channel
+        found = self._methods.get(path)
+        if found is None:
+            found = self._methods[path] = self._channel.unary_unary(path)
+        return found
 
 
 async def run_steps(

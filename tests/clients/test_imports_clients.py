@@ -80,23 +80,31 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_importing_takes_at_most_60_mib() -> None:
-    # ru_maxrss would count the parent's pages, which a fork shares until it executes.
     code = """
-    import clients
+    from clients import PredictionClient
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
     print(int(status["VmRSS"].split()[0]) / 1024)
     """
     assert float(run_python(code)) <= 60
 
 
-def test_importing_takes_at_most_a_quarter_of_a_second_of_the_processor() -> None:
+def test_importing_costs_little_more_than_what_it_builds_on() -> None:
+    """A ratio, since the absolute time depends on what else the machine does."""
     code = """
     import time
     start = time.process_time()
-    import clients
+    {statement}
     print(time.process_time() - start)
     """
-    assert min(float(run_python(code)) for _ in range(3)) <= 0.25
+    statements = {
+        "ours": "from clients import PredictionClient",
+        "theirs": "import numpy, grpc, ml_dtypes, google.protobuf.descriptor_pb2",
+    }
+    seconds = {
+        name: min(float(run_python(code.format(statement=text))) for _ in range(4))
+        for name, text in statements.items()
+    }
+    assert seconds["ours"] <= 1.6 * seconds["theirs"]
 
 
 @pytest.mark.tensorflow
