@@ -16,9 +16,9 @@ def run_fit(parts: TrainingParts, recorder: EpochRecorder) -> None:
 
     Validation, the best weights and checkpoints are the recorder's, the same for both loops.
     """
-    _compile(parts)
+    trainee = _compile(parts)
     plan = parts.plan
-    parts.model.fit(
+    trainee.fit(
         parts.make_batches(recorder.state.epochs_run),
         initial_epoch=recorder.state.epochs_run,
         epochs=plan.epochs,
@@ -28,21 +28,38 @@ def run_fit(parts: TrainingParts, recorder: EpochRecorder) -> None:
     )
 
 
-def _compile(parts: TrainingParts) -> None:
+def _compile(parts: TrainingParts) -> Any:
+    """Wrap the model, so that the model itself is left as the builder made it.
+
+    A compiled model would carry its optimizer into the SavedModel, and `predict_on_batch`
+    fails on one compiled with several steps per call.
+    """
     import tf_keras
 
-    main = parts.heads.main
+    model, main, name_outputs = parts.model, parts.heads.main, parts.heads.name_outputs
     losses = build_keras_losses(parts.heads)
     alone = len(losses) == 1
+
+    class Trainee(tf_keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def call(self, inputs: Any, training: Any = None) -> Any:
+            answers = name_outputs(self.model(inputs, training=training))
+            return answers[main.name] if alone else answers
+
     with parts.strategy.scope():
+        trainee = Trainee()
         metrics = [tf_keras.metrics.CategoricalAccuracy("accuracy")] * (main.kind != "value")
-        parts.model.compile(
+        trainee.compile(
             optimizer=parts.optimizer,
             loss=losses[main.name] if alone else losses,
             metrics=metrics if alone else {main.name: metrics},
             steps_per_execution=min(STEPS_PER_CALL, parts.plan.steps_per_epoch),
             jit_compile=parts.config.jit_compile or None,
         )
+    return trainee
 
 
 def _make_callback(parts: TrainingParts, recorder: EpochRecorder) -> Any:

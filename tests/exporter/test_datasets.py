@@ -158,7 +158,7 @@ def test_random_data_say_that_they_are_dummy() -> None:
     dataset = load_dataset(data_config("random", num_examples=100))
     assert dataset.dummy and not dataset.is_image
     assert dataset.input_shape == (784,)
-    assert 0 <= dataset.x_train.min() and dataset.x_train.max() < 1
+    assert dataset.x_train.min() >= 0 and dataset.x_train.max() < 1
     assert dataset.num_classes == 10
 
 
@@ -295,8 +295,10 @@ def test_mnist_is_found_in_the_cache_of_keras(
     (tmp_path / "datasets").mkdir()
     np.savez(
         tmp_path / "datasets" / "mnist.npz",
-        **{"x_train": images(40, 28), "y_train": labels(40, 10)},
-        **{"x_test": images(20, 28), "y_test": labels(20, 10)},
+        x_train=images(40, 28),
+        y_train=labels(40, 10),
+        x_test=images(20, 28),
+        y_test=labels(20, 10),
     )
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     assert load_dataset(data_config("mnist")).name == "mnist"
