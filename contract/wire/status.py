@@ -63,6 +63,7 @@ _CODE_OF_HTTP = {status: code for code, status, _ in reversed(_TABLE)} | {500: C
 _TEXTS: tuple[tuple[str, type[PlumblineError]], ...] = (
     ("Serving signature key ", SignatureNotFoundError),
     ("No signature was found with the name", SignatureNotFoundError),
+    ("Unrecognized servable version label", ServableNotFoundError),
     ("Serving signature name: ", SignatureNotFoundError),
     ("tensor parsing error: ", TensorMismatchError),
     ("input size does not match signature", TensorMismatchError),
@@ -115,7 +116,7 @@ def error_from_status(code: Code, text: str, class_name: str | None = None) -> P
         text and the code suggest; it always carries `code`.
     """
     kind = ERRORS_BY_NAME.get(class_name or "")
-    if kind is None:
+    if kind is None or kind is PlumblineError:  # the root says no more than the code
         kind = _CLASS[code]
         if kind is RequestError:
             kind = next((hit for start, hit in _TEXTS if text.startswith(start)), kind)
