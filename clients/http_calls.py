@@ -112,8 +112,6 @@ def read_error(status: int, class_name: str | None, body: bytes) -> PlumblineErr
     except (ValueError, KeyError, TypeError):
         start = body[:80].decode("utf-8", "replace").strip()
         text = f"HTTP status {status}, in no words of TensorFlow Serving: {start or 'empty'}"
-    if class_name is None and "version label" in text:
-        class_name = "ServableNotFoundError"
     code = code_of_http(status)
     return error_from_status(Code.UNKNOWN if code is Code.OK else code, text, class_name)
 

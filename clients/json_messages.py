@@ -185,13 +185,14 @@ def _read_strings(value: Any) -> Array:
 
 def _read_string(entry: Any) -> bytes:
     if isinstance(entry, str):
-        return entry.encode()
+        return entry.encode("utf-8", "surrogateescape")
     return base64.b64decode(entry["b64"], validate=True)
 
 
 def _field(body: bytes, name: str) -> Any:
     try:
-        return json.loads(body)[name]
+        # TensorFlow Serving puts a string's bytes into JSON as they are, UTF-8 or not.
+        return json.loads(body.decode("utf-8", "surrogateescape"))[name]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unreadable(name, error, body) from error
 

@@ -65,6 +65,13 @@ def test_strings_go_and_come_as_bytes(client: RestClient) -> None:
     assert outputs["length"].dtype == np.int64
 
 
+def test_bytes_that_are_no_utf_8_come_as_they_are(server: RestServer, client: RestClient) -> None:
+    raw = b'{"outputs": {"length": [1], "twice": ["\xff\\n\xc3\xa9"]}}'
+    server.answer = lambda path, _: (200, {}, raw) if path.endswith(":predict") else None
+    outputs = client.predict([b"a"], signature_name="strings")
+    assert outputs["twice"].tolist() == [b"\xff\n\xc3\xa9"]
+
+
 def test_an_output_filter_drops_the_others(client: RestClient) -> None:
     outputs = client.predict([b"a"], signature_name="strings", output_filter=["length"])
     assert list(outputs) == ["length"]
