@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.metadata
 import logging
 import sys
 from collections.abc import Callable
@@ -54,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def find_version() -> str:
     """The version of the distribution, or "unknown" in a checkout that is not installed."""
+    import importlib.metadata
+
     try:
         return importlib.metadata.version("plumbline-tf")
     except importlib.metadata.PackageNotFoundError:
@@ -64,7 +65,7 @@ def _run_on_loop(config: ServerConfig) -> int:
     from serving.server import run_server
 
     with asyncio.Runner(loop_factory=_find_loop_factory()) as runner:
-        return runner.run(run_server(config, product_version=find_version()))
+        return runner.run(run_server(config, find_product_version=find_version))
 
 
 def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

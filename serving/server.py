@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,15 +38,17 @@ class Server:
 
     Args:
         config: Everything it is told.
-        product_version: For the build metric.
+        find_product_version: For the build metric.
 
     Attributes:
         addresses: Where it listens, once `start` has returned.
     """
 
-    def __init__(self, config: ServerConfig, *, product_version: str = "") -> None:
+    def __init__(
+        self, config: ServerConfig, *, find_product_version: Callable[[], str] = str
+    ) -> None:
         self._config = config
-        self.metrics = Metrics(product_version=product_version)
+        self.metrics = Metrics(find_product_version=find_product_version)
         self.manager = make_manager(config, self.metrics)
         self.health = Health(self.manager.is_ready, strict=config.strict_compat)
         self._handlers = Handlers(self.manager, config, self.metrics)
@@ -173,7 +176,7 @@ def make_load_options(config: ServerConfig, metrics: Metrics) -> LoadOptions:
     )
 
 
-async def run_server(config: ServerConfig, *, product_version: str = "") -> int:
+async def run_server(config: ServerConfig, *, find_product_version: Callable[[], str] = str) -> int:
     """Serves until SIGTERM or SIGINT; a second signal ends the process at once.
 
     Returns:
@@ -182,7 +185,7 @@ async def run_server(config: ServerConfig, *, product_version: str = "") -> int:
     Raises:
         PlumblineError: The server could not start or has nothing to serve.
     """
-    server = Server(config, product_version=product_version)
+    server = Server(config, find_product_version=find_product_version)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
