@@ -27,8 +27,7 @@ def inspect_version(version_dir: Path) -> dict[str, Any]:
         ConfigError: `version_dir` is no directory.
         ManifestError: It holds no version, or its manifest is damaged.
     """
-    if not version_dir.is_dir():
-        raise ConfigError(f"{version_dir} is no directory; give one version, as models/mlp/1")
+    check_version_dir(version_dir)
     has_manifest = (version_dir / layout.MANIFEST).exists()
     manifest = read_manifest(version_dir) if has_manifest else None
     signatures = read_version_signatures(version_dir)
@@ -45,6 +44,21 @@ def inspect_version(version_dir: Path) -> dict[str, Any]:
         "variants": variants,
         "manifest": None if manifest is None else msgspec.to_builtins(manifest),
     }
+
+
+def check_version_dir(path: Path) -> None:
+    """Refuses what is no version at all, before anything is loaded.
+
+    Raises:
+        ConfigError: `path` is no directory, or holds neither a manifest nor a SavedModel.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no directory; give one version, as models/mlp/1")
+    if any((path / name).exists() for name in (layout.MANIFEST, layout.SAVED_MODEL)):
+        return
+    versions = [str(found) for found in layout.find_versions(path).values()]
+    hint = f"; it is a base path, give {versions[-1]}" if versions else ""
+    raise ConfigError(f"{path} is no version: it has neither manifest nor saved_model.pb{hint}")
 
 
 def list_signature_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:

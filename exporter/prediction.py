@@ -11,6 +11,7 @@ import numpy as np
 from contract.errors import ConfigError, DatasetError
 from contract.golden import Golden, write_golden
 from contract.signature import Array, Signature, check_batch, find_signature
+from exporter.inspection import check_version_dir
 
 _PICTURES = {".png", ".jpg", ".jpeg"}
 
@@ -42,8 +43,7 @@ def predict_files(
     """
     if batch_size < 1:
         raise ConfigError(f"--batch_size {batch_size}: give 1 or more")
-    if not version_dir.is_dir():
-        raise ConfigError(f"{version_dir} is no directory; give one version, as models/mlp/1")
+    check_version_dir(version_dir)
     arrays = read_inputs(files)
     from exporter.golden_examples import answer_inputs
     from exporter.reload import load_saved_model

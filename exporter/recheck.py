@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from contract import layout
-from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
+from contract.errors import ManifestError, PlumblineError, UnimplementedError
 from contract.golden import Golden, read_golden
 from contract.manifest import Manifest, check_files, read_manifest
 from contract.parity import Tolerance
 from exporter.config_schema import TolerancesConfig
 from exporter.copies import list_variants, measure_variant
+from exporter.inspection import check_version_dir
 from exporter.measurement import Measurement, measure
 
 PASSED, FAILED, UNTESTED = "passed", "FAILED", "untested"
@@ -37,10 +38,9 @@ def recheck_version(version_dir: Path, *, skip_tensorflow: bool = False) -> dict
         the version. A check that could not run is `untested` and fails nothing.
 
     Raises:
-        ConfigError: `version_dir` is no directory.
+        ConfigError: `version_dir` is no version.
     """
-    if not version_dir.is_dir():
-        raise ConfigError(f"{version_dir} is no directory; give one version, as models/mlp/1")
+    check_version_dir(version_dir)
     document: dict[str, Any] = {"path": str(version_dir), "checks": []}
     checks: list[dict[str, Any]] = document["checks"]
     manifest = _check_manifest(version_dir, checks)

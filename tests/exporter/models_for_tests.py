@@ -69,8 +69,8 @@ def build_branching(shape: tuple[int, ...], num_classes: int) -> Any:
     return tf_keras.Model({"left": left, "right": right}, outputs)
 
 
-def build_erf(shape: tuple[int, ...], num_classes: int) -> Any:
-    """An operator that TFLite has no builtin for."""
+def build_betainc(shape: tuple[int, ...], num_classes: int) -> Any:
+    """An operator (Betainc) that TFLite has no builtin for."""
     import tensorflow as tf
     import tf_keras
 

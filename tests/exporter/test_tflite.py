@@ -1,0 +1,100 @@
+"""TFLite variants: their signatures and dtypes, and operators that TFLite lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract import layout
+from contract.errors import ExportError
+from contract.golden import write_golden
+from contract.lite import LiteModel, list_custom_ops
+from exporter import tflite
+from exporter.datasets import Dataset, to_float32
+from exporter.golden_examples import list_lite_signatures, make_calibration
+from exporter.predictors import InProcessPredictor
+from exporter.saved_model import save_model
+from tests.exporter.models_for_tests import (
+    build_betainc,
+    build_branching,
+    build_softmax,
+    find_heads,
+    make_dataset,
+)
+
+pytestmark = pytest.mark.tensorflow
+
+IMAGES = make_dataset()
+
+
+def save(model: Any, dataset: Dataset, path: Path) -> InProcessPredictor:
+    return save_model(model, find_heads(model, dataset), dataset, path)[0]
+
+
+def convert(predictor: InProcessPredictor, dataset: Dataset, path: Path, variant: str) -> Path:
+    names = list_lite_signatures(predictor.signatures, variant)
+    job = {"candidate": str(path), "variant": variant, "signature_names": names}
+    if variant == "int8":
+        signatures = [predictor.signatures[name] for name in names]
+        job["calibration"] = str(path / "calibration.npz")
+        write_golden(path / "calibration.npz", make_calibration(signatures, dataset, 40, seed=1)[0])
+    tflite.answer(job)
+    return path / layout.variant_path(variant)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InProcessPredictor]:
+    path = tmp_path_factory.mktemp("saved") / "model"
+    return path, save(build_softmax((28, 28, 1), 10), IMAGES, path)
+
+
+@pytest.mark.parametrize("variant", layout.VARIANTS)
+def test_every_variant_answers_any_batch_with_builtin_operators_only(
+    saved: tuple[Path, InProcessPredictor], variant: str
+) -> None:
+    file = convert(saved[1], IMAGES, saved[0], variant)
+    assert list_custom_ops(file.read_bytes()) == []
+    tutorial = set() if variant == "int8" else {"predict_images"}
+    with LiteModel(file) as model:
+        assert set(model.signatures) == {"serving_default", "serving_uint8"} | tutorial
+        for rows in (1, 5, 33):
+            pixels = IMAGES.x_test[:rows]
+            raw = model.predict({"images": pixels}, signature_name="serving_uint8")
+            golden = saved[1].predict({"images": to_float32(pixels)})["probabilities"]
+            np.testing.assert_allclose(raw["probabilities"], golden, atol=0.1)
+
+
+def test_int8_takes_and_gives_integers(saved: tuple[Path, InProcessPredictor]) -> None:
+    with LiteModel(convert(saved[1], IMAGES, saved[0], "int8")) as model:
+        raw = model.raw_signatures
+        assert raw["serving_default"].inputs["images"].dtype == "int8"
+        assert raw["serving_default"].outputs["probabilities"].dtype == "int8"
+        assert raw["serving_uint8"].inputs["images"].dtype == "uint8"
+
+
+def test_signatures_share_one_set_of_weights(saved: tuple[Path, InProcessPredictor]) -> None:
+    size = convert(saved[1], IMAGES, saved[0], "float32").stat().st_size
+    weights = 784 * 10 * 4
+    assert weights < size < 1.6 * weights
+
+
+def test_a_model_with_two_inputs_converts(tmp_path: Path) -> None:
+    dataset = make_dataset((6,), num_classes=3)
+    predictor = save(build_branching((6,), 3), dataset, tmp_path)
+    for variant in ("float32", "int8"):
+        with LiteModel(convert(predictor, dataset, tmp_path, variant)) as model:
+            batch = dict.fromkeys(("left", "right"), dataset.x_test[:7])
+            got, golden = model.predict(batch), predictor.predict(batch)
+            assert set(got) == {"digit", "size"}
+            np.testing.assert_allclose(got["digit"], golden["digit"], atol=0.1)
+
+
+@pytest.mark.parametrize("variant", ["float32", "int8"])
+def test_an_operator_that_tflite_lacks_is_refused_by_name(tmp_path: Path, variant: str) -> None:
+    predictor = save(build_betainc((28, 28, 1), 10), IMAGES, tmp_path)
+    with pytest.raises(ExportError, match=rf"{variant}: the model uses Betainc.*export\.variants"):
+        convert(predictor, IMAGES, tmp_path, variant)
+    assert not (tmp_path / layout.variant_path(variant)).exists()
