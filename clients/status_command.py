@@ -12,6 +12,7 @@ from clients.targets import (
     is_rest,
     open_client,
     open_rest_client,
+    positive_number,
 )
 from clients.terminal import print_json, print_table
 from contract.servable import VersionState
@@ -24,12 +25,19 @@ def add_parser(verbs: Any) -> None:
         "status", help="the versions of a model, their states and signatures", description=__doc__
     )
     add_server_flags(parser)
+    parser.add_argument(
+        "--wait_s", type=positive_number, help="wait so long for a version to be AVAILABLE"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints both tables; 1 when no version is AVAILABLE."""
     with (open_rest_client if is_rest(args.server) else open_client)(args) as client:
+        if args.wait_s:
+            client.wait_until_available(
+                version=args.version, version_label=args.version_label, timeout_s=args.wait_s
+            )
         versions = client.status(version=args.version, version_label=args.version_label)
         is_available = any(one.state is VersionState.AVAILABLE for one in versions)
         metadata = None
