@@ -7,10 +7,15 @@ find . -type d \( -name tests -o -name testing -o -name test \) \
   -path './numpy/*' -prune -exec rm -rf {} +
 find . -type f \( -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.pyi' -o -name '*.c' \
   -o -name '*.h' -o -name '*.a' \) ! -path './tensorflow/*' -delete
-rm -rf bin numpy/f2py numpy/_pyinstaller grpc/_cython/_credentials/*.md
+rm -rf bin numpy/f2py numpy/distutils numpy/_pyinstaller
 # LiteRT's GPU accelerator, compilers for phones' accelerators and converter tools: the
 # interpreter on CPUs is libpywrap_litert_common.so and libLiteRt.so.
 rm -rf ai_edge_litert/vendors ai_edge_litert/tools ai_edge_litert/libLiteRtWebGpuAccelerator.so \
   ai_edge_litert/aot
+# Symbols for debuggers. Only where the wheel's builder left the file as the linker made it:
+# patched libraries (numpy's, LiteRT's, TensorFlow's) may not survive.
+for package in uvloop aiohttp multidict yarl propcache frozenlist; do
+  find "./$package" -name '*.so' -exec strip --strip-unneeded {} + 2>/dev/null || true
+done
 # Byte code of which nothing depends on the time of the build; the root is read-only at run.
 python3 -m compileall -q -j 2 --invalidation-mode unchecked-hash . || true

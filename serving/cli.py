@@ -12,6 +12,8 @@ from contract.errors import PlumblineError
 
 VERBS = {
     "embedded": ("serving.embedded", "serve version directories from this process"),
+    "container": ("serving.container.verb", "serve them from TensorFlow Serving's image"),
+    "stop": ("serving.container.stop", "stop and remove what `container --detach` started"),
 }
 """Verb to its module and one line of help.
 

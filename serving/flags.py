@@ -32,7 +32,7 @@ class ServerFlags(TensorFlowServingFlags):
         30.0, "How long SIGTERM waits for calls in flight.", container="handled"
     )
     port_file: str = flag(
-        "", "File to write once the ports are open: JSON with pid and ports.", container="refused"
+        "", "File to write once the ports are open: JSON with pid and ports.", container="handled"
     )
     log_level: str = flag("info", "debug, info, warning or error.", container="handled")
 

@@ -1,0 +1,1 @@
+"""`python -m serving container`: the same flags and files, served from an image."""

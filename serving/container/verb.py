@@ -1,0 +1,205 @@
+"""`python -m serving container`: serve from TensorFlow Serving's image, with its flags."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from contract.errors import ServableUnavailableError
+from serving.announcement import Addresses, join_address, log_addresses, write_port_file
+from serving.config import ServerConfig, parse_config
+from serving.container.engines import ContainerEngine, find_engine
+from serving.container.images import Image, find_image, name_default_image, require_image
+from serving.container.plan import ContainerPlan, make_plan
+from serving.container.probes import choose_probe
+from serving.container.running import RunningContainer, check_port_is_free
+from serving.container.server_flags import GRPC_PORT, REST_PORT
+from serving.flag_parsing import FlagValue, describe_flags, list_flags, parse_flags
+from serving.flags import ServerFlags
+
+TAKES_FLAGS = True
+
+START_ERROR, INTERRUPTED = 3, 130
+START_TIMEOUT_S = 120.0
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What only a container needs, beside the server's flags."""
+    parser.add_argument(
+        "--image", default="", help=f"image to run (default {name_default_image()})"
+    )
+    parser.add_argument(
+        "--container_engine",
+        choices=("docker", "podman"),
+        default="",
+        help="the engine to use (default: the first that works)",
+    )
+    parser.add_argument("--name", default="", help="the container's name (default plumbline-PORT)")
+    parser.add_argument(
+        "--mount_dir",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="one more folder that the server may read, for models configured later",
+    )
+    parser.add_argument(
+        "--start_timeout_s",
+        type=float,
+        default=START_TIMEOUT_S,
+        help=f"how long to wait until every model is AVAILABLE (default {START_TIMEOUT_S:g})",
+    )
+    parser.add_argument(
+        "--detach", action="store_true", help="leave it running; python -m serving stop ends it"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the command that would be run, and end"
+    )
+    parser.add_argument("--json", action="store_true", help="print the addresses as JSON")
+
+
+def describe() -> str:
+    """The server's flags, for `--help`."""
+    return "the server's flags:\n" + describe_flags(list_flags(ServerFlags))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until a signal; returns the exit code.
+
+    Raises:
+        ConfigError: A flag or path cannot be used.
+    """
+    given, _ = parse_flags(arguments.flags, list_flags(ServerFlags))
+    config = parse_config(arguments.flags)
+    logging.basicConfig(
+        stream=sys.stderr, level=config.log_level.upper(), format="%(levelname).1s %(message)s"
+    )
+    for one in config.unknown_flags:
+        logger.warning("%s", one)
+    try:
+        if arguments.dry_run:
+            return _print_command(arguments, config, given)
+        return _run_container(arguments, config, given)
+    except ServableUnavailableError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return START_ERROR
+
+
+def _print_command(
+    arguments: argparse.Namespace, config: ServerConfig, given: dict[str, FlagValue]
+) -> int:
+    name = arguments.image or name_default_image()
+    try:
+        engine = find_engine(arguments.container_engine)
+        image = find_image(engine, name) or Image(name)
+    except ServableUnavailableError as error:
+        logger.warning("%s", error.message)
+        engine, image = ContainerEngine(arguments.container_engine or "docker"), Image(name)
+    plan = _plan(arguments, config, given, image=image, engine=engine)
+    text = json.dumps(plan.command) if arguments.json else plan.describe()
+    sys.stdout.write(f"{text}\n")
+    return 0
+
+
+def _plan(
+    arguments: argparse.Namespace,
+    config: ServerConfig,
+    given: dict[str, FlagValue],
+    *,
+    image: Image,
+    engine: ContainerEngine,
+) -> ContainerPlan:
+    return make_plan(
+        config, given, image, engine, name=arguments.name, mount_dirs=arguments.mount_dir
+    )
+
+
+def _run_container(
+    arguments: argparse.Namespace, config: ServerConfig, given: dict[str, FlagValue]
+) -> int:
+    engine = find_engine(arguments.container_engine)
+    image = require_image(engine, arguments.image or name_default_image())
+    plan = _plan(arguments, config, given, image=image, engine=engine)
+    for flag, port in (("port", config.port), ("rest_api_port", config.rest_api_port)):
+        if port > 0:
+            check_port_is_free(config.host, port, flag)
+    logger.info("starting %s as %s with %s", image.name, plan.name, engine.program)
+    container = RunningContainer(engine, plan, image.name, stop_timeout_s=config.drain_timeout_s)
+    serving = False
+    with _signals_interrupt():
+        try:
+            with container:
+                addresses = _wait(arguments, config, container, engine=engine, image=image)
+                serving = True
+                _announce(arguments, config, addresses)
+                if arguments.detach:
+                    container.keep()
+                    logger.info("left running; python -m serving stop %s ends it", container.name)
+                    return 0
+                container.follow()
+        except KeyboardInterrupt:
+            logger.info("stopped and removed the container %s", container.name)
+            return 0 if serving else INTERRUPTED
+    return 0
+
+
+def _wait(
+    arguments: argparse.Namespace,
+    config: ServerConfig,
+    container: RunningContainer,
+    *,
+    engine: ContainerEngine,
+    image: Image,
+) -> Addresses:
+    addresses = Addresses(
+        host=config.host,
+        grpc_port=container.find_port(GRPC_PORT) if config.port else 0,
+        rest_port=container.find_port(REST_PORT) if config.rest_api_port else 0,
+        socket_path=config.grpc_socket_path,
+    )
+    probe = choose_probe(
+        config, image.server, _choose_target(addresses), engine=engine, container=container.name
+    )
+    models = [model.name for model in config.models]
+    container.wait_until_available(models, probe, timeout_s=arguments.start_timeout_s)
+    return addresses
+
+
+def _choose_target(addresses: Addresses) -> str:
+    if not addresses.grpc_port:
+        return f"unix:{Path(addresses.socket_path).absolute()}"
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}
+    return join_address(everywhere.get(addresses.host, addresses.host), addresses.grpc_port)
+
+
+def _announce(arguments: argparse.Namespace, config: ServerConfig, addresses: Addresses) -> None:
+    log_addresses(addresses)
+    if config.port_file:
+        write_port_file(Path(config.port_file), addresses)
+    if arguments.json:
+        found = {"grpc_port": addresses.grpc_port, "rest_port": addresses.rest_port}
+        sys.stdout.write(json.dumps({"host": addresses.host, **found}) + "\n")
+        sys.stdout.flush()
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
