@@ -1,0 +1,123 @@
+"""`verify` re-checks a version anywhere, and finds whatever was changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contract import layout
+from exporter.cli import main
+from exporter.recheck import recheck_version
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def version(published_mlp: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published_mlp / "mlp" / "1", tmp_path / "elsewhere" / "1"))
+
+
+def results(document: dict[str, object]) -> dict[str, str]:
+    checks = document["checks"]
+    assert isinstance(checks, list)
+    return {one["name"]: one["result"] for one in checks}
+
+
+def test_a_copied_version_passes_and_says_what_was_not_tested(version: Path) -> None:
+    document = recheck_version(version, skip_tensorflow=True)
+    assert document["passed"]
+    assert results(document) == {
+        "manifest": "passed",
+        "files": "passed",
+        "saved_model": "untested",
+        **dict.fromkeys(layout.VARIANTS, "passed"),
+    }
+
+
+@pytest.mark.tensorflow
+def test_the_saved_model_is_replayed_where_tensorflow_is_installed(version: Path) -> None:
+    document = recheck_version(version)
+    assert results(document)["saved_model"] == "passed"
+    (check,) = [one for one in document["checks"] if one["name"] == "saved_model"]
+    assert check["num_examples"] == 64
+    assert len(check["signatures"]) == 5
+
+
+def test_without_tensorflow_verify_still_checks_the_rest(version: Path) -> None:
+    code = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'tensorflow' else find(name, *a)\n"
+        "from exporter.cli import main; sys.exit(main(['verify', sys.argv[1], '--json']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(version)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {one["name"]: one for one in json.loads(done.stdout)["checks"]}
+    assert found["saved_model"]["detail"] == "TensorFlow is not installed"
+    assert found["int8"]["result"] == "passed"
+
+
+def test_a_flipped_byte_in_any_file_is_found(version: Path) -> None:
+    for name in layout.list_files(version):
+        path = version / name
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        document = recheck_version(version, skip_tensorflow=True)
+        assert not document["passed"], name
+        assert "FAILED" in results(document).values()
+        path.write_bytes(whole)
+    assert recheck_version(version, skip_tensorflow=True)["passed"]
+
+
+def test_missing_and_additional_files_are_found(version: Path) -> None:
+    (version / layout.LABELS).unlink()
+    (version / "assets" / "more.txt").write_text("not ours")
+    document = recheck_version(version, skip_tensorflow=True)
+    detail = document["checks"][1]["detail"]
+    assert "assets/labels.txt is missing" in detail
+    assert "assets/more.txt is not listed" in detail
+
+
+def test_a_manifest_of_a_newer_schema_is_told(
+    version: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = version / layout.MANIFEST
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"schema": 99}))
+    assert main(["verify", str(version)]) == 1
+    assert "schema 99 is newer" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_variant_that_answers_otherwise_fails(version: Path) -> None:
+    """A whole file of another model: its bytes are vouched for, its answers are not."""
+    from msgspec.structs import replace
+
+    from contract.manifest import hash_files, read_manifest, write_manifest
+
+    shutil.copy(version / layout.variant_path("int8"), version / layout.variant_path("float32"))
+    manifest = read_manifest(version)
+    write_manifest(version, replace(manifest, files=hash_files(version)))
+    document = recheck_version(version, skip_tensorflow=True)
+    assert results(document)["float32"] == "FAILED"
+    assert results(document)["int8"] == "passed"
+
+
+@pytest.mark.parametrize("verb", ["verify", "inspect"])
+def test_what_is_no_version_is_a_usage_error(
+    verb: str, published_mlp: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main([verb, str(published_mlp / "nothing here")]) == 2
+    assert main([verb, str(published_mlp / "mlp")]) == 2
+    assert "it is a base path, give" in caplog.text
