@@ -1,0 +1,198 @@
+"""Parity: agreement is said only where answers agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clients.cli import main
+from clients.hops import TOLERANCES, Hop, list_hops
+from clients.parity import AGREES, DIFFERS, FAILED, IN_PART, check_hop, relax_tolerance
+from contract import layout
+from contract.errors import (
+    ConfigError,
+    InternalError,
+    ServableUnavailableError,
+    UnimplementedError,
+)
+from contract.golden import Golden, GoldenExamples, read_golden, write_golden
+from contract.parity import Tolerance
+from contract.signature import Batch
+from tests.clients.serving_mlp import serve_mlp
+
+ROWS = 64
+SCORES = np.eye(10, dtype=np.float32)[np.arange(ROWS) % 10] * np.float32(0.9)
+GOLDEN = Golden(
+    {
+        "serving_default": GoldenExamples(
+            {"images": np.zeros((ROWS, 2), np.float32)}, {"probabilities": SCORES}, (1, 31, 32)
+        )
+    }
+)
+
+
+class Echo:
+    """Answers golden scores, changed by `spoil`."""
+
+    def __init__(self, spoil: Any = None) -> None:
+        self.spoil = spoil
+        self.row = 0
+        self.batch_sizes: list[int] = []
+
+    def predict(self, batch: Batch, *, signature_name: str) -> Batch:
+        size = len(batch["images"])
+        self.batch_sizes.append(size)
+        scores = SCORES[self.row : self.row + size].copy()
+        self.row += size
+        if self.spoil is not None:
+            self.spoil(scores)
+        return {"probabilities": scores}
+
+
+def make_hop(predictor: Any, name: str = "grpc") -> Hop:
+    @contextmanager
+    def open_predictor() -> Iterator[Any]:
+        yield predictor
+
+    return Hop(name, TOLERANCES[name], open_predictor)
+
+
+def test_equal_answers_agree_and_golden_batches_are_kept() -> None:
+    predictor = Echo()
+    report = check_hop(make_hop(predictor), GOLDEN)
+    assert (report.verdict, report.num_rows, report.max_abs_difference) == (AGREES, ROWS, 0.0)
+    assert predictor.batch_sizes == [1, 31, 32]
+
+
+@pytest.mark.parametrize("amount", [2e-5, np.nan, np.inf])
+def test_one_number_off_in_one_row_is_a_difference(amount: float) -> None:
+    def spoil(scores: np.ndarray) -> None:
+        if len(scores) == 31:
+            scores[4, 0] += amount
+
+    report = check_hop(make_hop(Echo(spoil)), GOLDEN)
+    assert report.verdict == DIFFERS
+    assert report.worst_row == "serving_default[5]"
+
+
+def test_swapped_rows_are_a_difference() -> None:
+    def spoil(scores: np.ndarray) -> None:
+        scores[:] = scores[::-1].copy()
+
+    assert check_hop(make_hop(Echo(spoil)), GOLDEN).verdict == DIFFERS
+
+
+@pytest.mark.parametrize(("changed", "verdict"), [(1, AGREES), (2, DIFFERS)])
+def test_int8_may_change_the_class_of_one_golden_row(changed: int, verdict: str) -> None:
+    def spoil(scores: np.ndarray) -> None:
+        if len(scores) == 32:
+            scores[:changed] = scores[:changed, ::-1].copy()
+
+    assert check_hop(make_hop(Echo(spoil), "on-device:int8"), GOLDEN).verdict == verdict
+
+
+def test_few_rows_give_no_row_away() -> None:
+    strict = Tolerance(min_top1_agreement=0.99)
+    assert relax_tolerance(strict, 8) == strict
+    assert relax_tolerance(strict, 64).min_top1_agreement == 63 / 64
+    assert relax_tolerance(strict, 1000) == strict
+
+
+class Raising:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def predict(self, batch: Batch, *, signature_name: str) -> Batch:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (ServableUnavailableError("gone"), "unreachable"),
+        (InternalError("broken"), FAILED),
+        (UnimplementedError("needs TensorFlow"), IN_PART),
+    ],
+)
+def test_what_cannot_be_compared_never_agrees(error: Exception, verdict: str) -> None:
+    report = check_hop(make_hop(Raising(error)), GOLDEN)
+    assert report.verdict == verdict
+    assert str(error) in report.problems[0]
+
+
+def test_unknown_hops_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="grpc-aio, rest, on-device:float32"):
+        list_hops("grcp", None)
+
+
+def test_all_means_servers_and_every_variant_there_is(published_mlp: Path) -> None:
+    variants = [f"on-device:{variant}" for variant in layout.VARIANTS]
+    assert list_hops("all", published_mlp / "mlp" / "1") == ["grpc", "grpc-aio", "rest", *variants]
+    assert list_hops("grpc,all", None) == ["grpc", "grpc-aio", "rest"]
+
+
+def test_the_command_agrees_over_grpc_asyncio_and_every_variant(
+    published_mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = _write_numeric_golden(published_mlp, tmp_path)
+    with serve_mlp(published_mlp / "mlp" / "1") as server:
+        variants = ",".join(f"on-device:{variant}" for variant in layout.VARIANTS)
+        status = main(
+            [
+                *_arguments(published_mlp, server.address, f"grpc,grpc-aio,{variants}"),
+                *("--golden", str(golden), "--json"),
+            ]
+        )
+    hops = json.loads(capsys.readouterr().out)["hops"]
+    assert status == 0
+    assert [hop["verdict"] for hop in hops] == [AGREES] * 6
+    assert all(hop["num_rows"] > 0 for hop in hops)
+
+
+def test_the_command_exits_1_on_a_difference_and_names_it(
+    published_mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = _write_numeric_golden(published_mlp, tmp_path, add=1e-4)
+    status = main([*_arguments(published_mlp, "x:1", "on-device:float32"), "--golden", str(golden)])
+    shown = capsys.readouterr()
+    assert status == 1
+    assert "differs" in shown.out
+    assert "serving_default: probabilities differs by up to 0.0001" in shown.err
+
+
+def test_the_command_exits_3_when_nobody_answers(
+    published_mlp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(_arguments(published_mlp, "127.0.0.1:9", "grpc,on-device:float32"))
+    assert status == 3
+    assert "unreachable" in capsys.readouterr().out
+
+
+def test_golden_that_is_missing_is_a_usage_error(
+    published_mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["parity", "--via", "grpc"]) == 2
+    assert main(["parity", "--via", "grpc", "--golden", str(tmp_path / "none.npz")]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def _arguments(published: Path, server: str, via: str) -> list[str]:
+    return ["parity", "--version_dir", str(published / "mlp"), "--server", server, "--via", via]
+
+
+def _write_numeric_golden(published: Path, folder: Path, *, add: float = 0.0) -> Path:
+    signatures = read_golden(published / "mlp" / "1" / layout.GOLDEN).signatures
+    chosen = {}
+    for name in ("serving_default", "serving_uint8"):
+        one = signatures[name]
+        outputs = {key: array + np.float32(add) for key, array in one.outputs.items()}
+        chosen[name] = GoldenExamples(one.inputs, outputs, one.batch_sizes)
+    path = folder / "golden.npz"
+    write_golden(path, Golden(chosen))
+    return path
