@@ -13,7 +13,7 @@ from serving.flag_checks import check_flags
 from serving.flag_parsing import UnknownFlag, list_flags, parse_flags
 from serving.flags import ServerFlags
 from serving.loader import BatchingParameters
-from serving.model_config import ModelConfig, check_model_name, read_model_configs
+from serving.model_config import ModelConfig, read_model_configs
 from serving.text_files import read_text, read_text_message
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -58,6 +58,41 @@ class ServerConfig(ServerFlags):
     unknown_flags: tuple[UnknownFlag, ...] = ()
 
 
+def parse_server_flags(
+    arguments: Sequence[str],
+) -> tuple[ServerFlags, tuple[UnknownFlag, ...]]:
+    """Reads a command line alone.
+
+    Returns:
+        Every flag, and the arguments that are none.
+
+    Raises:
+        ConfigError: A flag cannot be used, alone or with another.
+    """
+    values, unknown = parse_flags(arguments, list_flags(ServerFlags))
+    given: dict[str, Any] = dict(values)
+    flags = ServerFlags(**given)
+    check_flags(flags)
+    return flags, tuple(unknown)
+
+
+def read_config(flags: ServerFlags, unknown_flags: Sequence[UnknownFlag] = ()) -> ServerConfig:
+    """Reads the files that flags name.
+
+    Raises:
+        ConfigError: A file cannot be used.
+    """
+    return ServerConfig(
+        **dataclasses.asdict(flags),
+        models=_read_models(flags),
+        batching=_read_batching(flags),
+        tls=_read_tls(flags),
+        auth_tokens=_read_tokens(flags),
+        metrics_path=_read_metrics_path(flags),
+        unknown_flags=tuple(unknown_flags),
+    )
+
+
 def parse_config(arguments: Sequence[str]) -> ServerConfig:
     """Reads a command line and the files it names.
 
@@ -68,41 +103,18 @@ def parse_config(arguments: Sequence[str]) -> ServerConfig:
     Raises:
         ConfigError: A flag or file cannot be used.
     """
-    given, unknown = parse_flags(arguments, list_flags(ServerFlags))
-    values: dict[str, Any] = dict(given)
-    flags = ServerFlags(**values)
-    check_flags(flags)
-    return ServerConfig(
-        **values,
-        models=_read_models(flags),
-        batching=_read_batching(flags),
-        tls=_read_tls(flags),
-        auth_tokens=_read_tokens(flags),
-        metrics_path=_read_metrics_path(flags),
-        unknown_flags=tuple(unknown),
-    )
+    return read_config(*parse_server_flags(arguments))
 
 
 def _read_models(flags: ServerFlags) -> tuple[ModelConfig, ...]:
     if flags.model_config_file:
         return read_model_configs(Path(flags.model_config_file))
-    if not flags.model_base_path:
-        raise ConfigError(
-            "Both server_options.model_base_path and server_options.model_config_file are empty! "
-            "Give --model_base_path=PATH of one model, or --model_config_file=FILE"
-        )
-    check_model_name(flags.model_name)
     # Relative here, though not in files: a command line is read where it is written.
     return (ModelConfig(flags.model_name, Path(flags.model_base_path).absolute()),)
 
 
 def _read_batching(flags: ServerFlags) -> BatchingParameters | None:
     if not flags.enable_batching:
-        if flags.batching_parameters_file:
-            raise ConfigError(
-                "server_options.batching_parameters_file is set without setting "
-                "server_options.enable_batching to true."
-            )
         return None
     if not flags.batching_parameters_file:
         return BatchingParameters()

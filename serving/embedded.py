@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Callable
 
 from contract.errors import ConfigError, PlumblineError
-from serving.config import ServerConfig, parse_config
+from serving.config import ServerConfig, parse_server_flags, read_config
 from serving.flag_parsing import describe_flags, list_flags
 from serving.flags import ServerFlags
 
@@ -33,22 +34,28 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves until a signal; returns the exit code.
 
     Raises:
-        ConfigError: A flag cannot be used.
+        ConfigError: A flag cannot be used: that is exit code 2, where files that cannot be
+            used are 3, as the server fails to start.
     """
-    config = parse_config(arguments.flags)
-    if config.version:
+    flags, unknown_flags = parse_server_flags(arguments.flags)
+    if flags.version:
         sys.stdout.write(f"Plumbline: {find_version()}\n")
         return 0
-    _set_up_logging(config)
-    for one in config.unknown_flags:
+    _set_up_logging(flags)
+    for one in unknown_flags:
         logger.warning("%s", one)
-    if config.use_alts_credentials:
+    if flags.use_alts_credentials:
         raise ConfigError("--use_alts_credentials: only TensorFlow Serving has ALTS; use TLS")
     try:
-        return _run_on_loop(config)
+        code = _run_on_loop(read_config(flags, unknown_flags))
     except PlumblineError as error:
         logger.error("Failed to start server. Error: %s: %s", error.code.name, error.message)
-        return STARTED_AND_FAILED
+        code = STARTED_AND_FAILED
+    if code:
+        # A run or a load that never ends must not hold the process: its thread would be joined.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def find_version() -> str:
@@ -77,9 +84,9 @@ def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _set_up_logging(config: ServerConfig) -> None:
+def _set_up_logging(flags: ServerFlags) -> None:
     logging.basicConfig(
         stream=sys.stderr,
-        level=config.log_level.upper(),
+        level=flags.log_level.upper(),
         format="%(asctime)s %(levelname).1s %(name)s] %(message)s",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contract.errors import ConfigError
 from serving.flags import ServerFlags
 from serving.loader import ENGINES
+from serving.model_config import check_model_name
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 POSITIVE = (
@@ -35,9 +36,15 @@ def check_flags(flags: ServerFlags) -> None:
     _check_choices(flags)
     _check_ranges(flags)
     _check_ports(flags)
+    _check_models(flags)
     if flags.use_alts_credentials and flags.ssl_config_file:
         raise ConfigError(
             "Either use_alts_credentials must be false or ssl_config_file must be empty."
+        )
+    if flags.batching_parameters_file and not flags.enable_batching:
+        raise ConfigError(
+            "server_options.batching_parameters_file is set without setting "
+            "server_options.enable_batching to true."
         )
     parallelism = (
         flags.tensorflow_session_parallelism,
@@ -51,6 +58,17 @@ def check_flags(flags: ServerFlags) -> None:
             "server_options.tensorflow_inter_op_parallelism) separately. "
             "You cannot configure all."
         )
+
+
+def _check_models(flags: ServerFlags) -> None:
+    if flags.version or flags.model_config_file:
+        return
+    if not flags.model_base_path:
+        raise ConfigError(
+            "Both server_options.model_base_path and server_options.model_config_file are empty! "
+            "Give --model_base_path=PATH of one model, or --model_config_file=FILE"
+        )
+    check_model_name(flags.model_name)
 
 
 def _check_choices(flags: ServerFlags) -> None:

@@ -133,6 +133,7 @@ class Server:
         if self._rest is not None:
             stops.append(self._rest.stop())
         await asyncio.gather(*stops)
+        self._handlers.close()
         took_s = time.monotonic() - begin
         left_s = max(0.1, grace_s - took_s)
         await asyncio.to_thread(self.manager.stop, timeout_s=min(left_s, 5.0))

@@ -1,0 +1,166 @@
+"""A server as its users start it: a process, ports of its own, and its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from contract.wire.plumbline_wire import health_pb2, status_pb2
+from contract.wire.rpc import GET_MODEL_STATUS, HEALTH_CHECK, Method
+
+ROOT = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 60
+POLL_S = 0.02
+
+
+class ServerProcess:
+    """`python -m serving embedded` on free ports; a context manager.
+
+    Args:
+        folder: For the port file.
+        arguments: Flags beyond the ports.
+        rest: Whether to open a REST port.
+        environment: Variables beyond this process's.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        rest: bool = False,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self._port_file = folder / f"ports-{time.monotonic_ns()}.json"
+        self._arguments = [
+            *("--port=-1", f"--port_file={self._port_file}"),
+            *(["--rest_api_port=-1"] if rest else []),
+            *arguments,
+        ]
+        self._environment = os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {})
+        self._lines: list[str] = []
+        self.addresses: dict[str, Any] = {}
+
+    def __enter__(self) -> ServerProcess:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "serving", "embedded", *self._arguments],
+            env=self._environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            self.wait_for(self._port_file.exists)
+            self.addresses = json.loads(self._port_file.read_text())
+        except BaseException:
+            self.process.kill()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._lines.append(line)
+
+    @property
+    def log(self) -> str:
+        """What it wrote to stderr so far."""
+        return "".join(self._lines)
+
+    @property
+    def address(self) -> str:
+        """Of gRPC."""
+        return f"127.0.0.1:{self.addresses['grpc_port']}"
+
+    @property
+    def url(self) -> str:
+        """Of REST."""
+        return f"http://127.0.0.1:{self.addresses['rest_port']}"
+
+    def wait_for(
+        self, predicate: Callable[[], bool], *, timeout_s: float = START_TIMEOUT_S
+    ) -> None:
+        """Waits until `predicate` holds, the process ends, or the time runs out."""
+        deadline = time.monotonic() + timeout_s
+        while not predicate():
+            assert self.process.poll() is None, f"ended with {self.process.poll()}:\n{self.log}"
+            assert time.monotonic() < deadline, f"not within {timeout_s} s:\n{self.log}"
+            time.sleep(POLL_S)
+
+    def wait_until_ready(self) -> ServerProcess:
+        """Waits until health says SERVING."""
+        self.wait_for(lambda: self.is_serving)
+        return self
+
+    @property
+    def is_serving(self) -> bool:
+        """What grpc.health.v1 says."""
+        with grpc.insecure_channel(self.address) as channel:
+            answer = call(channel, HEALTH_CHECK, health_pb2.HealthCheckRequest())
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def list_states(self, name: str) -> dict[int, str]:
+        """Version to state, as GetModelStatus says."""
+        request = status_pb2.GetModelStatusRequest()
+        request.model_spec.name = name
+        with grpc.insecure_channel(self.address) as channel:
+            answer = call(channel, GET_MODEL_STATUS, request)
+        states = status_pb2.ModelVersionStatus.State
+        return {one.version: states.Name(one.state) for one in answer.model_version_status}
+
+    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Sends a signal."""
+        self.process.send_signal(number)
+
+    def wait(self, *, timeout_s: float = 30) -> int:
+        """The exit code, once it has ended."""
+        code = self.process.wait(timeout_s)
+        self._reader.join()
+        return code
+
+
+def call(
+    channel: grpc.Channel, method: Method, request: Any, *, timeout_s: float = 20, **options: Any
+) -> Any:
+    """One unary call."""
+    return channel.unary_unary(
+        method.path,
+        request_serializer=method.request.SerializeToString,
+        response_deserializer=method.response.FromString,
+    )(request, timeout=timeout_s, **options)
+
+
+def run_embedded(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    """Runs the command until it ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "serving", "embedded", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
