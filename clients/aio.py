@@ -10,7 +10,7 @@ from clients.aio_calls import AsyncCaller, run_steps, stream_parts
 from clients.checking import BatchLike
 from clients.examples import Examples, Features
 from clients.messages import GrpcDialect
-from clients.operations import Operations, Steps
+from clients.operations import Operations
 from clients.options import (
     DEFAULT_CHECKS,
     DEFAULT_CONNECTION,
@@ -23,6 +23,7 @@ from clients.results import Classification, ModelMetadata, Part, VersionStatus
 from clients.retry import DEFAULT_RETRY, RetryPolicy
 from clients.rows import AsyncRows
 from clients.runs import ProgressCallback, RunOptions
+from clients.steps import Steps
 from contract.signature import Array
 
 T = TypeVar("T")

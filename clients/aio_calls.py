@@ -10,12 +10,13 @@ import grpc
 import grpc.aio
 
 from clients.connection import explain_failure, open_channel, parse_target
-from clients.operations import Call, Operations, Steps
+from clients.operations import Operations
 from clients.options import ConnectionOptions
 from clients.results import Part
 from clients.rows import AsyncRows, count_all, is_whole
 from clients.runs import PredictRun, RunOptions
 from clients.slots import Outcome, Piece
+from clients.steps import Call, Steps
 from contract.errors import ConfigError, PlumblineError
 from contract.servable import ModelSpec
 

@@ -8,8 +8,8 @@ import ssl
 import time
 from typing import Any
 
-from clients.operations import Call
 from clients.options import ConnectionOptions, TlsOptions
+from clients.steps import Call
 from contract.errors import (
     Code,
     ConfigError,

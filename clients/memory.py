@@ -5,20 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from clients.checking import SignatureChecker
+from clients.options import Checks
 from clients.results import ModelMetadata
-from contract.servable import ModelSpec
-from contract.signature import Signature
+from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec
+from contract.signature import Signature, find_signature
 
 _MOST_VERSIONS = 16
 _OLD_AFTER_S = 1.0
 
 
 class Known(NamedTuple):
-    """The signatures of a version, and when they were fetched."""
+    """The signatures of a version, each with its checker, and when they were fetched."""
 
     version: int
     signatures: Mapping[str, Signature]
+    checkers: Mapping[str, SignatureChecker]
     fetched_at: float
+
+    def find(self, signature_name: str) -> SignatureChecker:
+        """The checker of a signature; "" stands for `serving_default`.
+
+        Raises:
+            SignatureNotFoundError: The version has no such signature.
+        """
+        found = self.checkers.get(signature_name or DEFAULT_SIGNATURE_NAME)
+        return found or self.checkers[find_signature(self.signatures, signature_name).name]
 
 
 class SignatureMemory:
@@ -29,10 +41,12 @@ class SignatureMemory:
 
     Args:
         clock: Seconds, monotonic.
+        checks: What the checkers look at.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], checks: Checks) -> None:
         self._clock = clock
+        self._checks = checks
         self._versions: dict[int, Known] = {}
         self._current: dict[tuple[int | None, str | None], int] = {}
 
@@ -43,7 +57,15 @@ class SignatureMemory:
 
     def learn(self, spec: ModelSpec, metadata: ModelMetadata) -> Known:
         """Takes in what the server said."""
-        known = Known(metadata.version, metadata.signatures, self._clock())
+        known = Known(
+            version=metadata.version,
+            signatures=metadata.signatures,
+            checkers={
+                name: SignatureChecker(signature, self._checks)
+                for name, signature in metadata.signatures.items()
+            },
+            fetched_at=self._clock(),
+        )
         if len(self._versions) >= _MOST_VERSIONS:
             self._versions.clear()
         self._versions[known.version] = known

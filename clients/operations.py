@@ -1,56 +1,29 @@
 """What the clients do, without doing any of it: every operation as a generator of steps.
 
-A step is a Call to make or a Pause to keep; the shells (`clients.sync`, `clients.aio`,
-`clients.rest`) carry steps out and send back the reply's bytes, or the PlumblineError that
-the call ended in. So deadlines, retries, the memory of signatures and every check exist once.
+The shells (`clients.sync`, `clients.aio`, `clients.rest`) carry the steps out. So deadlines, retries, the memory of signatures and every check exist once.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-from clients.checking import BatchLike, check_reply, check_request, name_inputs
+from clients.checking import BatchLike, name_inputs
 from clients.examples import Examples, Features, read_features, split_examples
 from clients.memory import Known, SignatureMemory
 from clients.messages import Dialect, Question
 from clients.options import Checks, Timeouts
 from clients.results import Classification, ModelMetadata, VersionStatus
 from clients.retry import RetryPolicy
-from contract.errors import (
-    Code,
-    DeadlineExceededError,
-    PlumblineError,
-    ServableUnavailableError,
-    SignatureNotFoundError,
-    TensorMismatchError,
-)
-from contract.servable import ModelSpec, VersionState
-from contract.signature import Array, find_signature
+from clients.steps import Call, Pause, Steps
+from clients.waiting import wait_until_available
+from contract.errors import PlumblineError, SignatureNotFoundError, TensorMismatchError
+from contract.servable import ModelSpec
+from contract.signature import Array
 
-T = TypeVar("T")
-_POLL_S = 0.1
-_LONGEST_POLL_S = 1.0
-
-
-class Call(NamedTuple):
-    """A call to make: send back the reply's bytes or a PlumblineError."""
-
-    path: str
-    body: bytes
-    timeout_s: float
-
-
-class Pause(NamedTuple):
-    """A wait to keep: send back None."""
-
-    seconds: float
-
-
-Step = Call | Pause
-Steps = Generator[Step, bytes | PlumblineError | None, T]
+_MOST_SPECS = 64
 
 
 class Prepared(NamedTuple):
@@ -89,7 +62,8 @@ class Operations:
         self.checks = checks
         self.clock = clock
         self._model_name = model_name
-        self._memory = SignatureMemory(clock)
+        self._specs: dict[tuple[int | None, str | None, str], ModelSpec] = {}
+        self._memory = SignatureMemory(clock, checks)
 
     def specify(
         self, version: int | None, version_label: str | None, signature_name: str = ""
@@ -99,7 +73,15 @@ class Operations:
         Raises:
             RequestError: Both a version and a label are given.
         """
-        return ModelSpec(self._model_name, version, version_label, signature_name)
+        key = (version, version_label, signature_name)
+        spec = self._specs.get(key)
+        if spec is None:
+            if len(self._specs) >= _MOST_SPECS:
+                self._specs.clear()
+            spec = self._specs[key] = ModelSpec(
+                self._model_name, version, version_label, signature_name
+            )
+        return spec
 
     def predict(
         self,
@@ -137,11 +119,11 @@ class Operations:
             SignatureNotFoundError: The version has no such signature.
             TensorMismatchError: The batch does not fit.
         """
-        signature = find_signature(known.signatures, spec.signature_name)
-        named = name_inputs(batch, signature)
+        checker = known.find(spec.signature_name)
+        named = name_inputs(batch, checker.signature)
         if not self.checks.batch:
             return Prepared(named, count_rows(named), known)
-        return Prepared(named, check_request(named, signature, self.checks), known)
+        return Prepared(named, checker.check_request(named), known)
 
     def read_answer(
         self,
@@ -153,27 +135,19 @@ class Operations:
     ) -> Steps[dict[str, Array]]:
         """An answer held to the signature of the version that gave it."""
         known = ready.known
-        signature = known and find_signature(known.signatures, spec.signature_name)
-        version, outputs = self.dialect.read_predict(body, signature or None)
+        checker = None if known is None else known.find(spec.signature_name)
+        version, outputs = self.dialect.read_predict(
+            body, None if checker is None else checker.signature
+        )
         if output_filter:
             outputs = {name: outputs[name] for name in output_filter if name in outputs}
-        if known is None:
-            return outputs
-        if version is not None and version != known.version:
+        if known is not None and version is not None and version != known.version:
             known = self._memory.follow(spec, version) or (
                 yield from self._learn_version(spec, version, deadline)
             )
-            if known is None:
-                return outputs
-            signature = find_signature(known.signatures, spec.signature_name)
-        if signature is not None:
-            check_reply(
-                outputs,
-                signature,
-                self.checks,
-                num_rows=ready.num_rows,
-                output_filter=output_filter,
-            )
+            checker = None if known is None else known.find(spec.signature_name)
+        if checker is not None:
+            checker.check_reply(outputs, ready.num_rows, tuple(output_filter))
         return outputs
 
     def learn(self, spec: ModelSpec, deadline: float) -> Steps[Known]:
@@ -225,31 +199,9 @@ class Operations:
         return self.dialect.read_status(body)
 
     def wait_until_available(self, spec: ModelSpec, timeout_s: float) -> Steps[VersionStatus]:
-        """Asks for the status until a version is AVAILABLE, has failed, or time is up."""
-        deadline, pause_s, seen = self.clock() + timeout_s, _POLL_S, "no answer yet"
-        # A label says nothing about states; but only an available version has metadata.
-        labelled = spec.version_label is not None
-        ask = self.dialect.ask_metadata if labelled else self.dialect.ask_status
-        while (left := deadline - self.clock()) > 0:
-            reply = yield Call(*ask(spec), min(left, self.timeouts.control_s))
-            if isinstance(reply, PlumblineError):
-                if reply.code not in _WORTH_WAITING and not labelled:
-                    raise reply
-                seen = reply.message
-            elif labelled:
-                version = self.dialect.read_metadata(reply or b"").version
-                return VersionStatus(version, VersionState.AVAILABLE)
-            else:
-                found = self.dialect.read_status(reply or b"")
-                ready = [row for row in found if row.state is VersionState.AVAILABLE]
-                if ready:
-                    return max(ready, key=lambda row: row.version)
-                _refuse_failed(found, spec)
-                seen = ", ".join(f"version {row.version}: {row.state.name}" for row in found)
-            yield Pause(max(0.0, min(pause_s, deadline - self.clock())))
-            pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
-        raise DeadlineExceededError(
-            f"model {spec.name!r} was not available within {timeout_s:g} s; last seen: {seen}"
+        """Asks until a version is AVAILABLE, has failed, or time is up."""
+        return wait_until_available(
+            self.dialect, spec, timeout_s, clock=self.clock, call_s=self.timeouts.control_s
         )
 
     def _predict_deadline(self, timeout_s: float | None) -> float:
@@ -269,22 +221,6 @@ class Operations:
             if not self.retry.allows(reply, attempts) or self.clock() + pause_s >= deadline:
                 raise reply
             yield Pause(pause_s)
-
-
-_WORTH_WAITING = frozenset(
-    {Code.UNAVAILABLE, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED}
-)
-
-
-def _refuse_failed(found: list[VersionStatus], spec: ModelSpec) -> None:
-    """A version that ended with an error will not become available by waiting."""
-    for row in found:
-        alone = len(found) == 1 or row.version == spec.version
-        if alone and row.state is VersionState.END and row.error_code is not Code.OK:
-            raise ServableUnavailableError(
-                f"version {row.version} of model {spec.name!r} could not be loaded: "
-                f"{row.error_message} ({row.error_code.name})"
-            )
 
 
 def _bare(spec: ModelSpec) -> ModelSpec:

@@ -10,7 +10,7 @@ from clients.checking import BatchLike
 from clients.examples import Examples, Features
 from clients.http_calls import HttpCaller
 from clients.json_messages import RestDialect
-from clients.operations import Operations, Steps
+from clients.operations import Operations
 from clients.options import (
     DEFAULT_CHECKS,
     DEFAULT_CONNECTION,
@@ -22,6 +22,7 @@ from clients.options import (
 from clients.results import Classification, ModelMetadata, VersionStatus
 from clients.retry import DEFAULT_RETRY, RetryPolicy
 from clients.shell import run_steps
+from clients.steps import Steps
 from contract.signature import Array
 
 T = TypeVar("T")

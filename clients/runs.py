@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from clients.batching import BatchFlow
 from clients.checking import BatchLike, refuse_non_finite
 from clients.memory import Known
-from clients.operations import Call, Operations, Prepared, Steps, count_rows
+from clients.operations import Operations, Prepared, count_rows
 from clients.results import Part, Progress
 from clients.rows import BatchCutter, find_bad_rows, require_batch_axis
 from clients.slots import Outcome, Piece
+from clients.steps import Call, Steps
 from contract.errors import Code, ConfigError, InternalError, PlumblineError
 from contract.servable import ModelSpec
 from contract.signature import Array, Batch, find_signature

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from clients.operations import Call, Steps
+from clients.steps import Call, Steps
 from contract.errors import PlumblineError
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import TypeVar
 from clients.checking import BatchLike
 from clients.examples import Examples, Features
 from clients.messages import GrpcDialect
-from clients.operations import Operations, Steps
+from clients.operations import Operations
 from clients.options import (
     DEFAULT_CHECKS,
     DEFAULT_CONNECTION,
@@ -23,6 +23,7 @@ from clients.retry import DEFAULT_RETRY, RetryPolicy
 from clients.rows import Rows
 from clients.runs import ProgressCallback, RunOptions
 from clients.shell import run_steps
+from clients.steps import Steps
 from clients.sync_calls import SyncCaller, stream_parts
 from contract.signature import Array
 

@@ -9,13 +9,14 @@ from typing import Any
 import grpc
 
 from clients.connection import explain_failure, open_channel
-from clients.operations import Call, Operations
+from clients.operations import Operations
 from clients.options import ConnectionOptions
 from clients.results import Part
 from clients.rows import Rows, count_all, is_whole
 from clients.runs import PredictRun, RunOptions
 from clients.shell import run_steps
 from clients.slots import Piece
+from clients.steps import Call
 from contract.errors import PlumblineError
 from contract.servable import ModelSpec
 
