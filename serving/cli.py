@@ -14,6 +14,10 @@ VERBS = {
     "embedded": ("serving.embedded", "serve version directories from this process"),
     "container": ("serving.container.verb", "serve them from TensorFlow Serving's image"),
     "stop": ("serving.container.stop", "stop and remove what `container --detach` started"),
+    "promote": ("serving.promote", "serve a version and point a label at it, or undo all of it"),
+    "rollback": ("serving.rollback", "point a label back where it was before"),
+    "retire": ("serving.retire", "take a version without labels out of service"),
+    "labels": ("serving.labels", "where the labels of a models.config lead, server by server"),
 }
 """Verb to its module and one line of help.
 
