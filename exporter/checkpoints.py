@@ -127,7 +127,11 @@ class CheckpointStore:
     def _make_checkpoint(self) -> Any:
         import tensorflow as tf
 
-        return tf.train.Checkpoint(model=self._parts.model, optimizer=self._parts.optimizer)
+        return tf.train.Checkpoint(
+            model=self._parts.model,
+            optimizer=self._parts.optimizer,
+            generators=_find_generators(self._parts.model),
+        )
 
     def _check_run(self, path: Path, run: dict[str, Any]) -> None:
         for section, now in self._run.items():
@@ -152,6 +156,16 @@ class CheckpointStore:
     def _remove_stages(self) -> None:
         for stage in self._directory.glob(".stage-*"):
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def _find_generators(model: Any) -> list[Any]:
+    """Return the random generators of a model's layers, in order.
+
+    Keras does not track them; without their state a resumed run would drop other units.
+    """
+    holders = [getattr(layer, "_random_generator", None) for layer in model.submodules]
+    found = [getattr(holder, "_generator", None) for holder in holders]
+    return [generator for generator in found if generator is not None]
 
 
 def _write_state(directory: Path, state: RunState, run: dict[str, Any]) -> None:

@@ -29,7 +29,9 @@ def build_example_losses(
     """
     if config.loss not in CUSTOM_LOSSES:
         function = import_function(config.loss, key="training.loss")
-        return {head.name: _check_custom(function, config.loss) for head in heads.outputs}
+        return {
+            head.name: _check_custom(function, config.loss, head.width) for head in heads.outputs
+        }
     return {
         head.name: _build_loss(head, per_example=True, smoothing=smoothing)
         for head in heads.outputs
@@ -48,17 +50,21 @@ def _build_loss(head: Head, *, per_example: bool = False, smoothing: float = 0.0
     )
 
 
-def _check_custom(function: Callable[..., Any], reference: str) -> PerExampleLoss:
-    """Refuse, while the step is traced, a loss that is not one number per example."""
+def _check_custom(function: Callable[..., Any], reference: str, width: int) -> PerExampleLoss:
+    """Try a loss of the user's own on two examples, before the step is compiled."""
+    import tensorflow as tf
 
-    def loss(y_true: Any, y_pred: Any) -> Any:
-        values = function(y_true, y_pred)
-        shape = getattr(values, "shape", None)
-        if shape is None or shape.rank != 1:
-            raise ConfigError(
-                f"training.loss {reference!r} returned shape {shape}; return one loss per "
-                "example, shape (batch,)"
-            )
-        return values
-
-    return loss
+    y_true = tf.one_hot([0, width - 1], width)
+    try:
+        shape = tuple(function(y_true, tf.fill((2, width), 1 / width)).shape)
+    except Exception as error:  # the user's code: whatever it raises is theirs to read
+        raise ConfigError(
+            f"training.loss {reference!r} failed on y_true and y_pred of shape (2, {width}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if shape != (2,):
+        raise ConfigError(
+            f"training.loss {reference!r} returned shape {shape} for 2 examples; return one loss "
+            "per example, shape (batch,)"
+        )
+    return function

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.tensorflow
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
-BUILDERS = '''
+BUILDERS = """
 import tf_keras
 from tf_keras import layers
 
@@ -62,7 +62,7 @@ def text(input_shape, num_classes):
     return "a model"
 
 number = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ DATASET = make_dataset()
 LOOPS = ["fit", "gradient_tape"]
 CNN = {"kind": "cnn", "filters": [4], "dense_units": 8, "dropout": 0.5}
 
-CUSTOM = '''
+CUSTOM = """
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers
@@ -38,6 +38,9 @@ def hinge(y_true, y_pred):
 
 def scalar(y_true, y_pred):
     return tf.reduce_mean((y_true - y_pred) ** 2)
+
+def narrowing(y_true, y_pred):
+    return y_true[:, 0] - y_pred
 
 def logits(input_shape, num_classes):
     return tf_keras.Sequential(
@@ -53,7 +56,7 @@ def two_heads(input_shape, num_classes):
     x = layers.Dropout(0.2)(layers.Concatenate()([layers.Flatten()(a), b]))
     digit = layers.Dense(num_classes, activation="softmax", name="digit")(x)
     return tf_keras.Model([a, b], [layers.Dense(1, name="size")(x), digit])
-'''
+"""
 
 
 @pytest.fixture
@@ -204,7 +207,8 @@ def test_a_loss_of_the_users_own_trains_and_moves_other_weights() -> None:
 @pytest.mark.parametrize(
     ("loss", "sentence"),
     [
-        ("my_training:scalar", r"returned shape \(\); return one loss per example"),
+        ("my_training:scalar", r"returned shape \(\) for 2 examples; return one loss"),
+        ("my_training:narrowing", r"failed on y_true and y_pred of shape \(2, 3\)"),
         ("my_training:missing", "has no function 'missing'"),
     ],
 )
@@ -265,7 +269,7 @@ def test_what_needs_a_run_folder_says_so(keys: dict[str, bool]) -> None:
         train(DATASET, make_config(tensorboard=not keys), **keys)  # type: ignore[arg-type]
 
 
-KILLED_RUN = '''
+KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 from exporter.training import train
@@ -277,7 +281,7 @@ def kill(report):
 
 config = make_config(loop=sys.argv[1], epochs=6, checkpoint_every=2)
 train(make_dataset(), config, run_dir=Path(sys.argv[2]), progress=kill)
-'''
+"""
 
 
 def resumable(loop: str, **keys: Any) -> Config:
