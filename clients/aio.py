@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from types import TracebackType
 from typing import TypeVar
 
 from clients.aio_calls import AsyncCaller, run_steps, stream_parts
@@ -288,12 +287,7 @@ class AsyncPredictionClient:
     async def __aenter__(self) -> AsyncPredictionClient:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def _run(self, steps: Steps[T]) -> T:

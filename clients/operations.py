@@ -1,6 +1,7 @@
 """What the clients do, without doing any of it: every operation as a generator of steps.
 
-The shells (`clients.sync`, `clients.aio`, `clients.rest`) carry the steps out. So deadlines, retries, the memory of signatures and every check exist once.
+The shells (`clients.sync`, `clients.aio`, `clients.rest`) carry the steps out; so deadlines,
+retries, the memory of signatures and every check exist once.
 """
 
 from __future__ import annotations
