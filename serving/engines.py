@@ -83,9 +83,9 @@ class CostMeter:
         return self._seconds.get(key, _UNKNOWN_S)
 
     def record(self, key: tuple[str, int], seconds: float) -> None:
-        """Adds one run; a slow one counts at once, quick ones by and by."""
+        """Adds one run; quick ones weigh more, since what a busy machine adds is not a cost."""
         known = self._seconds.get(key, seconds)
-        weight = 0.5 if seconds > known else 0.1
+        weight = 0.05 if seconds > known else 0.5
         self._seconds[key] = known + weight * (seconds - known)
 
 
@@ -126,11 +126,8 @@ class EngineServable(Servable):
     def run(
         self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
     ) -> Batch:
-        engine = self._find(signature_name)
-        started = time.perf_counter()
-        outputs = engine.run(signature_name, inputs, output_filter=output_filter)
-        self._record(signature_name, inputs, time.perf_counter() - started)
-        return outputs
+        key = CostMeter.key(signature_name, inputs)
+        return self._run_timed(self._find(signature_name), key, inputs, output_filter)
 
     def is_quick(self, signature_name: str, inputs: Batch) -> bool:
         engine = self._find(signature_name)
@@ -150,10 +147,11 @@ class EngineServable(Servable):
             await engine.prepare()
         if engine.batcher is not None:
             return await engine.batcher.answer(signature_name, inputs, output_filter)
-        if self._meter.estimate(CostMeter.key(signature_name, inputs)) < QUICK_S:
-            return self.run(signature_name, inputs, output_filter=output_filter)
+        key = CostMeter.key(signature_name, inputs)
+        if self._meter.estimate(key) < QUICK_S:
+            return self._run_timed(engine, key, inputs, output_filter)
         return await pool.run(
-            functools.partial(self.run, signature_name, inputs, output_filter=output_filter)
+            functools.partial(self._run_timed, engine, key, inputs, output_filter)
         )
 
     def close(self) -> None:
@@ -172,6 +170,12 @@ class EngineServable(Servable):
             )
         raise SignatureNotFoundError(f'Serving signature key "{name}" not found.')
 
-    def _record(self, signature_name: str, inputs: Batch, elapsed: float) -> None:
-        self._meter.record(CostMeter.key(signature_name, inputs), elapsed)
-        self._observer.observe_runtime_latency(self.id, signature_name, "Predict", elapsed * 1e6)
+    def _run_timed(
+        self, engine: Engine, key: tuple[str, int], inputs: Batch, output_filter: Sequence[str]
+    ) -> Batch:
+        started = time.perf_counter()
+        outputs = engine.run(key[0], inputs, output_filter=output_filter)
+        elapsed = time.perf_counter() - started
+        self._meter.record(key, elapsed)
+        self._observer.observe_runtime_latency(self.id, key[0], "Predict", elapsed * 1e6)
+        return outputs

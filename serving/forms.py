@@ -187,3 +187,20 @@ class Forms:
 
 def _join(names: Iterable[str]) -> str:
     return ",".join(sorted(names))
+
+
+def check_method_name(proto: Any, kind: str, wanted: str) -> None:
+    """The check of `--enable_signature_method_name_check`.
+
+    Args:
+        proto: A SignatureDef.
+        kind: `classification` or `regression`.
+        wanted: The method name that such signatures have.
+
+    Raises:
+        RequestError: The signature has another one.
+    """
+    if proto.method_name != wanted:
+        raise RequestError(
+            f"Expected {kind} signature method_name to be {wanted}. Was: {proto.method_name}"
+        )

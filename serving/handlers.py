@@ -42,7 +42,12 @@ class Handlers:
         self._manager = manager
         self.pool = WorkerPool(max_queued_calls=config.max_queued_calls)
         self.observer = metrics
-        self.inference = InferenceHandlers(manager, metrics, self.pool)
+        self.inference = InferenceHandlers(
+            manager,
+            metrics,
+            self.pool,
+            is_method_checked=config.enable_signature_method_name_check,
+        )
         self.models = ModelHandlers(manager, is_reload_enabled=config.enable_reload_config)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from contract.wire.model_spec import model_spec_from_proto, model_spec_to_proto
 from contract.wire.plumbline_wire import inference_pb2
 from serving.classification import check_classify_signature, make_classification_result
 from serving.example_inputs import serialize_examples
-from serving.forms import SignatureForm
+from serving.forms import SignatureForm, check_method_name
 from serving.regression import check_regress_signature, make_regression_result
 from serving.servable import Manager, Observer, Servable
 from serving.worker_pool import WorkerPool
@@ -26,9 +26,18 @@ class InferenceHandlers:
         manager: Who holds the servables.
         observer: Is told how many examples came.
         pool: Threads for runs that are not quick.
+        is_method_checked: `--enable_signature_method_name_check`.
     """
 
-    def __init__(self, manager: Manager, observer: Observer, pool: WorkerPool) -> None:
+    def __init__(
+        self,
+        manager: Manager,
+        observer: Observer,
+        pool: WorkerPool,
+        *,
+        is_method_checked: bool = False,
+    ) -> None:
+        self._is_method_checked = is_method_checked
         self._manager = manager
         self._observer = observer
         self._pool = pool
@@ -61,6 +70,8 @@ class InferenceHandlers:
         """
         with self._manager.acquire(spec) as servable:
             form = servable.forms.find_for_examples(spec.signature_name)
+            if self._is_method_checked:
+                check_method_name(form.proto, "classification", CLASSIFY_METHOD)
             wanted = check_classify_signature(form.proto)
             outputs, count = await self._run_examples(servable, form, message, wanted)
         return form.answer_spec, make_classification_result(outputs, count)
@@ -73,6 +84,8 @@ class InferenceHandlers:
         """
         with self._manager.acquire(spec) as servable:
             form = servable.forms.find_for_examples(spec.signature_name)
+            if self._is_method_checked:
+                check_method_name(form.proto, "regression", REGRESS_METHOD)
             wanted = check_regress_signature(form.proto)
             outputs, count = await self._run_examples(servable, form, message, wanted)
         return form.answer_spec, make_regression_result(outputs, count)

@@ -13,7 +13,8 @@ from typing import Protocol
 from contract.errors import PlumblineError
 from contract.servable import ServableId
 from contract.signature import Batch
-from serving.batching import Batcher, BatchingParameters
+from serving.batching import Batcher
+from serving.batching_parameters import BatchingParameters
 from serving.engines import Engine
 from serving.servable import Observer
 

@@ -13,7 +13,7 @@ from contract.manifest import check_files, read_manifest
 from contract.servable import ServableId
 from contract.wire.plumbline_wire import metadata_pb2
 from contract.wire.signatures import read_signature_defs, signature_to_proto, signatures_from_map
-from serving.batching import BatchingParameters
+from serving.batching_parameters import BatchingParameters
 from serving.engines import LITERT, TENSORFLOW, Engine, EngineServable
 from serving.lazy_engine import LazyEngine
 from serving.litert_engine import LiteRTEngine
@@ -42,6 +42,7 @@ class LoadOptions:
         num_threads: Threads inside one run of LiteRT.
         tensorflow_intra_op_threads: 0 lets TensorFlow choose.
         tensorflow_inter_op_threads: 0 lets TensorFlow choose.
+        num_warmup_iterations: How often each warmup record is replayed; 0 means once.
         enable_model_warmup: Replay warmup records before a version is AVAILABLE.
         saved_model_tags: Tags of the meta graph.
         observer: Is told choices, self-tests and batches.
@@ -55,6 +56,7 @@ class LoadOptions:
     tensorflow_intra_op_threads: int = 0
     tensorflow_inter_op_threads: int = 0
     enable_model_warmup: bool = True
+    num_warmup_iterations: int = 1
     saved_model_tags: tuple[str, ...] = ("serve",)
     observer: Observer = dataclasses.field(default_factory=Observer)
 
@@ -161,7 +163,9 @@ class _Assembly:
             self.servable_id,
             self.version_dir,
             golden=load_golden(self.version_dir),
-            warmup=self.options.enable_model_warmup,
+            warmup_iterations=max(1, self.options.num_warmup_iterations)
+            if self.options.enable_model_warmup
+            else 0,
             observer=self.options.observer,
         )
 

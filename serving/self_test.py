@@ -18,8 +18,8 @@ from contract.golden import GoldenExamples, read_golden
 from contract.parity import ParityReport, Tolerance, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
 from contract.signature import Batch
-from contract.wire.plumbline_wire import prediction_log_pb2
 from contract.wire.codec import from_tensor_proto
+from contract.wire.plumbline_wire import prediction_log_pb2
 from contract.wire.tfrecord import read_records
 from serving.engines import Engine
 from serving.example_inputs import serialize_examples
@@ -78,14 +78,14 @@ class Examination:
         servable_id: Model name and version.
         version_dir: The version's directory.
         golden: Golden examples by signature name.
-        warmup: Whether warmup records are replayed.
+        warmup_iterations: How often each warmup record is replayed.
         observer: Is told the results.
     """
 
     servable_id: ServableId
     version_dir: Path
     golden: Mapping[str, GoldenExamples]
-    warmup: bool
+    warmup_iterations: int
     observer: Observer
 
     def examine(self, engine: Engine, signature_names: Collection[str]) -> None:
@@ -95,7 +95,7 @@ class Examination:
             VerificationError: Answers differ from golden.
             PlumblineError: A warmup record failed; the version must not serve.
         """
-        if self.warmup:
+        if self.warmup_iterations:
             self._warm_up(engine, signature_names)
         for name in sorted(signature_names):
             self._test(engine, name)
@@ -135,8 +135,9 @@ class Examination:
         for number, data in enumerate(itertools.islice(read_records(path), MAX_WARMUP_RECORDS)):
             for name, inputs, output_filter in _list_calls(data, f"{path}: record {number}"):
                 if name in signature_names:
-                    engine.run(name, inputs, output_filter=output_filter)
-                    replayed += 1
+                    for _ in range(self.warmup_iterations):
+                        engine.run(name, inputs, output_filter=output_filter)
+                    replayed += self.warmup_iterations
         elapsed = time.perf_counter() - started
         self.observer.observe_warmup(self.servable_id, elapsed * 1e6)
         _log.info("%s: %d warmup calls in %.3f s", self.servable_id, replayed, elapsed)

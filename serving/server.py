@@ -131,13 +131,13 @@ class Server:
             self._poller.stop()
         stops = [self._grpc.stop(grace_s)] if self._grpc else []
         if self._rest is not None:
-            stops.append(self._rest.stop())
-        await asyncio.gather(*stops)
+            stops.append(self._rest.stop(grace_s))
+        are_answered = await asyncio.gather(*stops)
         self._handlers.close()
         took_s = time.monotonic() - begin
         left_s = max(0.1, grace_s - took_s)
         await asyncio.to_thread(self.manager.stop, timeout_s=min(left_s, 5.0))
-        return took_s < grace_s
+        return all(are_answered)
 
 
 def make_manager(config: ServerConfig, metrics: Metrics) -> ServableManager:
@@ -172,6 +172,7 @@ def make_load_options(config: ServerConfig, metrics: Metrics) -> LoadOptions:
         tensorflow_intra_op_threads=config.tensorflow_intra_op_parallelism or both,
         tensorflow_inter_op_threads=config.tensorflow_inter_op_parallelism or both,
         enable_model_warmup=config.enable_model_warmup,
+        num_warmup_iterations=config.num_request_iterations_for_warmup,
         saved_model_tags=tuple(config.saved_model_tags.split(",")),
         observer=metrics,
     )
