@@ -37,13 +37,12 @@ from exporter.measurement import (
 )
 from exporter.model_card import write_model_card
 from exporter.provenance import describe_candidate
+from exporter.run_files import CANDIDATE, REPORT
 from exporter.training import TrainResult
 from exporter.verdict import IN_PROCESS, SAVED_MODEL, Verification, judge
 from exporter.warmup import write_warmup
 from exporter.worker import Workers
 
-CANDIDATE = "candidate"  # as flow.py says
-REPORT = "verification.json"
 _VERIFICATION_TIMEOUT_S = 600.0
 
 Step = Callable[[str], None]

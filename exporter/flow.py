@@ -9,16 +9,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from contract.errors import ConfigError
+from contract import layout
+from contract.errors import ConfigError, VerificationError
 from contract.manifest import read_manifest
 from exporter.config import Config
 from exporter.durability import explain_os_errors, remove_tree
 from exporter.publish import Published, PublishOptions, check_base_path, publish_version
+from exporter.run_files import CANDIDATE, REPORT, RUNS, TRAINED
 from exporter.steps import Steps
 
 _LOG = logging.getLogger(__name__)
-RUNS = "runs"
-CANDIDATE = "candidate"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,6 +115,8 @@ def run_export(
     from exporter.worker import start_workers
 
     check_base_path(base_path)
+    if trained is not None:
+        check_trained(trained)
     with Steps() as steps, explain_os_errors(run_dir), start_workers(run_dir) as workers:
         if trained is None:
             dataset, result = run_train(config, run_dir=run_dir, resume=resume, steps=steps)
@@ -131,6 +133,18 @@ def run_export(
             published = publish_version(candidate.path, base_path, options)
             _tidy(run_dir, candidate.path)
     return Exported(candidate, published, run_dir, steps.seconds)
+
+
+def check_trained(run_dir: Path) -> None:
+    """Finds out early, before any process is started, that nothing was trained there.
+
+    Raises:
+        ConfigError: The folder holds no trained model.
+    """
+    if not (run_dir / TRAINED).exists():
+        raise ConfigError(
+            f"{run_dir} holds no trained model; make one with: python -m exporter train"
+        )
 
 
 def _take_up(trained: Path, steps: Steps) -> tuple[Any, Any]:
@@ -155,9 +169,15 @@ def find_candidate(path: Path) -> tuple[Path, str]:
 
     Raises:
         ConfigError: There is none.
-        ManifestError: It did not pass verification, or is damaged.
+        VerificationError: It did not pass.
+        ManifestError: It is damaged, or something else.
     """
     if not path.is_dir():
         raise ConfigError(f"{path} is no directory; give a candidate, a run directory or a version")
     found = path / CANDIDATE if (path / CANDIDATE).is_dir() else path
+    if found != path and not (found / layout.MANIFEST).exists():
+        raise VerificationError(
+            f"the candidate in {path} did not pass verification, so it is not published; its "
+            f"report is {path / REPORT}"
+        )
     return found, read_manifest(found).model_name

@@ -61,6 +61,6 @@ class Steps:
         if self._console is not None:
             mark = "[red]✗[/red]" if failed else "[green]✓[/green]"
             self._console.print(f"{mark} {self._name} [dim]{seconds:.1f} s[/dim]")
-        else:
-            _LOG.info("%s: %.1f s%s", self._name, seconds, " (failed)" if failed else "")
+        elif not failed:  # the error that follows says what failed
+            _LOG.info("%s: %.1f s", self._name, seconds)
         self._name = ""

@@ -11,10 +11,8 @@ import numpy as np
 from contract.errors import ConfigError
 from exporter.config import Config
 from exporter.datasets import Dataset, to_float32
+from exporter.run_files import TRAINED, WEIGHTS
 from exporter.training import HEAD_EXAMPLES, TrainResult
-
-WEIGHTS = "weights.npz"
-RECORD = "trained.json"
 
 
 class TrainedRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +53,7 @@ def save_trained(run_dir: Path, result: TrainResult, dataset: Dataset, config: C
     path = run_dir / WEIGHTS
     with path.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **weights)
-    (run_dir / RECORD).write_bytes(msgspec.json.encode(record))
+    (run_dir / TRAINED).write_bytes(msgspec.json.encode(record))
     return path
 
 
@@ -66,7 +64,7 @@ def read_record(run_dir: Path) -> TrainedRecord:
         ConfigError: The folder holds no trained model.
     """
     try:
-        return msgspec.json.decode((run_dir / RECORD).read_bytes(), type=TrainedRecord)
+        return msgspec.json.decode((run_dir / TRAINED).read_bytes(), type=TrainedRecord)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(
             f"{run_dir} holds no trained model ({error}); make one with: python -m exporter train"
