@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 from contract.errors import ServableUnavailableError
 from serving.announcement import join_address
 from serving.config import ServerConfig
+from serving.draining import Gate
 from serving.grpc_api import create_grpc_server
 from serving.handlers import Handlers
 from serving.health import Health, HealthHandler
@@ -26,10 +28,14 @@ class GrpcFace:
     def __init__(self, handlers: Handlers, config: ServerConfig, health: Health) -> None:
         self._config = config
         is_health_served = config.enable_grpc_healthcheck_service or not config.strict_compat
+        self._gate = Gate()
+        # Health comes before the gate: probes get their answer to the end.
         self._server = create_grpc_server(
             handlers,
             config,
-            extra_handlers=(HealthHandler(health),) if is_health_served else (),
+            extra_handlers=(HealthHandler(health), self._gate)
+            if is_health_served
+            else (self._gate,),
             authorize=make_authorizer(config.auth_tokens),
             options=parse_channel_arguments(config),
         )
@@ -61,11 +67,20 @@ class GrpcFace:
                 f"cannot listen on {address}: it is in use or not allowed; give another {flag}"
             ) from None
 
-    async def stop(self, grace_s: float) -> None:
-        """Takes no new calls, and waits at most `grace_s` for those in flight."""
-        await self._server.stop(grace_s)
+    async def stop(self, grace_s: float) -> bool:
+        """Takes no new calls, and waits at most `grace_s` for those in flight.
+
+        Returns:
+            Whether all of them were answered.
+        """
+        begin = time.monotonic()
+        await self._gate.shut(grace_s)
+        left_s = max(0.0, grace_s - (time.monotonic() - begin))
+        stop_begin = time.monotonic()
+        await self._server.stop(left_s)
         if self._config.grpc_socket_path:
             Path(self._config.grpc_socket_path).unlink(missing_ok=True)
+        return time.monotonic() - stop_begin < left_s
 
 
 def parse_channel_arguments(config: ServerConfig) -> list[tuple[str, Any]]:

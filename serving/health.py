@@ -38,6 +38,11 @@ class Health:
         self._changed = asyncio.Event()
 
     @property
+    def is_draining(self) -> bool:
+        """Whether the server is on its way out."""
+        return self._is_draining
+
+    @property
     def is_ready(self) -> bool:
         """Whether traffic should come here."""
         return not self._is_draining and self._ask()
