@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from typing import Any
@@ -38,6 +39,14 @@ def open_strategy(name: StrategyName) -> Strategy:
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return _connect_workers()
+
+
+@functools.cache
+def _connect_workers() -> Strategy:
+    """Connect once: a second strategy of this kind in a process breaks the first's collectives."""
+    import tensorflow as tf
+
     return tf.distribute.MultiWorkerMirroredStrategy()
 
 

@@ -171,11 +171,9 @@ class EpochRecorder:
         schedule = getattr(optimizer, "_learning_rate", None)
         if callable(schedule) and not hasattr(schedule, "numpy"):
             return float(schedule(optimizer.iterations))
-        return float(optimizer.learning_rate)
+        return float(optimizer.learning_rate.numpy())
 
     def _report(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
         if self._progress is not None:
             plan = self._parts.plan
-            self._progress(
-                ProgressReport(epoch, plan.epochs, step, plan.steps_per_epoch, metrics)
-            )
+            self._progress(ProgressReport(epoch, plan.epochs, step, plan.steps_per_epoch, metrics))
