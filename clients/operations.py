@@ -20,7 +20,12 @@ from clients.results import Classification, ModelMetadata, VersionStatus
 from clients.retry import RetryPolicy
 from clients.steps import Call, Pause, Steps
 from clients.waiting import wait_until_available
-from contract.errors import PlumblineError, SignatureNotFoundError, TensorMismatchError
+from contract.errors import (
+    ConfigError,
+    PlumblineError,
+    SignatureNotFoundError,
+    TensorMismatchError,
+)
 from contract.servable import ModelSpec
 from contract.signature import Array
 
@@ -92,7 +97,7 @@ class Operations:
         timeout_s: float | None,
     ) -> Steps[dict[str, Array]]:
         """One batch, checked, answered, checked."""
-        deadline = self.clock() + (timeout_s or self.timeouts.predict_s)
+        deadline = self._deadline(timeout_s, self.timeouts.predict_s)
         ready = yield from self.prepare(batch, spec, deadline)
         question = self.dialect.ask_predict(spec, ready.batch, output_filter)
         body = yield from self._exchange(question, deadline)
@@ -173,7 +178,9 @@ class Operations:
         """Classes of every example."""
         rows, shared = split_examples(examples), read_features(context or {}, "context")
         question = self.dialect.ask_classify(spec, rows, shared)
-        body = yield from self._exchange(question, self._predict_deadline(timeout_s))
+        body = yield from self._exchange(
+            question, self._deadline(timeout_s, self.timeouts.predict_s)
+        )
         return self.dialect.read_classify(body)
 
     def regress(
@@ -182,12 +189,14 @@ class Operations:
         """A value for every example."""
         rows, shared = split_examples(examples), read_features(context or {}, "context")
         question = self.dialect.ask_regress(spec, rows, shared)
-        body = yield from self._exchange(question, self._predict_deadline(timeout_s))
+        body = yield from self._exchange(
+            question, self._deadline(timeout_s, self.timeouts.predict_s)
+        )
         return self.dialect.read_regress(body)
 
     def metadata(self, spec: ModelSpec, timeout_s: float | None) -> Steps[ModelMetadata]:
         """The signatures, fresh from the server."""
-        deadline = self.clock() + (timeout_s or self.timeouts.control_s)
+        deadline = self._deadline(timeout_s, self.timeouts.control_s)
         body = yield from self._exchange(self.dialect.ask_metadata(spec), deadline)
         found = self.dialect.read_metadata(body)
         self._memory.learn(spec, found)
@@ -195,7 +204,7 @@ class Operations:
 
     def status(self, spec: ModelSpec, timeout_s: float | None) -> Steps[list[VersionStatus]]:
         """The states of the model's versions."""
-        deadline = self.clock() + (timeout_s or self.timeouts.control_s)
+        deadline = self._deadline(timeout_s, self.timeouts.control_s)
         body = yield from self._exchange(self.dialect.ask_status(spec), deadline)
         return self.dialect.read_status(body)
 
@@ -205,8 +214,11 @@ class Operations:
             self.dialect, spec, timeout_s, clock=self.clock, call_s=self.timeouts.control_s
         )
 
-    def _predict_deadline(self, timeout_s: float | None) -> float:
-        return self.clock() + (timeout_s or self.timeouts.predict_s)
+    def _deadline(self, timeout_s: float | None, usual_s: float) -> float:
+        seconds = usual_s if timeout_s is None else timeout_s
+        if seconds <= 0:
+            raise ConfigError(f"timeout_s {timeout_s}: give seconds above 0")
+        return self.clock() + seconds
 
     def _exchange(self, question: Question, deadline: float) -> Steps[bytes]:
         """One call with retries, all of them within the deadline."""

@@ -150,7 +150,7 @@ class PredictionClient:
             batch_size=batch_size,
             max_in_flight=max_in_flight,
             output_filter=output_filter,
-            timeout_s=timeout_s or self._operations.timeouts.predict_s,
+            timeout_s=self._operations.timeouts.predict_s if timeout_s is None else timeout_s,
             progress=progress,
         )
         return stream_parts(self._caller, self._operations, data, spec, options)

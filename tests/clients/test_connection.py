@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from clients import ConnectionOptions, PredictionClient, RetryPolicy, TlsOptions
+from clients import ConnectionOptions, PredictionClient, RestClient, RetryPolicy, TlsOptions
 from clients.connection import parse_target
 from contract import errors
+from tests.clients.certificates import Certificates
 from tests.clients.grpc_servers import ModelServer
+from tests.clients.rest_servers import RestServer
 
 ROWS = np.ones((1, 4), np.float32)
 
@@ -41,57 +39,6 @@ ROWS = np.ones((1, 4), np.float32)
 )
 def test_addresses_become_targets(address: str, target: str, several: bool) -> None:
     assert parse_target(address) == (target, several)
-
-
-class Certificates:
-    """An authority of our own, with a server's and a client's certificate, as PEM files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._ca_key = ec.generate_private_key(ec.SECP256R1())
-        self._ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
-        ca = self._sign(self._ca_name, self._ca_key.public_key(), None)
-        self.ca = self._write("ca", ca.public_bytes(serialization.Encoding.PEM))
-        self.server = self._issue("server", "localhost")
-        self.client = self._issue("client", "client")
-
-    def _write(self, name: str, data: bytes) -> Path:
-        path = self.folder / f"{name}.pem"
-        path.write_bytes(data)
-        return path
-
-    def _issue(self, name: str, host: str) -> tuple[Path, Path]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-        cert = self._sign(subject, key.public_key(), host)
-        pem = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        return (
-            self._write(f"{name}-cert", cert.public_bytes(serialization.Encoding.PEM)),
-            self._write(f"{name}-key", pem),
-        )
-
-    def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, host: str | None
-    ) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._ca_name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=host is None, path_length=None), critical=True)
-        )
-        if host is not None:
-            names = x509.SubjectAlternativeName([x509.DNSName(host)])
-            builder = builder.add_extension(names, critical=False)
-        return builder.sign(self._ca_key, hashes.SHA256())
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +71,34 @@ def test_tls_and_mutual_tls_are_spoken(
     with PredictionClient(address, model_name="m", connection=connection) as client:
         client.predict(ROWS)
     assert secure_server.metadata[0]["authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_rest_speaks_tls_and_mutual_tls(certificates: Certificates, mutual: bool) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates.ca)
+    context.load_cert_chain(*certificates.server)
+    context.verify_mode = ssl.CERT_REQUIRED if mutual else ssl.CERT_NONE
+    files = certificates.client if mutual else ()
+    tls = TlsOptions(certificates.ca, *files, server_name="localhost")
+    connection = ConnectionOptions(tls=tls)
+    with (
+        RestServer(context) as server,
+        RestClient(server.address, model_name="m", connection=connection) as client,
+    ):
+        assert client.metadata().version == 3
+
+
+def test_rest_refuses_an_unknown_authority(certificates: Certificates) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificates.server)
+    connection = ConnectionOptions(tls=TlsOptions(server_name="localhost"))
+    retry = RetryPolicy(max_attempts=1)
+    with (
+        RestServer(context) as server,
+        RestClient(server.address, model_name="m", connection=connection, retry=retry) as client,
+        pytest.raises(errors.ServableUnavailableError, match="certificate"),
+    ):
+        client.status()
 
 
 def test_a_server_name_overrides_the_addresss(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -152,6 +155,28 @@ def test_an_endless_iterator_is_taken_as_far_as_needed(server: ModelServer) -> N
             next(stream)
         stream.close()  # type: ignore[attr-defined]
     assert next(taken) <= 8 * (50 + 4 + 1)
+
+
+def test_memory_does_not_grow_with_the_number_of_rows(server: ModelServer) -> None:
+    """In a process of its own, since the server's memory is none of the client's."""
+    code = f"""
+    import numpy as np
+    from clients import PredictionClient
+
+    def measure():
+        lines = open("/proc/self/status").read().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+    batch = np.ones((2000, 4), np.float32)
+    with PredictionClient("{server.address}", model_name="m") as client:
+        rows = (batch for _ in range(3000))
+        seen = [measure() for _ in client.predict_many(rows, batch_size=2000)]
+    print(seen[-1] - seen[500])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 4096  # KiB; the rows were 96 MB
 
 
 def test_an_asynchronous_iterator_is_a_source(server: ModelServer) -> None:

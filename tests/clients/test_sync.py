@@ -389,6 +389,16 @@ def test_requests_can_be_compressed(server: ModelServer) -> None:
         np.testing.assert_array_equal(client.predict(ROWS)["y"], SUMS)
 
 
+@pytest.mark.parametrize("timeout_s", [0, -1.0])
+def test_a_timeout_that_cannot_be_is_a_config_error(
+    client: PredictionClient, timeout_s: float
+) -> None:
+    with pytest.raises(errors.ConfigError):
+        client.predict(ROWS, timeout_s=timeout_s)
+    with pytest.raises(errors.ConfigError):
+        client.predict_many(ROWS, timeout_s=timeout_s)
+
+
 @pytest.mark.parametrize(
     "make",
     [
