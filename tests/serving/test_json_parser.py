@@ -1,0 +1,125 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import RequestError
+from serving.json_parser import parse_exactly
+from serving.json_reader import parse_json
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=30,
+)
+
+
+@given(VALUES)
+def test_both_readers_read_what_json_writes(value: object) -> None:
+    body = json.dumps(value).encode()
+    assert parse_exactly(body, max_depth=64) == value
+    assert parse_json(body, max_depth=64) == value
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_value_or_a_request_error(body: bytes) -> None:
+    try:
+        parse_json(body, max_depth=64)
+    except RequestError as error:
+        assert error.message.startswith("JSON Parse error: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "The document is empty"),
+        (b"  ", "The document is empty. at offset: 2"),
+        (b"]", "The document is empty. at offset: 0"),
+        (b'{"instances": [1.0,}', "Invalid value. at offset: 19"),
+        (b'{"instances": [1.0,]}', "Invalid value. at offset: 19"),
+        (b"[1 2]", "Missing a comma or ] after an array element. at offset: 3"),
+        (b"[1", "Missing a comma or ] after an array element. at offset: 2"),
+        (b"{1: 2}", "Missing a name for object member. at offset: 1"),
+        (b'{"a": 1,}', "Missing a name for object member. at offset: 8"),
+        (b'{"a" 1}', "Missing a colon after a name of object member. at offset: 5"),
+        (b'{"a": 1 "b"', "Missing a comma or } after an object member. at offset: 8"),
+        (b'{"a": }', "Invalid value. at offset: 6"),
+        (b'{"a":', "Invalid value. at offset: 5"),
+        (b"nulx", "Invalid value. at offset: 3"),
+        (b"-", "Invalid value. at offset: 1"),
+        (b"+1", "Invalid value. at offset: 0"),
+        (b"1.", "Miss fraction part in number. at offset: 2"),
+        (b"1e", "Miss exponent in number. at offset: 2"),
+        (b"1e+", "Miss exponent in number. at offset: 3"),
+        (b"[1e400]", "Number too big to be stored in double. at offset: 1"),
+        (b'"a', "Missing a closing quotation mark in string. at offset: 2"),
+        (b'"a\nb"', "Invalid encoding in string. at offset: 2"),
+        (b'"\\x"', "Invalid escape character in string. at offset: 1"),
+        (b'"\\u12g4"', "Incorrect hex digit after \\u escape in string. at offset: 1"),
+        (b'"\\ud800x"', "The surrogate pair in string is invalid. at offset: 1"),
+    ],
+)
+def test_errors_have_the_words_and_offsets_of_rapidjson(body: bytes, text: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_json(body, max_depth=64)
+    assert caught.value.message == f"JSON Parse error: {text}"
+
+
+def test_numbers_may_be_nan_and_infinite() -> None:
+    nan, positive, negative, short = parse_json(b"[NaN, Infinity, -Infinity, Inf]", max_depth=4)
+    assert math.isnan(nan)
+    assert (positive, negative, short) == (math.inf, -math.inf, math.inf)
+
+
+def test_what_follows_the_document_is_ignored() -> None:
+    assert parse_json(b"[1] xyz", max_depth=4) == [1]
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert parse_json(b"\xef\xbb\xbf[1]", max_depth=4) == [1]
+
+
+def test_of_two_equal_keys_the_first_counts() -> None:
+    assert parse_json(b'{"a": 1, "b": 2, "a": 3}', max_depth=4) == {"a": 1, "b": 2}
+    assert parse_json(b'{"a": 1, "a": NaN}', max_depth=4) == {"a": 1}
+
+
+def test_colons_in_strings_change_nothing() -> None:
+    assert parse_json(b'{"a": "http://b:1", "c": 18446744073709551616}', max_depth=4) == {
+        "a": "http://b:1",
+        "c": 2.0**64,
+    }
+
+
+def test_bytes_that_are_no_utf8_pass_through_strings() -> None:
+    value = parse_json(b'["a\xffb"]', max_depth=4)
+    assert value[0].encode("utf-8", "surrogateescape") == b"a\xffb"
+
+
+def test_integers_beyond_64_bits_are_doubles() -> None:
+    value = parse_json(
+        b"[18446744073709551615, 18446744073709551616, -9223372036854775809]", max_depth=4
+    )
+    assert [type(one) for one in value] == [int, float, float]
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":'])
+def test_deep_nesting_is_refused_before_it_costs_anything(opening: bytes) -> None:
+    with pytest.raises(RequestError, match="nested deeper than 64 levels"):
+        parse_json(opening * 50_000, max_depth=64)
+
+
+def test_brackets_in_strings_do_not_count_as_depth() -> None:
+    assert parse_json(b'["' + b"[" * 100 + b'"]', max_depth=4) == ["[" * 100]
+
+
+def test_the_deepest_nesting_allowed_is_read() -> None:
+    assert parse_json(b"[" * 64 + b"]" * 64, max_depth=64)
+    with pytest.raises(RequestError):
+        parse_json(b"[" * 65 + b"]" * 65, max_depth=64)

@@ -1,0 +1,133 @@
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from contract.errors import Code, RequestError
+from serving.json_items import ItemReader, decode_base64_object
+from serving.json_tensors import read_inputs, to_array
+
+DTYPES = ["float32", "float64", "int8", "uint8", "int16", "int32", "int64", "uint32", "uint64"]
+ARRAYS = st.sampled_from([*DTYPES, "bool"]).flatmap(
+    lambda dtype: npst.arrays(
+        dtype,
+        npst.array_shapes(min_dims=1, max_dims=4, max_side=4),
+        elements=npst.from_dtype(np.dtype(dtype), allow_nan=False, allow_infinity=False),
+    )
+)
+
+
+@given(ARRAYS)
+def test_rows_come_back_as_they_went(array: Any) -> None:
+    document = json.loads(json.dumps({"instances": array.tolist()}))
+    inputs, by_row = read_inputs(document, {"x": array.dtype.name})
+    assert by_row
+    assert inputs["x"].dtype == array.dtype
+    assert np.array_equal(inputs["x"], array)
+
+
+@given(ARRAYS)
+def test_the_fast_and_the_thorough_way_agree(array: Any) -> None:
+    fast = to_array(array.tolist(), array.dtype.name)
+    thorough = ItemReader({"x": array.dtype.name}).read_tensor("x", array.tolist())
+    assert fast is not None
+    assert fast.dtype == thorough.dtype
+    assert np.array_equal(fast, thorough)
+
+
+def test_columns_may_be_one_value_a_list_or_an_object() -> None:
+    for document in ({"inputs": 3.0}, {"inputs": {"x": 3.0}}):
+        inputs, by_row = read_inputs(document, {"x": "float32"})
+        assert not by_row
+        assert inputs["x"].shape == ()
+
+
+def test_base64_objects_are_strings_in_rows_and_columns() -> None:
+    wrapped = [{"b64": base64.b64encode(one).decode()} for one in (b"\0\1", b"")]
+    for document in ({"instances": wrapped}, {"inputs": wrapped}, {"inputs": {"w": wrapped}}):
+        inputs, _ = read_inputs(document, {"w": "string"})
+        assert inputs["w"].tolist() == [b"\0\1", b""]
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [("YWI=", b"ab"), ("YWI", b"ab"), (" Y W\nI=", b"ab"), ("", b""), ("YWI.", b"ab")],
+)
+def test_base64_may_lack_padding_and_hold_blanks(text: str, data: bytes) -> None:
+    assert decode_base64_object({"b64": text}) == data
+
+
+@pytest.mark.parametrize("text", ["***", "Y", "YWI==", "YW=I", "YWJj=", "YW-_"])
+def test_other_base64_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="Unable to base64 decode"):
+        decode_base64_object({"b64": text})
+
+
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        (
+            {"instances": [[1, 2], [3]]},
+            "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: "
+            "Expecting tensor size: 2 but got: 1",
+        ),
+        (
+            {"instances": [[[1], [2]], [[1, 2]]]},
+            "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: "
+            "Expecting shape [2,1] but got: [1,2]",
+        ),
+        (
+            {"inputs": [[1], [2, 3]]},
+            "Encountered list at unexpected size: 2 at level: 1 expected size: 1",
+        ),
+        (
+            {"inputs": [1, [2]]},
+            "Encountered list at unexpected level: 1 expected < 1",
+        ),
+        (
+            {"inputs": [[1], 2]},
+            "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2",
+        ),
+        (
+            {"inputs": [{"z": 1}]},
+            'JSON Value: {\n    "z": 1\n} Type: Object is not of expected type: float',
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_in_tensorflow_servings_words(
+    document: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        read_inputs(document, {"x": "float32"})
+    assert caught.value.message == text
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint16"])
+def test_dtypes_without_json_are_unimplemented(dtype: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        read_inputs({"inputs": [1]}, {"x": dtype})
+    assert caught.value.code is Code.UNIMPLEMENTED
+
+
+def test_bytes_wrap_around_as_in_a_tensor_proto() -> None:
+    assert read_inputs({"inputs": [300, -1]}, {"x": "uint8"})[0]["x"].tolist() == [44, 255]
+
+
+def test_doubles_too_large_for_a_float_are_infinite() -> None:
+    assert read_inputs({"inputs": [1e39]}, {"x": "float32"})[0]["x"].tolist() == [np.inf]
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("int32", 2**31), ("uint32", -1), ("int64", 2**63)])
+def test_integers_out_of_range_are_refused(dtype: str, value: int) -> None:
+    with pytest.raises(RequestError, match="is not of expected type"):
+        read_inputs({"inputs": [value]}, {"x": dtype})
+
+
+def test_true_is_no_number() -> None:
+    with pytest.raises(RequestError, match="Type: True is not of expected type: float"):
+        read_inputs({"inputs": [1.0, True]}, {"x": "float32"})
