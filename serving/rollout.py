@@ -127,20 +127,19 @@ class Rollout:
     def restore(self, text: str, model: config_pb2.ModelConfig, label: str) -> bool:
         """Puts label and policy back as they were, label first. False when that fails too."""
         before = model.version_labels.get(label)
+        is_label_back = True
         try:
             self.change(ModelEdit(model.name, {label: before}), RESTORE)
             self.servers.wait_until_labelled(model.name, label, before)
         except PlumblineError as error:
             _LOG.error("restoring label %s: %s", label, error.message)
-            if self.config.read_model(model.name).version_labels.get(label) != before:
-                return False
+            is_label_back = False
         try:
             edit = ModelEdit(model.name, {label: before}, model.model_version_policy)
             self.change(edit, RESTORE, original=text)
         except PlumblineError as error:
             _LOG.error("restoring the version policy: %s", error.message)
-            return False
-        return True
+        return is_label_back and self.config.read_model(model.name) == model
 
     def check(
         self, golden: Golden | None, spec: ModelSpec, version: int

@@ -1,0 +1,156 @@
+"""A models.config, a server that reads it, and versions to roll out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from contract import layout
+from contract.golden import Golden, GoldenExamples, read_golden, write_golden
+from contract.manifest import hash_files, read_manifest, write_manifest
+from contract.wire import rpc
+from contract.wire.codec import decode_predict_response, encode_predict_response
+from contract.wire.predict import parse_predict_request
+from serving.rollout import Rollout, RolloutOptions
+from serving.rollout_config import ModelConfigFile
+from serving.rollout_servers import Server, Servers
+from tests.serving.server_process import ROOT, ServerProcess
+
+CONFIG = """# The models of this machine.
+model_config_list {{
+  config {{
+    name: "mlp"  # digits
+    base_path: "{base_path}"
+    model_platform: "tensorflow"
+    {fields}
+  }}
+}}
+"""
+PINNED = (
+    "model_version_policy { specific { versions: 1 } }  # grows by promote\n"
+    '    version_labels { key: "stable" value: 1 }'
+)
+POLLING = (
+    "--model_config_file_poll_wait_seconds=1",
+    "--file_system_poll_wait_seconds=1",
+    "--allow_version_labels_for_unavailable_models",
+    "--engine=litert",
+    "--max_num_load_retries=0",
+)
+
+
+def write_config(folder: Path, *, fields: str = PINNED) -> Path:
+    """`folder/models.config` for the versions in `folder/mlp`."""
+    path = folder / "models.config"
+    path.write_text(CONFIG.format(base_path=folder / "mlp", fields=fields))
+    return path
+
+
+def copy_version(source: Path, target: Path, *, golden_offset: float = 0.0) -> Path:
+    """A version under another number, its golden outputs moved by an offset."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-r", source, target], check=True)
+    if golden_offset:
+        _move_golden(target / layout.GOLDEN, golden_offset)
+    manifest = read_manifest(target)
+    fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
+    fields |= {"version": int(target.name), "files": hash_files(target)}
+    write_manifest(target, type(manifest)(**fields))
+    return target
+
+
+def _move_golden(path: Path, offset: float) -> None:
+    golden = read_golden(path)
+    moved = {
+        name: GoldenExamples(
+            examples.inputs,
+            {
+                key: array + np.float32(offset) if array.dtype == np.float32 else array
+                for key, array in examples.outputs.items()
+            },
+            examples.batch_sizes,
+        )
+        for name, examples in golden.signatures.items()
+    }
+    write_golden(path, Golden(moved))
+
+
+def open_rollout(
+    config: Path, *addresses: str, timeout_s: float = 20, options: RolloutOptions | None = None
+) -> Rollout:
+    """What the commands make of their flags."""
+    servers = Servers([Server(one) for one in addresses], timeout_s=timeout_s)
+    return Rollout(ModelConfigFile(config), servers, options)
+
+
+@contextmanager
+def serve(folder: Path, config: Path, *arguments: str) -> Iterator[ServerProcess]:
+    """The embedded server on a models.config, ready."""
+    with ServerProcess(folder, f"--model_config_file={config}", *POLLING, *arguments) as server:
+        yield server.wait_until_ready()
+
+
+def start_serving(*arguments: object) -> subprocess.Popen[str]:
+    """`python -m serving` with these arguments."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "serving", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_serving(*arguments: object, timeout_s: float = 60) -> tuple[int, str, str]:
+    """Its exit code, stdout and stderr."""
+    process = start_serving(*arguments)
+    out, err = process.communicate(timeout=timeout_s)
+    return process.returncode, out, err
+
+
+def run_json(*arguments: object) -> tuple[int, Any]:
+    """Its exit code and its result."""
+    code, out, err = run_serving(*arguments, "--json")
+    assert out, err
+    return code, json.loads(out)
+
+
+@contextmanager
+def answer_labels_wrongly(address: str) -> Iterator[str]:
+    """A proxy that spoils the answers of Predict by label, and passes on everything else."""
+
+    class Proxy(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
+                try:
+                    reply: bytes = channel.unary_unary(details.method)(body, timeout=20)
+                except grpc.RpcError as error:
+                    context.abort(error.code(), error.details())
+                is_predict = details.method == rpc.PREDICT.path
+                if is_predict and parse_predict_request(body).model_spec.version_label:
+                    spec, outputs = decode_predict_response(reply)
+                    spoilt = {name: array + array.dtype.type(1) for name, array in outputs.items()}
+                    return encode_predict_response(spec, spoilt)
+                return reply
+
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    with grpc.insecure_channel(address) as channel:
+        server = grpc.server(futures.ThreadPoolExecutor(4))
+        server.add_generic_rpc_handlers((Proxy(),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.stop(None).wait()
