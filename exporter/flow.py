@@ -17,6 +17,7 @@ from exporter.durability import explain_os_errors, remove_tree
 from exporter.publish import Published, PublishOptions, check_base_path, publish_version
 from exporter.run_files import CANDIDATE, REPORT, RUNS, TRAINED
 from exporter.steps import Steps
+from exporter.strategy import is_chief
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class Exported:
     """What an export ended with.
 
     Attributes:
-        candidate: The `exporter.candidate.Candidate`.
+        candidate: The `exporter.candidate.Candidate`; None for a worker that is not the
+            chief: it trains only.
         published: None when verification failed.
         run_dir: Logs, report and, after a failure, the candidate.
         seconds: Step name to wall time.
@@ -117,6 +119,10 @@ def run_export(
     check_base_path(base_path)
     if trained is not None:
         check_trained(trained)
+    if not is_chief():
+        with Steps() as steps:
+            run_train(config, run_dir=run_dir, resume=resume, steps=steps)
+        return Exported(None, None, run_dir, steps.seconds)
     with Steps() as steps, explain_os_errors(run_dir), start_workers(run_dir) as workers:
         if trained is None:
             dataset, result = run_train(config, run_dir=run_dir, resume=resume, steps=steps)

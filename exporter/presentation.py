@@ -31,6 +31,11 @@ def show_export(document: dict[str, Any]) -> None:
         show_published(document["published"])
 
 
+def show_worker(_: dict[str, Any]) -> None:
+    """A worker of several has nothing to show: the chief exports."""
+    say("Trained as a worker; the chief exports.")
+
+
 def show_published(document: dict[str, Any]) -> None:
     """Where the version is."""
     for change in document["changes"]:

@@ -1,4 +1,4 @@
-"""Keeps TensorFlow's start-up chatter off the terminal."""
+"""What TensorFlow reads from the environment when it is imported."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 
 
 def silence_tensorflow() -> None:
-    """Sets what TensorFlow reads when it is imported; call it first thing in a process."""
+    """Keeps start-up chatter off the terminal; call it first thing in a process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    # TensorFlow looks for a GPU in any case; without this it tells so on stderr.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # An export is three processes; each would take all of a GPU's memory.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

@@ -55,6 +55,8 @@ def export(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         trained=arguments.trained,
     )
+    if exported.candidate is None:
+        return _print({"chief": False}, arguments, presentation.show_worker)
     verification = exported.candidate.verification
     published = exported.published
     document = {
