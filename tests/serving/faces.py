@@ -1,0 +1,96 @@
+"""Both faces of one in-process server on ports of their own, asked with blocking clients."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import http.client
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from aiohttp import web
+
+from serving.config import ServerConfig
+from serving.grpc_api import create_grpc_server
+from serving.handlers import Handlers
+from serving.rest_api import create_rest_app, create_rest_runner
+from serving.servable import Manager, Observer
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Faces:
+    """Where the server listens."""
+
+    grpc_port: int
+    rest_port: int
+
+    def call(self, path: str, body: bytes, *, timeout_s: float = 20) -> bytes:
+        """A gRPC call of bytes."""
+        with grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}") as channel:
+            return bytes(channel.unary_unary(path)(body, timeout=timeout_s))
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """An HTTP request."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.rest_port, timeout=20)
+        try:
+            connection.request(method, path, body, dict(headers or {}))
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.headers), response.read())
+        finally:
+            connection.close()
+
+
+@contextmanager
+def serve(
+    manager: Manager, config: ServerConfig | None = None, observer: Observer | None = None
+) -> Iterator[Faces]:
+    """Runs both faces on a thread with an event loop of its own."""
+    started: Any = threading.Event()
+    found: dict[str, Any] = {}
+
+    async def run() -> None:
+        handlers = Handlers(manager, config or ServerConfig(), observer or Observer())
+        server = create_grpc_server(handlers, config or ServerConfig())
+        grpc_port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        runner = create_rest_runner(create_rest_app(handlers, config or ServerConfig()))
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        stop = asyncio.Event()
+        found.update(
+            faces=Faces(grpc_port, runner.addresses[0][1]),
+            stop=stop,
+            loop=asyncio.get_running_loop(),
+        )
+        started.set()
+        await stop.wait()
+        await runner.cleanup()
+        await server.stop(1)
+        handlers.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        assert started.wait(20)
+        yield found["faces"]
+    finally:
+        found["loop"].call_soon_threadsafe(found["stop"].set)
+        thread.join(20)
