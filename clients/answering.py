@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 from clients.input_rows import Rows
-from clients.results import FailedRow, Part
+from clients.results import Part
 from clients.sync import PredictionClient
-from contract.errors import RequestError, SignatureNotFoundError
+from contract.errors import PlumblineError, RequestError, SignatureNotFoundError
 from contract.parity import Predictor
 from contract.signature import Batch
 
@@ -58,7 +58,7 @@ def _ask(predictor: Predictor, rows: Rows, indices: range, signature_name: str) 
         raise
     except RequestError as error:
         if len(indices) == 1:
-            yield Answer(rows, (), {}, ((rows.name_row(indices.start), error.message),))
+            yield Answer(rows, (), {}, ((rows.name_row(indices.start), flatten(error)),))
             return
         middle = (indices.start + indices.stop) // 2
         yield from _ask(predictor, rows, range(indices.start, middle), signature_name)
@@ -113,12 +113,13 @@ def _cut_answer(part: Part, start: int, rows: Rows) -> Answer:
         (part.indices[kept] - start).tolist(),
         {name: array[kept] for name, array in part.outputs.items()},
         tuple(
-            (rows.name_row(failed.index - start), _first_words(failed))
+            (rows.name_row(failed.index - start), flatten(failed.error))
             for failed in part.failed
             if start <= failed.index < stop
         ),
     )
 
 
-def _first_words(failed: FailedRow) -> str:
-    return " ".join(failed.error.message.split())
+def flatten(error: PlumblineError) -> str:
+    """An error's text in one line."""
+    return " ".join(error.message.split())

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from clients.input_rows import Rows
+from clients.interruption import hold_interrupts
 from clients.terminal import print_table
 from contract.errors import ConfigError
 from contract.signature import STRING, Array, Batch, dtype_name
@@ -43,11 +44,16 @@ class Sink(abc.ABC):
 
     def write(self, rows: Rows, indices: Sequence[int], outputs: Batch) -> None:
         """Adds the answers to the rows at `indices` of `rows`."""
-        self._write([rows.name_row(index) for index in indices], outputs)
-        self.num_rows += len(indices)
+        with hold_interrupts():
+            self._write([rows.name_row(index) for index in indices], outputs)
+            self.num_rows += len(indices)
+            self._flush()
 
     @abc.abstractmethod
     def _write(self, names: list[str], outputs: Batch) -> None: ...
+
+    def _flush(self) -> None:  # noqa: B027  a file has something to do here, a table has not
+        """Brings to disk what was written."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -114,8 +120,7 @@ class _FileSink(Sink):
         self._path = path
         self._file: TextIO = path.open("w", encoding="utf-8", newline="")
 
-    def write(self, rows: Rows, indices: Sequence[int], outputs: Batch) -> None:
-        super().write(rows, indices, outputs)
+    def _flush(self) -> None:
         self._file.flush()
 
     def close(self) -> None:

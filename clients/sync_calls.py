@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from clients.connection import explain_failure, open_channel
+from clients.interruption import hold_interrupts
 from clients.operations import Operations
 from clients.options import ConnectionOptions
 from clients.results import Part
@@ -50,9 +51,9 @@ class SyncCaller:
 
     def start(self, call: Call, on_end: Callable[[Any], None]) -> Any:
         """Starts a call; `on_end` gets the future, in another thread."""
-        future = self._method(call.path).future(
-            call.body, timeout=call.timeout_s, metadata=self._headers() or None
-        )
+        method, headers = self._method(call.path), self._headers() or None
+        with hold_interrupts():
+            future = method.future(call.body, timeout=call.timeout_s, metadata=headers)
         future.add_done_callback(on_end)
         return future
 
