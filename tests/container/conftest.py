@@ -1,0 +1,47 @@
+"""A real engine, and images made on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving.container.engines import ContainerEngine, find_engine
+from serving.container.images import find_image
+from tests.container.images_for_tests import make_image
+
+IMAGE = os.environ.get("PLUMBLINE_IMAGE", "plumbline:embedded")
+TENSORFLOW_IMAGE = os.environ.get("PLUMBLINE_TENSORFLOW_IMAGE", "plumbline:tensorflow")
+
+
+@pytest.fixture(scope="session")
+def engine() -> ContainerEngine:
+    """Docker or podman. Without one these tests fail: whoever asks for them wants them run."""
+    return find_engine()
+
+
+@pytest.fixture(scope="session")
+def embedded_image(engine: ContainerEngine) -> str:
+    """The image of the embedded server; `make image` builds it."""
+    assert find_image(engine, IMAGE), f"{IMAGE} is not here: make image"
+    return IMAGE
+
+
+@pytest.fixture(scope="session")
+def stand_in(
+    engine: ContainerEngine, embedded_image: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], str]:
+    """Makes an image that Plumbline takes for tensorflow/serving, running a script."""
+
+    def make(script: str) -> str:
+        return make_image(engine, embedded_image, script, tmp_path_factory.mktemp("image"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mlp_base_path(published_mlp: Path) -> Path:
+    """Base path of the published MLP."""
+    return published_mlp / "mlp"

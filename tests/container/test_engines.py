@@ -1,0 +1,67 @@
+"""Which engine is picked, and what is said when none works."""
+
+from pathlib import Path
+
+import pytest
+
+from contract.errors import ServableUnavailableError
+from serving.container.engines import find_engine
+from tests.container.images_for_tests import make_program
+
+DEAD_DOCKER = "echo 'Cannot connect to the Docker daemon at unix:///x.sock.' >&2; exit 1"
+PODMAN = """echo '{"host": {"arch": "arm64", "security": {"rootless": true}}}'"""
+DOCKER = """echo '{"Architecture": "x86_64", "SecurityOptions": ["name=seccomp"]}'"""
+
+
+@pytest.fixture
+def only_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def test_docker_on_path_without_a_daemon_is_passed_over_for_podman(only_path: Path) -> None:
+    make_program(only_path, "docker", DEAD_DOCKER)
+    make_program(only_path, "podman", PODMAN)
+    engine = find_engine()
+    assert (engine.program, engine.is_podman, engine.rootless) == ("podman", True, True)
+    assert engine.machine == "arm64"
+
+
+def test_docker_that_works_is_taken_first(only_path: Path) -> None:
+    make_program(only_path, "docker", DOCKER)
+    make_program(only_path, "podman", PODMAN)
+    engine = find_engine()
+    assert (engine.program, engine.is_podman, engine.rootless) == ("docker", False, False)
+
+
+def test_podman_under_the_name_docker_is_known_as_podman(only_path: Path) -> None:
+    make_program(only_path, "docker", PODMAN)
+    assert find_engine().is_podman
+
+
+def test_rootless_docker_is_known(only_path: Path) -> None:
+    make_program(only_path, "docker", """echo '{"SecurityOptions": ["name=rootless"]}'""")
+    assert find_engine().rootless
+
+
+def test_a_missing_engine_says_so_and_names_the_embedded_server(only_path: Path) -> None:
+    with pytest.raises(ServableUnavailableError) as failure:
+        find_engine()
+    text = failure.value.message
+    assert "docker: not installed" in text
+    assert "podman: not installed" in text
+    assert "python -m serving embedded" in text
+
+
+def test_an_engine_that_does_not_answer_gives_its_own_reason(only_path: Path) -> None:
+    make_program(only_path, "docker", DEAD_DOCKER)
+    with pytest.raises(ServableUnavailableError, match="Cannot connect to the Docker daemon"):
+        find_engine()
+
+
+def test_the_engine_asked_for_is_the_only_one_tried(only_path: Path) -> None:
+    make_program(only_path, "podman", PODMAN)
+    with pytest.raises(ServableUnavailableError, match=r"works here \(docker: not installed\)"):
+        find_engine("docker")
