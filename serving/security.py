@@ -33,7 +33,8 @@ def check_token(tokens: Sequence[str], header: str | None) -> None:
         raise UnauthenticatedError(
             "this server wants a token: send the header `authorization: Bearer TOKEN`"
         )
-    given = header[len(_SCHEME) :].strip().encode()
+    # A header may hold bytes that are no text; they are in no token.
+    given = header[len(_SCHEME) :].strip().encode(errors="backslashreplace")
     matches = [hmac.compare_digest(given, token.encode()) for token in tokens]
     if not any(matches):
         raise UnauthenticatedError("the bearer token is not one of this server's")

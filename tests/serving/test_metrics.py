@@ -1,0 +1,162 @@
+"""What Prometheus reads is what happened, under TensorFlow Serving's names."""
+
+from __future__ import annotations
+
+import math
+import urllib.request
+from pathlib import Path
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from contract.errors import ManifestError
+from contract.servable import ServableId, VersionState
+from contract.wire.rpc import PREDICT
+from serving.instruments import MAX_CHILDREN, OTHER, Family, HistogramFamily, exponential_bounds
+from serving.metrics import Metrics
+from serving.servable import EngineChoice
+from serving.states import VersionStatus
+from tests.serving.server_process import ServerProcess, call
+
+MLP_1 = ServableId("mlp", 1)
+
+
+def read(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Sample name and labels to value, as Prometheus reads a page.
+
+    The parser gives counters the suffix that its own library would have written.
+    """
+    return {
+        (
+            family.name if family.type == "counter" else sample.name,
+            tuple(sorted(sample.labels.items())),
+        ): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def find(text: str, name: str, **labels: str) -> float | None:
+    return read(text).get((name, tuple(sorted(labels.items()))))
+
+
+def test_requests_are_counted_by_model_and_status() -> None:
+    metrics = Metrics()
+    for status in ("OK", "OK", "NOT_FOUND"):
+        metrics.observe_request("mlp", status)
+    name = ":tensorflow:serving:request_count"
+    assert f"# TYPE {name} counter" in metrics.render()
+    assert find(metrics.render(), name, model_name="mlp", status="OK") == 2
+    assert find(metrics.render(), name, model_name="mlp", status="NOT_FOUND") == 1
+
+
+def test_latencies_fall_into_the_buckets_of_tensorflow_serving() -> None:
+    metrics = Metrics()
+    for latency_us in (10.0, 11.0, 1e12):
+        metrics.observe_request_latency("mlp", "Predict", "GRPC", latency_us)
+    name = ":tensorflow:serving:request_latency"
+    labels = {"model_name": "mlp", "API": "Predict", "entrypoint": "GRPC"}
+    text = metrics.render()
+    assert find(text, f"{name}_bucket", le="10", **labels) == 1
+    assert find(text, f"{name}_bucket", le="18", **labels) == 2
+    assert find(text, f"{name}_bucket", le="+Inf", **labels) == 3
+    assert find(text, f"{name}_count", **labels) == 3
+    assert text.count(f"{name}_bucket") == 34
+
+
+def test_the_engine_of_a_signature_is_a_label_of_its_runtime_and_a_metric_with_its_reason() -> None:
+    metrics = Metrics()
+    metrics.observe_engine(MLP_1, "serving_default", EngineChoice("litert", 'it "agrees"'))
+    metrics.observe_runtime_latency(MLP_1, "serving_default", "Predict", 50)
+    text = metrics.render()
+    assert (
+        find(
+            text,
+            ":tensorflow:serving:runtime_latency_count",
+            model_name="mlp",
+            API="Predict",
+            runtime="litert",
+        )
+        == 1
+    )
+    labels = {"model_name": "mlp", "version": "1", "signature_name": "serving_default"}
+    assert find(text, "plumbline_engine", engine="litert", reason='it "agrees"', **labels) == 1
+    assert find(text, "plumbline_runtime_seconds_sum", **labels) == pytest.approx(50e-6)
+
+
+def test_what_is_said_of_an_unloaded_version_goes_and_of_a_failed_one_stays() -> None:
+    metrics = Metrics()
+    failed = ServableId("mlp", 2)
+    for one, result in ((MLP_1, "passed"), (failed, "failed")):
+        metrics.observe_self_test(one, "serving_default", result)
+    error = ManifestError("no")
+    metrics.observe_state(MLP_1, VersionStatus(1, VersionState.END))
+    metrics.observe_state(
+        failed, VersionStatus(2, VersionState.END, error.code, error.message, error)
+    )
+    text = metrics.render()
+    assert 'plumbline_self_test{model_name="mlp",version="1"' not in text
+    assert 'plumbline_self_test{model_name="mlp",version="2"' in text
+
+
+def test_names_that_clients_invent_do_not_grow_without_end() -> None:
+    metrics = Metrics()
+    for number in range(MAX_CHILDREN + 500):
+        metrics.observe_request(f"invented-{number}", "NOT_FOUND")
+    name = ":tensorflow:serving:request_count"
+    assert find(metrics.render(), name, model_name=OTHER, status=OTHER) == 500
+
+
+@given(st.text(max_size=20))
+def test_any_label_value_survives_the_page(value: str) -> None:
+    family = Family("name", "Description.", ("label",))
+    family.child(value).add()
+    assert find("\n".join(family.render()) + "\n", "name", label=value) == 1
+
+
+@given(st.lists(st.floats(0, 1e9), max_size=50))
+def test_a_histogram_counts_every_value_once_at_or_below_its_bound(values: list[float]) -> None:
+    bounds = exponential_bounds(1, 10, 6)
+    family = HistogramFamily("h", "Description.", (), bounds=bounds)
+    for value in values:
+        family.child().observe(value)
+    text = "\n".join(family.render()) + "\n"
+    if values:
+        for bound in bounds:
+            expected = sum(value <= bound for value in values)
+            assert find(text, "h_bucket", le=f"{bound:.6g}") == expected
+        assert math.isclose(find(text, "h_sum") or 0.0, sum(values), abs_tol=1e-6)
+
+
+def test_a_server_counts_its_calls_and_says_what_it_is(published_mlp: Path, tmp_path: Path) -> None:
+    (tmp_path / "monitoring.config").write_text(
+        'prometheus_config { enable: true path: "/custom/metrics" }'
+    )
+    with ServerProcess(
+        tmp_path,
+        "--model_name=mlp",
+        f"--model_base_path={published_mlp / 'mlp'}",
+        f"--monitoring_config_file={tmp_path / 'monitoring.config'}",
+        rest=True,
+    ) as server:
+        server.wait_until_ready()
+        request = PREDICT.request()
+        request.model_spec.name = "absent"
+        channel = grpc.insecure_channel(server.address)
+        with channel, pytest.raises(grpc.RpcError):
+            call(channel, PREDICT, request)
+        with urllib.request.urlopen(f"{server.url}/custom/metrics") as answer:
+            assert answer.headers.get_content_type() == "text/plain"
+            text = answer.read().decode()
+    name = ":tensorflow:serving:request_count"
+    assert find(text, name, model_name="absent", status="NOT_FOUND") == 1
+    assert find(text, "plumbline_version_state", model_name="mlp", version="1") == 30
+    assert find(text, "plumbline_ready") == 1
+    assert (find(text, "plumbline_process_start_time_seconds") or 0) > 1e9
+    assert (find(text, "plumbline_process_resident_memory_bytes") or 0) > 1e7
+    assert "plumbline_build_info{" in text
+    engines = [key for key in read(text) if key[0] == "plumbline_engine"]
+    assert ("signature_name", "serving_default") in {pair for key in engines for pair in key[1]}
