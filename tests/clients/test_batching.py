@@ -177,6 +177,18 @@ def test_a_run_that_ends_early_says_which_rows_were_not_answered() -> None:
     assert (caught.value.first_row, caught.value.code) == (3, Code.PERMISSION_DENIED)
 
 
+def test_nothing_is_sent_any_more_for_rows_after_the_end() -> None:
+    flow = make_flow()
+    for batch in cut_rows(9, 3):
+        flow.add(batch, 3, {})
+    first, second, third = flow.take_sends(0.0)
+    flow.record(third, errors.ServableUnavailableError("later"), 0.0)
+    flow.record(second, errors.PermissionDeniedError("no"), 0.0)
+    flow.record(first, errors.ServableUnavailableError("later"), 0.0)
+    assert flow.take_sends(100.0) == [first]
+    assert not flow.wants_rows
+
+
 def test_rows_refused_beforehand_are_reported_and_not_sent() -> None:
     flow = make_flow()
     flow.add({"x": np.arange(4)}, 4, {1: PlumblineError("NaN")})

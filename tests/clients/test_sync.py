@@ -102,6 +102,15 @@ def test_signatures_are_fetched_anew_when_the_version_changes(
     assert server.calls["GetModelMetadata"] == 2
 
 
+def test_replicas_of_two_versions_cost_one_fetch_each(
+    server: ModelServer, client: PredictionClient
+) -> None:
+    for number in range(8):
+        server.version = 1 + number % 2
+        client.predict(ROWS)
+    assert server.calls["GetModelMetadata"] == 2
+
+
 def test_a_batch_that_fits_no_more_or_not_yet_is_held_to_fresh_signatures(
     server: ModelServer, client: PredictionClient
 ) -> None:
