@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from clients.on_device import OnDevicePredictor
-from clients.terminal import print_json, print_table
+from clients.terminal import hide_delegate_notes, print_json, print_table
 from contract.lite.runtime import create_interpreter
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Signature
@@ -127,9 +127,11 @@ def make_batch(signature: Signature, batch_size: int) -> dict[str, Array]:
 def _measure(
     path: Path, variant: str, batch_size: int, num_threads: int, num_calls: int
 ) -> VariantBench:
-    with OnDevicePredictor(path, variant=variant, num_threads=num_threads) as predictor:
+    with hide_delegate_notes():
+        predictor = OnDevicePredictor(path, variant=variant, num_threads=num_threads)
         content = predictor.path.read_bytes()
         bare_model = create_interpreter(content, num_threads=num_threads, source=str(path))
+    with predictor:
         signature = _find_primary(bare_model, predictor)
         batch = make_batch(signature, batch_size)
         call = _make_call(predictor, batch, signature.name)

@@ -22,6 +22,7 @@ from clients.findings import (
 )
 from clients.hops import ON_DEVICE, make_device_hop
 from clients.parity import AGREES, check_hop
+from clients.terminal import hide_delegate_notes
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
 from contract.golden import read_golden
@@ -65,7 +66,8 @@ def _check_warmup(version_dir: Path) -> Finding:
 def _check_golden(version_dir: Path) -> Finding:
     try:
         golden = read_golden(version_dir / layout.GOLDEN)
-        report = check_hop(make_device_hop(f"{ON_DEVICE}float32", version_dir), golden)
+        with hide_delegate_notes():
+            report = check_hop(make_device_hop(f"{ON_DEVICE}float32", version_dir), golden)
     except (UnimplementedError, ConfigError) as error:
         return Finding(HEALTHY, NOT_CHECKED, str(error))
     except PlumblineError as error:

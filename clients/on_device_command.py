@@ -13,6 +13,7 @@ from clients.input_rows import Rows
 from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
 from clients.predict_command import add_input_flags, predict_files
 from clients.targets import positive_count
+from clients.terminal import hide_delegate_notes
 from contract import layout
 
 
@@ -62,12 +63,14 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predicts on this machine; 1 when something was skipped or failed."""
-    with OnDevicePredictor(
-        args.version_dir,
-        variant=args.variant,
-        num_threads=args.num_threads,
-        allow_non_finite=args.allow_non_finite,
-    ) as predictor:
+    with hide_delegate_notes():
+        predictor = OnDevicePredictor(
+            args.version_dir,
+            variant=args.variant,
+            num_threads=args.num_threads,
+            allow_non_finite=args.allow_non_finite,
+        )
+    with predictor:
 
         def answer(blocks: Iterator[Rows], signature_name: str) -> Iterator[Answer]:
             return answer_one_by_one(predictor, blocks, signature_name=signature_name)

@@ -33,7 +33,7 @@ from clients.targets import (
     open_client,
     open_rest_client,
 )
-from clients.terminal import print_json, print_remark, print_table
+from clients.terminal import hide_delegate_notes, print_json, print_remark, print_table
 from contract import layout
 from contract.errors import ConfigError, PlumblineError, UnimplementedError
 from contract.golden import read_golden
@@ -107,7 +107,8 @@ def _choose_golden(golden: Path | None, version_dir: Path | None) -> Path:
 def _check(name: str, args: argparse.Namespace, version_dir: Path | None, golden: Any) -> HopReport:
     try:
         if name.startswith(ON_DEVICE):
-            hop = make_device_hop(name, version_dir)
+            with hide_delegate_notes():
+                hop = make_device_hop(name, version_dir)
         else:
             hop = _make_server_hop(name, args)
     except UnimplementedError as error:

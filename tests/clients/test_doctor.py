@@ -1,0 +1,239 @@
+"""The eleven usual mistakes: each is made for real, found, and comes with what mends it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clients.cli import main
+from clients.doctor_package import check_package
+from clients.findings import CHECKS
+from contract import layout
+from contract.errors import ResourceExhaustedError
+from contract.signature import TensorSpec
+from tests.clients.grpc_servers import ModelServer, make_signature
+from tests.clients.serving_mlp import serve_mlp
+
+Findings = dict[str, dict[str, str]]
+
+
+@pytest.fixture
+def diagnose(capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: str | Path) -> tuple[int, Findings]:
+        status = main(["doctor", *map(str, arguments), "--json"])
+        findings = json.loads(capsys.readouterr().out)["findings"]
+        return status, {finding["check"]: finding for finding in findings}
+
+    return run
+
+
+@pytest.fixture
+def copied(published_mlp: Path, tmp_path: Path) -> Path:
+    """A version that a test may break."""
+    return Path(shutil.copytree(published_mlp / "mlp" / "1", tmp_path / "mlp" / "1"))
+
+
+def test_a_good_server_and_a_good_version_pass_all_eleven(
+    published_mlp: Path, diagnose: Any
+) -> None:
+    version_dir = published_mlp / "mlp" / "1"
+    with serve_mlp(version_dir) as server:
+        status, findings = diagnose(server.address, version_dir)
+    assert status == 0
+    assert list(findings) == list(CHECKS)
+    assert {check: one["verdict"] for check, one in findings.items()} == dict.fromkeys(CHECKS, "ok")
+
+
+def test_nobody_there_gives_the_command_that_starts_a_server(diagnose: Any) -> None:
+    status, findings = diagnose("127.0.0.1:9")
+    assert status == 3
+    assert "nothing listens" in findings["reachable"]["explanation"]
+    assert findings["reachable"]["fix"].startswith("python -m serving embedded --port=9")
+
+
+@contextmanager
+def serve_http(body: bytes) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_rest_port_is_recognised(diagnose: Any) -> None:
+    with serve_http(b"hello") as address:
+        status, findings = diagnose(address, "--timeout_s", "3")
+    assert status == 3
+    assert "REST port" in findings["reachable"]["explanation"]
+
+
+def test_a_listener_that_says_nothing_is_not_called_reachable(diagnose: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        status, findings = diagnose(address, "--timeout_s", "1")
+    assert status == 3
+    assert findings["reachable"]["verdict"] == "fails"
+
+
+def test_a_wrong_model_name_lists_the_served_ones(diagnose: Any) -> None:
+    metrics = b'x{model_name="mlp",version="1"} 1\ny{model="cnn"} 2\n'
+    with ModelServer() as server, serve_http(metrics) as rest:
+        server.calls.clear()
+        server._GetModelStatus = _not_found  # type: ignore[method-assign]
+        status, findings = diagnose(server.address, "--model_name", "nlp", "--rest_server", rest)
+    assert status == 1
+    assert "it serves cnn, mlp" in findings["model name"]["explanation"]
+    assert "--model_name" in findings["model name"]["fix"]
+
+
+def _not_found(_: bytes) -> bytes:
+    from contract.errors import ServableNotFoundError
+
+    raise ServableNotFoundError("Could not find any versions of model nlp")
+
+
+def test_a_version_that_ended_is_reported_with_its_reason(diagnose: Any) -> None:
+    with ModelServer() as server:
+        server.state = 50
+        status, findings = diagnose(server.address)
+    assert status == 1
+    assert "variables are missing" in findings["healthy version"]["explanation"]
+    assert "python -m exporter verify" in findings["healthy version"]["fix"]
+
+
+def test_a_missing_serving_default_is_found(diagnose: Any) -> None:
+    with ModelServer() as server:
+        server.signatures = {"other": make_signature("other")}
+        status, findings = diagnose(server.address)
+    assert status == 1
+    assert "only other" in findings["signature names"]["explanation"]
+
+
+def test_names_that_keras_made_up_are_a_warning(diagnose: Any) -> None:
+    with ModelServer() as server:
+        spec = TensorSpec("keras_tensor_3", "float32", (None, 4))
+        server.signatures = {
+            "serving_default": make_signature(inputs={"keras_tensor_3": spec}),
+        }
+        server.answer = lambda inputs: {"y": inputs["keras_tensor_3"][:, :2]}
+        status, findings = diagnose(server.address)
+    assert status == 0
+    assert findings["signature names"]["verdict"] == "warning"
+    assert "serving_default.keras_tensor_3" in findings["signature names"]["explanation"]
+
+
+def test_a_server_that_answers_another_shape_is_found(diagnose: Any) -> None:
+    with ModelServer() as server:
+        server.answer = lambda inputs: {"y": inputs["x"]}
+        status, findings = diagnose(server.address)
+    assert status == 1
+    assert "promises float32 (batch, 2)" in findings["shapes"]["explanation"]
+
+
+def test_a_message_limit_is_found_and_says_how_to_send_less(diagnose: Any) -> None:
+    with ModelServer(max_message_bytes=4 * 2**20) as server:
+        spec = TensorSpec("x", "float32", (None, 1024))
+        server.signatures = {"serving_default": make_signature(inputs={"x": spec})}
+        status, findings = diagnose(server.address)
+    assert status == 1
+    assert ResourceExhaustedError.default_code.name == "RESOURCE_EXHAUSTED"
+    assert "predict_many" in findings["message limit"]["fix"]
+
+
+def test_a_leaf_directory_without_a_number_is_found(copied: Path, diagnose: Any) -> None:
+    copied.rename(copied.parent / "first")
+    status, findings = diagnose(copied.parent)
+    assert status == 1
+    assert "(first)" in findings["version number"]["explanation"]
+    assert findings["version number"]["fix"] == f"mv {copied.parent / 'first'} {copied}"
+
+
+def test_a_model_right_below_its_name_is_found(copied: Path, diagnose: Any) -> None:
+    base = copied.parent.parent / "flat"
+    copied.rename(base)
+    status, findings = diagnose(base)
+    assert status == 1
+    assert f"mkdir {base}" in findings["version number"]["fix"]
+
+
+def test_a_half_copied_version_is_found_by_its_manifest(copied: Path, diagnose: Any) -> None:
+    (copied / "model.tflite").write_bytes((copied / "model.tflite").read_bytes()[:1000])
+    status, findings = diagnose(copied)
+    assert status == 1
+    assert "model.tflite has 1000 bytes" in findings["whole version"]["explanation"]
+    assert "cp -r" in findings["whole version"]["fix"]
+
+
+def test_a_half_copied_version_is_found_without_a_manifest(copied: Path, diagnose: Any) -> None:
+    (copied / layout.MANIFEST).unlink()
+    (copied / "variables" / "variables.data-00000-of-00001").unlink()
+    status, findings = diagnose(copied)
+    assert status == 1
+    assert "incomplete" in findings["whole version"]["explanation"]
+
+
+def test_an_older_tensorflow_on_the_server_is_found(published_mlp: Path, diagnose: Any) -> None:
+    status, findings = diagnose(published_mlp / "mlp", "--server_tensorflow", "2.9.1")
+    assert status == 1
+    assert findings["TensorFlow version"]["fix"].startswith("docker pull tensorflow/serving:2.")
+
+
+def test_the_writing_tensorflow_is_read_without_a_manifest_too(copied: Path, diagnose: Any) -> None:
+    (copied / layout.MANIFEST).unlink()
+    _, findings = diagnose(copied, "--server_tensorflow", "1.15")
+    assert findings["TensorFlow version"]["verdict"] == "fails"
+
+
+def test_missing_warmup_is_a_warning(copied: Path, diagnose: Any) -> None:
+    (copied / layout.WARMUP).unlink()
+    (copied / layout.MANIFEST).unlink()
+    status, findings = diagnose(copied)
+    assert status == 0
+    assert findings["warmup"]["verdict"] == "warning"
+    assert "python -m exporter export" in findings["warmup"]["fix"]
+
+
+def test_a_model_that_disagrees_with_golden_is_found(
+    copied: Path, published_mlp: Path, diagnose: Any
+) -> None:
+    int8 = published_mlp / "mlp" / "1" / layout.variant_path("float16")
+    (copied / "model.tflite").write_bytes(int8.read_bytes())
+    status, findings = diagnose(copied)
+    assert status == 1
+    assert "differs by up to" in findings["healthy version"]["explanation"]
+
+
+def test_another_package_of_our_name_is_found(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    (tmp_path / "clients" / "__init__.py").touch()
+    (found,) = check_package([str(tmp_path), *sys.path])
+    assert found.verdict == "warning"
+    assert str(tmp_path / "clients") in found.explanation
+    assert "plumbline-clients" in found.fix
+    assert check_package()[0].verdict == "ok"
+
+
+def test_a_missing_folder_is_not_taken_for_an_address(tmp_path: Path, diagnose: Any) -> None:
+    status, findings = diagnose(tmp_path / "none")
+    assert status == 1
+    assert "is no directory" in findings["version number"]["explanation"]
