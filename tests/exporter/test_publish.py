@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import errno
 import json
 import os
@@ -9,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,7 +26,7 @@ from contract.errors import (
     VersionExistsError,
 )
 from contract.manifest import check_files, read_manifest
-from exporter import durability
+from exporter import durability, publish
 from exporter.base_path_lock import hold_base_path, mark_alive
 from exporter.publish import PublishOptions, check_base_path, publish_version
 from tests.exporter.candidates import make_candidate, make_signature
@@ -130,6 +133,27 @@ def test_two_publishers_racing_get_two_versions(tmp_path: Path) -> None:
     assert versions == [1, 2, 3, 4], outputs
     assert_every_version_is_whole(base_path)
     assert names_in(base_path) == {"1", "2", "3", "4", layout.LOCK}
+
+
+def test_a_publisher_that_has_chosen_its_number_keeps_others_from_choosing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate = make_candidate(tmp_path / "candidate")
+    both_have_chosen = threading.Barrier(2)
+    choose = publish._choose_version
+
+    def choose_and_wait(base_path: Path, wanted: int | None) -> int:
+        version = choose(base_path, wanted)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_have_chosen.wait(timeout=0.3)  # the other one must not come
+        return version
+
+    monkeypatch.setattr(publish, "_choose_version", choose_and_wait)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        futures = [
+            pool.submit(publish_version, candidate, tmp_path / "mlp", DEFAULTS) for _ in range(2)
+        ]
+        assert {future.result().version for future in futures} == {1, 2}
 
 
 STAGES = ["copy_file", "sync_tree", "write_manifest", "sync_path", "rename", "after rename"]
