@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from clients.interruption import hold_interrupts
 from clients.on_device import OnDevicePredictor
 from clients.terminal import hide_delegate_notes, print_json, print_table
 from contract.lite.runtime import create_interpreter
@@ -114,7 +115,8 @@ def print_bench(measured: Sequence[VariantBench], *, as_json: bool) -> None:
 
 def make_batch(signature: Signature, batch_size: int) -> dict[str, Array]:
     """Random values that fit a signature: floats in 0..1, whole numbers in 0..127."""
-    rng = np.random.default_rng(0)
+    with hold_interrupts():  # numpy.random is imported here, and loses a Ctrl-C meanwhile
+        rng = np.random.default_rng(0)
     batch: dict[str, Array] = {}
     for name, spec in signature.inputs.items():
         shape = [batch_size if size is None else size for size in spec.shape or (None,)]
