@@ -26,5 +26,7 @@ class BatchingParameters:
     pad_variable_length_inputs: bool = False
 
     def round_up(self, size: int) -> int:
-        """The size that a batch of `size` rows is padded to."""
+        """The size that a batch of `size` rows is padded to; 0 rows have none to repeat."""
+        if size == 0:
+            return 0
         return next((allowed for allowed in self.allowed_batch_sizes if allowed >= size), size)

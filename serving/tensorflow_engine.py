@@ -24,6 +24,7 @@ from contract.errors import (
     InternalError,
     PlumblineError,
     SignatureNotFoundError,
+    TensorMismatchError,
     UnimplementedError,
 )
 from contract.servable import DEFAULT_SIGNATURE_NAME
@@ -128,6 +129,12 @@ class TensorFlowEngine(Engine):
         signature = self._signature_defs.get(name)
         if signature is None:
             raise SignatureNotFoundError(f'Serving signature key "{name}" not found.')
+        unknown = [
+            *(alias for alias in aliases if alias not in signature.inputs),
+            *(alias for alias in wanted if alias not in signature.outputs),
+        ]
+        if unknown:  # and a message's map would make an entry of what it is asked for
+            raise TensorMismatchError(f"signature {name!r} has no {', '.join(unknown)}")
         options = self._callable_options()
         options.feed.extend(_tensor_name(signature.inputs[alias]) for alias in aliases)
         options.fetch.extend(

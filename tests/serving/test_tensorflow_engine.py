@@ -1,0 +1,138 @@
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract import layout
+from contract.errors import Code, PlumblineError, TensorMismatchError, VerificationError
+from contract.golden import Golden, GoldenExamples, write_golden
+from contract.parity import Tolerance, replay
+from contract.servable import ServableId
+from serving import tensorflow_engine
+from serving.batching_parameters import BatchingParameters
+from serving.engines import TENSORFLOW
+from serving.loader import LoadOptions, load_servable
+from serving.self_test import load_golden
+from serving.tensorflow_engine import SessionOptions, TensorFlowEngine
+from serving.worker_pool import WorkerPool
+from tests.conformance.recordings import MODELS
+
+pytestmark = pytest.mark.tensorflow
+
+ID = ServableId("affine", 3)
+AFFINE = MODELS / "affine" / "3"
+X = {"x": np.array([1, 2, 5], np.float32)}
+
+
+@pytest.fixture(scope="module")
+def engine() -> TensorFlowEngine:
+    return TensorFlowEngine(AFFINE, SessionOptions())
+
+
+def test_signatures_are_fed_and_fetched_by_name(engine: TensorFlowEngine) -> None:
+    assert engine.run("", X)["y"].tolist() == [3, 5, 11]
+    outputs = engine.run("two_outputs", X, output_filter=["minus_y"])
+    assert {name: array.tolist() for name, array in outputs.items()} == {"minus_y": [-3, -5, -11]}
+
+
+def test_scalars_and_strings_keep_their_shape() -> None:
+    mixed = TensorFlowEngine(MODELS / "mixed" / "1", SessionOptions())
+    outputs = mixed.run("length", {"image_bytes": np.array([b"a\0", b""], object)})
+    (lengths,) = outputs.values()
+    assert lengths.tolist() == [2, 0]
+    mixed.close()
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros(2, np.int64), np.array([b"a"], object), np.zeros((0,), np.float64)]
+)
+def test_a_wrong_dtype_is_an_invalid_argument(engine: TensorFlowEngine, array: Any) -> None:
+    with pytest.raises(PlumblineError) as caught:
+        engine.run("serving_default", {"x": array})
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+def test_arrays_of_any_layout_are_fed(engine: TensorFlowEngine) -> None:
+    strided = np.arange(8, dtype=np.float32)[::2]
+    unaligned = np.frombuffer(b"\0" + np.float32([1, 2]).tobytes(), np.float32, offset=1)
+    assert engine.run("", {"x": strided})["y"].tolist() == [1, 5, 9, 13]
+    assert engine.run("", {"x": unaligned})["y"].tolist() == [3, 5]
+
+
+def test_prepared_calls_are_bounded(
+    engine: TensorFlowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorflow_engine, "MAX_CALLABLES", 2)
+    for wanted in (["y"], ["minus_y"], ["y", "minus_y"], ["minus_y", "y"], []):
+        assert engine.run("two_outputs", X, output_filter=wanted)
+        assert len(engine._callables) <= 2
+
+
+def test_an_input_that_there_is_not_is_told(engine: TensorFlowEngine) -> None:
+    for _ in range(2):
+        with pytest.raises(TensorMismatchError, match="has no z"):
+            engine.run("serving_default", X | {"z": X["x"]})
+
+
+def test_wrong_tags_are_told() -> None:
+    with pytest.raises(PlumblineError, match="tags"):
+        load_servable(ID, AFFINE, LoadOptions(saved_model_tags=("gpu",)))
+
+
+def test_variables_that_are_missing_fail_the_load(tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(AFFINE, tmp_path / "1"))
+    shutil.rmtree(broken / "variables")
+    with pytest.raises(PlumblineError):
+        load_servable(ID, broken, LoadOptions())
+
+
+def test_a_version_without_tflite_is_loaded_and_tested_at_once(tmp_path: Path) -> None:
+    version = Path(shutil.copytree(AFFINE, tmp_path / "3"))
+    examples = GoldenExamples(X, {"y": np.array([3, 5, 11], np.float32)}, (3,))
+    write_golden(version / layout.GOLDEN, Golden({"serving_default": examples}))
+    load_servable(ID, version, LoadOptions()).close()
+    wrong = GoldenExamples(X, {"y": np.array([3, 5, 12], np.float32)}, (3,))
+    write_golden(version / layout.GOLDEN, Golden({"serving_default": wrong}))
+    with pytest.raises(VerificationError, match="y differs by 1 "):
+        load_servable(ID, version, LoadOptions())
+
+
+def test_both_engines_give_the_golden_answers(published_mlp: Path) -> None:
+    version = published_mlp / "mlp" / "1"
+    golden = load_golden(version)
+    options = LoadOptions(engine=TENSORFLOW)
+    servable = load_servable(ServableId("mlp", 1), version, options)
+    assert {choice.engine for choice in servable.engines.values()} == {TENSORFLOW}
+
+    class Through:
+        def predict(self, batch: Any, *, signature_name: str) -> Any:
+            return servable.run(signature_name, batch)
+
+    for name, examples in golden.items():
+        report = replay(examples, Through(), Tolerance(atol=1e-5), signature_name=name)
+        assert report.passed, report
+    servable.close()
+
+
+def test_batching_answers_as_without_it() -> None:
+    servable = load_servable(
+        ID,
+        AFFINE,
+        LoadOptions(batching=BatchingParameters(max_batch_size=8, batch_timeout_micros=1000)),
+    )
+
+    async def ask() -> list[Any]:
+        pool = WorkerPool()
+        calls = [
+            servable.answer("serving_default", {"x": np.full(2, n, np.float32)}, pool=pool)
+            for n in range(10)
+        ]
+        answers = await asyncio.gather(*calls)
+        pool.close()
+        return answers
+
+    assert [one["y"].tolist() for one in asyncio.run(ask())] == [[2 * n + 1] * 2 for n in range(10)]
+    servable.close()
