@@ -36,7 +36,7 @@ from clients.targets import (
 from clients.terminal import hide_delegate_notes, print_json, print_remark, print_table
 from contract import layout
 from contract.errors import ConfigError, PlumblineError, UnimplementedError
-from contract.golden import read_golden
+from contract.golden import Golden, read_golden
 
 _NUMERIC = ("rows", "max abs difference", "max ULP", "top-1 agreement")
 
@@ -63,6 +63,12 @@ def add_parser(verbs: Any) -> None:
         help="host:port or URL of REST (default %(default)s)",
     )
     parser.add_argument("--per_signature", action="store_true", help="one line per signature")
+    parser.add_argument(
+        "--signatures",
+        metavar="NAMES",
+        help="with commas (default: all that have golden examples); a server without TensorFlow "
+        "has none that takes strings",
+    )
     add_server_flags(parser)
     parser.set_defaults(run=run)
 
@@ -71,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints one table: 0 all agree, 1 a difference or an error, 3 unreachable."""
     version_dir = find_version_dir(args.version_dir) if args.version_dir else None
     path = _choose_golden(args.golden, version_dir)
-    golden = read_golden(path)
+    golden = _keep_signatures(read_golden(path), args.signatures)
     if version_dir and not args.golden and args.version is None and args.version_label is None:
         # Golden examples belong to one version: a newer one may answer differently.
         args.version = layout.parse_version(version_dir.name)
@@ -102,6 +108,17 @@ def _choose_golden(golden: Path | None, version_dir: Path | None) -> Path:
     if version_dir is None:
         raise ConfigError("parity needs golden examples: give --version_dir or --golden")
     return version_dir / layout.GOLDEN
+
+
+def _keep_signatures(golden: Golden, names: str | None) -> Golden:
+    if names is None:
+        return golden
+    wanted = names.split(",")
+    for name in wanted:
+        if name not in golden.signatures:
+            known = ", ".join(golden.signatures)
+            raise ConfigError(f"--signatures: no golden examples of {name!r}; there are: {known}")
+    return Golden({name: golden.signatures[name] for name in wanted})
 
 
 def _check(name: str, args: argparse.Namespace, version_dir: Path | None, golden: Any) -> HopReport:

@@ -14,7 +14,7 @@ from contract.errors import ServableUnavailableError
 PROGRAMS = ("docker", "podman")
 WAY_OUT = "or serve without a container, with the same flags: python -m serving embedded"
 
-_INFO_TIMEOUT_S = 20.0
+_INFO_TIMEOUT_S = 60.0
 _CALL_TIMEOUT_S = 120.0
 
 
@@ -131,6 +131,10 @@ def _read_info(program: str, info: dict[str, Any]) -> ContainerEngine | str:
 
 
 def last_line(text: str) -> str:
-    """The last line that says something, without the engine's own prefix."""
+    """What an engine gives as its reason: its last error, or else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("Error: ").removeprefix("ERROR: ") if lines else ""
+    # podman's own log (time=… level=…) comes before and after the error, and names no cause.
+    lines = [line for line in lines if not line.startswith("time=")] or lines
+    errors = [line for line in lines if line.lower().startswith("error")]
+    chosen = (errors or lines or [""])[-1]
+    return chosen.removeprefix("Error: ").removeprefix("ERROR: ")

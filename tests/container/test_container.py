@@ -1,0 +1,382 @@
+"""`serving container` with a real engine: serving, stopping, and every fault's own message."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract.errors import ServableUnavailableError
+from contract.wire.call import call_unary
+from contract.wire.plumbline_wire import status_pb2
+from contract.wire.rpc import GET_MODEL_STATUS
+from serving.config import parse_config
+from serving.container.engines import ContainerEngine
+from serving.container.images import find_image
+from serving.container.plan import make_plan
+from serving.container.running import RunningContainer
+from tests.container import images_for_tests as images
+from tests.container.processes import ContainerProcess, run_container, run_serving
+
+pytestmark = pytest.mark.container
+
+UNREACHABLE = "localhost:9/no/such-image:1"
+
+
+@pytest.fixture
+def flags(mlp_base_path: Path) -> list[str]:
+    return ["--model_name=mlp", f"--model_base_path={mlp_base_path}"]
+
+
+@pytest.fixture(scope="module")
+def server(
+    embedded_image: str, mlp_base_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ContainerProcess]:
+    arguments = ["--model_name=mlp", f"--model_base_path={mlp_base_path}", "--rest_api_port=-1"]
+    folder = tmp_path_factory.mktemp("server")
+    with ContainerProcess(folder, f"--image={embedded_image}", *arguments) as process:
+        yield process.wait_until_serving()
+
+
+@pytest.fixture
+def stock(stand_in: Callable[[str], str]) -> str:
+    return stand_in(images.STOCK)
+
+
+@contextlib.contextmanager
+def hold_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
+
+
+def inspect(engine: ContainerEngine, name: str) -> dict[str, Any]:
+    document = json.loads(engine.call("inspect", name).stdout)
+    facts: dict[str, Any] = document[0]
+    return facts
+
+
+def read_version_states(address: str) -> dict[int, int]:
+    request = status_pb2.GetModelStatusRequest()
+    request.model_spec.name = "mlp"
+    answer = call_unary(address, GET_MODEL_STATUS, request, timeout_s=10)
+    return {one.version: one.state for one in answer.model_version_status}
+
+
+def test_golden_examples_come_back_through_every_hop(
+    server: ContainerProcess, mlp_base_path: Path
+) -> None:
+    command = ["parity", "--model_name=mlp", f"--version_dir={mlp_base_path}", "--via=all"]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "clients", *command),
+            *(f"--server={server.address}", f"--rest_server={server.url}", "--json"),
+            "--signatures=serving_default,serving_uint8",  # the other takes strings
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_server_runs_confined(server: ContainerProcess, engine: ContainerEngine) -> None:
+    facts = inspect(engine, server.name)
+    assert facts["HostConfig"]["ReadonlyRootfs"]
+    assert "no-new-privileges" in facts["HostConfig"]["SecurityOpt"]
+    done = engine.call("exec", server.name, "sh", "-c", "grep CapEff /proc/1/status; id -u")
+    effective, user = done.stdout.split()[1:]
+    assert int(effective, 16) == 0
+    assert int(user) == os.getuid()
+    assert engine.call("exec", server.name, "touch", "/opt/x").returncode != 0
+
+
+def test_base_paths_cannot_be_written_inside(
+    server: ContainerProcess, engine: ContainerEngine, mlp_base_path: Path
+) -> None:
+    done = engine.call("exec", server.name, "touch", f"{mlp_base_path}/9")
+    assert done.returncode != 0
+    assert not (mlp_base_path / "9").exists()
+
+
+def test_ports_listen_on_loopback_alone(server: ContainerProcess, engine: ContainerEngine) -> None:
+    bindings = inspect(engine, server.name)["HostConfig"]["PortBindings"]
+    addresses = {one["HostIp"] for listed in bindings.values() for one in listed}
+    assert addresses == {"127.0.0.1"}
+
+
+def test_metrics_are_on(server: ContainerProcess) -> None:
+    url = f"{server.url}/monitoring/prometheus/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        assert b":tensorflow:serving:request_count" in answer.read()
+
+
+def test_the_health_check_of_the_image_passes(
+    server: ContainerProcess, engine: ContainerEngine
+) -> None:
+    healthcheck = "/usr/local/lib/plumbline/healthcheck.py"
+    done = engine.call("exec", server.name, "python3", "-S", "-E", healthcheck)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_image_runs_neither_as_root_nor_without_a_health_check(
+    engine: ContainerEngine, embedded_image: str
+) -> None:
+    document = json.loads(engine.call("image", "inspect", embedded_image).stdout)[0]
+    assert document["Config"]["User"].split(":")[0] not in ("", "0", "root")
+    assert document.get("HealthCheck") or document["Config"].get("Healthcheck")
+
+
+def test_the_image_holds_no_tensorflow(engine: ContainerEngine, embedded_image: str) -> None:
+    code = "import importlib.util as u, sys; sys.exit(u.find_spec('tensorflow') is not None)"
+    done = engine.call("run", "--rm", "--entrypoint=python3", embedded_image, "-c", code)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_and_removes_the_container(
+    engine: ContainerEngine,
+    embedded_image: str,
+    flags: list[str],
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    with ContainerProcess(tmp_path, f"--image={embedded_image}", *flags) as process:
+        process.wait_until_serving()
+        assert process.name in images.list_containers(engine)
+        assert process.end(number) == 0
+    assert process.name not in images.list_containers(engine)
+
+
+def test_ctrl_c_while_starting_leaves_nothing(
+    engine: ContainerEngine, stand_in: Callable[[str], str], flags: list[str], tmp_path: Path
+) -> None:
+    image = stand_in(images.SILENT)
+    with ContainerProcess(tmp_path, f"--image={image}", *flags) as process:
+        process.wait_for(lambda: "waiting" in process.log)
+        assert process.end(signal.SIGINT) == 130
+    assert process.name not in images.list_containers(engine)
+
+
+def test_a_detached_container_is_stopped_by_the_stop_verb(
+    engine: ContainerEngine, embedded_image: str, flags: list[str], tmp_path: Path
+) -> None:
+    with ContainerProcess(tmp_path, f"--image={embedded_image}", "--detach", *flags) as process:
+        assert process.process.wait(60) == 0, process.log
+    try:
+        assert read_version_states(process.address) == {1: 30}
+    finally:
+        done = run_serving("stop", process.name)
+    assert (done.returncode, done.stdout) == (0, f"{process.name}\n")
+    assert process.name not in images.list_containers(engine)
+
+
+def test_stop_refuses_a_container_that_it_did_not_start(engine: ContainerEngine) -> None:
+    done = run_serving("stop", "somebody-elses")
+    assert done.returncode == 2
+    assert "somebody-elses was not started" in done.stderr
+
+
+def test_a_new_version_is_seen_through_the_mount(
+    embedded_image: str, mlp_base_path: Path, tmp_path: Path
+) -> None:
+    base_path = tmp_path / "mlp"
+    images.copy_version(mlp_base_path / "1", base_path, 1)
+    arguments = [f"--image={embedded_image}", "--model_name=mlp", f"--model_base_path={base_path}"]
+    with ContainerProcess(tmp_path, *arguments) as process:
+        process.wait_until_serving()
+        images.copy_version(mlp_base_path / "1", tmp_path / "staged", 1)
+        (tmp_path / "staged" / "1").rename(base_path / ".stage")
+        (base_path / ".stage").rename(base_path / "2")
+        process.wait_for(lambda: read_version_states(process.address).get(2, 0) in (30, 50))
+
+
+def test_an_image_of_tensorflow_serving_is_served_by_its_own_program(
+    stock: str, flags: list[str], tmp_path: Path, engine: ContainerEngine
+) -> None:
+    with ContainerProcess(tmp_path, f"--image={stock}", "--rest_api_port=-1", *flags) as process:
+        process.wait_until_serving()
+        command = inspect(engine, process.name)["Config"]["Cmd"]
+        assert "--monitoring_config_file=/mnt/plumbline/monitoring_config_file" in command
+        assert read_version_states(process.address) == {1: 30}
+        with urllib.request.urlopen(f"{process.url}/v1/models/mlp", timeout=10) as answer:
+            assert b"AVAILABLE" in answer.read()
+
+
+def test_models_of_a_config_file_are_all_waited_for(
+    stock: str, mlp_base_path: Path, tmp_path: Path
+) -> None:
+    images.copy_version(mlp_base_path / "1", tmp_path / "mlp", 3)
+    models = "".join(
+        f'config {{ name: "{name}" base_path: "{tmp_path}/mlp" model_platform: "tensorflow" }}'
+        for name in ("one", "two")
+    )
+    (tmp_path / "models.config").write_text(f"model_config_list {{ {models} }}")
+    flag = f"--model_config_file={tmp_path}/models.config"
+    with ContainerProcess(tmp_path, f"--image={stock}", flag) as process:
+        process.wait_until_serving()
+        assert "one: AVAILABLE, two: AVAILABLE" in process.log
+
+
+def test_a_unix_socket_is_served_across_the_wall(
+    embedded_image: str, flags: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    flag = f"--grpc_socket_path={folder}/g"
+    with ContainerProcess(tmp_path, f"--image={embedded_image}", flag, *flags) as process:
+        process.wait_until_serving()
+        assert read_version_states(f"unix:{folder}/g") == {1: 30}
+
+
+def test_the_dry_run_prints_a_command_that_serves(
+    engine: ContainerEngine, embedded_image: str, flags: list[str]
+) -> None:
+    with hold_port() as port:
+        pass
+    name = f"plumbline-test-dry-{os.getpid()}"
+    arguments = [f"--image={embedded_image}", f"--port={port}", f"--name={name}", *flags]
+    done = run_serving("container", "--dry_run", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert name not in images.list_containers(engine)
+    try:
+        subprocess.run(done.stdout, shell=True, check=True, capture_output=True)
+        assert name in images.list_containers(engine)
+    finally:
+        assert run_serving("stop", name).returncode == 0
+
+
+def test_a_missing_image_without_network_says_so_and_names_the_way_out(flags: list[str]) -> None:
+    done = run_container(f"--image={UNREACHABLE}", *flags)
+    assert done.returncode == 3
+    assert "cannot be pulled" in done.stderr
+    assert "its registry cannot be reached" in done.stderr
+    assert "python -m serving embedded" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["port", "rest_api_port"])
+def test_a_port_in_use_is_named(embedded_image: str, flags: list[str], flag: str) -> None:
+    with hold_port() as port:
+        done = run_container(f"--image={embedded_image}", *flags, f"--{flag}={port}")
+    assert done.returncode == 3
+    assert f"127.0.0.1:{port} is in use" in done.stderr
+    assert f"--{flag}" in done.stderr
+
+
+def test_a_port_taken_at_the_last_moment_is_named_too(
+    engine: ContainerEngine, embedded_image: str, flags: list[str]
+) -> None:
+    image = find_image(engine, embedded_image)
+    assert image is not None
+    with hold_port() as port:
+        arguments = [*flags, f"--port={port}"]
+        plan = make_plan(parse_config(arguments), {}, image, engine)
+        container = RunningContainer(engine, plan, image.name, stop_timeout_s=1)
+        with pytest.raises(ServableUnavailableError, match="a port is in use"), container:
+            pass
+    assert plan.name not in images.list_containers(engine)
+
+
+def test_a_name_in_use_is_named(
+    server: ContainerProcess, embedded_image: str, flags: list[str]
+) -> None:
+    done = run_container(f"--image={embedded_image}", *flags, f"--name={server.name}")
+    assert done.returncode == 3
+    assert "a container of this name is running" in done.stderr
+    assert "python -m serving stop" in done.stderr
+    assert read_version_states(server.address) == {1: 30}
+
+
+def test_an_unreadable_base_path_is_refused_before_anything_starts(
+    embedded_image: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mlp").mkdir(mode=0o300)
+    done = run_container(
+        f"--image={embedded_image}", "--model_name=mlp", f"--model_base_path={tmp_path}/mlp"
+    )
+    assert done.returncode == 2
+    assert "cannot read it" in done.stderr
+    assert "chmod -R a+rX" in done.stderr
+
+
+@pytest.mark.parametrize("script", [images.ILLEGAL_INSTRUCTION, images.FOREIGN])
+def test_an_illegal_instruction_is_explained(
+    stand_in: Callable[[str], str], flags: list[str], script: str
+) -> None:
+    done = run_container(f"--image={stand_in(script)}", *flags)
+    assert done.returncode == 3
+    assert "Illegal instruction: this CPU lacks" in done.stderr
+    assert "python -m serving embedded" in done.stderr
+
+
+def test_a_crash_at_start_shows_the_last_lines_of_the_log(
+    stand_in: Callable[[str], str], flags: list[str], engine: ContainerEngine
+) -> None:
+    done = run_container(f"--image={stand_in(images.BROKEN)}", *flags)
+    assert done.returncode == 3
+    assert "ended with exit code 7" in done.stderr
+    assert "  | E no such luck" in done.stderr
+    assert "python -m serving embedded" in done.stderr
+
+
+def test_an_image_without_a_server_is_explained(
+    engine: ContainerEngine, embedded_image: str, flags: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "Containerfile").write_text(f"FROM {embedded_image}\nLABEL plumbline.server=none\n")
+    image = f"{images.REPOSITORY}:empty"
+    assert engine.call("build", "--tag", image, str(tmp_path)).returncode == 0
+    done = run_container(f"--image={image}", *flags)
+    assert done.returncode == 3
+    assert "holds no tensorflow_model_server" in done.stderr
+
+
+def test_a_server_that_never_answers_is_given_up_in_time(
+    stand_in: Callable[[str], str], flags: list[str]
+) -> None:
+    done = run_container(f"--image={stand_in(images.SILENT)}", *flags, "--start_timeout_s=1")
+    assert done.returncode == 3
+    assert "not every model is AVAILABLE after 1 s (mlp: not up yet)" in done.stderr
+
+
+def test_a_model_that_fails_to_load_is_told_with_its_reason(
+    embedded_image: str, mlp_base_path: Path, tmp_path: Path
+) -> None:
+    version = images.copy_version(mlp_base_path / "1", tmp_path / "mlp")
+    with (version / "model.tflite").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\0" * 1000)
+    done = run_container(
+        f"--image={embedded_image}", "--model_name=mlp", f"--model_base_path={tmp_path}/mlp"
+    )
+    assert done.returncode == 3
+    assert "model.tflite differs from its sha256" in done.stderr
+
+
+def test_behind_tls_the_log_of_tensorflow_serving_is_believed(
+    stand_in: Callable[[str], str], flags: list[str], tmp_path: Path
+) -> None:
+    pem = "-----BEGIN X-----"
+    (tmp_path / "ssl.config").write_text(f'server_key: "{pem}" server_cert: "{pem}"')
+    image = stand_in(images.LOADED_BEHIND_TLS)
+    tls = f"--ssl_config_file={tmp_path}/ssl.config"
+    with ContainerProcess(tmp_path, f"--image={image}", tls, *flags) as process:
+        process.wait_until_serving()
+
+
+def test_a_server_that_dies_later_ends_the_command(
+    engine: ContainerEngine, embedded_image: str, flags: list[str], tmp_path: Path
+) -> None:
+    with ContainerProcess(tmp_path, f"--image={embedded_image}", *flags) as process:
+        process.wait_until_serving()
+        engine.call("kill", process.name)
+        assert process.process.wait(60) == 3
+    assert "killed from outside" in process.log
+    assert process.name not in images.list_containers(engine)
