@@ -23,7 +23,6 @@ GOLDEN = f"{EXTRA}/golden.npz"
 MANIFEST = f"{EXTRA}/manifest.json"
 MODEL_CARD = f"{EXTRA}/MODEL_CARD.md"
 CONFUSION_MATRIX = f"{EXTRA}/confusion_matrix.png"
-REPORT = f"{EXTRA}/verification.json"
 
 FLOAT32 = "float32"
 VARIANTS = (FLOAT32, "float16", "dynamic_range", "int8")
