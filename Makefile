@@ -60,6 +60,16 @@ test: $(INSTALLED) ## All tests but those of containers
 test-quick: $(INSTALLED) ## Tests that import no TensorFlow
 	$(BIN)/python -m pytest -n 2 -m "not container and not tensorflow" $(ARGS)
 
+.PHONY: bench-export bench-serving bench-clients
+bench-export: $(INSTALLED) ## make export beside a plain script
+	$(BIN)/python -m benchmarks.bench_export $(ARGS)
+
+bench-serving: $(INSTALLED) ## The embedded server beside the alternatives (needs models/mlp and models/cnn)
+	$(BIN)/python -m benchmarks.bench_serving $(ARGS)
+
+bench-clients: $(INSTALLED) ## The clients beside what they replace (needs models/mlp)
+	$(BIN)/python -m benchmarks.bench_clients $(ARGS)
+
 .PHONY: protos
 protos: $(INSTALLED) ## Generate contract/wire again from its .proto files
 	$(BIN)/python -m contract.wire.generate

@@ -111,7 +111,7 @@ def measure_server(
                 figures[f"{model}: gRPC, rows {rows}, calls/s"] = run_grpc(
                     running.grpc_port, PREDICT, message, seconds=seconds, answer_bytes=size
                 )
-            figures[f"{model}: p99 at 500 calls/s, ms"] = measure_p99(running, model)
+            figures[f"{model}: p99 at 500 calls/s, ms"] = measure_p99(running)
         if running.rest_port and model == "mlp":
             figures["mlp: REST, rows 1, calls/s"] = run_rest(
                 running.rest_port, running.rest_path, make_json(model), seconds=seconds
@@ -120,12 +120,11 @@ def measure_server(
     return figures
 
 
-def measure_p99(running: servers.Running, model: str) -> float:
+def measure_p99(running: servers.Running) -> float:
     """99th percentile in ms at an open-loop 500 calls/s, from the intended send time."""
     command = [
-        *(sys.executable, "-m", "clients", "load", f"127.0.0.1:{running.grpc_port}"),
+        *(sys.executable, "-m", "clients", "load", "--server", f"127.0.0.1:{running.grpc_port}"),
         *("--model_name", "m", "--rate", "500", "--duration_s", "5", "--json"),
-        *("--shape", ",".join(map(str, (1, *INPUT_SHAPES[model])))),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
