@@ -44,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     _set_up_logging(flags)
     for one in unknown_flags:
         logger.warning("%s", one)
+    for name in find_ignored(flags):
+        logger.warning("--%s is accepted and ignored by the embedded server", name)
     if flags.use_alts_credentials:
         raise ConfigError("--use_alts_credentials: only TensorFlow Serving has ALTS; use TLS")
     try:
@@ -56,6 +58,15 @@ def run(arguments: argparse.Namespace) -> int:
         logging.shutdown()
         os._exit(code)
     return code
+
+
+def find_ignored(flags: ServerFlags) -> list[str]:
+    """The flags that were given a value and have no effect here."""
+    return [
+        one.name
+        for one in list_flags(ServerFlags)
+        if one.embedded == "ignored" and getattr(flags, one.name) != one.default
+    ]
 
 
 def find_version() -> str:

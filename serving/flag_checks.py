@@ -5,7 +5,7 @@ from __future__ import annotations
 from contract.errors import ConfigError
 from serving.flags import ServerFlags
 from serving.loader import ENGINES
-from serving.model_config import check_model_name
+from serving.model_config import check_local_path, check_model_name
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 POSITIVE = (
@@ -69,6 +69,7 @@ def _check_models(flags: ServerFlags) -> None:
             "Give --model_base_path=PATH of one model, or --model_config_file=FILE"
         )
     check_model_name(flags.model_name)
+    check_local_path(flags.model_name, flags.model_base_path)
 
 
 def _check_choices(flags: ServerFlags) -> None:

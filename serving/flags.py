@@ -62,13 +62,20 @@ class ServerFlags(TensorFlowServingFlags):
     )
 
     request_log_dir: str = flag(
-        "", "Folder for PredictionLog records of sampled requests.", container="refused"
+        "",
+        "Folder for PredictionLog records of sampled requests.",
+        container="refused",
+        embedded="ignored",
     )
     request_log_sampling_rate: float = flag(
-        0.0, "Share of requests to log where a model has no logging_config.", container="refused"
+        0.0,
+        "Share of requests to log where a model has no logging_config.",
+        container="refused",
+        embedded="ignored",
     )
     request_log_max_bytes: int = flag(
         256 * MEBIBYTE,
         "Bytes of request logs to keep; the oldest file goes first.",
         container="refused",
+        embedded="ignored",
     )

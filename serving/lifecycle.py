@@ -62,7 +62,8 @@ class Lifecycle:
                 for harness in harnesses.values():
                     harness.aspired = False
             self._changed.notify_all()
-        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
 
     def aspire(self, name: str, versions: dict[int, Path]) -> None:
         """Sets the versions that should be served of one model, and looks whether failed ones

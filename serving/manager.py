@@ -9,7 +9,6 @@ from types import TracebackType
 
 from contract.errors import (
     Code,
-    ConfigError,
     DeadlineExceededError,
     PlumblineError,
     ServableNotFoundError,
@@ -20,7 +19,7 @@ from serving.failures import Failure, describe_failures, find_failure
 from serving.lease import Lease
 from serving.lifecycle import Lifecycle
 from serving.loading import LoadFunction, LoadPolicy
-from serving.model_config import PLATFORM, ModelConfig
+from serving.model_config import ModelConfig, check_platforms
 from serving.routing import Table, assign_labels
 from serving.source import FileSystemSource, Sighting
 from serving.states import StateMonitor, VersionStatus
@@ -78,7 +77,17 @@ class ServableManager:
         Raises:
             PlumblineError: The models cannot be served together, as in `reload`.
         """
-        self._apply(models)
+        try:
+            self._apply(models)
+        except PlumblineError as error:
+            if error.code is not Code.FAILED_PRECONDITION:
+                raise
+            # Nothing is AVAILABLE yet, so TensorFlow Serving's rule refuses every label here.
+            flag = "--allow_version_labels_for_unavailable_models"
+            raise PlumblineError(
+                f"{error.message} (a first configuration with labels wants {flag})",
+                code=error.code,
+            ) from None
         self._lifecycle.start()
         self._source.start(models)
 
@@ -187,7 +196,7 @@ class ServableManager:
             self._wait_for_models(new, timeout_s)
 
     def _apply(self, models: Sequence[ModelConfig]) -> None:
-        self._check_platforms(models)
+        check_platforms(models, self._models)
         labels = assign_labels(
             models,
             self._table.labels,
@@ -197,19 +206,6 @@ class ServableManager:
         with self._table_lock:
             self._table = self._table.replace_labels(labels)
         self._models = tuple(models)
-
-    def _check_platforms(self, models: Sequence[ModelConfig]) -> None:
-        old = {model.name: model.platform for model in self._models}
-        for model in models:
-            if model.platform != old.get(model.name, model.platform):
-                raise ConfigError(
-                    f"Illegal to change a model's platform. For model {model.name} platform was "
-                    f"{old[model.name]} and new platform requested is {model.platform}"
-                )
-            if model.platform != PLATFORM:
-                raise ConfigError(
-                    f"Model {model.name} requests unsupported platform {model.platform}"
-                )
 
     def _wait_for_models(self, names: Sequence[str], timeout_s: float | None) -> None:
         def is_decided(name: str) -> bool:

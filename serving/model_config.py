@@ -6,7 +6,7 @@ The texts of errors are TensorFlow Serving's (`model_servers/server_core.cc`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from contract.errors import ConfigError
@@ -80,6 +80,7 @@ def model_configs_from_message(
 
 def _model_from_message(message: config_pb2.ModelConfig) -> ModelConfig:
     check_model_name(message.name)
+    check_local_path(message.name, message.base_path)
     if not message.base_path.startswith("/"):
         raise ConfigError(
             f"Expected model {message.name} to have an absolute path or URI; "
@@ -135,6 +136,36 @@ def _logging_from_message(message: config_pb2.LoggingConfig) -> RequestLogging |
     return RequestLogging(
         message.log_collector_config.filename_prefix, message.sampling_config.sampling_rate
     )
+
+
+def check_platforms(models: Iterable[ModelConfig], old_models: Iterable[ModelConfig]) -> None:
+    """Refuses platforms that are unknown, or that differ from those in force.
+
+    Raises:
+        ConfigError: In TensorFlow Serving's words.
+    """
+    old = {model.name: model.platform for model in old_models}
+    for model in models:
+        if model.platform != old.get(model.name, model.platform):
+            raise ConfigError(
+                f"Illegal to change a model's platform. For model {model.name} platform was "
+                f"{old[model.name]} and new platform requested is {model.platform}"
+            )
+        if model.platform != PLATFORM:
+            raise ConfigError(f"Model {model.name} requests unsupported platform {model.platform}")
+
+
+def check_local_path(name: str, base_path: str) -> None:
+    """Refuses addresses: TensorFlow Serving reads buckets, but neither command here does.
+
+    Raises:
+        ConfigError: Says what to do instead.
+    """
+    if "://" in base_path:
+        raise ConfigError(
+            f"model {name}: base path {base_path} is not a folder of this machine; "
+            "copy the version here first"
+        )
 
 
 def check_model_name(name: str) -> None:

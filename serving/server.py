@@ -64,6 +64,8 @@ class Server:
             PlumblineError: Nothing can be served, or a port cannot be had.
         """
         config = self._config
+        if config.workers > 1:
+            logger.warning("--workers=%d: one process serves", config.workers)
         loop = asyncio.get_running_loop()
         self.manager.monitor.watch(functools.partial(_announce, loop, self.health))
         self.manager.start(config.models)

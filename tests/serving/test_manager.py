@@ -325,6 +325,14 @@ def test_a_label_must_point_at_an_available_version(tmp_path: Path, make: Make) 
     assert answer(manager, ModelSpec("m", version_label="canary")) == 2
 
 
+def test_labels_in_a_first_configuration_want_a_flag_and_say_which(
+    tmp_path: Path, make: Make
+) -> None:
+    put_version(tmp_path / "m", 1)
+    with pytest.raises(PlumblineError, match="--allow_version_labels_for_unavailable_models"):
+        make().start([model(tmp_path / "m", stable=1)])
+
+
 def test_an_allowed_label_still_may_not_move_to_an_unavailable_version(
     tmp_path: Path, make: Make
 ) -> None:
