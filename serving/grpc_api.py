@@ -65,9 +65,10 @@ def create_grpc_server(
         authorize: Is asked before every call of the server's own methods.
         options: More arguments of grpcio's server; they win.
     """
+    max_bytes = -1 if config.strict_compat else config.max_message_bytes  # -1: 2^31 - 1
     arguments = [
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", config.max_message_bytes),
+        ("grpc.max_receive_message_length", max_bytes),
+        ("grpc.max_send_message_length", max_bytes),
         *options,
     ]
     server = grpc.aio.server(

@@ -48,7 +48,9 @@ class Handlers:
             self.pool,
             is_method_checked=config.enable_signature_method_name_check,
         )
-        self.models = ModelHandlers(manager, is_reload_enabled=config.enable_reload_config)
+        self.models = ModelHandlers(
+            manager, is_reload_enabled=config.enable_reload_config or config.strict_compat
+        )
 
     def close(self) -> None:
         """Ends the threads, once what runs on them is done."""

@@ -8,6 +8,7 @@ words (`util/json_tensor.cc`, `WriteDecimal`).
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -188,6 +189,4 @@ def _spread(values: Sequence[bytes], shape: tuple[int, ...], depth: int) -> byte
 
 def encode_document(document: Mapping[str, Any]) -> bytes:
     """A status or metadata answer, indented by one blank, as protobuf prints it."""
-    import json
-
     return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"

@@ -32,6 +32,9 @@ from serving.rest_paths import EmptyAnswer, is_api_path, parse_path
 
 _log = logging.getLogger(__name__)
 
+UNLIMITED = 2**31 - 1
+"""What --strict_compat allows instead of the limits on bodies: TensorFlow Serving has none."""
+
 CRASH_TEXT = "the server failed; its log has the reason"
 _ALLOWED = frozenset(("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"))
 _JSON = {"Content-Type": "application/json"}
@@ -55,7 +58,9 @@ def create_rest_app(handlers: Handlers, config: ServerConfig) -> web.Application
         config: Limits and switches.
     """
     api = RestApi(handlers, config)
-    app = web.Application(client_max_size=config.max_json_bytes)
+    app = web.Application(
+        client_max_size=UNLIMITED if config.strict_compat else config.max_json_bytes
+    )
     app.router.add_route("*", "/{path:.*}", api.handle)
     return app
 
@@ -78,7 +83,8 @@ class RestApi:
         self._observer = handlers.observer
         self._pool = handlers.pool
         self._max_json_bytes = config.max_json_bytes
-        self._max_inflated_bytes = config.max_inflated_bytes
+        strict = config.strict_compat
+        self._max_inflated_bytes = UNLIMITED if strict else config.max_inflated_bytes
         timeout_ms = config.rest_api_timeout_in_ms
         self._timeout_s = timeout_ms / 1000 if timeout_ms > 0 else None
         self._more_headers = _CORS if config.rest_api_enable_cors_support else {}
