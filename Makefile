@@ -70,6 +70,16 @@ bench-serving: $(INSTALLED) ## The embedded server beside the alternatives (need
 bench-clients: $(INSTALLED) ## The clients beside what they replace (needs models/mlp)
 	$(BIN)/python -m benchmarks.bench_clients $(ARGS)
 
+.PHONY: image
+image: ## Build the image of the embedded server (TARGET=tensorflow for its twin; BASE=python:3.11-slim)
+	@deploy/build $(TARGET)
+
+.PHONY: test-container
+test-container: $(INSTALLED) ## Build both images and test them on docker or podman
+	@deploy/build embedded
+	@deploy/build tensorflow
+	$(BIN)/python -m pytest -m container $(ARGS)
+
 .PHONY: protos
 protos: $(INSTALLED) ## Generate contract/wire again from its .proto files
 	$(BIN)/python -m contract.wire.generate

@@ -45,6 +45,11 @@ class Ending:
     out_of_memory: bool = False
 
 
+def is_name_in_use(stderr: str) -> bool:
+    """Whether a `run` failed since another container has the name."""
+    return bool(_NAME_IN_USE.search(stderr))
+
+
 def explain_refusal(stderr: str, image: str) -> PlumblineError:
     """The error for a `run` that started nothing."""
     reason = last_line(stderr)
@@ -53,7 +58,7 @@ def explain_refusal(stderr: str, image: str) -> PlumblineError:
             f"a port is in use: {reason}; stop the server that holds it, or choose others with "
             "--port and --rest_api_port (-1 for any free one)"
         )
-    if _NAME_IN_USE.search(stderr):
+    if is_name_in_use(stderr):
         return ServableUnavailableError(
             f"a container of this name is running: {reason}; end it with python -m serving stop, "
             "or choose another --name"

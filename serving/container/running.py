@@ -15,7 +15,13 @@ from typing import Self
 from contract.errors import ConfigError, ServableUnavailableError
 from serving.announcement import join_address
 from serving.container.engines import ContainerEngine
-from serving.container.faults import Ending, explain_ending, explain_refusal, quote_log
+from serving.container.faults import (
+    Ending,
+    explain_ending,
+    explain_refusal,
+    is_name_in_use,
+    quote_log,
+)
 from serving.container.plan import ContainerPlan
 from serving.container.probes import AVAILABLE, ModelProgress, Probe
 
@@ -59,7 +65,9 @@ class RunningContainer:
         self._remove_leftover()
         done = self._engine.call(*self._plan.command[1:])
         if done.returncode != 0:
-            self._engine.call("rm", "--force", self.name)
+            # What could not be started may have been made; but not where another has the name.
+            if not is_name_in_use(done.stderr):
+                self._engine.call("rm", "--force", self.name)
             raise explain_refusal(done.stderr, self._image_name)
         return self
 
@@ -80,12 +88,13 @@ class RunningContainer:
         """The port on this machine of a port inside.
 
         Raises:
-            ServableUnavailableError: It is not published.
+            ServableUnavailableError: It is not published, or the server has ended.
         """
         done = self._engine.call("port", self.name, f"{inside}/tcp")
         try:
             return int(done.stdout.split()[0].rpartition(":")[2])
         except (IndexError, ValueError):
+            self.check_running()
             raise ServableUnavailableError(
                 f"{self._engine.program} does not say where port {inside} is: {done.stderr.strip()}"
             ) from None

@@ -131,7 +131,7 @@ def test_the_image_runs_neither_as_root_nor_without_a_health_check(
 ) -> None:
     document = json.loads(engine.call("image", "inspect", embedded_image).stdout)[0]
     assert document["Config"]["User"].split(":")[0] not in ("", "0", "root")
-    assert document.get("HealthCheck") or document["Config"].get("Healthcheck")
+    assert document.get("Healthcheck") or document["Config"].get("Healthcheck")
 
 
 def test_the_image_holds_no_tensorflow(engine: ContainerEngine, embedded_image: str) -> None:
