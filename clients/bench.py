@@ -89,13 +89,12 @@ def print_bench(measured: Sequence[VariantBench], *, as_json: bool) -> None:
     if as_json:
         print_json({"variants": measured})
         return
-    numeric = ["KiB", "median µs", "p99 µs", "rows/s", "bare µs", "ratio", "peak MiB", "threads"]
+    numeric = ["KiB", "median µs", "p99 µs", "rows/s", "bare µs", "ratio", "peak MiB"]
     print_table(
-        ["variant", "signature", *numeric],
+        ["variant", *numeric],
         [
             [
                 one.variant,
-                one.signature_name,
                 f"{one.kib:.0f}",
                 f"{one.median_us:.1f}",
                 f"{one.p99_us:.1f}",
@@ -103,12 +102,11 @@ def print_bench(measured: Sequence[VariantBench], *, as_json: bool) -> None:
                 f"{one.bare_median_us:.1f}",
                 f"{one.ratio:.2f}",
                 f"{one.peak_mib:.0f}",
-                one.num_threads,
             ]
             for one in measured
         ],
-        title=f"{measured[0].batch_size} rows a call, {measured[0].num_calls:,} calls; bare: "
-        "set_tensor, invoke, get_tensor",
+        title=f"rows a call: {measured[0].batch_size}, threads: {measured[0].num_threads}, calls: "
+        f"{measured[0].num_calls:,}; bare: set_tensor, invoke, get_tensor, without scaling int8",
         numeric=numeric,
     )
 

@@ -38,7 +38,7 @@ from contract import layout
 from contract.errors import ConfigError, PlumblineError, UnimplementedError
 from contract.golden import Golden, read_golden
 
-_NUMERIC = ("rows", "max abs difference", "max ULP", "top-1 agreement")
+_NUMERIC = ("rows", "max diff", "max ULP", "top-1", "worst row")
 
 
 def add_parser(verbs: Any) -> None:
@@ -171,13 +171,15 @@ def _print(args: argparse.Namespace, reports: Sequence[HopReport], path: Path) -
     if args.json:
         print_json({"golden": str(path), "hops": [_describe(report) for report in reports]})
         return
+    columns = ["hop", *_NUMERIC, "verdict"]
     rows = [_make_row(report) for report in reports]
     if args.per_signature:
+        columns.insert(1, "signature")
         rows = [row for report in reports for row in _split(report)]
     print_table(
-        ["hop", "signatures", *_NUMERIC, "worst row", "verdict"],
+        columns,
         rows,
-        title=f"parity with {path}",
+        title=f"parity with {path}; max diff: largest absolute difference",
         numeric=_NUMERIC,
     )
     for report in reports:
@@ -189,27 +191,29 @@ def _make_row(report: HopReport) -> list[str]:
     agreement = report.top1_agreement
     return [
         report.hop,
-        str(len(report.reports)) if len(report.reports) != 1 else report.reports[0].signature_name,
         f"{report.num_rows:,}",
-        f"{report.max_abs_difference:.2e}" if report.reports else "",
-        f"{report.max_ulp:,}" if report.reports else "",
+        f"{report.max_abs_difference:.1e}" if report.reports else "",
+        _shorten(report.max_ulp) if report.reports else "",
         "" if agreement is None else f"{agreement:.2%}",
-        report.worst_row,
+        report.worst_row.rpartition("[")[2].rstrip("]"),
         report.verdict,
     ]
 
 
+def _shorten(count: int) -> str:
+    return f"{count:,}" if count < 1_000_000 else f"{count:.0e}"
+
+
 def _split(report: HopReport) -> list[list[str]]:
-    if not report.reports:
-        return [_make_row(report)]
-    return [
-        _make_row(
-            dataclasses.replace(
-                report, reports=(one,), verdict=AGREES if one.passed else DIFFERS, problems=()
-            )
-        )
-        for one in report.reports
-    ]
+    rows = []
+    for one in report.reports:
+        verdict = AGREES if one.passed else DIFFERS
+        row = _make_row(dataclasses.replace(report, reports=(one,), verdict=verdict))
+        rows.append([row[0], one.signature_name, *row[1:]])
+    if not rows:
+        hop, *rest = _make_row(report)
+        rows.append([hop, "", *rest])
+    return rows
 
 
 def _describe(report: HopReport) -> dict[str, Any]:

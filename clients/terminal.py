@@ -168,11 +168,18 @@ def _print_rich(
 ) -> None:
     text = import_extra("rich.text", "a table").Text
     table = import_extra("rich.table", "a table").Table(
-        title=title or None, title_justify="left", title_style="bold"
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=import_extra("rich.box", "a table").SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for column in columns:
+        # Numbers and verdicts never break: a narrow terminal breaks names and sentences.
+        is_whole = column in numeric or column in ("verdict", "result")
         justify = "right" if column in numeric else "left"
-        table.add_column(text(column), justify=justify, overflow="fold")
+        table.add_column(text(column), justify=justify, overflow="fold", no_wrap=is_whole)
     for row in rows:
         table.add_row(*(text(cell, style=_choose_style(cell)) for cell in row))
     import_extra("rich.console", "a table").Console().print(table)

@@ -251,9 +251,9 @@ def test_a_terminal_gets_a_rich_table_and_a_pipe_gets_plain_lines(server: ModelS
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
     os.close(ours)
-    assert "━" in shown
+    assert "─" in shown
     assert "AVAILABLE" in shown
-    assert "━" not in run(*arguments[2:]).stdout
+    assert "─" not in run(*arguments[2:]).stdout
 
 
 def _interrupt_when(process: subprocess.Popen[str], is_ready: object) -> tuple[int, str]:
