@@ -29,7 +29,7 @@ serve: $(INSTALLED) ## Serve models/$(MODEL) on localhost: gRPC 8500, REST 8501
 
 .PHONY: predict
 predict: $(INSTALLED) ## Send golden inputs to a running server, print its predictions
-	@$(BIN)/python -m clients predict --model_name $(MODEL) $(ARGS)
+	@$(BIN)/python -m clients predict --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) $(ARGS)
 
 .PHONY: parity
 parity: $(INSTALLED) ## Compare every way to ask a running server, and the device, with in-process answers
