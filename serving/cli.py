@@ -14,6 +14,7 @@ from contract.errors import PlumblineError
 VERBS = {
     "embedded": ("serving.embedded", "serve version directories from this process"),
     "container": ("serving.container.verb", "serve them from TensorFlow Serving's image"),
+    "bake": ("serving.container.bake", "build an image that holds one published version"),
     "stop": ("serving.container.stop", "stop and remove what `container --detach` started"),
     "promote": ("serving.promote", "serve a version and point a label at it, or undo all of it"),
     "rollback": ("serving.rollback", "point a label back where it was before"),
@@ -80,7 +81,8 @@ def _parse_arguments(
     module.add_arguments(parser)
     if not takes_flags:
         return parser.parse_args(given)
-    arguments, arguments.flags = parser.parse_known_args(given)
+    arguments, rest = parser.parse_known_args(given)
+    arguments.flags = rest
     return arguments
 
 
