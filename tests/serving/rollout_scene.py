@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from contract.wire.predict import parse_predict_request
 from serving.rollout import Rollout, RolloutOptions
 from serving.rollout_config import ModelConfigFile
 from serving.rollout_servers import Server, Servers
+from tests.conformance.servers import find_model_server
 from tests.serving.server_process import ROOT, ServerProcess
 
 CONFIG = """# The models of this machine.
@@ -40,6 +43,7 @@ PINNED = (
     "model_version_policy { specific { versions: 1 } }  # grows by promote\n"
     '    version_labels { key: "stable" value: 1 }'
 )
+SERVERS = ("embedded", *(["tensorflow_model_server"] if find_model_server() else []))
 POLLING = (
     "--model_config_file_poll_wait_seconds=1",
     "--file_system_poll_wait_seconds=1",
@@ -93,10 +97,44 @@ def open_rollout(
     return Rollout(ModelConfigFile(config), servers, options)
 
 
+class ModelServerProcess(ServerProcess):
+    """A real tensorflow_model_server, with the same means of looking at it."""
+
+    def __enter__(self) -> ServerProcess:
+        binary = find_model_server()
+        assert binary is not None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        self.process = subprocess.Popen(
+            [binary, f"--port={port}", *self._arguments[2:]],
+            env=self._environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.addresses = {"grpc_port": port}
+        return self
+
+    def wait_until_ready(self) -> ServerProcess:
+        def is_available() -> bool:
+            try:
+                return "AVAILABLE" in self.list_states("mlp").values()
+            except grpc.RpcError:
+                return False
+
+        self.wait_for(is_available)
+        return self
+
+
 @contextmanager
-def serve(folder: Path, config: Path, *arguments: str) -> Iterator[ServerProcess]:
-    """The embedded server on a models.config, ready."""
-    with ServerProcess(folder, f"--model_config_file={config}", *POLLING, *arguments) as server:
+def serve(
+    folder: Path, config: Path, *arguments: str, kind: str = "embedded"
+) -> Iterator[ServerProcess]:
+    """A server on a models.config, ready. `kind` is one of SERVERS."""
+    make = ServerProcess if kind == "embedded" else ModelServerProcess
+    with make(folder, f"--model_config_file={config}", *POLLING, *arguments) as server:
         yield server.wait_until_ready()
 
 

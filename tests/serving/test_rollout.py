@@ -19,6 +19,7 @@ from serving.rollout_audit import RESTORE, read_lines
 from serving.rollout_label import promote, rollback
 from serving.rollout_servers import Server
 from tests.serving.rollout_scene import (
+    SERVERS,
     answer_labels_wrongly,
     copy_version,
     open_rollout,
@@ -52,19 +53,20 @@ class Scene:
         return self.server.list_states("mlp")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=SERVERS)
 def running(
-    tmp_path_factory: pytest.TempPathFactory, published_mlp: Path
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, published_mlp: Path
 ) -> Iterator[tuple[Path, ServerProcess]]:
-    """A server on four versions: 3 is damaged, 4 has golden examples that are not its own."""
+    """A server on versions 1, 2 and a damaged 3; `other/2` has golden that is not its own."""
     folder = tmp_path_factory.mktemp("rollout")
     for number in (1, 2):
         copy_version(published_mlp / "mlp" / "1", folder / "mlp" / str(number))
     damaged = copy_version(published_mlp / "mlp" / "1", folder / "mlp" / "3")
-    (damaged / "model.tflite").write_bytes(b"cut short")
+    for name in ("model.tflite", layout.SAVED_MODEL):
+        (damaged / name).write_bytes(b"cut short")
     copy_version(published_mlp / "mlp" / "1", folder / "other" / "2", golden_offset=0.5)
     config = write_config(folder)
-    with serve(folder, config, "--enable_reload_config") as server:
+    with serve(folder, config, "--enable_reload_config", kind=request.param) as server:
         yield folder, server
 
 
@@ -179,14 +181,16 @@ def test_a_policy_that_follows_the_newest_is_pinned_so_that_the_label_lasts(scen
     assert outcome.policy.startswith("specific 1 2")
 
 
-def test_servers_that_do_not_poll_are_told_to_reload(tmp_path: Path, published_mlp: Path) -> None:
+@pytest.mark.parametrize("kind", SERVERS)
+def test_servers_that_do_not_poll_are_told_to_reload(
+    tmp_path: Path, published_mlp: Path, kind: str
+) -> None:
     for number in (1, 2):
         copy_version(published_mlp / "mlp" / "1", tmp_path / "mlp" / str(number))
     config = write_config(tmp_path)
-    with serve(
-        tmp_path, config, "--model_config_file_poll_wait_seconds=0", "--enable_reload_config"
-    ) as server:
-        flags = Scene(config, server).flags
+    flags = ("--model_config_file_poll_wait_seconds=0", "--enable_reload_config")
+    with serve(tmp_path, config, *flags, kind=kind) as server:
+        flags = tuple(Scene(config, server).flags)
         code, document = run_json(
             "promote", *flags, "--version=2", "--label=stable", "--reload_config"
         )
