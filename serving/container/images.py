@@ -16,6 +16,12 @@ from serving.container.engines import WAY_OUT, ContainerEngine, last_line
 SERVER_LABEL = "plumbline.server"
 """Label of an image; its value `embedded` says that Plumbline's own server is inside."""
 
+MODEL_LABEL = "plumbline.model_name"
+"""Label of an image that holds a version of this model."""
+
+MODELS_FOLDER = "/models"
+"""Where images hold models, as tensorflow/serving does."""
+
 REPOSITORY = "tensorflow/serving"
 FALLBACK_VERSION = "2.20.0"
 """Of TensorFlow Serving, where tensorflow-serving-api is not installed; see requirements.lock."""
@@ -49,11 +55,21 @@ class Image:
         name: Its reference.
         server: What is inside.
         machine: The architecture it is built for; "" when unknown.
+        model_name: The model that is baked in, or "".
     """
 
     name: str
     server: ImageServer = ImageServer.TENSORFLOW_SERVING
     machine: str = ""
+    model_name: str = ""
+
+    @property
+    def model_flags(self) -> list[str]:
+        """Flags that serve what is baked in."""
+        if not self.model_name:
+            return []
+        base_path = f"{MODELS_FOLDER}/{self.model_name}"
+        return [f"--model_name={self.model_name}", f"--model_base_path={base_path}"]
 
 
 def name_default_image() -> str:
@@ -99,16 +115,18 @@ def _pull(engine: ContainerEngine, reference: str) -> None:
     reason = last_line(done.stderr)
     if _NO_BUILD.search(done.stderr):
         advice = (
-            f"there is no build of it for {engine.machine or 'this machine'}; build one, {WAY_OUT}"
+            f"There is no build of it for {engine.machine or 'this machine'}; build one, {WAY_OUT}"
         )
     elif _OFFLINE.search(done.stderr):
         advice = (
-            "the image is not on this machine and its registry cannot be reached; connect, copy "
-            f"it here (`{engine.program} save` there, `{engine.program} load` here), {WAY_OUT}"
+            "Its registry cannot be reached: connect, copy the image "
+            f"here (`{engine.program} save` there, `{engine.program} load` here), {WAY_OUT}"
         )
     else:
-        advice = f"check the name, log in to its registry, name another with --image, {WAY_OUT}"
-    raise ServableUnavailableError(f"image {reference} cannot be pulled: {reason}. Now {advice}")
+        advice = f"Check the name, log in to its registry, name another with --image, {WAY_OUT}"
+    raise ServableUnavailableError(
+        f"image {reference} is not on this machine and cannot be pulled: {reason}. {advice}"
+    )
 
 
 def _qualify(engine: ContainerEngine, name: str) -> str:
@@ -125,7 +143,9 @@ def _read_image(reference: str, document: Any) -> Image:
     labels = (facts.get("Config") or {}).get("Labels") or facts.get("Labels") or {}
     embedded = labels.get(SERVER_LABEL) == ImageServer.EMBEDDED.value
     server = ImageServer.EMBEDDED if embedded else ImageServer.TENSORFLOW_SERVING
-    return Image(reference, server, str(facts.get("Architecture", "")))
+    return Image(
+        reference, server, str(facts.get("Architecture", "")), str(labels.get(MODEL_LABEL, ""))
+    )
 
 
 def is_emulated(engine: ContainerEngine, image: Image) -> bool:

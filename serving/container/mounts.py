@@ -41,13 +41,12 @@ class Mount:
         return f"--mount=type=bind,source={self.source},target={self.target}{mode}"
 
 
-def list_base_path_mounts(config: ServerConfig, more: Sequence[Path]) -> list[Mount]:
-    """The base path of every model and the folders of `--mount_dir`, each at its own path.
+def list_base_path_mounts(folders: Sequence[Path], more: Sequence[Path]) -> list[Mount]:
+    """Base paths and the folders of `--mount_dir`, each at its own path.
 
     Raises:
         ConfigError: One is missing, cannot be read by the server, or leads outside.
     """
-    folders = [model.base_path for model in config.models]
     wanted = sorted({Path(os.path.normpath(folder.absolute())) for folder in (*folders, *more)})
     # A folder inside a mounted one is there already.
     kept = [one for one in wanted if not any(other in one.parents for other in wanted)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serving.config import ServerConfig
 from serving.container.engines import ContainerEngine
-from serving.container.images import Image, ImageServer
+from serving.container.images import MODELS_FOLDER, Image, ImageServer
 from serving.container.mounts import (
     CONFIG_FOLDER,
     Mount,
@@ -75,7 +75,7 @@ def make_plan(
         ConfigError: A path cannot be read, or a flag asks for what the image cannot give.
     """
     chosen = name or f"plumbline-{config.port if config.port > 0 else os.getpid()}"
-    mounts = list_base_path_mounts(config, mount_dirs)
+    mounts = list_base_path_mounts(_list_outer_base_paths(config, image), mount_dirs)
     files, paths = list_file_mounts(config)
     mounts += files + list_socket_mounts(config)
     stock = image.server is ImageServer.TENSORFLOW_SERVING
@@ -95,6 +95,12 @@ def make_plan(
         *flags,
     ]
     return ContainerPlan(chosen, tuple(command))
+
+
+def _list_outer_base_paths(config: ServerConfig, image: Image) -> list[Path]:
+    """Those on this machine: not what is baked into the image."""
+    inside = Path(MODELS_FOLDER, image.model_name) if image.model_name else None
+    return [model.base_path for model in config.models if model.base_path != inside]
 
 
 def _list_confinements(engine: ContainerEngine) -> list[str]:

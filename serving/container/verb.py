@@ -79,7 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigError: A flag or path cannot be used.
     """
     given, _ = parse_flags(arguments.flags, list_flags(ServerFlags))
-    config = parse_config(arguments.flags)
+    flags = arguments.flags + _find_baked_model(arguments, given)
+    config = parse_config(flags)
     logging.basicConfig(
         stream=sys.stderr, level=config.log_level.upper(), format="%(levelname).1s %(message)s"
     )
@@ -92,6 +93,17 @@ def run(arguments: argparse.Namespace) -> int:
     except ServableUnavailableError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return START_ERROR
+
+
+def _find_baked_model(arguments: argparse.Namespace, given: dict[str, FlagValue]) -> list[str]:
+    """Flags of the model in the image, where the user names none."""
+    if not arguments.image or {"model_base_path", "model_config_file"} & given.keys():
+        return []
+    try:
+        image = find_image(find_engine(arguments.container_engine), arguments.image)
+    except ServableUnavailableError:
+        return []  # said again where it ends the command
+    return image.model_flags if image else []
 
 
 def _print_command(

@@ -257,7 +257,7 @@ def test_a_missing_image_without_network_says_so_and_names_the_way_out(flags: li
     done = run_container(f"--image={UNREACHABLE}", *flags)
     assert done.returncode == 3
     assert "cannot be pulled" in done.stderr
-    assert "its registry cannot be reached" in done.stderr
+    assert "Its registry cannot be reached" in done.stderr
     assert "python -m serving embedded" in done.stderr
     assert "Traceback" not in done.stderr
 
