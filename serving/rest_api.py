@@ -28,7 +28,7 @@ from serving.handlers import Handlers
 from serving.inflation import inflate_gzip
 from serving.json_answers import encode_error
 from serving.rest_methods import LARGE_BYTES, RestMethods
-from serving.rest_paths import EmptyAnswer, is_api_path, parse_path
+from serving.rest_paths import EmptyAnswer, Target, is_api_path, parse_path
 
 _log = logging.getLogger(__name__)
 
@@ -99,17 +99,23 @@ class RestApi:
             return _send_page(404, "Not Found")
         if method == "OPTIONS":
             return self._answer_preflight(request)
-        started = time.perf_counter()
-        name, verb = "", ""
         try:
             target = parse_path(method, path)
+        except EmptyAnswer as error:
+            return self._refuse("", error)
+        return await self._answer(request, path, target)
+
+    async def _answer(self, request: web.Request, path: str, target: Target | None) -> web.Response:
+        started = time.perf_counter()
+        method = request.method
+        name = target.spec.name if target else ""
+        try:
             body = None
             if target is not None:
-                name, verb = target.spec.name, target.verb
                 async with asyncio.timeout(self._timeout_s):
                     sent = await self._read_body(request) if method == "POST" else b""
                     body = await self._methods.answer(method, target, sent)
-            if body is None:
+            if target is None or body is None:
                 raise RequestError(f"Malformed request: {method} {path}")
         except PlumblineError as error:
             return self._refuse(name, error)
@@ -120,7 +126,7 @@ class RestApi:
             _log.exception("%s %s failed", method, path)
             return self._refuse(name, InternalError(CRASH_TEXT))
         elapsed_us = (time.perf_counter() - started) * 1e6
-        self._observer.observe_request_latency(name, verb, "REST", elapsed_us)
+        self._observer.observe_request_latency(name, target.verb, "REST", elapsed_us)
         self._observer.observe_request(name, "OK")
         return web.Response(body=body, headers={**_JSON, **self._more_headers})
 

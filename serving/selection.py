@@ -53,22 +53,11 @@ def select_engines(
         UnimplementedError: `litert` is forced and cannot be had.
         ManifestError: `litert` is forced and `model.tflite` cannot be read.
     """
-    path = version_dir / layout.variant_path(layout.FLOAT32)
     if engine == TENSORFLOW:
         return _give_all(signatures, "--engine=tensorflow")
-    if not path.is_file():
-        if engine == LITERT:
-            raise UnimplementedError(
-                f"{version_dir} has no {path.name}, which --engine=litert needs; "
-                "use --engine=auto or export the version with TFLite variants"
-            )
-        return _give_all(signatures, f"the version has no {path.name}")
-    try:
-        model = LiteRTEngine(path, num_threads=num_threads)
-    except PlumblineError as error:
-        if engine == LITERT or not (version_dir / layout.SAVED_MODEL).is_file():
-            raise
-        return _give_all(signatures, f"LiteRT cannot serve {path.name}: {error}")
+    model = _open_model(version_dir, is_forced=engine == LITERT, num_threads=num_threads)
+    if isinstance(model, str):
+        return _give_all(signatures, model)
     is_forced = engine == LITERT or prefer_tflite_model
     golden = {} if is_forced else load_golden(version_dir)
     choices = {
@@ -79,13 +68,31 @@ def select_engines(
         choices = {name: one for name, one in choices.items() if one.engine == LITERT}
     if any(choice.engine == LITERT for choice in choices.values()):
         return Selection(choices, model)
+    model.close()
     if engine == LITERT:
         raise UnimplementedError(
-            f"{path} has none of the signatures {', '.join(sorted(signatures))}, "
-            "and --engine=litert allows no other engine"
+            f"model.tflite of {version_dir} has none of the signatures "
+            f"{', '.join(sorted(signatures))}, and --engine=litert allows no other engine"
         )
-    model.close()
     return Selection(choices, None)
+
+
+def _open_model(version_dir: Path, *, is_forced: bool, num_threads: int) -> LiteRTEngine | str:
+    """The version's TFLite model, or why there is none to use."""
+    path = version_dir / layout.variant_path(layout.FLOAT32)
+    if not path.is_file():
+        if is_forced:
+            raise UnimplementedError(
+                f"{version_dir} has no {path.name}, which --engine=litert needs; "
+                "use --engine=auto or export the version with TFLite variants"
+            )
+        return f"the version has no {path.name}"
+    try:
+        return LiteRTEngine(path, num_threads=num_threads)
+    except PlumblineError as error:
+        if is_forced or not (version_dir / layout.SAVED_MODEL).is_file():
+            raise
+        return f"LiteRT cannot serve {path.name}: {error}"
 
 
 def _give_all(signatures: Mapping[str, Signature], reason: str) -> Selection:
