@@ -22,7 +22,8 @@ from contract.errors import (
 )
 from serving.rollout import Outcome, Rollout, RolloutOptions
 from serving.rollout_config import ModelConfigFile
-from serving.rollout_servers import Server, Servers
+from serving.rollout_server import Server
+from serving.rollout_servers import Servers
 from serving.text_files import read_text
 
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130

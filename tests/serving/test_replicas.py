@@ -7,7 +7,7 @@ import pytest
 
 from clients import PredictionClient
 from serving.rollout_label import promote
-from serving.rollout_servers import Server
+from serving.rollout_server import Server
 from tests.serving.replica_set import (
     Load,
     Replica,

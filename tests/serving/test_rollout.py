@@ -17,7 +17,7 @@ from serving.retire import retire
 from serving.rollout import RolloutOptions
 from serving.rollout_audit import RESTORE, read_lines
 from serving.rollout_label import promote, rollback
-from serving.rollout_servers import Server
+from serving.rollout_server import Server
 from tests.serving.rollout_scene import (
     SERVERS,
     answer_labels_wrongly,
