@@ -35,6 +35,10 @@ predict: $(INSTALLED) ## Send golden inputs to a running server, print its predi
 parity: $(INSTALLED) ## Compare every way to ask a running server, and the device, with in-process answers
 	@$(BIN)/python -m clients parity --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) --via all $(ARGS)
 
+.PHONY: demo
+demo: $(INSTALLED) ## All of it: export, serve, predict, parity over every hop, stop
+	@MODEL=$(MODEL) BASE_PATH=$(BASE_PATH) scripts/demo
+
 # What a developer types -----------------------------------------------------------------
 
 .PHONY: setup
