@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+from array import array as array_of_numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +22,9 @@ from serving.json_items import name_dtype
 from serving.json_printer import quote_json
 
 _BYTES_SUFFIX = "_bytes"
-_DIGITS = {"float32": "%.9g", "float64": "%.17g"}
+_DIGITS = {"float32": ("%.9g", "f"), "float64": ("%.17g", "d")}
+"""Digits that name any number of a dtype, and array.array's code of it."""
+
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint32", "uint64")
 _WORDS = {"nan": b"NaN", "-nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
@@ -117,16 +121,16 @@ def encode_regression(result: Any) -> bytes:
 
 def format_decimals(array: Array) -> list[bytes]:
     """The numbers of a float32 or float64 array, in order."""
-    values = array.astype(np.float64).ravel().tolist()
+    values = array.ravel().tolist()
     if not values:
         return []
     short = ("%g " * len(values) % tuple(values)).split()
-    back = np.fromiter(map(float, short), np.float64, len(short)).astype(array.dtype)
-    exact = (back == array.ravel()).tolist()
-    digits = _DIGITS[array.dtype.name]
+    digits, code = _DIGITS[array.dtype.name]
+    # array.array rounds to float32 as numpy does, and costs a fraction of it for few numbers.
+    back = array_of_numbers(code, map(float, short))
     return [
-        _finish(text if same else digits % value)
-        for text, same, value in zip(short, exact, values, strict=True)
+        _finish(text if same == value else digits % value)
+        for text, same, value in zip(short, back, values, strict=True)
     ]
 
 
@@ -162,7 +166,7 @@ def _nest_rows(name: str, array: Array) -> Sequence[bytes]:
     level = _format(name, array)
     for axis in range(array.ndim - 1, 0, -1):
         size = array.shape[axis]
-        count = int(np.prod(array.shape[:axis]))
+        count = math.prod(array.shape[:axis])
         level = [
             b"[" + b", ".join(level[start * size : (start + 1) * size]) + b"]"
             for start in range(count)
@@ -175,7 +179,7 @@ def _spread(values: Sequence[bytes], shape: tuple[int, ...], depth: int) -> byte
     level = list(values)
     for axis in range(len(shape) - 1, -1, -1):
         size = shape[axis]
-        count = int(np.prod(shape[:axis]))
+        count = math.prod(shape[:axis])
         inner = b"\n" + b"    " * (depth + axis + 1)
         outer = b"\n" + b"    " * (depth + axis) + b"]"
         level = [
