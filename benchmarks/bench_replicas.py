@@ -1,6 +1,6 @@
 """Replicas behind the client's round_robin: calls/s against replicas and the cores they share.
 
-Run: make bench-replicas   (alternating rounds, medians, a plot)
+Run: python -m benchmarks.bench_replicas   (alternating rounds, medians, a plot)
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A rollout under load: seconds from `serving promote` to answers of the new version, failed calls.
 
-Run: make bench-rollout   (one embedded server, its models.config polled each second)
+Run: python -m benchmarks.bench_rollout   (an embedded server that polls each second)
 """
 
 import argparse

@@ -87,6 +87,15 @@ class RemoteBasePath:
             if len(name) > start and not name.endswith("/")
         }
 
+    def find_size(self, name: str) -> int | None:
+        """A file's size in bytes; None when there is none."""
+        with self._explained():
+            self._files.invalidate_cache()
+            try:
+                return int(self._files.info(self._path(name))["size"])
+            except FileNotFoundError:
+                return None
+
     def read_file(self, name: str) -> bytes | None:
         """A small file's content; None when there is none."""
         with self._explained():
@@ -101,7 +110,7 @@ class RemoteBasePath:
 
         Args:
             name: Of the file.
-            num_bytes: Its size, from `list_files`.
+            num_bytes: Its size, from `find_size` or `list_files`.
         """
         digest = hashlib.sha256()
         size = 0

@@ -132,11 +132,10 @@ def _taken(remote: RemoteBasePath, folder: str, reason: str) -> VersionExistsErr
 
 
 def _check(remote: RemoteBasePath, folder: str, name: str, entry: FileEntry) -> None:
-    size = remote.list_files(folder).get(name, -1)
-    if size == entry.num_bytes:
-        entry_there = remote.hash_file(f"{folder}/{name}", num_bytes=size)
-        if entry_there == entry:
-            return
+    path = f"{folder}/{name}"
+    is_whole = remote.find_size(path) == entry.num_bytes
+    if is_whole and remote.hash_file(path, num_bytes=entry.num_bytes) == entry:
+        return
     raise ManifestError(
         f"{remote.url}/{folder}/{name}: read back, it differs from what was written; the copy is "
         "incomplete; run the same command again"

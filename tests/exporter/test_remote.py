@@ -320,6 +320,28 @@ def test_without_fsspec_one_sentence_names_the_extra(version: Path) -> None:
     assert "pip install 'plumbline-tf[remote]'" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_an_address_whose_package_is_missing_names_the_package(version: Path) -> None:
+    code = (
+        "import sys; sys.modules['gcsfs'] = None; from exporter.cli import main; "
+        f"sys.exit(main(['publish', {str(version)!r}, '--to', 'gs://bucket/models/mlp']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "pip install gcsfs" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_store_that_returns_other_bytes_than_were_written_is_found_out(
+    bucket: Bucket, version: Path
+) -> None:
+    def spoil(_num_bytes: int) -> None:  # right after the upload of each file
+        if "3/fingerprint.pb" in bucket.list_keys():
+            bucket.write("3/fingerprint.pb", b"FINGERPRINT")
+
+    with pytest.raises(ManifestError, match=r"fingerprint\.pb: read back, it differs"):
+        copy_to_remote(version, bucket.url, on_bytes=spoil)
+    assert f"3/{layout.MANIFEST}" not in bucket.list_keys()
+
+
 def test_fetch_never_imports_tensorflow(bucket: Bucket, version: Path, tmp_path: Path) -> None:
     copy_to_remote(version, bucket.url)
     code = (
