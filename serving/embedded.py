@@ -8,11 +8,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from contract.errors import ConfigError, PlumblineError
 from serving.config import ServerConfig, parse_server_flags, read_config
 from serving.flag_parsing import describe_flags, list_flags
 from serving.flags import ServerFlags
+
+if TYPE_CHECKING:
+    from serving.worker_board import Board
 
 TAKES_FLAGS = True
 
@@ -49,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     if flags.use_alts_credentials:
         raise ConfigError("--use_alts_credentials: only TensorFlow Serving has ALTS; use TLS")
     try:
-        code = _run_on_loop(read_config(flags, unknown_flags))
+        config = read_config(flags, unknown_flags)
+        code = _run_on_loop(config) if config.workers == 1 else _run_workers(config)
     except PlumblineError as error:
         logger.error("Failed to start server. Error: %s: %s", error.code.name, error.message)
         code = STARTED_AND_FAILED
@@ -84,6 +89,25 @@ def _run_on_loop(config: ServerConfig) -> int:
 
     with asyncio.Runner(loop_factory=_find_loop_factory()) as runner:
         return runner.run(run_server(config, find_product_version=find_version))
+
+
+def _run_workers(config: ServerConfig) -> int:
+    from serving.supervisor import Supervisor
+
+    def serve(config: ServerConfig, board: Board, slot: int, is_new: bool, lifeline: int) -> int:
+        from serving.worker import Worker
+
+        worker = Worker(
+            config,
+            board,
+            slot,
+            is_replacement=is_new,
+            lifeline=lifeline,
+            find_product_version=find_version,
+        )
+        return worker.run(_find_loop_factory())
+
+    return Supervisor(config, serve).run()
 
 
 def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

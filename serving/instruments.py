@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 Labels = tuple[str, ...]
+Dump = dict[str, dict[Labels, Any]]
+"""Family name to what its children hold: a number, or the counts and the total of a histogram."""
 
 MAX_CHILDREN = 1000
 """Label values of one family; clients choose some of them, so there must be an end."""
@@ -61,14 +64,23 @@ class Family:
         description: One sentence.
         label_names: In the order of the values that `child` takes.
         kind: `counter` or `gauge`.
+        combine: How the values of several processes become one: a counter's are added, and
+            of a gauge's the largest is taken, unless this says otherwise.
     """
 
     def __init__(
-        self, name: str, description: str, label_names: Labels = (), *, kind: str = "counter"
+        self,
+        name: str,
+        description: str,
+        label_names: Labels = (),
+        *,
+        kind: str = "counter",
+        combine: Callable[[Iterable[float]], float] | None = None,
     ) -> None:
         self.name = name
         self.description = description
         self.kind = kind
+        self._combine = combine or (sum if kind == "counter" else max)
         self._label_names = label_names
         self._children: dict[Labels, Counter] = {}
 
@@ -85,6 +97,23 @@ class Family:
         """Drops the children whose first label values are `prefix`."""
         for labels in [key for key in list(self._children) if key[: len(prefix)] == prefix]:
             self._children.pop(labels, None)
+
+    def make_alike(self) -> Family:
+        """A family like this one, without children."""
+        return Family(
+            self.name, self.description, self._label_names, kind=self.kind, combine=self._combine
+        )
+
+    def dump(self) -> dict[Labels, float]:
+        """What the children hold, for another process."""
+        return {labels: child.value for labels, child in list(self._children.items())}
+
+    def absorb(self, dumped: dict[Labels, float]) -> None:
+        """Combines with what another process holds."""
+        for labels, value in dumped.items():
+            is_new = labels not in self._children
+            child = self.child(*labels)
+            child.value = value if is_new else self._combine((child.value, value))
 
     def render(self) -> Iterable[str]:
         """Lines of text."""
@@ -121,6 +150,24 @@ class HistogramFamily:
         for labels in [key for key in list(self._children) if key[: len(prefix)] == prefix]:
             self._children.pop(labels, None)
 
+    def make_alike(self) -> HistogramFamily:
+        """A family like this one, without children."""
+        return HistogramFamily(self.name, self.description, self._label_names, bounds=self._bounds)
+
+    def dump(self) -> dict[Labels, tuple[list[int], float]]:
+        """What the children hold, for another process."""
+        return {
+            labels: (list(child.counts), child.total)
+            for labels, child in list(self._children.items())
+        }
+
+    def absorb(self, dumped: dict[Labels, tuple[list[int], float]]) -> None:
+        """Adds what another process holds."""
+        for labels, (counts, total) in dumped.items():
+            child = self.child(*labels)
+            child.counts = [a + b for a, b in zip(child.counts, counts, strict=True)]
+            child.total += total
+
     def render(self) -> Iterable[str]:
         """Lines of text."""
         yield from _render_head(self.name, self.description, "histogram")
@@ -133,6 +180,28 @@ class HistogramFamily:
                 yield f'{self.name}_bucket{{{pairs}{comma}le="{limit}"}} {cumulative}'
             yield f"{self.name}_sum{{{pairs}}} {_render_number(child.total)}"
             yield f"{self.name}_count{{{pairs}}} {cumulative}"
+
+
+def render_families(families: Iterable[Family | HistogramFamily]) -> str:
+    """The page that Prometheus scrapes."""
+    return "\n".join(line for family in families for line in family.render()) + "\n"
+
+
+def add_dumps(dumps: Iterable[Dump]) -> Dump:
+    """The sum of what several processes hold."""
+    total: Dump = {}
+    for dump in dumps:
+        for name, children in dump.items():
+            summed = total.setdefault(name, {})
+            for labels, value in children.items():
+                summed[labels] = _add(summed[labels], value) if labels in summed else value
+    return total
+
+
+def _add(one: Any, other: Any) -> Any:
+    if isinstance(one, tuple):
+        return [a + b for a, b in zip(one[0], other[0], strict=True)], one[1] + other[1]
+    return one + other
 
 
 def exponential_bounds(scale: float, growth: float, count: int) -> tuple[float, ...]:

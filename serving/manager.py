@@ -193,7 +193,7 @@ class ServableManager:
                 self._lifecycle.forget(name)
             self._source.update(models)
         if wait:
-            self._wait_for_models(new, timeout_s)
+            self.wait_for_models(new, timeout_s=timeout_s)
 
     def _apply(self, models: Sequence[ModelConfig]) -> None:
         check_platforms(models, self._models)
@@ -207,7 +207,14 @@ class ServableManager:
             self._table = self._table.replace_labels(labels)
         self._models = tuple(models)
 
-    def _wait_for_models(self, names: Sequence[str], timeout_s: float | None) -> None:
+    def wait_for_models(self, names: Sequence[str], *, timeout_s: float | None = None) -> None:
+        """Blocks until each of `names` serves or cannot.
+
+        Raises:
+            PlumblineError: UNKNOWN: some failed, with the reason of each.
+            DeadlineExceededError: Some were still loading after `timeout_s`.
+        """
+
         def is_decided(name: str) -> bool:
             return name in self._table.routes or self.find_failure(name) is not None
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from contract.servable import ServableId, VersionState
-from serving.instruments import Family, HistogramFamily, exponential_bounds
+from serving.instruments import Family, HistogramFamily, exponential_bounds, render_families
 from serving.process_figures import find_start_time_s, measure_resident_bytes
 from serving.servable import EngineChoice, Observer
 from serving.states import VersionStatus
@@ -195,16 +195,19 @@ class Metrics(Observer):
 
     def render(self) -> str:
         """The page that Prometheus scrapes."""
-        families: list[Family | HistogramFamily] = [
+        return render_families((*self.list_counters(), *self.take_gauges()))
+
+    def list_counters(self) -> list[Family | HistogramFamily]:
+        """What only grows, over all that this process has seen."""
+        return [
             *(self._requests, self._request_latency, self._runtime_latency),
             *(self._examples, self._example_total, self._warmup),
             *(self._queuing, self._padding, self._input_size, self._processed_size),
-            *(self._runtime, self._queue_wait, self._self_test, self._engine),
-            *self._take_gauges(),
+            *(self._runtime, self._queue_wait),
         ]
-        return "\n".join(line for family in families for line in family.render()) + "\n"
 
-    def _take_gauges(self) -> list[Family]:
+    def take_gauges(self) -> list[Family]:
+        """How things stand now."""
         states = Family(
             "plumbline_version_state",
             "The state of each version, numbered as in get_model_status.proto.",
@@ -218,20 +221,18 @@ class Metrics(Observer):
             "plumbline_build_info", "Versions of the server.", ("version", "python"), kind="gauge"
         )
         build.child(self._find_product_version(), platform.python_version()).value = 1
-        single = {
-            "plumbline_ready": ("1 when every model is served.", float(self.is_ready())),
-            "plumbline_process_start_time_seconds": (
+        single: dict[str, tuple[str, float, Callable[[Iterable[float]], float]]] = {
+            "ready": ("1 when every model is served.", float(self.is_ready()), min),
+            "process_start_time_seconds": (
                 "Start time of the process since the epoch.",
                 self._start_time_s,
+                min,
             ),
-            "plumbline_process_resident_memory_bytes": (
-                "Resident memory.",
-                measure_resident_bytes(),
-            ),
-            "plumbline_process_cpu_seconds_total": ("CPU time.", time.process_time()),
+            "process_resident_memory_bytes": ("Resident memory.", measure_resident_bytes(), sum),
+            "process_cpu_seconds_total": ("CPU time.", time.process_time(), sum),
         }
-        gauges = [states, build]
-        for name, (description, value) in single.items():
-            gauges.append(Family(name, description, kind="gauge"))
+        gauges = [self._self_test, self._engine, states, build]
+        for name, (description, value, combine) in single.items():
+            gauges.append(Family(f"plumbline_{name}", description, kind="gauge", combine=combine))
             gauges[-1].child().value = value
         return gauges

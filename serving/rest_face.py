@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
@@ -11,8 +13,8 @@ from serving.config import ServerConfig
 from serving.draining import CallCounter
 from serving.handlers import Handlers
 from serving.health import Health
-from serving.metrics import CONTENT_TYPE, Metrics
-from serving.rest_api import create_rest_app, create_rest_runner
+from serving.metrics import CONTENT_TYPE
+from serving.rest.api import create_rest_app, create_rest_runner
 from serving.security import check_token, make_ssl_context
 
 LIVE_PATH = "/livez"
@@ -26,15 +28,19 @@ class RestFace:
         handlers: What answers.
         config: Port, limits, TLS and tokens.
         health: Behind /livez and /readyz, which want no token, as probes have none.
-        metrics: Behind the metrics path.
+        render_metrics: Behind the metrics path.
     """
 
     def __init__(
-        self, handlers: Handlers, config: ServerConfig, health: Health, metrics: Metrics
+        self,
+        handlers: Handlers,
+        config: ServerConfig,
+        health: Health,
+        render_metrics: Callable[[], Awaitable[str]],
     ) -> None:
         self._config = config
         self._health = health
-        self._metrics = metrics
+        self._render_metrics = render_metrics
         app = create_rest_app(handlers, config)
         self._calls = CallCounter()
         self._site: web.TCPSite | None = None
@@ -123,4 +129,4 @@ class RestFace:
         return web.Response(text="not ready\n", status=503)
 
     async def _answer_metrics(self, request: web.Request) -> web.Response:
-        return web.Response(text=self._metrics.render(), content_type=CONTENT_TYPE)
+        return web.Response(text=await self._render_metrics(), content_type=CONTENT_TYPE)

@@ -20,13 +20,14 @@ from serving.failures import Failure, Lack, describe_failures
 from serving.grpc_face import GrpcFace
 from serving.handlers import Handlers
 from serving.health import Health
-from serving.loader import LoadOptions, load_servable
-from serving.loading import LoadPolicy
 from serving.manager import ServableManager
+from serving.manager_setup import make_manager
 from serving.metrics import Metrics
 
 if TYPE_CHECKING:
     from serving.rest_face import RestFace
+    from serving.worker_board import Board
+    from serving.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
 
@@ -39,37 +40,56 @@ class Server:
     Args:
         config: Everything it is told.
         find_product_version: For the build metric.
+        board: Where workers meet, if this process is one of several.
+        slot: Which of them it is.
 
     Attributes:
         addresses: Where it listens, once `start` has returned.
     """
 
     def __init__(
-        self, config: ServerConfig, *, find_product_version: Callable[[], str] = str
+        self,
+        config: ServerConfig,
+        *,
+        find_product_version: Callable[[], str] = str,
+        board: Board | None = None,
+        slot: int = 0,
     ) -> None:
         self._config = config
         self.metrics = Metrics(find_product_version=find_product_version)
         self.manager = make_manager(config, self.metrics)
-        self.health = Health(self.manager.is_ready, strict=config.strict_compat)
-        self._handlers = Handlers(self.manager, config, self.metrics)
+        self.group: WorkerGroup | None = None
+        if board is not None:
+            self.group = _make_group(board, slot, self.manager, self.metrics)
+        front = self.group or self.manager
+        self.health = Health(front.is_ready, strict=config.strict_compat)
+        self._handlers = Handlers(front, config, self.metrics)
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcFace | None = None
         self._rest: RestFace | None = None
         self.addresses = Addresses(config.host)
 
-    async def start(self) -> None:
+    async def start(self, *, is_replacement: bool = False) -> None:
         """Begins to load, and listens. Calls to models that still load are UNAVAILABLE.
+
+        Args:
+            is_replacement: Whether other workers serve already, so that this one listens only
+                once it can answer as they do.
 
         Raises:
             PlumblineError: Nothing can be served, or a port cannot be had.
         """
         config = self._config
-        if config.workers > 1:
-            logger.warning("--workers=%d: one process serves", config.workers)
         loop = asyncio.get_running_loop()
         self.manager.monitor.watch(functools.partial(_announce, loop, self.health))
-        self.manager.start(config.models)
-        if config.strict_compat:
+        if self.group is None:
+            self.manager.start(config.models)
+        else:
+            self.group.listen()
+            self.group.start(config.models)
+            if is_replacement:
+                await asyncio.to_thread(self.group.wait_until_decided)
+        if config.strict_compat and not is_replacement:
             # TensorFlow Serving opens its ports once every model is AVAILABLE.
             await asyncio.to_thread(self._wait_or_fail)
         self._grpc = GrpcFace(self._handlers, config, self.health)
@@ -78,7 +98,7 @@ class Server:
             # aiohttp costs a gRPC-only server a tenth of its start.
             from serving.rest_face import RestFace
 
-            self._rest = RestFace(self._handlers, config, self.health, self.metrics)
+            self._rest = RestFace(self._handlers, config, self.health, self._render_metrics)
             await self._rest.start()
         if config.model_config_file and config.model_config_file_poll_wait_seconds > 0:
             self._poller = ConfigPoller(
@@ -87,7 +107,13 @@ class Server:
                 wait_s=config.model_config_file_poll_wait_seconds,
             )
             self._poller.start()
-        self._publish_addresses()
+        if self.group is None:
+            self._publish_addresses()
+        else:
+            self.group.join()
+
+    async def _render_metrics(self) -> str:
+        return self.metrics.render() if self.group is None else await self.group.render_metrics()
 
     def _publish_addresses(self) -> None:
         config = self._config
@@ -135,6 +161,8 @@ class Server:
         if self._rest is not None:
             stops.append(self._rest.stop(grace_s))
         are_answered = await asyncio.gather(*stops)
+        if self.group is not None:
+            await asyncio.to_thread(self.group.leave)
         self._handlers.close()
         took_s = time.monotonic() - begin
         left_s = max(0.1, grace_s - took_s)
@@ -142,42 +170,10 @@ class Server:
         return all(are_answered)
 
 
-def make_manager(config: ServerConfig, metrics: Metrics) -> ServableManager:
-    """A manager that loads with `serving.loader` and tells `metrics`."""
-    options = make_load_options(config, metrics)
-    manager = ServableManager(
-        functools.partial(load_servable, options=options),
-        policy=LoadPolicy(
-            max_num_load_retries=config.max_num_load_retries,
-            load_retry_interval_s=config.load_retry_interval_micros / 1e6,
-            num_load_threads=config.num_load_threads,
-            strict=config.strict_compat,
-        ),
-        poll_wait_s=config.file_system_poll_wait_seconds,
-        allow_labels_for_unavailable=config.allow_version_labels_for_unavailable_models,
-    )
-    manager.monitor.subscribe(metrics.observe_state)
-    metrics.list_versions = manager.monitor.snapshot
-    metrics.is_ready = manager.is_ready
-    return manager
+def _make_group(board: Board, slot: int, manager: ServableManager, metrics: Metrics) -> WorkerGroup:
+    from serving.worker_group import WorkerGroup  # one process alone has no use for it
 
-
-def make_load_options(config: ServerConfig, metrics: Metrics) -> LoadOptions:
-    """The flags that concern loading."""
-    both = config.tensorflow_session_parallelism
-    return LoadOptions(
-        engine=config.engine,
-        preload_signatures=config.preload_signatures,
-        prefer_tflite_model=config.prefer_tflite_model,
-        batching=config.batching,
-        num_threads=config.litert_num_threads,
-        tensorflow_intra_op_threads=config.tensorflow_intra_op_parallelism or both,
-        tensorflow_inter_op_threads=config.tensorflow_inter_op_parallelism or both,
-        enable_model_warmup=config.enable_model_warmup,
-        num_warmup_iterations=config.num_request_iterations_for_warmup,
-        saved_model_tags=tuple(config.saved_model_tags.split(",")),
-        observer=metrics,
-    )
+    return WorkerGroup(board, slot, manager=manager, metrics=metrics)
 
 
 async def run_server(config: ServerConfig, *, find_product_version: Callable[[], str] = str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from contract.errors import Code, PlumblineError, ServableNotFoundError
 from contract.servable import ServableId, VersionState
@@ -97,13 +97,7 @@ class StateMonitor:
         """
         with self.changed:
             versions = dict(self._states.get(name, {}))
-        if version is not None:
-            if version not in versions:
-                raise ServableNotFoundError(f"Could not find version {version} of model {name}")
-            return [versions[version]]
-        if not versions:
-            raise ServableNotFoundError(f"Could not find any versions of model {name}")
-        return [versions[number] for number in sorted(versions, reverse=True)]
+        return choose_states(versions, name, version)
 
     def snapshot(self) -> dict[ServableId, VersionStatus]:
         """Every version's status."""
@@ -130,3 +124,20 @@ class StateMonitor:
                     return False
                 self.changed.wait(left)
             return True
+
+
+def choose_states(
+    versions: Mapping[int, VersionStatus], name: str, version: int | None
+) -> list[VersionStatus]:
+    """One version's status, or all of a model's, the highest version first.
+
+    Raises:
+        ServableNotFoundError: In the words of TensorFlow Serving's get_model_status_impl.cc.
+    """
+    if version is not None:
+        if version not in versions:
+            raise ServableNotFoundError(f"Could not find version {version} of model {name}")
+        return [versions[version]]
+    if not versions:
+        raise ServableNotFoundError(f"Could not find any versions of model {name}")
+    return [versions[number] for number in sorted(versions, reverse=True)]

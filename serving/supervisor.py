@@ -1,0 +1,220 @@
+"""`--workers=N`: starts the processes that share the ports, and replaces those that die.
+
+The supervisor imports what workers need and then forks, so that they start in no time and share
+its memory. It never starts a thread, an event loop or gRPC: none of them survives a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import importlib
+import importlib.util
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from contract.errors import ConfigError
+from serving.announcement import Addresses, log_addresses, write_port_file
+from serving.config import ServerConfig
+from serving.port_reservation import PortReservation
+from serving.worker_board import Board
+
+DONE, INTERRUPTED = 0, 130
+START_FAILED = 3
+
+_STOPPING = frozenset((signal.SIGTERM, signal.SIGINT))
+_LISTENING = signal.SIGUSR1  # a worker says that it takes calls
+_SIGNALS = frozenset((*_STOPPING, _LISTENING, signal.SIGCHLD))
+_LONG_ENOUGH_S = 10.0
+_MIN_DELAY_S, _MAX_DELAY_S = 0.1, 10.0
+_IDLE_S = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(slots=True)
+class _Place:
+    """A slot and who has it.
+
+    Attributes:
+        slot: Its number.
+        pid: The worker; 0 while there is none.
+        started: When it was forked (`time.monotonic`).
+        due: When the next one may be forked.
+        num_failures: Workers that did not live long, one after the other.
+    """
+
+    slot: int
+    pid: int = 0
+    started: float = 0.0
+    due: float = 0.0
+    num_failures: int = 0
+
+
+class Supervisor:
+    """Runs the workers of one configuration; for the main thread of a process without others.
+
+    Args:
+        config: What to serve.
+        serve: What a worker does: gets its configuration, the board, its slot, whether it
+            replaces another, and a file that ends with the supervisor; gives the exit code.
+    """
+
+    def __init__(
+        self, config: ServerConfig, serve: Callable[[ServerConfig, Board, int, bool, int], int]
+    ) -> None:
+        self._config = config
+        self._serve = serve
+        self._places = [_Place(slot) for slot in range(config.workers)]
+        self._has_opened = False
+        self._is_stopping = False
+        self._code = DONE
+
+    def run(self) -> int:
+        """Serves until a signal; returns the exit code.
+
+        Raises:
+            ServableUnavailableError: A port cannot be had.
+            ConfigError: Workers cannot share ports on this system.
+        """
+        if not hasattr(signal, "sigtimedwait") or not hasattr(os, "fork"):
+            raise ConfigError("--workers: processes can share ports on Linux only; leave it out")
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        with PortReservation(self._config) as ports, _make_board(self._config.workers) as board:
+            self._config, self._board = ports.fill_in(self._config), board
+            self._lifeline, self._lifeline_end = os.pipe()
+            _preload(self._config)
+            self._watch_over()
+        return self._code
+
+    def _watch_over(self) -> None:
+        while not self._is_stopping or any(place.pid for place in self._places):
+            if not self._is_stopping:
+                self._fill_places()
+            info = signal.sigtimedwait(_SIGNALS, self._find_wait())
+            self._reap()
+            if info is not None and info.si_signo in _STOPPING:
+                self._stop(signal.Signals(info.si_signo))
+            self._open_if_all_listen()
+
+    def _find_wait(self) -> float:
+        now = time.monotonic()
+        waiting = [place.due - now for place in self._places if not place.pid]
+        return max(0.0, min([_IDLE_S, *([] if self._is_stopping else waiting)]))
+
+    # Starting.
+
+    def _fill_places(self) -> None:
+        now = time.monotonic()
+        for place in self._places:
+            if not place.pid and place.due <= now:
+                self._start(place)
+
+    def _start(self, place: _Place) -> None:
+        is_replacement = self._has_opened
+        pid = os.fork()
+        if pid == 0:
+            # Nothing of the supervisor's stack may run in the worker.
+            code = START_FAILED
+            try:
+                os.close(self._lifeline_end)
+                config = self._make_config(place.slot)
+                code = self._serve(config, self._board, place.slot, is_replacement, self._lifeline)
+            finally:
+                logging.shutdown()
+                os._exit(code)
+        place.pid, place.started = pid, time.monotonic()
+
+    def _make_config(self, slot: int) -> ServerConfig:
+        # One process alone can listen on a path.
+        socket_path = self._config.grpc_socket_path if slot == 0 else ""
+        return dataclasses.replace(self._config, grpc_socket_path=socket_path, port_file="")
+
+    def _open_if_all_listen(self) -> None:
+        if self._has_opened or len(self._board.read_states()) < len(self._places):
+            return
+        self._has_opened = True
+        config = self._config
+        addresses = Addresses(
+            config.host,
+            grpc_port=config.port,
+            rest_port=config.rest_api_port,
+            socket_path=config.grpc_socket_path,
+        )
+        log_addresses(addresses)
+        logger.info("%d workers share the ports", len(self._places))
+        if config.port_file:
+            write_port_file(Path(config.port_file), addresses)
+
+    # Ending.
+
+    def _reap(self) -> None:
+        for place in self._places:
+            if place.pid:
+                pid, status = os.waitpid(place.pid, os.WNOHANG)
+                if pid:
+                    place.pid = 0
+                    self._board.forget(place.slot)
+                    self._note_end(place, os.waitstatus_to_exitcode(status))
+
+    def _note_end(self, place: _Place, code: int) -> None:
+        if self._is_stopping:
+            # Killed by a signal counts as calls cut off.
+            self._code = max(self._code, code if code >= 0 else 1)
+            return
+        if code == START_FAILED and not self._has_opened:
+            self._code = START_FAILED
+            self._end_all(signal.SIGTERM)
+            return
+        now = time.monotonic()
+        place.num_failures = 0 if now - place.started > _LONG_ENOUGH_S else place.num_failures + 1
+        delay_s = 0.0
+        if place.num_failures > 1:
+            delay_s = min(_MAX_DELAY_S, _MIN_DELAY_S * 2**place.num_failures)
+        place.due = now + delay_s
+        how = f"signal {-code}" if code < 0 else f"code {code}"
+        logger.error("worker %d ended with %s; replacing it in %.1f s", place.slot, how, delay_s)
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self._is_stopping:
+            logger.warning("second signal: ending at once")
+            self._end_all(signal.SIGKILL)
+            self._code = INTERRUPTED
+            return
+        logger.info("%s: not ready; draining %d workers", number.name, len(self._places))
+        self._end_all(signal.SIGTERM)
+
+    def _end_all(self, number: signal.Signals) -> None:
+        self._is_stopping = True
+        for place in self._places:
+            if place.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(place.pid, number)
+
+
+@contextlib.contextmanager
+def _make_board(num_slots: int) -> Iterator[Board]:
+    board = Board.create(num_slots)
+    try:
+        yield board
+    finally:
+        board.remove()
+
+
+def _preload(config: ServerConfig) -> None:
+    importlib.import_module("serving.worker")
+    if config.rest_api_port:
+        importlib.import_module("serving.rest_face")
+    # Without a light runtime TensorFlow would come in its place, with threads of its own.
+    if config.engine != "tensorflow" and importlib.util.find_spec("ai_edge_litert"):
+        from contract.lite.runtime import find_interpreter
+
+        find_interpreter()
+    # What is there now is never collected, so its pages stay shared.
+    gc.collect()
+    gc.freeze()
