@@ -16,7 +16,7 @@ from aiohttp import web
 from serving.config import ServerConfig
 from serving.grpc_api import create_grpc_server
 from serving.handlers import Handlers
-from serving.rest_api import create_rest_app, create_rest_runner
+from serving.rest.api import create_rest_app, create_rest_runner
 from serving.servable import Manager, Observer
 
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import RequestError
-from serving.json_parser import parse_exactly
-from serving.json_reader import parse_json
+from serving.rest.json_parser import parse_exactly
+from serving.rest.json_reader import parse_json
 
 VALUES = st.recursive(
     st.none()

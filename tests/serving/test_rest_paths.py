@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.servable import ModelSpec
-from serving.rest_paths import EmptyAnswer, Target, is_api_path, parse_path
+from serving.rest.paths import EmptyAnswer, Target, is_api_path, parse_path
 
 
 @pytest.mark.parametrize(

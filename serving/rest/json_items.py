@@ -16,7 +16,7 @@ import numpy as np
 from contract.errors import Code, RequestError
 from contract.signature import Array
 from contract.wire.dtypes import layout_of_name
-from serving.json_printer import describe_json, name_json_type
+from serving.rest.json_printer import describe_json, name_json_type
 
 BASE64 = "b64"
 

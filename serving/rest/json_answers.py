@@ -18,8 +18,8 @@ import numpy as np
 
 from contract.errors import RequestError
 from contract.signature import Array, Batch, dtype_name
-from serving.json_items import name_dtype
-from serving.json_printer import quote_json
+from serving.rest.json_items import name_dtype
+from serving.rest.json_printer import quote_json
 
 _BYTES_SUFFIX = "_bytes"
 _DIGITS = {"float32": ("%.9g", "f"), "float64": ("%.17g", "d")}

@@ -25,10 +25,10 @@ from contract.errors import (
 from contract.wire.status import ERROR_KEY, http_status
 from serving.config import ServerConfig
 from serving.handlers import Handlers
-from serving.inflation import inflate_gzip
-from serving.json_answers import encode_error
-from serving.rest_methods import LARGE_BYTES, RestMethods
-from serving.rest_paths import EmptyAnswer, Target, is_api_path, parse_path
+from serving.rest.inflation import inflate_gzip
+from serving.rest.json_answers import encode_error
+from serving.rest.methods import LARGE_BYTES, RestMethods
+from serving.rest.paths import EmptyAnswer, Target, is_api_path, parse_path
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from contract.errors import Code, RequestError
 from contract.signature import Array
-from serving.json_items import INT_RANGES, ItemReader, is_base64_object
-from serving.json_printer import describe_json
+from serving.rest.json_items import INT_RANGES, ItemReader, is_base64_object
+from serving.rest.json_printer import describe_json
 
 SIGNATURE_NAME = "signature_name"
 INSTANCES = "instances"

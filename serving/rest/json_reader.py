@@ -13,8 +13,8 @@ import numpy as np
 import orjson
 
 from contract.errors import RequestError
-from serving.json_parser import parse_exactly
-from serving.json_printer import describe_json
+from serving.rest.json_parser import parse_exactly
+from serving.rest.json_printer import describe_json
 
 _STEPS = np.zeros(256, np.int8)
 _STEPS[[ord("["), ord("{")]] = 1

@@ -6,8 +6,8 @@ from typing import Any
 
 from contract.errors import RequestError
 from contract.wire.plumbline_wire import example_pb2
-from serving.json_items import decode_base64_object, is_base64_object
-from serving.json_printer import describe_json, name_json_type
+from serving.rest.json_items import decode_base64_object, is_base64_object
+from serving.rest.json_printer import describe_json, name_json_type
 
 EXAMPLES = "examples"
 CONTEXT = "context"

@@ -12,17 +12,17 @@ from contract.servable import ModelSpec
 from contract.wire.model_spec import model_spec_to_proto
 from serving.config import ServerConfig
 from serving.handlers import Handlers
-from serving.json_answers import (
+from serving.rest.json_answers import (
     encode_classification,
     encode_columns,
     encode_document,
     encode_regression,
     encode_rows,
 )
-from serving.json_examples import read_examples
-from serving.json_reader import parse_json_object
-from serving.json_tensors import read_inputs, read_signature_name
-from serving.rest_paths import Target
+from serving.rest.json_examples import read_examples
+from serving.rest.json_reader import parse_json_object
+from serving.rest.json_tensors import read_inputs, read_signature_name
+from serving.rest.paths import Target
 
 Result = TypeVar("Result")
 
