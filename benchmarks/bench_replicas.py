@@ -106,7 +106,11 @@ def plot(medians: dict[Cell, float], path: Path, title: str) -> None:
         points = sorted(
             (cores, rate) for (found, cores), rate in medians.items() if found == number
         )
-        axes.plot(*zip(*points, strict=True), marker="o", label=f"{number} replicas")
+        axes.plot(
+            *zip(*points, strict=True),
+            marker="o",
+            label=f"{number} replica{'s' if number > 1 else ''}",
+        )
     axes.set(xlabel="cores given to the servers", ylabel="calls/s", title=title, ylim=(0, None))
     axes.set_xticks(sorted({cores for _, cores in medians}))
     axes.legend()
@@ -118,7 +122,7 @@ def main() -> None:
     """Measure, print the table, draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base_path", type=Path, default=Path("models/cnn"))
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--plot", type=Path, default=Path("benchmarks/replicas.png"))
