@@ -144,7 +144,8 @@ def make_inputs(signature: Signature, rows: Array, dataset: Dataset) -> dict[str
         dataset: Where they come from.
     """
     if signature.name == UINT8:
-        return {"images": rows}
+        shape = signature.inputs["images"].shape or rows.shape
+        return {"images": rows.reshape(len(rows), *(size or 1 for size in shape[1:]))}
     if signature.name == IMAGE_BYTES:
         return {"image_bytes": _encode_files(rows)}
     if signature.name == CLASSIFY:

@@ -167,7 +167,7 @@ def _trace_image_signatures(face: ModelFace, dataset: Dataset) -> dict[str, Any]
     functions = {
         UINT8: _trace(
             lambda tensors: answer(tensors["images"]),
-            {"images": tf.TensorSpec((None, *shape), tf.uint8)},
+            {"images": tf.TensorSpec((None, *_drop_single_channel(shape)), tf.uint8)},
         ),
     }
     if shape[-1] in (1, 3):
@@ -175,6 +175,11 @@ def _trace_image_signatures(face: ModelFace, dataset: Dataset) -> dict[str, Any]
         if face.is_classifier:
             functions[CLASSIFY] = _trace(classify, {"inputs": strings})
     return functions
+
+
+def _drop_single_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(28, 28) for (28, 28, 1): the shape that readers of grey images, Pillow's too, give."""
+    return shape[:-1] if shape[-1] == 1 else shape
 
 
 def _trace_tutorial_signature(face: ModelFace) -> Any:

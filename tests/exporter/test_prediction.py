@@ -24,7 +24,7 @@ def test_answers_can_be_replayed_through_any_copy(
     published_mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     version = published_mlp / "mlp" / "1"
-    images = np.random.default_rng(0).integers(0, 256, (11, 28, 28, 1), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (11, 28, 28), np.uint8)
     np.save(tmp_path / "mine.npy", images)
     output = tmp_path / "golden.npz"
     flags = ["--input", str(tmp_path / "mine.npy"), "--output", str(output), "--batch_size", "4"]

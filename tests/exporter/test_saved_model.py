@@ -77,7 +77,7 @@ def test_images_and_probabilities_have_the_names_that_were_promised(
             {"probabilities": "float32 (batch, 10)"},
         ),
         "serving_uint8": (
-            {"images": "uint8 (batch, 28, 28, 1)"},
+            {"images": "uint8 (batch, 28, 28)"},
             {"probabilities": "float32 (batch, 10)"},
         ),
         "serving_image_bytes": (
@@ -114,7 +114,7 @@ def test_the_reloaded_model_answers_bit_for_bit(saved: tuple[Path, InProcessPred
     reloaded = load_saved_model(saved[0])
     for name, batch in {
         "serving_default": {"images": to_float32(IMAGES.x_test)},
-        "serving_uint8": {"images": IMAGES.x_test},
+        "serving_uint8": {"images": IMAGES.x_test[..., 0]},
         "serving_image_bytes": files(*(encode(one[..., 0]) for one in IMAGES.x_test)),
     }.items():
         expected = saved[1].predict(batch, signature_name=name)["probabilities"]
@@ -127,7 +127,9 @@ def test_pixels_as_float_as_uint8_and_as_files_give_one_answer(
 ) -> None:
     pixels = IMAGES.x_test
     default = saved[1].predict({"images": to_float32(pixels)})["probabilities"]
-    raw = saved[1].predict({"images": pixels}, signature_name="serving_uint8")["probabilities"]
+    raw = saved[1].predict({"images": pixels[..., 0]}, signature_name="serving_uint8")[
+        "probabilities"
+    ]
     named = ask_files(saved[1], *(encode(one[..., 0]) for one in pixels))
     flat = saved[1].predict(
         {"images": to_float32(pixels, (784,))}, signature_name="predict_images"
@@ -148,7 +150,7 @@ def test_class_names_go_into_the_assets_and_into_classify(
     inputs = np.array([example.SerializeToString()], dtype=object)
     got = saved[1].predict({"inputs": inputs}, signature_name="classify")
     assert [name.decode() for name in got["classes"][0]] == labels
-    raw = saved[1].predict({"images": IMAGES.x_test[:1]}, signature_name="serving_uint8")
+    raw = saved[1].predict({"images": IMAGES.x_test[:1, ..., 0]}, signature_name="serving_uint8")
     np.testing.assert_allclose(got["scores"], raw["probabilities"], atol=1e-6)
 
 
@@ -167,7 +169,7 @@ def test_every_kind_of_png_is_greyed_as_pillow_does(
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     got = ask_files(saved[1], buffer.getvalue())
-    expected = saved[1].predict({"images": grey[None, ..., None]}, signature_name="serving_uint8")[
+    expected = saved[1].predict({"images": grey[None]}, signature_name="serving_uint8")[
         "probabilities"
     ]
     # Pillow truncates its weights to 16 bits: a pixel may differ by one level.
