@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from contract.errors import ServableUnavailableError
 from contract.wire.call import call_unary
@@ -24,7 +25,7 @@ from serving.container.images import find_image
 from serving.container.plan import make_plan
 from serving.container.running import RunningContainer
 from tests.container import images_for_tests as images
-from tests.container.processes import ContainerProcess, run_container, run_serving
+from tests.container.processes import ROOT, ContainerProcess, run_container, run_serving
 
 pytestmark = pytest.mark.container
 
@@ -208,6 +209,22 @@ def test_an_image_of_tensorflow_serving_is_served_by_its_own_program(
         assert read_version_states(process.address) == {1: 30}
         with urllib.request.urlopen(f"{process.url}/v1/models/mlp", timeout=10) as answer:
             assert b"AVAILABLE" in answer.read()
+
+
+def test_the_kubernetes_probe_tells_available_from_absent(
+    stock: str, flags: list[str], tmp_path: Path, engine: ContainerEngine
+) -> None:
+    overlay = ROOT / "deploy" / "kubernetes" / "overlays" / "tensorflow-serving" / "server.yaml"
+    container = yaml.safe_load(overlay.read_text())["spec"]["template"]["spec"]["containers"][0]
+    probe = container["readinessProbe"]["exec"]["command"]
+    with ContainerProcess(tmp_path, f"--image={stock}", "--rest_api_port=-1", *flags) as process:
+        process.wait_until_serving()
+
+        def ask(model: str) -> int:
+            return engine.call("exec", f"--env=MODEL_NAME={model}", process.name, *probe).returncode
+
+        assert ask("mlp") == 0
+        assert ask("absent") != 0
 
 
 def test_models_of_a_config_file_are_all_waited_for(

@@ -1,0 +1,88 @@
+"""An image that holds one published version."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from contract.errors import ConfigError, ManifestError
+from contract.manifest import read_manifest
+from serving.container.bake import find_version_dir, name_image
+from serving.container.engines import ContainerEngine
+from serving.container.images import ImageServer, find_image
+from tests.container import images_for_tests as images
+from tests.container.processes import ContainerProcess, run_serving
+
+REPOSITORY = "localhost/plumbline-test-baked"
+
+
+def test_the_image_is_named_after_model_version_and_manifest(mlp_base_path: Path) -> None:
+    manifest = read_manifest(mlp_base_path / "1")
+    name = name_image(manifest, ImageServer.EMBEDDED)
+    assert name == f"mlp:1-{manifest.digest[:12]}"
+    assert name_image(manifest, ImageServer.TENSORFLOW_SERVING) == f"{name}-tensorflow-serving"
+
+
+def test_a_name_that_no_image_can_have_is_refused(mlp_base_path: Path) -> None:
+    manifest = read_manifest(mlp_base_path / "1")
+    odd = msgspec.structs.replace(manifest, model_name='m" RUN x')
+    with pytest.raises(ConfigError, match="an image wants letters"):
+        name_image(odd, ImageServer.EMBEDDED)
+
+
+def test_a_candidate_is_not_baked(mlp_base_path: Path) -> None:
+    candidate = msgspec.structs.replace(read_manifest(mlp_base_path / "1"), version=0)
+    with pytest.raises(ManifestError, match="publish it"):
+        name_image(candidate, ImageServer.EMBEDDED)
+
+
+def test_a_base_path_means_its_newest_version(tmp_path: Path) -> None:
+    for version in ("2", "10"):
+        (tmp_path / version).mkdir()
+    assert find_version_dir(tmp_path) == tmp_path / "10"
+    assert find_version_dir(tmp_path / "2") == tmp_path / "2"
+
+
+def test_a_version_that_was_changed_is_not_baked(mlp_base_path: Path, tmp_path: Path) -> None:
+    version = images.copy_version(mlp_base_path / "1", tmp_path / "mlp")
+    (version / "model.tflite").write_bytes(b"changed")
+    done = run_serving("bake", f"--version_dir={version}")
+    assert done.returncode == 2
+    assert "model.tflite has 7 bytes" in done.stderr
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("server", list(ImageServer))
+def test_a_baked_image_serves_its_version_without_a_flag_or_a_mount(
+    engine: ContainerEngine,
+    embedded_image: str,
+    stand_in: Callable[[str], str],
+    mlp_base_path: Path,
+    tmp_path: Path,
+    server: ImageServer,
+) -> None:
+    base = embedded_image if server is ImageServer.EMBEDDED else stand_in(images.STOCK)
+    arguments = [f"--server={server.value}", f"--image={base}", f"--repository={REPOSITORY}"]
+    done = run_serving("bake", f"--version_dir={mlp_base_path}", *arguments)
+    assert done.returncode == 0, done.stderr
+    reference = done.stdout.strip()
+    assert reference == name_image(
+        read_manifest(mlp_base_path / "1"), server, repository=REPOSITORY
+    )
+    image = find_image(engine, reference)
+    assert image is not None
+    assert image.model_name == "mlp"
+    with ContainerProcess(tmp_path, f"--image={reference}") as process:
+        process.wait_until_serving()
+        assert "mlp: AVAILABLE" in process.log
+        mounts = engine.call("inspect", "--format", "{{json .Mounts}}", process.name).stdout
+        assert str(mlp_base_path) not in mounts
+
+
+@pytest.mark.container
+def test_an_image_of_the_other_server_is_refused(embedded_image: str, mlp_base_path: Path) -> None:
+    arguments = ["--server=tensorflow_serving", f"--image={embedded_image}"]
+    done = run_serving("bake", f"--version_dir={mlp_base_path}", *arguments)
+    assert done.returncode == 2
+    assert "holds embedded" in done.stderr

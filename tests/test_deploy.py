@@ -1,0 +1,305 @@
+"""The files of deploy/ say what they mean: rendered, checked against schemas, and read."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from serving.container.images import REPOSITORY, name_default_image
+from serving.flag_parsing import list_flags, parse_flags
+from serving.flags import ServerFlags
+
+ROOT = Path(__file__).resolve().parent.parent
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+COMPOSE = ROOT / "deploy" / "compose.yaml"
+
+SERVERS = ["embedded", "tensorflow-serving", "embedded-fetch"]
+FOLDERS = [
+    *(f"overlays/{name}" for name in SERVERS),
+    *("parity/embedded", "parity/tensorflow-serving"),
+]
+SCHEMA = "1.37"
+DRAIN_TIMEOUT_S = 30  # the default of --drain_timeout_s
+
+Document = dict[str, Any]
+
+
+def find_tool(name: str) -> str:
+    """A tool of the environment, or of the machine."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} has no wheel for this machine, and none is on PATH")
+    return found
+
+
+@functools.cache
+def render(folder: str) -> list[Document]:
+    """What `kubectl apply -k` would send."""
+    done = subprocess.run(
+        [find_tool("kubectl"), "kustomize", str(KUBERNETES / folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def find_one(folder: str, kind: str, name: str = "") -> Document:
+    """The one document of a kind."""
+    (found,) = (
+        one
+        for one in render(folder)
+        if one["kind"] == kind and name in ("", one["metadata"]["name"])
+    )
+    return found
+
+
+def find_server(name: str) -> tuple[Document, Document]:
+    """The pod's specification and the server's container in it."""
+    pod = find_one(f"overlays/{name}", "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    return pod, container
+
+
+def read_compose() -> Document:
+    """What `docker compose config` makes of the file."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [find_tool("docker-compose"), "-f", str(COMPOSE), "--profile=*", "config", "--format=json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr.lower(), done.stderr
+    document: Document = json.loads(done.stdout)
+    return document
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_manifests_render_without_a_warning_and_fit_the_schemas(folder: str) -> None:
+    documents = render(folder)
+    assert documents
+    for document in documents:
+        kubernetes_validate.validate(document, SCHEMA, strict=True)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_rolling_update_leaves_no_gap(name: str) -> None:
+    deployment = find_one(f"overlays/{name}", "Deployment")["spec"]
+    assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert "replicas" not in deployment, "they are the autoscaler's"
+    pod, container = find_server(name)
+    wait = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    drain = DRAIN_TIMEOUT_S if name.startswith("embedded") else 0
+    assert wait >= 5
+    assert pod["terminationGracePeriodSeconds"] > wait + drain
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_probes_mean_what_they_say(name: str) -> None:
+    _, container = find_server(name)
+    startup, readiness = container["startupProbe"], container["readinessProbe"]
+    liveness = container["livenessProbe"]
+    if name.startswith("embedded"):
+        assert startup["httpGet"] == readiness["httpGet"] == {"path": "/readyz", "port": "rest"}
+        assert liveness["httpGet"] == {"path": "/livez", "port": "rest"}
+    else:
+        assert startup["exec"] == readiness["exec"]
+        assert '"state": "AVAILABLE"' in readiness["exec"]["command"][-1]
+        assert liveness["grpc"]["port"] == 8500
+        assert "--enable_grpc_healthcheck_service=true" in container["args"]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_pods_are_confined(name: str) -> None:
+    pod, _ = find_server(name)
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    for container in (*pod["containers"], *pod.get("initContainers", [])):
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["allowPrivilegeEscalation"] is False
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+        assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_server_understands_every_flag_it_is_given(name: str) -> None:
+    _, container = find_server(name)
+    given, unknown = parse_flags(container["args"], list_flags(ServerFlags))
+    assert unknown == []
+    assert (given["port"], given["rest_api_port"]) == (8500, 8501)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_grpc_clients_find_every_pod_behind_a_headless_service(name: str) -> None:
+    service = find_one(f"overlays/{name}", "Service", "model-server")["spec"]
+    template = find_one(f"overlays/{name}", "Deployment")["spec"]["template"]
+    assert service["clusterIP"] == "None"
+    assert service["selector"].items() <= template["metadata"]["labels"].items()
+    _, container = find_server(name)
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    assert {one["targetPort"] for one in service["ports"]} <= ports.keys()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_scaling_and_disruption_are_about_the_same_pods(name: str) -> None:
+    folder = f"overlays/{name}"
+    scaler = find_one(folder, "HorizontalPodAutoscaler")["spec"]
+    assert scaler["scaleTargetRef"]["name"] == find_one(folder, "Deployment")["metadata"]["name"]
+    assert scaler["minReplicas"] >= 2
+    budget = find_one(folder, "PodDisruptionBudget")["spec"]
+    labels = find_one(folder, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert budget["selector"]["matchLabels"]
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_stock_image_is_of_the_locked_version_everywhere() -> None:
+    _, container = find_server("tensorflow-serving")
+    assert container["image"] == name_default_image()
+    assert read_compose()["services"]["tensorflow-serving"]["image"] == name_default_image()
+    assert name_default_image().startswith(REPOSITORY)
+
+
+def test_each_pod_that_fetches_has_a_volume_of_its_own() -> None:
+    pod, _ = find_server("embedded-fetch")
+    volume = next(one for one in pod["volumes"] if one["name"] == "models")
+    assert volume == {"name": "models", "emptyDir": {}}
+    (fetch,) = pod["initContainers"]
+    from exporter.cli import main
+
+    arguments = ["https://example.org/mlp", *fetch["args"][1:]]
+    with pytest.raises(SystemExit) as end:
+        main([*fetch["command"][3:], *arguments, "--help"])
+    assert end.value.code == 0
+
+
+@pytest.mark.parametrize("folder", ["parity/embedded", "parity/tensorflow-serving"])
+def test_the_parity_job_is_a_command_that_exists(folder: str) -> None:
+    (container,) = find_one(folder, "Job")["spec"]["template"]["spec"]["containers"]
+    arguments = [*container["command"][3:], *container["args"]]
+    from clients.cli import build_parser
+
+    parsed = build_parser().parse_args(arguments)
+    assert parsed.server == "model-server:8500"
+
+
+def test_tensorflow_serving_in_kubernetes_counts_as_our_container_command_does() -> None:
+    inside = ROOT / "serving" / "container" / "monitoring.config"
+    copy = KUBERNETES / "overlays" / "tensorflow-serving" / "monitoring.config"
+    assert copy.read_text() == inside.read_text()
+
+
+def test_compose_confines_the_servers_and_publishes_on_loopback() -> None:
+    services = read_compose()["services"]
+    assert {"embedded", "tensorflow-serving", "prometheus", "parity"} == services.keys()
+    for name in ("embedded", "tensorflow-serving", "parity"):
+        service = services[name]
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert "no-new-privileges:true" in service["security_opt"]
+        assert all(mount["read_only"] for mount in service["volumes"])
+    for service in services.values():
+        assert {one["host_ip"] for one in service.get("ports", [])} <= {"127.0.0.1"}
+
+
+def test_compose_gives_flags_that_exist() -> None:
+    command = read_compose()["services"]["tensorflow-serving"]["command"]
+    assert parse_flags(command, list_flags(ServerFlags))[1] == []
+    from clients.cli import build_parser
+
+    build_parser().parse_args(read_compose()["services"]["parity"]["command"][1:])
+
+
+def test_compose_names_only_files_that_exist() -> None:
+    for service in read_compose()["services"].values():
+        for mount in service.get("volumes", []):
+            if "models" not in mount["target"]:
+                assert Path(mount["source"]).is_file(), mount
+
+
+def test_prometheus_scrapes_both_servers_where_they_count() -> None:
+    document = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    (job,) = document["scrape_configs"]
+    (discovery,) = job["dns_sd_configs"]
+    assert set(discovery["names"]) <= read_compose()["services"].keys()
+    monitoring = (ROOT / "serving" / "container" / "monitoring.config").read_text()
+    assert re.findall(r'path: "(.+)"', monitoring) == [job["metrics_path"]]
+
+
+def roll_out(tmp_path: Path, *, succeeded: str, status: int = 0) -> tuple[int, list[str]]:
+    """Runs roll-out with a kubectl that notes what it is asked, and answers as told."""
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\ncase "$*" in\n'
+        f"*jsonpath*) printf %s '{succeeded}' ;;\n"
+        f"rollout\\ status*) [ -e {tmp_path}/undone ] || exit {status} ;;\n"
+        f"rollout\\ undo*) touch {tmp_path}/undone ;;\nesac\n"
+    )
+    kubectl.chmod(0o755)
+    done = subprocess.run(
+        [KUBERNETES / "roll-out", "embedded"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        check=False,
+        capture_output=True,
+    )
+    return done.returncode, (tmp_path / "calls").read_text().splitlines()
+
+
+def test_a_rollout_that_agrees_stays(tmp_path: Path) -> None:
+    code, calls = roll_out(tmp_path, succeeded="1")
+    assert code == 0
+    assert calls[0] == "apply -k overlays/embedded"
+    assert "apply -k parity/embedded" in calls
+    assert not [call for call in calls if "undo" in call]
+
+
+@pytest.mark.parametrize(("succeeded", "status"), [("", 0), ("1", 1)])
+def test_a_rollout_that_differs_or_hangs_goes_back(
+    tmp_path: Path, succeeded: str, status: int
+) -> None:
+    code, calls = roll_out(tmp_path, succeeded=succeeded, status=status)
+    assert code == 1
+    assert "rollout undo deployment/model-server" in calls
+
+
+@pytest.mark.parametrize(
+    "script", ["build", "kubernetes/roll-out", "install.sh", "trim.sh", "entrypoint.sh"]
+)
+def test_scripts_parse(script: str) -> None:
+    subprocess.run(["bash", "-n", str(ROOT / "deploy" / script)], check=True)
+
+
+def test_everything_that_an_image_is_built_from_is_in_its_context() -> None:
+    kept = [
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
+    containerfile = (ROOT / "deploy" / "Containerfile").read_text()
+    copied = [
+        source
+        for line in re.findall(r"^COPY (?!--from)(.+)$", containerfile, re.MULTILINE)
+        for source in line.split()[:-1]
+    ]
+    assert copied
+    for source in copied:
+        assert any(Path(source).match(pattern) for pattern in kept), source
+        assert (ROOT / source).exists()
