@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from clients.extras import import_extra, is_installed
+from contract.lite.notes import hide_delegate_notes as hide_delegate_notes
 
 _GOOD = frozenset({"ok", "agrees", "AVAILABLE"})
 _BAD = frozenset({"fails", "differs", "unreachable", "failed", "END"})
@@ -61,25 +62,6 @@ def print_table(
         _print_rich(columns, cells, title, frozenset(numeric))
     else:
         _print_plain(columns, cells, title, frozenset(numeric))
-
-
-@contextmanager
-def hide_delegate_notes() -> Iterator[None]:
-    """Keeps TFLite's `INFO: Created … delegate` off the terminal: C++ writes it to stderr
-    without asking. Whatever else is written meanwhile comes out afterwards.
-    """
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept:
-        stderr = os.dup(2)
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            kept.seek(0)
-            rest = [line for line in kept if not line.startswith(b"INFO: Created")]
-            os.write(2, b"".join(rest))
 
 
 class Progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 
-from clients.findings import FAILS, REACHABLE, Finding
+from clients.doctor.findings import FAILS, REACHABLE, Finding
 from contract.errors import PlumblineError
 
 _SERVE = "python -m serving embedded --port={port} --model_name={name} --model_base_path=PATH"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from clients.findings import FAILS, MESSAGE_LIMIT, OK, SHAPES, SIGNATURES, WARNING, Finding
+from clients.doctor.findings import FAILS, MESSAGE_LIMIT, OK, SHAPES, SIGNATURES, WARNING, Finding
 from contract.signature import Signature
 
 _GENERATED = re.compile(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from clients.findings import OK, PACKAGE, WARNING, Finding
+from clients.doctor.findings import OK, PACKAGE, WARNING, Finding
 
 _OURS = "plumbline-tf"
 
@@ -18,7 +18,7 @@ def check_package(search_path: Sequence[str] | None = None) -> list[Finding]:
     Args:
         search_path: Folders to look into; `sys.path` when None.
     """
-    own = Path(__file__).resolve().parent
+    own = Path(__file__).resolve().parent.parent
     others = _find_others(sys.path if search_path is None else search_path, own)
     if not others:
         return [Finding(PACKAGE, OK, f"{own} is the only one")]

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from clients.doctor_files import EXPORT_AGAIN, check_whole, describe_copy, find_leaf
-from clients.doctor_specs import check_names, check_specs
-from clients.findings import (
+from clients.doctor.files import EXPORT_AGAIN, check_whole, describe_copy, find_leaf
+from clients.doctor.findings import (
     FAILS,
     HEALTHY,
     NOT_CHECKED,
@@ -20,6 +19,7 @@ from clients.findings import (
     WARNING,
     Finding,
 )
+from clients.doctor.specs import check_names, check_specs
 from clients.hops import ON_DEVICE, make_device_hop
 from clients.parity import AGREES, check_hop
 from clients.terminal import hide_delegate_notes

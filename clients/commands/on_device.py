@@ -9,9 +9,9 @@ from typing import Any
 
 from clients.answering import Answer, answer_one_by_one
 from clients.bench import DEFAULT_CALLS, bench_variant, print_bench
+from clients.commands.predict import add_input_flags, predict_files
 from clients.input_rows import Rows
 from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
-from clients.predict_command import add_input_flags, predict_files
 from clients.targets import positive_count
 from clients.terminal import hide_delegate_notes
 from contract import layout

@@ -6,10 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clients.doctor_package import check_package
-from clients.doctor_server import check_server
-from clients.doctor_version import check_version
-from clients.findings import (
+from clients.doctor.findings import (
     FAILS,
     MODEL_NAME,
     NOT_CHECKED,
@@ -21,6 +18,9 @@ from clients.findings import (
     Finding,
     merge_findings,
 )
+from clients.doctor.package import check_package
+from clients.doctor.server import check_server
+from clients.doctor.version import check_version
 from clients.targets import DEFAULT_REST_SERVER, add_server_flags, find_manifest
 from clients.terminal import print_json, print_line, print_table
 

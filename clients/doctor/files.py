@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clients.findings import FAILS, OK, VERSION_NUMBER, WARNING, WHOLE_VERSION, Finding
+from clients.doctor.findings import FAILS, OK, VERSION_NUMBER, WARNING, WHOLE_VERSION, Finding
 from contract import layout
 from contract.errors import ManifestError
 from contract.manifest import Manifest, check_files, read_manifest

@@ -10,9 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from clients.bench import make_batch
-from clients.doctor_silence import explain_silence
-from clients.doctor_specs import check_names, describe_inputs
-from clients.findings import (
+from clients.doctor.findings import (
     FAILS,
     HEALTHY,
     MESSAGE_LIMIT,
@@ -25,6 +23,8 @@ from clients.findings import (
     WARNING,
     Finding,
 )
+from clients.doctor.silence import explain_silence
+from clients.doctor.specs import check_names, describe_inputs
 from clients.results import VersionStatus
 from clients.sync import PredictionClient
 from clients.targets import choose_model_name, open_client

@@ -1,0 +1,1 @@
+"""The usual mistakes: looked for, explained, and the command that mends each."""
