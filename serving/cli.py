@@ -16,10 +16,10 @@ VERBS = {
     "container": ("serving.container.verb", "serve them from TensorFlow Serving's image"),
     "bake": ("serving.container.bake", "build an image that holds one published version"),
     "stop": ("serving.container.stop", "stop and remove what `container --detach` started"),
-    "promote": ("serving.promote", "serve a version and point a label at it, or undo all of it"),
-    "rollback": ("serving.rollback", "point a label back where it was before"),
-    "retire": ("serving.retire", "take a version without labels out of service"),
-    "labels": ("serving.labels", "where the labels of a models.config lead, server by server"),
+    "promote": ("serving.rollout.promote", "serve a version and point a label at it, or undo all"),
+    "rollback": ("serving.rollout.rollback", "point a label back where it was before"),
+    "retire": ("serving.rollout.retire", "take a version without labels out of service"),
+    "labels": ("serving.rollout.labels", "where the labels of a models.config lead"),
 }
 """Verb to its module and one line of help.
 

@@ -13,11 +13,11 @@ from contract import layout
 from contract.errors import ConfigError, ServableUnavailableError
 from contract.golden import read_golden
 from contract.servable import ModelSpec
-from serving.retire import retire
-from serving.rollout import RolloutOptions
-from serving.rollout_audit import RESTORE, read_lines
-from serving.rollout_label import promote, rollback
-from serving.rollout_server import Server
+from serving.rollout.audit import RESTORE, read_lines
+from serving.rollout.label import promote, rollback
+from serving.rollout.retire import retire
+from serving.rollout.rollout import RolloutOptions
+from serving.rollout.server import Server
 from tests.serving.rollout_scene import (
     SERVERS,
     answer_labels_wrongly,

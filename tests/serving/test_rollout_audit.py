@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ConfigError
-from serving.rollout_audit import (
+from serving.rollout.audit import (
     PROMOTE,
     RESTORE,
     RETIRE,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ConfigError, DeadlineExceededError
-from serving.rollout_audit import PROMOTE, RESTORE, read_lines
-from serving.rollout_config import ModelConfigFile, describe_policy
-from serving.rollout_text import ModelEdit, parse_config
+from serving.rollout.audit import PROMOTE, RESTORE, read_lines
+from serving.rollout.config_file import ModelConfigFile, describe_policy
+from serving.rollout.config_text import ModelEdit, parse_config
 
 TEXT = """model_config_list {
   config {
@@ -23,8 +23,8 @@ TEXT = """model_config_list {
 CHANGE_MANY = """
 import sys
 from pathlib import Path
-from serving.rollout_config import ModelConfigFile
-from serving.rollout_text import ModelEdit
+from serving.rollout.config_file import ModelConfigFile
+from serving.rollout.config_text import ModelEdit
 file = ModelConfigFile(Path(sys.argv[1]))
 for number in range(15):
     with file.hold(timeout_s=60):
@@ -120,7 +120,7 @@ def test_a_rollout_that_holds_the_file_is_waited_for_and_named(path: Path) -> No
 def test_a_rollout_that_was_killed_holds_nothing(path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; "
-        "from serving.rollout_config import ModelConfigFile\n"
+        "from serving.rollout.config_file import ModelConfigFile\n"
         "with ModelConfigFile(Path(sys.argv[1])).hold(timeout_s=1):\n"
         "    print('held', flush=True); time.sleep(60)"
     )
@@ -139,8 +139,8 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path\n"
         "from contract.errors import ConfigError\n"
-        "from serving.rollout_config import ModelConfigFile\n"
-        "from serving.rollout_text import ModelEdit\n"
+        "from serving.rollout.config_file import ModelConfigFile\n"
+        "from serving.rollout.config_text import ModelEdit\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))\n"
         "try: ModelConfigFile(Path(sys.argv[1])).change(ModelEdit('mlp', {'a': 2}), action='x')\n"
         "except ConfigError as error: print(error)\n"

@@ -7,29 +7,29 @@ import time
 
 from contract.errors import ConfigError
 from contract.wire.plumbline_wire import config_pb2
-from serving import rollout_flags
-from serving.rollout import Outcome, Rollout, make_policy
-from serving.rollout_audit import RETIRE
-from serving.rollout_config import describe_policy
-from serving.rollout_text import ModelEdit
+from serving.rollout import flags
+from serving.rollout.audit import RETIRE
+from serving.rollout.config_file import describe_policy
+from serving.rollout.config_text import ModelEdit
+from serving.rollout.rollout import Outcome, Rollout, make_policy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
-    rollout_flags.add_shared_flags(parser)
+    flags.add_shared_flags(parser)
     parser.add_argument("--version", type=int, required=True, help="the version to retire")
-    rollout_flags.add_change_flags(parser)
+    flags.add_change_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Retires a version."""
 
     def command() -> int:
-        rollout = rollout_flags.open_rollout(arguments)
+        rollout = flags.open_rollout(arguments)
         outcome = retire(rollout, arguments.model_name, version=arguments.version)
-        return rollout_flags.report_outcome(outcome, as_json=arguments.json)
+        return flags.report_outcome(outcome, as_json=arguments.json)
 
-    return rollout_flags.run_command(command)
+    return flags.run_command(command)
 
 
 def retire(rollout: Rollout, model_name: str, *, version: int) -> Outcome:

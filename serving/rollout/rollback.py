@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 
-from serving import rollout_flags
-from serving.rollout_label import rollback
+from serving.rollout import flags
+from serving.rollout.label import rollback
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
-    rollout_flags.add_shared_flags(parser)
+    flags.add_shared_flags(parser)
     parser.add_argument("--label", default="", help="default: the label that was moved last")
-    rollout_flags.add_change_flags(parser)
-    rollout_flags.add_parity_flags(parser)
+    flags.add_change_flags(parser)
+    flags.add_parity_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Rolls back; 1 when the label is back but golden disagrees."""
 
     def command() -> int:
-        rollout = rollout_flags.open_rollout(arguments)
+        rollout = flags.open_rollout(arguments)
         outcome = rollback(rollout, arguments.model_name, label=arguments.label)
-        return rollout_flags.report_outcome(outcome, as_json=arguments.json)
+        return flags.report_outcome(outcome, as_json=arguments.json)
 
-    return rollout_flags.run_command(command)
+    return flags.run_command(command)

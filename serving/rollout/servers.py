@@ -10,7 +10,7 @@ from typing import final
 from contract.errors import Code, DeadlineExceededError, ServableUnavailableError
 from contract.servable import VersionState
 from contract.wire.plumbline_wire import config_pb2
-from serving.rollout_server import Server, VersionReport
+from serving.rollout.server import Server, VersionReport
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.1

@@ -20,10 +20,10 @@ from contract.errors import (
     ManifestError,
     PlumblineError,
 )
-from serving.rollout import Outcome, Rollout, RolloutOptions
-from serving.rollout_config import ModelConfigFile
-from serving.rollout_server import Server
-from serving.rollout_servers import Servers
+from serving.rollout.config_file import ModelConfigFile
+from serving.rollout.rollout import Outcome, Rollout, RolloutOptions
+from serving.rollout.server import Server
+from serving.rollout.servers import Servers
 from serving.text_files import read_text
 
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130

@@ -6,14 +6,14 @@ import argparse
 from typing import Any
 
 from contract.errors import PlumblineError
-from serving import rollout_flags
-from serving.rollout_config import ModelConfigFile, describe_policy
-from serving.rollout_servers import Servers
+from serving.rollout import flags
+from serving.rollout.config_file import ModelConfigFile, describe_policy
+from serving.rollout.servers import Servers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
-    rollout_flags.add_shared_flags(parser)
+    flags.add_shared_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -21,17 +21,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     def command() -> int:
         config = ModelConfigFile(arguments.model_config_file)
-        servers = rollout_flags.open_servers(arguments)
+        servers = flags.open_servers(arguments)
         document = describe_labels(config, servers, arguments.model_name)
         if arguments.json:
-            rollout_flags.print_json(document)
+            flags.print_json(document)
         else:
             _print_tables(document)
         if document["unreachable"]:
-            return rollout_flags.UNREACHABLE
-        return rollout_flags.DONE if document["agrees"] else rollout_flags.FAILED
+            return flags.UNREACHABLE
+        return flags.DONE if document["agrees"] else flags.FAILED
 
-    return rollout_flags.run_command(command)
+    return flags.run_command(command)
 
 
 def describe_labels(config: ModelConfigFile, servers: Servers, model_name: str) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def describe_labels(config: ModelConfigFile, servers: Servers, model_name: str) 
 
 def _print_tables(document: dict[str, Any]) -> None:
     addresses = list(document["versions"])
-    rollout_flags.print_line(f"model {document['model_name']}, policy {document['policy']}")
-    rollout_flags.print_table(
+    flags.print_line(f"model {document['model_name']}, policy {document['policy']}")
+    flags.print_table(
         ["label", "version", *addresses],
         [
             [one["label"], one["version"], *(_show(one, address) for address in addresses)]
@@ -81,7 +81,7 @@ def _print_tables(document: dict[str, Any]) -> None:
         ],
     )
     numbers = {number for states in document["versions"].values() for number in states}
-    rollout_flags.print_table(
+    flags.print_table(
         ["version", "labels", *addresses],
         [
             [
@@ -94,7 +94,7 @@ def _print_tables(document: dict[str, Any]) -> None:
         ],
     )
     for address, reason in document["unreachable"].items():
-        rollout_flags.print_line(f"{address} does not answer: {reason}")
+        flags.print_line(f"{address} does not answer: {reason}")
 
 
 def _show(label: dict[str, Any], address: str) -> str:

@@ -15,8 +15,8 @@ from typing import final
 
 from contract.errors import ConfigError, DeadlineExceededError
 from contract.wire.plumbline_wire import config_pb2
-from serving.rollout_audit import append_line
-from serving.rollout_text import ModelEdit, edit_text, find_model, parse_config
+from serving.rollout.audit import append_line
+from serving.rollout.config_text import ModelEdit, edit_text, find_model, parse_config
 from serving.text_files import read_text
 
 _LOG = logging.getLogger(__name__)

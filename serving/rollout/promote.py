@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from serving import rollout_flags
-from serving.rollout_label import promote
+from serving.rollout import flags
+from serving.rollout.label import promote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
-    rollout_flags.add_shared_flags(parser)
+    flags.add_shared_flags(parser)
     parser.add_argument("--version", type=int, required=True, help="the version to promote")
     parser.add_argument("--label", required=True, help="for example stable or canary")
-    rollout_flags.add_change_flags(parser)
-    rollout_flags.add_parity_flags(parser)
+    flags.add_change_flags(parser)
+    flags.add_parity_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,11 +22,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     def command() -> int:
         outcome = promote(
-            rollout_flags.open_rollout(arguments),
+            flags.open_rollout(arguments),
             arguments.model_name,
             version=arguments.version,
             label=arguments.label,
         )
-        return rollout_flags.report_outcome(outcome, as_json=arguments.json)
+        return flags.report_outcome(outcome, as_json=arguments.json)
 
-    return rollout_flags.run_command(command)
+    return flags.run_command(command)

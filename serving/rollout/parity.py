@@ -13,8 +13,8 @@ from contract.golden import Golden, read_golden
 from contract.parity import ParityReport, Tolerance, replay
 from contract.servable import ModelSpec
 from contract.signature import Batch
-from serving.rollout_server import Server
-from serving.rollout_servers import Servers
+from serving.rollout.server import Server
+from serving.rollout.servers import Servers
 
 _LOG = logging.getLogger(__name__)
 

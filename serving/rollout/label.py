@@ -16,10 +16,10 @@ from contract.errors import ConfigError, PlumblineError
 from contract.golden import Golden
 from contract.servable import MAX_VERSION, ModelSpec
 from contract.wire.plumbline_wire import config_pb2
-from serving.rollout import Outcome, Rollout, find_problem
-from serving.rollout_audit import PROMOTE, ROLLBACK, find_last_label, find_previous, read_lines
-from serving.rollout_parity import ServerParity
-from serving.rollout_text import ModelEdit
+from serving.rollout.audit import PROMOTE, ROLLBACK, find_last_label, find_previous, read_lines
+from serving.rollout.config_text import ModelEdit
+from serving.rollout.parity import ServerParity
+from serving.rollout.rollout import Outcome, Rollout, find_problem
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,16 +12,16 @@ from contract.errors import ConfigError, PlumblineError
 from contract.golden import Golden
 from contract.servable import ModelSpec
 from contract.wire.plumbline_wire import config_pb2
-from serving.rollout_audit import RESTORE, append_line
-from serving.rollout_config import ModelConfigFile, describe_policy
-from serving.rollout_parity import (
+from serving.rollout.audit import RESTORE, append_line
+from serving.rollout.config_file import ModelConfigFile, describe_policy
+from serving.rollout.config_text import ModelEdit, Policy
+from serving.rollout.parity import (
     ServerParity,
     check_parity,
     leave_strings_out,
     read_version_golden,
 )
-from serving.rollout_servers import Servers
-from serving.rollout_text import ModelEdit, Policy
+from serving.rollout.servers import Servers
 
 _LOG = logging.getLogger(__name__)
 
