@@ -64,15 +64,22 @@ test: $(INSTALLED) ## All tests but those of containers
 test-quick: $(INSTALLED) ## Tests that import no TensorFlow
 	$(BIN)/python -m pytest -n 2 -m "not container and not tensorflow" $(ARGS)
 
-.PHONY: bench-export bench-serving bench-clients
+.PHONY: bench-export bench-accuracy bench-serving bench-clients
 bench-export: $(INSTALLED) ## make export beside a plain script
 	$(BIN)/python -m benchmarks.bench_export $(ARGS)
+
+bench-accuracy: $(INSTALLED) ## Accuracy of both configurations on the test split, mean of three seeds
+	$(BIN)/python -m benchmarks.bench_accuracy $(ARGS)
 
 bench-serving: $(INSTALLED) ## The embedded server beside the alternatives (needs models/mlp and models/cnn)
 	$(BIN)/python -m benchmarks.bench_serving $(ARGS)
 
 bench-clients: $(INSTALLED) ## The clients beside what they replace (needs models/mlp)
 	$(BIN)/python -m benchmarks.bench_clients $(ARGS)
+
+.PHONY: bench-container
+bench-container: $(INSTALLED) ## Images: size, time to ready, memory (needs make image and models/mlp)
+	$(BIN)/python -m benchmarks.bench_container $(ARGS)
 
 .PHONY: image
 image: ## Build the image of the embedded server (TARGET=tensorflow for its twin; BASE=python:3.11-slim)
