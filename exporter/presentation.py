@@ -1,14 +1,13 @@
-"""Results for people: rich tables on a terminal, the same as plain text elsewhere."""
+"""What each verb shows people of its result; `--json` prints the whole of it instead."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from exporter.progress import describe_metrics
+from exporter.tables import print_table, say
 
 
 def show_export(document: dict[str, Any]) -> None:
@@ -88,37 +87,3 @@ def show_prediction(document: dict[str, Any]) -> None:
         f"{document['num_examples']} answers of {document['signature_name']} written to "
         f"{document['output']}"
     )
-
-
-def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout; numbers, recognised by their heading's place, to the right."""
-    from rich.box import ROUNDED, SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    terminal = sys.stdout.isatty()
-    table = Table(title=title, title_justify="left", box=ROUNDED if terminal else SIMPLE)
-    cells = [[str(cell) for cell in row] for row in rows]
-    for at, heading in enumerate(headings):
-        numeric = at > 0 and all(_is_number(row[at]) for row in cells)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*map(_mark_up, row))
-    # Without a terminal there is no width to keep to.
-    Console(width=None if terminal else 140).print(table)
-
-
-def say(text: str) -> None:
-    """A line on stdout."""
-    sys.stdout.write(f"{text}\n")
-
-
-def _is_number(cell: str) -> bool:
-    return cell in {"", "–"} or cell[0].isdigit()
-
-
-def _mark_up(cell: str) -> str:
-    from rich.markup import escape
-
-    colours = {"FAILED": "red", "passed": "green", "bit for bit": "green"}
-    return f"[{colours[cell]}]{cell}[/]" if cell in colours else escape(cell)

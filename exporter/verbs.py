@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from contract.errors import ConfigError
+from contract.lite.notes import hide_delegate_notes
 from exporter import presentation
 from exporter.config import Config, load_config
+from exporter.durability import explain_os_errors
+from exporter.extras import require_tensorflow
 from exporter.publish import Published, PublishOptions, publish_version
+from exporter.tables import say
 
 DONE, FAILED = 0, 1
 
 
 def train(arguments: argparse.Namespace) -> int:
     """`train`: the trained model goes into the run directory."""
+    require_tensorflow()
     from exporter.flow import choose_run_dir, run_train
     from exporter.steps import Steps
 
     config = _load_config(arguments)
     run_dir = choose_run_dir(config, arguments.run_dir, resume=arguments.resume)
-    with Steps() as steps:
+    with explain_os_errors(run_dir), Steps() as steps:
         dataset, result = run_train(config, run_dir=run_dir, resume=arguments.resume, steps=steps)
         from exporter.trained import save_trained
 
@@ -44,6 +49,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """`export`: the whole flow."""
+    require_tensorflow()
     from exporter.flow import choose_base_path, choose_run_dir, run_export
 
     config = _load_config(arguments)
@@ -91,20 +97,24 @@ def inspect(arguments: argparse.Namespace) -> int:
     """`inspect`: what the manifest and the files say, without TensorFlow."""
     from exporter.inspection import inspect_version
 
-    return _print(inspect_version(arguments.path), arguments, presentation.show_inspection)
+    with hide_delegate_notes():
+        document = inspect_version(arguments.path)
+    return _print(document, arguments, presentation.show_inspection)
 
 
 def verify(arguments: argparse.Namespace) -> int:
     """`verify`: checksums, then golden through every copy that can run here."""
     from exporter.recheck import recheck_version
 
-    document = recheck_version(arguments.path, skip_tensorflow=arguments.skip_tensorflow)
+    with hide_delegate_notes():
+        document = recheck_version(arguments.path, skip_tensorflow=arguments.skip_tensorflow)
     _print(document, arguments, presentation.show_recheck)
     return DONE if document["passed"] else FAILED
 
 
 def predict(arguments: argparse.Namespace) -> int:
     """`predict`: in-process answers for the user's own inputs, as a golden file."""
+    require_tensorflow()
     from exporter.prediction import predict_files
 
     document = predict_files(
@@ -152,9 +162,14 @@ def _describe_published(published: Published) -> dict[str, Any]:
     }
 
 
-def _print(document: dict[str, Any], arguments: argparse.Namespace, show: Any) -> int:
+def _print(
+    document: dict[str, Any],
+    arguments: argparse.Namespace,
+    show: Callable[[dict[str, Any]], None],
+) -> int:
     if arguments.json:
-        presentation.say(json.dumps(document, indent=2, default=str))
+        # msgspec writes infinity as null, which every reader of JSON takes.
+        say(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
     else:
         show(document)
     return DONE

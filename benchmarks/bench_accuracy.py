@@ -1,0 +1,92 @@
+"""Accuracy of the shipped configurations on a held-out split: the mean of three training seeds.
+
+The split hangs on `data.seed` alone, so every seed is measured on the same rows. Settings are
+chosen with `--split validation`; the test split is for the number that is reported.
+
+Run: make bench-accuracy
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from exporter.config import load_config
+from exporter.datasets import load_dataset, to_float32
+from exporter.quiet import silence_tensorflow
+from exporter.training import train
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of one configuration.
+
+    Attributes:
+        rows: Rows of the split.
+        by_seed: Training seed to accuracy, 0..1.
+    """
+
+    rows: int
+    by_seed: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds, 0..1."""
+        return statistics.fmean(self.by_seed.values())
+
+
+def measure(config_path: Path, seeds: list[int], split: str, overrides: list[str]) -> Accuracy:
+    """Train once per seed and count the rows of the split that are right."""
+    by_seed, rows = {}, 0
+    for seed in seeds:
+        config = load_config(config_path, [*overrides, f"training.seed={seed}"])
+        dataset = load_dataset(config.data)
+        result = train(dataset, config)
+        images, labels = getattr(dataset, f"x_{split}"), getattr(dataset, f"y_{split}")
+        inputs = result.heads.shape_inputs(to_float32(images))
+        answers = result.model.predict(inputs, batch_size=BATCH, verbose=0)
+        by_seed[seed] = float(np.mean(answers.argmax(axis=1) == labels))
+        rows = len(labels)
+        print(f"{config_path.stem} seed {seed}: {by_seed[seed]:.2%}", file=sys.stderr)
+    return Accuracy(rows, by_seed)
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["mlp", "cnn"], choices=["mlp", "cnn"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--split", default="test", choices=["test", "validation"])
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    silence_tensorflow()
+    logging.basicConfig(level=logging.WARNING)
+    found = {
+        name: measure(REPOSITORY / f"configs/{name}.toml", args.seeds, args.split, args.set)
+        for name in args.models
+    }
+    if args.json:
+        document = {
+            name: {"rows": one.rows, "by_seed": one.by_seed, "mean": one.mean}
+            for name, one in found.items()
+        }
+        print(json.dumps({"split": args.split, "accuracy": document}))
+        return
+    seeds = "".join(f"{f'seed {seed}':>9}" for seed in args.seeds)
+    print(f"{args.split + ' split':16} {'rows':>5}{seeds}{'mean':>9}")
+    for name, one in found.items():
+        cells = "".join(f"{value:9.2%}" for value in one.by_seed.values())
+        print(f"{name:16} {one.rows:5}{cells}{one.mean:9.2%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Results on stdout, and commands where extras are missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter.tables import print_table
+from tests.conftest import ROOT
+
+
+def run_without(*modules: str, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the exporter in a process where importing these modules fails."""
+    blocked = "".join(f"sys.modules[{name!r}] = None;" for name in modules)
+    code = f"import sys; {blocked} from exporter.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_plain_table_has_aligned_columns_and_numbers_to_the_right(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table("mlp", ("copy", "KiB"), [("saved_model", "293.1"), ("int8", "–"), ("x", "-7")])
+    assert capsys.readouterr().out.splitlines() == [
+        "mlp",
+        "",
+        "  copy           KiB",
+        "  ───────────  ─────",
+        "  saved_model  293.1",
+        "  int8             –",
+        "  x               -7",
+        "",
+    ]
+
+
+def test_a_version_is_verified_and_inspected_without_tensorflow_and_rich(
+    published_mlp: Path, tmp_path: Path
+) -> None:
+    version = str(published_mlp / "mlp" / "1")
+    for verb, text in (("verify", "TensorFlow is not installed"), ("inspect", "serving_uint8")):
+        done = run_without("tensorflow", "rich", arguments=[verb, version], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert text in done.stdout
+        assert done.stderr == ""  # TFLite's notes included
+
+
+@pytest.mark.parametrize("verb", ["train", "export", "predict"])
+def test_a_missing_extra_is_one_sentence_that_names_it(verb: str, tmp_path: Path) -> None:
+    arguments = [verb]
+    if verb == "predict":
+        arguments += [str(tmp_path), "--input", "x.npy", "--output", "golden.npz"]
+    done = run_without("tensorflow", arguments=arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "plumbline-tf[tensorflow]" in done.stderr
+    assert list(tmp_path.iterdir()) == []
