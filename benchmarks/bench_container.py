@@ -36,10 +36,11 @@ def read_size(engine: ContainerEngine, name: str) -> int:
 
 def read_layers(engine: ContainerEngine, name: str) -> list[tuple[int, str]]:
     """(bytes, command) of each layer, the newest first."""
-    columns = "{{.Size}}\t{{.CreatedBy}}"
-    done = engine.call("history", "--no-trunc", "--human=false", "--format", columns, name)
-    rows = (line.partition("\t") for line in done.stdout.splitlines() if "\t" in line)
-    return [(int(size), command) for size, _, command in rows]
+    done = engine.call("history", "--no-trunc", "--human=false", "--format={{json .}}", name)
+    text = done.stdout.strip()
+    # podman prints one list, docker a line for each, with sizes as text.
+    rows = json.loads(text if text.startswith("[") else f"[{','.join(text.splitlines())}]")
+    return [(int(row.get("size", row.get("Size"))), str(row["CreatedBy"])) for row in rows]
 
 
 def size_packages(engine: ContainerEngine, name: str) -> int:
