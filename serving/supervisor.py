@@ -46,6 +46,7 @@ class _Place:
         pid: The worker; 0 while there is none.
         started: When it was forked (`time.monotonic`).
         due: When the next one may be forked.
+        is_replacement: Whether others served when it started.
         num_failures: Workers that did not live long, one after the other.
     """
 
@@ -53,6 +54,7 @@ class _Place:
     pid: int = 0
     started: float = 0.0
     due: float = 0.0
+    is_replacement: bool = False
     num_failures: int = 0
 
 
@@ -116,7 +118,7 @@ class Supervisor:
                 self._start(place)
 
     def _start(self, place: _Place) -> None:
-        is_replacement = self._has_opened
+        place.is_replacement = self._has_opened
         pid = os.fork()
         if pid == 0:
             # Nothing of the supervisor's stack may run in the worker.
@@ -124,7 +126,9 @@ class Supervisor:
             try:
                 os.close(self._lifeline_end)
                 config = self._make_config(place.slot)
-                code = self._serve(config, self._board, place.slot, is_replacement, self._lifeline)
+                code = self._serve(
+                    config, self._board, place.slot, place.is_replacement, self._lifeline
+                )
             finally:
                 logging.shutdown()
                 os._exit(code)
@@ -167,7 +171,8 @@ class Supervisor:
             # Killed by a signal counts as calls cut off.
             self._code = max(self._code, code if code >= 0 else 1)
             return
-        if code == START_FAILED and not self._has_opened:
+        if code == START_FAILED and not place.is_replacement:
+            # What the first workers cannot serve, no other could.
             self._code = START_FAILED
             self._end_all(signal.SIGTERM)
             return

@@ -1,0 +1,298 @@
+"""Several workers behind one pair of ports look like one server, whatever becomes of them."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from contract.wire.plumbline_wire import predict_pb2, status_pb2, tensor_pb2
+from contract.wire.rpc import HANDLE_RELOAD_CONFIG, PREDICT
+from serving.instruments import Dump, add_dumps
+from serving.worker_states import merge_statuses
+from tests.serving.server_process import ServerProcess, call, run_embedded
+
+NUM_PIXELS = 784
+NUM_WORKERS = 2
+NUM_TRIES = 16
+"""Enough new connections to reach both of two workers, but for one time in 30,000."""
+
+BACKOFF_S = 0.1
+"""As clients wait before they try again; a process takes a moment to die."""
+
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50
+
+
+@pytest.fixture
+def base_path(published_mlp: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published_mlp / "mlp", tmp_path / "mlp"))
+
+
+@pytest.fixture
+def server(base_path: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(
+        tmp_path,
+        *("--model_name=mlp", f"--model_base_path={base_path}", "--engine=litert"),
+        *(f"--workers={NUM_WORKERS}", "--enable_reload_config"),
+        f"--grpc_socket_path={tmp_path / 's'}",
+        rest=True,
+    ) as process:
+        yield process.wait_until_ready()
+
+
+def list_workers(server: ServerProcess) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children()
+
+
+def make_request(name: str = "mlp", version: int = 0) -> Any:
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = name
+    if version:
+        request.model_spec.version.value = version
+    tensor = request.inputs["images"]
+    tensor.dtype = tensor_pb2.DT_FLOAT
+    for size in (1, NUM_PIXELS):
+        tensor.tensor_shape.dim.add(size=size)
+    tensor.tensor_content = bytes(4 * NUM_PIXELS)
+    return request
+
+
+def ask(server: ServerProcess, request: Any) -> Any:
+    """One call over a connection of its own."""
+    with grpc.insecure_channel(server.address, OWN_CONNECTION) as channel:
+        return call(channel, PREDICT, request)
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def read_metric(server: ServerProcess, start: str) -> float:
+    _, page = get(f"{server.url}/monitoring/prometheus/metrics")
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(start))
+
+
+def reload(server: ServerProcess, *, labels: dict[str, int] | None = None, **models: Path) -> None:
+    request = status_pb2.ReloadConfigRequest()
+    for name, path in models.items():
+        request.config.model_config_list.config.add(
+            name=name, base_path=str(path), model_platform="tensorflow", version_labels=labels
+        )
+    with grpc.insecure_channel(server.address, OWN_CONNECTION) as channel:
+        call(channel, HANDLE_RELOAD_CONFIG, request)
+
+
+def test_ports_and_socket_are_shared_and_counts_are_the_sum(server: ServerProcess) -> None:
+    assert len(list_workers(server)) == NUM_WORKERS
+    assert server.addresses["pid"] == server.process.pid
+    for _ in range(NUM_TRIES):
+        ask(server, make_request())
+    with grpc.insecure_channel(f"unix:{server.addresses['socket_path']}") as channel:
+        call(channel, PREDICT, make_request())
+    name = ':tensorflow:serving:request_count{model_name="mlp",status="OK"}'
+    seen = [read_metric(server, name) for _ in range(NUM_TRIES)]
+    assert seen == [NUM_TRIES + 1.0] * NUM_TRIES
+    assert read_metric(server, ":tensorflow:serving:request_latency_count") == NUM_TRIES + 1
+    assert read_metric(server, "plumbline_ready") == 1
+
+
+def test_a_version_is_available_once_every_worker_has_it(
+    server: ServerProcess, base_path: Path
+) -> None:
+    shutil.copytree(base_path / "1", base_path / ".2")
+    (base_path / ".2").rename(base_path / "2")
+    server.wait_for(lambda: server.list_states("mlp").get(2) == "AVAILABLE")
+    for _ in range(NUM_TRIES):
+        assert ask(server, make_request(version=2)).model_spec.version.value == 2
+
+
+def test_a_reload_reaches_every_worker_and_those_to_come(
+    server: ServerProcess, base_path: Path
+) -> None:
+    reload(server, mlp=base_path, other=base_path)
+    for _ in range(NUM_TRIES):
+        ask(server, make_request("other"))
+    for worker in list_workers(server):
+        replace_worker(server, worker)
+    for _ in range(NUM_TRIES):
+        ask(server, make_request("other"))
+
+
+def test_a_refused_reload_changes_no_worker(server: ServerProcess, base_path: Path) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        reload(server, labels={"stable": 9}, mlp=base_path, other=base_path)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    for _ in range(NUM_TRIES):
+        with pytest.raises(grpc.RpcError):
+            ask(server, make_request("other"))
+        ask(server, make_request())
+
+
+def replace_worker(server: ServerProcess, worker: psutil.Process) -> None:
+    """Kills a worker and waits until another has taken its place."""
+    worker.kill()
+    server.wait_for(lambda: count_states(server) == NUM_WORKERS and not worker.is_running())
+
+
+def count_states(server: ServerProcess) -> int:
+    """How many workers load or have loaded, as their logs say."""
+    pids = {worker.pid for worker in list_workers(server)}
+    return sum(is_listening(pid, server.addresses["rest_port"]) for pid in pids)
+
+
+def is_listening(pid: int, port: int) -> bool:
+    try:
+        found = psutil.Process(pid).net_connections(kind="tcp")
+    except psutil.Error:
+        return False
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in found)
+
+
+def test_a_worker_killed_under_load_costs_callers_a_retry_and_no_more(
+    server: ServerProcess,
+) -> None:
+    stop, faults, num_answers = threading.Event(), [], [0] * 4
+
+    def keep_calling(index: int) -> None:
+        while not stop.is_set():
+            try:
+                try:
+                    ask(server, make_request())
+                except grpc.RpcError:
+                    stop.wait(BACKOFF_S)
+                    ask(server, make_request())
+            except grpc.RpcError as error:
+                faults.append(error)
+            num_answers[index] += 1
+
+    callers = [threading.Thread(target=keep_calling, args=(i,)) for i in range(4)]
+    for caller in callers:
+        caller.start()
+    try:
+        for worker in list_workers(server):
+            replace_worker(server, worker)
+            seen = list(num_answers)
+            server.wait_for(lambda seen=seen: all(a > b for a, b in zip(num_answers, seen)))  # type: ignore[misc] # noqa: B905
+    finally:
+        stop.set()
+        for caller in callers:
+            caller.join()
+    assert faults == []
+    assert server.log.count("ended with signal 9; replacing it") == NUM_WORKERS
+    assert get(f"{server.url}/readyz")[0] == 200
+    answered = read_metric(server, ':tensorflow:serving:request_count{model_name="mlp"')
+    assert answered > 0
+
+
+def test_what_a_killed_worker_had_counted_is_not_forgotten(server: ServerProcess) -> None:
+    name = ':tensorflow:serving:request_count{model_name="mlp",status="OK"}'
+    for _ in range(NUM_TRIES):
+        ask(server, make_request())
+    assert read_metric(server, name) == NUM_TRIES
+    for worker in list_workers(server):
+        replace_worker(server, worker)
+    assert read_metric(server, name) == NUM_TRIES
+
+
+def test_sigterm_drains_every_worker(server: ServerProcess) -> None:
+    workers = list_workers(server)
+    codes: set[grpc.StatusCode] = set()
+    num_answers = [0, 0, 0, 0]
+
+    def keep_calling(index: int) -> None:
+        with grpc.insecure_channel(server.address, OWN_CONNECTION) as channel:
+            try:
+                while True:
+                    call(channel, PREDICT, make_request())
+                    num_answers[index] += 1
+            except grpc.RpcError as error:
+                codes.add(error.code())
+
+    callers = [threading.Thread(target=keep_calling, args=(i,)) for i in range(4)]
+    for caller in callers:
+        caller.start()
+    server.wait_for(lambda: min(num_answers) > 5)
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    for caller in callers:
+        caller.join()
+    assert codes == {grpc.StatusCode.UNAVAILABLE}
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_workers_end_with_their_supervisor(base_path: Path, tmp_path: Path) -> None:
+    with ServerProcess(
+        tmp_path, "--model_name=mlp", f"--model_base_path={base_path}", "--workers=2"
+    ) as server:
+        workers = list_workers(server)
+        server.process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=20)
+        assert alive == []
+
+
+def test_a_port_in_use_is_exit_code_3_and_a_sentence(
+    server: ServerProcess, base_path: Path
+) -> None:
+    port = server.addresses["grpc_port"]
+    done = run_embedded(
+        f"--port={port}", "--model_name=mlp", f"--model_base_path={base_path}", "--workers=2"
+    )
+    assert done.returncode == 3
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_can_serve_nothing_ends_with_code_3(base_path: Path) -> None:
+    for path in (base_path / "1").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done = run_embedded(
+        *("--port=-1", "--model_name=mlp", f"--model_base_path={base_path}", "--workers=2"),
+        "--max_num_load_retries=0",
+    )
+    assert done.returncode == 3
+    assert "Failed to start server" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("states", "merged"),
+    [
+        ([AVAILABLE, AVAILABLE], AVAILABLE),
+        ([AVAILABLE, LOADING], LOADING),
+        ([AVAILABLE, None], START),
+        ([None, END], END),
+        ([UNLOADING, AVAILABLE], UNLOADING),
+        ([END, AVAILABLE], UNLOADING),
+        ([END, UNLOADING, None], UNLOADING),
+    ],
+)
+def test_the_state_of_all_is_the_least_advanced(states: list[int | None], merged: int) -> None:
+    found = [None if state is None else (state, 0, "") for state in states]
+    assert merge_statuses(7, found).state == merged
+
+
+def test_a_version_that_failed_somewhere_has_failed() -> None:
+    merged = merge_statuses(7, [(AVAILABLE, 0, ""), (END, 13, "self-test")])
+    assert (merged.state, merged.code, merged.message) == (END, 13, "self-test")
+
+
+def test_counts_of_several_processes_are_added() -> None:
+    one: Dump = {"a": {("x",): 1.0, ("y",): 2.0}, "h": {(): ([1, 0], 0.5)}}
+    other: Dump = {"a": {("x",): 4.0}, "h": {(): ([1, 2], 0.25)}}
+    assert add_dumps([one, other]) == {
+        "a": {("x",): 5.0, ("y",): 2.0},
+        "h": {(): ([2, 2], 0.75)},
+    }
