@@ -27,7 +27,7 @@ COMPOSE = ROOT / "deploy" / "compose.yaml"
 SERVERS = ["embedded", "tensorflow-serving", "embedded-fetch"]
 FOLDERS = [
     *(f"overlays/{name}" for name in SERVERS),
-    *("parity/embedded", "parity/tensorflow-serving"),
+    *(f"parity/{name}" for name in SERVERS),
 ]
 SCHEMA = "1.37"
 DRAIN_TIMEOUT_S = 30  # the default of --drain_timeout_s
@@ -185,13 +185,13 @@ def test_each_pod_that_fetches_has_a_volume_of_its_own() -> None:
     (fetch,) = pod["initContainers"]
     from exporter.cli import main
 
-    arguments = ["https://example.org/mlp", *fetch["args"][1:]]
+    arguments = [one.replace("$(MODEL_VERSION)", "1") for one in fetch["args"]]
     with pytest.raises(SystemExit) as end:
         main([*fetch["command"][3:], *arguments, "--help"])
     assert end.value.code == 0
 
 
-@pytest.mark.parametrize("folder", ["parity/embedded", "parity/tensorflow-serving"])
+@pytest.mark.parametrize("folder", [f"parity/{name}" for name in SERVERS])
 def test_the_parity_job_is_a_command_that_exists(folder: str) -> None:
     (container,) = find_one(folder, "Job")["spec"]["template"]["spec"]["containers"]
     arguments = [*container["command"][3:], *container["args"]]
