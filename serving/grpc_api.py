@@ -97,6 +97,8 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
     methods[PREDICT.path] = _Predict(
         handlers, use_tensor_content=config.enable_serialization_as_tensor_content
     ).respond
+    if handlers.request_log is not None:
+        methods |= handlers.request_log.wrap(methods)
     return methods
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contract.errors import RequestError
 from contract.servable import ModelSpec
@@ -22,6 +22,9 @@ from serving.model_handlers import ModelHandlers
 from serving.servable import Manager, Observer, Servable
 from serving.worker_pool import WorkerPool
 
+if TYPE_CHECKING:
+    from serving.request_log import RequestLog
+
 
 class Handlers:
     """The methods of PredictionService and, in `models`, of ModelService.
@@ -30,6 +33,7 @@ class Handlers:
         manager: Who holds the servables.
         config: Limits and switches.
         metrics: Is told of every request.
+        request_log: Is offered every request that was answered; None when nothing is logged.
 
     Attributes:
         inference: Classify, Regress and MultiInference.
@@ -38,7 +42,15 @@ class Handlers:
         pool: Threads for what is not quick.
     """
 
-    def __init__(self, manager: Manager, config: ServerConfig, metrics: Observer) -> None:
+    def __init__(
+        self,
+        manager: Manager,
+        config: ServerConfig,
+        metrics: Observer,
+        *,
+        request_log: RequestLog | None = None,
+    ) -> None:
+        self.request_log = request_log
         self._manager = manager
         self.pool = WorkerPool(max_queued_calls=config.max_queued_calls)
         self.observer = metrics
@@ -55,6 +67,8 @@ class Handlers:
     def close(self) -> None:
         """Ends the threads, once what runs on them is done."""
         self.pool.close()
+        if self.request_log is not None:
+            self.request_log.close()
 
     def acquire(self, spec: ModelSpec) -> AbstractContextManager[Servable]:
         """See `Manager.acquire`."""
@@ -90,7 +104,10 @@ class Handlers:
             PlumblineError: See `Servable.run` and `SignatureForm`.
         """
         form.check_names(inputs)
-        return await servable.answer(form.name, form.complete(inputs), pool=self.pool)
+        outputs = await servable.answer(form.name, form.complete(inputs), pool=self.pool)
+        if self.request_log is not None:
+            self.request_log.offer_arrays(form.answer_spec, inputs, outputs)
+        return outputs
 
     def get_model_metadata(self, request: Any) -> Any:
         """A GetModelMetadataResponse for a GetModelMetadataRequest.

@@ -123,6 +123,11 @@ class Metrics(Observer):
             (*_SIGNATURE, "result"),
             kind="gauge",
         )
+        self._request_log = Family(
+            "plumbline_request_log",
+            "Sampled requests: written, dropped or failed.",
+            ("result",),
+        )
         self._engine = Family(
             "plumbline_engine",
             "The engine that answers a signature, and why.",
@@ -183,6 +188,9 @@ class Metrics(Observer):
         self._processed_size.child().observe(num_rows)
         self._padding.child(str(num_rows)).observe(padding)
 
+    def observe_request_log(self, result: str) -> None:
+        self._request_log.child(result).add()
+
     def observe_state(self, servable_id: ServableId, status: VersionStatus) -> None:
         """Drops what is said of a version that was unloaded; a failed one stays visible."""
         if status.state is not VersionState.END or status.error is not None:
@@ -203,7 +211,7 @@ class Metrics(Observer):
             *(self._requests, self._request_latency, self._runtime_latency),
             *(self._examples, self._example_total, self._warmup),
             *(self._queuing, self._padding, self._input_size, self._processed_size),
-            *(self._runtime, self._queue_wait),
+            *(self._runtime, self._queue_wait, self._request_log),
         ]
 
     def take_gauges(self) -> list[Family]:

@@ -78,6 +78,9 @@ class Observer:
     def observe_batch(self, servable_id: ServableId, padding: int, num_rows: int) -> None:
         """A batch was run: `num_rows` rows, of which `padding` were added to fill it."""
 
+    def observe_request_log(self, result: str) -> None:
+        """A sampled request was `written`, `dropped` as too many wait, or `failed`."""
+
 
 class Servable(abc.ABC):
     """One version of one model, loaded.

@@ -25,6 +25,7 @@ from serving.manager_setup import make_manager
 from serving.metrics import Metrics
 
 if TYPE_CHECKING:
+    from serving.request_log import RequestLog
     from serving.rest_face import RestFace
     from serving.worker_board import Board
     from serving.worker_group import WorkerGroup
@@ -63,11 +64,19 @@ class Server:
             self.group = _make_group(board, slot, self.manager, self.metrics)
         front = self.group or self.manager
         self.health = Health(front.is_ready, strict=config.strict_compat)
-        self._handlers = Handlers(front, config, self.metrics)
+        self._handlers = Handlers(front, config, self.metrics, request_log=self._make_request_log())
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcFace | None = None
         self._rest: RestFace | None = None
         self.addresses = Addresses(config.host)
+
+    def _make_request_log(self) -> RequestLog | None:
+        if not self._config.request_log_dir:
+            return None
+        from serving.request_log import RequestLog
+
+        manager, observe = self.manager, self.metrics.observe_request_log
+        return RequestLog(self._config, lambda: manager.models, observe)
 
     async def start(self, *, is_replacement: bool = False) -> None:
         """Begins to load, and listens. Calls to models that still load are UNAVAILABLE.

@@ -10,6 +10,7 @@ from google.protobuf import json_format
 from contract.errors import RequestError
 from contract.servable import ModelSpec
 from contract.wire.model_spec import model_spec_to_proto
+from contract.wire.rpc import CLASSIFY, REGRESS, Method
 from serving.config import ServerConfig
 from serving.handlers import Handlers
 from serving.rest.json_answers import (
@@ -80,18 +81,26 @@ class RestMethods:
 
     async def _classify(self, spec: ModelSpec, body: bytes) -> bytes:
         spec, message = await self._read_examples(spec, body)
-        _, result = await self._handlers.inference.classify_examples(spec, message)
+        answered, result = await self._handlers.inference.classify_examples(spec, message)
+        self._log(CLASSIFY, (spec, message), (answered, result))
         return encode_classification(result)
 
     async def _regress(self, spec: ModelSpec, body: bytes) -> bytes:
         spec, message = await self._read_examples(spec, body)
-        _, result = await self._handlers.inference.regress_examples(spec, message)
+        answered, result = await self._handlers.inference.regress_examples(spec, message)
+        self._log(REGRESS, (spec, message), (answered, result))
         return encode_regression(result)
 
     async def _read_examples(self, spec: ModelSpec, body: bytes) -> tuple[ModelSpec, Any]:
         document = await self._parse(body)
         spec = ModelSpec(spec.name, spec.version, spec.version_label, read_signature_name(document))
         return spec, await self._run(lambda: read_examples(document), len(body))
+
+    def _log(
+        self, method: Method, asked: tuple[ModelSpec, Any], answered: tuple[ModelSpec, Any]
+    ) -> None:
+        if self._handlers.request_log is not None:
+            self._handlers.request_log.offer_examples(method, asked, answered)
 
     async def _parse(self, body: bytes) -> dict[str, Any]:
         return await self._run(

@@ -16,6 +16,7 @@ from aiohttp import web
 from serving.config import ServerConfig
 from serving.grpc_api import create_grpc_server
 from serving.handlers import Handlers
+from serving.request_log import RequestLog
 from serving.rest.api import create_rest_app, create_rest_runner
 from serving.servable import Manager, Observer
 
@@ -60,14 +61,23 @@ class Faces:
 
 @contextmanager
 def serve(
-    manager: Manager, config: ServerConfig | None = None, observer: Observer | None = None
+    manager: Manager,
+    config: ServerConfig | None = None,
+    observer: Observer | None = None,
+    *,
+    request_log: RequestLog | None = None,
 ) -> Iterator[Faces]:
     """Runs both faces on a thread with an event loop of its own."""
     started: Any = threading.Event()
     found: dict[str, Any] = {}
 
     async def run() -> None:
-        handlers = Handlers(manager, config or ServerConfig(), observer or Observer())
+        handlers = Handlers(
+            manager,
+            config or ServerConfig(),
+            observer or Observer(),
+            request_log=request_log,
+        )
         server = create_grpc_server(handlers, config or ServerConfig())
         grpc_port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
