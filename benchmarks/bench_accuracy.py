@@ -22,7 +22,6 @@ from exporter.quiet import silence_tensorflow
 from exporter.training import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def measure(config_path: Path, seeds: list[int], split: str, overrides: list[str
         result = train(dataset, config)
         images, labels = getattr(dataset, f"x_{split}"), getattr(dataset, f"y_{split}")
         inputs = result.heads.shape_inputs(to_float32(images))
-        answers = result.model.predict(inputs, batch_size=BATCH, verbose=0)
+        answers = np.asarray(result.model(inputs, training=False))
         by_seed[seed] = float(np.mean(answers.argmax(axis=1) == labels))
         rows = len(labels)
         print(f"{config_path.stem} seed {seed}: {by_seed[seed]:.2%}", file=sys.stderr)

@@ -107,15 +107,17 @@ def make_evaluation_batches(features: NDArray[np.float32], targets: NDArray[np.f
 
 
 def _plan_epochs(plan: BatchPlan, first_epoch: int) -> tuple[NDArray[Any], ...]:
-    """Return rows, mixup partners (int32) and mixup weights, each (epochs, examples)."""
+    """Return rows, mixup partners (int32) and mixup weights, each (epochs, examples).
+
+    Without mixup the last two are not looked at.
+    """
     epochs = range(first_epoch, plan.epochs)
     rows = np.empty((len(epochs), plan.num_rows), np.int32)
-    partners = np.zeros((len(epochs), plan.num_rows if plan.mixup else 0), np.int32)
-    weights = np.ones_like(rows, np.float32)
+    weights = np.zeros_like(rows, np.float32)
     for number, epoch in enumerate(epochs):
         rows[number] = order_rows(plan.seed, epoch, plan.num_rows)
     if not plan.mixup:
-        return rows, rows, np.zeros_like(rows, np.float32)
+        return rows, rows, weights
     partners = np.empty_like(rows)
     for number, epoch in enumerate(epochs):
         rng = np.random.default_rng([plan.seed, epoch, 1])

@@ -21,7 +21,7 @@ Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 BUILDER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-CUSTOM_LOSSES = ("categorical_crossentropy", "mean_squared_error")
+BUILT_IN_LOSSES = ("categorical_crossentropy", "mean_squared_error")
 LoopName = Literal["fit", "gradient_tape"]
 StrategyName = Literal["none", "mirrored", "multi_worker"]
 
@@ -159,15 +159,15 @@ class TrainingConfig(Section, frozen=True, kw_only=True):
     strategy: StrategyName = "none"
 
     def __post_init__(self) -> None:
-        if self.loss not in CUSTOM_LOSSES and not BUILDER.fullmatch(self.loss):
+        if self.loss not in BUILT_IN_LOSSES and not BUILDER.fullmatch(self.loss):
             raise ValueError(
-                f"loss is {self.loss!r}; give {' or '.join(map(repr, CUSTOM_LOSSES))} or "
+                f"loss is {self.loss!r}; give {' or '.join(map(repr, BUILT_IN_LOSSES))} or "
                 "'package.module:function'"
             )
         if self.loop == "gradient_tape":
             return
         asked = [name for name in ("label_smoothing", "clip_norm", "mixup") if getattr(self, name)]
-        if self.loss not in CUSTOM_LOSSES:
+        if self.loss not in BUILT_IN_LOSSES:
             asked.insert(0, "loss")
         if asked:
             raise ValueError(f"{', '.join(asked)}: only with loop = 'gradient_tape', not 'fit'")
@@ -177,7 +177,8 @@ class ToleranceConfig(Section, frozen=True, kw_only=True):
     """How far one TFLite variant may be from the in-process model.
 
     Attributes:
-        max_abs_difference: Largest absolute difference of an output; None = not asked.
+        max_abs_difference: Largest absolute difference of an output, for outputs up to 1; times
+            the largest output where that is more (logits, regression). None = not asked.
         min_top1_agreement: Smallest share of rows, 0..1, with the same largest class.
         max_accuracy_loss_points: Accuracy that may be lost, in percentage points ...
         max_accuracy_loss_rows: ... or rows of the test split, whichever is more; None = any.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from contract.errors import ConfigError
-from exporter.config_schema import CUSTOM_LOSSES, TrainingConfig
+from exporter.config_schema import BUILT_IN_LOSSES, TrainingConfig
 from exporter.model_heads import Head, ModelHeads
 from exporter.models import import_function
 
@@ -27,7 +27,7 @@ def build_example_losses(
     Raises:
         ConfigError: `training.loss` names a function that does not import.
     """
-    if config.loss not in CUSTOM_LOSSES:
+    if config.loss not in BUILT_IN_LOSSES:
         function = import_function(config.loss, key="training.loss")
         return {
             head.name: _check_custom(function, config.loss, head.width) for head in heads.outputs

@@ -56,7 +56,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         top1_agreement: Smallest share of rows, over the signatures, whose largest class is the
             in-process model's, on the test split (golden without one); None without classes.
         max_abs_difference: Largest, over golden and the test split.
-        max_ulp: The same in representable floats, over golden.
+        largest_output: Largest magnitude among the golden outputs, at least 1.
+        max_ulp: The largest difference in representable floats, over golden.
         us_per_row: Median of calls with one row; None when not timed.
         bit_equal: Golden was answered bit for bit.
         problems: What kept outputs from being compared, for each signature.
@@ -68,10 +69,18 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     top1_agreement: float | None = None
     max_abs_difference: float = 0.0
+    largest_output: float = 1.0
     max_ulp: int = 0
     us_per_row: float | None = None
     bit_equal: bool = True
     problems: tuple[str, ...] = ()
+
+    def scale_limit(self, limit: float) -> float:
+        """A limit of differences, given for outputs up to 1, for these outputs.
+
+        Logits and regression heads go beyond 1, and float32 gets coarser as they do.
+        """
+        return limit * self.largest_output
 
 
 def measure(
@@ -117,6 +126,7 @@ def measure(
         num_test_rows=rows,
         accuracy=accuracy,
         top1_agreement=_find_agreement(judged),
+        largest_output=_find_largest([golden.signatures[key].outputs for key in signature_names]),
         us_per_row=time_one_row(predictor, golden),
         **_summarise(reports),
     )
@@ -128,6 +138,11 @@ def _answer(predictor: Predictor, golden: Golden, signature_name: str) -> dict[s
         for batch, _ in golden.signatures[signature_name].iter_batches()
     ]
     return {name: np.concatenate([one[name] for one in answers]) for name in answers[0]}
+
+
+def _find_largest(answers: list[Batch]) -> float:
+    arrays = [array for one in answers for array in one.values() if array.dtype.kind == "f"]
+    return max((float(np.abs(array).max(initial=1.0)) for array in arrays), default=1.0)
 
 
 def _find_agreement(reports: list[ParityReport]) -> float | None:

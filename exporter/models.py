@@ -7,6 +7,7 @@ renamed tensors. It is imported when the first model is built.
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,10 +39,7 @@ def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: 
         (None, 10)
     """
     if config.kind == "mlp":
-        features = 1
-        for size in input_shape:
-            features *= size
-        return build_mlp(config, features, num_classes)
+        return build_mlp(config, math.prod(input_shape), num_classes)
     if config.kind == "cnn":
         return build_cnn(config, input_shape, num_classes)
     return build_custom(config.builder, input_shape, num_classes)
@@ -57,7 +55,7 @@ def build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> Model
     layers = tf_keras.layers
     l2 = _penalty(config)
     model = tf_keras.Sequential(name=_layer_name(config.name))
-    model.add(layers.Input((num_features,), name="images"))
+    model.add(layers.Input((num_features,), name="features"))
     for units in config.hidden_units:
         model.add(layers.Dense(units, activation="relu", kernel_regularizer=l2))
     if config.dropout:
@@ -118,8 +116,8 @@ def build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) -
     as wide as there are classes, or 1 for a regression head.
 
     Raises:
-        ConfigError: It does not import, is no function, fails, or returns no built
-            `tf_keras.Model`.
+        ConfigError: It does not import, is no function, fails, returns no built
+            `tf_keras.Model`, or one with a `train_step` of its own.
     """
     import tf_keras
 
@@ -136,6 +134,12 @@ def build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) -
         raise ConfigError(
             f"model.builder {builder!r} returned a {kind}; return a tf_keras.Model "
             "(import tf_keras, not keras)"
+        )
+    if type(model).train_step is not tf_keras.Model.train_step:
+        raise ConfigError(
+            f"model.builder {builder!r} returned a {type(model).__name__} with a train_step of its "
+            "own, which neither loop would call; give what it does as training.loss of the "
+            "gradient_tape loop, or return a plain tf_keras.Model"
         )
     if not model.built or not getattr(model, "inputs", None):
         raise ConfigError(

@@ -30,12 +30,12 @@ def open_progress(title: str) -> Iterator[ProgressCallback]:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}  {task.fields[metrics]}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[epoch]}{task.fields[metrics]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None, epoch=0, epochs="?", metrics="")
+    with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
+        task = bar.add_task(title, total=None, epoch="importing TensorFlow", metrics="")
 
         def show(report: ProgressReport) -> None:
             done = (report.epoch - 1) * report.steps + report.step
@@ -43,11 +43,12 @@ def open_progress(title: str) -> Iterator[ProgressCallback]:
                 task,
                 total=report.epochs * report.steps,
                 completed=done,
-                epoch=report.epoch,
-                epochs=report.epochs,
+                epoch=f"epoch {report.epoch}/{report.epochs}",
             )
             if report.metrics:
-                bar.update(task, metrics=describe_metrics(report.metrics))
+                # Those of validation alone: all of them leave no room for the bar.
+                shown = {name: n for name, n in report.metrics.items() if name.startswith("val_")}
+                bar.update(task, metrics=f"  {describe_metrics(shown)}")
 
         yield show
 

@@ -146,6 +146,7 @@ def _count_rows(golden: Golden) -> int:
 
 
 def _judge_difference(found: Measurement, limit: float | None) -> list[str]:
+    limit = None if limit is None else found.scale_limit(limit)
     if limit is None or found.max_abs_difference <= limit:
         return []
     return [f"max abs difference {found.max_abs_difference:.1e} is over {limit:.1e}"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 _COLOURS = {"FAILED": "red", "passed": "green", "bit for bit": "green"}
 _GAP = "  "
@@ -48,14 +50,21 @@ def _print_plain(
 def _print_rich(
     title: str, headings: Sequence[str], cells: list[list[str]], numeric: list[bool]
 ) -> None:
-    from rich.box import ROUNDED
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=ROUNDED)
-    for heading, right in zip(headings, numeric, strict=True):
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    # Without edges, and with headings no wider than need be, most tables fit 80 columns.
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for at, (heading, *column, right) in enumerate(zip(headings, *cells, numeric, strict=True)):
+        width = max(map(len, (*column, *heading.split())))
+        justify: Literal["left", "right"] = "right" if right else "left"
+        table.add_column(
+            textwrap.fill(heading, width), justify=justify, overflow="fold", no_wrap=at == 0
+        )
     for row in cells:
         table.add_row(
             *(f"[{_COLOURS[cell]}]{cell}[/]" if cell in _COLOURS else escape(cell) for cell in row)

@@ -19,7 +19,7 @@ from exporter.signature_names import IMAGE_BYTES, PREDICT_IMAGES, UINT8
 SAVED_MODEL = "saved_model"
 IN_PROCESS = "in_process"
 
-_SAME_PIXELS = Tolerance(atol=1e-5)
+_SAME_PIXELS = Tolerance(atol=1e-5, rtol=1e-5)
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +113,7 @@ def _judge_variant(
 ) -> list[str]:
     problems = list(found.problems)
     limit = math.inf if tolerance.max_abs_difference is None else tolerance.max_abs_difference
+    limit = found.scale_limit(limit)
     if not math.isfinite(found.max_abs_difference) or found.max_abs_difference > limit:
         problems.append(f"max abs difference {found.max_abs_difference:.1e} is over {limit:.1e}")
     agreement = found.top1_agreement

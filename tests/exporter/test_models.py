@@ -61,6 +61,14 @@ def failing(input_shape, num_classes):
 def text(input_shape, num_classes):
     return "a model"
 
+class Own(tf_keras.Model):
+    def train_step(self, data):
+        return super().train_step(data)
+
+def own_step(input_shape, num_classes):
+    images = layers.Input(input_shape)
+    return Own(images, layers.Dense(num_classes)(layers.Flatten()(images)))
+
 number = 3
 """
 
@@ -174,6 +182,7 @@ def test_an_input_that_does_not_fit_the_data_is_refused() -> None:
         ("my_builders:failing", "failed on ((8, 8, 1), 10): RuntimeError: out of ideas"),
         ("my_builders:text", "returned a builtins.str; return a tf_keras.Model"),
         ("my_builders:unbuilt", "without an input shape"),
+        ("my_builders:own_step", "a train_step of its own, which neither loop would call"),
     ],
 )
 def test_a_builder_of_no_use_is_refused(builder: str, sentence: str) -> None:

@@ -77,6 +77,13 @@ def test_what_is_out_of_tolerance_fails_and_says_why(found: Measurement, text: s
     assert list_rows(result)[1][-1] == "FAILED"
 
 
+def test_outputs_beyond_one_may_differ_by_as_much_more() -> None:
+    found = make_measurement("float32", max_abs_difference=9e-5, largest_output=10.0)
+    assert verdict(found).passed
+    failed = verdict(make_measurement("float32", max_abs_difference=1.1e-4, largest_output=10.0))
+    assert "over 1.0e-04" in failed.failures["float32"][0]
+
+
 def test_half_a_point_counts_when_it_is_more_than_three_rows() -> None:
     found = make_measurement("int8", num_test_rows=10_000, accuracy=0.97 - 50 / 10_000)
     assert verdict(found).passed
