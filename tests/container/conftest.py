@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from serving.container.engines import ContainerEngine, find_engine
 from serving.container.images import find_image
+from tests.container import images_for_tests as images
 from tests.container.images_for_tests import make_image
+from tests.container.processes import ContainerProcess
 
 IMAGE = os.environ.get("PLUMBLINE_IMAGE", "plumbline:embedded")
 TENSORFLOW_IMAGE = os.environ.get("PLUMBLINE_TENSORFLOW_IMAGE", "plumbline:tensorflow")
@@ -45,3 +47,26 @@ def stand_in(
 def mlp_base_path(published_mlp: Path) -> Path:
     """Base path of the published MLP."""
     return published_mlp / "mlp"
+
+
+@pytest.fixture
+def flags(mlp_base_path: Path) -> list[str]:
+    """Of a server of the published MLP."""
+    return ["--model_name=mlp", f"--model_base_path={mlp_base_path}"]
+
+
+@pytest.fixture(scope="session")
+def server(
+    embedded_image: str, mlp_base_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ContainerProcess]:
+    """The embedded server in a container, shared by tests that leave it as it is."""
+    arguments = ["--model_name=mlp", f"--model_base_path={mlp_base_path}", "--rest_api_port=-1"]
+    folder = tmp_path_factory.mktemp("server")
+    with ContainerProcess(folder, f"--image={embedded_image}", *arguments) as process:
+        yield process.wait_until_serving()
+
+
+@pytest.fixture
+def stock(stand_in: Callable[[str], str]) -> str:
+    """An image that behaves as tensorflow/serving."""
+    return stand_in(images.STOCK)

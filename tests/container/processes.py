@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from contract.errors import PlumblineError
+from contract.wire.call import call_unary
+from contract.wire.plumbline_wire import status_pb2
+from contract.wire.rpc import GET_MODEL_STATUS
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120
@@ -40,6 +47,26 @@ def run_container(*arguments: str) -> subprocess.CompletedProcess[str]:
 def name_container() -> str:
     """A name of its own for each test."""
     return f"plumbline-test-{os.getpid()}-{time.monotonic_ns()}"
+
+
+@contextlib.contextmanager
+def hold_port() -> Iterator[int]:
+    """A port that this process listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
+
+
+def read_version_states(address: str, *, fails_with: str = "") -> dict[int, int]:
+    """Version to state, as numbered in `get_model_status.proto`."""
+    request = status_pb2.GetModelStatusRequest()
+    request.model_spec.name = "mlp"
+    try:
+        answer = call_unary(address, GET_MODEL_STATUS, request, timeout_s=10)
+    except PlumblineError as error:
+        if error.code.name == fails_with:
+            return {}
+        raise
+    return {one.version: one.state for one in answer.model_version_status}
 
 
 class ContainerProcess:
