@@ -58,6 +58,7 @@ class BatchFlow:
         self._queue: list[Piece] = []
         self._suspects: deque[Piece] = deque()
         self._num_sent = 0
+        self._is_lone_sent = False
         self._has_answers = False
         self._ended = False
 
@@ -105,9 +106,12 @@ class BatchFlow:
     def take_sends(self, now: float) -> list[Piece]:
         """What to send at once."""
         taken: list[Piece] = []
+        if self._is_lone_sent:
+            return taken
         if self._suspects:
             if self._num_sent == 0 and self._suspects[0].ready_at <= now:
                 taken.append(self._suspects.popleft())
+                self._is_lone_sent = True
         else:
             while self._queue and self._queue[0].ready_at <= now:
                 taken.append(heapq.heappop(self._queue))
@@ -117,13 +121,14 @@ class BatchFlow:
     def seconds_to_wait(self, now: float) -> float | None:
         """Until there is something to send; None when only answers can bring it about."""
         waiting = self._suspects or self._queue
-        if not waiting or (self._suspects and self._num_sent):
+        if not waiting or self._is_lone_sent or (self._suspects and self._num_sent):
             return None
         return max(0.0, waiting[0].ready_at - now)
 
     def record(self, piece: Piece, outcome: Outcome, now: float) -> None:
         """How a send ended."""
         self._num_sent -= 1
+        self._is_lone_sent = False  # it flies alone: while it does, nothing else is recorded
         if piece.slot.dropped:
             return
         if isinstance(outcome, dict):

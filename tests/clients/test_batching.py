@@ -130,6 +130,22 @@ def test_every_row_is_answered_once_in_order_or_is_a_bad_one(
     assert world.most_held <= max_in_flight
 
 
+def test_nothing_is_sent_beside_the_last_suspect() -> None:
+    """A server may merge what is sent together, and a good row would pay for a bad one."""
+    flow = make_flow()
+    for batch in cut_rows(2, 1):
+        flow.add(batch, 1, {})
+    for piece in flow.take_sends(0.0):
+        flow.record(piece, errors.RequestError("undecodable image"), 0.0)
+    for _ in range(2):
+        (suspect,) = flow.take_sends(0.0)
+        flow.add({"x": np.zeros(1)}, 1, {})
+        assert flow.take_sends(0.0) == []
+        assert flow.seconds_to_wait(0.0) is None
+        flow.record(suspect, {"y": np.zeros(1)}, 0.0)
+    assert len(flow.take_sends(0.0)) == 2
+
+
 def test_one_bad_row_costs_few_calls() -> None:
     world = Simulation({700})
     run_flow(make_flow(), cut_rows(1024, 1024), world)
