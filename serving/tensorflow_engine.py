@@ -118,6 +118,11 @@ class TensorFlowEngine(Engine):
             values = run(*[_to_feed(inputs[alias]) for alias in aliases])
         except self._errors as error:
             raise _translate(error) from error
+        except UnicodeDecodeError as error:
+            # TensorFlow's text quotes the caller's bytes and Python cannot read it, so its code
+            # is lost; kernels quote what they find invalid.
+            text = bytes(error.object).decode(errors="replace")
+            raise PlumblineError(text, code=Code.INVALID_ARGUMENT) from error
         names = wanted or tuple(self._signature_defs[name].outputs)
         return {alias: _to_array(value) for alias, value in zip(names, values, strict=True)}
 
