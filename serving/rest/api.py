@@ -28,7 +28,7 @@ from serving.handlers import Handlers
 from serving.rest.inflation import inflate_gzip
 from serving.rest.json_answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
-from serving.rest.paths import EmptyAnswer, Target, is_api_path, parse_path
+from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +95,8 @@ class RestApi:
         method = request.method
         if method not in _ALLOWED:
             return _send_page(501, "Not Implemented")
+        if not is_valid_path(path):
+            return _send_page(400, "Bad Request")
         if not is_api_path(path):
             return _send_page(404, "Not Found")
         if method == "OPTIONS":

@@ -7,6 +7,7 @@ from typing import Any
 from contract.errors import RequestError
 from contract.wire.plumbline_wire import example_pb2
 from serving.rest.json_items import decode_base64_object, is_base64_object
+from serving.rest.json_object import list_members
 from serving.rest.json_printer import describe_json, name_json_type
 
 EXAMPLES = "examples"
@@ -46,38 +47,45 @@ def _fill_example(value: Any, example: Any) -> None:
     if not isinstance(value, dict):
         raise RequestError(f"Example must be JSON object but got JSON {name_json_type(value)}")
     example.SetInParent()
-    for name, content in value.items():
+    for name, content in list_members(value):
         feature = example.features.feature[_to_key(name)]
+        feature.Clear()  # of equal names the last counts
         for one in content if isinstance(content, list) else (content,):
             _add_value(one, name, feature)
 
 
 def _add_value(value: Any, name: str, feature: Any) -> None:
-    kind, element = _read_element(value, name)
+    kind = _find_kind(value, name)
     if feature.WhichOneof("kind") not in (None, kind):
         raise RequestError(
             f"Unexpected element type in feature: {name} "
             f"expecting type: {_KINDS[feature.WhichOneof('kind')]}"
         )
-    getattr(feature, kind).value.append(element)
+    getattr(feature, kind).value.append(_read_element(value, name))
 
 
-def _read_element(value: Any, name: str) -> tuple[str, Any]:
-    if isinstance(value, bool):
-        return "int64_list", int(value)
-    if isinstance(value, str):
-        return "bytes_list", value.encode("utf-8", "surrogateescape")
+def _find_kind(value: Any, name: str) -> str:
+    if isinstance(value, bool | int):
+        return "int64_list"
     if isinstance(value, float):
-        return "float_list", _narrow(value)
-    if isinstance(value, int):
-        if value >= 2**63:
-            raise RequestError(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
-        return "int64_list", value
-    if is_base64_object(value):
-        return "bytes_list", decode_base64_object(value)
+        return "float_list"
+    if isinstance(value, str) or is_base64_object(value):
+        return "bytes_list"
     raise RequestError(
         f"Feature: {name} has element with unexpected JSON type: {name_json_type(value)}"
     )
+
+
+def _read_element(value: Any, name: str) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
+    if isinstance(value, float):
+        return _narrow(value)
+    if isinstance(value, dict):
+        return decode_base64_object(value)
+    if value >= 2**63:
+        raise RequestError(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+    return int(value)
 
 
 def _narrow(value: float) -> float:

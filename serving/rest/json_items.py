@@ -7,6 +7,7 @@ fit are the rules of `util/json_tensor.cc`.
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from contract.errors import Code, RequestError
 from contract.signature import Array
 from contract.wire.dtypes import layout_of_name
+from serving.rest.json_object import list_members
 from serving.rest.json_printer import describe_json, name_json_type
 
 BASE64 = "b64"
@@ -71,11 +73,15 @@ class ItemReader:
             )
 
     def stack_rows(self, num_rows: int) -> dict[str, Array]:
-        """Input name to array; axis 0 is the row."""
-        return {
-            name: _to_array(values, self._dtypes[name], (num_rows, *self._shapes[name]))
-            for name, values in self._values.items()
-        }
+        """Input name to array; axis 0 is the row.
+
+        A row that names an input twice adds its values twice; what is too much is cut.
+        """
+        arrays = {}
+        for name, values in self._values.items():
+            shape = (num_rows, *self._shapes[name])
+            arrays[name] = _to_array(values[: math.prod(shape)], self._dtypes[name], shape)
+        return arrays
 
     def read_tensor(self, name: str, value: Any) -> Array:
         """A whole tensor in column format.
@@ -91,7 +97,11 @@ class ItemReader:
 
 def is_base64_object(value: Any) -> bool:
     """Whether `value` is `{"b64": "..."}` and nothing else."""
-    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get(BASE64), str)
+    return (
+        isinstance(value, dict)
+        and len(list_members(value)) == 1
+        and isinstance(value.get(BASE64), str)
+    )
 
 
 def decode_base64_object(value: Any) -> bytes:
@@ -150,7 +160,7 @@ def _fill(value: Any, level: int, shape: tuple[int, ...], dtype: str, values: li
 
 def _read_value(value: Any, dtype: str) -> Any:
     kind = type(value)
-    if kind is dict:
+    if isinstance(value, dict):
         if dtype == "string":
             return decode_base64_object(value)
         raise _type_error(value, dtype)

@@ -1,8 +1,9 @@
-"""RapidJSON's iterative parser, with its errors and offsets.
+"""RapidJSON 1.1's iterative parser, with its errors and offsets.
 
-NaN, Infinity and -Infinity are numbers; what follows the document is ignored; of two equal
-keys the first counts; bytes that are no UTF-8 pass through strings (as surrogate escapes).
-Source of the rules: rapidjson/reader.h and rapidjson/error/en.h.
+NaN, Infinity and -Infinity are numbers; what follows the document is ignored; equal keys are
+all kept (`JsonObject`); bytes that are no UTF-8 pass through strings (as surrogate escapes).
+Source of the rules: rapidjson/reader.h and rapidjson/error/en.h of release 1.1.0, which
+TensorFlow Serving is built with.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import re
 from typing import Any
 
 from contract.errors import RequestError
+from serving.rest.json_object import make_object
 
 _VALUE_INVALID = "Invalid value."
 _DOCUMENT_EMPTY = "The document is empty."
 _MISS_NAME = "Missing a name for object member."
 _MISS_COLON = "Missing a colon after a name of object member."
-_MISS_CURLY = "Missing a comma or } after an object member."
-_MISS_SQUARE = "Missing a comma or ] after an array element."
+_MISS_CURLY = "Missing a comma or '}' after an object member."
+_MISS_SQUARE = "Missing a comma or ']' after an array element."
 _BAD_HEX = "Incorrect hex digit after \\u escape in string."
 _BAD_SURROGATE = "The surrogate pair in string is invalid."
 _BAD_ESCAPE = "Invalid escape character in string."
 _MISS_QUOTE = "Missing a closing quotation mark in string."
-_BAD_ENCODING = "Invalid encoding in string."
 _TOO_BIG = "Number too big to be stored in double."
 _MISS_FRACTION = "Miss fraction part in number."
 _MISS_EXPONENT = "Miss exponent in number."
@@ -72,7 +73,7 @@ class _Parser:
         self._body = body + b"\0"
         self._at = 3 if body.startswith(b"\xef\xbb\xbf") else 0
         self._max_depth = max_depth
-        self._stack: list[tuple[Any, str]] = []
+        self._stack: list[tuple[list[Any], str | None]] = []  # a key: it is an object
 
     def parse(self) -> Any:
         state, root = _START, None
@@ -93,7 +94,7 @@ class _Parser:
             self._at += 1
             if len(self._stack) >= self._max_depth:
                 raise RequestError(describe_depth(self._max_depth))
-            self._stack.append(([] if char == ord("[") else {}, ""))
+            self._stack.append(([], None if char == ord("[") else ""))
             return (_ARRAY if char == ord("[") else _OBJECT), None
         if char == ord("]") and state == _ARRAY:
             self._at += 1
@@ -105,8 +106,8 @@ class _Parser:
     def _read_punctuation(self, state: int) -> tuple[int, Any]:
         char = self._body[self._at]
         if state in (_OBJECT, _NEXT_MEMBER) and char == ord('"'):
-            container, _ = self._stack[-1]
-            self._stack[-1] = (container, self._read_string())
+            items, _ = self._stack[-1]
+            self._stack[-1] = (items, self._read_string())
             return _KEY, None
         self._at += 1
         if state == _KEY and char == ord(":"):
@@ -121,19 +122,16 @@ class _Parser:
         raise self._error(_ERRORS[state])
 
     def _close(self) -> tuple[int, Any]:
-        value, _ = self._stack.pop()
-        return self._put(value)
+        items, key = self._stack.pop()
+        return self._put(items if key is None else make_object(items))
 
     def _put(self, value: Any) -> tuple[int, Any]:
         """Puts a finished value where it belongs; the state _START says that it is the root."""
         if not self._stack:
             return _START, value
-        container, key = self._stack[-1]
-        if isinstance(container, list):
-            container.append(value)
-            return _ELEMENT, None
-        container.setdefault(key, value)
-        return _MEMBER, None
+        items, key = self._stack[-1]
+        items.append(value if key is None else (key, value))
+        return (_ELEMENT if key is None else _MEMBER), None
 
     def _read_scalar(self, char: int) -> Any:
         if char == ord('"'):
@@ -164,8 +162,10 @@ class _Parser:
             if -(2**63) <= number < 2**64:
                 return number
         value = float(found[0])
+        # Too big is an exponent, or an integer without one; 9e308 becomes infinite.
         fraction = len(found[1] or b".") - 1
-        if math.isinf(value) or (found[2] and int(found[2][:20]) > 308 + fraction):
+        exponent = int(found[2][:20]) if found[2] else 0
+        if exponent > 308 + fraction or (not exponent and math.isinf(value)):
             raise self._error(_TOO_BIG, start)
         return value
 
@@ -208,7 +208,7 @@ class _Parser:
             if char == ord("\\"):
                 parts.append(self._read_escape())
             else:
-                raise self._error(_BAD_ENCODING if char else _MISS_QUOTE)
+                raise self._error(_BAD_ESCAPE if char else _MISS_QUOTE)
 
     def _read_escape(self) -> str:
         start = self._at
@@ -219,9 +219,9 @@ class _Parser:
         if char != ord("u"):
             raise self._error(_BAD_ESCAPE, start)
         high = self._read_hex(start)
-        if not 0xD800 <= high <= 0xDFFF:
-            return chr(high)
-        if high > 0xDBFF or self._body[self._at : self._at + 2] != b"\\u":
+        if not 0xD800 <= high <= 0xDBFF:  # the second half of a pair may stand alone
+            return chr(high).encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
+        if self._body[self._at : self._at + 2] != b"\\u":
             raise self._error(_BAD_SURROGATE, start)
         self._at += 2
         low = self._read_hex(start)

@@ -11,6 +11,8 @@ import math
 import re
 from typing import Any
 
+from serving.rest.json_object import list_members
+
 MAX_DEBUG_BYTES = 256
 
 _ESCAPED = re.compile(rb'["\\\x00-\x1f]')
@@ -39,8 +41,10 @@ def name_json_type(value: Any) -> str:
         return "Null"
     if isinstance(value, bool):
         return str(value)
-    names: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
-    return names.get(type(value), "Number")
+    for kind, name in ((dict, "Object"), (list, "Array"), (str, "String")):
+        if isinstance(value, kind):
+            return name
+    return "Number"
 
 
 def quote_json(text: str | bytes) -> bytes:
@@ -111,7 +115,7 @@ class _Printer:
 
     def _write_object(self, value: dict[str, Any], level: int) -> None:
         self.text += b"{"
-        for index, (key, one) in enumerate(value.items()):
+        for index, (key, one) in enumerate(list_members(value)):
             self._check_room()
             self.text += b",\n" if index else b"\n"
             self.text += b"    " * (level + 1) + quote_json(key)

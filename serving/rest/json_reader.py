@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from contract.errors import RequestError
+from serving.rest.json_object import make_object
 from serving.rest.json_parser import parse_exactly
 from serving.rest.json_printer import describe_json
 
@@ -37,7 +38,7 @@ def parse_json(body: bytes, *, max_depth: int) -> Any:
     except orjson.JSONDecodeError:
         return parse_exactly(body, max_depth=max_depth)
     if body.count(b":") != _count_keys(value):  # equal keys perhaps, or colons in strings
-        return json.loads(body, object_pairs_hook=_keep_first, parse_int=_read_int)
+        return json.loads(body, object_pairs_hook=make_object, parse_int=_read_int)
     return value
 
 
@@ -64,13 +65,6 @@ def _count_keys(value: Any) -> int:
     if isinstance(value, list) and value and isinstance(value[0], dict | list):
         return sum(map(_count_keys, value))
     return 0
-
-
-def _keep_first(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        found.setdefault(key, value)
-    return found
 
 
 def _read_int(digits: str) -> int | float:

@@ -16,6 +16,7 @@ import numpy as np
 from contract.errors import Code, RequestError
 from contract.signature import Array
 from serving.rest.json_items import INT_RANGES, ItemReader, is_base64_object
+from serving.rest.json_object import list_members
 from serving.rest.json_printer import describe_json
 
 SIGNATURE_NAME = "signature_name"
@@ -112,7 +113,7 @@ def _read_named_rows(rows: list[Any], dtypes: Mapping[str, str]) -> dict[str, Ar
     for number, row in enumerate(rows):
         if not _is_named(row):
             raise RequestError(f"Expecting object but got list at item {number} of input list")
-        for name, item in row.items():
+        for name, item in list_members(row):
             try:
                 reader.add_item(name, item)
             except RequestError as error:

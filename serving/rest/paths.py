@@ -16,6 +16,8 @@ _MODEL = r"(?:(?:/versions/([0-9]+))|(?:/labels/([^/:]+)))?"
 _PREDICTION = re.compile(rf"(?i)/v1/models/([^/:]+){_MODEL}:(classify|regress|predict)")
 _STATUS = re.compile(rf"(?i)/v1/models(?:/([^/:]+))?{_MODEL}(?:/(metadata))?")
 _API = re.compile(r"(?is)/v1/.*")
+_CHARS = r"[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2}"
+_VALID = re.compile(rf"(?:{_CHARS})*(?:\?(?:{_CHARS}|\?)*)?(?:#(?:{_CHARS}|\?)*)?")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +35,11 @@ class Target:
 
 class EmptyAnswer(RequestError):
     """A path that TensorFlow Serving answers with a status and without a body."""
+
+
+def is_valid_path(path: str) -> bool:
+    """Whether libevent's `evhttp_uri_parse` takes a path, with its query and fragment."""
+    return _VALID.fullmatch(path) is not None
 
 
 def is_api_path(path: str) -> bool:

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import RequestError
+from serving.rest.json_object import list_members
 from serving.rest.json_parser import parse_exactly
+from serving.rest.json_printer import describe_json
 from serving.rest.json_reader import parse_json
 
 VALUES = st.recursive(
@@ -43,12 +45,12 @@ def test_any_bytes_are_a_value_or_a_request_error(body: bytes) -> None:
         (b"]", "The document is empty. at offset: 0"),
         (b'{"instances": [1.0,}', "Invalid value. at offset: 19"),
         (b'{"instances": [1.0,]}', "Invalid value. at offset: 19"),
-        (b"[1 2]", "Missing a comma or ] after an array element. at offset: 3"),
-        (b"[1", "Missing a comma or ] after an array element. at offset: 2"),
+        (b"[1 2]", "Missing a comma or ']' after an array element. at offset: 3"),
+        (b"[1", "Missing a comma or ']' after an array element. at offset: 2"),
         (b"{1: 2}", "Missing a name for object member. at offset: 1"),
         (b'{"a": 1,}', "Missing a name for object member. at offset: 8"),
         (b'{"a" 1}', "Missing a colon after a name of object member. at offset: 5"),
-        (b'{"a": 1 "b"', "Missing a comma or } after an object member. at offset: 8"),
+        (b'{"a": 1 "b"', "Missing a comma or '}' after an object member. at offset: 8"),
         (b'{"a": }', "Invalid value. at offset: 6"),
         (b'{"a":', "Invalid value. at offset: 5"),
         (b"nulx", "Invalid value. at offset: 3"),
@@ -58,8 +60,9 @@ def test_any_bytes_are_a_value_or_a_request_error(body: bytes) -> None:
         (b"1e", "Miss exponent in number. at offset: 2"),
         (b"1e+", "Miss exponent in number. at offset: 3"),
         (b"[1e400]", "Number too big to be stored in double. at offset: 1"),
+        (b"[" + b"9" * 310 + b"]", "Number too big to be stored in double. at offset: 1"),
         (b'"a', "Missing a closing quotation mark in string. at offset: 2"),
-        (b'"a\nb"', "Invalid encoding in string. at offset: 2"),
+        (b'"a\nb"', "Invalid escape character in string. at offset: 2"),
         (b'"\\x"', "Invalid escape character in string. at offset: 1"),
         (b'"\\u12g4"', "Incorrect hex digit after \\u escape in string. at offset: 1"),
         (b'"\\ud800x"', "The surrogate pair in string is invalid. at offset: 1"),
@@ -77,6 +80,15 @@ def test_numbers_may_be_nan_and_infinite() -> None:
     assert (positive, negative, short) == (math.inf, -math.inf, math.inf)
 
 
+def test_numbers_with_an_exponent_that_fits_may_become_infinite() -> None:
+    assert parse_json(b"[9e308, -1.8e308, 1e-400]", max_depth=4) == [math.inf, -math.inf, 0.0]
+
+
+def test_the_second_half_of_a_surrogate_pair_may_stand_alone() -> None:
+    value = parse_json(b'["\\udc00"]', max_depth=4)
+    assert value[0].encode("utf-8", "surrogateescape") == b"\xed\xb0\x80"
+
+
 def test_what_follows_the_document_is_ignored() -> None:
     assert parse_json(b"[1] xyz", max_depth=4) == [1]
 
@@ -88,6 +100,14 @@ def test_a_byte_order_mark_is_skipped() -> None:
 def test_of_two_equal_keys_the_first_counts() -> None:
     assert parse_json(b'{"a": 1, "b": 2, "a": 3}', max_depth=4) == {"a": 1, "b": 2}
     assert parse_json(b'{"a": 1, "a": NaN}', max_depth=4) == {"a": 1}
+
+
+@pytest.mark.parametrize("body", [b'{"a": {"b": 1, "b": 2}}', b'{"a": {"b": 1, "b": 2}} x'])
+def test_equal_keys_are_all_kept(body: bytes) -> None:
+    value = parse_json(body, max_depth=4)
+    assert list(list_members(value)) == [("a", {"b": 1})]
+    assert list(list_members(value["a"])) == [("b", 1), ("b", 2)]
+    assert describe_json(value["a"]) == '{\n    "b": 1,\n    "b": 2\n}'
 
 
 def test_colons_in_strings_change_nothing() -> None:

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as npst
 
 from contract.errors import Code, RequestError
 from serving.rest.json_items import ItemReader, decode_base64_object
+from serving.rest.json_reader import parse_json_object
 from serving.rest.json_tensors import read_inputs, to_array
 
 DTYPES = ["float32", "float64", "int8", "uint8", "int16", "int32", "int64", "uint32", "uint64"]
@@ -131,3 +132,15 @@ def test_integers_out_of_range_are_refused(dtype: str, value: int) -> None:
 def test_true_is_no_number() -> None:
     with pytest.raises(RequestError, match="Type: True is not of expected type: float"):
         read_inputs({"inputs": [1.0, True]}, {"x": "float32"})
+
+
+def test_a_row_that_names_an_input_twice_adds_its_values_twice() -> None:
+    document = parse_json_object(b'{"instances": [{"x": 1, "x": 2}, {"x": 3}]}', max_depth=8)
+    arrays, _ = read_inputs(document, {"x": "float32"})
+    assert arrays["x"].tolist() == [1.0, 2.0]
+
+
+def test_an_object_with_two_b64_keys_is_no_base64() -> None:
+    document = parse_json_object(b'{"inputs": [{"b64": "YQ==", "b64": "Yg=="}]}', max_depth=8)
+    with pytest.raises(RequestError, match="not formatted correctly for base64 data"):
+        read_inputs(document, {"x": "string"})

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.servable import ModelSpec
-from serving.rest.paths import EmptyAnswer, Target, is_api_path, parse_path
+from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,15 @@ def test_only_paths_below_v1_are_the_api() -> None:
 def test_any_path_is_read_or_refused(method: str, rest: str) -> None:
     with contextlib.suppress(EmptyAnswer):
         parse_path(method, f"/v1/models/{rest}")
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models/m:predict?a=?#b", "/v1/models/%C3%A9", "/", "/~a,b@c"]
+)
+def test_paths_of_allowed_characters_are_valid(path: str) -> None:
+    assert is_valid_path(path)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/%zz", "/a%", "/a{b}", "/a|b", '/a"b', "/é", "/a#b#c"])
+def test_paths_that_libevent_refuses_are_not_valid(path: str) -> None:
+    assert not is_valid_path(path)
