@@ -182,7 +182,7 @@ class RunningContainer:
 def stop_container(engine: ContainerEngine, name: str, timeout_s: float) -> None:
     """Lets the server drain, then removes the container; a second Ctrl-C removes it at once."""
     with contextlib.suppress(KeyboardInterrupt, ServableUnavailableError):
-        engine.call("stop", f"--time={int(timeout_s) + 5}", name, timeout_s=timeout_s + 30)
+        engine.call("stop", "-t", str(int(timeout_s) + 5), name, timeout_s=timeout_s + 30)
     engine.call("rm", "--force", name)
 
 
