@@ -12,9 +12,10 @@ import re
 import time
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientError, web
 
 from contract.errors import (
+    CancelledError,
     Code,
     DeadlineExceededError,
     InternalError,
@@ -155,6 +156,8 @@ class RestApi:
                 f"the body is larger than {self._max_json_bytes} bytes (--max_json_bytes); "
                 "send fewer rows at a time, or use gRPC"
             ) from None
+        except (ClientError, ConnectionError) as error:
+            raise CancelledError("the caller left before the body was complete") from error
         if "gzip" not in request.headers.get("Content-Encoding", ""):
             return body
         if len(body) < LARGE_BYTES // 4:
