@@ -18,7 +18,7 @@ from pathlib import Path
 
 from serving.config import parse_config
 from serving.container.engines import ContainerEngine, find_engine
-from serving.container.images import Image, find_image, name_default_image
+from serving.container.images import Image, ImageServer, find_image, name_default_image
 from serving.container.plan import make_plan
 from serving.container.running import RunningContainer
 from serving.container.server_flags import REST_PORT
@@ -113,6 +113,41 @@ def build_twice(base: str) -> list[str]:
     return digests
 
 
+def measure(
+    engine: ContainerEngine, base_path: Path, base: str, *, rounds: int
+) -> dict[str, dict[str, object]]:
+    """Image name to its figures."""
+    images = list_images(engine)
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in images}
+    for _ in range(rounds):
+        for name, image in images.items():
+            runs[name].append(time_run(engine, image, base_path))
+    results: dict[str, dict[str, object]] = {}
+    for name, image in images.items():
+        own = image.server is ImageServer.EMBEDDED
+        size = read_size(engine, name)
+        results[name] = {
+            "size_mb": size / 1e6,
+            "over_base_mb": (size - read_size(engine, base)) / 1e6 if own else None,
+            "packages_mb": size_packages(engine, name) / 1e6 if own else None,
+            "ready_s": statistics.median(seconds for seconds, _ in runs[name]),
+            "ready_s_worst": max(seconds for seconds, _ in runs[name]),
+            "resident_mib": statistics.median(memory for _, memory in runs[name]),
+        }
+    return results
+
+
+def list_images(engine: ContainerEngine) -> dict[str, Image]:
+    """Those that are on this machine."""
+    images: dict[str, Image] = {}
+    for name in ("plumbline:embedded", "plumbline:tensorflow", name_default_image()):
+        if image := find_image(engine, name):
+            images[name] = image
+        else:
+            print(f"{name} is not on this machine", file=sys.stderr)
+    return images
+
+
 def main() -> int:
     """Measures and prints a table; `--json` for machines."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -123,28 +158,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     engine = find_engine()
-    images: dict[str, Image] = {}
-    for name in ("plumbline:embedded", "plumbline:tensorflow", name_default_image()):
-        if image := find_image(engine, name):
-            images[name] = image
-        else:
-            print(f"{name} is not on this machine", file=sys.stderr)
-    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in images}
-    for _ in range(arguments.rounds):
-        for name, image in images.items():
-            runs[name].append(time_run(engine, image, arguments.base_path))
-    results = {}
-    for name, image in images.items():
-        own = image.server.value == "embedded"
-        over = read_size(engine, name) - read_size(engine, arguments.base) if own else None
-        results[name] = {
-            "size_mb": read_size(engine, name) / 1e6,
-            "over_base_mb": None if over is None else over / 1e6,
-            "packages_mb": size_packages(engine, name) / 1e6 if own else None,
-            "ready_s": statistics.median(seconds for seconds, _ in runs[name]),
-            "ready_s_worst": max(seconds for seconds, _ in runs[name]),
-            "resident_mib": statistics.median(memory for _, memory in runs[name]),
-        }
+    results = measure(engine, arguments.base_path, arguments.base, rounds=arguments.rounds)
     if arguments.build_twice:
         first, second = build_twice(arguments.base)
         results["two builds"] = {"same_layers": first == second}

@@ -52,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="one more folder that the server may read, for models configured later",
     )
+    _add_ways_to_run(parser)
+
+
+def _add_ways_to_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start_timeout_s",
         type=float,

@@ -19,9 +19,13 @@ TENSORFLOW_IMAGE = os.environ.get("PLUMBLINE_TENSORFLOW_IMAGE", "plumbline:tenso
 
 
 @pytest.fixture(scope="session")
-def engine() -> ContainerEngine:
+def engine() -> Iterator[ContainerEngine]:
     """Docker or podman. Without one these tests fail: whoever asks for them wants them run."""
-    return find_engine()
+    found = find_engine()
+    yield found
+    listed = found.call("images", f"--filter=reference={images.REPOSITORY}*", "--quiet")
+    if listed.stdout.split():
+        found.call("rmi", "--force", *set(listed.stdout.split()))
 
 
 @pytest.fixture(scope="session")
