@@ -17,6 +17,7 @@ from serving.model_config import ModelConfig, read_model_configs
 from serving.text_files import read_text, read_text_message
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
+EVERY_ADDRESS = "0.0.0.0"
 MIN_TOKEN_LENGTH = 16
 
 
@@ -71,6 +72,8 @@ def parse_server_flags(
     """
     values, unknown = parse_flags(arguments, list_flags(ServerFlags))
     given: dict[str, Any] = dict(values)
+    if given.get("strict_compat"):
+        given.setdefault("host", EVERY_ADDRESS)  # where TensorFlow Serving listens
     flags = ServerFlags(**given)
     check_flags(flags)
     return flags, tuple(unknown)

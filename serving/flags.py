@@ -15,7 +15,9 @@ class ServerFlags(TensorFlowServingFlags):
     """Every flag of `serving embedded` and `serving container`, with its default."""
 
     host: str = flag(
-        "127.0.0.1", "Address to listen on; 0.0.0.0 or [::] for every one.", container="handled"
+        "127.0.0.1",
+        "Address to listen on; 0.0.0.0 or [::] for every one, as --strict_compat has it.",
+        container="handled",
     )
     engine: str = flag("auto", "auto, tensorflow or litert.", container="refused")
     preload_signatures: bool = flag(

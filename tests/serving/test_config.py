@@ -194,6 +194,12 @@ def test_a_monitoring_config_turns_metrics_on_and_off(tmp_path: Path, text: str,
     assert parse_with_file(tmp_path, "monitoring_config_file", text).metrics_path == path
 
 
+def test_loopback_unless_a_host_is_given_or_tensorflow_serving_is_to_be_copied() -> None:
+    assert parse_config(ONE_MODEL).host == "127.0.0.1"
+    assert parse_config([*ONE_MODEL, "--strict_compat"]).host == "0.0.0.0"
+    assert parse_config([*ONE_MODEL, "--strict_compat", "--host=::1"]).host == "::1"
+
+
 def test_metrics_are_on_unless_tensorflow_serving_is_to_be_copied() -> None:
     assert parse_config(ONE_MODEL).metrics_path == METRICS_PATH
     assert parse_config([*ONE_MODEL, "--strict_compat"]).metrics_path == ""
