@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from contract.errors import ConfigError
 from serving.announcement import Addresses, log_addresses, write_port_file
@@ -119,20 +120,30 @@ class Supervisor:
 
     def _start(self, place: _Place) -> None:
         place.is_replacement = self._has_opened
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            logger.error("cannot start worker %d: %s; trying again", place.slot, error)
+            place.due = time.monotonic() + _MAX_DELAY_S
+            return
         if pid == 0:
-            # Nothing of the supervisor's stack may run in the worker.
-            code = START_FAILED
-            try:
-                os.close(self._lifeline_end)
-                config = self._make_config(place.slot)
-                code = self._serve(
-                    config, self._board, place.slot, place.is_replacement, self._lifeline
-                )
-            finally:
-                logging.shutdown()
-                os._exit(code)
+            self._become_worker(place)
         place.pid, place.started = pid, time.monotonic()
+
+    def _become_worker(self, place: _Place) -> NoReturn:
+        """Nothing of the supervisor's stack may run in the worker: it ends here."""
+        code = 1
+        try:
+            os.close(self._lifeline_end)
+            config = self._make_config(place.slot)
+            code = self._serve(
+                config, self._board, place.slot, place.is_replacement, self._lifeline
+            )
+        except BaseException:
+            logger.exception("a fault of ours in worker %d", place.slot)
+        finally:
+            logging.shutdown()
+            os._exit(code)
 
     def _make_config(self, slot: int) -> ServerConfig:
         # One process alone can listen on a path.

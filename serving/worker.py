@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import select
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,7 @@ class Worker:
         self._slot = slot
         self._is_replacement = is_replacement
         self._lifeline = lifeline
+        self._is_orphan = False
         self._find_product_version = find_product_version
 
     def run(self, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None) -> int:
@@ -81,7 +83,7 @@ class Worker:
             slot=self._slot,
         )
         await server.start(is_replacement=self._is_replacement)
-        os.kill(os.getppid(), signal.SIGUSR1)
+        self._tell_supervisor()
         looking = [asyncio.ensure_future(one) for one in (_look(server), _note(server))]
         failing = asyncio.ensure_future(server.wait_for_failure())
         stopping = asyncio.ensure_future(stop.wait())
@@ -92,7 +94,15 @@ class Worker:
         await stopping
         for one in looking:
             one.cancel()
-        return DONE if await server.drain() else self._give_up()
+        is_drained = await server.drain()
+        if self._is_orphan:
+            self._board.remove()
+        return DONE if is_drained else self._give_up()
+
+    def _tell_supervisor(self) -> None:
+        is_gone = bool(select.select([self._lifeline], [], [], 0)[0])
+        if not is_gone:  # else its number may be another's by now
+            os.kill(os.getppid(), signal.SIGUSR1)
 
     def _give_up(self) -> int:
         logger.warning("gave up on calls in flight after %s s", self._config.drain_timeout_s)
@@ -117,6 +127,7 @@ class Worker:
         def end_with_supervisor() -> None:
             loop.remove_reader(self._lifeline)
             logger.error("the supervisor is gone: draining")
+            self._is_orphan = True
             stop.set()
 
         loop.add_reader(self._lifeline, end_with_supervisor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -145,13 +146,13 @@ def test_a_refused_reload_changes_no_worker(server: ServerProcess, base_path: Pa
 def replace_worker(server: ServerProcess, worker: psutil.Process) -> None:
     """Kills a worker and waits until another has taken its place."""
     worker.kill()
-    server.wait_for(lambda: count_states(server) == NUM_WORKERS and not worker.is_running())
+    server.wait_for(lambda: count_listeners(server) == NUM_WORKERS and not worker.is_running())
 
 
-def count_states(server: ServerProcess) -> int:
-    """How many workers load or have loaded, as their logs say."""
-    pids = {worker.pid for worker in list_workers(server)}
-    return sum(is_listening(pid, server.addresses["rest_port"]) for pid in pids)
+def count_listeners(server: ServerProcess) -> int:
+    """How many workers take calls."""
+    port = server.addresses["rest_port"]
+    return sum(is_listening(worker.pid, port) for worker in list_workers(server))
 
 
 def is_listening(pid: int, port: int) -> bool:
@@ -234,14 +235,42 @@ def test_sigterm_drains_every_worker(server: ServerProcess) -> None:
     assert not any(worker.is_running() for worker in workers)
 
 
-def test_workers_end_with_their_supervisor(base_path: Path, tmp_path: Path) -> None:
+def test_ctrl_c_on_a_terminal_drains_though_workers_get_it_too(server: ServerProcess) -> None:
+    for worker in list_workers(server):
+        worker.send_signal(signal.SIGINT)
+    server.signal(signal.SIGINT)
+    assert server.wait() == 0
+    assert server.log.count("Done unloading servable version") == NUM_WORKERS
+
+
+def test_a_second_signal_ends_every_worker_at_once(server: ServerProcess) -> None:
+    workers = list_workers(server)
+    with socket.create_connection(("127.0.0.1", server.addresses["rest_port"])) as held:
+        held.sendall(
+            b"POST /v1/models/mlp:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+        )
+        assert get(f"{server.url}/livez")[0] == 200
+        server.signal(signal.SIGTERM)
+        server.wait_for(lambda: "draining" in server.log)
+        server.signal(signal.SIGTERM)
+        assert server.wait(timeout_s=10) == 130
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_workers_end_with_their_supervisor_and_leave_nothing(
+    base_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tmp").mkdir()
     with ServerProcess(
-        tmp_path, "--model_name=mlp", f"--model_base_path={base_path}", "--workers=2"
+        tmp_path,
+        *("--model_name=mlp", f"--model_base_path={base_path}", "--workers=2"),
+        environment={"TMPDIR": str(tmp_path / "tmp")},
     ) as server:
         workers = list_workers(server)
         server.process.kill()
         _, alive = psutil.wait_procs(workers, timeout=20)
         assert alive == []
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_port_in_use_is_exit_code_3_and_a_sentence(
