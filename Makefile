@@ -64,6 +64,10 @@ test: $(INSTALLED) ## All tests but those of containers
 test-quick: $(INSTALLED) ## Tests that import no TensorFlow
 	$(BIN)/python -m pytest -n 2 -m "not container and not tensorflow" $(ARGS)
 
+.PHONY: test-clients
+test-clients: $(INSTALLED) ## The clients' tests where TensorFlow is not installed
+	@scripts/test-clients-without-tensorflow $(ARGS)
+
 .PHONY: bench-export bench-accuracy bench-serving bench-clients
 bench-export: $(INSTALLED) ## make export beside a plain script
 	$(BIN)/python -m benchmarks.bench_export $(ARGS)
