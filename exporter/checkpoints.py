@@ -24,6 +24,7 @@ from contract.errors import ConfigError
 from exporter.config import config_to_dict
 from exporter.config_schema import Config
 from exporter.datasets import Dataset
+from exporter.disk_errors import translate_disk_errors
 from exporter.training_run import RunState, TrainingParts
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class CheckpointStore:
         final = self._directory / f"epoch-{state.epochs_run:05}"
         try:
             stage.mkdir(parents=True)
-            self._make_checkpoint().write(str(stage / "variables"))
+            with translate_disk_errors(stage):
+                self._make_checkpoint().write(str(stage / "variables"))
             _write_state(stage, state, self._run)
             if not self._chief:
                 shutil.rmtree(stage)

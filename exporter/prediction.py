@@ -38,7 +38,7 @@ def predict_files(
         ConfigError: A flag is of no use, or `output` cannot be written.
         DatasetError: A file cannot be read.
         SignatureNotFoundError: The version has no such signature.
-        TensorMismatchError: The arrays do not fit it.
+        RequestError: The arrays do not fit it, or a picture cannot be decoded.
         ManifestError: The version cannot be loaded.
     """
     if batch_size < 1:

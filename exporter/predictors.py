@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from contract.errors import RequestError
 from contract.signature import (
     CLASSIFY_METHOD,
     Array,
@@ -36,13 +37,27 @@ class InProcessPredictor:
 
         Raises:
             SignatureNotFoundError: The model has no such signature.
+            RequestError: The graph refused the inputs: a damaged picture, or one too large.
         """
         signature = find_signature(self.signatures, signature_name)
         tensors = {
             name: tf.constant(array, signature.inputs[name].dtype) for name, array in batch.items()
         }
-        outputs = self._functions[signature.name](**tensors)
+        try:
+            outputs = self._functions[signature.name](**tensors)
+        except tf.errors.InvalidArgumentError as error:
+            raise RequestError(
+                f"the graph of {signature.name!r} refused the inputs: {_find_reason(error)}"
+            ) from error
         return {name: outputs[name].numpy() for name in signature.outputs}
+
+
+def _find_reason(error: Exception) -> str:
+    """The line of an operator's message that says what was wrong, without where in the graph."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    noise = ("Graph execution error", "Detected at node", "<stack traces", "[[{{node")
+    said = [line for line in lines if not line.startswith(noise)]
+    return " ".join(said) or str(error)
 
 
 def describe_function(name: str, function: Any) -> Signature:

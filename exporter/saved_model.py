@@ -12,6 +12,7 @@ import tensorflow as tf
 from contract import layout
 from contract.signature import CLASSIFY_METHOD
 from exporter.datasets import Dataset
+from exporter.disk_errors import translate_disk_errors
 from exporter.model_heads import ModelHeads
 from exporter.predictors import InProcessPredictor
 from exporter.signature_names import CLASSIFY
@@ -40,9 +41,10 @@ def save_model(
     """
     face = look_at(model, heads, dataset)
     functions = trace_signatures(face, dataset)
-    _save(model, functions, directory)
-    if CLASSIFY in functions:
-        _set_method_name(directory, CLASSIFY, CLASSIFY_METHOD)
+    with translate_disk_errors(directory):
+        _save(model, functions, directory)
+        if CLASSIFY in functions:
+            _set_method_name(directory, CLASSIFY, CLASSIFY_METHOD)
     labels = directory / layout.LABELS
     labels.parent.mkdir(parents=True, exist_ok=True)
     labels.write_text("".join(f"{name}\n" for name in dataset.class_names), encoding="utf-8")

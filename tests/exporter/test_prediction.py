@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -90,3 +91,18 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "evil.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(DatasetError, match="evil"):
         read_inputs([tmp_path / "evil.npy"])
+
+
+def test_a_damaged_picture_is_one_sentence(
+    published_mlp: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (28, 28), 7).save(stream, "PNG")
+    picture = tmp_path / "broken.png"
+    picture.write_bytes(stream.getvalue()[:-30])
+    output = tmp_path / "golden.npz"
+    flags = ["--input", str(picture), "--output", str(output)]
+    assert main(["predict", str(published_mlp / "mlp" / "1"), *flags]) == 2
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith("the graph of 'serving_image_bytes' refused the inputs: Invalid PNG")
+    assert not output.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from exporter.datasets import Dataset, to_float32
 from exporter.predictors import InProcessPredictor
 from exporter.reload import load_saved_model
 from exporter.saved_model import save_model
+from tests.exporter.file_limit import limit_files
 from tests.exporter.models_for_tests import (
     build_branching,
     build_logits,
@@ -319,3 +321,10 @@ def test_a_layer_with_a_lookup_table_can_be_saved(tmp_path: Path) -> None:
     batch = {"features": FEATURES.x_test[:4]}
     got = load_saved_model(tmp_path / "model").predict(batch)
     np.testing.assert_array_equal(got["probabilities"], predictor.predict(batch)["probabilities"])
+
+
+def test_a_disk_that_fills_up_under_a_saved_model_raises_what_python_would(tmp_path: Path) -> None:
+    model = build_softmax((28, 28, 1), 10)
+    with limit_files(4_000), pytest.raises(OSError, match=str(tmp_path)) as caught:
+        save(model, IMAGES, tmp_path / "model")
+    assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)

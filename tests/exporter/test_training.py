@@ -18,6 +18,7 @@ from exporter.config import Config
 from exporter.datasets import to_float32
 from exporter.training import TrainResult, train
 from exporter.training_run import ProgressReport
+from tests.exporter.file_limit import limit_files
 from tests.exporter.small_training import make_config, make_dataset
 
 pytestmark = pytest.mark.tensorflow
@@ -348,6 +349,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "epoch-00006" / "best.npz").write_bytes(b"PK")
     with pytest.raises(ConfigError, match="cannot be read"):
         train(DATASET, resumable("fit"), resume=True, run_dir=tmp_path)
+
+
+def test_a_disk_that_fills_up_under_a_checkpoint_is_told_in_words(tmp_path: Path) -> None:
+    config = make_config(checkpoint_every=1)
+    with limit_files(4_000), pytest.raises(ConfigError, match=r"checkpoint_every = 0") as caught:
+        train(make_dataset(), config, run_dir=tmp_path)
+    assert str(caught.value).startswith(f"cannot write a checkpoint to {tmp_path / 'checkpoints'}")
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
