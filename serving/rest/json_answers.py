@@ -11,7 +11,7 @@ import base64
 import json
 import math
 from array import array as array_of_numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from serving.rest.json_printer import quote_json
 _BYTES_SUFFIX = "_bytes"
 _DIGITS = {"float32": ("%.9g", "f"), "float64": ("%.17g", "d")}
 """Digits that name any number of a dtype, and array.array's code of it."""
+
+_PART_SIZE = 65536
+"""Elements written at a time: each is an object of its own, twenty times its digits' size."""
 
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint32", "uint64")
 _WORDS = {"nan": b"NaN", "-nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
@@ -52,15 +55,14 @@ def encode_rows(outputs: Batch) -> bytes:
                 f"Tensor name: {name} has inconsistent batch size: {shape[0]} expecting: {num_rows}"
             )
         num_rows = shape[0]
-    columns = {name: _nest_rows(name, outputs[name]) for name in names}
-    if len(names) == 1:
-        return b'{\n    "predictions": [' + b", ".join(columns[names[0]]) + b"\n    ]\n}"
-    heads = [b"            " + quote_json(name) + b": " for name in names]
-    rows = [
-        b"\n        {\n" + b",\n".join(map(bytes.__add__, heads, values)) + b"\n        }"
-        for values in zip(*columns.values(), strict=True)
+    write = _write_plain_rows if len(names) == 1 else _write_named_rows
+    size = sum(outputs[name].size for name in names)
+    parts = [
+        write({name: outputs[name][start:stop] for name in names})
+        for start, stop in _cut(num_rows, size)
     ]
-    return b'{\n    "predictions": [' + b",".join(rows) + b"\n    ]\n}"
+    separator = b", " if len(names) == 1 else b","
+    return b'{\n    "predictions": [' + separator.join(parts) + b"\n    ]\n}"
 
 
 def encode_columns(outputs: Batch) -> bytes:
@@ -71,12 +73,9 @@ def encode_columns(outputs: Batch) -> bytes:
     """
     if len(outputs) == 1:
         name, array = next(iter(outputs.items()))
-        return b'{\n    "outputs": ' + _spread(_format(name, array), array.shape, 1) + b"\n}"
+        return b'{\n    "outputs": ' + _write_tensor(name, array, 1) + b"\n}"
     members = [
-        b"        "
-        + quote_json(name)
-        + b": "
-        + _spread(_format(name, outputs[name]), outputs[name].shape, 2)
+        b"        " + quote_json(name) + b": " + _write_tensor(name, outputs[name], 2)
         for name in sorted(outputs)
     ]
     return b'{\n    "outputs": {\n' + b",\n".join(members) + b"\n    }\n}"
@@ -161,6 +160,26 @@ def _quote_base64(value: bytes) -> bytes:
     return b'{"b64": "' + base64.b64encode(value) + b'"}'
 
 
+def _cut(num_rows: int, size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows with at most about `_PART_SIZE` elements, and at least one row."""
+    step = max(1, _PART_SIZE * num_rows // max(size, 1))
+    for start in range(0, num_rows, step):
+        yield start, start + step
+
+
+def _write_plain_rows(outputs: Batch) -> bytes:
+    return b"".join(b", ".join(_nest_rows(name, array)) for name, array in outputs.items())
+
+
+def _write_named_rows(outputs: Batch) -> bytes:
+    heads = [b"            " + quote_json(name) + b": " for name in outputs]
+    columns = [_nest_rows(name, array) for name, array in outputs.items()]
+    return b",".join(
+        b"\n        {\n" + b",\n".join(map(bytes.__add__, heads, values)) + b"\n        }"
+        for values in zip(*columns, strict=True)
+    )
+
+
 def _nest_rows(name: str, array: Array) -> Sequence[bytes]:
     """Each row as JSON on one line."""
     level = _format(name, array)
@@ -174,10 +193,23 @@ def _nest_rows(name: str, array: Array) -> Sequence[bytes]:
     return level
 
 
-def _spread(values: Sequence[bytes], shape: tuple[int, ...], depth: int) -> bytes:
+def _write_tensor(name: str, array: Array, depth: int) -> bytes:
     """Nested lists with every element on a line of its own."""
-    level = list(values)
-    for axis in range(len(shape) - 1, -1, -1):
+    if array.ndim == 0:
+        return _format(name, array)[0]
+    if not len(array):
+        return b"[]"
+    inner = b"\n" + b"    " * (depth + 1)
+    parts = [
+        (b"," + inner).join(_spread_rows(name, array[start:stop], depth))
+        for start, stop in _cut(len(array), array.size)
+    ]
+    return b"[" + inner + (b"," + inner).join(parts) + b"\n" + b"    " * depth + b"]"
+
+
+def _spread_rows(name: str, array: Array, depth: int) -> Sequence[bytes]:
+    level, shape = _format(name, array), array.shape
+    for axis in range(array.ndim - 1, 0, -1):
         size = shape[axis]
         count = math.prod(shape[:axis])
         inner = b"\n" + b"    " * (depth + axis + 1)
@@ -188,7 +220,7 @@ def _spread(values: Sequence[bytes], shape: tuple[int, ...], depth: int) -> byte
             else b"[]"
             for n in range(count)
         ]
-    return level[0]
+    return level
 
 
 def encode_document(document: Mapping[str, Any]) -> bytes:

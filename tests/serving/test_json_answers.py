@@ -73,3 +73,14 @@ def test_what_rows_cannot_hold_is_refused(outputs: Any, text: str) -> None:
 
 def test_error_texts_are_quoted() -> None:
     assert json.loads(encode_error('say "no"\n')) == {"error": 'say "no"\n'}
+
+
+def test_large_answers_are_written_in_parts_and_come_out_whole() -> None:
+    wide = np.arange(3 * 50_000, dtype=np.int64).reshape(3, 50_000)
+    long = np.arange(200_000, dtype=np.float32).reshape(100_000, 2)
+    assert json.loads(encode_rows({"a": wide}))["predictions"] == wide.tolist()
+    assert json.loads(encode_columns({"a": wide}))["outputs"] == wide.tolist()
+    assert json.loads(encode_columns({"a": wide, "b": long}))["outputs"]["b"] == long.tolist()
+    rows = json.loads(encode_rows({"a": long[:, 0], "b": long}))["predictions"]
+    assert [row["b"] for row in rows] == long.tolist()
+    assert [row["a"] for row in rows] == long[:, 0].tolist()
