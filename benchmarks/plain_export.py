@@ -7,6 +7,7 @@ manifest, no model card, nothing atomic. `bench_export.py` sets the two side by 
 import argparse
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -23,15 +24,18 @@ def load_images() -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(resized), digits.target[order]
 
 
-def build_model(kind: str) -> tf_keras.Model:
+def build_model(config: dict[str, Any]) -> tf_keras.Model:
     """The same layers as `configs/mlp.toml` and `configs/cnn.toml`."""
     layers = tf_keras.layers
-    if kind == "mlp":
+    dropout = config.get("dropout", 0.0)
+    l2 = tf_keras.regularizers.L2(config.get("l2", 0.0))
+    if config["kind"] == "mlp":
         return tf_keras.Sequential(
             [
                 layers.Input((784,)),
-                layers.Dense(64, activation="relu"),
-                layers.Dense(10, activation="softmax"),
+                layers.Dense(64, activation="relu", kernel_regularizer=l2),
+                layers.Dropout(dropout),
+                layers.Dense(10, activation="softmax", kernel_regularizer=l2),
             ]
         )
     return tf_keras.Sequential(
@@ -43,6 +47,7 @@ def build_model(kind: str) -> tf_keras.Model:
             layers.MaxPool2D(2),
             layers.Flatten(),
             layers.Dense(128, activation="relu"),
+            layers.Dropout(dropout),
             layers.Dense(10, activation="softmax"),
         ]
     )
@@ -76,7 +81,7 @@ def main() -> None:
     if config["model"]["kind"] == "mlp":
         images = images.reshape(len(images), -1)
     split = len(images) * 8 // 10
-    model = build_model(config["model"]["kind"])
+    model = build_model(config["model"])
     model.compile(
         tf_keras.optimizers.Adam(training["learning_rate"]),
         "sparse_categorical_crossentropy",
