@@ -25,7 +25,9 @@ class ServerFlags(TensorFlowServingFlags):
         "Load TensorFlow at once for the signatures that need it, not when first asked.",
         container="handled",
     )
-    workers: int = flag(1, "Processes that share the ports.", container="handled")
+    workers: int = flag(
+        1, "Processes that share the ports; limits on calls hold for each.", container="handled"
+    )
     litert_num_threads: int = flag(1, "Threads inside one run of LiteRT.", container="handled")
     strict_compat: bool = flag(
         False, "Turn the deliberate differences from TensorFlow Serving off.", container="handled"
