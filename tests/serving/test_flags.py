@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,3 +110,10 @@ def test_help_shows_every_flag_with_default_and_purpose() -> None:
     for one in FLAGS:
         assert f"--{one.name}=" in text
         assert one.description in text
+
+
+def test_docs_name_every_flag_of_tensorflow_serving_that_is_ignored() -> None:
+    document = Path(__file__).parents[2] / "docs" / "protocol.md"
+    listed = document.read_text().split("**Ignored flags.**")[1].split("Unknown flags")[0]
+    ignored = {one.name for one in list_flags(TensorFlowServingFlags) if one.embedded == "ignored"}
+    assert set(re.findall(r"`--(\w+)`", listed)) == ignored
