@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +304,14 @@ def test_everything_that_an_image_is_built_from_is_in_its_context() -> None:
     for source in copied:
         assert any(Path(source).match(pattern) for pattern in kept), source
         assert (ROOT / source).exists()
+
+
+def test_every_package_is_installed_into_images() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = set(project["tool"]["setuptools"]["packages"])
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for package in ("contract", "exporter", "serving", "clients")
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert listed == found
