@@ -12,18 +12,20 @@ written per tensor in the file decides which tensors a caller sees as floats:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
 from contract.signature import Array
 
+_FLOAT32 = np.dtype(np.float32)
 _HIDDEN_INPUTS = frozenset({"int8", "int16"})
 _LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
 _HIDDEN_OUTPUTS = frozenset({"int8", "int16", "uint8"})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Quantisation:
     """How one tensor's integers stand for reals.
 
@@ -49,19 +51,39 @@ class Quantisation:
         Args:
             reals: float32, any shape.
         """
-        scaled = np.multiply(reals, np.float32(1) / np.float32(self.scale), dtype=np.float32)
-        lowest, highest = _LIMITS[self.dtype]
-        scaled.clip(lowest - self.zero_point, highest - self.zero_point, out=scaled)
-        np.rint(scaled, out=scaled)
-        scaled += self.zero_point
-        return scaled.astype(self.dtype)
+        inverse, lowest, highest, zero_point, dtype = self._operands
+        scaled = np.multiply(reals, inverse, dtype=_FLOAT32)
+        scaled.clip(lowest, highest, out=scaled)
+        np.rint(scaled, scaled)
+        np.add(scaled, zero_point, scaled)
+        return scaled.astype(dtype)
 
     def dequantise(self, integers: Array) -> Array:
         """The float32 values that `integers` stand for, same shape."""
-        reals = integers.astype(np.float32)
+        if self._table is None:
+            return self._compute(integers)
+        return self._table.take(integers.view(np.uint8))
+
+    def _compute(self, integers: Array) -> Array:
+        reals = integers.astype(_FLOAT32)
         reals -= self.zero_point
         reals *= self.scale
         return reals
+
+    @functools.cached_property
+    def _operands(self) -> tuple[Array, Array, Array, Array, np.dtype[Any]]:
+        """Of `quantise`, as arrays: numpy would convert numbers anew in every call."""
+        lowest, highest = (limit - self.zero_point for limit in _LIMITS[self.dtype])
+        inverse = np.float32(1) / np.float32(self.scale)
+        reals = (np.array(x, _FLOAT32) for x in (inverse, lowest, highest, self.zero_point))
+        return (*reals, np.dtype(self.dtype))  # type: ignore[return-value]
+
+    @functools.cached_property
+    def _table(self) -> Array | None:
+        """The reals of all integers of 8 bits, by their bits read as uint8; None for more."""
+        if self.dtype == "int16":
+            return None
+        return self._compute(np.arange(256, dtype=np.uint8).view(self.dtype))
 
 
 def read_quantisation(details: dict[str, Any]) -> Quantisation | None:
