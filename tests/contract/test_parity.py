@@ -99,7 +99,8 @@ def test_replay_sends_golden_batches_as_they_were_answered() -> None:
             return {"y": batch["x"] * 2}
 
     doubler, x = Doubler(), np.arange(6.0)
-    report = replay(GoldenExamples({"x": x}, {"y": 2 * x}, (1, 5)), doubler, EXACT, signature_name="")
+    examples = GoldenExamples({"x": x}, {"y": 2 * x}, (1, 5))
+    report = replay(examples, doubler, EXACT, signature_name="")
     assert report.passed
     assert doubler.sizes == [1, 5]
 
