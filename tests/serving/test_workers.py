@@ -21,9 +21,11 @@ from contract.wire.rpc import HANDLE_RELOAD_CONFIG, PREDICT
 from serving.instruments import Dump, add_dumps
 from serving.worker_states import merge_statuses
 from tests.serving.server_process import ServerProcess, call, run_embedded
+from tests.serving.test_lifecycle import Callers, link_version, serve_version
 
 NUM_PIXELS = 784
 NUM_WORKERS = 2
+NUM_SWAPS = 20
 NUM_TRIES = 16
 """Enough new connections to reach both of two workers, but for one time in 30,000."""
 
@@ -119,6 +121,21 @@ def test_a_version_is_available_once_every_worker_has_it(
     server.wait_for(lambda: server.list_states("mlp").get(2) == "AVAILABLE")
     for _ in range(NUM_TRIES):
         assert ask(server, make_request(version=2)).model_spec.version.value == 2
+
+
+def test_hot_swaps_under_load_lose_no_call(
+    server: ServerProcess, published_mlp: Path, base_path: Path
+) -> None:
+    with Callers(server.address, 4) as callers:
+        for version in range(2, NUM_SWAPS + 2):
+            link_version(published_mlp / "mlp" / "1", base_path, version)
+            serve_version(server, base_path, version)
+            server.wait_for(lambda v=version: server.list_states("mlp").get(v) == "AVAILABLE")  # type: ignore[misc]
+            answer = ask(server, make_request(version=version))
+            assert answer.model_spec.version.value == version
+            shutil.rmtree(base_path / str(version - 1))
+    assert callers.faults == []
+    assert callers.num_answers > NUM_SWAPS
 
 
 def test_a_reload_reaches_every_worker_and_those_to_come(
