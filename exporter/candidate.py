@@ -186,7 +186,10 @@ class _Job:
         """Passes each variant on as it is converted, then waits for all answers."""
         variants = self.config.export.variants
         for variant in variants:
-            self.workers.conversion.receive(timeout_s=self.config.export.conversion_timeout_s)
+            self.workers.conversion.receive(
+                timeout_s=self.config.export.conversion_timeout_s,
+                remedy="raise export.conversion_timeout_s, or leave out a variant",
+            )
             names = list_lite_signatures(self.predictor.signatures, variant)
             self.ask_for_measurement(variant, names)
         return [

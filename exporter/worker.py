@@ -73,8 +73,12 @@ class Worker:
         except BrokenPipeError:
             raise self._describe_death() from None
 
-    def receive(self, *, timeout_s: float) -> dict[str, Any]:
+    def receive(self, *, timeout_s: float, remedy: str = "") -> dict[str, Any]:
         """Waits for the next answer.
+
+        Args:
+            timeout_s: Time limit.
+            remedy: What to do when it is over, for the message.
 
         Raises:
             PlumblineError: Of the class that the job raised in the child.
@@ -88,7 +92,7 @@ class Worker:
                 self.close()
                 raise ExportError(
                     f"{self._module} took longer than {timeout_s:g} s and was stopped; its log is "
-                    f"{self._log}; raise export.conversion_timeout_s, or leave out a variant"
+                    f"{self._log}" + (f"; {remedy}" if remedy else "")
                 )
             chunk = os.read(self._answers, 65536)
             if not chunk:
