@@ -43,7 +43,9 @@ class VariantBench:
         p99_us: 99th percentile of one call.
         rows_per_s: At the median.
         bare_median_us: Of set_tensor, invoke, get_tensor on a bare interpreter.
-        ratio: Median over bare median.
+        scaled_median_us: The same, where floats become int8 and back with plain numpy; equal
+            to `bare_median_us` for a variant that takes floats.
+        ratio: `median_us` over `scaled_median_us`: what takes floats and gives floats.
         peak_mib: Largest resident size of the process, interpreter library included.
         num_calls: Calls timed.
     """
@@ -57,6 +59,7 @@ class VariantBench:
     p99_us: float
     rows_per_s: float
     bare_median_us: float
+    scaled_median_us: float
     ratio: float
     peak_mib: float
     num_calls: int
@@ -89,7 +92,7 @@ def print_bench(measured: Sequence[VariantBench], *, as_json: bool) -> None:
     if as_json:
         print_json({"variants": measured})
         return
-    numeric = ["KiB", "median µs", "p99 µs", "rows/s", "bare µs", "ratio", "peak MiB"]
+    numeric = ["KiB", "median µs", "p99 µs", "rows/s", "bare µs", "scaled µs", "ratio", "peak MiB"]
     print_table(
         ["variant", *numeric],
         [
@@ -100,13 +103,15 @@ def print_bench(measured: Sequence[VariantBench], *, as_json: bool) -> None:
                 f"{one.p99_us:.1f}",
                 f"{one.rows_per_s:,.0f}",
                 f"{one.bare_median_us:.1f}",
+                f"{one.scaled_median_us:.1f}",
                 f"{one.ratio:.2f}",
                 f"{one.peak_mib:.0f}",
             ]
             for one in measured
         ],
         title=f"rows a call: {measured[0].batch_size}, threads: {measured[0].num_threads}, calls: "
-        f"{measured[0].num_calls:,}; bare: set_tensor, invoke, get_tensor, without scaling int8",
+        f"{measured[0].num_calls:,}; bare: set_tensor, invoke, get_tensor; scaled: the same with "
+        "int8 from and to floats, in numpy; ratio: to scaled",
         numeric=numeric,
     )
 
@@ -137,12 +142,13 @@ def _measure(
         call = _make_call(predictor, batch, signature.name)
         _time_calls(call, 50)
         peak_mib = _read_peak_mib()
-        bare_call = _make_bare_call(bare_model, batch_size)
-        _time_calls(bare_call, 50)
+        calls = [call, *_make_bare_calls(bare_model, batch_size)]
+        for one in calls:
+            _time_calls(one, 50)
         size = max(num_calls // _ROUNDS, 1)
-        rounds = [(_time_calls(call, size), _time_calls(bare_call, size)) for _ in range(_ROUNDS)]
-    times = np.concatenate([ours for ours, _ in rounds])
-    median, bare = float(np.median(times)), float(np.median([bare for _, bare in rounds]))
+        rounds = [[_time_calls(one, size) for one in calls] for _ in range(_ROUNDS)]
+    times, bare_times, scaled_times = (np.concatenate(found) for found in zip(*rounds, strict=True))
+    median, bare, scaled = (float(np.median(t)) for t in (times, bare_times, scaled_times))
     return VariantBench(
         variant=variant,
         signature_name=signature.name,
@@ -153,7 +159,8 @@ def _measure(
         p99_us=float(np.percentile(times, 99)),
         rows_per_s=batch_size / median * 1e6,
         bare_median_us=bare,
-        ratio=median / bare,
+        scaled_median_us=scaled,
+        ratio=median / scaled,
         peak_mib=peak_mib,
         num_calls=len(times),
     )
@@ -178,23 +185,47 @@ def _make_call(
     return lambda: predictor.predict(array, signature_name=signature_name)
 
 
-def _make_bare_call(interpreter: Any, batch_size: int) -> Callable[[], object]:
+def _make_bare_calls(
+    interpreter: Any, batch_size: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The bare loop on the tensors as they are, and the same from floats to floats."""
     feeds = []
     for details in interpreter.get_input_details():
         sizes = details["shape_signature"]
         shape = [batch_size if size < 0 else int(size) for size in sizes]
         interpreter.resize_tensor_input(details["index"], shape)
-        feeds.append((details["index"], np.ones(shape, dtype=details["dtype"])))
+        reals = np.ones(shape, np.float32)
+        feeds.append((details["index"], reals.astype(details["dtype"]), reals, _scaling(details)))
     interpreter.allocate_tensors()
-    fetches = [details["index"] for details in interpreter.get_output_details()]
+    fetches = [(one["index"], _scaling(one)) for one in interpreter.get_output_details()]
 
     def call() -> list[Any]:
-        for index, array in feeds:
+        for index, array, _, _ in feeds:
             interpreter.set_tensor(index, array)
         interpreter.invoke()
-        return [interpreter.get_tensor(index) for index in fetches]
+        return [interpreter.get_tensor(index) for index, _ in fetches]
 
-    return call
+    def call_scaled() -> list[Any]:
+        for index, array, reals, scaling in feeds:
+            if scaling:
+                array = np.clip(np.rint(reals / scaling[0] + scaling[1]), -128, 127).astype(np.int8)
+            interpreter.set_tensor(index, array)
+        interpreter.invoke()
+        return [
+            (interpreter.get_tensor(index).astype(np.float32) - scaling[1]) * scaling[0]
+            if scaling
+            else interpreter.get_tensor(index)
+            for index, scaling in fetches
+        ]
+
+    return call, call_scaled
+
+
+def _scaling(details: dict[str, Any]) -> tuple[np.float32, np.float32] | None:
+    """Scale and zero point of an int8 tensor; None for any other, which passes as it is."""
+    scale, zero_point = details["quantization"]
+    is_scaled = scale and np.dtype(details["dtype"]) == np.int8
+    return (np.float32(scale), np.float32(zero_point)) if is_scaled else None
 
 
 def _time_calls(call: Callable[[], object], count: int) -> Array:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -363,3 +365,24 @@ def test_help_names_every_command_and_loads_no_tensorflow() -> None:
     done = run(code=code)
     assert all(command in done.stdout for command in (*COMMANDS, "on-device"))
     assert done.stdout.strip().endswith("[]")
+
+
+def test_grpc_adds_no_lines_of_its_own_to_the_message() -> None:
+    """A server that says GOAWAY ("too many pings"), of which gRPC's C++ writes to stderr."""
+    settings, goaway = b"\0\0\0\4\0\0\0\0\0", b"\0\0\x08\7\0\0\0\0\0" + b"\0\0\0\0" + b"\0\0\0\x0b"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def dismiss() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    connection.sendall(settings + goaway)
+                    connection.recv(1 << 16)
+                    connection.close()
+
+        threading.Thread(target=dismiss, daemon=True).start()
+        port = listener.getsockname()[1]
+        done = run("status", "--server", f"127.0.0.1:{port}")
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
