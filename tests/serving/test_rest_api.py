@@ -168,6 +168,13 @@ def test_methods_that_http_servers_leave_out_are_not_implemented(faces: Faces) -
     assert faces.request("TRACE", PREDICT).status == 501
 
 
+@pytest.mark.parametrize("path", ["/v1/models/%zz:predict", "/v1/models/a{b}", "/x|y"])
+def test_paths_that_are_no_uris_are_bad_requests(faces: Faces, path: str) -> None:
+    answer = faces.request("POST", path, BODY)
+    assert (answer.status, answer.headers["Content-Type"]) == (400, "text/html")
+    assert b"<H1>Bad Request</H1>" in answer.body
+
+
 def test_a_preflight_wants_an_origin(faces: Faces) -> None:
     assert faces.request("OPTIONS", PREDICT).status == 400
     assert faces.request("OPTIONS", PREDICT, headers={"Origin": "http://a.org"}).status == 200
