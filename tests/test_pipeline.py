@@ -122,7 +122,7 @@ def test_a_candidate_that_fails_is_not_published_and_its_report_stays(tmp_path: 
 
 
 def test_what_train_left_can_be_exported_twice_at_once(tmp_path: Path) -> None:
-    flags = [*MLP, *settings("training.epochs=8", 'export.variants=["float32"]')]
+    flags = [*MLP, *settings("training.epochs=8", "export.variants=[]")]
     trained = run_exporter("train", *flags, "--run_dir", "run", "--json", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["epochs_run"] == 8
@@ -146,7 +146,7 @@ def test_what_train_left_can_be_exported_twice_at_once(tmp_path: Path) -> None:
 
 
 def test_random_data_are_labelled_in_every_output(tmp_path: Path) -> None:
-    tolerant = settings('data.kind="random"', "training.epochs=1", 'export.variants=["float32"]')
+    tolerant = settings('data.kind="random"', "training.epochs=1", "export.variants=[]")
     done = run_exporter("export", *MLP, *tolerant, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "DUMMY DATA" in done.stdout

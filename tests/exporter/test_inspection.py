@@ -26,7 +26,7 @@ def test_signatures_variants_and_provenance_are_shown(
         "string (batch,)",
         "float32 (batch, 784)",
         "dynamic_range",
-        "0.00392156886   -128",
+        "0.00392156886  -128",
         "data fingerprint",
         "tensorflow",
     ):
@@ -46,7 +46,7 @@ def test_the_json_holds_quantisation_and_the_whole_manifest(published_mlp: Path)
     assert images["scale"] == pytest.approx(1 / 255)
     assert images["zero_point"] == -128
     uint8 = document["variants"]["int8"]["signatures"]["serving_uint8"]
-    assert uint8["inputs"] == {"images": "uint8 (batch, 28, 28, 1)"}
+    assert uint8["inputs"] == {"images": "uint8 (batch, 28, 28)"}
 
 
 def test_a_saved_model_of_another_tool_is_shown_as_far_as_it_goes() -> None:
