@@ -84,8 +84,10 @@ def is_folder(target: str) -> bool:
 
 
 def _print(findings: list[Finding], title: str) -> None:
+    is_version = any(one.check == VERSION_NUMBER and one.verdict != NOT_CHECKED for one in findings)
     rows = [
-        [one.check, one.verdict, one.explanation or _explain_gap(one.check)] for one in findings
+        [one.check, one.verdict, one.explanation or _explain_gap(one.check, is_version=is_version)]
+        for one in findings
     ]
     print_table(["check", "result", "what was seen"], rows, title=f"doctor {title}")
     fixes = [one for one in findings if one.fix and one.verdict != NOT_CHECKED]
@@ -93,8 +95,8 @@ def _print(findings: list[Finding], title: str) -> None:
         print_line(f"{one.check}: {one.fix}")
 
 
-def _explain_gap(check: str) -> str:
-    if check in (VERSION_NUMBER, WHOLE_VERSION, TENSORFLOW, WARMUP):
+def _explain_gap(check: str, *, is_version: bool) -> str:
+    if check in (VERSION_NUMBER, WHOLE_VERSION, TENSORFLOW, WARMUP) and not is_version:
         return "seen in a version directory only: give its path"
     if check in (REACHABLE, MODEL_NAME):
         return "seen at a running server only: give its address"

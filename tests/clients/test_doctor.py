@@ -237,3 +237,10 @@ def test_a_missing_folder_is_not_taken_for_an_address(tmp_path: Path, diagnose: 
     status, findings = diagnose(tmp_path / "none")
     assert status == 1
     assert "is no directory" in findings["version number"]["explanation"]
+
+
+def test_a_folder_without_versions_is_not_asked_for_its_path_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", str(tmp_path)]) == 1
+    assert "give its path" not in capsys.readouterr().out
