@@ -12,7 +12,7 @@ from typing import Any
 from clients.on_device import OnDevicePredictor, list_variants
 from contract import layout
 from contract.errors import ConfigError
-from contract.parity import Predictor, Tolerance
+from contract.parity import FLOAT32, Predictor, Tolerance
 from contract.signature import Array, Batch
 
 GRPC, GRPC_AIO, REST = "grpc", "grpc-aio", "rest"
@@ -22,7 +22,7 @@ ALL = "all"
 
 _AGREEMENT_ONLY = float("inf")
 TOLERANCES: Mapping[str, Tolerance] = {
-    **dict.fromkeys((*SERVER_HOPS, f"{ON_DEVICE}float32"), Tolerance(atol=1e-5)),
+    **dict.fromkeys((*SERVER_HOPS, f"{ON_DEVICE}float32"), FLOAT32),
     f"{ON_DEVICE}float16": Tolerance(atol=_AGREEMENT_ONLY, min_top1_agreement=0.999),
     f"{ON_DEVICE}dynamic_range": Tolerance(atol=_AGREEMENT_ONLY, min_top1_agreement=0.99),
     f"{ON_DEVICE}int8": Tolerance(atol=_AGREEMENT_ONLY, min_top1_agreement=0.99),

@@ -39,14 +39,20 @@ class Tolerance:
         rtol: Relative to the golden value.
         min_top1_agreement: Smallest share of rows, 0..1, whose largest class is golden's.
             It applies to outputs of shape (rows, classes >= 2).
+        is_scaled: Whether atol is in units of the output's largest golden magnitude where
+            that is above 1. Float sums of logits or of a regression head are as inexact as
+            their terms are large; probabilities are not affected.
     """
 
     atol: float = 1e-5
     rtol: float = 0.0
     min_top1_agreement: float = 0.0
+    is_scaled: bool = False
 
 
 EXACT = Tolerance(atol=0.0)
+FLOAT32 = Tolerance(atol=1e-5, is_scaled=True)
+"""What float32 copies must keep on any machine, in batches of any size."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -222,8 +228,10 @@ def _allowed(golden: Array, tolerance: Tolerance) -> Array | float:
     if not _is_float(golden):
         return 0.0
     magnitude = np.abs(_widen(golden))
-    # A finite number times rtol; inf and NaN are judged by _measure_differences alone.
-    return tolerance.atol + tolerance.rtol * np.where(np.isfinite(magnitude), magnitude, 0.0)
+    # Finite numbers only; inf and NaN are judged by _measure_differences alone.
+    finite: Array = np.where(np.isfinite(magnitude), magnitude, 0.0)
+    unit = max(1.0, float(finite.max())) if tolerance.is_scaled else 1.0
+    return tolerance.atol * unit + tolerance.rtol * finite
 
 
 def _measure_top1_agreement(golden: Array, got: Array) -> float | None:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from contract import layout
 from contract.errors import ManifestError, PlumblineError, VerificationError
 from contract.golden import GoldenExamples, read_golden
-from contract.parity import ParityReport, Tolerance, replay
+from contract.parity import FLOAT32, ParityReport, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
 from contract.signature import Batch
 from contract.wire.codec import from_tensor_proto
@@ -27,7 +27,7 @@ from serving.servable import Observer
 
 _log = logging.getLogger(__name__)
 
-TOLERANCE = Tolerance(atol=1e-5)
+TOLERANCE = FLOAT32
 MAX_WARMUP_RECORDS = 1000
 """As `saved_model_warmup_util.h`."""
 

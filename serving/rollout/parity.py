@@ -10,7 +10,7 @@ from typing import final
 from contract import layout
 from contract.errors import ConfigError, InternalError, ManifestError, UnimplementedError
 from contract.golden import Golden, read_golden
-from contract.parity import ParityReport, Tolerance, replay
+from contract.parity import FLOAT32, ParityReport, replay
 from contract.servable import ModelSpec
 from contract.signature import Batch
 from serving.rollout.server import Server
@@ -102,7 +102,7 @@ def _check_server(server: Server, golden: Golden, spec: ModelSpec, version: int)
     predictor = _Predictor(server, spec, version)
     for name, examples in golden.signatures.items():
         try:
-            reports.append(replay(examples, predictor, Tolerance(), signature_name=name))
+            reports.append(replay(examples, predictor, FLOAT32, signature_name=name))
         except UnimplementedError as error:
             untested.append(f"{name} ({error.message})")
     return ServerParity(server.address, tuple(reports), tuple(untested))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from contract.golden import GoldenExamples
-from contract.parity import EXACT, Tolerance, compare, replay
+from contract.parity import EXACT, FLOAT32, Tolerance, compare, replay
 from contract.signature import Batch
 
 
@@ -107,3 +107,12 @@ def test_replay_sends_golden_batches_as_they_were_answered() -> None:
 
 def test_an_empty_report_does_not_pass() -> None:
     assert not compare({}, {}, EXACT).passed
+
+
+def test_a_scaled_tolerance_counts_in_units_of_the_largest_output_above_one() -> None:
+    logits, probabilities = np.array([[0.0, 500.0]]), np.array([[0.0, 0.5]])
+    near = {"y": logits + 4e-3}
+    assert compare({"y": logits}, near, FLOAT32).passed
+    assert not compare({"y": logits}, near, Tolerance(atol=1e-5)).passed
+    assert not compare({"y": logits}, {"y": logits + 6e-3}, FLOAT32).passed
+    assert not compare({"y": probabilities}, {"y": probabilities + 2e-5}, FLOAT32).passed
