@@ -68,7 +68,7 @@ test-quick: $(INSTALLED) ## Tests that import no TensorFlow
 test-clients: $(INSTALLED) ## The clients' tests where TensorFlow is not installed
 	@scripts/test-clients-without-tensorflow $(ARGS)
 
-.PHONY: bench-export bench-accuracy bench-serving bench-clients
+.PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas
 bench-export: $(INSTALLED) ## make export beside a plain script
 	$(BIN)/python -m benchmarks.bench_export $(ARGS)
 
@@ -77,6 +77,12 @@ bench-accuracy: $(INSTALLED) ## Accuracy of both configurations on the test spli
 
 bench-serving: $(INSTALLED) ## The embedded server beside the alternatives (needs models/mlp and models/cnn)
 	$(BIN)/python -m benchmarks.bench_serving $(ARGS)
+
+bench-rollout: $(INSTALLED) ## Promote under load: seconds, failed calls (needs models/mlp)
+	$(BIN)/python -m benchmarks.bench_rollout $(ARGS)
+
+bench-replicas: $(INSTALLED) ## Replicas against cores (needs models/cnn)
+	$(BIN)/python -m benchmarks.bench_replicas $(ARGS)
 
 bench-clients: $(INSTALLED) ## The clients beside what they replace (needs models/mlp)
 	$(BIN)/python -m benchmarks.bench_clients $(ARGS)
