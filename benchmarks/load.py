@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 IN_FLIGHT = 32
-WARM_UP_S = 1
+WARM_UP_S = 0.5
 CLIENTS = 4
 """Connections; a server of several processes needs more than one to share the load."""
 
@@ -86,7 +86,7 @@ def _drive(
         rest = [*shape, "-t", "1", *headers, "-d", file.name, url]
         # A run of its own to warm up, since h2load's --warm-up-time counts bytes but not calls.
         for duration in (WARM_UP_S, seconds):
-            command = ["h2load", "-D", str(duration), *rest]
+            command = ["h2load", "-D", f"{duration * 1000:.0f}ms", *rest]
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return _read_rate(output, answer_bytes)
 
