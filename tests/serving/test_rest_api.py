@@ -48,7 +48,7 @@ def test_gzip_bodies_are_inflated(faces: Faces) -> None:
     assert json.loads(answer.body) == ANSWER
 
 
-@pytest.mark.parametrize("damaged", [b"no gzip", gzip.compress(BODY)[:-12]])
+@pytest.mark.parametrize("damaged", [b"no gzip", gzip.compress(BODY)[:-12]], ids=["none", "cut"])
 def test_damaged_gzip_is_an_empty_body(faces: Faces, damaged: bytes) -> None:
     answer = faces.request("POST", PREDICT, damaged, {"Content-Encoding": "gzip"})
     assert json.loads(answer.body) == {"error": "JSON Parse error: The document is empty"}
