@@ -31,7 +31,7 @@ from exporter.base_path_lock import WRITER, hold_base_path
 from exporter.compatibility import list_breaks
 from exporter.durability import explain_os_errors, sync_path
 from exporter.retire import read_named_versions, retire_versions
-from exporter.staging import opened, staged
+from exporter.staging import opened, rename_stage, staged
 
 _LOG = logging.getLogger(__name__)
 _MAX_VERSION = 2**63 - 1
@@ -193,15 +193,7 @@ def _seal_and_rename(stage: Path, target: Path, manifest: Manifest) -> Path:
     sync_path(stage / layout.EXTRA)
     (stage / WRITER).unlink()
     sync_path(stage)
-    try:
-        stage.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise
-        raise VersionExistsError(
-            f"{target} was made by somebody else meanwhile; a version is never overwritten; "
-            "publish again"
-        ) from error
+    rename_stage(stage, target, advice="; publish again")
     sync_path(target.parent)
     return target
 

@@ -9,7 +9,6 @@ run again after a kill it goes on, and with the version in place it checks it an
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import time
@@ -23,6 +22,7 @@ from exporter.base_path_lock import WRITER, hold_base_path, is_alive, mark_alive
 from exporter.durability import explain_os_errors, sync_path, sync_tree
 from exporter.remote import OnBytes, RemoteBasePath
 from exporter.remote_publish import Copied
+from exporter.staging import rename_stage
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.2
@@ -171,14 +171,7 @@ def _rename(stage: Path, target: Path) -> None:
     sync_tree(stage)
     with hold_base_path(target.parent):
         (stage / WRITER).unlink()
-        try:
-            stage.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            raise VersionExistsError(
-                f"{target} was made by somebody else meanwhile; a version is never overwritten"
-            ) from error
+        rename_stage(stage, target)
         sync_path(target.parent)
 
 

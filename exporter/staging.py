@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from contract import layout
+from contract.errors import VersionExistsError
 from contract.manifest import Manifest, check_files
 from exporter.base_path_lock import hold_base_path, is_alive, mark_alive, remove_lock_file
 from exporter.durability import copy_file, remove_tree, sync_tree
@@ -72,3 +74,20 @@ def clean_up(base_path: Path) -> list[Path]:
         remove_tree(path)
     remove_retired(base_path)
     return dead
+
+
+def rename_stage(stage: Path, target: Path, *, advice: str = "") -> None:
+    """The one rename that makes a stage a version; it never overwrites.
+
+    Raises:
+        VersionExistsError: `target` is there already; `advice` ends the sentence.
+        OSError: The file system refuses for another reason.
+    """
+    try:
+        stage.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise VersionExistsError(
+            f"{target} was made by somebody else meanwhile; a version is never overwritten{advice}"
+        ) from error
