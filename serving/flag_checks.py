@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contract.errors import ConfigError
-from serving.flags import ServerFlags
-from serving.loader import ENGINES
+from serving.flags import ENGINES, ServerFlags
 from serving.model_config import check_local_path, check_model_name
 
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -8,6 +8,7 @@ from serving.flag_parsing import flag
 from serving.tfserving_flags import TensorFlowServingFlags
 
 MEBIBYTE = 2**20
+ENGINES = ("auto", "tensorflow", "litert")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,7 @@ from serving.self_test import Examination, load_golden
 from serving.servable import Observer, Servable
 from serving.tensorflow_engine import SessionOptions, TensorFlowEngine
 
-__all__ = ["ENGINES", "BatchingParameters", "LoadOptions", "load_servable"]
-
 _log = logging.getLogger(__name__)
-
-ENGINES = ("auto", "tensorflow", "litert")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from contract.errors import ConfigError
 from contract.servable import All, Latest, Specific
 from serving.config import METRICS_PATH, ServerConfig, parse_config
 from serving.model_config import ModelConfig, read_model_configs
+from tests.serving.server_process import ROOT
 
 ONE_MODEL = ("--model_name=mlp", "--model_base_path=/models/mlp")
 
@@ -220,3 +223,21 @@ def test_a_token_file_without_a_usable_token_is_refused(tmp_path: Path, text: st
 def test_an_ssl_config_with_a_path_instead_of_pem_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="server_key wants the PEM text itself"):
         parse_with_file(tmp_path, "ssl_config_file", 'server_key: "/etc/key.pem"')
+
+
+def test_reading_the_configuration_loads_no_engine(tmp_path: Path) -> None:
+    path = write(tmp_path / "batching.config", "max_batch_size { value: 4 }")
+    check = (
+        "import sys, serving.cli, serving.embedded\n"
+        "from serving.config import parse_config\n"
+        f"config = parse_config([*{ONE_MODEL}, '--engine=litert', '--enable_batching', "
+        f"'--batching_parameters_file={path}'])\n"
+        "assert config.batching.max_batch_size == 4\n"
+        "heavy = {'contract.golden', 'contract.lite', 'grpc', 'numpy', 'serving.engines', "
+        "'serving.loader', 'serving.self_test'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
