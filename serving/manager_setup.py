@@ -26,8 +26,6 @@ def make_manager(config: ServerConfig, metrics: Metrics) -> ServableManager:
         allow_labels_for_unavailable=config.allow_version_labels_for_unavailable_models,
     )
     manager.monitor.subscribe(metrics.observe_state)
-    metrics.list_versions = manager.monitor.snapshot
-    metrics.is_ready = manager.is_ready
     return manager
 
 

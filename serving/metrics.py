@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from contract.servable import ServableId, VersionState
 from serving.instruments import Family, HistogramFamily, exponential_bounds, render_families
@@ -33,13 +33,21 @@ class Metrics(Observer):
     """Counts what happens and writes it down on request.
 
     Args:
+        list_versions: Every version's status, for the gauges.
+        is_ready: Whether every model is served.
         find_product_version: For `plumbline_build_info`; asked when somebody reads the page,
             since asking costs more than a tenth of the server's start.
     """
 
-    def __init__(self, *, find_product_version: Callable[[], str] = str) -> None:
-        self.list_versions: Callable[[], dict[ServableId, VersionStatus]] = dict
-        self.is_ready: Callable[[], bool] = lambda: False
+    def __init__(
+        self,
+        *,
+        list_versions: Callable[[], Mapping[ServableId, VersionStatus]],
+        is_ready: Callable[[], bool],
+        find_product_version: Callable[[], str] = str,
+    ) -> None:
+        self._list_versions = list_versions
+        self._is_ready = is_ready
         self._find_product_version = find_product_version
         self._start_time_s = find_start_time_s()
         self._runtimes: dict[tuple[ServableId, str], str] = {}
@@ -222,7 +230,7 @@ class Metrics(Observer):
             _VERSION,
             kind="gauge",
         )
-        for servable_id, status in self.list_versions().items():
+        for servable_id, status in self._list_versions().items():
             child = states.child(servable_id.name, str(servable_id.version))
             child.value = int(status.state)
         build = Family(
@@ -230,7 +238,7 @@ class Metrics(Observer):
         )
         build.child(self._find_product_version(), platform.python_version()).value = 1
         single: dict[str, tuple[str, float, Callable[[Iterable[float]], float]]] = {
-            "ready": ("1 when every model is served.", float(self.is_ready()), min),
+            "ready": ("1 when every model is served.", float(self._is_ready()), min),
             "process_start_time_seconds": (
                 "Start time of the process since the epoch.",
                 self._start_time_s,

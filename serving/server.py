@@ -8,9 +8,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from contract.errors import Code, PlumblineError
 from serving.announcement import Addresses, log_addresses, write_port_file
@@ -23,16 +23,116 @@ from serving.health import Health
 from serving.manager import ServableManager
 from serving.manager_setup import make_manager
 from serving.metrics import Metrics
+from serving.servable import Manager
 
 if TYPE_CHECKING:
+    from serving.model_config import ModelConfig
     from serving.request_log import RequestLog
     from serving.rest_face import RestFace
-    from serving.worker_board import Board
-    from serving.worker_group import WorkerGroup
+    from serving.states import VersionStatus
 
 logger = logging.getLogger(__name__)
 
 DONE, PARTLY_DONE, INTERRUPTED = 0, 1, 130
+
+
+class Front(Manager, Protocol):
+    """Whom a server answers for: this process alone, or all the workers that share its ports.
+
+    Attributes:
+        manager: Of this process.
+        metrics: Of this process.
+        is_replacement: Whether other workers serve already, so that this one listens only once
+            it can answer as they do.
+    """
+
+    manager: ServableManager
+    metrics: Metrics
+    is_replacement: bool
+
+    async def start(self, models: Sequence[ModelConfig]) -> None:
+        """Begins to load; a replacement returns once it can answer as the others do.
+
+        Raises:
+            PlumblineError: `models` cannot be served together, or not by this replacement.
+        """
+        ...
+
+    async def join(self, addresses: Addresses) -> None:
+        """Says that this process takes calls now.
+
+        Args:
+            addresses: Where it listens.
+
+        Raises:
+            ConfigError: --port_file cannot be written.
+        """
+        ...
+
+    async def leave(self) -> None:
+        """Says that this process takes no more calls."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether every model is served."""
+        ...
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Calls `watcher`, on any thread, whenever readiness may have changed."""
+        ...
+
+    async def render_metrics(self) -> str:
+        """The page that Prometheus scrapes."""
+        ...
+
+
+class SingleProcess:
+    """The `Front` of a process that serves alone.
+
+    Args:
+        config: Everything the server is told.
+        find_product_version: For the build metric.
+    """
+
+    is_replacement = False
+
+    def __init__(
+        self, config: ServerConfig, *, find_product_version: Callable[[], str] = str
+    ) -> None:
+        self._port_file = config.port_file
+        self.metrics = Metrics(
+            list_versions=lambda: self.manager.monitor.snapshot(),
+            is_ready=self.is_ready,
+            find_product_version=find_product_version,
+        )
+        self.manager = make_manager(config, self.metrics)
+        self.acquire = self.manager.acquire  # the hot path: nothing in between
+
+    def list_states(self, name: str, version: int | None = None) -> list[VersionStatus]:
+        return self.manager.list_states(name, version)
+
+    def reload(self, models: Sequence[ModelConfig]) -> None:
+        self.manager.reload(models)
+
+    async def start(self, models: Sequence[ModelConfig]) -> None:
+        self.manager.start(models)
+
+    async def join(self, addresses: Addresses) -> None:
+        log_addresses(addresses)
+        if self._port_file:
+            write_port_file(Path(self._port_file), addresses)
+
+    async def leave(self) -> None:
+        """Nobody else is to be told."""
+
+    def is_ready(self) -> bool:
+        return self.manager.is_ready()
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        self.manager.monitor.watch(watcher)
+
+    async def render_metrics(self) -> str:
+        return self.metrics.render()
 
 
 class Server:
@@ -40,103 +140,88 @@ class Server:
 
     Args:
         config: Everything it is told.
-        find_product_version: For the build metric.
-        board: Where workers meet, if this process is one of several.
-        slot: Which of them it is.
-
-    Attributes:
-        addresses: Where it listens, once `start` has returned.
+        front: Whom it answers for.
     """
 
-    def __init__(
-        self,
-        config: ServerConfig,
-        *,
-        find_product_version: Callable[[], str] = str,
-        board: Board | None = None,
-        slot: int = 0,
-    ) -> None:
+    def __init__(self, config: ServerConfig, *, front: Front) -> None:
         self._config = config
-        self.metrics = Metrics(find_product_version=find_product_version)
-        self.manager = make_manager(config, self.metrics)
-        self.group: WorkerGroup | None = None
-        if board is not None:
-            self.group = _make_group(board, slot, self.manager, self.metrics)
-        front = self.group or self.manager
-        self.health = Health(front.is_ready, strict=config.strict_compat)
-        self._handlers = Handlers(front, config, self.metrics, request_log=self._make_request_log())
+        self._front = front
+        self._manager = front.manager
+        self._health = Health(front.is_ready, strict=config.strict_compat)
+        self._handlers = Handlers(
+            front, config, front.metrics, request_log=self._make_request_log()
+        )
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcFace | None = None
         self._rest: RestFace | None = None
-        self.addresses = Addresses(config.host)
 
     def _make_request_log(self) -> RequestLog | None:
         if not self._config.request_log_dir:
             return None
         from serving.request_log import RequestLog
 
-        manager, observe = self.manager, self.metrics.observe_request_log
+        manager, observe = self._manager, self._front.metrics.observe_request_log
         return RequestLog(self._config, lambda: manager.models, observe)
 
-    async def start(self, *, is_replacement: bool = False) -> None:
+    async def start(self) -> None:
         """Begins to load, and listens. Calls to models that still load are UNAVAILABLE.
-
-        Args:
-            is_replacement: Whether other workers serve already, so that this one listens only
-                once it can answer as they do.
 
         Raises:
             PlumblineError: Nothing can be served, or a port cannot be had.
         """
         config = self._config
         loop = asyncio.get_running_loop()
-        self.manager.monitor.watch(functools.partial(_announce, loop, self.health))
-        if self.group is None:
-            self.manager.start(config.models)
-        else:
-            self.group.listen()
-            self.group.start(config.models)
-            if is_replacement:
-                await asyncio.to_thread(self.group.wait_until_decided)
-        if config.strict_compat and not is_replacement:
+        self._front.watch(functools.partial(_announce, loop, self._health))
+        await self._front.start(config.models)
+        if config.strict_compat and not self._front.is_replacement:
             # TensorFlow Serving opens its ports once every model is AVAILABLE.
             await asyncio.to_thread(self._wait_or_fail)
-        self._grpc = GrpcFace(self._handlers, config, self.health)
+        self._grpc = GrpcFace(self._handlers, config, self._health)
         await self._grpc.start()
         if config.rest_api_port:
             # aiohttp costs a gRPC-only server a tenth of its start.
             from serving.rest_face import RestFace
 
-            self._rest = RestFace(self._handlers, config, self.health, self._render_metrics)
+            self._rest = RestFace(self._handlers, config, self._health, self._front.render_metrics)
             await self._rest.start()
         if config.model_config_file and config.model_config_file_poll_wait_seconds > 0:
             self._poller = ConfigPoller(
                 Path(config.model_config_file),
-                self.manager,
+                self._manager,
                 wait_s=config.model_config_file_poll_wait_seconds,
             )
             self._poller.start()
-        if self.group is None:
-            self._publish_addresses()
-        else:
-            self.group.join()
-
-    async def _render_metrics(self) -> str:
-        return self.metrics.render() if self.group is None else await self.group.render_metrics()
-
-    def _publish_addresses(self) -> None:
-        config = self._config
-        self.addresses = Addresses(
-            config.host,
-            grpc_port=self._grpc.port if self._grpc else 0,
-            rest_port=self._rest.port if self._rest else 0,
-            socket_path=config.grpc_socket_path,
+        await self._front.join(
+            Addresses(
+                config.host,
+                grpc_port=self._grpc.port,
+                rest_port=self._rest.port if self._rest else 0,
+                socket_path=config.grpc_socket_path,
+            )
         )
-        log_addresses(self.addresses)
-        if config.port_file:
-            write_port_file(Path(config.port_file), self.addresses)
 
-    async def wait_for_failure(self) -> None:
+    async def serve_until(self, stop: asyncio.Event) -> int:
+        """Serves what `start` has begun until `stop` is set, and drains.
+
+        Returns:
+            0 when every call was answered, 1 when some were cut off by --drain_timeout_s.
+
+        Raises:
+            PlumblineError: The server has nothing to serve.
+        """
+        failing = asyncio.ensure_future(self._wait_for_failure())
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if failing.done() and failing.exception() is not None:
+            await self._drain()
+            failing.result()
+        await stopping
+        if await self._drain():
+            return DONE
+        logger.warning("gave up on calls in flight after %s s", self._config.drain_timeout_s)
+        return PARTLY_DONE
+
+    async def _wait_for_failure(self) -> None:
         """Returns never, unless the configuration turns out to serve nothing.
 
         Raises:
@@ -147,7 +232,7 @@ class Server:
         await asyncio.to_thread(self._wait_or_fail)
 
     def _wait_or_fail(self) -> None:
-        manager, strict = self.manager, self._config.strict_compat
+        manager, strict = self._manager, self._config.strict_compat
         manager.monitor.wait_for(
             lambda: manager.is_ready() or bool(_is_hopeless(manager, strict=strict))
         )
@@ -155,7 +240,7 @@ class Server:
         if failures:
             raise PlumblineError(describe_failures(failures), code=Code.UNKNOWN)
 
-    async def drain(self) -> bool:
+    async def _drain(self) -> bool:
         """Not ready, no new calls, wait for those in flight; then unload.
 
         Returns:
@@ -163,26 +248,19 @@ class Server:
         """
         grace_s = self._config.drain_timeout_s
         begin = time.monotonic()
-        self.health.drain()
+        self._health.drain()
         if self._poller is not None:
             self._poller.stop()
         stops = [self._grpc.stop(grace_s)] if self._grpc else []
         if self._rest is not None:
             stops.append(self._rest.stop(grace_s))
         are_answered = await asyncio.gather(*stops)
-        if self.group is not None:
-            await asyncio.to_thread(self.group.leave)
+        await self._front.leave()
         self._handlers.close()
         took_s = time.monotonic() - begin
         left_s = max(0.1, grace_s - took_s)
-        await asyncio.to_thread(self.manager.stop, timeout_s=min(left_s, 5.0))
+        await asyncio.to_thread(self._manager.stop, timeout_s=min(left_s, 5.0))
         return all(are_answered)
-
-
-def _make_group(board: Board, slot: int, manager: ServableManager, metrics: Metrics) -> WorkerGroup:
-    from serving.worker_group import WorkerGroup  # one process alone has no use for it
-
-    return WorkerGroup(board, slot, manager=manager, metrics=metrics)
 
 
 async def run_server(config: ServerConfig, *, find_product_version: Callable[[], str] = str) -> int:
@@ -194,23 +272,14 @@ async def run_server(config: ServerConfig, *, find_product_version: Callable[[],
     Raises:
         PlumblineError: The server could not start or has nothing to serve.
     """
-    server = Server(config, find_product_version=find_product_version)
+    front = SingleProcess(config, find_product_version=find_product_version)
+    server = Server(config, front=front)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _handle_signal, number, stop)
     await server.start()
-    failing = asyncio.ensure_future(server.wait_for_failure())
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
-    if failing.done() and failing.exception() is not None:
-        await server.drain()
-        failing.result()
-    await stopping
-    if await server.drain():
-        return DONE
-    logger.warning("gave up on calls in flight after %s s", config.drain_timeout_s)
-    return PARTLY_DONE
+    return await server.serve_until(stop)
 
 
 def _announce(loop: asyncio.AbstractEventLoop, health: Health) -> None:

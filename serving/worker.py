@@ -15,13 +15,11 @@ from pathlib import Path
 from contract.errors import ConfigError, PlumblineError
 from serving.config import ServerConfig
 from serving.model_config import read_model_configs
-from serving.server import DONE, PARTLY_DONE, Server
+from serving.server import Server
 from serving.worker_board import Board
+from serving.worker_group import WorkerGroup
 
 START_FAILED = 3
-
-_LOOK_S = 0.25
-_NOTE_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -76,37 +74,26 @@ class Worker:
     async def _serve(self) -> int:
         stop = asyncio.Event()
         self._listen_to_supervisor(stop)
-        server = Server(
-            self._read_again(),
+        config = self._read_again()
+        group = WorkerGroup(
+            config,
+            self._board,
+            self._slot,
+            is_replacement=self._is_replacement,
             find_product_version=self._find_product_version,
-            board=self._board,
-            slot=self._slot,
         )
-        await server.start(is_replacement=self._is_replacement)
+        server = Server(config, front=group)
+        await server.start()
         self._tell_supervisor()
-        looking = [asyncio.ensure_future(one) for one in (_look(server), _note(server))]
-        failing = asyncio.ensure_future(server.wait_for_failure())
-        stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if failing.done() and failing.exception() is not None:
-            await server.drain()
-            failing.result()
-        await stopping
-        for one in looking:
-            one.cancel()
-        is_drained = await server.drain()
+        code = await server.serve_until(stop)
         if self._is_orphan:
             self._board.remove()
-        return DONE if is_drained else self._give_up()
+        return code
 
     def _tell_supervisor(self) -> None:
         is_gone = bool(select.select([self._lifeline], [], [], 0)[0])
         if not is_gone:  # else its number may be another's by now
             os.kill(os.getppid(), signal.SIGUSR1)
-
-    def _give_up(self) -> int:
-        logger.warning("gave up on calls in flight after %s s", self._config.drain_timeout_s)
-        return PARTLY_DONE
 
     def _read_again(self) -> ServerConfig:
         """The configuration, with what a file that is polled says by now."""
@@ -131,22 +118,3 @@ class Worker:
             stop.set()
 
         loop.add_reader(self._lifeline, end_with_supervisor)
-
-
-async def _look(server: Server) -> None:
-    """Tells whoever watches this worker's health when another one's readiness has changed."""
-    last = None
-    while True:
-        is_ready = server.health.is_ready
-        if is_ready != last:
-            last = is_ready
-            server.health.announce()
-        await asyncio.sleep(_LOOK_S)
-
-
-async def _note(server: Server) -> None:
-    """Keeps what was counted, so that little is lost when this process is killed."""
-    assert server.group is not None
-    while True:
-        await asyncio.sleep(_NOTE_S)
-        await asyncio.to_thread(server.group.note_counts)

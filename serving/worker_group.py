@@ -13,8 +13,10 @@ from typing import Any
 
 from contract.errors import InternalError, PlumblineError, ServableUnavailableError
 from contract.servable import ModelSpec, ServableId, VersionState
+from serving.announcement import Addresses
+from serving.config import ServerConfig
 from serving.instruments import Dump, Family, HistogramFamily, add_dumps, render_families
-from serving.manager import ServableManager
+from serving.manager_setup import make_manager
 from serving.metrics import Metrics
 from serving.model_config import ModelConfig
 from serving.servable import Servable
@@ -30,54 +32,69 @@ DECISION_TIMEOUT_S = 120.0
 """How long a worker that joins others waits for its models before it takes calls all the same."""
 
 _ASK_TIMEOUT_S = 5.0
+_LOOK_S = 0.25
+_NOTE_S = 1.0
 _RETRY_S = 0.05
 
 logger = logging.getLogger(__name__)
 
 
 class WorkerGroup:
-    """All workers, seen by one; a `Manager` for its handlers.
+    """All workers, seen by one; the `Front` of its server.
 
     Args:
+        config: Everything the server is told.
         board: Where workers note how they stand.
         slot: Of this worker.
-        manager: This worker's own.
-        metrics: This worker's own.
+        is_replacement: Whether others serve already.
+        find_product_version: For the build metric.
     """
 
     def __init__(
-        self, board: Board, slot: int, *, manager: ServableManager, metrics: Metrics
+        self,
+        config: ServerConfig,
+        board: Board,
+        slot: int,
+        *,
+        is_replacement: bool,
+        find_product_version: Callable[[], str] = str,
     ) -> None:
         self._board = board
         self._slot = slot
-        self._manager = manager
-        self._metrics = metrics
+        self.is_replacement = is_replacement
+        self.metrics = Metrics(
+            list_versions=self.snapshot,
+            is_ready=self.is_ready,
+            find_product_version=find_product_version,
+        )
+        self.manager = make_manager(config, self.metrics)
         self._has_joined = False
         self._noted: WorkerState | None = None
         self._lock = threading.Lock()
         self._has_started = threading.Event()
         self._listener: WorkerListener | None = None
-        metrics.list_versions = self.snapshot
-        metrics.is_ready = self.is_ready
+        self._watchers: list[Callable[[], None]] = []
+        self._looking: list[asyncio.Future[None]] = []
 
     # Coming and going.
 
-    def listen(self) -> None:
-        """Answers other workers from now on; reloads wait until `start`."""
-        self._listener = WorkerListener(self._board.socket_path(self._slot), self._answer)
-
-    def start(self, models: Sequence[ModelConfig]) -> None:
-        """Starts the manager with the models in force: `models`, unless a reload came since."""
-        self._manager.start(self._board.read_models() or models)
-        self._has_started.set()
-
-    def wait_until_decided(self) -> None:
-        """Blocks until every model serves or cannot, as one that joins others should.
+    async def start(self, models: Sequence[ModelConfig]) -> None:
+        """Loads the models in force: `models`, unless a reload came since.
 
         Raises:
+            PlumblineError: They cannot be served together.
             ServableUnavailableError: Nothing can be served here, though others serve.
         """
-        manager = self._manager
+        # Before the models in force are read; a reload that comes meanwhile waits for them.
+        self._listener = WorkerListener(self._board.socket_path(self._slot), self._answer)
+        self.manager.start(self._board.read_models() or models)
+        self._has_started.set()
+        if self.is_replacement:
+            await asyncio.to_thread(self._wait_until_decided)
+
+    def _wait_until_decided(self) -> None:
+        """Blocks until every model serves or cannot, as one that joins others should."""
+        manager = self.manager
 
         def is_decided(name: str) -> bool:
             served = {key.name for key, one in manager.monitor.snapshot().items()
@@ -92,18 +109,25 @@ class WorkerGroup:
         if not manager.is_ready() and any(one.is_ready for one in others):
             raise ServableUnavailableError("this worker cannot load what the others serve")
 
-    def join(self) -> None:
-        """Counts among those that take calls."""
-        self._manager.monitor.watch(self._note_state)
+    async def join(self, addresses: Addresses) -> None:
+        """Counts among those that take calls; the supervisor says where all listen."""
+        self.manager.monitor.watch(self._note_state)
         self._has_joined = True
         self._note_state()
+        both = (self._look_at_others(), self._keep_counts())
+        self._looking = [asyncio.ensure_future(one) for one in both]
 
-    def leave(self) -> None:
+    async def leave(self) -> None:
         """Counts no more, and answers nobody."""
+        for one in self._looking:
+            one.cancel()
+        await asyncio.to_thread(self._withdraw)
+
+    def _withdraw(self) -> None:
         with self._lock:
             self._has_joined = False
             self._board.withdraw(self._slot)
-        self.note_counts()
+        self._note_counts()
         if self._listener is not None:
             self._listener.close()
 
@@ -114,23 +138,45 @@ class WorkerGroup:
                 self._noted = state
                 self._board.write_state(self._slot, state)
 
+    async def _look_at_others(self) -> None:
+        """Tells whoever watches when another worker's readiness has changed that of all."""
+        last = None
+        while True:
+            is_ready = self.is_ready()
+            if is_ready != last:
+                last = is_ready
+                for watcher in self._watchers:
+                    watcher()
+            await asyncio.sleep(_LOOK_S)
+
+    async def _keep_counts(self) -> None:
+        """Notes what was counted, so that little is lost when this process is killed."""
+        while True:
+            await asyncio.sleep(_NOTE_S)
+            await asyncio.to_thread(self._note_counts)
+
     def _take_state(self) -> WorkerState:
         versions: dict[str, dict[int, tuple[int, int, str]]] = {}
-        for servable_id, one in self._manager.monitor.snapshot().items():
+        for servable_id, one in self.manager.monitor.snapshot().items():
             noted = (int(one.state), int(one.code), one.message)
             versions.setdefault(servable_id.name, {})[servable_id.version] = noted
-        return WorkerState(self._manager.is_ready(), versions)
+        return WorkerState(self.manager.is_ready(), versions)
 
-    # What handlers ask; see `Manager`.
+    # What handlers and health ask; see `Front`.
 
     def acquire(self, spec: ModelSpec) -> AbstractContextManager[Servable]:
         """See `ServableManager.acquire`: each worker serves from its own memory."""
-        return self._manager.acquire(spec)
+        return self.manager.acquire(spec)
 
     def is_ready(self) -> bool:
         """Whether every worker that takes calls is ready."""
         others = self._board.read_states(but=self._slot).values()
-        return self._manager.is_ready() and all(one.is_ready for one in others)
+        return self.manager.is_ready() and all(one.is_ready for one in others)
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Calls `watcher` whenever the readiness of all may have changed."""
+        self.manager.monitor.watch(watcher)
+        self._watchers.append(watcher)
 
     def snapshot(self) -> dict[ServableId, VersionStatus]:
         """Every version's status over all workers."""
@@ -159,14 +205,14 @@ class WorkerGroup:
         Raises:
             PlumblineError: As one worker's reload, or one of the others did not accept it.
         """
-        known = {model.name for model in self._manager.models}
+        known = {model.name for model in self.manager.models}
         new = tuple(model.name for model in models if model.name not in known)
         with self._board.lock_models():
             # Refused here, it is refused everywhere; accepted here, the others follow.
-            self._manager.reload(models, wait=False)
+            self.manager.reload(models, wait=False)
             self._board.write_models(models)
             self._tell_others("reload", tuple(models))
-        self._tell_others("wait", new, meanwhile=lambda: self._manager.wait_for_models(new))
+        self._tell_others("wait", new, meanwhile=lambda: self.manager.wait_for_models(new))
 
     def _tell_others(
         self, name: str, argument: Any, *, meanwhile: Callable[[], None] = lambda: None
@@ -189,12 +235,12 @@ class WorkerGroup:
 
     def _answer(self, name: str, argument: Any) -> Any:
         if name == "counts":
-            return self.note_counts(), self._dump(self._metrics.take_gauges())
+            return self._note_counts(), self._dump(self.metrics.take_gauges())
         self._has_started.wait()
         if name == "reload":
             return self._follow(argument)
         if name == "wait":
-            return self._manager.wait_for_models(argument)
+            return self.manager.wait_for_models(argument)
         raise InternalError(f"workers do not ask for {name!r}")
 
     def _follow(self, models: tuple[ModelConfig, ...]) -> None:
@@ -202,7 +248,7 @@ class WorkerGroup:
         deadline = time.monotonic() + CATCH_UP_S
         while True:
             try:
-                return self._manager.reload(models, wait=False)
+                return self.manager.reload(models, wait=False)
             except PlumblineError:
                 if time.monotonic() > deadline:
                     raise
@@ -210,10 +256,11 @@ class WorkerGroup:
 
     # Metrics.
 
-    def note_counts(self) -> Dump:
+    def _note_counts(self) -> Dump:
         """What this worker has counted; kept on the board, in case that it dies."""
-        dump = self._dump(self._metrics.list_counters())
-        self._board.write_counts(self._slot, dump)
+        with self._lock:  # so that what was counted first is not written last
+            dump = self._dump(self.metrics.list_counters())
+            self._board.write_counts(self._slot, dump)
         return dump
 
     async def render_metrics(self) -> str:
@@ -221,8 +268,8 @@ class WorkerGroup:
         return await asyncio.to_thread(self._render)
 
     def _render(self) -> str:
-        gauges = self._metrics.take_gauges()
-        counted, standing = [self.note_counts(), self._board.read_retired()], [self._dump(gauges)]
+        gauges = self.metrics.take_gauges()
+        counted, standing = [self._note_counts(), self._board.read_retired()], [self._dump(gauges)]
         for slot in range(self._board.num_slots):
             if slot != self._slot:
                 counts, stand = self._ask_counts(slot)
@@ -230,7 +277,7 @@ class WorkerGroup:
                 standing.append(stand)
         families: list[Family | HistogramFamily] = []
         total = add_dumps(counted)
-        for counter in self._metrics.list_counters():
+        for counter in self.metrics.list_counters():
             families.append(counter.make_alike())
             families[-1].absorb(total.get(counter.name, {}))
         for gauge in gauges:

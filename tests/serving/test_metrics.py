@@ -39,12 +39,17 @@ def read(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     }
 
 
+def make_metrics() -> Metrics:
+    """Of a server that has no versions."""
+    return Metrics(list_versions=dict, is_ready=lambda: False)
+
+
 def find(text: str, name: str, **labels: str) -> float | None:
     return read(text).get((name, tuple(sorted(labels.items()))))
 
 
 def test_requests_are_counted_by_model_and_status() -> None:
-    metrics = Metrics()
+    metrics = make_metrics()
     for status in ("OK", "OK", "NOT_FOUND"):
         metrics.observe_request("mlp", status)
     name = ":tensorflow:serving:request_count"
@@ -54,7 +59,7 @@ def test_requests_are_counted_by_model_and_status() -> None:
 
 
 def test_latencies_fall_into_the_buckets_of_tensorflow_serving() -> None:
-    metrics = Metrics()
+    metrics = make_metrics()
     for latency_us in (10.0, 11.0, 1e12):
         metrics.observe_request_latency("mlp", "Predict", "GRPC", latency_us)
     name = ":tensorflow:serving:request_latency"
@@ -68,7 +73,7 @@ def test_latencies_fall_into_the_buckets_of_tensorflow_serving() -> None:
 
 
 def test_the_engine_of_a_signature_is_a_label_of_its_runtime_and_a_metric_with_its_reason() -> None:
-    metrics = Metrics()
+    metrics = make_metrics()
     metrics.observe_engine(MLP_1, "serving_default", EngineChoice("litert", 'it "agrees"'))
     metrics.observe_runtime_latency(MLP_1, "serving_default", "Predict", 50)
     text = metrics.render()
@@ -88,7 +93,7 @@ def test_the_engine_of_a_signature_is_a_label_of_its_runtime_and_a_metric_with_i
 
 
 def test_what_is_said_of_an_unloaded_version_goes_and_of_a_failed_one_stays() -> None:
-    metrics = Metrics()
+    metrics = make_metrics()
     failed = ServableId("mlp", 2)
     for one, result in ((MLP_1, "passed"), (failed, "failed")):
         metrics.observe_self_test(one, "serving_default", result)
@@ -103,7 +108,7 @@ def test_what_is_said_of_an_unloaded_version_goes_and_of_a_failed_one_stays() ->
 
 
 def test_names_that_clients_invent_do_not_grow_without_end() -> None:
-    metrics = Metrics()
+    metrics = make_metrics()
     for number in range(MAX_CHILDREN + 500):
         metrics.observe_request(f"invented-{number}", "NOT_FOUND")
     name = ":tensorflow:serving:request_count"
