@@ -36,12 +36,14 @@ from exporter.measurement import (
     write_held_out,
 )
 from exporter.model_card import write_model_card
+from exporter.processes import ChildProcess
 from exporter.provenance import describe_candidate
+from exporter.reload import MeasurementJob
 from exporter.run_files import CANDIDATE, REPORT
+from exporter.tflite import ConversionJob
 from exporter.training import TrainResult
 from exporter.verdict import IN_PROCESS, SAVED_MODEL, Verification, judge
 from exporter.warmup import write_warmup
-from exporter.worker import Workers
 
 _VERIFICATION_TIMEOUT_S = 600.0
 
@@ -64,13 +66,21 @@ class Candidate:
     verification: Verification
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExportProcesses:
+    """The two processes that an export uses besides its own."""
+
+    conversion: ChildProcess[ConversionJob, Path]
+    verification: ChildProcess[MeasurementJob, Measurement]
+
+
 def make_candidate(
     result: TrainResult,
     dataset: Dataset,
     config: Config,
     *,
     run_dir: Path,
-    workers: Workers,
+    processes: ExportProcesses,
     step: Step,
 ) -> Candidate:
     """Saves, converts, verifies and describes a trained model in `run_dir/candidate`.
@@ -80,7 +90,7 @@ def make_candidate(
         dataset: What it was trained on.
         config: The whole configuration.
         run_dir: Also gets the report, `verification.json`.
-        workers: From `start_workers`.
+        processes: Started, maybe still importing.
         step: Told what is going on.
 
     Raises:
@@ -92,16 +102,16 @@ def make_candidate(
     path = run_dir / CANDIDATE
     step("save")
     predictor, face = save_model(result.model, result.heads, dataset, path)
-    job = _Job(path, run_dir, config, dataset, predictor, workers)
+    export = _Export(path, run_dir, config, dataset, predictor, processes)
     step("convert")
-    fingerprint = job.ask_for_variants()
-    golden, held_out = job.write_golden_files(_find_scored_output(result, face))
-    job.ask_for_measurement(SAVED_MODEL, list(golden.signatures))
+    fingerprint = export.ask_for_variants()
+    golden, held_out = export.write_golden_files(_find_scored_output(result, face))
+    export.ask_for_measurement(SAVED_MODEL, list(golden.signatures))
     write_warmup(path, config.model.name, golden, list(predictor.signatures.values()))
     counts = _draw_confusions(path, dataset, config, held_out)
     measurements = [_measure_in_process(predictor, golden, held_out)]
     step("verify")
-    measurements += job.collect_measurements()
+    measurements += export.collect_measurements()
     verification = judge(measurements, golden, config.export.tolerances)
     manifest = describe_candidate(
         result,
@@ -120,7 +130,7 @@ def make_candidate(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Job:
+class _Export:
     """The files and processes of one export."""
 
     path: Path
@@ -128,20 +138,16 @@ class _Job:
     config: Config
     dataset: Dataset
     predictor: Any
-    workers: Workers
+    processes: ExportProcesses
 
     def ask_for_variants(self) -> str:
         """Sends the conversions; returns the fingerprint of the calibration set, or ""."""
         fingerprint = ""
         for variant in self.config.export.variants:
             names = list_lite_signatures(self.predictor.signatures, variant)
-            job = {
-                "candidate": str(self.path.resolve()),
-                "variant": variant,
-                "signature_names": names,
-            }
+            calibration = None
             if variant == "int8":
-                calibration = self.run_dir / "calibration.npz"
+                calibration = self.run_dir.resolve() / "calibration.npz"
                 examples, fingerprint = make_calibration(
                     [self.predictor.signatures[name] for name in names],
                     self.dataset,
@@ -149,8 +155,14 @@ class _Job:
                     seed=self.config.training.seed,
                 )
                 write_golden(calibration, examples)
-                job["calibration"] = str(calibration.resolve())
-            self.workers.conversion.ask(job)
+            self.processes.conversion.ask(
+                ConversionJob(
+                    candidate=self.path.resolve(),
+                    variant=variant,
+                    signature_names=names,
+                    calibration=calibration,
+                )
+            )
         return fingerprint
 
     def write_golden_files(self, scored: str) -> tuple[Golden, HeldOut]:
@@ -172,30 +184,28 @@ class _Job:
 
     def ask_for_measurement(self, name: str, signature_names: list[str]) -> None:
         """Sends one copy to be verified."""
-        self.workers.verification.ask(
-            {
-                "candidate": str(self.path.resolve()),
-                "name": name,
-                "signature_names": signature_names,
-                "golden": str((self.path / layout.GOLDEN).resolve()),
-                "held_out": str(self.run_dir.resolve()),
-            }
+        self.processes.verification.ask(
+            MeasurementJob(
+                candidate=self.path.resolve(),
+                name=name,
+                signature_names=signature_names,
+                golden=self.path.resolve() / layout.GOLDEN,
+                held_out=self.run_dir.resolve(),
+            )
         )
 
     def collect_measurements(self) -> list[Measurement]:
         """Passes each variant on as it is converted, then waits for all answers."""
         variants = self.config.export.variants
         for variant in variants:
-            self.workers.conversion.receive(
+            self.processes.conversion.receive(
                 timeout_s=self.config.export.conversion_timeout_s,
                 remedy="raise export.conversion_timeout_s, or leave out a variant",
             )
             names = list_lite_signatures(self.predictor.signatures, variant)
             self.ask_for_measurement(variant, names)
         return [
-            msgspec.convert(
-                self.workers.verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S), Measurement
-            )
+            self.processes.verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S)
             for _ in (SAVED_MODEL, *variants)
         ]
 

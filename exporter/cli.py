@@ -18,7 +18,7 @@ from contract.errors import (
     ServableUnavailableError,
 )
 from exporter import remote_commands, verbs
-from exporter.quiet import silence_tensorflow
+from exporter.processes import silence_tensorflow
 
 _LOG = logging.getLogger(__name__)
 

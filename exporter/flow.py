@@ -14,6 +14,7 @@ from contract.errors import ConfigError, VerificationError
 from contract.manifest import read_manifest
 from exporter.config import Config
 from exporter.durability import explain_os_errors, remove_tree
+from exporter.processes import ChildProcess
 from exporter.publish import Published, PublishOptions, check_base_path, publish_version
 from exporter.run_files import CANDIDATE, REPORT, RUNS, TRAINED
 from exporter.steps import Steps
@@ -114,8 +115,6 @@ def run_export(
     Raises:
         PlumblineError: Whatever is wrong with the data, the model or the base path.
     """
-    from exporter.worker import start_workers
-
     check_base_path(base_path)
     if trained is not None:
         check_trained(trained)
@@ -123,15 +122,31 @@ def run_export(
         with Steps() as steps:
             run_train(config, run_dir=run_dir, resume=resume, steps=steps)
         return Exported(None, None, run_dir, steps.seconds)
-    with Steps() as steps, explain_os_errors(run_dir), start_workers(run_dir) as workers:
+    from exporter.reload import measure_copy, prepare_measuring
+    from exporter.tflite import convert, prepare_converting
+
+    # Started now, so that their imports run while the model trains.
+    with (
+        Steps() as steps,
+        explain_os_errors(run_dir),
+        ChildProcess(convert, prepare_converting, log=run_dir / "conversion.log") as conversion,
+        ChildProcess(
+            measure_copy, prepare_measuring, log=run_dir / "verification.log"
+        ) as verification,
+    ):
         if trained is None:
             dataset, result = run_train(config, run_dir=run_dir, resume=resume, steps=steps)
         else:
             dataset, result = _take_up(trained, steps)
-        from exporter.candidate import make_candidate
+        from exporter.candidate import ExportProcesses, make_candidate
 
         candidate = make_candidate(
-            result, dataset, config, run_dir=run_dir, workers=workers, step=steps
+            result,
+            dataset,
+            config,
+            run_dir=run_dir,
+            processes=ExportProcesses(conversion, verification),
+            step=steps,
         )
         published = None
         if candidate.verification.passed:

@@ -1,18 +1,22 @@
-"""A SavedModel in a fresh process: loaded, asked, compared. Runs behind `exporter.worker`."""
+"""A SavedModel in a fresh process: loaded, asked, compared. Runs behind `exporter.processes`.
+
+The parent imports this module to name what is to run, so TensorFlow is imported inside functions.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
-import tensorflow as tf
 
 from contract.errors import ManifestError
 from contract.golden import read_golden
 from exporter.copies import measure_saved_model_bytes, measure_variant
-from exporter.measurement import measure, read_held_out
-from exporter.predictors import InProcessPredictor
+from exporter.measurement import Measurement, measure, read_held_out
+
+if TYPE_CHECKING:
+    from exporter.predictors import InProcessPredictor
 
 
 def load_saved_model(directory: Path) -> InProcessPredictor:
@@ -21,6 +25,10 @@ def load_saved_model(directory: Path) -> InProcessPredictor:
     Raises:
         ManifestError: TensorFlow cannot load it.
     """
+    import tensorflow as tf
+
+    from exporter.predictors import InProcessPredictor
+
     try:
         loaded = tf.saved_model.load(str(directory))
     except Exception as error:  # OSError, ValueError, RuntimeError, op errors: all are its own
@@ -28,35 +36,52 @@ def load_saved_model(directory: Path) -> InProcessPredictor:
     return InProcessPredictor(dict(loaded.signatures.items()), keep_alive=loaded)
 
 
-def prepare() -> None:
-    """Nothing beyond the import."""
+class MeasurementJob(msgspec.Struct, frozen=True, kw_only=True):
+    """One copy in a candidate to be measured.
+
+    Attributes:
+        candidate: The directory.
+        name: `saved_model` or a variant.
+        signature_names: Those that the copy has to have.
+        golden: The golden file.
+        held_out: The directory that `write_held_out` wrote to.
+    """
+
+    candidate: Path
+    name: str
+    signature_names: list[str]
+    golden: Path
+    held_out: Path
 
 
-def answer(job: dict[str, Any]) -> dict[str, Any]:
+def prepare_measuring() -> None:
+    """Loads TensorFlow."""
+    import tensorflow as tf
+
+    _ = tf.saved_model.load
+
+
+def measure_copy(job: MeasurementJob) -> Measurement:
     """Measures one copy in a candidate.
-
-    Args:
-        job: `candidate`, `name` (`saved_model` or a variant), `signature_names`, `golden` and
-            `held_out` (paths).
 
     Raises:
         ManifestError: The copy cannot be read.
     """
-    candidate = Path(job["candidate"])
-    golden = read_golden(Path(job["golden"]))
-    held_out = read_held_out(Path(job["held_out"]))
-    names = list(job["signature_names"])
-    if job["name"] == "saved_model":
-        found = measure(
-            "saved_model",
-            load_saved_model(candidate),
+    golden = read_golden(job.golden)
+    held_out = read_held_out(job.held_out)
+    if job.name != "saved_model":
+        return measure_variant(
+            job.candidate,
+            job.name,
             golden,
-            signature_names=names,
+            signature_names=job.signature_names,
             held_out=held_out,
-            num_bytes=measure_saved_model_bytes(candidate),
         )
-    else:
-        found = measure_variant(
-            candidate, job["name"], golden, signature_names=names, held_out=held_out
-        )
-    return dict(msgspec.to_builtins(found))
+    return measure(
+        job.name,
+        load_saved_model(job.candidate),
+        golden,
+        signature_names=job.signature_names,
+        held_out=held_out,
+        num_bytes=measure_saved_model_bytes(job.candidate),
+    )

@@ -1,6 +1,7 @@
-"""SavedModel to TFLite variants; runs in a process of its own (`exporter.worker`).
+"""SavedModel to TFLite variants; runs in a process of its own (`exporter.processes`).
 
-The converter leaks and can abort: neither may reach the process that holds the model.
+The converter leaks and can abort: neither may reach the process that holds the model. That one
+imports this module to name what is to run, so TensorFlow is imported inside functions.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import tensorflow as tf
+import msgspec
 
 from contract import layout
 from contract.errors import ExportError
@@ -19,53 +20,73 @@ from contract.golden import Golden, read_golden
 from contract.lite import list_custom_ops
 from contract.signature import Batch
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 _REFUSED_OPS = re.compile(r"(?:TF Select ops|Custom ops): ([^\n]+)")
 
 
-def prepare() -> None:
-    """Loads what TensorFlow leaves until the first conversion."""
+class ConversionJob(msgspec.Struct, frozen=True, kw_only=True):
+    """One variant to be made.
+
+    Attributes:
+        candidate: Directory of the SavedModel, which gets the file too.
+        variant: One of `layout.VARIANTS`.
+        signature_names: Those that it will have.
+        calibration: Golden file of inputs; int8 only.
+    """
+
+    candidate: Path
+    variant: str
+    signature_names: list[str]
+    calibration: Path | None = None
+
+
+def prepare_converting() -> None:
+    """Loads TensorFlow, and what it leaves until the first conversion."""
+    import tensorflow as tf
+
     _ = tf.lite.TFLiteConverter
 
 
-def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Converts one variant.
-
-    Args:
-        job: `candidate` (directory of the SavedModel, which gets the file too), `variant`,
-            `signature_names`, `calibration` (golden file of inputs; int8 only).
+def convert(job: ConversionJob) -> Path:
+    """Converts one variant. Returns the file.
 
     Raises:
         ExportError: The model needs an operator that TFLite lacks, or does not convert.
     """
-    candidate, variant = Path(job["candidate"]), str(job["variant"])
+    import tensorflow as tf
+
     converter = tf.lite.TFLiteConverter.from_saved_model(
-        str(candidate), signature_keys=job["signature_names"]
+        str(job.candidate), signature_keys=job.signature_names
     )
-    _configure(converter, variant, job.get("calibration"))
+    _configure(converter, job)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             content = converter.convert()
         except Exception as error:  # ConverterError, RuntimeError, ValueError, as it pleases
-            raise _explain(error, variant) from error
-    _refuse_custom_ops(content, variant)
-    target = candidate / layout.variant_path(variant)
+            raise _explain(error, job.variant) from error
+    _refuse_custom_ops(content, job.variant)
+    target = job.candidate / layout.variant_path(job.variant)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.write_bytes(content)
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error.strerror}") from error
-    return {"variant": variant, "num_bytes": len(content)}
+    return target
 
 
-def _configure(converter: Any, variant: str, calibration: str | None) -> None:
-    if variant != layout.FLOAT32:
+def _configure(converter: tf.lite.TFLiteConverter, job: ConversionJob) -> None:
+    import tensorflow as tf
+
+    if job.variant != layout.FLOAT32:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if variant == "float16":
+    if job.variant == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if variant == "int8":
-        assert calibration is not None
-        examples = read_golden(Path(calibration))
+    if job.variant == "int8":
+        assert job.calibration is not None
+        examples = read_golden(job.calibration)
         converter.representative_dataset = lambda: _iterate_calibration(examples)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         # Float inputs and outputs become int8; those that are uint8 pixels stay what they are.

@@ -12,11 +12,12 @@ from contract import layout
 from contract.errors import ExportError
 from contract.golden import write_golden
 from contract.lite import LiteModel, list_custom_ops
-from exporter import tflite
 from exporter.datasets import Dataset, to_float32
 from exporter.golden_examples import list_lite_signatures, make_calibration
 from exporter.predictors import InProcessPredictor
 from exporter.saved_model import save_model
+from exporter.tflite import ConversionJob
+from exporter.tflite import convert as convert_variant
 from tests.exporter.models_for_tests import (
     build_betainc,
     build_branching,
@@ -36,13 +37,16 @@ def save(model: Any, dataset: Dataset, path: Path) -> InProcessPredictor:
 
 def convert(predictor: InProcessPredictor, dataset: Dataset, path: Path, variant: str) -> Path:
     names = list_lite_signatures(predictor.signatures, variant)
-    job = {"candidate": str(path), "variant": variant, "signature_names": names}
+    calibration = None
     if variant == "int8":
         signatures = [predictor.signatures[name] for name in names]
-        job["calibration"] = str(path / "calibration.npz")
-        write_golden(path / "calibration.npz", make_calibration(signatures, dataset, 40, seed=1)[0])
-    tflite.answer(job)
-    return path / layout.variant_path(variant)
+        calibration = path / "calibration.npz"
+        write_golden(calibration, make_calibration(signatures, dataset, 40, seed=1)[0])
+    return convert_variant(
+        ConversionJob(
+            candidate=path, variant=variant, signature_names=names, calibration=calibration
+        )
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,157 @@
+"""Work in a process of its own, imported ahead of time, with a time limit.
+
+The parent starts one while it still trains, so that the 3 s of importing TensorFlow run
+beside the training. What runs there is a function of a module, found again by its name; jobs
+and answers are pickled, through a pipe that no library can print into.
+
+The child is a plain interpreter that calls `run_child`, not a `multiprocessing.Process`, which
+would run the user's main module a second time, start a third process to track resources, and
+write to the terminal before its log is open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from contract.errors import ExportError, PlumblineError
+
+_LOG_TAIL_LINES = 8
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
+
+
+def silence_tensorflow() -> None:
+    """Sets what TensorFlow reads when it is imported; call it first thing in a process."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # An export is three processes; each would take all of a GPU's memory.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
+
+class ChildProcess(Generic[Job, Answer]):
+    """A process that answers jobs with one function, in order; it ends when its parent does.
+
+    Args:
+        function: Of a module that the child can import, so not of the user's main module.
+        prepare: Called once, before any job: what the early start is for.
+        log: File for whatever the child writes to stdout and stderr.
+
+    Example:
+        >>> with ChildProcess(convert, prepare, log=log) as process:  # doctest: +SKIP
+        ...     process.ask(job)
+        ...     path = process.receive(timeout_s=300)
+    """
+
+    def __init__(
+        self, function: Callable[[Job], Answer], prepare: Callable[[], None], *, log: Path
+    ) -> None:
+        self._name = function.__module__
+        self._log = log
+        with log.open("wb") as stream:
+            self._pipe, childs_end = Pipe()
+            with childs_end:
+                self._process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-c"),
+                        f"from {__name__} import run_child; run_child({childs_end.fileno()})",
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    pass_fds=(childs_end.fileno(),),
+                )
+                self._pipe.send((function, prepare))
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    def ask(self, job: Job) -> None:
+        """Sends a job; the child starts on it when it has done those before.
+
+        Raises:
+            ExportError: The child is dead.
+        """
+        try:
+            self._pipe.send(job)
+        except ConnectionError:
+            raise self._describe_death() from None
+
+    def receive(self, *, timeout_s: float, remedy: str = "") -> Answer:
+        """Waits for the next answer.
+
+        Args:
+            timeout_s: Time limit.
+            remedy: What to do when it is over, for the message.
+
+        Raises:
+            PlumblineError: Of the class that the job raised in the child.
+            ExportError: The child died, or took too long; it is killed then.
+        """
+        if not self._pipe.poll(timeout_s):
+            self.close()
+            raise ExportError(
+                f"{self._name} took longer than {timeout_s:g} s and was stopped; its log is "
+                f"{self._log}" + (f"; {remedy}" if remedy else "")
+            )
+        try:
+            answer: Answer | PlumblineError = self._pipe.recv()
+        except (EOFError, OSError):  # OSError: it died before it read a job, or amid an answer
+            raise self._describe_death() from None
+        if isinstance(answer, PlumblineError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Stops the child, whatever it is at."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._pipe.close()
+
+    def __enter__(self) -> ChildProcess[Job, Answer]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _describe_death(self) -> ExportError:
+        status = self._process.wait()
+        tail = self._log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return ExportError(
+            f"{self._name} died with "
+            + (f"signal {-status}" if status < 0 else f"exit code {status}")
+            + f"; the end of its log {self._log}: {' | '.join(tail) or '(empty)'}"
+        )
+
+
+def run_child(descriptor: int) -> None:
+    """The child's life: import and prepare, then a job after the other until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which stops this one
+    silence_tensorflow()
+    with Connection(descriptor) as pipe:
+        function, prepare = pipe.recv()
+        prepare()
+        for job in _iterate_jobs(pipe):
+            try:
+                answer = function(job)
+            except PlumblineError as error:
+                answer = error
+            pipe.send(answer)
+
+
+def _iterate_jobs(pipe: Connection) -> Iterator[Any]:
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            yield pipe.recv()

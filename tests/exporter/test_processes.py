@@ -1,0 +1,203 @@
+"""A process of its own: jobs, errors, time limits, deaths."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from contract.errors import Code, ExportError, ManifestError
+from exporter.processes import ChildProcess
+from tests.exporter.jobs_for_tests import Said, Told, obey, prepare
+
+ROOT = str(Path(__file__).resolve().parents[2])
+
+Process = ChildProcess[Told, Said]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "work.log"
+
+
+@pytest.fixture
+def process(log: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    with ChildProcess(obey, prepare, log=log) as started:
+        yield started
+
+
+def test_jobs_are_answered_in_order_by_another_process(process: Process, log: Path) -> None:
+    for text in ("a", "ü" * 100_000):
+        process.ask(Told("echo", text, log))
+    answers = [process.receive(timeout_s=30) for _ in range(2)]
+    assert [one.echo for one in answers] == ["a", "ü" * 100_000]
+    assert answers[0].path == log
+    assert answers[0].pid == process.pid != os.getpid()
+
+
+def test_whatever_the_child_writes_is_in_its_log(
+    process: Process, log: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process.ask(Told("echo"))
+    process.receive(timeout_s=30)
+    assert log.read_text().splitlines() == [
+        "a library prints to stdout",
+        "and to descriptor 1",
+        "and to descriptor 2",
+    ]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tensorflow_is_silenced_before_it_could_be_imported(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    with ChildProcess(obey, prepare, log=log) as process:
+        process.ask(Told("echo"))
+        assert process.receive(timeout_s=30).tf_log_level == "3"
+
+
+def test_an_error_comes_back_as_the_class_it_was(process: Process) -> None:
+    process.ask(Told("fail"))
+    with pytest.raises(ManifestError, match="the file is damaged") as raised:
+        process.receive(timeout_s=30)
+    assert raised.value.code == Code.OUT_OF_RANGE
+    process.ask(Told("echo", "still here"))
+    assert process.receive(timeout_s=30).echo == "still here"
+
+
+def test_a_process_that_aborts_is_told_with_its_last_words(process: Process) -> None:
+    process.ask(Told("abort"))
+    with pytest.raises(ExportError, match=rf"signal {int(signal.SIGABRT)}.*last words"):
+        process.receive(timeout_s=30)
+    with pytest.raises(ExportError, match=rf"signal {int(signal.SIGABRT)}.*last words"):
+        process.ask(Told("echo"))
+
+
+def test_a_process_that_dies_with_jobs_unread_is_told(process: Process) -> None:
+    for do in ("abort", "echo", "echo"):
+        process.ask(Told(do))
+    with pytest.raises(ExportError, match=rf"signal {int(signal.SIGABRT)}.*last words"):
+        process.receive(timeout_s=30)
+
+
+def test_an_exception_that_nobody_expected_is_told(process: Process) -> None:
+    process.ask(Told("read a truncated file"))
+    with pytest.raises(ExportError, match=r"exit code 1.*EOFError: no data left"):
+        process.receive(timeout_s=30)
+
+
+def test_a_process_that_takes_too_long_is_killed(process: Process) -> None:
+    process.ask(Told("sleep"))
+    with pytest.raises(
+        ExportError, match=r"longer than 0\.5 s and was stopped; its log is .*; raise the limit"
+    ):
+        process.receive(timeout_s=0.5, remedy="raise the limit")
+    assert not psutil.pid_exists(process.pid)
+
+
+def test_a_module_that_does_not_import_is_told(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made_up_work.py").write_text("def obey(job): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    made_up: Process = ChildProcess(importlib.import_module("made_up_work").obey, prepare, log=log)
+    with (
+        made_up as process,
+        pytest.raises(ExportError, match="No module named 'made_up_work'"),
+    ):
+        process.receive(timeout_s=30)
+
+
+def test_ctrl_c_is_left_to_the_parent(process: Process, log: Path) -> None:
+    process.ask(Told("echo"))
+    process.receive(timeout_s=30)
+    os.kill(process.pid, signal.SIGINT)
+    process.ask(Told("echo", "still here"))
+    assert process.receive(timeout_s=30).echo == "still here"
+    assert "KeyboardInterrupt" not in log.read_text()
+
+
+def run_script(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Runs a user's script, which has no `if __name__ == "__main__"`."""
+    script = folder / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, signal
+            from pathlib import Path
+            from exporter.processes import ChildProcess
+            from tests.exporter.jobs_for_tests import Told, obey, prepare
+            print("the script runs", flush=True)
+        """)
+        + textwrap.dedent(code)
+    )
+    return subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": ROOT},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+    )
+
+
+def test_a_script_without_a_guard_runs_once(tmp_path: Path) -> None:
+    code = """
+        with ChildProcess(obey, prepare, log=Path("log")) as process:
+            process.ask(Told("echo", "answered"))
+            print(process.receive(timeout_s=30).echo)
+    """
+    done = run_script(tmp_path, code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["the script runs", "answered"]
+    assert "the script runs" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_ctrl_c_in_the_terminal_shows_no_traceback_of_the_child(
+    tmp_path: Path, imported: bool
+) -> None:
+    """A terminal signals the whole group, the child at whatever it is then."""
+    code = f"""
+        try:
+            with ChildProcess(obey, prepare, log=Path("log")) as process:
+                if {imported}:
+                    process.ask(Told("echo"))
+                    process.receive(timeout_s=30)
+                process.ask(Told("sleep"))
+                os.killpg(0, signal.SIGINT)
+                process.receive(timeout_s=30)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    done = run_script(tmp_path, code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["the script runs", "interrupted"]
+
+
+def test_a_process_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    code = """
+        process = ChildProcess(obey, prepare, log=Path("log"))
+        process.ask(Told("echo"))
+        process.receive(timeout_s=30)
+        print(process.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    pid = int(run_script(tmp_path, code).stdout.splitlines()[-1])
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the process outlives its parent"
+        time.sleep(0.02)
+    assert "Traceback" not in (tmp_path / "log").read_text()
