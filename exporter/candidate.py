@@ -179,6 +179,7 @@ class _Job:
                 "signature_names": signature_names,
                 "golden": str((self.path / layout.GOLDEN).resolve()),
                 "held_out": str(self.run_dir.resolve()),
+                "tolerances": msgspec.to_builtins(self.config.export.tolerances),
             }
         )
 

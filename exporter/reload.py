@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from contract.errors import ManifestError
 from contract.golden import read_golden
+from contract.parity import EXACT, Tolerances
 from exporter.copies import measure_saved_model_bytes, measure_variant
 from exporter.measurement import measure, read_held_out
 from exporter.predictors import InProcessPredictor
@@ -36,8 +37,8 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     """Measures one copy in a candidate.
 
     Args:
-        job: `candidate`, `name` (`saved_model` or a variant), `signature_names`, `golden` and
-            `held_out` (paths).
+        job: `candidate`, `name` (`saved_model`, which must be equal bit for bit, or a variant),
+            `signature_names`, `golden` and `held_out` (paths), `tolerances`.
 
     Raises:
         ManifestError: The copy cannot be read.
@@ -51,12 +52,19 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
             "saved_model",
             load_saved_model(candidate),
             golden,
+            EXACT,
             signature_names=names,
             held_out=held_out,
             num_bytes=measure_saved_model_bytes(candidate),
         )
     else:
+        tolerances = msgspec.convert(job["tolerances"], Tolerances)
         found = measure_variant(
-            candidate, job["name"], golden, signature_names=names, held_out=held_out
+            candidate,
+            job["name"],
+            golden,
+            tolerances.of_variant(job["name"]),
+            signature_names=names,
+            held_out=held_out,
         )
     return dict(msgspec.to_builtins(found))
