@@ -18,7 +18,7 @@ import numpy as np
 
 from exporter.config import load_config
 from exporter.datasets import load_dataset, to_float32
-from exporter.quiet import silence_tensorflow
+from exporter.processes import silence_tensorflow
 from exporter.training import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from clients.on_device import OnDevicePredictor, list_variants
 from contract import layout
 from contract.errors import ConfigError
-from contract.parity import FLOAT32, Predictor, Tolerance
+from contract.parity import Predictor, Tolerance, read_tolerances
 from contract.signature import Array, Batch
 
 GRPC, GRPC_AIO, REST = "grpc", "grpc-aio", "rest"
@@ -20,14 +20,7 @@ SERVER_HOPS = (GRPC, GRPC_AIO, REST)
 ON_DEVICE = "on-device:"
 ALL = "all"
 
-_AGREEMENT_ONLY = float("inf")
-TOLERANCES: Mapping[str, Tolerance] = {
-    **dict.fromkeys((*SERVER_HOPS, f"{ON_DEVICE}float32"), FLOAT32),
-    f"{ON_DEVICE}float16": Tolerance(atol=_AGREEMENT_ONLY, min_top1_agreement=0.999),
-    f"{ON_DEVICE}dynamic_range": Tolerance(atol=_AGREEMENT_ONLY, min_top1_agreement=0.99),
-    f"{ON_DEVICE}int8": Tolerance(atol=_AGREEMENT_ONLY, min_top1_agreement=0.99),
-}
-"""What a version is verified with before it is published, by hop."""
+HOPS = (*SERVER_HOPS, *(f"{ON_DEVICE}{variant}" for variant in layout.VARIANTS))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,8 +54,8 @@ def list_hops(via: str, version_dir: Path | None) -> list[str]:
     everything = [*SERVER_HOPS, *(f"{ON_DEVICE}{variant}" for variant in variants)]
     names: list[str] = []
     for name in (part.strip() for part in via.split(",")):
-        if name not in (ALL, *TOLERANCES):
-            raise ConfigError(f"--via {name!r}: give {', '.join(TOLERANCES)} or {ALL}")
+        if name not in (ALL, *HOPS):
+            raise ConfigError(f"--via {name!r}: give {', '.join(HOPS)} or {ALL}")
         names += everything if name == ALL else [name]
     return list(dict.fromkeys(names))
 
@@ -86,7 +79,8 @@ def make_device_hop(name: str, version_dir: Path | None, *, num_threads: int = 1
         with predictor:
             yield predictor
 
-    return Hop(name, TOLERANCES[name], open_predictor, frozenset(predictor.signatures))
+    tolerance = read_tolerances(version_dir).of_variant(variant)
+    return Hop(name, tolerance, open_predictor, frozenset(predictor.signatures))
 
 
 class Pinned:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from clients.hops import Hop
 from contract.errors import Code, PlumblineError, UnimplementedError
 from contract.golden import Golden, GoldenExamples
-from contract.parity import OutputParity, ParityReport, Predictor, Tolerance, replay
+from contract.parity import OutputParity, ParityReport, Predictor, replay
 
 AGREES, DIFFERS, UNREACHABLE, FAILED, IN_PART = (
     "agrees",
@@ -18,7 +18,6 @@ AGREES, DIFFERS, UNREACHABLE, FAILED, IN_PART = (
     "in part",
 )
 _UNREACHABLE_CODES = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
-_FEW_ROWS = 32
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,44 +107,17 @@ def _judge(
     reports: list[ParityReport] = []
     problems: list[str] = []
     for name, one in examples:
-        tolerance = relax_tolerance(hop.tolerance, one.num_examples)
         try:
-            reports.append(replay(one, predictor, tolerance, signature_name=name))
+            reports.append(replay(one, predictor, hop.tolerance, signature_name=name))
         except UnimplementedError as error:
             problems.append(f"{name} is not served: {_flatten(error)}")
         except PlumblineError as error:
             return _blame(hop.name, error, tuple(reports), where=f"{name}: ")
     failed = [
-        f"{report.signature_name}: {describe_difference(output)}"
-        for report in reports
-        for output in report.outputs
-        if not output.passed
+        f"{report.signature_name}: {problem}" for report in reports for problem in report.problems
     ]
     verdict = DIFFERS if failed else IN_PART if problems else AGREES
     return HopReport(hop.name, verdict, tuple(reports), (*failed, *problems))
-
-
-def relax_tolerance(tolerance: Tolerance, num_rows: int) -> Tolerance:
-    """The same gate for few rows: one row may differ where a share allows any to differ.
-
-    The shares are meant for a whole test split; 99 % of 64 golden rows would be all of them.
-    """
-    if not 0 < tolerance.min_top1_agreement < 1 or num_rows < _FEW_ROWS:
-        return tolerance
-    share = min(tolerance.min_top1_agreement, (num_rows - 1) / num_rows)
-    return dataclasses.replace(tolerance, min_top1_agreement=share)
-
-
-def describe_difference(output: OutputParity) -> str:
-    """Why an output is outside its tolerance."""
-    if output.problem:
-        return output.problem
-    text = f"{output.name} differs by up to {output.max_abs_difference:.3g}"
-    if output.worst_row is not None:
-        text += f" (row {output.worst_row})"
-    if output.top1_agreement is not None:
-        text += f", top-1 agreement {output.top1_agreement:.2%}"
-    return text
 
 
 def _blame(

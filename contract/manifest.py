@@ -77,7 +77,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         files: Relative POSIX path to entry, for every file but the manifest.
         metrics: For example `test_accuracy`; fractions in 0..1.
         parity: Variant name to what verification measured.
-        config: The whole configuration of the run.
+        config: The whole configuration of the run; `export.tolerances` of it is what every copy
+            is held to (`parity.find_tolerances`).
         data: What it was trained on, or None for a model of unknown origin.
         seed: The training seed.
         tool_versions: Package name to version; `tensorflow` is the oldest server's guide.

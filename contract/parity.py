@@ -1,5 +1,9 @@
 """Parity: does a copy of a model give the answers that the in-process model gave?
 
+How far a copy may be off, and whether it is, is decided here and nowhere else: export,
+`verify`, the server's self-test, `parity`, `doctor` and rollouts ask `read_tolerances` and
+`replay`.
+
 The rule is one-sided on purpose: `|got - golden| <= atol + rtol * |golden|`, element by
 element, with the golden value on the right (as in `numpy.testing.assert_allclose`).
 Integers, booleans and strings must be equal. ULP is measured and never decides.
@@ -10,11 +14,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from pathlib import Path
+from typing import Annotated, Any, Protocol
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
+from contract import layout
+from contract.errors import ManifestError
 from contract.golden import GoldenExamples
+from contract.manifest import Manifest, read_manifest
 from contract.signature import Array, Batch, dtype_name
 
 
@@ -52,7 +62,113 @@ class Tolerance:
 
 EXACT = Tolerance(atol=0.0)
 FLOAT32 = Tolerance(atol=1e-5, is_scaled=True)
-"""What float32 copies must keep on any machine, in batches of any size."""
+"""What a SavedModel must keep on any machine, in batches of any size.
+
+Bit equality is asked at export only: on another processor float sums differ.
+"""
+
+_FEW_ROWS = 32
+
+
+class VariantTolerance(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one TFLite variant may be from the in-process model.
+
+    Attributes:
+        max_abs_difference: Largest absolute difference of an output, for outputs up to 1; times
+            that output's largest magnitude where it is more (logits, regression). None = not
+            asked.
+        min_top1_agreement: Smallest share of rows, 0..1, with the same largest class.
+        max_accuracy_loss_points: Accuracy that may be lost, in percentage points ...
+        max_accuracy_loss_rows: ... or rows of the test split, whichever is more; None = any.
+    """
+
+    max_abs_difference: Annotated[float, Meta(ge=0)] | None = None
+    min_top1_agreement: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    max_accuracy_loss_points: Annotated[float, Meta(ge=0)] | None = None
+    max_accuracy_loss_rows: Annotated[int, Meta(ge=0)] = 0
+
+
+class Tolerances(msgspec.Struct, frozen=True, kw_only=True):
+    """One tolerance per TFLite variant; what stands here is asked where nothing else is said.
+
+    The SavedModel has none: at export it must be equal bit for bit, elsewhere `FLOAT32`.
+    """
+
+    float32: VariantTolerance = VariantTolerance(max_abs_difference=FLOAT32.atol)
+    float16: VariantTolerance = VariantTolerance(min_top1_agreement=0.999)
+    dynamic_range: VariantTolerance = VariantTolerance(
+        min_top1_agreement=0.99, max_accuracy_loss_points=0.5, max_accuracy_loss_rows=3
+    )
+    int8: VariantTolerance = VariantTolerance(
+        min_top1_agreement=0.99, max_accuracy_loss_points=0.5, max_accuracy_loss_rows=3
+    )
+
+    def of_variant(self, variant: str) -> Tolerance:
+        """What answers of a TFLite variant are held to.
+
+        Args:
+            variant: One of `layout.VARIANTS`.
+        """
+        numbers: VariantTolerance = getattr(self, variant)
+        limit = numbers.max_abs_difference
+        return Tolerance(
+            atol=math.inf if limit is None else limit,
+            min_top1_agreement=numbers.min_top1_agreement,
+            is_scaled=True,
+        )
+
+    @property
+    def of_server(self) -> Tolerance:
+        """What answers of a server are held to: it may serve the SavedModel or the float32 variant.
+
+        Hence the wider of the two, so that a version that passes export passes here.
+        """
+        return max(FLOAT32, self.of_variant(layout.FLOAT32), key=lambda one: one.atol)
+
+
+def fill_tolerances(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain table of `Tolerances` with the numbers given in place of its own.
+
+    Args:
+        given: Variant name to numbers; those left out stay as they are.
+    """
+    table: dict[str, Any] = msgspec.to_builtins(Tolerances())
+    for variant, numbers in given.items():
+        known = table.get(variant, {})
+        table[variant] = {**known, **numbers} if isinstance(numbers, dict) else numbers
+    return table
+
+
+def find_tolerances(manifest: Manifest | None) -> Tolerances:
+    """The tolerances that a version was exported under, which its manifest keeps.
+
+    Args:
+        manifest: None, or one that says nothing (of an older or a foreign exporter), stands
+            for the defaults.
+    """
+    export = manifest.config.get("export") if manifest is not None else None
+    given = export.get("tolerances") if isinstance(export, dict) else None
+    if not isinstance(given, dict):
+        return Tolerances()
+    try:
+        return msgspec.convert(fill_tolerances(given), Tolerances)
+    except msgspec.ValidationError:
+        return Tolerances()
+
+
+def read_tolerances(version_dir: Path | None) -> Tolerances:
+    """The tolerances of the version in a directory.
+
+    Args:
+        version_dir: None, or one whose manifest is missing or damaged, stands for the defaults:
+            such a manifest vouches for nothing, and `verify` and `doctor` tell of it.
+    """
+    if version_dir is None:
+        return Tolerances()
+    try:
+        return find_tolerances(read_manifest(version_dir))
+    except ManifestError:
+        return Tolerances()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,6 +184,8 @@ class OutputParity:
         worst_row: The row of the largest difference, or None when all are equal.
         passed: Within tolerance.
         problem: Why not, when the arrays cannot be compared at all; else "".
+        max_allowed: The difference that the tolerance allowed where the largest one is; None = any.
+        min_top1_agreement: The share that the tolerance asked for.
     """
 
     name: str
@@ -78,6 +196,25 @@ class OutputParity:
     worst_row: int | None
     passed: bool
     problem: str = ""
+    max_allowed: float | None = None
+    min_top1_agreement: float = 0.0
+
+    def describe(self) -> str:
+        """One clause: how far it is from golden, and how far it may be."""
+        if self.problem:
+            return self.problem
+        text = f"{self.name} differs by up to {self.max_abs_difference:.3g}"
+        if self.max_allowed == 0:
+            text += " (must be equal bit for bit)"
+        elif self.max_allowed is not None:
+            text += f" (at most {self.max_allowed:.3g})"
+        if self.worst_row is not None:
+            text += f" in row {self.worst_row}"
+        if self.top1_agreement is not None:
+            text += f", top-1 agreement {self.top1_agreement:.2%}"
+            if self.min_top1_agreement > 0:
+                text += f" (at least {self.min_top1_agreement:.2%})"
+        return text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,6 +242,13 @@ class ParityReport:
             ValueError: The report has no outputs.
         """
         return max(self.outputs, key=lambda out: (not out.passed, out.max_abs_difference))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A clause for every output that failed; none only where the report passed."""
+        if not self.outputs:
+            return ("no outputs to compare",)
+        return tuple(output.describe() for output in self.outputs if not output.passed)
 
 
 def compare(
@@ -134,6 +278,9 @@ def replay(
 ) -> ParityReport:
     """Sends golden inputs, batch by batch as they were answered, and compares.
 
+    Golden examples are a sample, and shares are meant for a whole test split: of 32 rows or
+    more, one may have another class where the tolerance allows any to have one.
+
     Raises:
         PlumblineError: Whatever the predictor raises.
     """
@@ -144,9 +291,17 @@ def replay(
     return compare(
         examples.outputs,
         _concatenate(answers) if examples.batch_sizes else answers[0],
-        tolerance,
+        _allow_one_row(tolerance, examples.num_examples),
         signature_name=signature_name,
     )
+
+
+def _allow_one_row(tolerance: Tolerance, num_rows: int) -> Tolerance:
+    # 99 % of 64 rows would be all of them.
+    if not 0 < tolerance.min_top1_agreement < 1 or num_rows < _FEW_ROWS:
+        return tolerance
+    share = min(tolerance.min_top1_agreement, (num_rows - 1) / num_rows)
+    return dataclasses.replace(tolerance, min_top1_agreement=share)
 
 
 def _concatenate(answers: list[Batch]) -> Mapping[str, Array]:
@@ -177,11 +332,16 @@ def _compare_output(
     if golden.size == 0:
         return OutputParity(name, golden.shape[0], 0.0, 0, None, None, passed=True)
     differences = _measure_differences(golden, got)
+    allowed = np.broadcast_to(_allowed(golden, tolerance), golden.shape)
     agreement = _measure_top1_agreement(golden, got)
-    passed = bool(np.all(differences <= _allowed(golden, tolerance))) and (
-        agreement is None or agreement >= tolerance.min_top1_agreement
-    )
     largest = float(differences.max())
+    limit = float(allowed.flat[int(differences.argmax())])
+    # An infinite difference is none that any atol allows, an infinite one included.
+    passed = (
+        math.isfinite(largest)
+        and bool(np.all(differences <= allowed))
+        and (agreement is None or agreement >= tolerance.min_top1_agreement)
+    )
     return OutputParity(
         name=name,
         num_rows=golden.shape[0] if golden.ndim else 1,
@@ -190,6 +350,8 @@ def _compare_output(
         top1_agreement=agreement,
         worst_row=_find_row(differences) if largest > 0 else None,
         passed=passed,
+        max_allowed=limit if math.isfinite(limit) else None,
+        min_top1_agreement=tolerance.min_top1_agreement,
     )
 
 

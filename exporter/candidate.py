@@ -191,6 +191,7 @@ class _Export:
                 signature_names=signature_names,
                 golden=self.path.resolve() / layout.GOLDEN,
                 held_out=self.run_dir.resolve(),
+                tolerances=self.config.export.tolerances,
             )
         )
 

@@ -13,15 +13,13 @@ from typing import Any, get_args
 import msgspec
 
 from contract.errors import ConfigError
+from contract.parity import fill_tolerances
 from exporter.config_schema import (
     Config,
     DataConfig,
     ExportConfig,
     ModelConfig,
     ScheduleConfig,
-    Section,
-    ToleranceConfig,
-    TolerancesConfig,
     TrainingConfig,
 )
 
@@ -31,8 +29,6 @@ __all__ = [
     "ExportConfig",
     "ModelConfig",
     "ScheduleConfig",
-    "ToleranceConfig",
-    "TolerancesConfig",
     "TrainingConfig",
     "config_to_dict",
     "load_config",
@@ -120,14 +116,14 @@ def _parse_value(text: str, *, takes_text: bool) -> Any:
         return text
 
 
-def _section_of(kind: Any) -> type[Section] | None:
+def _section_of(kind: Any) -> type[msgspec.Struct] | None:
     for candidate in (kind, *get_args(kind)):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
+        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
             return candidate
     return None
 
 
-def _iter_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _iter_keys(section: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, type) of every key the schema knows."""
     for field in msgspec.structs.fields(section):
         yield prefix + field.name, field.type
@@ -136,7 +132,7 @@ def _iter_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _iter_table_keys(
-    table: dict[str, Any], section: type[Section] | None, prefix: str = ""
+    table: dict[str, Any], section: type[msgspec.Struct] | None, prefix: str = ""
 ) -> Iterator[str]:
     """Yield the dotted keys of a file, not looking into tables the schema does not know."""
     types = {f.name: f.type for f in msgspec.structs.fields(section)} if section else {}
@@ -177,10 +173,7 @@ def _fill_tolerances(table: dict[str, Any]) -> dict[str, Any]:
     given = export.get("tolerances") if isinstance(export, dict) else None
     if not isinstance(export, dict) or not isinstance(given, dict):
         return table
-    whole: dict[str, Any] = msgspec.to_builtins(TolerancesConfig())
-    for variant, numbers in given.items():
-        whole[variant] = {**whole[variant], **numbers} if isinstance(numbers, dict) else numbers
-    return {**table, "export": {**export, "tolerances": whole}}
+    return {**table, "export": {**export, "tolerances": fill_tolerances(given)}}
 
 
 def _describe(error: msgspec.ValidationError, table: dict[str, Any], valid: dict[str, Any]) -> str:

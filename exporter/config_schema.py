@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from contract.parity import Tolerances
+
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Fraction = Annotated[float, Meta(gt=0, lt=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -173,36 +175,6 @@ class TrainingConfig(Section, frozen=True, kw_only=True):
             raise ValueError(f"{', '.join(asked)}: only with loop = 'gradient_tape', not 'fit'")
 
 
-class ToleranceConfig(Section, frozen=True, kw_only=True):
-    """How far one TFLite variant may be from the in-process model.
-
-    Attributes:
-        max_abs_difference: Largest absolute difference of an output, for outputs up to 1; times
-            the largest output where that is more (logits, regression). None = not asked.
-        min_top1_agreement: Smallest share of rows, 0..1, with the same largest class.
-        max_accuracy_loss_points: Accuracy that may be lost, in percentage points ...
-        max_accuracy_loss_rows: ... or rows of the test split, whichever is more; None = any.
-    """
-
-    max_abs_difference: NotNegative | None = None
-    min_top1_agreement: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    max_accuracy_loss_points: NotNegative | None = None
-    max_accuracy_loss_rows: Count = 0
-
-
-class TolerancesConfig(Section, frozen=True, kw_only=True):
-    """One tolerance per TFLite variant. The SavedModel has none: it must be equal bit for bit."""
-
-    float32: ToleranceConfig = ToleranceConfig(max_abs_difference=1e-5)
-    float16: ToleranceConfig = ToleranceConfig(min_top1_agreement=0.999)
-    dynamic_range: ToleranceConfig = ToleranceConfig(
-        min_top1_agreement=0.99, max_accuracy_loss_points=0.5, max_accuracy_loss_rows=3
-    )
-    int8: ToleranceConfig = ToleranceConfig(
-        min_top1_agreement=0.99, max_accuracy_loss_points=0.5, max_accuracy_loss_rows=3
-    )
-
-
 VariantName = Literal["float32", "float16", "dynamic_range", "int8"]
 
 
@@ -217,7 +189,7 @@ class ExportConfig(Section, frozen=True, kw_only=True):
         conversion_timeout_s: Time limit of the converter's process.
         golden_num_examples: Rows kept as golden examples, every class included.
         calibration_num_examples: Rows, balanced over the classes, that calibrate int8.
-        tolerances: See `TolerancesConfig`.
+        tolerances: See `contract.parity.Tolerances`.
     """
 
     base_path: str = ""
@@ -226,7 +198,7 @@ class ExportConfig(Section, frozen=True, kw_only=True):
     conversion_timeout_s: Annotated[float, Meta(gt=0)] = 300.0
     golden_num_examples: Annotated[int, Meta(ge=64)] = 64
     calibration_num_examples: Annotated[int, Meta(ge=10)] = 200
-    tolerances: TolerancesConfig = TolerancesConfig()
+    tolerances: Tolerances = Tolerances()
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 from contract import layout
 from contract.golden import Golden
 from contract.lite import LiteModel
+from contract.parity import Tolerance
 from exporter.measurement import HeldOut, Measurement, measure
 
 
@@ -25,6 +26,7 @@ def measure_variant(
     version_dir: Path,
     variant: str,
     golden: Golden,
+    tolerance: Tolerance,
     *,
     signature_names: list[str] | None = None,
     held_out: HeldOut | None = None,
@@ -35,6 +37,7 @@ def measure_variant(
         version_dir: Of a candidate or a published version.
         variant: One of `layout.VARIANTS`.
         golden: What it is held to.
+        tolerance: How closely.
         signature_names: Those it has to have; None for those that it has.
         held_out: See `measurement.measure`.
 
@@ -50,6 +53,7 @@ def measure_variant(
             variant,
             model,
             golden,
+            tolerance,
             signature_names=shared if signature_names is None else signature_names,
             held_out=held_out,
             num_bytes=path.stat().st_size,

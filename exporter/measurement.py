@@ -1,4 +1,4 @@
-"""Measuring one copy of a model against what the in-process model answered.
+"""Measuring one copy of a model against what the in-process model answered, and judging it.
 
 Nothing here imports TensorFlow: a copy is any `contract.parity.Predictor`.
 """
@@ -20,9 +20,6 @@ from contract.golden import Golden, read_golden, write_golden
 from contract.parity import ParityReport, Predictor, Tolerance, compare, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch
-
-ANY = Tolerance(atol=math.inf)
-"""Measures without judging; shapes, dtypes and finiteness must still agree."""
 
 _TIMED_CALLS = 200
 _TIMED_SECONDS = 0.5
@@ -56,11 +53,10 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         top1_agreement: Smallest share of rows, over the signatures, whose largest class is the
             in-process model's, on the test split (golden without one); None without classes.
         max_abs_difference: Largest, over golden and the test split.
-        largest_output: Largest magnitude among the golden outputs, at least 1.
         max_ulp: The largest difference in representable floats, over golden.
         us_per_row: Median of calls with one row; None when not timed.
         bit_equal: Golden was answered bit for bit.
-        problems: What kept outputs from being compared, for each signature.
+        problems: What is out of tolerance, a clause for each output.
     """
 
     name: str
@@ -69,24 +65,17 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     top1_agreement: float | None = None
     max_abs_difference: float = 0.0
-    largest_output: float = 1.0
     max_ulp: int = 0
     us_per_row: float | None = None
     bit_equal: bool = True
     problems: tuple[str, ...] = ()
 
-    def scale_limit(self, limit: float) -> float:
-        """A limit of differences, given for outputs up to 1, for these outputs.
 
-        Logits and regression heads go beyond 1, and float32 gets coarser as they do.
-        """
-        return limit * self.largest_output
-
-
-def measure(
+def measure(  # noqa: PLR0913
     name: str,
     predictor: Predictor,
     golden: Golden,
+    tolerance: Tolerance,
     *,
     signature_names: list[str],
     held_out: HeldOut | None = None,
@@ -98,6 +87,7 @@ def measure(
         name: For the table.
         predictor: The copy.
         golden: What it is held to.
+        tolerance: How closely, on golden as on the test split.
         signature_names: The signatures that this copy has to have.
         held_out: For accuracy and agreement on all rows; None measures golden alone.
         num_bytes: Size of the copy, for the table.
@@ -106,18 +96,17 @@ def measure(
         PlumblineError: The copy cannot answer at all.
     """
     reports = [
-        replay(golden.signatures[key], predictor, ANY, signature_name=key)
+        replay(golden.signatures[key], predictor, tolerance, signature_name=key)
         for key in signature_names
     ]
-    accuracy, rows, judged = None, 0, reports
+    accuracy, rows, whole = None, 0, []
     if held_out is not None:
         keys = [key for key in held_out.golden.signatures if key in signature_names]
         answers = {key: _answer(predictor, held_out.golden, key) for key in keys}
-        judged = [
-            compare(held_out.golden.signatures[key].outputs, got, ANY, signature_name=key)
+        whole = [
+            compare(held_out.golden.signatures[key].outputs, got, tolerance, signature_name=key)
             for key, got in answers.items()
         ]
-        reports = reports + judged
         rows = len(held_out.labels)
         accuracy = measure_accuracy(answers.get(DEFAULT_SIGNATURE_NAME, {}), held_out)
     return Measurement(
@@ -125,10 +114,10 @@ def measure(
         num_bytes=num_bytes,
         num_test_rows=rows,
         accuracy=accuracy,
-        top1_agreement=_find_agreement(judged),
-        largest_output=_find_largest([golden.signatures[key].outputs for key in signature_names]),
+        top1_agreement=_find_agreement(whole or reports),
         us_per_row=time_one_row(predictor, golden),
-        **_summarise(reports),
+        problems=_list_problems({"golden": reports, "the test split": whole}),
+        **_summarise(reports + whole),
     )
 
 
@@ -138,11 +127,6 @@ def _answer(predictor: Predictor, golden: Golden, signature_name: str) -> dict[s
         for batch, _ in golden.signatures[signature_name].iter_batches()
     ]
     return {name: np.concatenate([one[name] for one in answers]) for name in answers[0]}
-
-
-def _find_largest(answers: list[Batch]) -> float:
-    arrays = [array for one in answers for array in one.values() if array.dtype.kind == "f"]
-    return max((float(np.abs(array).max(initial=1.0)) for array in arrays), default=1.0)
 
 
 def _find_agreement(reports: list[ParityReport]) -> float | None:
@@ -156,16 +140,19 @@ def _summarise(reports: list[ParityReport]) -> dict[str, Any]:
     return {
         "max_abs_difference": max((one.max_abs_difference for one in outputs), default=math.inf),
         "max_ulp": max((one.max_ulp for one in outputs), default=0),
-        "bit_equal": all(
-            one.passed and one.max_ulp == 0 and one.max_abs_difference == 0 for one in outputs
-        ),
-        "problems": tuple(
-            f"{report.signature_name}: {one.problem}"
-            for report in reports
-            for one in report.outputs
-            if one.problem
-        ),
+        "bit_equal": all(one.max_ulp == 0 and one.max_abs_difference == 0 for one in outputs),
     }
+
+
+def _list_problems(reports_by_rows: dict[str, list[ParityReport]]) -> tuple[str, ...]:
+    if not any(reports_by_rows.values()):
+        return ("it has none of the signatures that golden has",)
+    return tuple(
+        f"{report.signature_name} on {rows}: {problem}"
+        for rows, reports in reports_by_rows.items()
+        for report in reports
+        for problem in report.problems
+    )
 
 
 def measure_accuracy(answers: Batch, held_out: HeldOut) -> float | None:

@@ -14,16 +14,12 @@ from contract import layout
 from contract.errors import ManifestError, PlumblineError, UnimplementedError
 from contract.golden import Golden, read_golden
 from contract.manifest import Manifest, check_files, read_manifest
-from contract.parity import Tolerance
-from exporter.config_schema import TolerancesConfig
+from contract.parity import FLOAT32, Tolerance, find_tolerances
 from exporter.copies import list_variants, measure_variant
 from exporter.inspection import check_version_dir
 from exporter.measurement import Measurement, measure
 
 PASSED, FAILED, UNTESTED = "passed", "FAILED", "untested"
-
-ELSEWHERE = Tolerance(atol=1e-5)
-"""Bit equality is asked at export only: on another processor float sums differ."""
 
 
 def recheck_version(version_dir: Path, *, skip_tensorflow: bool = False) -> dict[str, Any]:
@@ -88,20 +84,10 @@ def _check_golden(
         checks.append(_report("golden", FAILED, error.message))
         return
     checks.append(_check_saved_model(version_dir, golden, skip=skip_tensorflow))
-    tolerances = _read_tolerances(manifest)
+    tolerances = find_tolerances(manifest)
     for variant in list_variants(version_dir):
-        checks.append(_check_variant(version_dir, variant, golden, tolerances))
-
-
-def _read_tolerances(manifest: Manifest) -> TolerancesConfig:
-    """Those the version was published under."""
-    import msgspec
-
-    section = manifest.config.get("export", {}).get("tolerances", {})
-    try:
-        return msgspec.convert(section, TolerancesConfig)
-    except msgspec.ValidationError:
-        return TolerancesConfig()
+        tolerance = tolerances.of_variant(variant)
+        checks.append(_check_variant(version_dir, variant, golden, tolerance))
 
 
 def _check_saved_model(version_dir: Path, golden: Golden, *, skip: bool) -> dict[str, Any]:
@@ -113,52 +99,38 @@ def _check_saved_model(version_dir: Path, golden: Golden, *, skip: bool) -> dict
 
     try:
         found = measure(
-            name, load_saved_model(version_dir), golden, signature_names=list(golden.signatures)
+            name,
+            load_saved_model(version_dir),
+            golden,
+            FLOAT32,
+            signature_names=list(golden.signatures),
         )
     except PlumblineError as error:
         return _report(name, FAILED, error.message)
-    problems = [*found.problems, *_judge_difference(found, ELSEWHERE.atol)]
-    return _conclude(found, problems, golden, list(golden.signatures))
+    return _conclude(found, golden, list(golden.signatures))
 
 
 def _check_variant(
-    version_dir: Path, variant: str, golden: Golden, tolerances: TolerancesConfig
+    version_dir: Path, variant: str, golden: Golden, tolerance: Tolerance
 ) -> dict[str, Any]:
     try:
-        found = measure_variant(version_dir, variant, golden)
+        found = measure_variant(version_dir, variant, golden, tolerance)
     except UnimplementedError as error:
         return _report(variant, UNTESTED, error.message)
     except PlumblineError as error:
         return _report(variant, FAILED, error.message)
-    tolerance = getattr(tolerances, variant)
-    problems = list(found.problems)
-    problems += _judge_difference(found, tolerance.max_abs_difference)
-    agreement, rows = found.top1_agreement, _count_rows(golden)
-    # Golden is a sample: one row of it may fall to the other side of a tie.
-    least = min(tolerance.min_top1_agreement, 1 - 1 / rows)
-    if agreement is not None and agreement < least:
-        problems.append(f"top-1 agreement {agreement:.2%} is under {least:.2%}")
-    return _conclude(found, problems, golden, None)
+    return _conclude(found, golden, None)
 
 
 def _count_rows(golden: Golden) -> int:
     return max((one.num_examples for one in golden.signatures.values()), default=1)
 
 
-def _judge_difference(found: Measurement, limit: float | None) -> list[str]:
-    limit = None if limit is None else found.scale_limit(limit)
-    if limit is None or found.max_abs_difference <= limit:
-        return []
-    return [f"max abs difference {found.max_abs_difference:.1e} is over {limit:.1e}"]
-
-
-def _conclude(
-    found: Measurement, problems: list[str], golden: Golden, signatures: list[str] | None
-) -> dict[str, Any]:
-    detail = "; ".join(problems) or (
+def _conclude(found: Measurement, golden: Golden, signatures: list[str] | None) -> dict[str, Any]:
+    detail = "; ".join(found.problems) or (
         "equal bit for bit" if found.bit_equal else f"differs by {found.max_abs_difference:.1e}"
     )
-    report = _report(found.name, FAILED if problems else PASSED, detail)
+    report = _report(found.name, FAILED if found.problems else PASSED, detail)
     return (
         report
         | {

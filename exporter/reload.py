@@ -12,6 +12,7 @@ import msgspec
 
 from contract.errors import ManifestError
 from contract.golden import read_golden
+from contract.parity import EXACT, Tolerances
 from exporter.copies import measure_saved_model_bytes, measure_variant
 from exporter.measurement import Measurement, measure, read_held_out
 
@@ -45,6 +46,7 @@ class MeasurementJob(msgspec.Struct, frozen=True, kw_only=True):
         signature_names: Those that the copy has to have.
         golden: The golden file.
         held_out: The directory that `write_held_out` wrote to.
+        tolerances: What a variant is held to; the SavedModel must be equal bit for bit.
     """
 
     candidate: Path
@@ -52,6 +54,7 @@ class MeasurementJob(msgspec.Struct, frozen=True, kw_only=True):
     signature_names: list[str]
     golden: Path
     held_out: Path
+    tolerances: Tolerances
 
 
 def prepare_measuring() -> None:
@@ -74,6 +77,7 @@ def measure_copy(job: MeasurementJob) -> Measurement:
             job.candidate,
             job.name,
             golden,
+            job.tolerances.of_variant(job.name),
             signature_names=job.signature_names,
             held_out=held_out,
         )
@@ -81,6 +85,7 @@ def measure_copy(job: MeasurementJob) -> Measurement:
         job.name,
         load_saved_model(job.candidate),
         golden,
+        EXACT,
         signature_names=job.signature_names,
         held_out=held_out,
         num_bytes=measure_saved_model_bytes(job.candidate),

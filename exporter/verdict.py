@@ -1,4 +1,4 @@
-"""Judging measurements by the tolerances of the configuration."""
+"""Whether a candidate is good enough: what was measured, and the accuracy that was lost."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import msgspec
 import numpy as np
 
 from contract.golden import Golden
-from contract.parity import Tolerance, compare
+from contract.parity import Tolerance, Tolerances, VariantTolerance, compare
 from contract.servable import DEFAULT_SIGNATURE_NAME
-from exporter.config import ToleranceConfig, TolerancesConfig
 from exporter.golden_examples import list_exact_rows
 from exporter.measurement import Measurement
 from exporter.signature_names import IMAGE_BYTES, PREDICT_IMAGES, UINT8
@@ -45,23 +44,20 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         return next((one for one in self.measurements if one.name == name), None)
 
 
-def judge(
-    measurements: list[Measurement], golden: Golden, tolerances: TolerancesConfig
-) -> Verification:
-    """Compares each measurement with its tolerance; the SavedModel must be equal bit for bit.
+def judge(measurements: list[Measurement], golden: Golden, tolerances: Tolerances) -> Verification:
+    """Adds to what each measurement found wrong what takes two of them to tell.
 
     Args:
         measurements: `in_process` first.
         golden: Its signatures must agree with one another on the same pixels.
-        tolerances: One per variant.
+        tolerances: For the accuracy that a variant may lose.
     """
     in_process = measurements[0]
     failures = {}
     for found in measurements[1:]:
-        if found.name == SAVED_MODEL:
-            problems = _judge_saved_model(found)
-        else:
-            problems = _judge_variant(found, in_process, getattr(tolerances, found.name))
+        problems = list(found.problems)
+        if found.name != SAVED_MODEL:
+            problems += _judge_accuracy(found, in_process, getattr(tolerances, found.name))
         if problems:
             failures[found.name] = tuple(problems)
     if problems := list_disagreeing_signatures(golden):
@@ -98,37 +94,17 @@ def list_disagreeing_signatures(golden: Golden) -> list[str]:
     return problems
 
 
-def _judge_saved_model(found: Measurement) -> list[str]:
-    problems = list(found.problems)
-    if not found.bit_equal:
-        problems.append(
-            f"differs from the in-process model by {found.max_abs_difference:.1e} "
-            f"({found.max_ulp} ULP); it must be equal bit for bit"
-        )
-    return problems
-
-
-def _judge_variant(
-    found: Measurement, in_process: Measurement, tolerance: ToleranceConfig
+def _judge_accuracy(
+    found: Measurement, in_process: Measurement, tolerance: VariantTolerance
 ) -> list[str]:
-    problems = list(found.problems)
-    limit = math.inf if tolerance.max_abs_difference is None else tolerance.max_abs_difference
-    limit = found.scale_limit(limit)
-    if not math.isfinite(found.max_abs_difference) or found.max_abs_difference > limit:
-        problems.append(f"max abs difference {found.max_abs_difference:.1e} is over {limit:.1e}")
-    agreement = found.top1_agreement
-    if agreement is not None and agreement < tolerance.min_top1_agreement:
-        problems.append(
-            f"top-1 agreement {agreement:.2%} is under {tolerance.min_top1_agreement:.2%}"
-        )
     lost = _count_lost_rows(found, in_process)
     allowed = _allow_lost_rows(tolerance, found.num_test_rows)
-    if lost > allowed:
-        problems.append(
-            f"accuracy {found.accuracy:.2%} is {lost} of {found.num_test_rows} rows below the "
-            f"in-process model's; at most {allowed:g} may be lost"
-        )
-    return problems
+    if lost <= allowed:
+        return []
+    return [
+        f"accuracy {found.accuracy:.2%} is {lost} of {found.num_test_rows} rows below the "
+        f"in-process model's; at most {allowed:g} may be lost"
+    ]
 
 
 def _count_lost_rows(found: Measurement, in_process: Measurement) -> int:
@@ -137,7 +113,7 @@ def _count_lost_rows(found: Measurement, in_process: Measurement) -> int:
     return round((in_process.accuracy - found.accuracy) * found.num_test_rows)
 
 
-def _allow_lost_rows(tolerance: ToleranceConfig, num_rows: int) -> float:
+def _allow_lost_rows(tolerance: VariantTolerance, num_rows: int) -> float:
     if tolerance.max_accuracy_loss_points is None:
         return math.inf
     points = tolerance.max_accuracy_loss_points / 100 * num_rows

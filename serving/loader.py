@@ -10,6 +10,7 @@ from typing import Any
 from contract import layout
 from contract.errors import ManifestError, ServableNotFoundError
 from contract.manifest import check_files, read_manifest
+from contract.parity import FLOAT32, read_tolerances
 from contract.servable import ServableId
 from contract.wire.plumbline_wire import metadata_pb2
 from contract.wire.signatures import read_signature_defs, signature_to_proto, signatures_from_map
@@ -131,7 +132,8 @@ class _Assembly:
         tensorflow = self._make_lazy_engine(examination, by_tensorflow)
         if litert is not None and by_litert:
             engines[LITERT] = litert
-            examination.examine(litert, by_litert)
+            tolerance = read_tolerances(self.version_dir).of_server
+            examination.examine(litert, by_litert, tolerance)
         if by_tensorflow:
             engines[TENSORFLOW] = tensorflow
             if not by_litert or self.options.preload_signatures:
@@ -174,7 +176,7 @@ class _Assembly:
         return LazyEngine(
             self.servable_id,
             lambda: TensorFlowEngine(self.version_dir, options),
-            check=lambda engine: examination.examine(engine, names),
+            check=lambda engine: examination.examine(engine, names, FLOAT32),
             batching=self.options.batching,
             observer=self.options.observer,
         )

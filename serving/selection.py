@@ -9,10 +9,11 @@ from pathlib import Path
 from contract import layout
 from contract.errors import PlumblineError, UnimplementedError
 from contract.golden import GoldenExamples
+from contract.parity import Tolerance, read_tolerances
 from contract.signature import STRING, Signature
 from serving.engines import LITERT, TENSORFLOW
 from serving.litert_engine import LiteRTEngine
-from serving.self_test import describe_report, load_golden, replay_golden
+from serving.self_test import load_golden, replay_golden
 from serving.servable import EngineChoice
 
 
@@ -60,8 +61,9 @@ def select_engines(
         return _give_all(signatures, model)
     is_forced = engine == LITERT or prefer_tflite_model
     golden = {} if is_forced else load_golden(version_dir)
+    tolerance = read_tolerances(version_dir).of_server
     choices = {
-        name: _choose(model, signature, golden.get(name), is_forced=is_forced)
+        name: _choose(model, signature, golden.get(name), tolerance, is_forced=is_forced)
         for name, signature in signatures.items()
     }
     if engine == LITERT:
@@ -103,6 +105,7 @@ def _choose(
     model: LiteRTEngine,
     signature: Signature,
     examples: GoldenExamples | None,
+    tolerance: Tolerance,
     *,
     is_forced: bool,
 ) -> EngineChoice:
@@ -114,11 +117,11 @@ def _choose(
     if examples is None:
         return EngineChoice(TENSORFLOW, "no golden examples show that model.tflite agrees")
     try:
-        report = replay_golden(model, signature.name, examples)
+        report = replay_golden(model, signature.name, examples, tolerance)
     except PlumblineError as error:
         return EngineChoice(TENSORFLOW, f"LiteRT cannot run the golden examples: {error}")
     if not report.passed:
-        return EngineChoice(TENSORFLOW, f"LiteRT disagrees: {describe_report(report)}")
+        return EngineChoice(TENSORFLOW, f"LiteRT disagrees: {'; '.join(report.problems)}")
     return EngineChoice(LITERT, f"{report.num_rows} golden examples agree")
 
 

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from contract import layout
 from contract.errors import ManifestError, PlumblineError, VerificationError
 from contract.golden import GoldenExamples, read_golden
-from contract.parity import FLOAT32, ParityReport, replay
+from contract.parity import ParityReport, Tolerance, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
 from contract.signature import Batch
 from contract.wire.codec import from_tensor_proto
@@ -27,7 +27,6 @@ from serving.servable import Observer
 
 _log = logging.getLogger(__name__)
 
-TOLERANCE = FLOAT32
 MAX_WARMUP_RECORDS = 1000
 """As `saved_model_warmup_util.h`."""
 
@@ -40,24 +39,15 @@ class _EnginePredictor:
         return self.engine.run(signature_name, batch)
 
 
-def replay_golden(engine: Engine, signature_name: str, examples: GoldenExamples) -> ParityReport:
+def replay_golden(
+    engine: Engine, signature_name: str, examples: GoldenExamples, tolerance: Tolerance
+) -> ParityReport:
     """Golden examples of one signature through an engine.
 
     Raises:
         PlumblineError: The engine cannot run them.
     """
-    return replay(examples, _EnginePredictor(engine), TOLERANCE, signature_name=signature_name)
-
-
-def describe_report(report: ParityReport) -> str:
-    """One clause: how far the answers are from golden."""
-    if not report.outputs:
-        return "no outputs to compare"
-    worst = report.worst
-    return worst.problem or (
-        f"{worst.name} differs by {worst.max_abs_difference:.3g} "
-        f"(at most {TOLERANCE.atol:g}) in row {worst.worst_row}"
-    )
+    return replay(examples, _EnginePredictor(engine), tolerance, signature_name=signature_name)
 
 
 def load_golden(version_dir: Path) -> Mapping[str, GoldenExamples]:
@@ -88,8 +78,15 @@ class Examination:
     warmup_iterations: int
     observer: Observer
 
-    def examine(self, engine: Engine, signature_names: Collection[str]) -> None:
+    def examine(
+        self, engine: Engine, signature_names: Collection[str], tolerance: Tolerance
+    ) -> None:
         """Warmup records, then golden examples, of the signatures an engine is in charge of.
+
+        Args:
+            engine: Which has been loaded.
+            signature_names: What it answers.
+            tolerance: How far its answers may be from golden.
 
         Raises:
             VerificationError: Answers differ from golden.
@@ -98,7 +95,7 @@ class Examination:
         if self.warmup_iterations:
             self._warm_up(engine, signature_names)
         for name in sorted(signature_names):
-            self._test(engine, name)
+            self._test(engine, name, tolerance)
 
     def report_untested(self, signature_names: Collection[str]) -> None:
         """Says that these wait until their engine is loaded."""
@@ -107,13 +104,13 @@ class Examination:
                 _log.info("%s: %s untested until TensorFlow is loaded", self.servable_id, name)
             self.observer.observe_self_test(self.servable_id, name, "untested")
 
-    def _test(self, engine: Engine, name: str) -> None:
+    def _test(self, engine: Engine, name: str, tolerance: Tolerance) -> None:
         examples = self.golden.get(name)
         if examples is None:
             self.observer.observe_self_test(self.servable_id, name, "untested")
             return
         try:
-            report = replay_golden(engine, name, examples)
+            report = replay_golden(engine, name, examples, tolerance)
         except PlumblineError:
             self.observer.observe_self_test(self.servable_id, name, "failed")
             raise
@@ -121,7 +118,7 @@ class Examination:
             self.observer.observe_self_test(self.servable_id, name, "failed")
             raise VerificationError(
                 f"{self.servable_id}: the golden self-test of signature {name!r} failed: "
-                f"{describe_report(report)}; this version is not what was verified: "
+                f"{'; '.join(report.problems)}; this version is not what was verified: "
                 "export and publish it again"
             )
         self.observer.observe_self_test(self.servable_id, name, "passed")

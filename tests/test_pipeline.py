@@ -111,7 +111,8 @@ def test_a_candidate_that_fails_is_not_published_and_its_report_stays(tmp_path: 
     assert done.returncode == 1, done.stderr
     document = json.loads(done.stdout)
     assert document["published"] is None
-    assert "float16" in document["verification"]["failures"]
+    (failure, *_) = document["verification"]["failures"]["float16"]
+    assert "must be equal bit for bit" in failure
     assert not (tmp_path / "models").exists()
     report = json.loads((tmp_path / "run" / "verification.json").read_text())
     assert "float16" in report["failures"]

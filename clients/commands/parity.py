@@ -13,9 +13,9 @@ from clients.extras import import_extra
 from clients.hops import (
     GRPC,
     GRPC_AIO,
+    HOPS,
     ON_DEVICE,
     REST,
-    TOLERANCES,
     Blocking,
     Hop,
     Pinned,
@@ -37,6 +37,7 @@ from clients.terminal import hide_delegate_notes, print_json, print_remark, prin
 from contract import layout
 from contract.errors import ConfigError, PlumblineError, UnimplementedError
 from contract.golden import Golden, read_golden
+from contract.parity import Tolerance, read_tolerances
 
 _NUMERIC = ("rows", "max diff", "max ULP", "top-1", "worst row")
 
@@ -50,7 +51,7 @@ def add_parser(verbs: Any) -> None:
         "--via",
         default="all",
         metavar="HOPS",
-        help=f"with commas: {', '.join(TOLERANCES)}; or all (default)",
+        help=f"with commas: {', '.join(HOPS)}; or all (default)",
     )
     add_version_dir_flag(parser, "golden examples and TFLite variants")
     parser.add_argument(
@@ -127,7 +128,7 @@ def _check(name: str, args: argparse.Namespace, version_dir: Path | None, golden
             with hide_delegate_notes():
                 hop = make_device_hop(name, version_dir)
         else:
-            hop = _make_server_hop(name, args)
+            hop = _make_server_hop(name, args, read_tolerances(version_dir).of_server)
     except UnimplementedError as error:
         if args.via != "all":
             raise
@@ -139,7 +140,7 @@ def _check(name: str, args: argparse.Namespace, version_dir: Path | None, golden
     return check_hop(hop, golden)
 
 
-def _make_server_hop(name: str, args: argparse.Namespace) -> Hop:
+def _make_server_hop(name: str, args: argparse.Namespace, tolerance: Tolerance) -> Hop:
     pin = {"version": args.version, "version_label": args.version_label}
     if name == REST:
         import_extra("httpx", "REST")
@@ -149,7 +150,7 @@ def _make_server_hop(name: str, args: argparse.Namespace) -> Hop:
         with _OPENERS[name](args) as client:
             yield Pinned(client, **pin)
 
-    return Hop(name, TOLERANCES[name], open_predictor)
+    return Hop(name, tolerance, open_predictor)
 
 
 def _open_aio(args: argparse.Namespace) -> Blocking:

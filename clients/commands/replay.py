@@ -17,7 +17,7 @@ from clients.replay_comparison import AGREES, DIFFERS, FAILED, NOT_COMPARED, Com
 from clients.targets import add_server_flags, connection_options
 from clients.terminal import print_json, print_remark, print_table, show_progress
 from contract.errors import ConfigError, PlumblineError
-from contract.parity import Tolerance
+from contract.parity import FLOAT32, Tolerance
 from contract.servable import ModelSpec
 
 _SHOWN = 20
@@ -41,7 +41,7 @@ def add_parser(verbs: Any) -> None:
     choice = other.add_mutually_exclusive_group()
     choice.add_argument("--against_version", type=int)
     choice.add_argument("--against_version_label")
-    other.add_argument("--atol", type=float, default=1e-5, help="(default %(default)g)")
+    other.add_argument("--atol", type=float, default=FLOAT32.atol, help="(default %(default)g)")
     parser.set_defaults(run=run)
 
 

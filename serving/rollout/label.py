@@ -13,12 +13,11 @@ import logging
 import time
 
 from contract.errors import ConfigError, PlumblineError
-from contract.golden import Golden
 from contract.servable import MAX_VERSION, ModelSpec
 from contract.wire.plumbline_wire import config_pb2
 from serving.rollout.audit import PROMOTE, ROLLBACK, find_last_label, find_previous, read_lines
 from serving.rollout.config_text import ModelEdit
-from serving.rollout.parity import ServerParity
+from serving.rollout.parity import ServerParity, VersionGolden
 from serving.rollout.rollout import Outcome, Rollout, find_problem
 
 _LOG = logging.getLogger(__name__)
@@ -39,9 +38,9 @@ def promote(rollout: Rollout, model_name: str, *, version: int, label: str) -> O
         raise ConfigError(f"--version {version}: a version is 0 to {MAX_VERSION}")
     with rollout.config.hold(timeout_s=rollout.servers.timeout_s):
         model = rollout.config.read_model(model_name)
-        golden = rollout.read_golden(model, version)
+        expected = rollout.read_golden(model, version)
         rollout.servers.list_available(model_name)  # all of them answer
-        outcome = _Promotion(rollout, model, version, label).run(golden)
+        outcome = _Promotion(rollout, model, version, label).run(expected)
         return rollout.conclude(outcome, seconds=time.monotonic() - start)
 
 
@@ -56,9 +55,9 @@ class _Promotion:
         self._text = rollout.config.read_text()
         self._parity: tuple[ServerParity, ...] = ()
 
-    def run(self, golden: Golden | None) -> Outcome:
+    def run(self, expected: VersionGolden | None) -> Outcome:
         try:
-            problem = self._try(golden)
+            problem = self._try(expected)
         except PlumblineError as error:
             problem = error.message
         except BaseException:
@@ -79,17 +78,17 @@ class _Promotion:
             parity=self._parity,
         )
 
-    def _try(self, golden: Golden | None) -> str:
+    def _try(self, expected: VersionGolden | None) -> str:
         name, version, label = self._model.name, self._version, self._label
         self._rollout.serve(self._model, version, PROMOTE)
         # By number first, so that a wrong version never answers to the label.
-        self._parity = self._rollout.check(golden, ModelSpec(name, version), version)
+        self._parity = self._rollout.check(expected, ModelSpec(name, version), version)
         if problem := find_problem(self._parity):
             return problem
         self._rollout.change(ModelEdit(name, {label: version}), PROMOTE)
         self._rollout.servers.wait_until_labelled(name, label, version)
         spec = ModelSpec(name, version_label=label)
-        self._parity = self._rollout.check(golden, spec, version)
+        self._parity = self._rollout.check(expected, spec, version)
         return find_problem(self._parity)
 
 
@@ -151,8 +150,8 @@ def _check_after_rollback(
     rollout: Rollout, model: config_pb2.ModelConfig, version: int, label: str
 ) -> tuple[ServerParity, ...]:
     try:
-        golden = rollout.read_golden(model, version)
+        expected = rollout.read_golden(model, version)
     except ConfigError as error:
         _LOG.warning("parity is not checked: %s", error.message)
         return ()
-    return rollout.check(golden, ModelSpec(model.name, version_label=label), version)
+    return rollout.check(expected, ModelSpec(model.name, version_label=label), version)

@@ -10,13 +10,26 @@ from typing import final
 from contract import layout
 from contract.errors import ConfigError, InternalError, ManifestError, UnimplementedError
 from contract.golden import Golden, read_golden
-from contract.parity import FLOAT32, ParityReport, replay
+from contract.parity import ParityReport, Tolerance, read_tolerances, replay
 from contract.servable import ModelSpec
 from contract.signature import Batch
 from serving.rollout.server import Server
 from serving.rollout.servers import Servers
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VersionGolden:
+    """What servers of a version are asked.
+
+    Attributes:
+        golden: Inputs, and what the in-process model answered.
+        tolerance: How far a server's answers may be from that.
+    """
+
+    golden: Golden
+    tolerance: Tolerance
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,44 +58,46 @@ class ServerParity:
         return f"{self.address}: {'; '.join(parts) or 'no signature could be asked'}"
 
 
-def read_version_golden(version_dir: Path) -> Golden:
+def read_version_golden(version_dir: Path) -> VersionGolden:
     """The golden examples of a version, for a rollout that has to find them here.
 
     Raises:
         ConfigError: They are not here; says what to give.
     """
     try:
-        return read_golden(version_dir / layout.GOLDEN)
+        golden = read_golden(version_dir / layout.GOLDEN)
     except ManifestError as error:
         raise ConfigError(
             f"{error.message} (parity is checked with the golden examples of the version; where "
             "the server's base path is not a path of this machine, give --version_dir; to go "
             "without, --skip_parity)"
         ) from error
+    return VersionGolden(golden, read_tolerances(version_dir).of_server)
 
 
-def leave_strings_out(golden: Golden) -> Golden:
+def leave_strings_out(expected: VersionGolden) -> VersionGolden:
     """Golden without the signatures that take strings, unless there are no others."""
+    signatures = expected.golden.signatures
     numeric = {
         name: examples
-        for name, examples in golden.signatures.items()
+        for name, examples in signatures.items()
         if all(array.dtype.kind != "O" for array in examples.inputs.values())
     }
-    left_out = sorted(golden.signatures.keys() - numeric.keys())
+    left_out = sorted(signatures.keys() - numeric.keys())
     if not numeric or not left_out:
-        return golden
+        return expected
     _LOG.info("not checked without --every_signature: %s", ", ".join(left_out))
-    return Golden(numeric)
+    return dataclasses.replace(expected, golden=Golden(numeric))
 
 
 def check_parity(
-    servers: Servers, golden: Golden, spec: ModelSpec, *, version: int
+    servers: Servers, expected: VersionGolden, spec: ModelSpec, *, version: int
 ) -> list[ServerParity]:
     """Asks every server all golden examples.
 
     Args:
         servers: Whom.
-        golden: What the in-process model answered.
+        expected: What the in-process model answered.
         spec: By which version or label to ask.
         version: Which version has to answer.
 
@@ -91,18 +106,20 @@ def check_parity(
     """
     found = []
     for server in servers.all:
-        one = _check_server(server, golden, spec, version)
+        one = _check_server(server, expected, spec, version)
         _LOG.info("parity %s", one.describe())
         found.append(one)
     return found
 
 
-def _check_server(server: Server, golden: Golden, spec: ModelSpec, version: int) -> ServerParity:
+def _check_server(
+    server: Server, expected: VersionGolden, spec: ModelSpec, version: int
+) -> ServerParity:
     reports, untested = [], []
     predictor = _Predictor(server, spec, version)
-    for name, examples in golden.signatures.items():
+    for name, examples in expected.golden.signatures.items():
         try:
-            reports.append(replay(examples, predictor, FLOAT32, signature_name=name))
+            reports.append(replay(examples, predictor, expected.tolerance, signature_name=name))
         except UnimplementedError as error:
             untested.append(f"{name} ({error.message})")
     return ServerParity(server.address, tuple(reports), tuple(untested))

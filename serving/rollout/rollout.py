@@ -9,7 +9,6 @@ from pathlib import Path
 
 from contract import layout
 from contract.errors import ConfigError, PlumblineError
-from contract.golden import Golden
 from contract.servable import ModelSpec
 from contract.wire.plumbline_wire import config_pb2
 from serving.rollout.audit import RESTORE, append_line
@@ -17,6 +16,7 @@ from serving.rollout.config_file import ModelConfigFile, describe_policy
 from serving.rollout.config_text import ModelEdit, Policy
 from serving.rollout.parity import (
     ServerParity,
+    VersionGolden,
     check_parity,
     leave_strings_out,
     read_version_golden,
@@ -142,18 +142,18 @@ class Rollout:
         return is_label_back and self.config.read_model(model.name) == model
 
     def check(
-        self, golden: Golden | None, spec: ModelSpec, version: int
+        self, expected: VersionGolden | None, spec: ModelSpec, version: int
     ) -> tuple[ServerParity, ...]:
         """Golden through every server; nothing without golden.
 
         Raises:
             PlumblineError: A server cannot be reached, or refuses.
         """
-        if golden is None:
+        if expected is None:
             return ()
-        return tuple(check_parity(self.servers, golden, spec, version=version))
+        return tuple(check_parity(self.servers, expected, spec, version=version))
 
-    def read_golden(self, model: config_pb2.ModelConfig, version: int) -> Golden | None:
+    def read_golden(self, model: config_pb2.ModelConfig, version: int) -> VersionGolden | None:
         """The golden examples to check a version with; None when they are not wanted.
 
         Raises:
@@ -161,10 +161,10 @@ class Rollout:
         """
         if self.options.is_parity_skipped:
             return None
-        golden = read_version_golden(
+        expected = read_version_golden(
             self.options.version_dir or _find_version_dir(Path(model.base_path), version)
         )
-        return golden if self.options.is_every_signature_checked else leave_strings_out(golden)
+        return expected if self.options.is_every_signature_checked else leave_strings_out(expected)
 
     def conclude(self, outcome: Outcome, *, seconds: float) -> Outcome:
         """Adds what the file says now, and writes the last line of the audit."""

@@ -1,13 +1,27 @@
 """Parity passes what agrees, and nothing else."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from contract import layout
 from contract.golden import GoldenExamples
-from contract.parity import EXACT, FLOAT32, Tolerance, compare, replay
+from contract.manifest import Manifest, write_manifest
+from contract.parity import (
+    EXACT,
+    FLOAT32,
+    Tolerance,
+    Tolerances,
+    VariantTolerance,
+    compare,
+    find_tolerances,
+    read_tolerances,
+    replay,
+)
 from contract.signature import Batch
 
 
@@ -116,3 +130,118 @@ def test_a_scaled_tolerance_counts_in_units_of_the_largest_output_above_one() ->
     assert not compare({"y": logits}, near, Tolerance(atol=1e-5)).passed
     assert not compare({"y": logits}, {"y": logits + 6e-3}, FLOAT32).passed
     assert not compare({"y": probabilities}, {"y": probabilities + 2e-5}, FLOAT32).passed
+
+
+def test_each_output_is_judged_in_units_of_its_own_largest_value() -> None:
+    golden = {"large": np.array([[1000.0]]), "small": np.array([[0.5]])}
+    got = {"large": golden["large"] + 5e-3, "small": golden["small"] + 5e-3}
+    verdicts = {one.name: one.passed for one in compare(golden, got, FLOAT32).outputs}
+    assert verdicts == {"large": True, "small": False}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_tolerance_allows_what_is_not_finite(value: float) -> None:
+    golden, got = {"y": np.array([1.0, 2.0])}, {"y": np.array([1.0, value])}
+    assert not compare(golden, got, Tolerance(atol=math.inf)).passed
+
+
+@pytest.mark.parametrize(
+    ("share", "num_rows", "num_others", "passed"),
+    [
+        (0.99, 64, 1, True),
+        (0.99, 64, 2, False),
+        (0.99, 8, 1, False),
+        (0.99, 1000, 10, True),
+        (0.99, 1000, 11, False),
+        (1.0, 64, 1, False),
+    ],
+)
+def test_one_of_32_golden_rows_may_have_another_class(
+    share: float, num_rows: int, num_others: int, passed: bool
+) -> None:
+    golden = {"y": np.eye(10)[np.zeros(num_rows, int)]}
+    got = {"y": golden["y"].copy()}
+    got["y"][:num_others] = np.roll(got["y"][:num_others], 1, axis=1)
+
+    class Copy:
+        def predict(self, batch: Batch, *, signature_name: str) -> Batch:
+            return got
+
+    tolerance = Tolerance(atol=math.inf, min_top1_agreement=share)
+    examples = GoldenExamples({}, golden, (num_rows,))
+    assert replay(examples, Copy(), tolerance, signature_name="").passed is passed
+    whole = compare(golden, got, tolerance)  # not a sample: the share counts as it is
+    assert whole.passed is (1 - num_others / num_rows >= share)
+
+
+def make_manifest(**export: Any) -> Manifest:
+    return Manifest(model_name="mlp", version=1, created="", signatures={}, config=dict(**export))
+
+
+def test_tolerances_are_those_of_the_manifest_and_the_defaults_for_the_rest() -> None:
+    given = {"int8": {"min_top1_agreement": 0.5}, "float32": {"max_abs_difference": 1e-3}}
+    found = find_tolerances(make_manifest(export={"tolerances": given}))
+    assert found.of_variant("int8") == Tolerance(math.inf, 0.0, 0.5, is_scaled=True)
+    assert found.of_variant("float32") == Tolerance(1e-3, is_scaled=True)
+    assert found.int8.max_accuracy_loss_rows == 3
+    assert found.float16 == Tolerances().float16
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        None,
+        make_manifest(),
+        make_manifest(export={}),
+        make_manifest(export="other"),
+        make_manifest(export={"tolerances": {"int8": {"min_top1_agreement": "much"}}}),
+        make_manifest(export={"tolerances": {"int8": 3}}),
+    ],
+    ids=["none", "no export", "no tolerances", "foreign", "no number", "no table"],
+)
+def test_a_manifest_without_tolerances_stands_for_the_defaults(manifest: Manifest | None) -> None:
+    assert find_tolerances(manifest) == Tolerances()
+    assert Tolerances().of_variant("float32") == FLOAT32
+
+
+def test_a_manifest_that_is_missing_or_damaged_stands_for_the_defaults(tmp_path: Path) -> None:
+    assert read_tolerances(None) == read_tolerances(tmp_path) == Tolerances()
+    loose = {"tolerances": {"int8": {"min_top1_agreement": 0.5}}}
+    write_manifest(tmp_path, make_manifest(export=loose))
+    assert read_tolerances(tmp_path).int8.min_top1_agreement == 0.5
+    path = tmp_path / layout.MANIFEST
+    path.write_text(path.read_text().replace("0.5", "0.1"))
+    assert read_tolerances(tmp_path) == Tolerances()
+
+
+@pytest.mark.parametrize(
+    ("float32", "expected"),
+    [
+        (VariantTolerance(max_abs_difference=1e-5), FLOAT32),
+        (VariantTolerance(max_abs_difference=0.0), FLOAT32),
+        (VariantTolerance(max_abs_difference=1e-3), Tolerance(1e-3, is_scaled=True)),
+        (VariantTolerance(min_top1_agreement=0.9), Tolerance(math.inf, 0.0, 0.9, is_scaled=True)),
+    ],
+)
+def test_a_server_may_be_as_far_off_as_the_wider_of_what_it_serves(
+    float32: VariantTolerance, expected: Tolerance
+) -> None:
+    assert Tolerances(float32=float32).of_server == expected
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "text"),
+    [
+        (FLOAT32, "y differs by up to 0.25 (at most 1e-05) in row 1, top-1 agreement 100.00%"),
+        (EXACT, "y differs by up to 0.25 (must be equal bit for bit) in row 1, top-1 agreement"),
+        (Tolerance(math.inf, 0.0, 1.0), "in row 1, top-1 agreement 100.00% (at least 100.00%)"),
+    ],
+)
+def test_an_output_says_how_far_it_is_and_how_far_it_may_be(
+    tolerance: Tolerance, text: str
+) -> None:
+    golden = np.array([[0.0, 1.0], [0.0, 1.0]])
+    got = golden + np.array([[0.0, 0.0], [0.0, 0.25]])
+    report = compare({"y": golden}, {"y": got}, tolerance)
+    assert text in report.worst.describe()
+    assert report.problems == (() if report.passed else (report.worst.describe(),))

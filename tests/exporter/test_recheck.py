@@ -13,6 +13,7 @@ import pytest
 from contract import layout
 from exporter.cli import main
 from exporter.recheck import recheck_version
+from tests.versions import write_tolerances
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,6 +113,15 @@ def test_a_variant_that_answers_otherwise_fails(version: Path) -> None:
     document = recheck_version(version, skip_tensorflow=True)
     assert results(document)["float32"] == "FAILED"
     assert results(document)["int8"] == "passed"
+
+
+def test_variants_are_held_to_the_numbers_of_the_manifest(version: Path) -> None:
+    write_tolerances(version, {"int8": {"max_abs_difference": 1e-9}})
+    document = recheck_version(version, skip_tensorflow=True)
+    assert results(document)["int8"] == "FAILED"
+    assert results(document)["float16"] == "passed"
+    (check,) = [one for one in document["checks"] if one["name"] == "int8"]
+    assert "(at most 1e-09)" in check["detail"]
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect"])

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 import subprocess
@@ -9,13 +10,19 @@ import numpy as np
 import pytest
 
 from contract import layout
-from contract.errors import ManifestError, ServableNotFoundError, UnimplementedError
+from contract.errors import (
+    ManifestError,
+    ServableNotFoundError,
+    UnimplementedError,
+    VerificationError,
+)
 from contract.golden import Golden, GoldenExamples, read_golden, write_golden
 from contract.servable import ServableId
 from serving.engines import LITERT, TENSORFLOW
 from serving.loader import LoadOptions, load_servable
 from serving.servable import EngineChoice, Observer
 from tests.conformance.recordings import MODELS
+from tests.versions import write_tolerances
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ID = ServableId("mlp", 1)
@@ -140,6 +147,26 @@ def test_a_model_that_disagrees_with_golden_is_not_given_to_litert(version_dir: 
     assert seen.choices["serving_default"].engine == LITERT
     assert seen.choices["serving_uint8"].engine == TENSORFLOW
     assert "LiteRT disagrees: probabilities differs by" in seen.choices["serving_uint8"].reason
+
+
+@pytest.mark.parametrize(("limit", "result"), [(0.1, "failed"), (0.6, "passed")])
+def test_the_self_test_asks_what_export_asked(limit: float, result: str, version_dir: Path) -> None:
+    spoil_golden(version_dir, "serving_default")
+    write_tolerances(version_dir, {"float32": {"max_abs_difference": limit}})
+    seen = Seen()
+    options = LoadOptions(observer=seen, engine=LITERT)
+    refusal = pytest.raises(VerificationError, match=r"up to 0\.5 \(at most 0\.15\)")
+    with refusal if result == "failed" else contextlib.nullcontext():
+        load_servable(ID, version_dir, options).close()
+    assert seen.results["serving_default"] == result
+
+
+def test_litert_is_trusted_with_what_export_trusted_it_with(version_dir: Path) -> None:
+    spoil_golden(version_dir, "serving_default")
+    write_tolerances(version_dir, {"float32": {"max_abs_difference": 0.6}})
+    seen = Seen()
+    load_servable(ID, version_dir, LoadOptions(observer=seen)).close()
+    assert seen.choices["serving_default"].engine == LITERT
 
 
 def test_without_golden_examples_litert_is_not_trusted(version_dir: Path) -> None:

@@ -6,15 +6,20 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from contract import layout
 from contract.errors import ConfigError, ServableUnavailableError
 from contract.golden import read_golden
+from contract.lite import LiteModel
 from contract.servable import ModelSpec
+from contract.signature import Batch
 from serving.rollout.audit import RESTORE, read_lines
 from serving.rollout.label import promote, rollback
+from serving.rollout.parity import check_parity, leave_strings_out, read_version_golden
 from serving.rollout.retire import retire
 from serving.rollout.rollout import RolloutOptions
 from serving.rollout.server import Server
@@ -30,6 +35,7 @@ from tests.serving.rollout_scene import (
     write_config,
 )
 from tests.serving.server_process import ServerProcess
+from tests.versions import write_tolerances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,3 +300,23 @@ def test_calls_by_label_never_fail_while_it_moves(scene: Scene) -> None:
     answered.append(server.predict(spec, batch)[0])
     assert answered == sorted(answered)  # first version 1, then version 2, and nothing else
     assert {1, 2} == set(answered), out
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(1e-3, False), (0.1, True)])
+def test_servers_may_be_as_far_off_as_the_manifest_allows(
+    limit: float, passed: bool, published_mlp: Path, tmp_path: Path
+) -> None:
+    version_dir = copy_version(published_mlp / "mlp" / "1", tmp_path / "1", golden_offset=0.01)
+    write_tolerances(version_dir, {"float32": {"max_abs_difference": limit}})
+    expected = leave_strings_out(read_version_golden(version_dir))
+
+    class OnDevice:
+        address = "here"
+
+        def predict(self, spec: ModelSpec, inputs: Batch) -> tuple[int, Batch]:
+            return 1, model.predict(inputs, signature_name=spec.signature_name)
+
+    with LiteModel(version_dir / layout.variant_path(layout.FLOAT32)) as model:
+        servers: Any = SimpleNamespace(all=[OnDevice()])
+        (found,) = check_parity(servers, expected, ModelSpec("mlp"), version=1)
+    assert found.passed is passed

@@ -19,6 +19,7 @@ from serving.self_test import load_golden
 from serving.tensorflow_engine import SessionOptions, TensorFlowEngine
 from serving.worker_pool import WorkerPool
 from tests.conformance.recordings import MODELS
+from tests.versions import write_tolerances
 
 pytestmark = pytest.mark.tensorflow
 
@@ -96,7 +97,7 @@ def test_a_version_without_tflite_is_loaded_and_tested_at_once(tmp_path: Path) -
     load_servable(ID, version, LoadOptions()).close()
     wrong = GoldenExamples(X, {"y": np.array([3, 5, 12], np.float32)}, (3,))
     write_golden(version / layout.GOLDEN, Golden({"serving_default": wrong}))
-    with pytest.raises(VerificationError, match="y differs by 1 "):
+    with pytest.raises(VerificationError, match="y differs by up to 1 "):
         load_servable(ID, version, LoadOptions())
 
 
@@ -115,6 +116,20 @@ def test_both_engines_give_the_golden_answers(published_mlp: Path) -> None:
         report = replay(examples, Through(), Tolerance(atol=1e-5), signature_name=name)
         assert report.passed, report
     servable.close()
+
+
+def test_a_saved_model_is_not_excused_by_what_its_float32_variant_may_do(
+    published_mlp: Path, tmp_path: Path
+) -> None:
+    version = Path(shutil.copytree(published_mlp / "mlp" / "1", tmp_path / "1"))
+    golden = dict(load_golden(version))
+    one = golden["serving_default"]
+    moved = {name: array + np.float32(1e-3) for name, array in one.outputs.items()}
+    golden["serving_default"] = GoldenExamples(one.inputs, moved, one.batch_sizes)
+    write_golden(version / layout.GOLDEN, Golden(golden))
+    write_tolerances(version, {"float32": {"max_abs_difference": 0.1}})
+    with pytest.raises(VerificationError, match="at most 1e-05"):
+        load_servable(ServableId("mlp", 1), version, LoadOptions(engine=TENSORFLOW))
 
 
 def test_batching_answers_as_without_it() -> None:
