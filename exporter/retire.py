@@ -10,7 +10,8 @@ from google.protobuf import text_format
 
 from contract import layout
 from contract.errors import ConfigError
-from exporter.durability import remove_tree, sync_path
+from exporter.durability import sync_path
+from exporter.staging import remove_retired
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,12 +49,6 @@ def retire_versions(
         sync_path(base_path)
         remove_retired(base_path)
     return old
-
-
-def remove_retired(base_path: Path) -> None:
-    """Deletes what was retired, also by a publisher that died over it."""
-    for path in base_path.glob(f"{layout.RETIRED_PREFIX}*"):
-        remove_tree(path)
 
 
 def read_named_versions(config: Path, base_path: Path, model_name: str) -> frozenset[int]:

@@ -15,7 +15,6 @@ from contract.errors import VersionExistsError
 from contract.manifest import Manifest, check_files
 from exporter.base_path_lock import hold_base_path, is_alive, mark_alive, remove_lock_file
 from exporter.durability import copy_file, remove_tree, sync_tree
-from exporter.retire import remove_retired
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,6 +73,12 @@ def clean_up(base_path: Path) -> list[Path]:
         remove_tree(path)
     remove_retired(base_path)
     return dead
+
+
+def remove_retired(base_path: Path) -> None:
+    """Deletes what was retired, also by a publisher that died over it."""
+    for path in base_path.glob(f"{layout.RETIRED_PREFIX}*"):
+        remove_tree(path)
 
 
 def rename_stage(stage: Path, target: Path, *, advice: str = "") -> None:
