@@ -86,8 +86,14 @@ def test_what_a_publisher_that_died_had_retired_is_deleted_by_the_next(tmp_path:
     code = """
 import os, signal, sys
 from pathlib import Path
-from exporter import publish, retire
-retire.remove_tree = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+from contract import layout
+from exporter import publish, staging
+remove = staging.remove_tree
+def die_over_the_retired(path):
+    if path.name.startswith(layout.RETIRED_PREFIX):
+        os.kill(os.getpid(), signal.SIGKILL)
+    remove(path)
+staging.remove_tree = die_over_the_retired
 publish.publish_version(Path(sys.argv[1]), Path(sys.argv[2]), publish.PublishOptions(keep=1))
 """
     subprocess.run(
