@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clients.extras import import_extra
 from clients.on_device import find_version_dir
 from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions
 from clients.sync import PredictionClient
 from contract import layout
+from contract.console.extras import import_extra
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import Manifest, read_manifest
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contract.console.exits import ExitCode
 from contract.errors import Code, PlumblineError
 from serving.announcement import Addresses, log_addresses, write_port_file
 from serving.config import ServerConfig
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from serving.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
-
-DONE, PARTLY_DONE, INTERRUPTED = 0, 1, 130
 
 
 class Server:
@@ -208,9 +207,9 @@ async def run_server(config: ServerConfig, *, find_product_version: Callable[[],
         failing.result()
     await stopping
     if await server.drain():
-        return DONE
+        return ExitCode.DONE
     logger.warning("gave up on calls in flight after %s s", config.drain_timeout_s)
-    return PARTLY_DONE
+    return ExitCode.FAILED
 
 
 def _announce(loop: asyncio.AbstractEventLoop, health: Health) -> None:
@@ -222,7 +221,7 @@ def _handle_signal(number: int, stop: asyncio.Event) -> None:
     if stop.is_set():
         logger.warning("second signal: ending at once")
         logging.shutdown()
-        os._exit(INTERRUPTED)
+        os._exit(ExitCode.INTERRUPTED)
     logger.info("%s: not ready; draining", signal.Signals(number).name)
     stop.set()
 

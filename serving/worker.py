@@ -12,13 +12,12 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from contract.console.exits import ExitCode
 from contract.errors import ConfigError, PlumblineError
 from serving.config import ServerConfig
 from serving.model_config import read_model_configs
-from serving.server import DONE, PARTLY_DONE, Server
+from serving.server import Server
 from serving.worker_board import Board
-
-START_FAILED = 3
 
 _LOOK_S = 0.25
 _NOTE_S = 1.0
@@ -71,7 +70,7 @@ class Worker:
                 return runner.run(self._serve())
         except PlumblineError as error:
             logger.error("Failed to start server. Error: %s: %s", error.code.name, error.message)
-            return START_FAILED
+            return ExitCode.UNREACHABLE
 
     async def _serve(self) -> int:
         stop = asyncio.Event()
@@ -97,7 +96,7 @@ class Worker:
         is_drained = await server.drain()
         if self._is_orphan:
             self._board.remove()
-        return DONE if is_drained else self._give_up()
+        return ExitCode.DONE if is_drained else self._give_up()
 
     def _tell_supervisor(self) -> None:
         is_gone = bool(select.select([self._lifeline], [], [], 0)[0])
@@ -106,7 +105,7 @@ class Worker:
 
     def _give_up(self) -> int:
         logger.warning("gave up on calls in flight after %s s", self._config.drain_timeout_s)
-        return PARTLY_DONE
+        return ExitCode.FAILED
 
     def _read_again(self) -> ServerConfig:
         """The configuration, with what a file that is polled says by now."""

@@ -12,7 +12,6 @@ import grpc
 
 from clients.bench import make_batch
 from clients.connection import explain_failure, open_channel
-from clients.extras import import_extra
 from clients.inputs import InputReader
 from clients.interruption import Interrupted
 from clients.load import PERCENTILES, LoadPlan, LoadResult, LoadRun
@@ -26,7 +25,9 @@ from clients.targets import (
     positive_count,
     positive_number,
 )
-from clients.terminal import print_json, print_remark, print_table, show_progress
+from contract.console.exits import ExitCode
+from contract.console.extras import import_extra
+from contract.console.terminal import print_json, print_table, remark, show_progress
 from contract.servable import ModelSpec
 from contract.signature import Batch, Signature, find_signature
 from contract.wire import rpc
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         _report(args, results, signature)
         raise Interrupted(f"measured {sum(one.num_sent for one in results):,} calls") from None
     _report(args, results, signature)
-    return 0 if all(_is_reached(result) for result in results) else 1
+    return ExitCode.DONE if all(map(_is_reached, results)) else ExitCode.FAILED
 
 
 def _choose_batch(args: argparse.Namespace, metadata: ModelMetadata) -> tuple[Signature, Batch]:
@@ -155,7 +156,7 @@ def _report(args: argparse.Namespace, results: list[LoadResult], signature: Sign
     if args.plot and any(result.num_ok for result in results):
         title = f"{args.server} {choose_model_name(args)}: {signature.name}, "
         write_plot(args.plot, results, title=f"{title}{args.batch_size} rows a call")
-        print_remark(f"wrote {args.plot}")
+        remark(f"wrote {args.plot}")
 
 
 def _print(results: list[LoadResult], title: str) -> None:
@@ -174,11 +175,10 @@ def _print(results: list[LoadResult], title: str) -> None:
             for result in results
         ],
         title=f"{title}; latency from the intended send time",
-        numeric=headings,
     )
     for result in results:
-        for remark in describe_doubts(result):
-            print_remark(f"{result.asked_rate:g} calls/s: {remark}")
+        for doubt in describe_doubts(result):
+            remark(f"{result.asked_rate:g} calls/s: {doubt}")
 
 
 def describe_doubts(result: LoadResult) -> list[str]:

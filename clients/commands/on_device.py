@@ -13,8 +13,9 @@ from clients.commands.predict import add_input_flags, predict_files
 from clients.input_rows import Rows
 from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
 from clients.targets import positive_count
-from clients.terminal import hide_delegate_notes
 from contract import layout
+from contract.console.exits import ExitCode
+from contract.lite.notes import hide_delegate_notes
 
 
 def add_parser(verbs: Any) -> None:
@@ -93,4 +94,4 @@ def run_bench(args: argparse.Namespace) -> int:
         for variant in args.variant or variants
     ]
     print_bench(measured, as_json=args.json)
-    return 0
+    return ExitCode.DONE

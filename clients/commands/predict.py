@@ -23,8 +23,9 @@ from clients.targets import (
     open_client,
     open_rest_client,
 )
-from clients.terminal import print_json, print_remark, show_progress
 from contract import layout
+from contract.console.exits import ExitCode
+from contract.console.terminal import print_json, remark, show_progress
 from contract.errors import ConfigError
 from contract.signature import Signature
 
@@ -105,7 +106,7 @@ def predict_files(
         invert=args.invert,
     )
     if not args.signature_name:
-        print_remark(f"signature {reader.signature.name}")
+        remark(f"signature {reader.signature.name}")
     if args.json:
         return _predict_json(args, reader, answer)
     sink = open_sink(args.output, find_labels(args))
@@ -115,8 +116,8 @@ def predict_files(
         raise Interrupted(f"kept {sink.describe()}" if sink.num_rows else "") from None
     finally:
         sink.close()
-    print_remark(sink.describe())
-    return 1 if failed or reader.skipped else 0
+    remark(sink.describe())
+    return ExitCode.FAILED if failed or reader.skipped else ExitCode.DONE
 
 
 def choose_inputs(args: argparse.Namespace) -> list[Path]:
@@ -139,7 +140,7 @@ def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
             if len(part.indices):
                 sink.write(part.rows, part.indices, part.outputs)
             for name, reason in part.failed:
-                print_remark(f"failed {name}: {reason}")
+                remark(f"failed {name}: {reason}")
             num_failed += len(part.failed)
             progress.advance(part.num_rows)
     return num_failed
@@ -162,4 +163,4 @@ def _predict_json(args: argparse.Namespace, reader: InputReader, answer: Answeri
             "skipped": [{"file": name, "reason": reason} for name, reason in reader.skipped],
         }
     )
-    return 1 if failed or reader.skipped else 0
+    return ExitCode.FAILED if failed or reader.skipped else ExitCode.DONE

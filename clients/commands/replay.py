@@ -15,12 +15,17 @@ from clients.interruption import Interrupted
 from clients.replay import Ask, read_recordings, redirect, replay_recordings
 from clients.replay_comparison import AGREES, DIFFERS, FAILED, NOT_COMPARED, Comparison, Recording
 from clients.targets import add_server_flags, connection_options
-from clients.terminal import print_json, print_remark, print_table, show_progress
+from contract.console.exits import ExitCode
+from contract.console.terminal import print_json, print_table, remark, show_progress
 from contract.errors import ConfigError, PlumblineError
 from contract.parity import Tolerance
 from contract.servable import ModelSpec
 
 _SHOWN = 20
+_HEADINGS = (
+    *("method", "signature", "requests", "rows", AGREES, DIFFERS, FAILED, NOT_COMPARED),
+    *("max abs difference", "class changed"),
+)
 
 
 def add_parser(verbs: Any) -> None:
@@ -63,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         _report(args, found, skipped)
         raise
     _report(args, found, skipped)
-    return 0 if found and all(one.verdict == AGREES for one in found) and not skipped else 1
+    agrees = found and all(one.verdict == AGREES for one in found) and not skipped
+    return ExitCode.DONE if agrees else ExitCode.FAILED
 
 
 def _replay(
@@ -137,27 +143,25 @@ def _report(
             }
         )
         return
-    numeric = ["requests", "rows", AGREES, DIFFERS, FAILED, NOT_COMPARED, "max abs difference"]
     print_table(
-        ["method", "signature", *numeric, "class changed"],
+        _HEADINGS,
         [_summarise(key, group) for key, group in _group(found).items()],
         title=f"replay of {', '.join(map(str, args.files))}",
-        numeric=[*numeric, "class changed"],
     )
-    _remark(found, skipped)
+    _explain(found, skipped)
 
 
-def _remark(found: list[Comparison], skipped: list[tuple[str, str]]) -> None:
+def _explain(found: list[Comparison], skipped: list[tuple[str, str]]) -> None:
     bad = [one for one in found if one.verdict != AGREES]
     for one in bad[:_SHOWN]:
         reason = one.problem or f"by up to {one.max_abs_difference:.3g}"
-        print_remark(f"request {one.number} {one.verdict}: {reason}")
+        remark(f"request {one.number} {one.verdict}: {reason}")
     if len(bad) > _SHOWN:
-        print_remark(f"and {len(bad) - _SHOWN:,} more: --json lists all")
+        remark(f"and {len(bad) - _SHOWN:,} more: --json lists all")
     for name, reason in skipped[:_SHOWN]:
-        print_remark(f"skipped {name}: {reason}")
+        remark(f"skipped {name}: {reason}")
     if not found:
-        print_remark("no request was found")
+        remark("no request was found")
 
 
 def _group(found: list[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
