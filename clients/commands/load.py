@@ -50,17 +50,35 @@ def add_parser(verbs: Any) -> None:
         help="calls per second; several, one after the other, with commas (default 100)",
     )
     parser.add_argument(
-        "--duration_s", type=positive_number, default=10.0, help="measured, per rate (default 10)"
+        "--duration_s",
+        type=positive_number,
+        default=10.0,
+        metavar="S",
+        help="measured, per rate (default 10)",
     )
     parser.add_argument(
-        "--warmup_s", type=positive_number, default=2.0, help="discarded, per rate (default 2)"
+        "--warmup_s",
+        type=positive_number,
+        default=2.0,
+        metavar="S",
+        help="discarded, per rate (default 2)",
     )
     parser.add_argument(
-        "--batch_size", type=positive_count, default=1, help="rows per call (default 1)"
+        "--batch_size",
+        type=positive_count,
+        default=1,
+        metavar="ROWS",
+        help="rows per call (default 1)",
     )
-    parser.add_argument("--input", type=Path, help="rows to send; default: random values")
-    parser.add_argument("--signature_name", default="", help="default: serving_default")
-    parser.add_argument("--seed", type=int, default=0, help="of the arrival times (default 0)")
+    parser.add_argument(
+        "--input", type=Path, metavar="FILE", help="rows to send; default: random values"
+    )
+    parser.add_argument(
+        "--signature_name", default="", metavar="NAME", help="default: serving_default"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the arrival times (default 0)"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the latency curve (png)")
     add_server_flags(parser)
     parser.set_defaults(run=run)

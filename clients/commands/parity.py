@@ -56,7 +56,10 @@ def add_parser(verbs: Any) -> None:
     )
     add_version_dir_flag(parser, "golden examples and TFLite variants")
     parser.add_argument(
-        "--golden", type=Path, help="golden examples, such as `python -m exporter predict` writes"
+        "--golden",
+        type=Path,
+        metavar="FILE",
+        help="golden examples, such as `python -m exporter predict` writes",
     )
     parser.add_argument(
         "--rest_server",

@@ -51,12 +51,21 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
         help="npz, npy, csv, jsonl, PNG, JPEG, or a folder of images (light ink on dark)",
     )
     parser.add_argument(
-        "--output", type=Path, help="an npz, csv or jsonl file; default: a table of the first rows"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="an npz, csv or jsonl file; default: a table of the first rows",
     )
-    parser.add_argument("--signature_name", default="", help="default: chosen by what is given")
-    parser.add_argument("--array_name", default="", help="the array to take of an npz")
+    parser.add_argument(
+        "--signature_name", default="", metavar="NAME", help="default: chosen by what is given"
+    )
+    parser.add_argument(
+        "--array_name", default="", metavar="NAME", help="the array to take of an npz"
+    )
     parser.add_argument("--invert", action="store_true", help="images have dark ink on paper")
-    parser.add_argument("--labels", type=Path, help="a text file, one class name per line")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="a text file, one class name per line"
+    )
     parser.add_argument(
         "--allow_non_finite", action="store_true", help="send NaN and infinity as they are"
     )

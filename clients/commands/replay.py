@@ -43,10 +43,11 @@ def add_parser(verbs: Any) -> None:
     add_server_flags(parser)
     other = parser.add_argument_group("what to compare with (default: the recorded answers)")
     other.add_argument("--against", metavar="ADDRESS", help="default: --server")
-    choice = other.add_mutually_exclusive_group()
-    choice.add_argument("--against_version", type=int)
-    choice.add_argument("--against_version_label")
-    other.add_argument("--atol", type=float, default=1e-5, help="(default %(default)g)")
+    other.add_argument("--against_version", type=int, metavar="N")
+    other.add_argument("--against_version_label", metavar="LABEL", help="instead of a number")
+    other.add_argument(
+        "--atol", type=float, default=1e-5, metavar="DIFFERENCE", help="(default %(default)g)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints what differs: 0 nothing, 1 something differs, fails or cannot be compared."""
     if args.atol < 0:
         raise ConfigError(f"--atol {args.atol}: give 0 or more")
+    if args.against_version is not None and args.against_version_label:
+        raise ConfigError("--against_version and --against_version_label: give one of them")
     for path in args.files:
         if not path.is_file():
             raise ConfigError(f"{path} is no file; give a TFRecord file of PredictionLog")

@@ -27,7 +27,10 @@ def add_parser(verbs: Any) -> None:
     )
     add_server_flags(parser)
     parser.add_argument(
-        "--wait_s", type=positive_number, help="wait so long for a version to be AVAILABLE"
+        "--wait_s",
+        type=positive_number,
+        metavar="S",
+        help="wait so long for a version to be AVAILABLE",
     )
     parser.set_defaults(run=run)
 

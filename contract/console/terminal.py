@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
 import shutil
 import sys
@@ -256,7 +257,8 @@ def to_json(value: Any) -> Any:
         return value
     if isinstance(value, float):
         # NaN and infinity are no numbers of JSON: "nan", "inf"
-        return float(value) if value - value == 0 else str(float(value))
+        number = float(value)  # numpy's is a float too
+        return number if math.isfinite(number) else str(number)
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
