@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
+from contract.console.terminal import remark
 from contract.errors import PlumblineError
 from exporter import remote_commands, verbs
 from exporter.quiet import silence_tensorflow
@@ -40,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
     except PlumblineError as error:
-        _LOG.error("%s", error.message)
+        remark(error.message)
         _LOG.debug("where it was raised", exc_info=True)
         return exit_code_of(error)
     except KeyboardInterrupt:
-        _LOG.error("interrupted; nothing was published")
+        remark("interrupted; nothing was published")
         return ExitCode.INTERRUPTED
     return status
 

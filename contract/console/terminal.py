@@ -25,7 +25,7 @@ from contract.console.extras import is_installed
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
-    from rich.progress import ProgressColumn, TaskID
+    from rich.progress import TaskID
 
 _GAP = "  "
 _MIN_WIDTH = 20  # of a terminal that says it is narrower, or 0
@@ -121,7 +121,7 @@ class Progress:
         now = time.perf_counter()
         if now - self._said >= _LINE_S:
             self._said = now
-            self._tell()
+            self.tell()
 
     @property
     def rate(self) -> float:
@@ -129,13 +129,14 @@ class Progress:
         return self.count / max(time.perf_counter() - self._start, 1e-9)
 
     def describe(self) -> str:
-        """For example `predict: 12,800 rows, 54,321 rows/s`."""
+        """For example `12,800 rows, 54,321 rows/s`."""
         if self._unit == "bytes":
-            return f"{self._label}: {self.count / 1e6:.1f} MB, {self.rate / 1e6:.1f} MB/s"
-        return f"{self._label}: {self.count:,} {self._unit}, {self.rate:,.0f} {self._unit}/s"
+            return f"{self.count / 1e6:.1f} MB, {self.rate / 1e6:.1f} MB/s"
+        return f"{self.count:,} {self._unit}, {self.rate:,.0f} {self._unit}/s"
 
-    def _tell(self) -> None:
-        remark(self.describe())
+    def tell(self) -> None:
+        """Says so in a line."""
+        remark(f"{self._label}: {self.describe()}")
 
 
 class _BarProgress(Progress):
@@ -146,7 +147,7 @@ class _BarProgress(Progress):
 
     def advance(self, count: int) -> None:
         self.count += count
-        self._bar.update(self._task, advance=count, rate=self.rate)
+        self._bar.update(self._task, advance=count, text=self.describe())
 
 
 @contextmanager
@@ -166,38 +167,24 @@ def show_progress(
         try:
             yield progress
         finally:
-            remark(progress.describe())
+            progress.tell()
         return
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    with Bar(*_list_bar_columns(unit), console=console) as bar:
-        task = bar.add_task(label, total=total, rate=0.0)
+    with Bar(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[text]}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+    ) as bar:
+        task = bar.add_task(label, total=total, text="")
         shown = _BarProgress(label, unit, bar, task)
         try:
             yield shown
         finally:
-            bar.update(task, total=shown.count, completed=shown.count)
-
-
-def _list_bar_columns(unit: str) -> list[ProgressColumn]:
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TransferSpeedColumn,
-    )
-
-    counts: list[ProgressColumn] = (
-        [DownloadColumn(), TransferSpeedColumn()]
-        if unit == "bytes"
-        else [
-            TextColumn(f"{{task.completed:,}} {unit}"),
-            TextColumn(f"{{task.fields[rate]:,.0f}} {unit}/s"),
-        ]
-    )
-    label = TextColumn("{task.description}", markup=False)
-    return [label, BarColumn(bar_width=16), *counts, TimeElapsedColumn()]
+            bar.update(task, total=shown.count, completed=shown.count, text=shown.describe())
 
 
 class WaitingLine:
@@ -316,8 +303,12 @@ def _lay_out(columns: Sequence[_Column], room: int, *, has_rule: bool) -> list[_
     cells = [[column.heading for column in columns]]
     cells += [list(row) for row in zip(*(column.cells for column in columns), strict=True)]
     lines: list[_Line] = []
-    for at, row in enumerate(cells):
-        folded = [_fold(cell, width) for cell, width in zip(row, widths, strict=True)]
+    folds = [[_fold(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    # No wider than what folded cells and headings really take.
+    widths = [
+        max(_measure(one) for cell in cut for one in cell) for cut in zip(*folds, strict=True)
+    ]
+    for at, (row, folded) in enumerate(zip(cells, folds, strict=True)):
         styles = [_choose_style(cell) if at else "bold" for cell in row]
         for pieces in itertools.zip_longest(*folded, fillvalue=""):
             line: _Line = []

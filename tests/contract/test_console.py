@@ -96,9 +96,9 @@ def test_headings_fold_before_cells() -> None:
     rows = [["saved_model", "293.6", "97.77%", "6.0e-07", "bit for bit"]]
     headings = ["copy", "KiB", "top-1 agreement", "max abs difference", "verdict"]
     assert draw(headings, rows, width=55) == [
-        "copy           KiB       top-1     max abs  verdict",
-        "                     agreement  difference",
-        "saved_model  293.6      97.77%     6.0e-07  bit for bit",
+        "copy           KiB      top-1     max abs  verdict",
+        "                    agreement  difference",
+        "saved_model  293.6     97.77%     6.0e-07  bit for bit",
     ]
 
 
@@ -135,8 +135,8 @@ def test_what_would_move_the_cursor_is_shown_and_not_sent() -> None:
 
 def test_wide_letters_count_twice() -> None:
     shown = draw(["name", "n"], [["模型" * 30, "1"], ["e\u0301", "2"]], width=40)
-    assert max(map(cell_len, shown)) == 40
-    assert cell_len(shown[-1]) == 40  # an accent on its own takes no room
+    assert max(map(cell_len, shown)) == 39  # two columns a letter
+    assert cell_len(shown[-1]) == 39  # an accent on its own takes no room
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
