@@ -3,6 +3,8 @@
 import os
 import sys
 
+from contract.console.exits import ExitCode
+
 
 def main() -> int:
     """Runs one command; see `clients.cli.main`."""
@@ -14,7 +16,7 @@ def main() -> int:
 
         return run_command()
     except KeyboardInterrupt:  # before or after a command: nothing was begun or is left to keep
-        return 130
+        return ExitCode.INTERRUPTED
 
 
 if __name__ == "__main__":

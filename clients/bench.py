@@ -20,7 +20,8 @@ import numpy as np
 
 from clients.interruption import hold_interrupts
 from clients.on_device import OnDevicePredictor
-from clients.terminal import hide_delegate_notes, print_json, print_table
+from contract.console.terminal import print_json, print_table
+from contract.lite.notes import hide_delegate_notes
 from contract.lite.runtime import create_interpreter
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Signature
@@ -92,9 +93,9 @@ def print_bench(measured: Sequence[VariantBench], *, as_json: bool) -> None:
     if as_json:
         print_json({"variants": measured})
         return
-    numeric = ["KiB", "median µs", "p99 µs", "rows/s", "bare µs", "scaled µs", "ratio", "peak MiB"]
+    numbers = ["KiB", "median µs", "p99 µs", "rows/s", "bare µs", "scaled µs", "ratio", "peak MiB"]
     print_table(
-        ["variant", *numeric],
+        ["variant", *numbers],
         [
             [
                 one.variant,
@@ -112,7 +113,6 @@ def print_bench(measured: Sequence[VariantBench], *, as_json: bool) -> None:
         title=f"rows a call: {measured[0].batch_size}, threads: {measured[0].num_threads}, calls: "
         f"{measured[0].num_calls:,}; bare: set_tensor, invoke, get_tensor; scaled: the same with "
         "int8 from and to floats, in numpy; ratio: to scaled",
-        numeric=numeric,
     )
 
 

@@ -9,35 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from clients.commands import COMMANDS
-from contract.errors import (
-    Code,
-    ConfigError,
-    DatasetError,
-    ManifestError,
-    PermissionDeniedError,
-    PlumblineError,
-    RequestError,
-    ServableNotFoundError,
-    UnauthenticatedError,
-    UnimplementedError,
-)
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_UNREACHABLE = 3
-EXIT_INTERRUPTED = 130
-
-_UNREACHABLE = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
-_USAGE = (
-    ConfigError,
-    DatasetError,
-    ManifestError,
-    PermissionDeniedError,
-    RequestError,
-    ServableNotFoundError,
-    UnauthenticatedError,
-    UnimplementedError,
-)
+from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
+from contract.console.terminal import remark
+from contract.errors import PlumblineError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,8 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after `python -m clients`; those of the process when None.
 
     Returns:
-        0 done, 1 checked and failed or done in part, 2 usage or configuration, 3 server
-        unreachable, 130 interrupted.
+        An `ExitCode`.
     """
     args = build_parser().parse_args(argv)
     logging.basicConfig(
@@ -61,19 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt as interruption:
         kept = f": {interruption}" if str(interruption) else ""
-        print(f"\ninterrupted{kept}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        remark(f"\ninterrupted{kept}")
+        return ExitCode.INTERRUPTED
     except PlumblineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return choose_exit_code(error)
+        remark(f"error: {error}")
+        return exit_code_of(error)
     except BrokenPipeError:
         # The reader of stdout (`| head`) has gone: nothing is left to say, and the
         # interpreter must not try to flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return ExitCode.FAILED
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        remark(f"error: {error}")
+        return ExitCode.USAGE
     return status
 
 
@@ -82,8 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m clients",
         description="Ask a served model, check its answers, run it on the device.",
-        epilog="Exit codes: 0 done, 1 checked and failed or done in part, 2 usage, "
-        "3 server unreachable, 130 interrupted.",
+        epilog=EXIT_CODES,
     )
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
@@ -92,13 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
         verb.add_argument("--json", action="store_true", help="print the result as JSON")
         verb.add_argument("--verbose", action="store_true", help="log what is done to stderr")
     return parser
-
-
-def choose_exit_code(error: PlumblineError) -> int:
-    """The exit code for an error that ends a command."""
-    if error.code in _UNREACHABLE:
-        return EXIT_UNREACHABLE
-    return EXIT_USAGE if isinstance(error, _USAGE) else EXIT_FAILED
 
 
 def _walk(verbs: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:  # type: ignore[type-arg]

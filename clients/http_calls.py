@@ -10,22 +10,20 @@ from typing import Any
 
 from clients.options import ConnectionOptions, TlsOptions
 from clients.steps import Call
+from contract.console.extras import make_missing_error
 from contract.errors import (
     Code,
     ConfigError,
     DeadlineExceededError,
     PlumblineError,
     ServableUnavailableError,
-    UnimplementedError,
 )
 from contract.wire.status import ERROR_KEY, code_of_http, error_from_status
 
 try:
     import httpx
 except ImportError as missing:
-    raise UnimplementedError(
-        "RestClient needs httpx, which is not installed: pip install 'plumbline-tf[rest]'"
-    ) from missing
+    raise make_missing_error("RestClient", ["httpx"], "rest") from missing
 
 DEFAULT_PORT = 8501
 

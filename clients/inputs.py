@@ -9,7 +9,7 @@ from pathlib import Path
 from clients.fitting import choose_signature, find_pixel_shape, fit_rows
 from clients.input_files import list_files, read_files
 from clients.input_rows import Rows
-from clients.terminal import print_remark
+from contract.console.terminal import remark
 from contract.errors import DatasetError, PlumblineError
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Signature
@@ -96,4 +96,4 @@ class InputReader:
 
     def _skip(self, name: str, reason: str) -> None:
         self.skipped.append((name, reason))
-        print_remark(f"skipped {name}: {reason}")
+        remark(f"skipped {name}: {reason}")

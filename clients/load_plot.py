@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clients.extras import import_extra
 from clients.load import PERCENTILES, LoadResult
+from contract.console.extras import import_extra
 from contract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import Formatter
 
 _COLOURS = ("#0072b2", "#009e73", "#e69f00", "#d55e00")
 """Of Okabe and Ito's palette, which colour-blind people can tell apart."""
@@ -28,8 +32,10 @@ def write_plot(path: Path, results: Sequence[LoadResult], *, title: str) -> None
         ConfigError: matplotlib cannot write this format, or the path is not writable.
         UnimplementedError: matplotlib is not installed.
     """
-    figure_module = import_extra("matplotlib.figure", "--plot")
-    figure = figure_module.Figure(figsize=(8, 5), layout="constrained")
+    import_extra("matplotlib.figure", "--plot")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     if len(results) > 1:
         _draw_rates(axes, results)
@@ -47,16 +53,17 @@ def write_plot(path: Path, results: Sequence[LoadResult], *, title: str) -> None
         raise ConfigError(f"--plot {path} cannot be written: {error}") from error
 
 
-def _make_minor_formatter(axes: Any) -> Any:
+def _make_minor_formatter(axes: Axes) -> Formatter:
     """Numbers between the powers of ten where there is room for them."""
-    ticker = import_extra("matplotlib.ticker", "--plot")
+    from matplotlib import ticker
+
     low, high = axes.get_ylim()
     if high / max(low, 1e-12) > 30:
         return ticker.NullFormatter()
     return ticker.StrMethodFormatter("{x:g}")
 
 
-def _draw_rates(axes: Any, results: Sequence[LoadResult]) -> None:
+def _draw_rates(axes: Axes, results: Sequence[LoadResult]) -> None:
     rates = [result.asked_rate for result in results]
     for percentile, colour in zip(PERCENTILES, _COLOURS, strict=True):
         values = [result.percentiles_ms[percentile] or np.nan for result in results]
@@ -69,7 +76,7 @@ def _draw_rates(axes: Any, results: Sequence[LoadResult]) -> None:
     axes.legend()
 
 
-def _draw_percentiles(axes: Any, result: LoadResult) -> None:
+def _draw_percentiles(axes: Axes, result: LoadResult) -> None:
     values = np.sort(result.latencies_ms)
     # Each decade further right holds a tenth of the calls: 90 %, 99 %, 99.9 %.
     beyond = len(values) / np.arange(len(values), 0, -1)

@@ -11,6 +11,7 @@ import csv
 import io
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,7 +20,7 @@ import numpy as np
 
 from clients.input_rows import Rows
 from clients.interruption import hold_interrupts
-from clients.terminal import print_table
+from contract.console.terminal import print_table
 from contract.errors import ConfigError
 from contract.signature import STRING, Array, Batch, dtype_name
 
@@ -105,7 +106,9 @@ class TableSink(Sink):
 
     def close(self) -> None:
         if self._cells:
-            print_table(self._columns, self._cells)
+            names = drop_common_folder([cells[0] for cells in self._cells])
+            rows = [[name, *cells[1:]] for name, cells in zip(names, self._cells, strict=True)]
+            print_table(self._columns, rows)
 
     def describe(self) -> str:
         shown = len(self._cells)
@@ -186,6 +189,12 @@ class NpzSink(Sink):
 
     def describe(self) -> str:
         return f"{self.num_rows:,} rows in {self._path}"
+
+
+def drop_common_folder(names: Sequence[str]) -> list[str]:
+    """The names of rows without the folder that all of them share."""
+    shared = os.path.commonprefix(names).rfind("/") + 1  # noqa: RUF071  `:0` follows
+    return [name[shared:] for name in names]
 
 
 def has_classes(array: Array) -> bool:

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clients.extras import import_extra
 from clients.on_device import find_version_dir
 from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions
 from clients.sync import PredictionClient
 from contract import layout
+from contract.console.extras import import_extra
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import Manifest, read_manifest
 
@@ -34,13 +34,22 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         "(default %(default)s)",
     )
     server.add_argument(
-        "--model_name", default="", help="default: the version directory's, else `default`"
+        "--model_name",
+        default="",
+        metavar="NAME",
+        help="default: the version directory's, else `default`",
     )
     choice = server.add_mutually_exclusive_group()
-    choice.add_argument("--version", type=int, help="a version number; default: the newest")
-    choice.add_argument("--version_label", help="a version label, such as stable")
+    choice.add_argument(
+        "--version", type=int, metavar="N", help="a version number; default: the newest"
+    )
+    choice.add_argument("--version_label", metavar="LABEL", help="a version label, such as stable")
     server.add_argument(
-        "--timeout_s", type=positive_number, default=30.0, help="per call (default %(default)g)"
+        "--timeout_s",
+        type=positive_number,
+        default=30.0,
+        metavar="S",
+        help="per call (default %(default)g)",
     )
     add_credential_flags(server)
 
@@ -48,11 +57,17 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 def add_credential_flags(group: argparse._ArgumentGroup) -> None:
     """Adds the flags of TLS and of the bearer token."""
     group.add_argument("--tls", action="store_true", help="encrypt; trust the system's CAs")
-    group.add_argument("--ca_file", help="PEM: who may sign the server's certificate")
-    group.add_argument("--cert_file", help="PEM: our own certificate (mutual TLS)")
-    group.add_argument("--key_file", help="PEM: its private key")
-    group.add_argument("--tls_server_name", help="the name in the server's certificate")
-    group.add_argument("--auth_token_file", type=Path, help="a file that holds a bearer token")
+    group.add_argument(
+        "--ca_file", metavar="FILE", help="PEM: who may sign the server's certificate"
+    )
+    group.add_argument("--cert_file", metavar="FILE", help="PEM: our own certificate (mutual TLS)")
+    group.add_argument("--key_file", metavar="FILE", help="PEM: its private key")
+    group.add_argument(
+        "--tls_server_name", metavar="NAME", help="the name in the server's certificate"
+    )
+    group.add_argument(
+        "--auth_token_file", type=Path, metavar="FILE", help="a file that holds a bearer token"
+    )
 
 
 def add_version_dir_flag(parser: argparse.ArgumentParser, purpose: str) -> None:

@@ -12,19 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from contract.errors import (
-    ExportError,
-    PlumblineError,
-    ServableUnavailableError,
-)
+from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
+from contract.console.terminal import remark
+from contract.errors import PlumblineError
 from exporter import remote_commands, verbs
 from exporter.processes import silence_tensorflow
 
 _LOG = logging.getLogger(__name__)
 
 _Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Without the program's name; None for the process's own.
 
     Returns:
-        0 done; 1 checked and failed; 2 usage, configuration or bad input; 3 a remote base path
-        that cannot be reached; 130 interrupted.
+        An `ExitCode`.
     """
     silence_tensorflow()
     arguments = build_parser().parse_args(argv)
@@ -46,20 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
     except PlumblineError as error:
-        _LOG.error("%s", error.message)
+        remark(error.message)
         _LOG.debug("where it was raised", exc_info=True)
-        return _choose_exit_code(error)
+        return exit_code_of(error)
     except KeyboardInterrupt:
-        _LOG.error("interrupted; nothing was published")
-        return INTERRUPTED
+        remark("interrupted; nothing was published")
+        return ExitCode.INTERRUPTED
     return status
-
-
-def _choose_exit_code(error: PlumblineError) -> int:
-    """Checked and failed is 1; given something of no use is 2; a remote base path away is 3."""
-    if isinstance(error, ServableUnavailableError):
-        return UNREACHABLE
-    return FAILED if isinstance(error, ExportError) else USAGE
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m exporter",
         description="Train a Keras model, export it, verify every copy, publish it.",
+        epilog=EXIT_CODES,
         allow_abbrev=False,
     )
     parser.set_defaults(verbose=False)

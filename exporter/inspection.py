@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,14 +61,12 @@ def check_version_dir(path: Path) -> None:
 
 
 def list_signature_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row per signature and tensor pair, for a table."""
+    """A row for each tensor of each signature, for a table."""
     rows = []
     for name, signature in document["signatures"].items():
-        pairs = itertools.zip_longest(
-            signature["inputs"].items(), signature["outputs"].items(), fillvalue=("", "")
-        )
-        for at, (given, answered) in enumerate(pairs):
-            rows.append(("" if at else name, *given, *answered))
+        tensors = [("in", *item) for item in signature["inputs"].items()]
+        tensors += [("out", *item) for item in signature["outputs"].items()]
+        rows += [("" if at else name, *tensor) for at, tensor in enumerate(tensors)]
     return rows
 
 

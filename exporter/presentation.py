@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from contract.console.terminal import print_table, say
 from exporter.progress import describe_metrics
-from exporter.tables import print_table, say
 
 
 def show_export(document: dict[str, Any]) -> None:
@@ -19,7 +19,7 @@ def show_export(document: dict[str, Any]) -> None:
     title = document["model_name"] + (
         " — DUMMY DATA, predicts nothing real" if document["dummy"] else ""
     )
-    print_table(title, HEADINGS, list_rows(verification))
+    print_table(HEADINGS, list_rows(verification), title=title)
     for note in verification.notes:
         say(f"Note: {note}.")
     for name, problems in verification.failures.items():
@@ -59,24 +59,24 @@ def show_inspection(document: dict[str, Any]) -> None:
     from exporter.inspection import list_provenance, list_signature_rows, list_variant_rows
 
     print_table(
-        f"{document['model_name']} version {document['version']}",
-        ("signature", "input", "takes", "output", "gives"),
+        ("signature", "", "tensor", "takes or gives"),
         list_signature_rows(document),
+        title=f"{document['model_name']} version {document['version']}",
     )
     print_table(
-        "copies",
         ("copy", "KiB", "signatures", "quantised tensor", "scale", "zero point"),
         list_variant_rows(document),
+        title="copies",
     )
-    print_table("provenance", ("what", "value"), list_provenance(document))
+    print_table(("what", "value"), list_provenance(document), title="provenance")
 
 
 def show_recheck(document: dict[str, Any]) -> None:
     """What was checked, and what was not."""
     print_table(
-        str(document["path"]),
         ("checked", "result", "detail"),
         [(one["name"], one["result"], one["detail"]) for one in document["checks"]],
+        title=str(document["path"]),
     )
     say("Passed." if document["passed"] else "FAILED.")
 

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 
+from contract.console.terminal import open_rich
 from exporter.training_run import ProgressCallback, ProgressReport
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,10 @@ def open_progress(title: str) -> Iterator[ProgressCallback]:
         >>> with open_progress("mlp") as progress:
         ...     train(dataset, config, progress=progress)
     """
-    if not sys.stderr.isatty():
+    console = open_rich(sys.stderr)
+    if console is None:
         yield _log_progress
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -34,7 +35,7 @@ def open_progress(title: str) -> Iterator[ProgressCallback]:
         TextColumn("{task.fields[epoch]}{task.fields[metrics]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
+    with Progress(*columns, console=console, expand=True) as bar:
         task = bar.add_task(title, total=None, epoch="importing TensorFlow", metrics="")
 
         def show(report: ProgressReport) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, final
 
 from contract import layout
+from contract.console.extras import import_extra
 from contract.errors import (
     ConfigError,
     PlumblineError,
@@ -197,13 +198,7 @@ def _open_file_system(url: str, shown: str) -> tuple[Any, str]:
             f"{shown}: not a remote address; give one such as s3://bucket/models/mlp or "
             "file:///mnt/models/mlp"
         )
-    try:
-        fsspec = importlib.import_module("fsspec")
-    except ImportError:
-        raise UnimplementedError(
-            f"{shown}: remote base paths need fsspec, which is not installed: "
-            "pip install 'plumbline-tf[remote]'"
-        ) from None
+    fsspec = import_extra("fsspec", f"the remote base path {shown}")
     protocol = url.partition("://")[0]
     try:
         files, root = fsspec.core.url_to_fs(url)

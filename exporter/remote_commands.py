@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import importlib.util
-import json
-import logging
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from contract import layout
+from contract.console.exits import ExitCode
+from contract.console.terminal import print_json, say, show_progress
 from contract.errors import ConfigError
 from exporter.remote import OnBytes
 from exporter.remote_fetch import fetch_version
 from exporter.remote_publish import Copied, copy_to_remote
 
-_LOG = logging.getLogger(__name__)
-_LINE_S = 5.0
 _LOCAL_FLAGS = ("base_path", "keep", "version", "model_config_file", "allow_signature_change")
 
 
@@ -89,53 +84,17 @@ def _find_version_dir(path: Path) -> Path:
 
 def _run(arguments: argparse.Namespace, title: str, copy: Callable[[OnBytes], Copied]) -> int:
     start = time.perf_counter()
-    with _show_progress(title) as on_bytes:
-        copied = copy(on_bytes)
+    with show_progress(title, unit="bytes") as progress:
+        copied = copy(progress.advance)
     seconds = time.perf_counter() - start
     document: dict[str, Any] = dataclasses.asdict(copied) | {"seconds": round(seconds, 3)}
     if arguments.json:
-        text = json.dumps(document, indent=2)
+        print_json(document)
     else:
         already = f", {copied.num_present} of them there already" if copied.num_present else ""
-        text = (
+        say(
             f"{copied.model_name} version {copied.version}: {copied.num_files} files{already}, "
             f"{copied.num_bytes / 1e6:.1f} MB, every sha256 checked, {seconds:.1f} s\n"
             f"{copied.source} -> {copied.target}"
         )
-    sys.stdout.write(f"{text}\n")
-    return 0
-
-
-@contextlib.contextmanager
-def _show_progress(title: str) -> Iterator[OnBytes]:
-    """Bytes so far: a moving line on a terminal, a log line now and then elsewhere."""
-    if not (sys.stderr.isatty() and importlib.util.find_spec("rich")):
-        yield _log_bytes(title)
-        return
-    from rich import progress
-    from rich.console import Console
-
-    with progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda num_bytes: bar.advance(task, num_bytes)
-
-
-def _log_bytes(title: str) -> OnBytes:
-    total = 0
-    last = time.monotonic()
-
-    def count(num_bytes: int) -> None:
-        nonlocal total, last
-        total += num_bytes
-        if time.monotonic() - last >= _LINE_S:
-            last = time.monotonic()
-            _LOG.info("%s: %.1f MB so far", title, total / 1e6)
-
-    return count
+    return ExitCode.DONE

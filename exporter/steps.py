@@ -5,7 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING
+
+from contract.console.terminal import open_rich
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,12 +34,8 @@ class Steps:
         self.seconds: dict[str, float] = {}
         self._name = ""
         self._began = 0.0
-        self._status: Any = None
-        self._console: Any = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-
-            self._console = Console(stderr=True)
+        self._status: Status | None = None
+        self._console = open_rich(sys.stderr)
 
     def __call__(self, name: str, *, live: bool = True) -> None:
         """Ends the step before, and begins this one."""

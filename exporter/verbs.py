@@ -9,21 +9,20 @@ from typing import Any
 
 import msgspec
 
+from contract.console.exits import ExitCode
+from contract.console.extras import require_extra
+from contract.console.terminal import print_json
 from contract.errors import ConfigError
 from contract.lite.notes import hide_delegate_notes
 from exporter import presentation
 from exporter.config import Config, load_config
 from exporter.durability import explain_os_errors
-from exporter.extras import require_tensorflow
 from exporter.publish import Published, PublishOptions, publish_version
-from exporter.tables import say
-
-DONE, FAILED = 0, 1
 
 
 def train(arguments: argparse.Namespace) -> int:
     """`train`: the trained model goes into the run directory."""
-    require_tensorflow()
+    require_extra("tensorflow", "this command")
     from exporter.flow import choose_run_dir, run_train
     from exporter.steps import Steps
 
@@ -49,7 +48,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """`export`: the whole flow."""
-    require_tensorflow()
+    require_extra("tensorflow", "this command")
     from exporter.flow import choose_base_path, choose_run_dir, run_export
 
     config = _load_config(arguments)
@@ -75,7 +74,7 @@ def export(arguments: argparse.Namespace) -> int:
         "seconds": exported.seconds,
     }
     _print(document, arguments, presentation.show_export)
-    return DONE if verification.passed else FAILED
+    return ExitCode.DONE if verification.passed else ExitCode.FAILED
 
 
 def publish(arguments: argparse.Namespace) -> int:
@@ -109,12 +108,12 @@ def verify(arguments: argparse.Namespace) -> int:
     with hide_delegate_notes():
         document = recheck_version(arguments.path, skip_tensorflow=arguments.skip_tensorflow)
     _print(document, arguments, presentation.show_recheck)
-    return DONE if document["passed"] else FAILED
+    return ExitCode.DONE if document["passed"] else ExitCode.FAILED
 
 
 def predict(arguments: argparse.Namespace) -> int:
     """`predict`: in-process answers for the user's own inputs, as a golden file."""
-    require_tensorflow()
+    require_extra("tensorflow", "this command")
     from exporter.prediction import predict_files
 
     document = predict_files(
@@ -168,8 +167,7 @@ def _print(
     show: Callable[[dict[str, Any]], None],
 ) -> int:
     if arguments.json:
-        # msgspec writes infinity as null, which every reader of JSON takes.
-        say(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+        print_json(document)
     else:
         show(document)
-    return DONE
+    return ExitCode.DONE

@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from contract.console.exits import ExitCode
+from contract.console.extras import make_missing_error
+from contract.console.terminal import remark, say
 from contract.errors import PlumblineError
 
 VERBS = {
@@ -28,25 +31,23 @@ The module has `add_arguments(parser)` and `run(arguments) -> exit code`. If it 
 (a list) for `serving.config.parse_config`, and its `describe()` is printed after the help.
 """
 
-USAGE_ERROR, START_ERROR, INTERRUPTED = 2, 3, 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit code: see `docs/` for their meaning."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
-        print(_describe_verbs())
-        return 0 if given else USAGE_ERROR
+        say(_describe_verbs())
+        return ExitCode.DONE if given else ExitCode.USAGE
     if given[0] not in VERBS:
-        print(f"unknown verb {given[0]!r}\n{_describe_verbs()}", file=sys.stderr)
-        return USAGE_ERROR
+        remark(f"unknown verb {given[0]!r}\n{_describe_verbs()}")
+        return ExitCode.USAGE
     try:
         return _run_verb(given[0], given[1:])
     except PlumblineError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        return USAGE_ERROR
+        remark(f"error: {error.message}")
+        return ExitCode.USAGE
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def _run_verb(verb: str, given: list[str]) -> int:
@@ -59,9 +60,7 @@ def _run_verb(verb: str, given: list[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in ("serving", "contract"):
             raise
-        raise PlumblineError(
-            f"{verb} needs the package {error.name}: pip install 'plumbline-tf[serving]'"
-        ) from None
+        raise make_missing_error(verb, [error.name or "a package"], "serving") from None
     arguments = _parse_arguments(module, verb, description, given)
     code: int = module.run(arguments)
     return code

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from contract.console.exits import ExitCode
+from contract.console.terminal import say
 from contract.errors import ConfigError, PlumblineError
 from serving.config import ServerConfig, parse_server_flags, read_config
 from serving.flag_parsing import describe_flags, list_flags
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 
 TAKES_FLAGS = True
 
-STARTED_AND_FAILED = 3
-
 logger = logging.getLogger(__name__)
 
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def describe() -> str:
     """The flags, for `--help`."""
-    return "flags:\n" + describe_flags(list_flags(ServerFlags))
+    return "flags:\n" + describe_flags(list_flags(ServerFlags), "embedded")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     flags, unknown_flags = parse_server_flags(arguments.flags)
     if flags.version:
-        sys.stdout.write(f"Plumbline: {find_version()}\n")
-        return 0
+        say(f"Plumbline: {find_version()}")
+        return ExitCode.DONE
     _set_up_logging(flags)
     for one in unknown_flags:
         logger.warning("%s", one)
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         code = _run_on_loop(config) if config.workers == 1 else _run_workers(config)
     except PlumblineError as error:
         logger.error("Failed to start server. Error: %s: %s", error.code.name, error.message)
-        code = STARTED_AND_FAILED
+        code = ExitCode.UNREACHABLE
     if code:
         # A run or a load that never ends must not hold the process: its thread would be joined.
         logging.shutdown()

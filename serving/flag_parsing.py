@@ -13,13 +13,15 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
+from contract.console.terminal import fold
 from contract.errors import ConfigError
 
 FlagValue = bool | int | float | str
 T = TypeVar("T")
 
 Embedded = Literal["kept", "ignored"]
-Container = Literal["passed", "refused", "handled"]
+Container = Literal["passed", "refused", "handled", "ignored"]
+ServerKind = Literal["embedded", "container"]
 
 _KEY = "plumbline.flag"
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -35,7 +37,8 @@ class Flag:
         description: One or two sentences for `--help`.
         embedded: Whether the embedded server keeps the flag, or takes and ignores it.
         container: What `serving container` does with it: passes it to tensorflow_model_server,
-            handles it itself, or refuses it, since ignoring it would be unsafe.
+            handles it itself, refuses it, since ignoring it would be unsafe, or ignores it. All
+            of them reach an image of Plumbline's own.
     """
 
     name: str
@@ -149,11 +152,24 @@ def _suggest(argument: str, known: Iterable[str]) -> str:
     return near[0] if near else ""
 
 
-def describe_flags(flags: Iterable[Flag]) -> str:
-    """The table of `--help`: a line with name and default, then what the flag is for."""
+_NOTES: dict[tuple[ServerKind, str], str] = {
+    ("embedded", "ignored"): " [accepted and ignored]",
+    ("container", "ignored"): " [Plumbline's own image only]",
+    ("container", "refused"): " [Plumbline's own image only]",
+}
+
+
+def describe_flags(flags: Iterable[Flag], server: ServerKind) -> str:
+    """The table of `--help`: a line with name and default, then what the flag is for.
+
+    Args:
+        flags: What to describe.
+        server: Whose help it is: what one of them ignores the other may honour.
+    """
     lines = []
     for one in flags:
         default = str(one.default).lower() if isinstance(one.default, bool) else repr(one.default)
-        note = " [accepted and ignored]" if one.embedded == "ignored" else ""
-        lines += [f"  --{one.name}={default}{note}", f"      {one.description}"]
+        fate = one.embedded if server == "embedded" else one.container
+        note = _NOTES.get((server, fate), "")
+        lines += [f"  --{one.name}={default}{note}", fold(one.description, indent=" " * 6)]
     return "\n".join(lines)

@@ -24,14 +24,14 @@ class ServerFlags(TensorFlowServingFlags):
     preload_signatures: bool = flag(
         False,
         "Load TensorFlow at once for the signatures that need it, not when first asked.",
-        container="handled",
+        container="ignored",
     )
     workers: int = flag(
-        1, "Processes that share the ports; limits on calls hold for each.", container="handled"
+        1, "Processes that share the ports; limits on calls hold for each.", container="ignored"
     )
-    litert_num_threads: int = flag(1, "Threads inside one run of LiteRT.", container="handled")
+    litert_num_threads: int = flag(1, "Threads inside one run of LiteRT.", container="ignored")
     strict_compat: bool = flag(
-        False, "Turn the deliberate differences from TensorFlow Serving off.", container="handled"
+        False, "Turn the deliberate differences from TensorFlow Serving off.", container="ignored"
     )
     drain_timeout_s: float = flag(
         30.0, "How long SIGTERM waits for calls in flight.", container="handled"
@@ -70,17 +70,14 @@ class ServerFlags(TensorFlowServingFlags):
         "",
         "Folder for PredictionLog records of sampled requests.",
         container="refused",
-        embedded="ignored",
     )
     request_log_sampling_rate: float = flag(
         0.0,
         "Share of requests to log where a model has no logging_config.",
         container="refused",
-        embedded="ignored",
     )
     request_log_max_bytes: int = flag(
         256 * MEBIBYTE,
         "Bytes of request logs to keep; the oldest file goes first.",
         container="refused",
-        embedded="ignored",
     )

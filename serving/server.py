@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from contract.console.exits import ExitCode
 from contract.errors import Code, PlumblineError
 from serving.announcement import Addresses, log_addresses, write_port_file
 from serving.config import ServerConfig
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from serving.states import VersionStatus
 
 logger = logging.getLogger(__name__)
-
-DONE, PARTLY_DONE, INTERRUPTED = 0, 1, 130
 
 
 class Front(Manager, Protocol):
@@ -217,9 +216,9 @@ class Server:
             failing.result()
         await stopping
         if await self._drain():
-            return DONE
+            return ExitCode.DONE
         logger.warning("gave up on calls in flight after %s s", self._config.drain_timeout_s)
-        return PARTLY_DONE
+        return ExitCode.FAILED
 
     async def _wait_for_failure(self) -> None:
         """Returns never, unless the configuration turns out to serve nothing.
@@ -291,7 +290,7 @@ def _handle_signal(number: int, stop: asyncio.Event) -> None:
     if stop.is_set():
         logger.warning("second signal: ending at once")
         logging.shutdown()
-        os._exit(INTERRUPTED)
+        os._exit(ExitCode.INTERRUPTED)
     logger.info("%s: not ready; draining", signal.Signals(number).name)
     stop.set()
 

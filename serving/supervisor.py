@@ -19,14 +19,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from contract.console.exits import ExitCode
 from contract.errors import ConfigError
 from serving.announcement import Addresses, log_addresses, write_port_file
 from serving.config import ServerConfig
 from serving.port_reservation import PortReservation
 from serving.worker_board import Board
-
-DONE, INTERRUPTED = 0, 130
-START_FAILED = 3
 
 _STOPPING = frozenset((signal.SIGTERM, signal.SIGINT))
 _LISTENING = signal.SIGUSR1  # a worker says that it takes calls
@@ -76,7 +74,7 @@ class Supervisor:
         self._places = [_Place(slot) for slot in range(config.workers)]
         self._has_opened = False
         self._is_stopping = False
-        self._code = DONE
+        self._code: int = ExitCode.DONE
 
     def run(self) -> int:
         """Serves until a signal; returns the exit code.
@@ -182,9 +180,9 @@ class Supervisor:
             # Killed by a signal counts as calls cut off.
             self._code = max(self._code, code if code >= 0 else 1)
             return
-        if code == START_FAILED and not place.is_replacement:
+        if code == ExitCode.UNREACHABLE and not place.is_replacement:
             # What the first workers cannot serve, no other could.
-            self._code = START_FAILED
+            self._code = ExitCode.UNREACHABLE
             self._end_all(signal.SIGTERM)
             return
         now = time.monotonic()
@@ -200,7 +198,7 @@ class Supervisor:
         if self._is_stopping:
             logger.warning("second signal: ending at once")
             self._end_all(signal.SIGKILL)
-            self._code = INTERRUPTED
+            self._code = ExitCode.INTERRUPTED
             return
         logger.info("%s: not ready; draining %d workers", number.name, len(self._places))
         self._end_all(signal.SIGTERM)

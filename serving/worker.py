@@ -12,14 +12,13 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from contract.console.exits import ExitCode
 from contract.errors import ConfigError, PlumblineError
 from serving.config import ServerConfig
 from serving.model_config import read_model_configs
 from serving.server import Server
 from serving.worker_board import Board
 from serving.worker_group import WorkerGroup
-
-START_FAILED = 3
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class Worker:
                 return runner.run(self._serve())
         except PlumblineError as error:
             logger.error("Failed to start server. Error: %s: %s", error.code.name, error.message)
-            return START_FAILED
+            return ExitCode.UNREACHABLE
 
     async def _serve(self) -> int:
         stop = asyncio.Event()

@@ -22,7 +22,8 @@ from clients.doctor.package import check_package
 from clients.doctor.server import check_server
 from clients.doctor.version import check_version
 from clients.targets import DEFAULT_REST_SERVER, add_server_flags, find_manifest
-from clients.terminal import print_json, print_line, print_table
+from contract.console.exits import ExitCode
+from contract.console.terminal import print_json, print_table, say
 
 
 def add_parser(verbs: Any) -> None:
@@ -72,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
         _print(merged, ", ".join(targets))
     failed = [finding for finding in merged if finding.verdict == FAILS]
     if any(finding.check == REACHABLE for finding in failed):
-        return 3
-    return 1 if failed else 0
+        return ExitCode.UNREACHABLE
+    return ExitCode.FAILED if failed else ExitCode.DONE
 
 
 def is_folder(target: str) -> bool:
@@ -92,7 +93,7 @@ def _print(findings: list[Finding], title: str) -> None:
     print_table(["check", "result", "what was seen"], rows, title=f"doctor {title}")
     fixes = [one for one in findings if one.fix and one.verdict != NOT_CHECKED]
     for one in fixes:
-        print_line(f"{one.check}: {one.fix}")
+        say(f"{one.check}: {one.fix}")
 
 
 def _explain_gap(check: str, *, is_version: bool) -> str:

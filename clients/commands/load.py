@@ -12,7 +12,6 @@ import grpc
 
 from clients.bench import make_batch
 from clients.connection import explain_failure, open_channel
-from clients.extras import import_extra
 from clients.inputs import InputReader
 from clients.interruption import Interrupted
 from clients.load import PERCENTILES, LoadPlan, LoadResult, LoadRun
@@ -26,7 +25,9 @@ from clients.targets import (
     positive_count,
     positive_number,
 )
-from clients.terminal import print_json, print_remark, print_table, show_progress
+from contract.console.exits import ExitCode
+from contract.console.extras import import_extra
+from contract.console.terminal import print_json, print_table, remark, show_progress
 from contract.servable import ModelSpec
 from contract.signature import Batch, Signature, find_signature
 from contract.wire import rpc
@@ -49,17 +50,35 @@ def add_parser(verbs: Any) -> None:
         help="calls per second; several, one after the other, with commas (default 100)",
     )
     parser.add_argument(
-        "--duration_s", type=positive_number, default=10.0, help="measured, per rate (default 10)"
+        "--duration_s",
+        type=positive_number,
+        default=10.0,
+        metavar="S",
+        help="measured, per rate (default 10)",
     )
     parser.add_argument(
-        "--warmup_s", type=positive_number, default=2.0, help="discarded, per rate (default 2)"
+        "--warmup_s",
+        type=positive_number,
+        default=2.0,
+        metavar="S",
+        help="discarded, per rate (default 2)",
     )
     parser.add_argument(
-        "--batch_size", type=positive_count, default=1, help="rows per call (default 1)"
+        "--batch_size",
+        type=positive_count,
+        default=1,
+        metavar="ROWS",
+        help="rows per call (default 1)",
     )
-    parser.add_argument("--input", type=Path, help="rows to send; default: random values")
-    parser.add_argument("--signature_name", default="", help="default: serving_default")
-    parser.add_argument("--seed", type=int, default=0, help="of the arrival times (default 0)")
+    parser.add_argument(
+        "--input", type=Path, metavar="FILE", help="rows to send; default: random values"
+    )
+    parser.add_argument(
+        "--signature_name", default="", metavar="NAME", help="default: serving_default"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the arrival times (default 0)"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the latency curve (png)")
     add_server_flags(parser)
     parser.set_defaults(run=run)
@@ -95,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         _report(args, results, signature)
         raise Interrupted(f"measured {sum(one.num_sent for one in results):,} calls") from None
     _report(args, results, signature)
-    return 0 if all(_is_reached(result) for result in results) else 1
+    return ExitCode.DONE if all(map(_is_reached, results)) else ExitCode.FAILED
 
 
 def _choose_batch(args: argparse.Namespace, metadata: ModelMetadata) -> tuple[Signature, Batch]:
@@ -155,7 +174,7 @@ def _report(args: argparse.Namespace, results: list[LoadResult], signature: Sign
     if args.plot and any(result.num_ok for result in results):
         title = f"{args.server} {choose_model_name(args)}: {signature.name}, "
         write_plot(args.plot, results, title=f"{title}{args.batch_size} rows a call")
-        print_remark(f"wrote {args.plot}")
+        remark(f"wrote {args.plot}")
 
 
 def _print(results: list[LoadResult], title: str) -> None:
@@ -174,11 +193,10 @@ def _print(results: list[LoadResult], title: str) -> None:
             for result in results
         ],
         title=f"{title}; latency from the intended send time",
-        numeric=headings,
     )
     for result in results:
-        for remark in describe_doubts(result):
-            print_remark(f"{result.asked_rate:g} calls/s: {remark}")
+        for doubt in describe_doubts(result):
+            remark(f"{result.asked_rate:g} calls/s: {doubt}")
 
 
 def describe_doubts(result: LoadResult) -> list[str]:

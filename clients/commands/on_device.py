@@ -13,8 +13,9 @@ from clients.commands.predict import add_input_flags, predict_files
 from clients.input_rows import Rows
 from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
 from clients.targets import positive_count
-from clients.terminal import hide_delegate_notes
 from contract import layout
+from contract.console.exits import ExitCode
+from contract.lite.notes import hide_delegate_notes
 
 
 def add_parser(verbs: Any) -> None:
@@ -31,7 +32,13 @@ def _add_run(below: Any) -> None:
     parser = below.add_parser("run", help="files to predictions")
     add_input_flags(parser)
     _add_model_flags(parser)
-    parser.add_argument("--variant", default=layout.FLOAT32, choices=layout.VARIANTS)
+    parser.add_argument(
+        "--variant",
+        default=layout.FLOAT32,
+        choices=layout.VARIANTS,
+        metavar="VARIANT",
+        help=f"{', '.join(layout.VARIANTS)} (default %(default)s)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -39,13 +46,25 @@ def _add_bench(below: Any) -> None:
     parser = below.add_parser("bench", help="latency, speed and memory of the variants")
     _add_model_flags(parser)
     parser.add_argument(
-        "--variant", action="append", choices=layout.VARIANTS, help="default: all there are"
+        "--variant",
+        action="append",
+        choices=layout.VARIANTS,
+        metavar="VARIANT",
+        help=f"{', '.join(layout.VARIANTS)}; may be repeated (default: all there are)",
     )
     parser.add_argument(
-        "--batch_size", type=positive_count, default=1, help="rows per call (default %(default)s)"
+        "--batch_size",
+        type=positive_count,
+        default=1,
+        metavar="ROWS",
+        help="rows per call (default %(default)s)",
     )
     parser.add_argument(
-        "--calls", type=positive_count, default=DEFAULT_CALLS, help="timed calls per variant"
+        "--calls",
+        type=positive_count,
+        default=DEFAULT_CALLS,
+        metavar="N",
+        help="timed calls per variant",
     )
     parser.set_defaults(run=run_bench)
 
@@ -58,7 +77,9 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a version directory, a base path for its newest version, or a .tflite file",
     )
-    parser.add_argument("--num_threads", type=positive_count, default=1, help="inside one call")
+    parser.add_argument(
+        "--num_threads", type=positive_count, default=1, metavar="N", help="inside one call"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,4 +114,4 @@ def run_bench(args: argparse.Namespace) -> int:
         for variant in args.variant or variants
     ]
     print_bench(measured, as_json=args.json)
-    return 0
+    return ExitCode.DONE

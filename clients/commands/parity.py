@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clients.extras import import_extra
 from clients.hops import (
     GRPC,
     GRPC_AIO,
@@ -33,13 +32,16 @@ from clients.targets import (
     open_client,
     open_rest_client,
 )
-from clients.terminal import hide_delegate_notes, print_json, print_remark, print_table
 from contract import layout
+from contract.console.exits import ExitCode
+from contract.console.extras import import_extra
+from contract.console.terminal import print_json, print_table, remark
 from contract.errors import ConfigError, PlumblineError, UnimplementedError
 from contract.golden import Golden, read_golden
+from contract.lite.notes import hide_delegate_notes
 from contract.parity import Tolerance, read_tolerances
 
-_NUMERIC = ("rows", "max diff", "max ULP", "top-1", "worst row")
+_NUMBERS = ("rows", "max diff", "max ULP", "top-1", "worst row")
 
 
 def add_parser(verbs: Any) -> None:
@@ -55,7 +57,10 @@ def add_parser(verbs: Any) -> None:
     )
     add_version_dir_flag(parser, "golden examples and TFLite variants")
     parser.add_argument(
-        "--golden", type=Path, help="golden examples, such as `python -m exporter predict` writes"
+        "--golden",
+        type=Path,
+        metavar="FILE",
+        help="golden examples, such as `python -m exporter predict` writes",
     )
     parser.add_argument(
         "--rest_server",
@@ -86,21 +91,21 @@ def run(args: argparse.Namespace) -> int:
     reports: list[HopReport] = []
     try:
         for name in names:
-            print_remark(f"asking {name}")
+            remark(f"asking {name}")
             reports.append(_check(name, args, version_dir, golden))
     except KeyboardInterrupt:
         _print(args, reports, path)
         raise Interrupted(f"{len(reports)} of {len(names)} hops were checked") from None
     _print(args, reports, path)
-    return choose_status(reports)
+    return choose_exit_code(reports)
 
 
-def choose_status(reports: Sequence[HopReport]) -> int:
-    """0 when all agree; 1 for a difference, an error or a gap; 3 when all else is unreachable."""
+def choose_exit_code(reports: Sequence[HopReport]) -> ExitCode:
+    """Whether all agree; a difference, an error or a gap outweighs what is unreachable."""
     verdicts = {report.verdict for report in reports}
     if verdicts <= {AGREES}:
-        return 0
-    return 3 if verdicts <= {AGREES, UNREACHABLE} else 1
+        return ExitCode.DONE
+    return ExitCode.UNREACHABLE if verdicts <= {AGREES, UNREACHABLE} else ExitCode.FAILED
 
 
 def _choose_golden(golden: Path | None, version_dir: Path | None) -> Path:
@@ -172,7 +177,7 @@ def _print(args: argparse.Namespace, reports: Sequence[HopReport], path: Path) -
     if args.json:
         print_json({"golden": str(path), "hops": [_describe(report) for report in reports]})
         return
-    columns = ["hop", *_NUMERIC, "verdict"]
+    columns = ["hop", *_NUMBERS, "verdict"]
     rows = [_make_row(report) for report in reports]
     if args.per_signature:
         columns.insert(1, "signature")
@@ -181,11 +186,10 @@ def _print(args: argparse.Namespace, reports: Sequence[HopReport], path: Path) -
         columns,
         rows,
         title=f"parity with {path}; max diff: largest absolute difference",
-        numeric=_NUMERIC,
     )
     for report in reports:
         for problem in report.problems:
-            print_remark(f"{report.hop}: {problem}")
+            remark(f"{report.hop}: {problem}")
 
 
 def _make_row(report: HopReport) -> list[str]:

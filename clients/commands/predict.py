@@ -23,8 +23,9 @@ from clients.targets import (
     open_client,
     open_rest_client,
 )
-from clients.terminal import print_json, print_remark, show_progress
 from contract import layout
+from contract.console.exits import ExitCode
+from contract.console.terminal import print_json, remark, show_progress
 from contract.errors import ConfigError
 from contract.signature import Signature
 
@@ -50,12 +51,21 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
         help="npz, npy, csv, jsonl, PNG, JPEG, or a folder of images (light ink on dark)",
     )
     parser.add_argument(
-        "--output", type=Path, help="an npz, csv or jsonl file; default: a table of the first rows"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="an npz, csv or jsonl file; default: a table of the first rows",
     )
-    parser.add_argument("--signature_name", default="", help="default: chosen by what is given")
-    parser.add_argument("--array_name", default="", help="the array to take of an npz")
+    parser.add_argument(
+        "--signature_name", default="", metavar="NAME", help="default: chosen by what is given"
+    )
+    parser.add_argument(
+        "--array_name", default="", metavar="NAME", help="the array to take of an npz"
+    )
     parser.add_argument("--invert", action="store_true", help="images have dark ink on paper")
-    parser.add_argument("--labels", type=Path, help="a text file, one class name per line")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="a text file, one class name per line"
+    )
     parser.add_argument(
         "--allow_non_finite", action="store_true", help="send NaN and infinity as they are"
     )
@@ -105,7 +115,7 @@ def predict_files(
         invert=args.invert,
     )
     if not args.signature_name:
-        print_remark(f"signature {reader.signature.name}")
+        remark(f"signature {reader.signature.name}")
     if args.json:
         return _predict_json(args, reader, answer)
     sink = open_sink(args.output, find_labels(args))
@@ -115,8 +125,8 @@ def predict_files(
         raise Interrupted(f"kept {sink.describe()}" if sink.num_rows else "") from None
     finally:
         sink.close()
-    print_remark(sink.describe())
-    return 1 if failed or reader.skipped else 0
+    remark(sink.describe())
+    return ExitCode.FAILED if failed or reader.skipped else ExitCode.DONE
 
 
 def choose_inputs(args: argparse.Namespace) -> list[Path]:
@@ -139,7 +149,7 @@ def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
             if len(part.indices):
                 sink.write(part.rows, part.indices, part.outputs)
             for name, reason in part.failed:
-                print_remark(f"failed {name}: {reason}")
+                remark(f"failed {name}: {reason}")
             num_failed += len(part.failed)
             progress.advance(part.num_rows)
     return num_failed
@@ -162,4 +172,4 @@ def _predict_json(args: argparse.Namespace, reader: InputReader, answer: Answeri
             "skipped": [{"file": name, "reason": reason} for name, reason in reader.skipped],
         }
     )
-    return 1 if failed or reader.skipped else 0
+    return ExitCode.FAILED if failed or reader.skipped else ExitCode.DONE

@@ -15,12 +15,17 @@ from clients.interruption import Interrupted
 from clients.replay import Ask, read_recordings, redirect, replay_recordings
 from clients.replay_comparison import AGREES, DIFFERS, FAILED, NOT_COMPARED, Comparison, Recording
 from clients.targets import add_server_flags, connection_options
-from clients.terminal import print_json, print_remark, print_table, show_progress
+from contract.console.exits import ExitCode
+from contract.console.terminal import print_json, print_table, remark, show_progress
 from contract.errors import ConfigError, PlumblineError
 from contract.parity import FLOAT32, Tolerance
 from contract.servable import ModelSpec
 
 _SHOWN = 20
+_HEADINGS = (
+    *("method", "signature", "requests", "rows", AGREES, DIFFERS, FAILED, NOT_COMPARED),
+    *("max abs difference", "class changed"),
+)
 
 
 def add_parser(verbs: Any) -> None:
@@ -38,10 +43,15 @@ def add_parser(verbs: Any) -> None:
     add_server_flags(parser)
     other = parser.add_argument_group("what to compare with (default: the recorded answers)")
     other.add_argument("--against", metavar="ADDRESS", help="default: --server")
-    choice = other.add_mutually_exclusive_group()
-    choice.add_argument("--against_version", type=int)
-    choice.add_argument("--against_version_label")
-    other.add_argument("--atol", type=float, default=FLOAT32.atol, help="(default %(default)g)")
+    other.add_argument("--against_version", type=int, metavar="N")
+    other.add_argument("--against_version_label", metavar="LABEL", help="instead of a number")
+    other.add_argument(
+        "--atol",
+        type=float,
+        default=FLOAT32.atol,
+        metavar="DIFFERENCE",
+        help="(default %(default)g)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -49,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints what differs: 0 nothing, 1 something differs, fails or cannot be compared."""
     if args.atol < 0:
         raise ConfigError(f"--atol {args.atol}: give 0 or more")
+    if args.against_version is not None and args.against_version_label:
+        raise ConfigError("--against_version and --against_version_label: give one of them")
     for path in args.files:
         if not path.is_file():
             raise ConfigError(f"{path} is no file; give a TFRecord file of PredictionLog")
@@ -63,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         _report(args, found, skipped)
         raise
     _report(args, found, skipped)
-    return 0 if found and all(one.verdict == AGREES for one in found) and not skipped else 1
+    agrees = found and all(one.verdict == AGREES for one in found) and not skipped
+    return ExitCode.DONE if agrees else ExitCode.FAILED
 
 
 def _replay(
@@ -137,27 +150,25 @@ def _report(
             }
         )
         return
-    numeric = ["requests", "rows", AGREES, DIFFERS, FAILED, NOT_COMPARED, "max abs difference"]
     print_table(
-        ["method", "signature", *numeric, "class changed"],
+        _HEADINGS,
         [_summarise(key, group) for key, group in _group(found).items()],
         title=f"replay of {', '.join(map(str, args.files))}",
-        numeric=[*numeric, "class changed"],
     )
-    _remark(found, skipped)
+    _explain(found, skipped)
 
 
-def _remark(found: list[Comparison], skipped: list[tuple[str, str]]) -> None:
+def _explain(found: list[Comparison], skipped: list[tuple[str, str]]) -> None:
     bad = [one for one in found if one.verdict != AGREES]
     for one in bad[:_SHOWN]:
         reason = one.problem or f"by up to {one.max_abs_difference:.3g}"
-        print_remark(f"request {one.number} {one.verdict}: {reason}")
+        remark(f"request {one.number} {one.verdict}: {reason}")
     if len(bad) > _SHOWN:
-        print_remark(f"and {len(bad) - _SHOWN:,} more: --json lists all")
+        remark(f"and {len(bad) - _SHOWN:,} more: --json lists all")
     for name, reason in skipped[:_SHOWN]:
-        print_remark(f"skipped {name}: {reason}")
+        remark(f"skipped {name}: {reason}")
     if not found:
-        print_remark("no request was found")
+        remark("no request was found")
 
 
 def _group(found: list[Comparison]) -> dict[tuple[str, str], list[Comparison]]:

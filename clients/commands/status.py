@@ -14,7 +14,8 @@ from clients.targets import (
     open_rest_client,
     positive_number,
 )
-from clients.terminal import print_json, print_table
+from contract.console.exits import ExitCode
+from contract.console.terminal import print_json, print_table
 from contract.servable import VersionState
 from contract.signature import Signature
 
@@ -26,7 +27,10 @@ def add_parser(verbs: Any) -> None:
     )
     add_server_flags(parser)
     parser.add_argument(
-        "--wait_s", type=positive_number, help="wait so long for a version to be AVAILABLE"
+        "--wait_s",
+        type=positive_number,
+        metavar="S",
+        help="wait so long for a version to be AVAILABLE",
     )
     parser.set_defaults(run=run)
 
@@ -47,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(_describe(choose_model_name(args), versions, metadata))
     else:
         _print_tables(choose_model_name(args), versions, metadata)
-    return 0 if is_available else 1
+    return ExitCode.DONE if is_available else ExitCode.FAILED
 
 
 def _describe(
@@ -76,12 +80,11 @@ def _print_tables(
         ["version", "state", "error"],
         [[one.version, one.state.name, describe_error(one)] for one in versions],
         title=f"model {model_name}",
-        numeric=["version"],
     )
     if metadata is not None:
         print_table(
-            ["signature", "inputs", "outputs"],
-            [describe_signature(signature) for signature in metadata.signatures.values()],
+            ["signature", "", "tensor", "takes or gives"],
+            [row for one in metadata.signatures.values() for row in list_tensor_rows(one)],
             title=f"signatures of version {metadata.version}",
         )
 
@@ -91,10 +94,11 @@ def describe_error(status: VersionStatus) -> str:
     return f"{status.error_code.name}: {status.error_message}" if status.error_code else ""
 
 
-def describe_signature(signature: Signature) -> list[str]:
-    """Name, inputs and outputs as a person reads them."""
+def list_tensor_rows(signature: Signature) -> list[tuple[str, ...]]:
+    """A row for each input and output, the first with the signature's name."""
+    tensors = [("in", name, spec) for name, spec in signature.inputs.items()]
+    tensors += [("out", name, spec) for name, spec in signature.outputs.items()]
     return [
-        signature.name,
-        "; ".join(f"{name} {spec.describe()}" for name, spec in signature.inputs.items()),
-        "; ".join(f"{name} {spec.describe()}" for name, spec in signature.outputs.items()),
+        ("" if at else signature.name, way, name, spec.describe())
+        for at, (way, name, spec) in enumerate(tensors)
     ]

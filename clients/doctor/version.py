@@ -22,10 +22,10 @@ from clients.doctor.findings import (
 from clients.doctor.specs import check_names, check_specs
 from clients.hops import ON_DEVICE, make_device_hop
 from clients.parity import AGREES, check_hop
-from clients.terminal import hide_delegate_notes
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
 from contract.golden import read_golden
+from contract.lite.notes import hide_delegate_notes
 from contract.manifest import Manifest, from_entries
 from contract.signature import Signature
 from contract.wire.signatures import read_meta_graph, read_signatures

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import tempfile
 from pathlib import Path
 
 from contract import layout
+from contract.console.exits import ExitCode
+from contract.console.terminal import remark, say
 from contract.errors import ConfigError, ManifestError, ServableUnavailableError
 from contract.manifest import Manifest, check_files, read_manifest
 from serving.container.engines import ContainerEngine, find_engine, last_line
@@ -24,7 +25,6 @@ from serving.container.images import (
 EMBEDDED_IMAGE = "plumbline:embedded"
 DIGEST_LETTERS = 12
 BUILD_TIMEOUT_S = 1800.0
-START_ERROR = 3
 
 _NAME = re.compile(r"[A-Za-z0-9]+([._-]+[A-Za-z0-9]+)*")
 
@@ -80,10 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
             )
         _build(engine, base, reference, version_dir=version_dir, manifest=manifest)
     except ServableUnavailableError as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        return START_ERROR
-    sys.stdout.write(f"{reference}\n")
-    return 0
+        remark(f"error: {error.message}")
+        return ExitCode.UNREACHABLE
+    say(reference)
+    return ExitCode.DONE
 
 
 def find_version_dir(path: Path) -> Path:

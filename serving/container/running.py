@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from contract.console.terminal import WaitingLine
 from contract.errors import ConfigError, ServableUnavailableError
 from serving.announcement import join_address
 from serving.container.engines import ContainerEngine
@@ -109,11 +110,11 @@ class RunningContainer:
                 lines of the log are in the message.
         """
         began = looked = time.monotonic()
-        line = ProgressLine()
+        line = WaitingLine()
         while True:
             progress = {model: probe.look(model) for model in models}
             waited = time.monotonic() - began
-            line.show(progress, waited)
+            line.show(describe_progress(progress), waited)
             if all(one.state == AVAILABLE for one in progress.values()):
                 return line.end()
             if time.monotonic() - looked > LOOK_AFTER_S:
@@ -213,26 +214,3 @@ def check_port_is_free(host: str, port: int, flag: str) -> None:
 def describe_progress(progress: dict[str, ModelProgress]) -> str:
     """One line: each model and its state."""
     return ", ".join(f"{name}: {one.failure or one.state}" for name, one in progress.items())
-
-
-class ProgressLine:
-    """How far the models are, on stderr: one line rewritten on a terminal, else one a change."""
-
-    def __init__(self) -> None:
-        self._shown = ""
-        self._rewrites = sys.stderr.isatty()
-
-    def show(self, progress: dict[str, ModelProgress], waited_s: float) -> None:
-        """Shows it, if there is news."""
-        text = describe_progress(progress)
-        if self._rewrites:
-            sys.stderr.write(f"\r\033[Kwaiting {waited_s:4.1f} s  {text}"[:200])
-            sys.stderr.flush()
-        elif text != self._shown:
-            sys.stderr.write(f"waiting {waited_s:.1f} s  {text}\n")
-        self._shown = text
-
-    def end(self) -> None:
-        """Ends the line."""
-        if self._rewrites:
-            sys.stderr.write("\n")

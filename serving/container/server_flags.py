@@ -99,9 +99,9 @@ def _pass_some(config: ServerConfig, given: Mapping[str, FlagValue]) -> list[str
             flags.append(_write(one.name, given[one.name]))
     if config.grpc_socket_path:
         flags.append(_write("grpc_socket_path", config.grpc_socket_path))
-    for name in ("workers", "litert_num_threads", "strict_compat", "preload_signatures"):
-        if name in given:
-            logger.info("--%s says nothing to TensorFlow Serving", name)
+    for one in list_flags(ServerFlags):
+        if one.container == "ignored" and one.name in given:
+            logger.info("--%s says nothing to TensorFlow Serving", one.name)
     return flags
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
+from contract.console.exits import ExitCode
+from contract.console.terminal import remark, say
 from contract.errors import ConfigError, ServableUnavailableError
 from serving.container.engines import ContainerEngine, find_engine
 from serving.container.plan import CONTAINER_LABEL
 from serving.container.running import stop_container
 
 DRAIN_TIMEOUT_S = 30.0
-START_ERROR = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,11 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
         engine = find_engine(arguments.container_engine)
         for name in _choose(arguments, _list_names(engine)):
             stop_container(engine, name, arguments.drain_timeout_s)
-            sys.stdout.write(f"{name}\n")
+            say(name)
     except ServableUnavailableError as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        return START_ERROR
-    return 0
+        remark(f"error: {error.message}")
+        return ExitCode.UNREACHABLE
+    return ExitCode.DONE
 
 
 def _list_names(engine: ContainerEngine) -> list[str]:

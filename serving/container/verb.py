@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import signal
 import sys
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from contract.console.exits import ExitCode
+from contract.console.terminal import print_json, remark, say
 from contract.errors import ServableUnavailableError
 from serving.announcement import Addresses, join_address, log_addresses, write_port_file
 from serving.config import ServerConfig, parse_config
@@ -26,7 +27,6 @@ from serving.flags import ServerFlags
 
 TAKES_FLAGS = True
 
-START_ERROR, INTERRUPTED = 3, 130
 START_TIMEOUT_S = 120.0
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _add_ways_to_run(parser: argparse.ArgumentParser) -> None:
 
 def describe() -> str:
     """The server's flags, for `--help`."""
-    return "the server's flags:\n" + describe_flags(list_flags(ServerFlags))
+    return "the server's flags:\n" + describe_flags(list_flags(ServerFlags), "container")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -95,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
             return _print_command(arguments, config, given)
         return _run_container(arguments, config, given)
     except ServableUnavailableError as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        return START_ERROR
+        remark(f"error: {error.message}")
+        return ExitCode.UNREACHABLE
 
 
 def _find_baked_model(arguments: argparse.Namespace, given: dict[str, FlagValue]) -> list[str]:
@@ -121,9 +121,11 @@ def _print_command(
         logger.warning("%s", error.message)
         engine, image = ContainerEngine(arguments.container_engine or "docker"), Image(name)
     plan = _plan(arguments, config, given, image=image, engine=engine)
-    text = json.dumps(plan.command) if arguments.json else plan.describe()
-    sys.stdout.write(f"{text}\n")
-    return 0
+    if arguments.json:
+        print_json(plan.command, indent=None)
+    else:
+        say(plan.describe())
+    return ExitCode.DONE
 
 
 def _plan(
@@ -160,12 +162,12 @@ def _run_container(
                 if arguments.detach:
                     container.keep()
                     logger.info("left running; python -m serving stop %s ends it", container.name)
-                    return 0
+                    return ExitCode.DONE
                 container.follow()
         except KeyboardInterrupt:
             logger.info("stopped and removed the container %s", container.name)
-            return 0 if serving else INTERRUPTED
-    return 0
+            return ExitCode.DONE if serving else ExitCode.INTERRUPTED
+    return ExitCode.DONE
 
 
 def _wait(
@@ -203,8 +205,7 @@ def _announce(arguments: argparse.Namespace, config: ServerConfig, addresses: Ad
         write_port_file(Path(config.port_file), addresses)
     if arguments.json:
         found = {"grpc_port": addresses.grpc_port, "rest_port": addresses.rest_port}
-        sys.stdout.write(json.dumps({"host": addresses.host, **found}) + "\n")
-        sys.stdout.flush()
+        print_json({"host": addresses.host, **found}, indent=None)  # a line, as it serves on
 
 
 @contextmanager

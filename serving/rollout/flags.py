@@ -1,32 +1,26 @@
-"""The flags, the output and the exit codes that the commands of a rollout share."""
+"""The flags and the output that the commands of a rollout share."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from contract.errors import (
-    Code,
-    ConfigError,
-    ManifestError,
-    PlumblineError,
-)
+from contract.console.exits import ExitCode, exit_code_of
+from contract.console.terminal import print_json, remark, say
+from contract.errors import ConfigError, DeadlineExceededError, PlumblineError
 from serving.rollout.config_file import ModelConfigFile
 from serving.rollout.rollout import Outcome, Rollout, RolloutOptions
 from serving.rollout.server import Server
 from serving.rollout.servers import Servers
 from serving.text_files import read_text
-
-DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
@@ -130,17 +124,12 @@ def run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except PlumblineError as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        return choose_exit_code(error)
+        remark(f"error: {error.message}")
+        # Servers that answer, and do not follow in time, are a rollout that failed.
+        has_failed = isinstance(error, DeadlineExceededError)
+        return ExitCode.FAILED if has_failed else exit_code_of(error)
     except KeyboardInterrupt:
-        return INTERRUPTED
-
-
-def choose_exit_code(error: PlumblineError) -> int:
-    """2 for what was given, 3 for servers that do not answer, 1 for what went wrong with them."""
-    if isinstance(error, ConfigError | ManifestError):
-        return USAGE
-    return UNREACHABLE if error.code is Code.UNAVAILABLE else FAILED
+        return ExitCode.INTERRUPTED
 
 
 def report_outcome(outcome: Outcome, *, as_json: bool) -> int:
@@ -149,9 +138,9 @@ def report_outcome(outcome: Outcome, *, as_json: bool) -> int:
         print_json(describe_outcome(outcome))
     else:
         for one in outcome.parity:
-            print_line(f"parity {one.describe()}")
-        print_line(_summarize(outcome))
-    return DONE if outcome.passed else FAILED
+            say(f"parity {one.describe()}")
+        say(_summarize(outcome))
+    return ExitCode.DONE if outcome.passed else ExitCode.FAILED
 
 
 def describe_outcome(outcome: Outcome) -> dict[str, Any]:
@@ -162,28 +151,7 @@ def describe_outcome(outcome: Outcome) -> dict[str, Any]:
         entry["passed"] = parity.passed
         for one, report in zip(entry["reports"], parity.reports, strict=True):
             one["passed"] = report.passed
-            for output in one["outputs"]:  # JSON knows no infinity
-                output["max_abs_difference"] = _finite(output["max_abs_difference"])
     return document
-
-
-def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
-
-
-def print_line(text: str) -> None:
-    """One line of the result on stdout."""
-    sys.stdout.write(text + "\n")
-
-
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A plain table on stdout."""
-    cells = [list(headings), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(headings))]
-    for row in cells:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print_line(line.rstrip())
 
 
 def _summarize(outcome: Outcome) -> str:
@@ -197,10 +165,6 @@ def _summarize(outcome: Outcome) -> str:
     if outcome.action != "promote":
         end = f"policy {outcome.policy}"
     return f"{what}: FAILED: {outcome.problem}; {end}"
-
-
-def _finite(value: float) -> float | str:
-    return value if abs(value) != float("inf") else str(value)
 
 
 def _make_credentials(arguments: argparse.Namespace) -> grpc.ChannelCredentials | None:

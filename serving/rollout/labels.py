@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from contract.console.exits import ExitCode
+from contract.console.terminal import print_json, print_table, say
 from contract.errors import PlumblineError
 from serving.rollout import flags
 from serving.rollout.config_file import ModelConfigFile, describe_policy
@@ -24,12 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
         servers = flags.open_servers(arguments)
         document = describe_labels(config, servers, arguments.model_name)
         if arguments.json:
-            flags.print_json(document)
+            print_json(document)
         else:
             _print_tables(document)
         if document["unreachable"]:
-            return flags.UNREACHABLE
-        return flags.DONE if document["agrees"] else flags.FAILED
+            return ExitCode.UNREACHABLE
+        return ExitCode.DONE if document["agrees"] else ExitCode.FAILED
 
     return flags.run_command(command)
 
@@ -71,34 +73,38 @@ def describe_labels(config: ModelConfigFile, servers: Servers, model_name: str) 
 
 
 def _print_tables(document: dict[str, Any]) -> None:
-    addresses = list(document["versions"])
-    flags.print_line(f"model {document['model_name']}, policy {document['policy']}")
-    flags.print_table(
-        ["label", "version", *addresses],
+    print_table(
+        ["label", "version", "server", "there"],
         [
-            [one["label"], one["version"], *(_show(one, address) for address in addresses)]
+            [one["label"], one["version"], address, _show(found, one["version"])]
             for one in document["labels"]
+            for address, found in one["servers"].items()
         ],
+        title=f"model {document['model_name']}, policy {document['policy']}",
     )
-    numbers = {number for states in document["versions"].values() for number in states}
-    flags.print_table(
-        ["version", "labels", *addresses],
+    print_table(
+        ["version", "labels", "server", "state"],
         [
-            [
-                number,
-                ",".join(o["label"] for o in document["labels"] if str(o["version"]) == number)
-                or "-",
-                *(document["versions"][address].get(number, "-") for address in addresses),
-            ]
-            for number in sorted(numbers, key=int)
+            [number, _join_labels(document, number), address, states.get(number, "-")]
+            for number in _list_numbers(document)
+            for address, states in document["versions"].items()
         ],
+        title="versions",
     )
     for address, reason in document["unreachable"].items():
-        flags.print_line(f"{address} does not answer: {reason}")
+        say(f"{address} does not answer: {reason}")
 
 
-def _show(label: dict[str, Any], address: str) -> str:
-    found = label["servers"][address]
+def _list_numbers(document: dict[str, Any]) -> list[str]:
+    return sorted({one for states in document["versions"].values() for one in states}, key=int)
+
+
+def _join_labels(document: dict[str, Any], number: str) -> str:
+    labels = [one["label"] for one in document["labels"] if str(one["version"]) == number]
+    return ",".join(labels) or "-"
+
+
+def _show(found: int | None, version: int) -> str:
     if found is None:
         return "leads nowhere"
-    return "ok" if found == label["version"] else f"leads to {found}"
+    return "ok" if found == version else f"leads to {found}"

@@ -11,7 +11,13 @@ from serving.rollout.label import promote
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     flags.add_shared_flags(parser)
-    parser.add_argument("--version", type=int, required=True, help="the version to promote")
+    parser.add_argument(
+        "--version",
+        type=int,
+        required=True,
+        metavar="N",
+        help="the version to promote",
+    )
     parser.add_argument("--label", required=True, help="for example stable or canary")
     flags.add_change_flags(parser)
     flags.add_parity_flags(parser)

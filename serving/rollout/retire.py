@@ -17,7 +17,13 @@ from serving.rollout.rollout import Outcome, Rollout, make_policy
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     flags.add_shared_flags(parser)
-    parser.add_argument("--version", type=int, required=True, help="the version to retire")
+    parser.add_argument(
+        "--version",
+        type=int,
+        required=True,
+        metavar="N",
+        help="the version to retire",
+    )
     flags.add_change_flags(parser)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError
-from serving.flag_parsing import describe_flags, list_flags, parse_flags
+from serving.flag_parsing import ServerKind, describe_flags, list_flags, parse_flags
 from serving.flags import ServerFlags
 from serving.tfserving_flags import TensorFlowServingFlags
 
@@ -105,11 +105,28 @@ def test_flags_that_make_a_server_safe_are_never_passed_to_one_that_ignores_them
     assert all(by_name[name].container != "passed" for name in own)
 
 
-def test_help_shows_every_flag_with_default_and_purpose() -> None:
-    text = describe_flags(FLAGS)
+@pytest.mark.parametrize("server", ["embedded", "container"])
+def test_help_shows_every_flag_with_default_and_purpose(server: ServerKind) -> None:
+    text = describe_flags(FLAGS, server)
+    on_one_line = " ".join(text.split())
     for one in FLAGS:
         assert f"--{one.name}=" in text
-        assert one.description in text
+        assert one.description in on_one_line
+
+
+def test_help_of_the_container_marks_what_tensorflow_serving_lacks_and_nothing_else() -> None:
+    text = describe_flags(FLAGS, "container")
+    marked = set(re.findall(r"--(\w+)=.*\[Plumbline's own image only\]", text))
+    assert "ignored" not in text
+    assert {"workers", "max_json_bytes", "auth_token_file"} <= marked
+    assert marked.isdisjoint(one.name for one in list_flags(TensorFlowServingFlags))
+
+
+def test_help_of_the_embedded_server_marks_what_it_ignores() -> None:
+    text = describe_flags(FLAGS, "embedded")
+    marked = set(re.findall(r"--(\w+)=.*\[accepted and ignored\]", text))
+    assert marked == {one.name for one in FLAGS if one.embedded == "ignored"}
+    assert "request_log_dir" not in marked
 
 
 def test_docs_name_every_flag_of_tensorflow_serving_that_is_ignored() -> None:

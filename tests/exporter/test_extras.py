@@ -1,4 +1,4 @@
-"""Results on stdout, and commands where extras are missing."""
+"""Commands where extras are missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from exporter.tables import print_table
 from tests.conftest import ROOT
 
 
@@ -26,22 +25,6 @@ def run_without(*modules: str, arguments: list[str], cwd: Path) -> subprocess.Co
         timeout=120,
         check=False,
     )
-
-
-def test_a_plain_table_has_aligned_columns_and_numbers_to_the_right(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    print_table("mlp", ("copy", "KiB"), [("saved_model", "293.1"), ("int8", "–"), ("x", "-7")])
-    assert capsys.readouterr().out.splitlines() == [
-        "mlp",
-        "",
-        "  copy           KiB",
-        "  ───────────  ─────",
-        "  saved_model  293.1",
-        "  int8             –",
-        "  x               -7",
-        "",
-    ]
 
 
 def test_a_version_is_verified_and_inspected_without_tensorflow_and_rich(

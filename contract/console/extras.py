@@ -1,0 +1,72 @@
+"""Packages that only some commands need: imported when asked for, missed in one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from contract.errors import UnimplementedError
+
+_EXTRAS = {
+    "httpx": "rest",
+    "matplotlib": "cli",
+    "PIL": "cli",
+    "rich": "cli",
+    "fsspec": "remote",
+}
+"""Package to the extra that brings it, for packages that are needed one by one."""
+
+_WHOLE_EXTRAS = {"tensorflow": ("tensorflow", "tf_keras", "PIL")}
+"""Extra to what must be there, for work that needs all of it."""
+
+_NAMES = {"PIL": "Pillow"}
+
+
+def import_extra(module: str, purpose: str) -> ModuleType:
+    """A module of an optional dependency.
+
+    Args:
+        module: For example `PIL.Image`.
+        purpose: What needs it, the beginning of the message: "reading images".
+
+    Raises:
+        UnimplementedError: Not installed; names the extra to install.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise make_missing_error(purpose, [package], _EXTRAS[package]) from error
+
+
+def require_extra(extra: str, purpose: str) -> None:
+    """Finds out, without importing it, whether a whole extra is there.
+
+    Args:
+        extra: `tensorflow`.
+        purpose: What needs it, the beginning of the message: "training".
+
+    Raises:
+        UnimplementedError: Something of it is not installed.
+    """
+    missing = [name for name in _WHOLE_EXTRAS[extra] if not is_installed(name)]
+    if missing:
+        raise make_missing_error(purpose, missing, extra)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a top-level package can be imported; nothing is imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def make_missing_error(purpose: str, packages: list[str], extra: str) -> UnimplementedError:
+    """The one sentence: what needs which packages, and how to install them."""
+    names = ", ".join(_NAMES.get(package, package) for package in packages)
+    are = "are" if len(packages) > 1 else "is"
+    return UnimplementedError(
+        f"{purpose} needs {names}, which {are} not installed: pip install 'plumbline-tf[{extra}]'"
+    )

@@ -1,0 +1,443 @@
+"""What a command shows: tables, JSON, progress and remarks.
+
+Results go to stdout, progress and remarks to stderr. A table is laid out here once, for the width
+of the terminal (80 columns where there is none). On a terminal with `rich` (the extra `cli`) it has
+colours and a rule; anything else gets plain lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import shutil
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from contract.console.extras import is_installed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+_GAP = "  "
+_MIN_WIDTH = 20  # of a terminal that says it is narrower, or 0
+_MIN_COLUMN = 8  # a name broken into pieces smaller than that is no name any more
+_LINE_S = 5.0
+
+_GOOD, _BAD, _DOUBTFUL = "green", "bold red", "yellow"
+_VERDICTS = {
+    **dict.fromkeys(("ok", "agrees", "passed", "bit for bit", "AVAILABLE"), _GOOD),
+    **dict.fromkeys(("fails", "differs", "failed", "FAILED", "unreachable", "END"), _BAD),
+    **dict.fromkeys(("warning", "skipped", "untested", "not checked", "leads nowhere"), _DOUBTFUL),
+    **dict.fromkeys(("START", "LOADING", "UNLOADING"), ""),
+}
+"""Words that are the result of a row, and their styles: a narrow table never breaks them."""
+
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?[%×x])?|nan|[-+]?inf")
+_NOTHING = frozenset({"", "-", "–"})
+
+
+def say(text: str) -> None:
+    """Writes a line of the result to stdout; a terminal breaks it between words."""
+    _write(sys.stdout, text)
+
+
+def remark(text: str) -> None:
+    """Writes a line for the person watching to stderr."""
+    _write(sys.stderr, text)
+
+
+def print_json(document: object, *, indent: int | None = 2) -> None:
+    """Writes one JSON document to stdout.
+
+    Args:
+        document: Arrays become lists, dataclasses and Structs objects, NaN and infinity strings.
+        indent: None for a document of one line.
+    """
+    sys.stdout.write(json.dumps(to_json(document), indent=indent, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = ""
+) -> None:
+    """Writes a table to stdout that is no wider than the terminal.
+
+    Columns of numbers are aligned to the right. Numbers and verdicts are never broken; where
+    room is short headings fold, then names and sentences between their words, then within them,
+    and where even that is not enough every row becomes a block of lines, one for each cell.
+
+    Args:
+        headings: One for each column.
+        rows: As many cells in each as there are headings.
+        title: A line above; such a table also has an empty line below.
+    """
+    columns = [_Column(heading, []) for heading in headings]
+    for row in rows:
+        for column, cell in zip(columns, row, strict=True):
+            column.cells.append(_clean(str(cell)))
+    console = open_rich(sys.stdout)
+    room = find_width()
+    lines = _lay_out(columns, room, has_rule=console is not None) or _lay_out_blocks(columns, room)
+    if title:
+        heads: list[_Line] = [[(text, "bold")] for text in _fold(_clean(title), room)]
+        lines = [*heads, *lines, []]
+    if console is None:
+        text = "".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines)
+        sys.stdout.write(text)
+        return
+    from rich.text import Text
+
+    for line in lines:
+        console.print(Text.assemble(*line), soft_wrap=True)
+
+
+class Progress:
+    """Counts what is done and says how fast it goes; elsewhere than on a terminal by a line now
+    and then, and one at the end.
+
+    Attributes:
+        count: So far.
+    """
+
+    def __init__(self, label: str, unit: str) -> None:
+        self.count = 0
+        self._label = label
+        self._unit = unit
+        self._start = time.perf_counter()
+        self._said = self._start
+
+    def advance(self, count: int) -> None:
+        """Adds what was done."""
+        self.count += count
+        now = time.perf_counter()
+        if now - self._said >= _LINE_S:
+            self._said = now
+            self.tell()
+
+    @property
+    def rate(self) -> float:
+        """Of a second, so far."""
+        return self.count / max(time.perf_counter() - self._start, 1e-9)
+
+    def describe(self) -> str:
+        """For example `12,800 rows, 54,321 rows/s`."""
+        if self._unit == "bytes":
+            return f"{self.count / 1e6:.1f} MB, {self.rate / 1e6:.1f} MB/s"
+        return f"{self.count:,} {self._unit}, {self.rate:,.0f} {self._unit}/s"
+
+    def tell(self) -> None:
+        """Says so in a line."""
+        remark(f"{self._label}: {self.describe()}")
+
+
+class _BarProgress(Progress):
+    def __init__(self, label: str, unit: str, bar: Bar, task: TaskID) -> None:
+        super().__init__(label, unit)
+        self._bar = bar
+        self._task = task
+
+    def advance(self, count: int) -> None:
+        self.count += count
+        self._bar.update(self._task, advance=count, text=self.describe())
+
+
+@contextmanager
+def show_progress(
+    label: str, *, total: int | None = None, unit: str = "rows"
+) -> Iterator[Progress]:
+    """A bar with a rate on a terminal; a line now and then and one at the end elsewhere.
+
+    Args:
+        label: What is being done.
+        total: How many there are in all, None when nobody knows yet.
+        unit: What is counted; `bytes` are shown as MB.
+    """
+    console = open_rich(sys.stderr)
+    if console is None:
+        progress = Progress(label, unit)
+        try:
+            yield progress
+        finally:
+            progress.tell()
+        return
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[text]}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+    ) as bar:
+        task = bar.add_task(label, total=total, text="")
+        shown = _BarProgress(label, unit, bar, task)
+        try:
+            yield shown
+        finally:
+            bar.update(task, total=shown.count, completed=shown.count, text=shown.describe())
+
+
+class WaitingLine:
+    """What is waited for, on stderr: one line rewritten on a terminal, else one for each change."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+        self._rewrites = sys.stderr.isatty()
+
+    def show(self, text: str, waited_s: float) -> None:
+        """Shows it, if there is news."""
+        if self._rewrites:
+            line = f"waiting {waited_s:4.1f} s  {_clean(text)}"
+            sys.stderr.write(f"\r\033[K{_cut(line, find_width() - 1)}")
+            sys.stderr.flush()
+        elif text != self._shown:
+            remark(f"waiting {waited_s:.1f} s  {text}")
+        self._shown = text
+
+    def end(self) -> None:
+        """Ends the line."""
+        if self._rewrites:
+            sys.stderr.write("\n")
+
+
+def open_rich(stream: TextIO) -> Console | None:
+    """A rich console on a stream; None where that is no terminal, or rich is not installed."""
+    if not (stream.isatty() and is_installed("rich")):
+        return None
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, width=find_width())
+
+
+def find_width() -> int:
+    """Columns of the terminal: of COLUMNS, else of the terminal itself, else 80."""
+    return max(_MIN_WIDTH, shutil.get_terminal_size().columns)
+
+
+def fold(text: str, *, indent: str = "") -> str:
+    """A text in lines that fit, broken between words; words too long for a line stay whole.
+
+    Args:
+        text: One or more lines.
+        indent: Before each line.
+    """
+    room = find_width() - len(indent)
+    folded = itertools.chain.from_iterable(
+        _fold(line, room, breaks_words=False) for line in text.split("\n")
+    )
+    return "\n".join(indent + line for line in folded)
+
+
+def to_json(value: Any) -> Any:
+    """The value in JSON's own types."""
+    if isinstance(value, str | int | None):
+        return value
+    if isinstance(value, float):
+        # NaN and infinity are no numbers of JSON: "nan", "inf"
+        number = float(value)  # numpy's is a float too
+        return number if math.isfinite(number) else str(number)
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if dataclasses.is_dataclass(value):
+        return {one.name: to_json(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if hasattr(value, "__struct_fields__"):  # a msgspec.Struct
+        return {name: to_json(getattr(value, name)) for name in value.__struct_fields__}
+    if hasattr(value, "tolist"):  # an array of numpy, or one of its numbers
+        return to_json(value.tolist())
+    return value
+
+
+_Line = list[tuple[str, str]]
+"""Pieces of text and the style of each."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Column:
+    heading: str
+    cells: list[str]
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether it holds numbers, and blanks, alone."""
+        given = [cell for cell in self.cells if cell not in _NOTHING]
+        return bool(given) and all(map(_NUMBER.fullmatch, given))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no cell may be broken: numbers and verdicts."""
+        return self.is_numeric or all(cell in _VERDICTS or cell in _NOTHING for cell in self.cells)
+
+    @property
+    def width(self) -> int:
+        """Of the widest cell, the heading aside."""
+        return max(map(_measure, self.cells), default=0)
+
+    @property
+    def least_width(self) -> int:
+        """Of the longest word of cells and heading; of the widest cell where none is broken."""
+        words = self.heading.split() + ([] if self.is_whole else " ".join(self.cells).split())
+        longest = max(map(_measure, words), default=0)
+        return max(longest, self.width) if self.is_whole else longest
+
+
+def _lay_out(columns: Sequence[_Column], room: int, *, has_rule: bool) -> list[_Line]:
+    """The lines of the table; none where it does not fit."""
+    widths = _choose_widths(columns, room - len(_GAP) * (len(columns) - 1))
+    if widths is None:
+        return []
+    numeric = [column.is_numeric for column in columns]
+    cells = [[column.heading for column in columns]]
+    cells += [list(row) for row in zip(*(column.cells for column in columns), strict=True)]
+    lines: list[_Line] = []
+    folds = [[_fold(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    # No wider than what folded cells and headings really take.
+    widths = [
+        max(_measure(one) for cell in cut for one in cell) for cut in zip(*folds, strict=True)
+    ]
+    for at, (row, folded) in enumerate(zip(cells, folds, strict=True)):
+        styles = [_choose_style(cell) if at else "bold" for cell in row]
+        for pieces in itertools.zip_longest(*folded, fillvalue=""):
+            line: _Line = []
+            for piece, width, right, style in zip(pieces, widths, numeric, styles, strict=True):
+                space = " " * (width - _measure(piece))
+                line += [(space, ""), (piece, style)] if right else [(piece, style), (space, "")]
+                line.append((_GAP, ""))
+            lines.append(_trim(line))
+        if at == 0 and has_rule:
+            lines.append([(_GAP.join("─" * width for width in widths), "dim")])
+    return lines
+
+
+def _lay_out_blocks(columns: Sequence[_Column], room: int) -> list[_Line]:
+    """The table where columns have no room beside each other: a block for each row."""
+    name_width = min(max(_measure(column.heading) for column in columns), room // 3)
+    lines: list[_Line] = []
+    for row in zip(*(column.cells for column in columns), strict=True):
+        lines += [[]] if lines else []
+        for column, cell in zip(columns, row, strict=True):
+            names = _fold(column.heading, name_width)
+            values = _fold(cell, room - name_width - len(_GAP))
+            for name, value in itertools.zip_longest(names, values, fillvalue=""):
+                space = " " * (name_width - _measure(name))
+                line = [(name, "bold"), (space + _GAP, ""), (value, _choose_style(cell))]
+                lines.append(_trim(line))
+    return lines
+
+
+def _choose_widths(columns: Sequence[_Column], room: int) -> list[int] | None:
+    """The width of each column; None where there is no room for them beside each other."""
+    cells = [column.width for column in columns]
+    least = [column.least_width for column in columns]
+    widths = [max(_measure(column.heading), column.width) for column in columns]
+    broken = [
+        width if column.is_whole else min(width, max(_MIN_COLUMN, _measure_heading(column)))
+        for column, width in zip(columns, least, strict=True)
+    ]
+    # First headings fold, then cells between their words, then cells within them.
+    for floors in ([max(pair) for pair in zip(cells, least, strict=True)], least, broken):
+        _shrink(widths, floors, room)
+        if sum(widths) <= room:
+            return widths
+    return None
+
+
+def _measure_heading(column: _Column) -> int:
+    return max(map(_measure, column.heading.split()), default=0)
+
+
+def _shrink(widths: list[int], floors: Sequence[int], room: int) -> None:
+    """Makes the widest columns narrower until all have room, none below its floor."""
+    excess = sum(widths) - room
+    while excess > 0:
+        above = [at for at, width in enumerate(widths) if width > floors[at]]
+        if not above:
+            return
+        widest = max(above, key=lambda at: widths[at])
+        # Down to the next widest at once: a cell may hold a whole page.
+        others = [widths[at] for at in above if widths[at] < widths[widest]]
+        target = max(floors[widest], widths[widest] - excess, max(others, default=0))
+        ties = sum(widths[at] == widths[widest] for at in above)
+        if ties > 1:
+            target = max(target, widths[widest] - max(1, excess // ties))
+        excess -= widths[widest] - target
+        widths[widest] = target
+
+
+def _fold(text: str, width: int, *, breaks_words: bool = True) -> list[str]:
+    """A line as lines of at most `width` columns."""
+    if _measure(text) <= width:
+        return [text]
+    lines = []
+    line = ""
+    for word in text.split():
+        joined = f"{line} {word}" if line else word
+        if _measure(joined) <= width:
+            line = joined
+            continue
+        if line:
+            lines.append(line)
+        line = word
+        while breaks_words and _measure(line) > width:
+            piece = _cut(line, width)
+            lines.append(piece)
+            line = line[len(piece) :]
+    return [*lines, line] if line else lines or [""]
+
+
+def _cut(text: str, width: int) -> str:
+    """As much of the beginning of a text as fits, at least one character."""
+    if text.isascii():
+        return text[:width]
+    total = 0
+    for at, character in enumerate(text):
+        total += _measure(character)
+        if total > width and at:
+            return text[:at]
+    return text
+
+
+def _measure(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(one) else 1 + (unicodedata.east_asian_width(one) in "WF")
+        for one in text
+    )
+
+
+def _clean(text: str) -> str:
+    """A text in one line, without what would move the cursor or change the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in " ".join(text.split()))
+
+
+def _choose_style(cell: str) -> str:
+    return _VERDICTS.get(cell.partition(":")[0], "")
+
+
+def _trim(line: _Line) -> _Line:
+    """A line without blanks at its end."""
+    while line and not line[-1][0].strip():
+        line = line[:-1]
+    return line
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write((fold(text) if stream.isatty() else text) + "\n")
+    stream.flush()

@@ -1,0 +1,288 @@
+"""Tables, JSON, exit codes and missing extras, as every command has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import io
+import json
+import re
+import sys
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from contract import errors
+from contract.console.exits import ExitCode, exit_code_of
+from contract.console.extras import import_extra, require_extra
+from contract.console.terminal import (
+    fold,
+    print_json,
+    print_table,
+    remark,
+    say,
+    show_progress,
+    to_json,
+)
+from contract.errors import PlumblineError, UnimplementedError
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def draw(
+    headings: list[str],
+    rows: list[list[str]],
+    *,
+    title: str = "",
+    width: int = 80,
+    is_terminal: bool = False,
+) -> list[str]:
+    """The lines of a table, without colours."""
+    stream = Terminal() if is_terminal else io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(width))
+        patch.setenv("TERM", "xterm")
+        patch.setattr(sys, "stdout", stream)
+        print_table(headings, rows, title=title)
+    return ANSI.sub("", stream.getvalue()).splitlines()
+
+
+def test_a_plain_table_has_aligned_columns_and_numbers_to_the_right() -> None:
+    rows = [["saved_model", "293.1"], ["int8", "–"], ["x", "-7"]]
+    assert draw(["copy", "KiB"], rows, title="mlp") == [
+        "mlp",
+        "copy           KiB",
+        "saved_model  293.1",
+        "int8             –",
+        "x               -7",
+        "",
+    ]
+
+
+def test_a_terminal_gets_the_same_table_with_a_rule() -> None:
+    rows = [["saved_model", "293.1"], ["int8", "–"]]
+    assert [line.rstrip() for line in draw(["copy", "KiB"], rows, is_terminal=True)] == [
+        "copy           KiB",
+        "───────────  ─────",
+        "saved_model  293.1",
+        "int8             –",
+    ]
+
+
+def test_verdicts_have_colours_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_table(["hop", "verdict"], [["grpc", "agrees"], ["rest", "differs"]])
+    assert "\x1b[32magrees" in stream.getvalue()
+    assert "\x1b[1;31mdiffers" in stream.getvalue()
+
+
+def test_headings_fold_before_cells() -> None:
+    rows = [["saved_model", "293.6", "97.77%", "6.0e-07", "bit for bit"]]
+    headings = ["copy", "KiB", "top-1 agreement", "max abs difference", "verdict"]
+    assert draw(headings, rows, width=55) == [
+        "copy           KiB      top-1     max abs  verdict",
+        "                    agreement  difference",
+        "saved_model  293.6     97.77%     6.0e-07  bit for bit",
+    ]
+
+
+def test_sentences_fold_between_words_and_numbers_and_verdicts_stay_whole() -> None:
+    sentence = "the server at this address does not answer, and may be starting " * 3
+    rows = [["reachable", "not checked", "123,456", sentence.strip()]]
+    shown = draw(["check", "result", "rows", "what was seen"], rows, width=60)
+    assert max(map(len, shown)) <= 60
+    assert shown[1].startswith("reachable  not checked  123,456  ")
+    assert " ".join(" ".join(shown[1:]).split()).endswith("may be starting")
+    assert set(" ".join(shown).split()) >= set(sentence.split())  # no word is broken
+
+
+def test_a_path_without_blanks_is_broken_to_fit() -> None:
+    path = "/models/" + "very_long_name/" * 12
+    shown = draw(["row", "class"], [[path, "7"]])
+    assert max(map(len, shown)) <= 80
+    assert "".join(line.split()[0] for line in shown[1:]) == path
+
+
+def test_more_numbers_than_a_line_holds_become_a_block_for_each_row() -> None:
+    headings = [f"p{at} ms" for at in range(20)]
+    rows = [[f"{1000 + at}.25" for at in range(20)]] * 2
+    shown = draw(headings, rows)
+    assert max(map(len, shown)) <= 80
+    assert shown[0].split() == ["p0", "ms", "1000.25"]
+    assert len(shown) == 41  # 20 lines for each row, and one between them
+
+
+def test_what_would_move_the_cursor_is_shown_and_not_sent() -> None:
+    shown = draw(["error"], [["two\nlines \x1b[2Jand more"]])
+    assert shown == ["error", r"two lines \x1b[2Jand more"]
+
+
+def test_wide_letters_count_twice() -> None:
+    shown = draw(["name", "n"], [["模型" * 30, "1"], ["e\u0301", "2"]], width=40)
+    assert max(map(cell_len, shown)) == 39  # two columns a letter
+    assert cell_len(shown[-1]) == 39  # an accent on its own takes no room
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    cells=st.integers(1, 7).flatmap(
+        lambda count: st.lists(
+            st.lists(
+                st.text(max_size=60)
+                | st.text("ab /", max_size=150)
+                | st.from_regex(r"\A[0-9]{1,12}(\.[0-9]{1,4})?\Z")
+                | st.sampled_from(["agrees", "bit for bit", "–", ""]),
+                min_size=count,
+                max_size=count,
+            ),
+            min_size=2,
+            max_size=5,
+        )
+    ),
+    width=st.integers(20, 120),
+    is_terminal=st.booleans(),
+)
+def test_every_table_fits_whatever_its_cells(
+    cells: list[list[str]], width: int, is_terminal: bool
+) -> None:
+    headings, *rows = cells
+    title = " ".join(headings)
+    shown = draw(headings, rows, title=title, width=width, is_terminal=is_terminal)
+    ascii_lines = [line for line in shown if line.isascii() or "─" in line]
+    assert all(cell_len(line) <= width for line in ascii_lines)
+
+
+def test_a_word_too_long_for_a_line_of_text_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    path = "/models/" + "x" * 40
+    assert fold(f"Published this model at {path}") == f"Published this model at\n{path}"
+    assert fold("one two", indent="  ") == "  one two"
+
+
+def test_lines_fold_on_a_terminal_and_stay_whole_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    sentence = "Note: int8 is slower here than float32; it saves space, not time."
+    terminal, pipe = Terminal(), io.StringIO()
+    for stream in (terminal, pipe):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        say(sentence)
+        remark(sentence)
+    assert pipe.getvalue() == f"{sentence}\n{sentence}\n"
+    assert all(len(line) <= 40 for line in terminal.getvalue().splitlines())
+
+
+def test_progress_is_a_line_at_the_end_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with show_progress("predict") as progress:
+        progress.advance(1_200)
+    with show_progress("fetch", unit="bytes") as progress:
+        progress.advance(2_500_000)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    rows, copied = shown.err.splitlines()
+    assert rows.startswith("predict: 1,200 rows, ")
+    assert copied.startswith("fetch: 2.5 MB, ")
+
+
+@pytest.mark.parametrize("unit", ["rows", "requests", "bytes"])
+def test_a_progress_bar_fits_80_columns(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream)
+    with show_progress("1000 calls/s", total=12_345_678, unit=unit) as progress:
+        progress.advance(12_345_678)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    last = [line for line in re.split(r"[\r\n]+", shown) if line.strip()][-1]
+    assert "1000 calls/s" in last and "…" not in last
+    assert len(last.rstrip()) <= 80
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    names: tuple[str, ...]
+    colour: Colour
+
+
+class Found(msgspec.Struct, frozen=True):
+    given: Given
+    worst: float
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({1: np.float32(0.5)}, {"1": 0.5}),
+        (np.arange(4, dtype=np.int16).reshape(2, 2), [[0, 1], [2, 3]]),
+        ([np.bool_(True), b"\xff", None], [True, "\\xff", None]),
+        ([float("nan"), float("-inf"), np.float64("inf")], ["nan", "-inf", "inf"]),
+        (
+            Found(Given(("a",), Colour.RED), float("inf")),
+            {"given": {"names": ["a"], "colour": 1}, "worst": "inf"},
+        ),
+    ],
+)
+def test_json_knows_arrays_structs_and_infinity(
+    document: Any, expected: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_json(document)
+    assert json.loads(capsys.readouterr().out) == expected
+
+
+def test_json_of_a_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"port": 1, "host": "::1"}, indent=None)
+    assert capsys.readouterr().out == '{"port": 1, "host": "::1"}\n'
+    assert to_json("text") == "text"
+
+
+def test_every_error_has_an_exit_code() -> None:
+    codes = {name: exit_code_of(one("why")) for name, one in errors.ERRORS_BY_NAME.items()}
+    assert {name for name, code in codes.items() if code is ExitCode.UNREACHABLE} == {
+        *("ServableUnavailableError", "DeadlineExceededError"),
+    }
+    assert {name for name, code in codes.items() if code is ExitCode.FAILED} == {
+        *("PlumblineError", "ExportError", "VerificationError", "SignatureChangedError"),
+        *("VersionExistsError", "ResourceExhaustedError", "CancelledError", "InternalError"),
+    }
+    assert exit_code_of(PlumblineError("away", code=errors.Code.UNAVAILABLE)) == 3
+    assert set(codes.values()) == {1, 2, 3}
+
+
+def test_a_missing_extra_is_one_sentence_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "tf_keras", None)
+    with pytest.raises(UnimplementedError) as single:
+        import_extra("PIL.Image", "reading images")
+    assert single.value.message == (
+        "reading images needs Pillow, which is not installed: pip install 'plumbline-tf[cli]'"
+    )
+    with pytest.raises(UnimplementedError) as whole:
+        require_extra("tensorflow", "this command")
+    assert whole.value.message == (
+        "this command needs tf_keras, Pillow, which are not installed: "
+        "pip install 'plumbline-tf[tensorflow]'"
+    )
