@@ -21,8 +21,7 @@ import numpy as np
 from clients.interruption import hold_interrupts
 from clients.on_device import OnDevicePredictor
 from contract.console.terminal import print_json, print_table
-from contract.lite.notes import hide_delegate_notes
-from contract.lite.runtime import create_interpreter
+from contract.lite.runtime import create_interpreter, hide_delegate_notes
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Signature
 

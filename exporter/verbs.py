@@ -13,7 +13,7 @@ from contract.console.exits import ExitCode
 from contract.console.extras import require_extra
 from contract.console.terminal import print_json
 from contract.errors import ConfigError
-from contract.lite.notes import hide_delegate_notes
+from contract.lite.runtime import hide_delegate_notes
 from exporter import presentation
 from exporter.config import Config, load_config
 from exporter.durability import explain_os_errors

@@ -14,9 +14,8 @@ from contract import layout
 from contract.golden import Golden
 from contract.servable import ModelSpec
 from contract.signature import CLASSIFY_METHOD, Batch, Signature
-from contract.wire.model_spec import model_spec_to_proto
 from contract.wire.plumbline_wire import inference_pb2, prediction_log_pb2
-from contract.wire.predict import encode_predict_request
+from contract.wire.predict import encode_predict_request, model_spec_to_proto
 from contract.wire.tfrecord import write_records
 
 BATCH_SIZES = (1, 32)

@@ -9,8 +9,8 @@ from typing import Any
 
 from contract.errors import RequestError
 from contract.signature import Array, Batch, dtype_name
-from contract.wire.dtypes import layout_of_dtype
 from contract.wire.plumbline_wire import inference_pb2, tensor_pb2
+from contract.wire.tensors import layout_of_dtype
 
 INPUTS = "inputs"
 CLASSES = "classes"

@@ -9,12 +9,12 @@ from typing import Any
 
 from contract.errors import ConfigError
 from contract.wire.plumbline_wire import config_pb2
+from contract.wire.text_format import read_text, read_text_message
 from serving.batching_parameters import BatchingParameters
 from serving.flag_checks import check_flags
 from serving.flag_parsing import UnknownFlag, list_flags, parse_flags
 from serving.flags import ServerFlags
 from serving.model_config import ModelConfig, read_model_configs
-from serving.text_files import read_text, read_text_message
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 EVERY_ADDRESS = "0.0.0.0"

@@ -28,8 +28,9 @@ from contract.wire.rpc import (
     PREDICT,
     REGRESS,
     Method,
+    grpc_status,
+    trailing_metadata_for,
 )
-from contract.wire.status import grpc_status, trailing_metadata_for
 from serving.config import ServerConfig
 from serving.handlers import Handlers
 from serving.servable import Observer

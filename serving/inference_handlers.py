@@ -7,8 +7,8 @@ from typing import Any
 from contract.errors import RequestError, UnimplementedError
 from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec
 from contract.signature import CLASSIFY_METHOD, REGRESS_METHOD, Batch
-from contract.wire.model_spec import model_spec_from_proto, model_spec_to_proto
 from contract.wire.plumbline_wire import inference_pb2
+from contract.wire.predict import model_spec_from_proto, model_spec_to_proto
 from serving.classification import check_classify_signature, make_classification_result
 from serving.example_inputs import serialize_examples
 from serving.forms import SignatureForm, check_method_name

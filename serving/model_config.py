@@ -12,7 +12,7 @@ from pathlib import Path
 from contract.errors import ConfigError
 from contract.servable import All, Latest, Specific, VersionPolicy
 from contract.wire.plumbline_wire import config_pb2
-from serving.text_files import read_text_message
+from contract.wire.text_format import read_text_message
 
 PLATFORM = "tensorflow"
 

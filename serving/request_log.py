@@ -17,9 +17,12 @@ from typing import Any
 
 from contract.servable import ModelSpec
 from contract.signature import Batch
-from contract.wire.model_spec import model_spec_to_proto
 from contract.wire.plumbline_wire import inference_pb2, predict_pb2, prediction_log_pb2
-from contract.wire.predict import encode_predict_request, encode_predict_response
+from contract.wire.predict import (
+    encode_predict_request,
+    encode_predict_response,
+    model_spec_to_proto,
+)
 from contract.wire.rpc import CLASSIFY, MULTI_INFERENCE, PREDICT, REGRESS, Method
 from contract.wire.tfrecord import frame_record
 from contract.wire.varints import write_varint

@@ -15,7 +15,7 @@ from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
 from clients.targets import positive_count
 from contract import layout
 from contract.console.exits import ExitCode
-from contract.lite.notes import hide_delegate_notes
+from contract.lite.runtime import hide_delegate_notes
 
 
 def add_parser(verbs: Any) -> None:

@@ -38,7 +38,7 @@ from contract.console.extras import import_extra
 from contract.console.terminal import print_json, print_table, remark
 from contract.errors import ConfigError, PlumblineError, UnimplementedError
 from contract.golden import Golden, read_golden
-from contract.lite.notes import hide_delegate_notes
+from contract.lite.runtime import hide_delegate_notes
 from contract.parity import Tolerance, read_tolerances
 
 _NUMBERS = ("rows", "max diff", "max ULP", "top-1", "worst row")

@@ -25,7 +25,7 @@ from clients.parity import AGREES, check_hop
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
 from contract.golden import read_golden
-from contract.lite.notes import hide_delegate_notes
+from contract.lite.runtime import hide_delegate_notes
 from contract.manifest import Manifest, from_entries
 from contract.signature import Signature
 from contract.wire.signatures import read_meta_graph, read_signatures

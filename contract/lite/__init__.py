@@ -12,8 +12,8 @@ Example:
 """
 
 from contract.lite.model import LiteModel
-from contract.lite.ops import list_custom_ops, list_flex_ops
 from contract.lite.program import Program
-from contract.lite.quantisation import Quantisation
+from contract.lite.runtime import list_custom_ops, list_flex_ops
+from contract.lite.tensors import Quantisation
 
 __all__ = ["LiteModel", "Program", "Quantisation", "list_custom_ops", "list_flex_ops"]

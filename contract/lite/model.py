@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from contract.errors import ConfigError, ManifestError
-from contract.lite.entry import read_signatures
-from contract.lite.pool import Lane, LanePool
-from contract.lite.program import Program
-from contract.lite.quantisation import Quantisation
+from contract.lite.program import Lane, LanePool, Program
 from contract.lite.runtime import create_interpreter
+from contract.lite.tensors import Quantisation, read_signatures
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch, Signature, find_signature
 

@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
+import grpc
+
+from contract.errors import (
+    ERRORS_BY_NAME,
+    CancelledError,
+    Code,
+    DeadlineExceededError,
+    InternalError,
+    PermissionDeniedError,
+    PlumblineError,
+    RequestError,
+    ResourceExhaustedError,
+    ServableNotFoundError,
+    ServableUnavailableError,
+    SignatureNotFoundError,
+    TensorMismatchError,
+    UnauthenticatedError,
+    UnimplementedError,
+)
 from contract.wire.plumbline_wire import (
     health_pb2,
     inference_pb2,
@@ -12,6 +32,10 @@ from contract.wire.plumbline_wire import (
     predict_pb2,
     status_pb2,
 )
+
+if TYPE_CHECKING:
+    import grpc
+
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
@@ -102,3 +126,185 @@ METHODS: dict[str, Method] = {
     )
 }
 """Full path to method."""
+
+
+# One table: canonical code, gRPC status, HTTP status, and the error class behind them.
+#
+# The embedded server names the error's class beside the status (`plumbline-error`, trailing
+# metadata over gRPC, a header over HTTP), so that a client raises the same one. TensorFlow
+# Serving names none: then the code and the beginning of its text decide.
+
+
+ERROR_KEY = "plumbline-error"
+"""The key of the trailing metadata, and the header, that names the error's class."""
+
+_TABLE: tuple[tuple[Code, int, type[PlumblineError]], ...] = (
+    (Code.OK, 200, PlumblineError),
+    (Code.CANCELLED, 499, CancelledError),
+    (Code.UNKNOWN, 500, PlumblineError),
+    (Code.INVALID_ARGUMENT, 400, RequestError),
+    (Code.DEADLINE_EXCEEDED, 504, DeadlineExceededError),
+    (Code.NOT_FOUND, 404, ServableNotFoundError),
+    (Code.ALREADY_EXISTS, 409, PlumblineError),
+    (Code.PERMISSION_DENIED, 403, PermissionDeniedError),
+    (Code.RESOURCE_EXHAUSTED, 429, ResourceExhaustedError),
+    (Code.FAILED_PRECONDITION, 400, RequestError),
+    (Code.ABORTED, 409, PlumblineError),
+    (Code.OUT_OF_RANGE, 400, RequestError),
+    (Code.UNIMPLEMENTED, 501, UnimplementedError),
+    (Code.INTERNAL, 500, InternalError),
+    (Code.UNAVAILABLE, 503, ServableUnavailableError),
+    (Code.DATA_LOSS, 500, PlumblineError),
+    (Code.UNAUTHENTICATED, 401, UnauthenticatedError),
+)
+_HTTP = {code: status for code, status, _ in _TABLE}
+_CLASS = {code: kind for code, _, kind in _TABLE}
+# Where several codes share an HTTP status, the one a client should take it for.
+_CODE_OF_HTTP = {status: code for code, status, _ in reversed(_TABLE)} | {500: Code.INTERNAL}
+
+# How TensorFlow Serving's texts begin (servables/tensorflow/{predict_util,util}.cc, and the
+# recordings); the rest of a text names the offending tensor or signature.
+_TEXTS: tuple[tuple[str, type[PlumblineError]], ...] = (
+    ("Serving signature key ", SignatureNotFoundError),
+    ("No signature was found with the name", SignatureNotFoundError),
+    ("Unrecognized servable version label", ServableNotFoundError),
+    ("Serving signature name: ", SignatureNotFoundError),
+    ("tensor parsing error: ", TensorMismatchError),
+    ("input size does not match signature", TensorMismatchError),
+    ("Signature input alias", TensorMismatchError),
+    ("output tensor alias not found", TensorMismatchError),
+    ("Expects arg[", TensorMismatchError),
+    ("Matrix size-incompatible", TensorMismatchError),
+)
+
+
+def http_status(code: Code) -> int:
+    """The HTTP status TensorFlow Serving answers for a code (util/net_http, http_rest_api)."""
+    return _HTTP[code]
+
+
+def code_of_http(status: int) -> Code:
+    """The canonical code an HTTP status stands for; UNKNOWN when it stands for none."""
+    if 200 <= status < 300:
+        return Code.OK
+    return _CODE_OF_HTTP.get(status, Code.UNKNOWN)
+
+
+def grpc_status(code: Code) -> grpc.StatusCode:
+    """grpcio's name for a canonical code."""
+    import grpc
+
+    return grpc.StatusCode[code.name]
+
+
+def code_of_grpc(status: grpc.StatusCode | None) -> Code:
+    """The canonical code of grpcio's; UNKNOWN for None, a call that has not ended."""
+    return Code.UNKNOWN if status is None else Code[status.name]
+
+
+def trailing_metadata_for(error: PlumblineError) -> tuple[tuple[str, str], ...]:
+    """What a server sends after the status, so that a client can raise the same class."""
+    return ((ERROR_KEY, type(error).__name__),)
+
+
+def error_from_status(code: Code, text: str, class_name: str | None = None) -> PlumblineError:
+    """The error a server meant.
+
+    Args:
+        code: The code it answered.
+        text: Its words.
+        class_name: The value of `plumbline-error`, if it came.
+
+    Returns:
+        An instance of the named class if there is such a class, else of the class that the
+        text and the code suggest; it always carries `code`.
+    """
+    kind = ERRORS_BY_NAME.get(class_name or "")
+    if kind is None or kind is PlumblineError:  # the root says no more than the code
+        kind = _CLASS[code]
+        if kind is RequestError:
+            kind = next((hit for start, hit in _TEXTS if text.startswith(start)), kind)
+    return kind(text or f"the server answered {code.name} without a text", code=code)
+
+
+def error_from_rpc(error: grpc.RpcError) -> PlumblineError:
+    """The error behind a failed call of grpcio, synchronous or asyncio.
+
+    Args:
+        error: A `grpc.RpcError` that is a call too, or a `grpc.aio.AioRpcError`.
+    """
+    code, details = getattr(error, "code", None), getattr(error, "details", None)
+    if code is None or details is None:
+        return PlumblineError(f"the call failed: {error}", code=Code.UNKNOWN)
+    trailing = getattr(error, "trailing_metadata", None)
+    return error_from_status(
+        code_of_grpc(code()), details() or "", _named_class(trailing() if trailing else None)
+    )
+
+
+def _named_class(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    for key, value in metadata or ():
+        if key == ERROR_KEY:
+            return value.decode("ascii", "replace") if isinstance(value, bytes) else value
+    return None
+
+
+# One blocking call, for commands that ask a server a single thing.
+
+
+UNLIMITED = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+)
+"""Channel options that lift grpcio's limit of 4 MiB on messages received."""
+
+
+def call_unary(
+    address: str,
+    method: Method,
+    request: Any,
+    *,
+    timeout_s: float,
+    credentials: grpc.ChannelCredentials | None = None,
+    metadata: Sequence[tuple[str, str]] = (),
+) -> Any:
+    """Opens a channel, makes one unary call, closes the channel.
+
+    Args:
+        address: `host:port`, `unix:/path`, or any other target of grpcio.
+        method: One of `contract.wire.rpc`.
+        request: A message of `method.request`.
+        timeout_s: Seconds until the call is given up, connecting included.
+        credentials: TLS credentials; plain text without.
+        metadata: For example `(("authorization", "Bearer …"),)`.
+
+    Returns:
+        A message of `method.response`.
+
+    Raises:
+        ServableUnavailableError: Nobody answers at `address`.
+        DeadlineExceededError: No answer within `timeout_s`.
+        PlumblineError: The server's own error; see `contract.wire.rpc`.
+    """
+    channel = (
+        grpc.insecure_channel(address, options=UNLIMITED)
+        if credentials is None
+        else grpc.secure_channel(address, credentials, options=UNLIMITED)
+    )
+    with channel:
+        stub = channel.unary_unary(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.response.FromString,
+        )
+        try:
+            return stub(request, timeout=timeout_s, metadata=tuple(metadata))
+        except grpc.RpcError as failure:
+            error = error_from_rpc(failure)
+            if type(error) is DeadlineExceededError:
+                text = f"{address} did not answer {method.name} within {timeout_s:g} s"
+                raise DeadlineExceededError(text) from failure
+            if type(error) is ServableUnavailableError:
+                text = f"{method.name} at {address}: {error.message}"
+                raise ServableUnavailableError(text) from failure
+            raise error from failure

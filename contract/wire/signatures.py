@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError
 
 from contract.errors import InternalError, ManifestError
 from contract.signature import Signature, TensorSpec
-from contract.wire.dtypes import LAYOUTS, layout_of_name
-from contract.wire.model_spec import model_spec_from_proto, model_spec_to_proto
 from contract.wire.plumbline_wire import metadata_pb2, saved_model_pb2, tensor_pb2
+from contract.wire.predict import model_spec_from_proto, model_spec_to_proto
+from contract.wire.tensors import LAYOUTS, layout_of_name
 
 SERVE = "serve"
 """The tag that a SavedModel's servable graph bears (tf.saved_model.SERVING)."""

@@ -10,8 +10,8 @@ from typing import Protocol
 from contract.errors import PlumblineError, ServableNotFoundError
 from contract.servable import VersionState
 from contract.wire import rpc
-from contract.wire.call import call_unary
 from contract.wire.plumbline_wire import status_pb2
+from contract.wire.rpc import call_unary
 from serving.config import ServerConfig
 from serving.container.engines import ContainerEngine
 from serving.container.images import ImageServer

@@ -23,7 +23,7 @@ from contract.errors import (
     RequestError,
     ResourceExhaustedError,
 )
-from contract.wire.status import ERROR_KEY, http_status
+from contract.wire.rpc import ERROR_KEY, http_status
 from serving.config import ServerConfig
 from serving.handlers import Handlers
 from serving.rest.inflation import inflate_gzip

@@ -16,7 +16,7 @@ import numpy as np
 
 from contract.errors import Code, RequestError
 from contract.signature import Array
-from contract.wire.dtypes import layout_of_name
+from contract.wire.tensors import layout_of_name
 from serving.rest.json_object import list_members
 from serving.rest.json_printer import describe_json, name_json_type
 

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 
 from contract.errors import RequestError
 from contract.servable import ModelSpec
-from contract.wire.model_spec import model_spec_to_proto
+from contract.wire.predict import model_spec_to_proto
 from contract.wire.rpc import CLASSIFY, REGRESS, Method
 from serving.config import ServerConfig
 from serving.handlers import Handlers

@@ -15,9 +15,9 @@ from typing import final
 
 from contract.errors import ConfigError, DeadlineExceededError
 from contract.wire.plumbline_wire import config_pb2
+from contract.wire.text_format import read_text
 from serving.rollout.audit import append_line
 from serving.rollout.config_text import ModelEdit, edit_text, find_model, parse_config
-from serving.text_files import read_text
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.1

@@ -16,11 +16,11 @@ import grpc
 from contract.console.exits import ExitCode, exit_code_of
 from contract.console.terminal import print_json, remark, say
 from contract.errors import ConfigError, DeadlineExceededError, PlumblineError
+from contract.wire.text_format import read_text
 from serving.rollout.config_file import ModelConfigFile
 from serving.rollout.rollout import Outcome, Rollout, RolloutOptions
 from serving.rollout.server import Server
 from serving.rollout.servers import Servers
-from serving.text_files import read_text
 
 
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:

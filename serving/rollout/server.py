@@ -17,7 +17,6 @@ from contract.errors import Code, PlumblineError, RequestError, ServableNotFound
 from contract.servable import ModelSpec, VersionState
 from contract.signature import Batch
 from contract.wire import rpc
-from contract.wire.call import call_unary
 from contract.wire.codec import (
     decode_predict_response,
     encode_predict_request,
@@ -25,6 +24,7 @@ from contract.wire.codec import (
     model_spec_to_proto,
 )
 from contract.wire.plumbline_wire import config_pb2, metadata_pb2, predict_pb2, status_pb2
+from contract.wire.rpc import call_unary
 
 _CALL_S = 5.0
 

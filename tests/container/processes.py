@@ -16,9 +16,8 @@ from types import TracebackType
 from typing import Any
 
 from contract.errors import PlumblineError
-from contract.wire.call import call_unary
 from contract.wire.plumbline_wire import status_pb2
-from contract.wire.rpc import GET_MODEL_STATUS
+from contract.wire.rpc import GET_MODEL_STATUS, call_unary
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120

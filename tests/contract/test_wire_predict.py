@@ -11,8 +11,7 @@ from contract.errors import InternalError, PlumblineError, RequestError, TensorM
 from contract.servable import ModelSpec
 from contract.wire import codec
 from contract.wire.plumbline_wire import predict_pb2, tensor_pb2
-from contract.wire.predict import _REQUEST_TAGS
-from contract.wire.scanning import Unusual, scan_predict, scan_tensor
+from contract.wire.predict import _REQUEST_TAGS, Unusual, scan_predict, scan_tensor
 from contract.wire.varints import write_varint
 
 SPEC = ModelSpec("mlp", version=7, signature_name="serving_default")

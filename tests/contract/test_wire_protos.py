@@ -178,7 +178,7 @@ def test_both_live_in_one_process_in_either_order(first, second):
 
 def test_the_codec_loads_neither_grpcio_nor_tensorflow():
     code = (
-        "import sys, contract.wire.codec, contract.wire.status, contract.wire.signatures; "
+        "import sys, contract.wire.codec, contract.wire.rpc, contract.wire.signatures; "
         "print(sorted(name for name in ('grpc', 'tensorflow', 'google.protobuf.json_format')"
         " if name in sys.modules))"
     )

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from contract.errors import TensorMismatchError
 from contract.servable import ModelSpec
 from contract.wire import codec
-from contract.wire.dtypes import LAYOUTS
 from contract.wire.plumbline_wire import predict_pb2, tensor_pb2
+from contract.wire.tensors import LAYOUTS
 
 pytestmark = pytest.mark.tensorflow
 

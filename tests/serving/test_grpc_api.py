@@ -10,6 +10,7 @@ from contract.wire.codec import decode_predict_response, encode_predict_request
 from contract.wire.plumbline_wire import inference_pb2, metadata_pb2, predict_pb2, status_pb2
 from contract.wire.rpc import (
     CLASSIFY,
+    ERROR_KEY,
     GET_MODEL_METADATA,
     GET_MODEL_STATUS,
     HANDLE_RELOAD_CONFIG,
@@ -17,7 +18,6 @@ from contract.wire.rpc import (
     PREDICT,
     REGRESS,
 )
-from contract.wire.status import ERROR_KEY
 from serving.config import ServerConfig
 from serving.grpc_api import TRUNCATED, cut_text
 from serving.servable import Observer

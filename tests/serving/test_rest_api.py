@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from contract.wire.status import ERROR_KEY
+from contract.wire.rpc import ERROR_KEY
 from serving.config import ServerConfig
 from tests.serving.faces import Faces, serve
 from tests.serving.numpy_servables import OneModelManager, make_servable
