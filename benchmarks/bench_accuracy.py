@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from exporter.config import load_config
-from exporter.datasets import load_dataset, to_float32
+from exporter.data.dataset import load_dataset, to_float32
 from exporter.processes import silence_tensorflow
-from exporter.training import train
+from exporter.training.train import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -22,7 +22,7 @@ from contract import layout
 from contract.errors import PlumblineError
 from contract.golden import read_golden
 from contract.servable import ModelSpec, VersionState
-from exporter.publish import PublishOptions, publish_version
+from exporter.publishing.publish import PublishOptions, publish_version
 from serving.rollout.server import Server
 
 CONFIG = """model_config_list {{

@@ -19,31 +19,28 @@ from contract.golden import Golden, write_golden
 from contract.manifest import Manifest, hash_files, write_manifest
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array
-from exporter.config import Config
-from exporter.confusion_matrix import count_confusions, draw_confusions
-from exporter.datasets import Dataset
-from exporter.golden_examples import (
+from exporter.artifacts.golden import (
     list_lite_signatures,
     make_calibration,
     make_golden,
     make_held_out,
+    write_warmup,
 )
-from exporter.measurement import (
+from exporter.artifacts.tflite import ConversionJob
+from exporter.card import count_confusions, describe_candidate, draw_confusions, write_model_card
+from exporter.config import Config
+from exporter.data.dataset import Dataset
+from exporter.processes import ChildProcess
+from exporter.training.train import TrainResult
+from exporter.verification.measurement import (
     HeldOut,
     Measurement,
     measure_accuracy,
     time_one_row,
     write_held_out,
 )
-from exporter.model_card import write_model_card
-from exporter.processes import ChildProcess
-from exporter.provenance import describe_candidate
-from exporter.reload import MeasurementJob
-from exporter.run_files import CANDIDATE, REPORT
-from exporter.tflite import ConversionJob
-from exporter.training import TrainResult
-from exporter.verdict import IN_PROCESS, SAVED_MODEL, Verification, judge
-from exporter.warmup import write_warmup
+from exporter.verification.reload import MeasurementJob
+from exporter.verification.verdict import IN_PROCESS, SAVED_MODEL, Verification, judge
 
 _VERIFICATION_TIMEOUT_S = 600.0
 
@@ -97,7 +94,7 @@ def make_candidate(
         ExportError: A variant cannot be converted.
         OSError: The disk is full.
     """
-    from exporter.saved_model import save_model
+    from exporter.artifacts.saved_model import save_model
 
     path = run_dir / CANDIDATE
     step("save")
@@ -245,3 +242,13 @@ def _draw_confusions(
 
 def _write_report(path: Path, verification: Verification) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(verification), indent=2))
+
+
+# Names of what a run leaves in its directory.
+
+
+RUNS = "runs"
+CANDIDATE = "candidate"
+REPORT = "verification.json"
+TRAINED = "trained.json"
+WEIGHTS = "weights.npz"

@@ -8,20 +8,215 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
+from msgspec import Meta
 
 from contract.errors import ConfigError
-from contract.parity import fill_tolerances
-from exporter.config_schema import (
-    Config,
-    DataConfig,
-    ExportConfig,
-    ModelConfig,
-    ScheduleConfig,
-    TrainingConfig,
-)
+from contract.parity import Tolerances, fill_tolerances
+
+# The configuration of a run: what may be written in `configs/*.toml`, with types and ranges.
+#
+# `configs/` is the only place where hyper-parameters are written as numbers; a value stands
+# here only where leaving a key out has one plain meaning (0 = off, "" = none).
+
+
+Share = Annotated[float, Meta(ge=0, lt=1)]
+Fraction = Annotated[float, Meta(gt=0, lt=1)]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+BUILDER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+BUILT_IN_LOSSES = ("categorical_crossentropy", "mean_squared_error")
+LoopName = Literal["fit", "gradient_tape"]
+StrategyName = Literal["none", "mirrored", "multi_worker"]
+
+
+class Section(msgspec.Struct, frozen=True):
+    """A table of the file; frozen, like every value here."""
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """Which network to build.
+
+    Attributes:
+        kind: `mlp`, `cnn`, or `builder` for the user's own.
+        name: Model name below the base path; "" stands for the kind.
+        builder: `package.module:function`, called with (input_shape, num_classes).
+        hidden_units: Widths of the MLP's hidden layers.
+        filters: Filters of the CNN's convolutions, each followed by a pooling of 2.
+        dense_units: Width of the CNN's layer before the last.
+        dropout: Share of activations dropped before the last layer, 0..1.
+        l2: Factor of the L2 penalty on every kernel.
+    """
+
+    kind: Literal["mlp", "cnn", "builder"]
+    name: str = ""
+    builder: str = ""
+    hidden_units: tuple[Positive, ...] = ()
+    filters: tuple[Positive, ...] = ()
+    dense_units: Count = 0
+    dropout: Share = 0.0
+    l2: NotNegative = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            msgspec.structs.force_setattr(self, "name", self.kind)
+        if not MODEL_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name {self.name!r} cannot name a directory; use letters, digits, '_', '.' or '-'"
+            )
+        if self.kind == "builder" and not BUILDER.fullmatch(self.builder):
+            raise ValueError(
+                f"kind is 'builder', so builder must be 'package.module:function', "
+                f"not {self.builder!r}"
+            )
+        if self.kind != "builder" and self.builder:
+            raise ValueError(f"builder is given, so kind must be 'builder', not {self.kind!r}")
+        others = {"hidden_units": "mlp", "filters": "cnn", "dense_units": "cnn"}
+        for key, kind in others.items():
+            if getattr(self, key) and self.kind != kind:
+                raise ValueError(f"{key} is for kind = {kind!r}; the kind here is {self.kind!r}")
+
+
+class DataConfig(Section, frozen=True, kw_only=True):
+    """Which data to train on and how to split them.
+
+    Attributes:
+        kind: `digits`, `mnist`, `npz` or `random`.
+        path: The user's file (npz; mnist: a file or the folder of the four IDX files).
+        download: Fetch MNIST when neither `path` nor Keras's cache has it.
+        seed: Of the split (and of `random`); independent of the training seed.
+        validation_fraction: Share of the training rows set apart for early stopping.
+        test_fraction: Share set apart first, where the data bring no test split.
+        num_examples: Rows of `random`.
+    """
+
+    kind: Literal["digits", "mnist", "npz", "random"]
+    path: str = ""
+    download: bool = False
+    seed: Seed
+    validation_fraction: Fraction
+    test_fraction: Fraction
+    num_examples: Annotated[int, Meta(ge=40)] = 2000
+
+
+class ScheduleConfig(Section, frozen=True, kw_only=True):
+    """How the learning rate moves over the run, in epochs.
+
+    Attributes:
+        kind: `constant`; `cosine` (to `final_fraction` at the last epoch); `exponential` (to
+            `final_fraction` at the last epoch); `piecewise` (times `factor` at `boundaries`).
+        warmup_epochs: Epochs of linear rise from 0 before it.
+        final_fraction: Last learning rate as a share of the first.
+        boundaries: Epochs at which `piecewise` steps.
+        factor: What it multiplies by at each.
+    """
+
+    kind: Literal["constant", "cosine", "exponential", "piecewise"] = "constant"
+    warmup_epochs: NotNegative = 0.0
+    final_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.01
+    boundaries: tuple[Positive, ...] = ()
+    factor: Annotated[float, Meta(gt=0)] = 0.1
+
+
+class TrainingConfig(Section, frozen=True, kw_only=True):
+    """How to train.
+
+    Attributes:
+        loop: `fit` or `gradient_tape`.
+        seed: Of the weights, the order of the batches, dropout and mixup.
+        epochs: Most epochs.
+        batch_size: Rows per step, over all replicas and workers together.
+        optimizer: `adam`, `adamw`, `sgd` or `rmsprop`.
+        learning_rate: At the start, or after warm-up.
+        momentum: For `sgd` and `rmsprop`.
+        weight_decay: For `adamw`.
+        patience: Epochs without a better validation loss before it stops; 0 = never.
+            The best epoch's weights are restored in either case.
+        loss: `categorical_crossentropy`, `mean_squared_error` (regression head), or
+            `package.module:function` (y_true, y_pred) -> per-example loss.
+        label_smoothing: Share of probability moved to the other classes (gradient_tape).
+        clip_norm: Largest global norm of the gradient; 0 = any (gradient_tape).
+        mixup: Alpha of mixup's Beta distribution; 0 = off (gradient_tape).
+        checkpoint_every: Epochs between checkpoints; 0 = none.
+        tensorboard: Write TensorBoard logs into the run's folder.
+        jit_compile: Compile the step with XLA.
+        strategy: `none`, `mirrored` (devices of one machine) or `multi_worker` (TF_CONFIG).
+    """
+
+    loop: LoopName = "fit"
+    seed: Seed = 0
+    epochs: Positive
+    batch_size: Positive
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    learning_rate: Annotated[float, Meta(gt=0)]
+    momentum: Share = 0.0
+    weight_decay: NotNegative = 0.0
+    schedule: ScheduleConfig = ScheduleConfig()
+    patience: Count = 0
+    loss: str = "categorical_crossentropy"
+    label_smoothing: Share = 0.0
+    clip_norm: NotNegative = 0.0
+    mixup: NotNegative = 0.0
+    checkpoint_every: Count = 0
+    tensorboard: bool = False
+    jit_compile: bool = False
+    strategy: StrategyName = "none"
+
+    def __post_init__(self) -> None:
+        if self.loss not in BUILT_IN_LOSSES and not BUILDER.fullmatch(self.loss):
+            raise ValueError(
+                f"loss is {self.loss!r}; give {' or '.join(map(repr, BUILT_IN_LOSSES))} or "
+                "'package.module:function'"
+            )
+        if self.loop == "gradient_tape":
+            return
+        asked = [name for name in ("label_smoothing", "clip_norm", "mixup") if getattr(self, name)]
+        if self.loss not in BUILT_IN_LOSSES:
+            asked.insert(0, "loss")
+        if asked:
+            raise ValueError(f"{', '.join(asked)}: only with loop = 'gradient_tape', not 'fit'")
+
+
+VariantName = Literal["float32", "float16", "dynamic_range", "int8"]
+
+
+class ExportConfig(Section, frozen=True, kw_only=True):
+    """What to write and where.
+
+    Attributes:
+        base_path: The model's own folder, which holds its versions, as in TensorFlow Serving's
+            `--model_base_path`; "" stands for `models/<model name>`.
+        keep: Versions to keep when publishing; 0 = all.
+        variants: TFLite variants to convert.
+        conversion_timeout_s: Time limit of the converter's process.
+        golden_num_examples: Rows kept as golden examples, every class included.
+        calibration_num_examples: Rows, balanced over the classes, that calibrate int8.
+        tolerances: See `contract.parity.Tolerances`.
+    """
+
+    base_path: str = ""
+    keep: Count = 0
+    variants: tuple[VariantName, ...] = ("float32", "float16", "dynamic_range", "int8")
+    conversion_timeout_s: Annotated[float, Meta(gt=0)] = 300.0
+    golden_num_examples: Annotated[int, Meta(ge=64)] = 64
+    calibration_num_examples: Annotated[int, Meta(ge=10)] = 200
+    tolerances: Tolerances = Tolerances()
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """One runnable experiment."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    export: ExportConfig = ExportConfig()
+
 
 __all__ = [
     "Config",

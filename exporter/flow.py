@@ -6,19 +6,25 @@ import dataclasses
 import datetime
 import logging
 import os
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contract import layout
+from contract.console.terminal import open_rich
 from contract.errors import ConfigError, VerificationError
 from contract.manifest import read_manifest
+from exporter.candidate import CANDIDATE, REPORT, RUNS, TRAINED
 from exporter.config import Config
-from exporter.durability import explain_os_errors, remove_tree
 from exporter.processes import ChildProcess
-from exporter.publish import Published, PublishOptions, check_base_path, publish_version
-from exporter.run_files import CANDIDATE, REPORT, RUNS, TRAINED
-from exporter.steps import Steps
-from exporter.strategy import is_chief
+from exporter.publishing.publish import Published, PublishOptions, check_base_path, publish_version
+from exporter.publishing.staging import explain_os_errors, remove_tree
+from exporter.training.strategy import is_chief
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,14 +85,14 @@ def run_train(config: Config, *, run_dir: Path, resume: bool, steps: Steps) -> t
         DatasetError: The data cannot be read or trained on.
         ConfigError: See `exporter.training.train`.
     """
-    from exporter.datasets import load_dataset
-    from exporter.progress import open_progress
+    from exporter.data.dataset import load_dataset
+    from exporter.training.progress import open_progress
 
     steps("load data")
     dataset = load_dataset(config.data)
     if dataset.dummy:
         _LOG.warning("dummy data: random numbers with random labels; the model means nothing")
-    from exporter.training import train
+    from exporter.training.train import train
 
     steps("train", live=False)
     with open_progress(config.model.name) as progress:
@@ -122,8 +128,8 @@ def run_export(
         with Steps() as steps:
             run_train(config, run_dir=run_dir, resume=resume, steps=steps)
         return Exported(None, None, run_dir, steps.seconds)
-    from exporter.reload import measure_copy, prepare_measuring
-    from exporter.tflite import convert, prepare_converting
+    from exporter.artifacts.tflite import convert, prepare_converting
+    from exporter.verification.reload import measure_copy, prepare_measuring
 
     # Started now, so that their imports run while the model trains.
     with (
@@ -169,8 +175,8 @@ def check_trained(run_dir: Path) -> None:
 
 
 def _take_up(trained: Path, steps: Steps) -> tuple[Any, Any]:
-    from exporter.datasets import load_dataset
-    from exporter.trained import load_trained, read_record
+    from exporter.data.dataset import load_dataset
+    from exporter.training.trained import load_trained, read_record
 
     steps("load trained model")
     record = read_record(trained)
@@ -202,3 +208,58 @@ def find_candidate(path: Path) -> tuple[Path, str]:
             f"report is {path / REPORT}"
         )
     return found, read_manifest(found).model_name
+
+
+# Tells which step of the flow runs, and for how long: a spinner on a terminal, lines elsewhere.
+
+
+class Steps:
+    """A context manager that is called with the name of each step as it begins.
+
+    Args:
+        live: Show a spinner; training shows a bar of its own instead.
+
+    Attributes:
+        seconds: Step name to wall time, of the steps that have ended.
+
+    Example:
+        >>> with Steps() as begin:  # doctest: +SKIP
+        ...     begin("save")
+        ...     begin("convert")
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._name = ""
+        self._began = 0.0
+        self._status: Status | None = None
+        self._console = open_rich(sys.stderr)
+
+    def __call__(self, name: str, *, live: bool = True) -> None:
+        """Ends the step before, and begins this one."""
+        self._end()
+        self._name, self._began = name, time.perf_counter()
+        if self._console is not None and live:
+            self._status = self._console.status(f"{name} …")
+            self._status.start()
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._end(failed=kind is not None)
+
+    def _end(self, *, failed: bool = False) -> None:
+        if not self._name:
+            return
+        seconds = time.perf_counter() - self._began
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + seconds
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+        if self._console is not None:
+            mark = "[red]✗[/red]" if failed else "[green]✓[/green]"
+            self._console.print(f"{mark} {self._name} [dim]{seconds:.1f} s[/dim]")
+        elif not failed:  # the error that follows says what failed
+            _LOG.info("%s: %.1f s", self._name, seconds)
+        self._name = ""

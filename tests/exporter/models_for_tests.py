@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from exporter.datasets import Dataset, fingerprint_arrays
-from exporter.model_heads import ModelHeads, describe_heads
+from exporter.data.dataset import Dataset, fingerprint_arrays
+from exporter.training.heads import ModelHeads, describe_heads
 
 
 def make_dataset(
@@ -32,7 +32,7 @@ def make_dataset(
 
 def find_heads(model: Any, dataset: Dataset, loss: str = "categorical_crossentropy") -> ModelHeads:
     """As `train` finds them."""
-    from exporter.datasets import to_float32
+    from exporter.data.dataset import to_float32
 
     return describe_heads(model, to_float32(dataset.x_train[:8]), dataset.num_classes, loss=loss)
 

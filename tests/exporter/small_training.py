@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from exporter.config import Config, parse_config
-from exporter.datasets import Dataset, fingerprint_arrays
+from exporter.data.dataset import Dataset, fingerprint_arrays
 
 CLASSES = 3
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from contract.signature import CLASSIFY_METHOD, Signature, TensorSpec
-from exporter.compatibility import list_breaks
+from exporter.publishing.publish import list_breaks
 from tests.exporter.candidates import make_signature
 
 BEFORE = make_signature()

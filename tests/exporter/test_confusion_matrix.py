@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exporter.confusion_matrix import count_confusions, draw_confusions
+from exporter.card import count_confusions, draw_confusions
 
 
 def test_rows_are_labels_and_columns_are_predictions() -> None:

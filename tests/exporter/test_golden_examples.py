@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.signature import Array, Batch, Signature, TensorSpec
-from exporter.golden_examples import (
+from exporter.artifacts.golden import (
     choose_rows,
     list_exact_rows,
     make_calibration,

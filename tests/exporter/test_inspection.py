@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from exporter.cli import main
-from exporter.inspection import inspect_version
+from exporter.inspect import inspect_version
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,8 +8,8 @@ import pytest
 from contract.golden import Golden, GoldenExamples
 from contract.parity import EXACT, Tolerances
 from contract.signature import Array, Batch
-from exporter.measurement import HeldOut, Measurement, measure
-from exporter.verdict import judge
+from exporter.verification.measurement import HeldOut, Measurement, measure
+from exporter.verification.verdict import judge
 
 ROWS = 1000
 CLASSES = np.eye(10, dtype=np.float32)[np.arange(ROWS) % 10] * np.float32(0.9)

@@ -8,8 +8,8 @@ import pytest
 
 from contract.errors import ConfigError
 from exporter.config import ModelConfig, load_config
-from exporter.model_heads import describe_heads
-from exporter.models import build_model
+from exporter.training.heads import describe_heads
+from exporter.training.models import build_model
 
 pytestmark = pytest.mark.tensorflow
 

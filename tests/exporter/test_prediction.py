@@ -16,7 +16,7 @@ from contract.golden import read_golden
 from contract.lite import LiteModel
 from contract.parity import Tolerance, replay
 from exporter.cli import main
-from exporter.prediction import predict_files, read_inputs
+from exporter.predict import predict_files, read_inputs
 
 pytestmark = pytest.mark.tensorflow
 

@@ -26,9 +26,9 @@ from contract.errors import (
     VersionExistsError,
 )
 from contract.manifest import check_files, read_manifest
-from exporter import durability, publish
-from exporter.base_path_lock import hold_base_path, mark_alive
-from exporter.publish import PublishOptions, check_base_path, publish_version
+from exporter.publishing import publish, staging
+from exporter.publishing.publish import PublishOptions, check_base_path, publish_version
+from exporter.publishing.staging import hold_base_path, mark_alive
 from tests.exporter.candidates import make_candidate, make_signature
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -303,9 +303,9 @@ def test_a_full_disk_leaves_the_base_path_as_it_was(
     def fill_up(source: Path, target: Path) -> None:
         if "00001" in target.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        durability.copy_file(source, target)
+        staging.copy_file(source, target)
 
-    monkeypatch.setattr("exporter.staging.copy_file", fill_up)
+    monkeypatch.setattr("exporter.publishing.staging.copy_file", fill_up)
     with pytest.raises(ExportError, match=r"disk is full.*base path is as it was"):
         publish_version(candidate, base_path, DEFAULTS)
     assert not base_path.parent.exists()
@@ -396,7 +396,7 @@ def test_an_interrupted_publish_cleans_up_after_itself(
     def interrupt(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("exporter.staging.sync_tree", interrupt)
+    monkeypatch.setattr("exporter.publishing.staging.sync_tree", interrupt)
     with pytest.raises(KeyboardInterrupt):
         publish_version(make_candidate(tmp_path / "c"), tmp_path / "mlp", DEFAULTS)
     assert not (tmp_path / "mlp").exists()

@@ -12,7 +12,7 @@ import pytest
 
 from contract import layout
 from exporter.cli import main
-from exporter.recheck import recheck_version
+from exporter.verification.recheck import recheck_version
 from tests.versions import write_tolerances
 
 ROOT = Path(__file__).resolve().parents[2]

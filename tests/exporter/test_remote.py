@@ -20,9 +20,8 @@ from contract.errors import (
     VersionExistsError,
 )
 from contract.manifest import check_files, read_manifest, write_manifest
-from exporter.remote import RemoteBasePath
-from exporter.remote_fetch import fetch_version
-from exporter.remote_publish import copy_to_remote
+from exporter.publishing.remote import RemoteBasePath
+from exporter.publishing.transfer import copy_to_remote, fetch_version
 from tests.exporter.remote_versions import (
     CREDENTIALS,
     Bucket,

@@ -10,8 +10,7 @@ import pytest
 
 from contract import layout
 from contract.errors import ConfigError
-from exporter.publish import PublishOptions, publish_version
-from exporter.retire import read_named_versions
+from exporter.publishing.publish import PublishOptions, publish_version, read_named_versions
 from tests.exporter.candidates import make_candidate
 
 ROOT = Path(__file__).resolve().parents[2]

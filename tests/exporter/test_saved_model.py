@@ -17,10 +17,9 @@ from contract import layout
 from contract.errors import RequestError
 from contract.signature import CLASSIFY_METHOD
 from contract.wire.signatures import read_signatures
-from exporter.datasets import Dataset, to_float32
-from exporter.predictors import InProcessPredictor
-from exporter.reload import load_saved_model
-from exporter.saved_model import save_model
+from exporter.artifacts.saved_model import InProcessPredictor, save_model
+from exporter.data.dataset import Dataset, to_float32
+from exporter.verification.reload import load_saved_model
 from tests.exporter.file_limit import limit_files
 from tests.exporter.models_for_tests import (
     build_branching,

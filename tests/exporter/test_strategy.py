@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from contract.errors import ConfigError
-from exporter.strategy import is_chief, open_strategy, read_tf_config
+from exporter.training.strategy import is_chief, open_strategy, read_tf_config
 
 ROOT = Path(__file__).parents[2]
 LOOPS = ("fit", "gradient_tape")

@@ -12,12 +12,11 @@ from contract import layout
 from contract.errors import ExportError
 from contract.golden import write_golden
 from contract.lite import LiteModel, list_custom_ops
-from exporter.datasets import Dataset, to_float32
-from exporter.golden_examples import list_lite_signatures, make_calibration
-from exporter.predictors import InProcessPredictor
-from exporter.saved_model import save_model
-from exporter.tflite import ConversionJob
-from exporter.tflite import convert as convert_variant
+from exporter.artifacts.golden import list_lite_signatures, make_calibration
+from exporter.artifacts.saved_model import InProcessPredictor, save_model
+from exporter.artifacts.tflite import ConversionJob
+from exporter.artifacts.tflite import convert as convert_variant
+from exporter.data.dataset import Dataset, to_float32
 from tests.exporter.models_for_tests import (
     build_betainc,
     build_branching,

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from contract.errors import ConfigError
-from exporter.batches import BatchPlan, order_rows
 from exporter.config import Config
-from exporter.datasets import to_float32
-from exporter.training import TrainResult, train
-from exporter.training_run import ProgressReport
+from exporter.data.dataset import to_float32
+from exporter.training.batches import BatchPlan, order_rows
+from exporter.training.run import ProgressReport
+from exporter.training.train import TrainResult, train
 from tests.exporter.file_limit import limit_files
 from tests.exporter.small_training import make_config, make_dataset
 

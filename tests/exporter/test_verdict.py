@@ -7,9 +7,9 @@ import pytest
 
 from contract.golden import Golden, GoldenExamples
 from contract.parity import Tolerances, VariantTolerance
-from exporter.measurement import Measurement
-from exporter.verdict import Verification, judge
-from exporter.verification_table import list_rows
+from exporter.show import list_rows
+from exporter.verification.measurement import Measurement
+from exporter.verification.verdict import Verification, judge
 
 ROWS = 400
 

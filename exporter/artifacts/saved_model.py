@@ -1,0 +1,139 @@
+"""The SavedModel: variables and the signatures that `exporter.artifacts.signatures` chose."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from contract import layout
+from contract.errors import RequestError
+from contract.signature import (
+    CLASSIFY_METHOD,
+    Array,
+    Batch,
+    Signature,
+    TensorSpec,
+    find_signature,
+)
+from exporter.artifacts.signatures import CLASSIFY, ModelFace, look_at, trace_signatures
+from exporter.data.dataset import Dataset
+from exporter.training.checkpoints import translate_disk_errors
+from exporter.training.heads import ModelHeads
+
+_LOG = logging.getLogger(__name__)
+
+
+def save_model(
+    model: Any, heads: ModelHeads, dataset: Dataset, directory: Path
+) -> tuple[InProcessPredictor, ModelFace]:
+    """Writes `saved_model.pb`, `variables/` and `assets/labels.txt`.
+
+    Args:
+        model: A built, trained `tf_keras.Model`.
+        heads: Its inputs and outputs, as `train` found them.
+        dataset: What it was trained on.
+        directory: Made when missing.
+
+    Returns:
+        The same functions in this process: what the SavedModel is compared with; and the
+        model's names.
+
+    Raises:
+        OSError: The disk is full or the folder not writable.
+    """
+    face = look_at(model, heads, dataset)
+    functions = trace_signatures(face, dataset)
+    with translate_disk_errors(directory):
+        _save(model, functions, directory)
+        if CLASSIFY in functions:
+            _set_method_name(directory, CLASSIFY, CLASSIFY_METHOD)
+    labels = directory / layout.LABELS
+    labels.parent.mkdir(parents=True, exist_ok=True)
+    labels.write_text("".join(f"{name}\n" for name in dataset.class_names), encoding="utf-8")
+    return InProcessPredictor(functions), face
+
+
+def _save(model: Any, functions: Mapping[str, Any], directory: Path) -> None:
+    # Tracks the variables alone: a tracked Keras model is traced again, layer by layer.
+    module = tf.Module()
+    module.variables_ = model.variables
+    try:
+        tf.saved_model.save(module, str(directory), signatures=dict(functions))
+    except AssertionError:
+        # A layer holds more than variables (a lookup table, a random generator).
+        _LOG.debug("saving the whole model, for its untracked resources", exc_info=True)
+        module.model = model
+        tf.saved_model.save(module, str(directory), signatures=dict(functions))
+
+
+def _set_method_name(directory: Path, signature_name: str, method_name: str) -> None:
+    """TensorFlow 2 writes `predict` everywhere; a server started with
+    --enable_signature_method_name_check wants Classify's own (servables/tensorflow/classifier.cc).
+    """
+    updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(directory))
+    updater.replace_method_name(signature_key=signature_name, method_name=method_name)
+    updater.save()
+
+
+# The model in this process, asked through its signatures.
+
+
+class InProcessPredictor:
+    """The model in this process, asked through its signatures; a `contract.parity.Predictor`.
+
+    Args:
+        functions: Signature name to concrete function.
+        keep_alive: Whatever owns their variables.
+    """
+
+    def __init__(self, functions: Mapping[str, Any], *, keep_alive: Any = None) -> None:
+        self._functions = functions
+        self._keep_alive = keep_alive  # a loaded SavedModel owns the variables of its functions
+        self.signatures = {name: describe_function(name, f) for name, f in functions.items()}
+
+    def predict(self, batch: Batch, *, signature_name: str = "") -> dict[str, Array]:
+        """Output name to ndarray; strings are arrays of bytes.
+
+        Raises:
+            SignatureNotFoundError: The model has no such signature.
+            RequestError: The graph refused the inputs: a damaged picture, or one too large.
+        """
+        signature = find_signature(self.signatures, signature_name)
+        tensors = {
+            name: tf.constant(array, signature.inputs[name].dtype) for name, array in batch.items()
+        }
+        try:
+            outputs = self._functions[signature.name](**tensors)
+        except tf.errors.InvalidArgumentError as error:
+            raise RequestError(
+                f"the graph of {signature.name!r} refused the inputs: {_find_reason(error)}"
+            ) from error
+        return {name: outputs[name].numpy() for name in signature.outputs}
+
+
+def _find_reason(error: Exception) -> str:
+    """The line of an operator's message that says what was wrong, without where in the graph."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    noise = ("Graph execution error", "Detected at node", "<stack traces", "[[{{node")
+    said = [line for line in lines if not line.startswith(noise)]
+    return " ".join(said) or str(error)
+
+
+def describe_function(name: str, function: Any) -> Signature:
+    """The `contract` view of a concrete function."""
+    inputs = function.structured_input_signature[1]
+    return Signature(
+        name,
+        {key: _to_spec(key, spec) for key, spec in sorted(inputs.items())},
+        {key: _to_spec(key, spec) for key, spec in sorted(function.structured_outputs.items())},
+        *((CLASSIFY_METHOD,) if name == CLASSIFY else ()),
+    )
+
+
+def _to_spec(name: str, spec: Any) -> TensorSpec:
+    shape = None if spec.shape.rank is None else tuple(spec.shape.as_list())
+    return TensorSpec(name, spec.dtype.name, shape)

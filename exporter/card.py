@@ -1,0 +1,288 @@
+"""MODEL_CARD.md: what a person should know before using a version."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from contract import layout
+from contract.manifest import DataEntry, Manifest, from_entries, to_entries
+from contract.signature import Array, Signature
+from exporter.config import Config, config_to_dict
+from exporter.data.dataset import Dataset
+from exporter.show import HEADINGS, list_rows
+from exporter.training.train import TrainResult
+from exporter.verification.verdict import Verification
+
+
+def write_model_card(
+    directory: Path, manifest: Manifest, verification: Verification, counts: Array | None
+) -> None:
+    """Writes the card; the picture is written by `confusion_matrix`.
+
+    Args:
+        directory: Of the candidate.
+        manifest: As far as it is known by now.
+        verification: The table.
+        counts: Confusion counts (label, predicted), None without classes.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    sections = [
+        _write_head(manifest),
+        _write_table(verification),
+        *([] if counts is None else [_write_classes(manifest, counts)]),
+        _write_signatures(manifest),
+        _write_use(manifest),
+    ]
+    path = directory / layout.MODEL_CARD
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _write_head(manifest: Manifest) -> str:
+    data = manifest.data
+    lines = [f"# {manifest.model_name}", ""]
+    if data is not None and data.dummy:
+        lines += ["**Dummy data: trained on random numbers. It predicts nothing real.**", ""]
+    lines.append(f"- Made {manifest.created} with training seed {manifest.seed}.")
+    if data is not None:
+        rows = ", ".join(f"{count} {split}" for split, count in data.num_examples.items())
+        lines.append(f"- Data: `{data.name}` ({rows} rows), fingerprint `{data.fingerprint[:16]}`.")
+    for name, value in sorted(manifest.metrics.items()):
+        lines.append(f"- {name.replace('_', ' ')}: {value:.4g}")
+    tools = ", ".join(f"{name} {version}" for name, version in manifest.tool_versions.items())
+    lines.append(f"- Tools: {tools}.")
+    return "\n".join(lines)
+
+
+def _write_table(verification: Verification) -> str:
+    lines = [
+        "## Copies, compared with the in-process model",
+        "",
+        f"| {' | '.join(HEADINGS)} |",
+        f"|---|{'---:|' * (len(HEADINGS) - 1)}",
+        *(f"| {' | '.join(row)} |" for row in list_rows(verification)),
+    ]
+    lines += [f"\n{note}." for note in verification.notes]
+    return "\n".join(lines)
+
+
+def _write_classes(manifest: Manifest, counts: Array) -> str:
+    names = manifest.data.class_names if manifest.data else ()
+    lines = [
+        "## Accuracy per class, test split",
+        "",
+        "| class | rows | accuracy |",
+        "|---|---:|---:|",
+    ]
+    for row, name in enumerate(names):
+        total = int(counts[row].sum())
+        share = f"{counts[row, row] / total:.1%}" if total else "–"
+        lines.append(f"| {name.replace('|', chr(92) + '|')} | {total} | {share} |")
+    picture = Path(layout.CONFUSION_MATRIX).name
+    return "\n".join([*lines, "", f"![Confusion matrix of the test split]({picture})"])
+
+
+def _write_signatures(manifest: Manifest) -> str:
+    lines = ["## Signatures", "", "| signature | inputs | outputs |", "|---|---|---|"]
+    for signature in from_entries(manifest.signatures).values():
+        inputs, outputs = (
+            "; ".join(f"`{spec.name}` {spec.describe()}" for spec in specs.values())
+            for specs in (signature.inputs, signature.outputs)
+        )
+        lines.append(f"| `{signature.name}` | {inputs} | {outputs} |")
+    return "\n".join(lines)
+
+
+def _write_use(manifest: Manifest) -> str:
+    lines = ["## Use", ""]
+    if any(
+        spec.dtype == "uint8" for e in manifest.signatures.values() for spec in e.inputs.values()
+    ):
+        lines.append(
+            "Images are light ink on dark paper, as in MNIST: 0 is paper, 255 is ink. "
+            "Invert photographs of dark ink on white paper before sending them."
+        )
+    lines.append(
+        "`python -m exporter verify <this directory>` checks every file and replays the golden "
+        "examples."
+    )
+    return "\n".join(lines)
+
+
+# Provenance: how a candidate came about, as its manifest keeps it.
+
+
+_TOOLS = ("tensorflow", "tf-keras", "ai-edge-litert", "numpy", "plumbline-tf")
+
+
+def describe_candidate(
+    result: TrainResult,
+    dataset: Dataset,
+    config: Config,
+    *,
+    signatures: Mapping[str, Signature],
+    verification: Verification,
+    calibration_fingerprint: str,
+) -> Manifest:
+    """The manifest of a candidate (version 0), but for its files.
+
+    Args:
+        result: Of training.
+        dataset: What it was trained on.
+        config: The whole configuration.
+        signatures: By name.
+        verification: What was measured.
+        calibration_fingerprint: Of the int8 calibration set, or "".
+    """
+    accuracy = verification.measurements[0].accuracy
+    metrics = {} if accuracy is None else {"test_accuracy": accuracy}
+    best = result.best_epoch - 1
+    metrics |= {
+        f"validation_{name.removeprefix('val_')}": values[best]
+        for name, values in result.history.items()
+        if name.startswith("val_")
+    }
+    return Manifest(
+        model_name=config.model.name,
+        version=0,
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        signatures=to_entries(signatures),
+        metrics=metrics | {"best_epoch": float(result.best_epoch)},
+        parity={one.name: msgspec.to_builtins(one) for one in verification.measurements},
+        config=config_to_dict(config),
+        data=DataEntry(
+            name=dataset.name,
+            fingerprint=dataset.fingerprint,
+            class_names=dataset.class_names,
+            num_examples={
+                "train": len(dataset.y_train),
+                "validation": len(dataset.y_validation),
+                "test": len(dataset.y_test),
+            },
+            dummy=dataset.dummy,
+        ),
+        seed=config.training.seed,
+        tool_versions=_list_tool_versions(),
+        calibration_fingerprint=calibration_fingerprint,
+    )
+
+
+def _list_tool_versions() -> dict[str, str]:
+    found = {}
+    for name in _TOOLS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+# The confusion matrix: counted, and drawn with Pillow (matplotlib takes a second to import).
+
+
+_MAX_PIXELS = 900
+_TOP, _MARGIN = 96, 24
+_INK, _PAPER, _GRID = (23, 43, 77), (255, 255, 255), (214, 219, 227)
+_RIGHT, _WRONG = (33, 113, 181), (203, 65, 45)
+_FAINTEST = 0.18
+"""A single wrong row out of hundreds must still be seen."""
+
+
+def count_confusions(labels: Array, predicted: Array, num_classes: int) -> Array:
+    """int64 (labelled class, predicted class): how many rows of each kind.
+
+    Args:
+        labels: int64 (rows,).
+        predicted: int64 (rows,).
+        num_classes: Size of both axes.
+    """
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+    return counts
+
+
+def draw_confusions(path: Path, counts: Array, class_names: tuple[str, ...], title: str) -> None:
+    """Writes a PNG: a row per labelled class, right answers blue, wrong ones red.
+
+    Args:
+        path: Of the picture.
+        counts: From `count_confusions`.
+        class_names: Labels of both axes.
+        title: Above the picture.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    grid = _measure_grid(class_names)
+    side = grid.cell * len(counts)
+    width = max(grid.left + side + _MARGIN, int(_load_font(15).getlength(title)) + _MARGIN)
+    image = Image.new("RGB", (width, _TOP + side + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((12, 10), title, _INK, _load_font(15))
+    draw.text((12, 36), "rows: label, columns: predicted class", _INK, _load_font(12))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    for row, column in np.ndindex(counts.shape):
+        _draw_cell(draw, grid, (row, column), float(shares[row, column]), int(counts[row, column]))
+    if grid.cell >= 10:
+        _draw_names(draw, grid)
+    image.save(path, "PNG")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Grid:
+    """Sizes in pixels, and the names that fit them."""
+
+    cell: int
+    left: int
+    names: tuple[str, ...]
+    font: Any
+
+
+def _measure_grid(class_names: tuple[str, ...]) -> _Grid:
+    cell = max(4, min(44, _MAX_PIXELS // len(class_names)))
+    font = _load_font(max(8, cell // 3))
+    names = tuple(_shorten(name, index) for index, name in enumerate(class_names))
+    return _Grid(cell, 24 + int(max(map(font.getlength, names))), names, font)
+
+
+def _shorten(name: str, index: int) -> str:
+    # Pillow's own font draws Latin letters; for others the class number is better than boxes.
+    shown = name if all(ord(letter) < 0x250 for letter in name) else str(index)
+    return shown if len(shown) <= 12 else f"{shown[:10]}.."
+
+
+def _draw_cell(
+    draw: ImageDraw.ImageDraw, grid: _Grid, place: tuple[int, int], share: float, count: int
+) -> None:
+    row, column = place
+    colour = _RIGHT if row == column else _WRONG
+    weight = 0.0 if share == 0 else max(_FAINTEST, share)
+    red, green, blue = (round(p + (c - p) * weight) for p, c in zip(_PAPER, colour, strict=True))
+    x, y, cell = grid.left + column * grid.cell, _TOP + row * grid.cell, grid.cell
+    outline = _GRID if cell >= 8 else None
+    draw.rectangle((x, y, x + cell, y + cell), fill=(red, green, blue), outline=outline)
+    if count and cell >= 18:
+        ink = _PAPER if share > 0.5 else _INK
+        draw.text((x + cell / 2, y + cell / 2), str(count), ink, grid.font, anchor="mm")
+
+
+def _draw_names(draw: ImageDraw.ImageDraw, grid: _Grid) -> None:
+    for index, name in enumerate(grid.names):
+        middle = index * grid.cell + grid.cell / 2
+        draw.text((grid.left - 8, _TOP + middle), name, _INK, grid.font, anchor="rm")
+        short = name if grid.font.getlength(name) < grid.cell else name[:3]
+        draw.text((grid.left + middle, _TOP - 12), short, _INK, grid.font, anchor="mm")
+
+
+def _load_font(size: int) -> Any:
+    return ImageFont.load_default(size)

@@ -1,0 +1,1 @@
+"""Data sets: readers of files, checks, splits and fingerprints."""

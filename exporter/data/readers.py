@@ -1,0 +1,316 @@
+"""Readers of each kind of data: scikit-learn's digits, MNIST, the user's own npz."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import importlib.util
+import math
+import os
+import struct
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import DatasetError
+
+Array = NDArray[Any]
+DIGITS_SIDE = 28
+
+
+@dataclasses.dataclass(frozen=True)
+class RawData:
+    """Arrays as read, before the split.
+
+    Attributes:
+        name: What the data are called in outputs.
+        source: What to call them in an error, usually a path.
+        x_train: uint8 (examples, height, width, channels), or other (examples, ...).
+        y_train: (examples,).
+        x_test: As `x_train`, or None when the data bring no test split.
+        y_test: As `y_train`, or None.
+        class_names: One per class, or () for the class numbers.
+        dummy: The data mean nothing.
+    """
+
+    name: str
+    source: str
+    x_train: Array
+    y_train: Array
+    x_test: Array | None = None
+    y_test: Array | None = None
+    class_names: tuple[str, ...] = ()
+    dummy: bool = False
+
+
+def read_digits() -> RawData:
+    """Read the 1,797 scanned digits that ship inside scikit-learn, as 28×28×1.
+
+    The file is read without importing scikit-learn, which takes over a second.
+
+    Raises:
+        DatasetError: scikit-learn is not installed, or its file is damaged.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise DatasetError(
+            "the digits ship inside scikit-learn, which is not installed; install "
+            "plumbline-tf[tensorflow]"
+        )
+    path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    try:
+        with gzip.open(path, "rt", encoding="ascii") as lines:
+            table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DatasetError(
+            f"cannot read {path}: {error}; reinstall scikit-learn, or give data.kind = 'mnist'"
+        ) from error
+    # 64 pixels of 0..16, then the class. 0 is paper: light ink on dark already.
+    images = table[:, :-1].reshape(-1, 8, 8)
+    return RawData("digits", str(path), _enlarge(images), table[:, -1].astype(np.int64))
+
+
+def _enlarge(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize (examples, 8, 8) of 0..16 to (examples, 28, 28, 1) of 0..255, bilinearly.
+
+    One matrix from either side does all images at once.
+    """
+    weights = _interpolation_matrix(images.shape[1], DIGITS_SIDE)
+    enlarged = weights @ (images.astype(np.float64) * (255 / 16)) @ weights.T
+    return np.clip(np.rint(enlarged), 0, 255).astype(np.uint8)[..., np.newaxis]
+
+
+def _interpolation_matrix(old: int, new: int) -> NDArray[np.float64]:
+    """Return (new, old) weights of linear interpolation between pixel centres."""
+    centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    below = np.minimum(centres.astype(int), old - 2)
+    matrix = np.zeros((new, old))
+    matrix[np.arange(new), below] = 1 - (centres - below)
+    matrix[np.arange(new), below + 1] = centres - below
+    return matrix
+
+
+def read_npz(path: str) -> RawData:
+    """Read the user's own `x_train, y_train[, x_test, y_test][, class_names]`.
+
+    Raises:
+        DatasetError: The file cannot be read, is no npz, or lacks an array.
+    """
+    if not path:
+        raise DatasetError("data.kind is 'npz', so data.path must name the file")
+    arrays = read_npz_arrays(Path(path))
+    return RawData(Path(path).stem, path, **arrays_to_splits(arrays, path))
+
+
+def arrays_to_splits(arrays: dict[str, Array], source: str) -> dict[str, Any]:
+    """Sort the arrays of an npz file into the fields of `RawData`.
+
+    Raises:
+        DatasetError: `x_train` or `y_train` is missing, or one of the test arrays alone.
+    """
+    for name in ("x_train", "y_train"):
+        if name not in arrays:
+            raise DatasetError(
+                f"{source} has no array {name!r}, only {sorted(arrays)}; give x_train, y_train "
+                "and, if you have them, x_test, y_test"
+            )
+    if ("x_test" in arrays) != ("y_test" in arrays):
+        raise DatasetError(f"{source} has one of x_test and y_test; give both or neither")
+    names = ("x_train", "y_train", "x_test", "y_test")
+    splits: dict[str, Any] = {name: arrays[name] for name in names if name in arrays}
+    if "class_names" in arrays:
+        splits["class_names"] = tuple(str(name) for name in arrays["class_names"].ravel())
+    return splits
+
+
+def read_mnist(path: str, *, download: bool) -> RawData:
+    """Read MNIST from a file or folder the user gives, else from Keras's cache.
+
+    Raises:
+        DatasetError: It is nowhere and `download` is off, or it cannot be read.
+    """
+    arrays, source = read_mnist_arrays(path, download=download)
+    return RawData("mnist", source, **arrays_to_splits(arrays, source))
+
+
+# MNIST from where the user has it; from the network only when asked.
+
+
+URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
+SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
+"""Of that file, as Keras checks it."""
+DOWNLOAD_TIMEOUT_S = 60
+
+IDX_FILES = {
+    "x_train": ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
+    "y_train": ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
+    "x_test": ("t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"),
+    "y_test": ("t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"),
+}
+
+
+def read_mnist_arrays(path: str, *, download: bool) -> tuple[dict[str, NDArray[Any]], str]:
+    """Read MNIST's four arrays; return them with where they came from.
+
+    Args:
+        path: Keras's `mnist.npz`, the folder of the four IDX files, or one of these; "" for
+            Keras's own cache.
+        download: Fetch `mnist.npz` into the cache when it is not there.
+
+    Raises:
+        DatasetError: Not there, unreadable, or the download fails or differs.
+    """
+    if path:
+        return _read_path(Path(path)), path
+    cached = keras_cache_path()
+    if not cached.is_file():
+        if not download:
+            raise DatasetError(
+                f"MNIST is not at {cached}; give data.path (mnist.npz, or the folder of the four "
+                "IDX files), or data.download = true to fetch it"
+            )
+        _download(cached)
+    return read_npz_arrays(cached), str(cached)
+
+
+def keras_cache_path() -> Path:
+    """Return where Keras keeps its `mnist.npz`."""
+    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    return Path(home) / "datasets" / "mnist.npz"
+
+
+def _read_path(path: Path) -> dict[str, NDArray[Any]]:
+    if path.is_dir():
+        if (path / "mnist.npz").is_file():
+            return read_npz_arrays(path / "mnist.npz")
+        return _read_idx_files(path)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(2)
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror}") from error
+    if magic in (GZIP_MAGIC, b"\0\0"):
+        return _read_idx_files(path.parent)
+    return read_npz_arrays(path)
+
+
+def _read_idx_files(folder: Path) -> dict[str, NDArray[Any]]:
+    arrays = {}
+    for name, stems in IDX_FILES.items():
+        candidates = [folder / (stem + end) for stem in stems for end in ("", ".gz")]
+        found = next((path for path in candidates if path.is_file()), None)
+        if found is None:
+            raise DatasetError(
+                f"{folder} has neither {stems[0]} nor {stems[0]}.gz; give the folder of MNIST's "
+                "four IDX files, or an npz"
+            )
+        arrays[name] = read_idx(found)
+    return arrays
+
+
+def _download(target: Path) -> None:
+    """Fetch into the cache; a file that is not whole never gets the name."""
+    partial = target.with_suffix(f".{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(URL, timeout=DOWNLOAD_TIMEOUT_S) as response:
+            data = response.read()
+        if hashlib.sha256(data).hexdigest() != SHA256:
+            raise DatasetError(f"{URL} gave {len(data)} bytes that are not mnist.npz; try again")
+        partial.write_bytes(data)
+        partial.replace(target)
+    except (urllib.error.URLError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise DatasetError(
+            f"cannot download {URL} to {target}: {error}; give data.path, or data.kind = 'digits'"
+        ) from error
+
+
+# The IDX format of the original MNIST files, gzipped or not.
+#
+# Big-endian: two zero bytes, a type code, the rank, then one uint32 per axis, then the values
+# (http://yann.lecun.com/exdb/mnist/).
+
+
+DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read_idx(path: Path) -> NDArray[Any]:
+    """Read one IDX file into an array of native byte order.
+
+    Raises:
+        DatasetError: Missing, unreadable, truncated (gzip or not), or not IDX.
+    """
+    try:
+        data = path.read_bytes()
+        if data[:2] == GZIP_MAGIC:
+            data = gzip.decompress(data)
+    except EOFError as error:
+        raise DatasetError(f"{path} is a truncated gzip file; copy it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DatasetError(f"{path} is a damaged gzip file ({error}); copy it again") from error
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
+    return _parse(data, path)
+
+
+def _parse(data: bytes, path: Path) -> NDArray[Any]:
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in DTYPES:
+        raise DatasetError(
+            f"{path} is not an IDX file (it begins with {data[:4].hex() or 'nothing'}); give "
+            "MNIST's four original files, gzipped or not, or an npz"
+        )
+    rank = data[3]
+    start = 4 + 4 * rank
+    if len(data) < start:
+        raise DatasetError(f"{path} is a truncated IDX file; copy it again")
+    shape = struct.unpack(f">{rank}I", data[4:start])
+    dtype = np.dtype(DTYPES[data[2]])
+    wanted = math.prod(shape) * dtype.itemsize
+    if len(data) - start != wanted:
+        raise DatasetError(
+            f"{path} says shape {shape}, {wanted} bytes, but holds {len(data) - start}; it is "
+            "truncated or damaged: copy it again"
+        )
+    array = np.frombuffer(data, dtype, offset=start).reshape(shape)
+    return array.astype(dtype.newbyteorder("="))
+
+
+# Reads the arrays of an npz file, whoever wrote it.
+
+
+def read_npz_arrays(path: Path) -> dict[str, Array]:
+    """Read every array of an npz file, never unpickling.
+
+    Raises:
+        DatasetError: Missing, unreadable, not npz, truncated, or holding Python objects.
+    """
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise DatasetError(
+                    f"{path} is one array (.npy); give an npz with x_train and y_train"
+                )
+            return {name: loaded[name] for name in loaded.files}
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise DatasetError(f"{path} is not a readable npz file: {_explain_npz(error)}") from error
+
+
+def _explain_npz(error: Exception) -> str:
+    if "allow_pickle" in str(error):
+        return (
+            "it holds Python objects or is no npz at all; save plain arrays with "
+            "numpy.savez (no dtype=object)"
+        )
+    return f"{error}; write it with numpy.savez"

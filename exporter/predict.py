@@ -1,0 +1,127 @@
+"""`predict`: in-process answers for the user's own inputs, kept as a golden file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contract.errors import ConfigError, DatasetError
+from contract.golden import Golden, write_golden
+from contract.signature import Array, Signature, check_batch, find_signature
+from exporter.inspect import check_version_dir
+
+_PICTURES = {".png", ".jpg", ".jpeg"}
+
+
+def predict_files(
+    version_dir: Path,
+    files: list[Path],
+    output: Path,
+    *,
+    signature_name: str,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Loads a version into this process, asks it, and writes inputs and answers.
+
+    Args:
+        version_dir: A published version or a candidate.
+        files: One .npy, one .npz (a key per input), or PNG and JPEG files.
+        output: The golden file, which every client's parity check takes.
+        signature_name: "" chooses by the files: `serving_image_bytes` for pictures,
+            `serving_uint8` for uint8 arrays, else `serving_default`.
+        batch_size: Rows per call; a replay sends the same batches.
+
+    Raises:
+        ConfigError: A flag is of no use, or `output` cannot be written.
+        DatasetError: A file cannot be read.
+        SignatureNotFoundError: The version has no such signature.
+        RequestError: The arrays do not fit it, or a picture cannot be decoded.
+        ManifestError: The version cannot be loaded.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"--batch_size {batch_size}: give 1 or more")
+    check_version_dir(version_dir)
+    arrays = read_inputs(files)
+    from exporter.artifacts.golden import answer_inputs
+    from exporter.verification.reload import load_saved_model
+
+    predictor = load_saved_model(version_dir)
+    name = signature_name or _choose_signature(arrays, predictor.signatures)
+    signature = find_signature(predictor.signatures, name)
+    batch = _name_inputs(arrays, signature)
+    rows = check_batch(batch, signature)
+    if rows < 1:
+        raise DatasetError("the inputs have no rows; give at least one")
+    sizes = tuple(min(batch_size, rows - start) for start in range(0, rows, batch_size))
+    examples = answer_inputs(predictor, batch, signature.name, batch_sizes=sizes)
+    try:
+        write_golden(output, Golden({signature.name: examples}))
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
+    return {
+        "output": str(output),
+        "signature_name": signature.name,
+        "num_examples": rows,
+        "batch_sizes": list(sizes),
+    }
+
+
+def read_inputs(files: list[Path]) -> dict[str, Array]:
+    """Arrays by input name; "" stands for the only input.
+
+    Raises:
+        ConfigError: The kinds of the files do not go together.
+        DatasetError: A file cannot be read.
+    """
+    kinds = {path.suffix.lower() for path in files}
+    if kinds <= _PICTURES:
+        contents = np.empty(len(files), dtype=object)
+        contents[:] = [_read_bytes(path) for path in files]
+        return {"": contents}
+    if len(files) > 1 or not kinds <= {".npy", ".npz"}:
+        given = ", ".join(map(str, files[:3]))
+        raise ConfigError(f"--input {given}: give one .npy, one .npz, or PNG and JPEG files")
+    return _read_arrays(files[0])
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DatasetError(f"{path} cannot be read as .npy or .npz: {reason}") from error
+
+
+def _choose_signature(arrays: dict[str, Array], signatures: dict[str, Signature]) -> str:
+    if len(arrays) != 1:
+        return ""
+    (array,) = arrays.values()
+    wanted = {"O": "serving_image_bytes", "u": "serving_uint8"}.get(array.dtype.kind, "")
+    return wanted if wanted in signatures else ""
+
+
+def _name_inputs(arrays: dict[str, Array], signature: Signature) -> dict[str, Array]:
+    if set(arrays) == {""} and len(signature.inputs) == 1:
+        arrays = {next(iter(signature.inputs)): arrays[""]}
+    return {name: _as_objects(array) for name, array in arrays.items()}
+
+
+def _as_objects(array: Array) -> Array:
+    """Strings of an npz (fixed width, never pickled) as an object array of bytes."""
+    if array.dtype.kind == "U":
+        return np.char.encode(array, "utf-8").astype(object)
+    return array.astype(object) if array.dtype.kind == "S" else array

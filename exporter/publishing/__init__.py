@@ -1,0 +1,1 @@
+"""From a candidate to a version: staging, locks, one rename; local and remote."""

@@ -1,0 +1,324 @@
+"""Publishing: a candidate becomes the next version of a base path, whole or not at all.
+
+    stage (copied, invisible) → lock → number, manifest, fsync → one rename → retire
+
+TensorFlow Serving ignores folders whose names are not integers, so nothing that a dead
+publisher leaves behind can be loaded. A published version is never changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+from google.protobuf import text_format
+
+from contract import layout
+from contract.errors import (
+    ConfigError,
+    ExportError,
+    ManifestError,
+    SignatureChangedError,
+    VersionExistsError,
+)
+from contract.manifest import Manifest, check_files, from_entries, read_manifest, write_manifest
+from contract.signature import Signature, TensorSpec
+from contract.wire.signatures import read_signatures
+from exporter.publishing.staging import (
+    WRITER,
+    explain_os_errors,
+    hold_base_path,
+    opened,
+    remove_retired,
+    rename_stage,
+    staged,
+    sync_path,
+)
+
+_LOG = logging.getLogger(__name__)
+_MAX_VERSION = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PublishOptions:
+    """How to publish.
+
+    Attributes:
+        keep: How many versions may stay; 0 for all of them.
+        allow_signature_change: Publish even what breaks the clients of the version before.
+        model_config_file: A `models.config`, whose labels and specific versions stay.
+        version: Ask for a number instead of the next free one.
+    """
+
+    keep: int = 0
+    allow_signature_change: bool = False
+    model_config_file: Path | None = None
+    version: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Published:
+    """What publishing did.
+
+    Attributes:
+        path: The version directory.
+        version: Its number.
+        retired: Numbers that `keep` took away.
+        changes: Breaks of the signatures before it that were allowed.
+    """
+
+    path: Path
+    version: int
+    retired: tuple[int, ...] = ()
+    changes: tuple[str, ...] = ()
+
+
+def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -> Published:
+    """Publishes a candidate (or copies a published version) as a new version of `base_path`.
+
+    Args:
+        candidate: A directory with a manifest. It is read only.
+        base_path: The model's own folder; made when missing.
+        options: See `PublishOptions`.
+
+    Raises:
+        ManifestError: The candidate is incomplete or damaged.
+        ConfigError: The base path is a file or may not be written, or an option is wrong.
+        SignatureChangedError: It would break the clients of the version before.
+        VersionExistsError: `options.version` is taken.
+        ExportError: The disk is full.
+    """
+    manifest = read_manifest(candidate)
+    _check_options(options, base_path, manifest.model_name)
+    check_files(candidate, manifest)
+    with (
+        explain_os_errors(base_path),
+        opened(base_path),
+        staged(candidate, base_path, manifest) as stage,
+        hold_base_path(base_path),
+    ):
+        version = _choose_version(base_path, options.version)
+        changes = _check_signatures(manifest, base_path, version, options)
+        target = _seal_and_rename(stage, base_path / str(version), manifest)
+        retired = _retire(base_path, manifest.model_name, options)
+    return Published(target, version, tuple(retired), tuple(changes))
+
+
+def check_base_path(base_path: Path) -> None:
+    """Finds out early, before anybody trains for hours, that a base path is of no use.
+
+    Raises:
+        ConfigError: It is a file, or it (or the folder it will be made in) is not writable.
+    """
+    existing = next(path for path in (base_path, *base_path.absolute().parents) if path.exists())
+    with explain_os_errors(base_path):
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
+
+
+def _check_options(options: PublishOptions, base_path: Path, model_name: str) -> None:
+    if options.keep < 0:
+        raise ConfigError(f"--keep {options.keep}: give 1 or more, or 0 to keep every version")
+    if options.version is not None and not 0 <= options.version <= _MAX_VERSION:
+        raise ConfigError(f"--version {options.version}: a version is 0 to {_MAX_VERSION}")
+    if options.model_config_file:
+        read_named_versions(options.model_config_file, base_path, model_name)
+
+
+def _choose_version(base_path: Path, wanted: int | None) -> int:
+    # Files count as well: whatever bears the number would be in the way of the rename.
+    numbers = [layout.parse_version(path.name) for path in base_path.iterdir()]
+    taken = {number for number in numbers if number is not None}
+    if wanted is None:
+        version = max(taken, default=0) + 1
+        if version > _MAX_VERSION:
+            raise ExportError(f"{base_path}: version {_MAX_VERSION} is the highest there can be")
+        return version
+    if wanted in taken:
+        raise VersionExistsError(
+            f"{base_path / str(wanted)} exists; a published version is never overwritten; leave "
+            f"out --version to take {max(taken) + 1}"
+        )
+    return wanted
+
+
+def _check_signatures(
+    manifest: Manifest, base_path: Path, version: int, options: PublishOptions
+) -> list[str]:
+    before = {
+        number: path for number, path in layout.find_versions(base_path).items() if number < version
+    }
+    if not before:
+        return []
+    previous = before[max(before)]
+    try:
+        old = read_version_signatures(previous)
+    except ManifestError as error:
+        if options.allow_signature_change:
+            return [f"version {max(before)} could not be read"]
+        raise SignatureChangedError(
+            f"{previous}: its signatures cannot be read ({error}), so nobody knows what its "
+            "clients rely on; remove it, or publish with --allow_signature_change"
+        ) from error
+    breaks = list_breaks(old, from_entries(manifest.signatures))
+    if breaks and not options.allow_signature_change:
+        raise SignatureChangedError(
+            f"this version would break the clients of {previous}: {'; '.join(breaks)}; restore "
+            "them, or publish with --allow_signature_change"
+        )
+    return breaks
+
+
+def read_version_signatures(version_dir: Path) -> dict[str, Signature]:
+    """The signatures of a version, from its manifest, else from its SavedModel.
+
+    Raises:
+        ManifestError: It has neither, or they are unreadable.
+    """
+    if (version_dir / layout.MANIFEST).exists():
+        return from_entries(read_manifest(version_dir).signatures)
+    try:
+        content = (version_dir / layout.SAVED_MODEL).read_bytes()
+    except OSError as error:
+        raise ManifestError(
+            f"{version_dir}: neither a manifest nor a SavedModel ({error.strerror})"
+        ) from error
+    return read_signatures(content)
+
+
+def _seal_and_rename(stage: Path, target: Path, manifest: Manifest) -> Path:
+    sealed = msgspec.structs.replace(manifest, version=int(target.name))
+    write_manifest(stage, sealed)
+    sync_path(stage / layout.MANIFEST)
+    sync_path(stage / layout.EXTRA)
+    (stage / WRITER).unlink()
+    sync_path(stage)
+    rename_stage(stage, target, advice="; publish again")
+    sync_path(target.parent)
+    return target
+
+
+def _retire(base_path: Path, model_name: str, options: PublishOptions) -> list[int]:
+    try:
+        return retire_versions(
+            base_path, model_name, keep=options.keep, config=options.model_config_file
+        )
+    except (OSError, ConfigError) as error:
+        # The new version is out: that its elders stay is worth a warning, not a failure.
+        _LOG.warning("%s: published, but old versions could not be retired: %s", base_path, error)
+        return []
+
+
+# What a new version may not change: the signatures of the version before it.
+
+
+def list_breaks(before: Mapping[str, Signature], after: Mapping[str, Signature]) -> list[str]:
+    """Every way in which a client of `before` would fail on `after`, as short sentences.
+
+    New signatures and new outputs break nobody. A new input does: old requests lack it.
+
+    Example:
+        >>> list_breaks({}, {"serving_default": Signature("serving_default", {}, {})})
+        []
+    """
+    return [text for name, old in before.items() for text in _compare(old, after.get(name))]
+
+
+def _compare(old: Signature, new: Signature | None) -> Iterator[str]:
+    if new is None:
+        yield f"signature {old.name!r} is gone or renamed"
+        return
+    yield from _compare_tensors(f"{old.name!r} input", old.inputs, new.inputs)
+    yield from _compare_tensors(f"{old.name!r} output", old.outputs, new.outputs)
+    for name in sorted(new.inputs.keys() - old.inputs.keys()):
+        yield f"{old.name!r} input {name!r} is new, and requests of today lack it"
+    if old.method_name != new.method_name:
+        yield f"{old.name!r} was {old.method_name} and is {new.method_name}"
+
+
+def _compare_tensors(
+    where: str, old: Mapping[str, TensorSpec], new: Mapping[str, TensorSpec]
+) -> Iterator[str]:
+    for name, spec in old.items():
+        if name not in new:
+            yield f"{where} {name!r} is gone or renamed"
+        elif (spec.dtype, spec.shape) != (new[name].dtype, new[name].shape):
+            yield f"{where} {name!r} was {spec.describe()} and is {new[name].describe()}"
+
+
+# Retiring: old versions go, never the newest, never one that a models.config names.
+
+
+def retire_versions(
+    base_path: Path, model_name: str, *, keep: int, config: Path | None
+) -> list[int]:
+    """Takes away all but the `keep` newest versions. Call it while holding the base path.
+
+    A version is renamed to a dot-name first, so that a server never sees half of it.
+
+    Args:
+        base_path: The model's own folder.
+        model_name: As `config` names the model.
+        keep: How many stay; 0 for all.
+        config: A `models.config`; versions that it names for this model stay as well.
+
+    Returns:
+        The numbers retired, ascending.
+
+    Raises:
+        ConfigError: `config` cannot be read.
+        OSError: A version cannot be renamed.
+    """
+    if not keep:
+        return []
+    named = read_named_versions(config, base_path, model_name) if config else frozenset()
+    versions = layout.find_versions(base_path)
+    old = [number for number in sorted(versions)[:-keep] if number not in named]
+    for number in old:
+        path = versions[number]
+        _LOG.info("retiring %s", path)
+        path.rename(base_path / f"{layout.RETIRED_PREFIX}{number}-{secrets.token_hex(4)}")
+    if old:
+        sync_path(base_path)
+        remove_retired(base_path)
+    return old
+
+
+def read_named_versions(config: Path, base_path: Path, model_name: str) -> frozenset[int]:
+    """Versions of one model that a `models.config` names by label or by specific policy.
+
+    Args:
+        config: Text-format `ModelServerConfig`.
+        base_path: Entries match by this base path ...
+        model_name: ... or by this name: either protects.
+
+    Raises:
+        ConfigError: The file is missing or does not parse.
+    """
+    from contract.wire.plumbline_wire import config_pb2
+
+    parsed = config_pb2.ModelServerConfig()
+    try:
+        text_format.Parse(config.read_text(encoding="utf-8"), parsed)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--model_config_file {config} cannot be read: {error}") from error
+    except text_format.ParseError as error:
+        raise ConfigError(f"--model_config_file {config} does not parse: {error}") from error
+    named: set[int] = set()
+    for entry in parsed.model_config_list.config:
+        if entry.name == model_name or _is_same_folder(entry.base_path, base_path):
+            named.update(entry.version_labels.values())
+            named.update(entry.model_version_policy.specific.versions)
+    return frozenset(named)
+
+
+def _is_same_folder(text: str, base_path: Path) -> bool:
+    return bool(text) and Path(text).resolve() == base_path.resolve()

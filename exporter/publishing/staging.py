@@ -1,0 +1,260 @@
+"""Stages: copies of a candidate that no server sees, and what is left when publishing fails."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from contract import layout
+from contract.errors import ConfigError, ExportError, PlumblineError, VersionExistsError
+from contract.manifest import Manifest, check_files
+
+_LOG = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def opened(base_path: Path) -> Iterator[None]:
+    """Makes the base path; takes away again what it made, when publishing fails."""
+    made = [path for path in (base_path, *base_path.parents) if not path.exists()]
+    had_lock = (base_path / layout.LOCK).exists()
+    try:
+        base_path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        _leave_as_it_was(base_path, made, had_lock=had_lock)
+        raise
+
+
+def _leave_as_it_was(base_path: Path, made: list[Path], *, had_lock: bool) -> None:
+    if not had_lock and base_path.is_dir():
+        with contextlib.suppress(OSError), hold_base_path(base_path):
+            remove_lock_file(base_path)
+    for path in made:
+        with contextlib.suppress(OSError):
+            path.rmdir()  # refuses what somebody else uses by now
+
+
+@contextlib.contextmanager
+def staged(candidate: Path, base_path: Path, manifest: Manifest) -> Iterator[Path]:
+    """A copy of the candidate that no server sees, held alive by us; gone at the end."""
+    stage = base_path / f"{layout.STAGE_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    with hold_base_path(base_path):
+        clean_up(base_path)
+        # Made and marked under the lock: a cleaner never sees a stage without its mark.
+        stage.mkdir()
+        try:
+            descriptor = mark_alive(stage)
+        except OSError:
+            remove_tree(stage)
+            raise
+    try:
+        for name in manifest.files:
+            copy_file(candidate / name, stage / name)
+        check_files(stage, manifest)
+        sync_tree(stage)
+        yield stage
+    finally:
+        remove_tree(stage)
+        os.close(descriptor)
+
+
+def clean_up(base_path: Path) -> list[Path]:
+    """Deletes what dead publishers left. Call it only while holding the base path."""
+    dead = [path for path in base_path.glob(f"{layout.STAGE_PREFIX}*") if not is_alive(path)]
+    for path in dead:
+        _LOG.info("cleaning up %s, which a publisher that died left behind", path)
+        remove_tree(path)
+    remove_retired(base_path)
+    return dead
+
+
+def remove_retired(base_path: Path) -> None:
+    """Deletes what was retired, also by a publisher that died over it."""
+    for path in base_path.glob(f"{layout.RETIRED_PREFIX}*"):
+        remove_tree(path)
+
+
+def rename_stage(stage: Path, target: Path, *, advice: str = "") -> None:
+    """The one rename that makes a stage a version; it never overwrites.
+
+    Raises:
+        VersionExistsError: `target` is there already; `advice` ends the sentence.
+        OSError: The file system refuses for another reason.
+    """
+    try:
+        stage.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise VersionExistsError(
+            f"{target} was made by somebody else meanwhile; a version is never overwritten{advice}"
+        ) from error
+
+
+# Locks of publishing: one on a model's base path, one on each stage that is being written.
+#
+# `flock` locks belong to an open file, so the kernel drops them when their process dies,
+# however it dies. https://man7.org/linux/man-pages/man2/flock.2.html
+
+
+WRITER = ".writer"
+"""File inside a stage that its living writer holds locked."""
+
+
+@contextlib.contextmanager
+def hold_base_path(base_path: Path) -> Iterator[None]:
+    """Waits for, and holds, the lock of a base path.
+
+    Raises:
+        OSError: The lock file cannot be made.
+    """
+    path = base_path / layout.LOCK
+    while True:
+        try:
+            descriptor = _lock(path)
+        except FileNotFoundError:
+            base_path.mkdir(parents=True, exist_ok=True)  # removed by a publisher that failed
+            continue
+        if _names_the_same_file(descriptor, path):
+            break
+        os.close(descriptor)  # removed by a publisher that failed while we waited for it
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_lock_file(base_path: Path) -> None:
+    """Takes the lock file away; only for the holder, who found none when it came."""
+    (base_path / layout.LOCK).unlink(missing_ok=True)
+
+
+def mark_alive(stage: Path) -> int:
+    """Locks a stage for its writer. Returns the descriptor to close when it is done.
+
+    Raises:
+        OSError: The mark cannot be written.
+    """
+    return _lock(stage / WRITER)
+
+
+def is_alive(stage: Path) -> bool:
+    """Whether a living process writes this stage. Ask only while holding the base path."""
+    try:
+        descriptor = os.open(stage / WRITER, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # somebody else's: not ours to judge, nor to delete
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _names_the_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        named = path.stat()
+    except FileNotFoundError:
+        return False
+    held = os.fstat(descriptor)
+    return (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
+
+
+# Writing files so that they are on the disk, and saying plainly when that fails.
+
+
+def sync_path(path: Path) -> None:
+    """Waits until a file's or folder's content is on the disk.
+
+    Raises:
+        OSError: The disk failed or is full.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """The same for every file and folder of a tree, contents before the folders that name them.
+
+    Raises:
+        OSError: The disk failed or is full.
+    """
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            sync_path(Path(folder, name))
+        sync_path(Path(folder))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies content only: a candidate's mode and owner say nothing about the published file.
+
+    Raises:
+        OSError: One of them cannot be read or written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def remove_tree(directory: Path) -> None:
+    """Deletes a tree, however much of it is already gone."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def explain_os_errors(base_path: Path) -> Iterator[None]:
+    """Turns an OSError into one sentence that names the base path and the way out.
+
+    Raises:
+        ConfigError: The base path is a file, or may not be written.
+        ExportError: The disk is full, or failed otherwise.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise describe_os_error(error, base_path) from error
+
+
+def describe_os_error(error: OSError, base_path: Path) -> PlumblineError:
+    """The error to raise for `error`, met while publishing below `base_path`."""
+    where = error.filename or base_path
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return ExportError(
+                f"{base_path}: the disk is full or a quota is reached ({error.strerror}); the base "
+                "path is as it was; free some space, or retire old versions with --keep"
+            )
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return ConfigError(
+                f"{where}: not writable ({error.strerror}); nothing was published; give a "
+                "--base_path that this user may write, or change its permissions"
+            )
+        case errno.ENOTDIR | errno.EEXIST:
+            return ConfigError(
+                f"{where}: a file stands where the base path {base_path} needs a folder; nothing "
+                "was published; move it away or give another --base_path"
+            )
+    return ExportError(f"{where}: {error.strerror or error}; nothing was published")

@@ -1,0 +1,325 @@
+"""Copying a published version to a remote base path: data, then saved_model.pb, then manifest.
+
+    check here → upload what is not there already → read back and compare → manifest
+
+The order makes a version whole when its manifest is there, and never before: `fetch` and a
+second copy go by that. TensorFlow Serving knows no manifest, so a folder that is being
+written must not be served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from contract import layout
+from contract.errors import ConfigError, ManifestError, ServableNotFoundError, VersionExistsError
+from contract.manifest import FileEntry, Manifest, check_files, hash_file, read_manifest
+from exporter.publishing.remote import OnBytes, RemoteBasePath
+from exporter.publishing.staging import (
+    WRITER,
+    explain_os_errors,
+    hold_base_path,
+    is_alive,
+    mark_alive,
+    rename_stage,
+    sync_path,
+    sync_tree,
+)
+
+_LOG = logging.getLogger(__name__)
+_LATE = frozenset({layout.SAVED_MODEL, layout.MANIFEST})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Copied:
+    """What copying did.
+
+    Attributes:
+        model_name: Of the version.
+        version: Its number.
+        source: Where it was read.
+        target: Where it is now.
+        num_files: How many files it has, the manifest included.
+        num_present: How many of them were there already, and right.
+        num_bytes: Size of all of them.
+    """
+
+    model_name: str
+    version: int
+    source: str
+    target: str
+    num_files: int
+    num_present: int
+    num_bytes: int
+
+
+def copy_to_remote(version_dir: Path, url: str, *, on_bytes: OnBytes = lambda _: None) -> Copied:
+    """Copies a published version to `<url>/<version>`. Run it again after an interruption.
+
+    Args:
+        version_dir: A published version: its folder is named by its number.
+        url: The remote base path, an fsspec address of the model's own folder.
+        on_bytes: Told of progress; bytes that were there already count as well.
+
+    Raises:
+        ManifestError: The version is damaged, or its copy differs after writing.
+        ConfigError: A candidate was given, or the address cannot be used.
+        VersionExistsError: Another version bears this number there.
+        ServableUnavailableError: The address cannot be reached; run it again to go on.
+        UnimplementedError: fsspec or a package for this kind of address is missing.
+    """
+    manifest = read_manifest(version_dir)
+    if layout.parse_version(version_dir.resolve().name) != manifest.version:
+        raise ConfigError(
+            f"{version_dir}: not a published version (its manifest says version "
+            f"{manifest.version}); publish it first, then give <base_path>/<version>"
+        )
+    check_files(version_dir, manifest)
+    remote = RemoteBasePath(url)
+    folder = str(manifest.version)
+    files = manifest.files | {layout.MANIFEST: hash_file(version_dir / layout.MANIFEST)}
+    present = _find_present(remote, folder, files, version_dir)
+    for name in sorted(files, key=_rank):
+        if name in present:
+            on_bytes(files[name].num_bytes)
+            continue
+        _LOG.debug("copying %s", name)
+        remote.upload(version_dir / name, f"{folder}/{name}", on_bytes=on_bytes)
+        _check(remote, folder, name, files[name])
+    return Copied(
+        model_name=manifest.model_name,
+        version=manifest.version,
+        source=str(version_dir),
+        target=f"{remote.url}/{folder}",
+        num_files=len(files),
+        num_present=len(present),
+        num_bytes=sum(one.num_bytes for one in files.values()),
+    )
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Data first, what a server looks for next, what vouches for all of it last."""
+    return ((layout.SAVED_MODEL, layout.MANIFEST).index(name) + 1 if name in _LATE else 0), name
+
+
+def _find_present(
+    remote: RemoteBasePath, folder: str, files: dict[str, FileEntry], version_dir: Path
+) -> frozenset[str]:
+    """Names of the files that are there and right. Refuses what is no copy of this version."""
+    sizes = {
+        name: size
+        for name, size in remote.list_files(folder).items()
+        if not name.rpartition("/")[2].startswith(".")
+    }
+    strays = sorted(sizes.keys() - files.keys())
+    if strays:
+        raise _taken(remote, folder, f"it holds {', '.join(strays[:5])}, which this version lacks")
+    right = frozenset(
+        name
+        for name, size in sizes.items()
+        if size == files[name].num_bytes
+        and remote.hash_file(f"{folder}/{name}", num_bytes=size) == files[name]
+    )
+    # An interrupted copy leaves these two out, or leaves their beginning on a file system.
+    for name in _LATE & (sizes.keys() - right):
+        there = remote.read_file(f"{folder}/{name}") or b""
+        if not (version_dir / name).read_bytes().startswith(there):
+            raise _taken(remote, folder, f"its {name} is another one")
+    if layout.MANIFEST in sizes and right != files.keys():
+        _LOG.warning("%s/%s: damaged; copying its wrong files again", remote.url, folder)
+        remote.remove(f"{folder}/{layout.MANIFEST}")  # not whole until they are right
+        right -= {layout.MANIFEST}
+    return right
+
+
+def _taken(remote: RemoteBasePath, folder: str, reason: str) -> VersionExistsError:
+    return VersionExistsError(
+        f"{remote.url}/{folder} is taken: {reason}; a version is never overwritten; publish under "
+        "another number, or delete that folder if nobody serves it"
+    )
+
+
+def _check(remote: RemoteBasePath, folder: str, name: str, entry: FileEntry) -> None:
+    path = f"{folder}/{name}"
+    is_whole = remote.find_size(path) == entry.num_bytes
+    if is_whole and remote.hash_file(path, num_bytes=entry.num_bytes) == entry:
+        return
+    raise ManifestError(
+        f"{remote.url}/{folder}/{name}: read back, it differs from what was written; the copy is "
+        "incomplete; run the same command again"
+    )
+
+
+# Fetching a version from a remote base path: the mirror image of copying one there.
+#
+# stage (what is there and right stays) → check every file → one rename into the base path
+#
+# A server on the base path sees the version whole or not at all. Made for init containers:
+# run again after a kill it goes on, and with the version in place it checks it and is done.
+
+
+_POLL_S = 0.2
+
+
+def fetch_version(
+    url: str, base_path: Path, *, version: int | None = None, on_bytes: OnBytes = lambda _: None
+) -> Copied:
+    """Copies a version from `<url>/<version>` to `<base_path>/<version>`.
+
+    Args:
+        url: The remote base path, an fsspec address of the model's own folder.
+        base_path: The model's own folder here; made when missing.
+        version: Its number; the highest that is complete without one.
+        on_bytes: Told of progress; bytes that were there already count as well.
+
+    Raises:
+        ServableNotFoundError: No such version there, or none that is complete.
+        ManifestError: It is damaged there, or the copy of it that is here.
+        VersionExistsError: Another version bears this number here.
+        ConfigError: The address or the base path cannot be used.
+        ExportError: The disk is full.
+        ServableUnavailableError: The address cannot be reached; run it again to go on.
+        UnimplementedError: fsspec or a package for this kind of address is missing.
+    """
+    remote = RemoteBasePath(url)
+    folder, sealed = _find_complete(remote, version)
+    number = int(folder)
+    with explain_os_errors(base_path), _staged(base_path, number) as stage:
+        num_present = -1
+        if stage is not None:
+            num_present = _fill(stage, remote, folder, sealed=sealed, on_bytes=on_bytes)
+            _rename(stage, base_path / str(number))
+        target = base_path / str(number)
+        manifest = _check_same(target, sealed, remote)
+    total = sum(one.num_bytes for one in manifest.files.values()) + len(sealed)
+    if num_present < 0:
+        on_bytes(total)
+        num_present = len(manifest.files) + 1
+    return Copied(
+        model_name=manifest.model_name,
+        version=number,
+        source=f"{remote.url}/{folder}",
+        target=str(target),
+        num_files=len(manifest.files) + 1,
+        num_present=num_present,
+        num_bytes=total,
+    )
+
+
+def _find_complete(remote: RemoteBasePath, version: int | None) -> tuple[str, bytes]:
+    """A version's folder and the bytes of its manifest, which make it complete."""
+    found = remote.find_versions()
+    wanted = sorted(found, reverse=True) if version is None else [version]
+    for number in wanted:
+        sealed = remote.read_file(f"{found[number]}/{layout.MANIFEST}") if number in found else None
+        if sealed:
+            return found[number], sealed
+        if number in found:
+            _LOG.warning("%s/%s: no manifest, so not complete", remote.url, found[number])
+    there = ", ".join(map(str, found)) or "none"
+    asked = "no complete version" if version is None else f"no complete version {version}"
+    raise ServableNotFoundError(
+        f"{remote.url}: {asked} (versions there: {there}); one without "
+        f"{layout.MANIFEST} is still being written, or was not copied by Plumbline"
+    )
+
+
+@contextlib.contextmanager
+def _staged(base_path: Path, version: int) -> Iterator[Path | None]:
+    """Our stage, held alive, with what an earlier fetch left in it; None if the version is here."""
+    stage = base_path / f"{layout.STAGE_PREFIX}fetch-{version}"
+    descriptor = _open_stage(stage, base_path / str(version))
+    try:
+        yield None if descriptor is None else stage
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _open_stage(stage: Path, target: Path) -> int | None:
+    told = False
+    while True:
+        with hold_base_path(stage.parent):
+            if target.exists():
+                return None
+            if not (stage.exists() and is_alive(stage)):
+                stage.mkdir(exist_ok=True)
+                return mark_alive(stage)
+        if not told:
+            _LOG.info("waiting: another process is fetching %s", target)
+            told = True
+        time.sleep(_POLL_S)
+
+
+def _fill(
+    stage: Path, remote: RemoteBasePath, folder: str, *, sealed: bytes, on_bytes: OnBytes
+) -> int:
+    """Makes the stage a true copy. Returns how many files were there already."""
+    (stage / layout.EXTRA).mkdir(exist_ok=True)
+    (stage / layout.MANIFEST).write_bytes(sealed)
+    on_bytes(len(sealed))
+    manifest = read_manifest(stage)
+    _check_names(manifest, remote)
+    _check_sizes(manifest, remote, folder)
+    for name in set(layout.list_files(stage)) - manifest.files.keys() - {layout.MANIFEST, WRITER}:
+        (stage / name).unlink()
+    num_present = 0
+    for name, entry in manifest.files.items():
+        path = stage / name
+        if path.is_file() and hash_file(path) == entry:
+            num_present += 1
+            on_bytes(entry.num_bytes)
+            continue
+        _LOG.debug("fetching %s", name)
+        remote.download(f"{folder}/{name}", path, num_bytes=entry.num_bytes, on_bytes=on_bytes)
+    try:
+        check_files(stage, manifest)
+    except ManifestError as error:
+        raise ManifestError(
+            f"{remote.url}/{folder} is damaged, or changed while it was fetched: {error.message}"
+        ) from error
+    return num_present
+
+
+def _check_names(manifest: Manifest, remote: RemoteBasePath) -> None:
+    # The manifest comes from elsewhere: its names must not lead out of the stage.
+    for name in manifest.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+            raise ManifestError(f"{remote.url}: its manifest names {name!r}, no path of a version")
+
+
+def _check_sizes(manifest: Manifest, remote: RemoteBasePath, folder: str) -> None:
+    sizes = remote.list_files(folder)
+    wrong = [name for name, one in manifest.files.items() if sizes.get(name) != one.num_bytes]
+    if wrong:
+        names = ", ".join(sorted(wrong)[:5])
+        raise ManifestError(
+            f"{remote.url}/{folder}: missing or cut short: {names}; copy the version there again "
+            "with `publish --to`"
+        )
+
+
+def _rename(stage: Path, target: Path) -> None:
+    sync_tree(stage)
+    with hold_base_path(target.parent):
+        (stage / WRITER).unlink()
+        rename_stage(stage, target)
+        sync_path(target.parent)
+
+
+def _check_same(target: Path, sealed: bytes, remote: RemoteBasePath) -> Manifest:
+    manifest = read_manifest(target)
+    if (target / layout.MANIFEST).read_bytes() != sealed:
+        raise VersionExistsError(
+            f"{target} exists and is not the version of {remote.url}; a version is never "
+            "overwritten; fetch into another base path"
+        )
+    check_files(target, manifest)
+    return manifest

@@ -1,0 +1,1 @@
+"""Models, loops, checkpoints and runs: from a dataset to a trained model."""

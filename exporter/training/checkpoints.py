@@ -1,0 +1,222 @@
+"""Checkpoints that survive `kill -9`: a resumed run ends with the weights of one never stopped.
+
+    <run_dir>/checkpoints/epoch-00012/
+      variables.*    model, optimizer and the generators of its layers (tf.train.Checkpoint)
+      best.npz       the best epoch's weights
+      state.json     history, epochs, and which run this is
+
+A checkpoint is written to a dot-directory and renamed once, so one that has its name is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contract.errors import ConfigError
+from exporter.config import Config, config_to_dict
+from exporter.data.dataset import Dataset
+from exporter.training.run import RunState, TrainingParts
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+EPOCH_DIRECTORY = re.compile(r"epoch-(\d+)")
+CHANGEABLE = ("checkpoint_every", "tensorboard")
+"""Keys of [training] that a resumed run may change: they move no weight."""
+
+
+def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Return what must be equal for a checkpoint to be gone on from."""
+    plain = config_to_dict(config)
+    training = {key: value for key, value in plain["training"].items() if key not in CHANGEABLE}
+    return {"model": plain["model"], "training": training, "data": dataset.fingerprint}
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        directory: Where they lie.
+        parts: What is saved and restored.
+        run: From `describe_run`; a checkpoint of another run is refused.
+        chief: Whether this worker keeps what it writes; the others take part in the writing,
+            as TensorFlow wants it, and throw their copy away.
+    """
+
+    def __init__(
+        self, directory: Path, parts: TrainingParts, run: dict[str, Any], *, chief: bool
+    ) -> None:
+        self._directory = directory
+        self._parts = parts
+        self._run = json.loads(json.dumps(run))
+        self._chief = chief
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, so that nobody resumes from it by mistake."""
+        if self._chief:
+            for path in self._find().values():
+                shutil.rmtree(path)
+            self._remove_stages()
+
+    def save_when_due(self, state: RunState, metrics: dict[str, float]) -> None:
+        """Write a checkpoint after every `checkpoint_every`th epoch and the last."""
+        del metrics
+        config = self._parts.config
+        last = state.stopped or state.epochs_run == config.epochs
+        every = config.checkpoint_every
+        if every and (last or state.epochs_run % every == 0):
+            self.save(state)
+
+    def save(self, state: RunState) -> Path:
+        """Write one checkpoint.
+
+        Raises:
+            ConfigError: The folder cannot be written to.
+        """
+        stage = self._directory / f".stage-{os.getpid()}-{state.epochs_run:05}"
+        final = self._directory / f"epoch-{state.epochs_run:05}"
+        try:
+            stage.mkdir(parents=True)
+            with translate_disk_errors(stage):
+                self._make_checkpoint().write(str(stage / "variables"))
+            _write_state(stage, state, self._run)
+            if not self._chief:
+                shutil.rmtree(stage)
+                return final
+            stage.rename(final)
+        except OSError as error:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise ConfigError(
+                f"cannot write a checkpoint to {self._directory}: {error.strerror}; give another "
+                "--run_dir, or training.checkpoint_every = 0"
+            ) from error
+        for epoch in sorted(self._find())[:-KEPT]:
+            shutil.rmtree(self._directory / f"epoch-{epoch:05}")
+        return final
+
+    def restore_latest(self) -> RunState:
+        """Give model and optimizer the newest checkpoint's variables; return its state.
+
+        Without a checkpoint (the run died before its first) training starts over.
+
+        Raises:
+            ConfigError: It is of another model, training configuration or data, or damaged.
+        """
+        if self._chief:
+            self._remove_stages()
+        found = self._find()
+        if not found:
+            logger.warning("no checkpoint in %s: training starts over", self._directory)
+            return RunState()
+        path = found[max(found)]
+        state, run = _read_state(path)
+        self._check_run(path, run)
+        restored = self._make_checkpoint().read(str(path / "variables"))
+        restored.assert_existing_objects_matched()
+        logger.info("resuming after epoch %d from %s", state.epochs_run, path)
+        return state
+
+    def _make_checkpoint(self) -> Any:
+        import tensorflow as tf
+
+        return tf.train.Checkpoint(
+            model=self._parts.model,
+            optimizer=self._parts.optimizer,
+            generators=_find_generators(self._parts.model),
+        )
+
+    def _check_run(self, path: Path, run: dict[str, Any]) -> None:
+        for section, now in self._run.items():
+            before = run.get(section)
+            if before == now:
+                continue
+            if not isinstance(before, dict):
+                raise ConfigError(f"{path} was trained on other data; leave --resume out")
+            keys = [key for key in now if before.get(key) != now[key]]
+            changed = ", ".join(f"{section}.{k} {before.get(k)} -> {now[k]}" for k in keys)
+            raise ConfigError(
+                f"{path} is of another run ({changed}); give its configuration, or leave "
+                "--resume out to start over"
+            )
+
+    def _find(self) -> dict[int, Path]:
+        if not self._directory.is_dir():
+            return {}
+        matches = {path: EPOCH_DIRECTORY.fullmatch(path.name) for path in self._directory.iterdir()}
+        return {int(match[1]): path for path, match in matches.items() if match}
+
+    def _remove_stages(self) -> None:
+        for stage in self._directory.glob(".stage-*"):
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _find_generators(model: Any) -> list[Any]:
+    """Return the random generators of a model's layers, in order.
+
+    Keras does not track them; without their state a resumed run would drop other units.
+    """
+    holders = [getattr(layer, "_random_generator", None) for layer in model.submodules]
+    found = [getattr(holder, "_generator", None) for holder in holders]
+    return [generator for generator in found if generator is not None]
+
+
+def _write_state(directory: Path, state: RunState, run: dict[str, Any]) -> None:
+    with (directory / "best.npz").open("wb") as file:
+        np.savez(file, **{f"{n:05}": w for n, w in enumerate(state.best_weights)})  # type: ignore[arg-type]
+    plain = {
+        "epochs_run": state.epochs_run,
+        "best_epoch": state.best_epoch,
+        "stopped": state.stopped,
+        "history": state.history,
+        "run": run,
+    }
+    (directory / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+
+
+def _read_state(directory: Path) -> tuple[RunState, dict[str, Any]]:
+    try:
+        plain = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+        with np.load(directory / "best.npz", allow_pickle=False) as arrays:
+            best_weights = [arrays[name] for name in sorted(arrays.files)]
+        run = plain.pop("run")
+        return RunState(best_weights=best_weights, **plain), run
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"the checkpoint {directory} cannot be read ({error}); remove it, or leave --resume out"
+        ) from error
+
+
+# Disks that fill up under TensorFlow, told as Python tells of them.
+
+
+@contextlib.contextmanager
+def translate_disk_errors(path: Path) -> Iterator[None]:
+    """Turns what TensorFlow raises while it writes below `path` into an OSError.
+
+    Its own errors are no OSError, and their messages speak of operators.
+
+    Raises:
+        OSError: ENOSPC, EFBIG, EACCES, or EIO for all others.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        number = {
+            tf.errors.RESOURCE_EXHAUSTED: errno.ENOSPC,
+            tf.errors.OUT_OF_RANGE: errno.EFBIG,
+            tf.errors.PERMISSION_DENIED: errno.EACCES,
+        }.get(error.error_code, errno.EIO)
+        raise OSError(number, os.strerror(number), str(path)) from error

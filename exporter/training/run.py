@@ -1,0 +1,179 @@
+"""One run while it trains: the model's parts, and what happens at the end of each epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ConfigError
+from exporter.config import TrainingConfig
+from exporter.training.batches import BatchPlan, make_batches
+from exporter.training.heads import ModelHeads
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgressReport:
+    """How far training is.
+
+    Attributes:
+        epoch: From 1.
+        epochs: Epochs at most.
+        step: Steps done in this epoch.
+        steps: Steps of an epoch.
+        metrics: Of the epoch, at its end; {} within it.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+ProgressCallback = Callable[[ProgressReport], None]
+
+
+@dataclasses.dataclass
+class RunState:
+    """What a run knows after an epoch, besides the variables of model and optimizer.
+
+    Attributes:
+        epochs_run: Epochs done.
+        history: Metric to one value per epoch.
+        best_epoch: From 1; 0 before the first.
+        best_weights: The model's weights after it.
+        stopped: Early stopping ended the run.
+    """
+
+    epochs_run: int = 0
+    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    best_epoch: int = 0
+    best_weights: list[NDArray[Any]] = dataclasses.field(default_factory=list)
+    stopped: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingParts:
+    """What both loops train with.
+
+    Attributes:
+        config: How.
+        model: A `tf_keras.Model`.
+        optimizer: Built for it, in the strategy's scope.
+        heads: Its inputs and outputs.
+        plan: Its batches.
+        strategy: The `tf.distribute.Strategy`.
+        features: float32 (examples, ...) of the training split.
+        targets: float32 (examples, classes), one-hot.
+    """
+
+    config: TrainingConfig
+    model: Any
+    optimizer: Any
+    heads: ModelHeads
+    plan: BatchPlan
+    strategy: Any
+    features: NDArray[np.float32]
+    targets: NDArray[np.float32]
+
+    def make_batches(self, first_epoch: int) -> Any:
+        """Return the `tf.data.Dataset` of all batches from an epoch on."""
+
+        def shape(features: Any, targets: Any) -> tuple[Any, Any]:
+            return self.heads.shape_inputs(features), self.heads.shape_targets(targets)
+
+        return make_batches(
+            self.features, self.targets, self.plan, first_epoch=first_epoch, shape=shape
+        )
+
+
+class EpochRecorder:
+    """Keeps history and the best weights, decides when to stop, and tells its listeners.
+
+    Args:
+        parts: What is trained.
+        state: Empty, or read from a checkpoint.
+        evaluate: () -> {"val_loss": ..., "val_accuracy": ...} with the model as it is.
+        listeners: Called in order after each epoch with (state, metrics): checkpoints, logs.
+        progress: Called within and after epochs.
+    """
+
+    def __init__(
+        self,
+        parts: TrainingParts,
+        state: RunState,
+        *,
+        evaluate: Callable[[], dict[str, float]],
+        listeners: tuple[Callable[[RunState, dict[str, float]], None], ...] = (),
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self.state = state
+        self._parts = parts
+        self._evaluate = evaluate
+        self._listeners = listeners
+        self._progress = progress
+
+    @property
+    def done(self) -> bool:
+        """Whether no epoch is left to train."""
+        return self.state.stopped or self.state.epochs_run >= self._parts.config.epochs
+
+    def end_steps(self, step: int) -> None:
+        """Tell the progress bar that `step` steps of the running epoch are done."""
+        self._report(self.state.epochs_run + 1, step, {})
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """Take the training metrics of an epoch that has just ended.
+
+        Raises:
+            ConfigError: The loss is no longer a finite number.
+        """
+        state = self.state
+        if not math.isfinite(metrics["loss"]):
+            raise ConfigError(
+                f"training diverged: the loss of epoch {state.epochs_run + 1} is "
+                f"{metrics['loss']}; lower training.learning_rate or set training.clip_norm"
+            )
+        metrics = {**metrics, **self._evaluate(), "learning_rate": self._learning_rate()}
+        state.epochs_run += 1
+        for name, value in metrics.items():
+            state.history.setdefault(name, []).append(value)
+        self._keep_best()
+        for listener in self._listeners:
+            listener(state, metrics)
+        self._report(state.epochs_run, self._parts.plan.steps_per_epoch, metrics)
+
+    def restore_best(self) -> None:
+        """Give the model the weights of its best epoch."""
+        if self.state.best_epoch != self.state.epochs_run:
+            self._parts.model.set_weights(self.state.best_weights)
+
+    def _keep_best(self) -> None:
+        state = self.state
+        losses = state.history["val_loss"]
+        # A tie keeps the earlier epoch; a NaN is never better.
+        if state.best_epoch == 0 or losses[-1] < losses[state.best_epoch - 1]:
+            state.best_epoch = state.epochs_run
+            state.best_weights = self._parts.model.get_weights()
+        patience = self._parts.config.patience
+        state.stopped = bool(patience) and state.epochs_run - state.best_epoch >= patience
+
+    def _learning_rate(self) -> float:
+        optimizer = self._parts.optimizer
+        schedule = getattr(optimizer, "_learning_rate", None)
+        if callable(schedule) and not hasattr(schedule, "numpy"):
+            return float(schedule(optimizer.iterations))
+        return float(optimizer.learning_rate.numpy())
+
+    def _report(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
+        if self._progress is not None:
+            plan = self._parts.plan
+            self._progress(ProgressReport(epoch, plan.epochs, step, plan.steps_per_epoch, metrics))

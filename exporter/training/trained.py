@@ -1,0 +1,106 @@
+"""A trained model in its run directory: what `train` writes and `export --trained` takes up."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from contract.errors import ConfigError
+from exporter.candidate import TRAINED, WEIGHTS
+from exporter.config import Config
+from exporter.data.dataset import Dataset, to_float32
+from exporter.training.train import HEAD_EXAMPLES, TrainResult
+
+
+class TrainedRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How the weights beside it came about.
+
+    Attributes:
+        config: The whole configuration.
+        data_fingerprint: Of the data they were trained on.
+        history: Metric to one value per epoch.
+        epochs_run: Epochs trained.
+        best_epoch: The epoch, from 1, whose weights these are.
+        seconds: Wall time of training.
+    """
+
+    config: Config
+    data_fingerprint: str
+    history: dict[str, list[float]]
+    epochs_run: int
+    best_epoch: int
+    seconds: float
+
+
+def save_trained(run_dir: Path, result: TrainResult, dataset: Dataset, config: Config) -> Path:
+    """Writes weights, history and configuration. Returns the weights' path.
+
+    Raises:
+        OSError: The disk is full or the folder not writable.
+    """
+    weights = {f"w{at:04d}": array for at, array in enumerate(result.model.get_weights())}
+    record = TrainedRecord(
+        config=config,
+        data_fingerprint=dataset.fingerprint,
+        history=result.history,
+        epochs_run=result.epochs_run,
+        best_epoch=result.best_epoch,
+        seconds=result.seconds,
+    )
+    path = run_dir / WEIGHTS
+    with path.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **weights)
+    (run_dir / TRAINED).write_bytes(msgspec.json.encode(record))
+    return path
+
+
+def read_record(run_dir: Path) -> TrainedRecord:
+    """Reads what `train` wrote beside the weights.
+
+    Raises:
+        ConfigError: The folder holds no trained model.
+    """
+    try:
+        return msgspec.json.decode((run_dir / TRAINED).read_bytes(), type=TrainedRecord)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(
+            f"{run_dir} holds no trained model ({error}); make one with: python -m exporter train"
+        ) from error
+
+
+def load_trained(run_dir: Path, record: TrainedRecord, dataset: Dataset) -> TrainResult:
+    """Builds the model again and gives it its weights.
+
+    Raises:
+        ConfigError: The weights are missing or do not fit, or the data are other data.
+    """
+    from exporter.training.heads import describe_heads
+    from exporter.training.models import build_model
+
+    if dataset.fingerprint != record.data_fingerprint:
+        raise ConfigError(
+            f"{run_dir} was trained on data {record.data_fingerprint[:12]}, and those found now "
+            f"are {dataset.fingerprint[:12]}; bring the data back, or train again"
+        )
+    config = record.config
+    model = build_model(config.model, dataset.input_shape, dataset.num_classes)
+    try:
+        with np.load(run_dir / WEIGHTS, allow_pickle=False) as archive:
+            model.set_weights([archive[name] for name in sorted(archive.files)])
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{run_dir / WEIGHTS} does not fit its model: {error}") from error
+    heads = describe_heads(
+        model,
+        to_float32(dataset.x_train[:HEAD_EXAMPLES]),
+        dataset.num_classes,
+        loss=config.training.loss,
+    )
+    values = {
+        field.name: getattr(record, field.name)
+        for field in dataclasses.fields(TrainResult)
+        if hasattr(record, field.name)
+    }
+    return TrainResult(model=model, heads=heads, **values)

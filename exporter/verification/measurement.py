@@ -1,0 +1,258 @@
+"""Measuring one copy of a model against what the in-process model answered, and judging it.
+
+Nothing here imports TensorFlow: a copy is any `contract.parity.Predictor`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from contract import layout
+from contract.errors import ManifestError
+from contract.golden import Golden, read_golden, write_golden
+from contract.lite import LiteModel
+from contract.parity import ParityReport, Predictor, Tolerance, compare, replay
+from contract.servable import DEFAULT_SIGNATURE_NAME
+from contract.signature import Array, Batch
+
+_TIMED_CALLS = 200
+_TIMED_SECONDS = 0.5
+_ROWS, _LABELS = "test_split.npz", "test_labels.npz"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The whole test split with the in-process answers.
+
+    Attributes:
+        golden: Every row, for `serving_default` and what takes raw pixels.
+        labels: int64 (rows,).
+        scored: The output of `serving_default` whose largest class is compared with the
+            labels; "" where none is.
+    """
+
+    golden: Golden
+    labels: Array
+    scored: str = ""
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the table.
+
+    Attributes:
+        name: `in_process`, `saved_model`, or a TFLite variant.
+        num_bytes: Size on disk; 0 for the in-process model.
+        num_test_rows: Rows of the test split that were answered.
+        accuracy: Share of the test split, 0..1; None without classes or test split.
+        top1_agreement: Smallest share of rows, over the signatures, whose largest class is the
+            in-process model's, on the test split (golden without one); None without classes.
+        max_abs_difference: Largest, over golden and the test split.
+        max_ulp: The largest difference in representable floats, over golden.
+        us_per_row: Median of calls with one row; None when not timed.
+        bit_equal: Golden was answered bit for bit.
+        problems: What is out of tolerance, a clause for each output.
+    """
+
+    name: str
+    num_bytes: int = 0
+    num_test_rows: int = 0
+    accuracy: float | None = None
+    top1_agreement: float | None = None
+    max_abs_difference: float = 0.0
+    max_ulp: int = 0
+    us_per_row: float | None = None
+    bit_equal: bool = True
+    problems: tuple[str, ...] = ()
+
+
+def measure(  # noqa: PLR0913
+    name: str,
+    predictor: Predictor,
+    golden: Golden,
+    tolerance: Tolerance,
+    *,
+    signature_names: list[str],
+    held_out: HeldOut | None = None,
+    num_bytes: int = 0,
+) -> Measurement:
+    """Replays golden through every signature named, then the test split, then the clock.
+
+    Args:
+        name: For the table.
+        predictor: The copy.
+        golden: What it is held to.
+        tolerance: How closely, on golden as on the test split.
+        signature_names: The signatures that this copy has to have.
+        held_out: For accuracy and agreement on all rows; None measures golden alone.
+        num_bytes: Size of the copy, for the table.
+
+    Raises:
+        PlumblineError: The copy cannot answer at all.
+    """
+    reports = [
+        replay(golden.signatures[key], predictor, tolerance, signature_name=key)
+        for key in signature_names
+    ]
+    accuracy, rows, whole = None, 0, []
+    if held_out is not None:
+        keys = [key for key in held_out.golden.signatures if key in signature_names]
+        answers = {key: _answer(predictor, held_out.golden, key) for key in keys}
+        whole = [
+            compare(held_out.golden.signatures[key].outputs, got, tolerance, signature_name=key)
+            for key, got in answers.items()
+        ]
+        rows = len(held_out.labels)
+        accuracy = measure_accuracy(answers.get(DEFAULT_SIGNATURE_NAME, {}), held_out)
+    return Measurement(
+        name=name,
+        num_bytes=num_bytes,
+        num_test_rows=rows,
+        accuracy=accuracy,
+        top1_agreement=_find_agreement(whole or reports),
+        us_per_row=time_one_row(predictor, golden),
+        problems=_list_problems({"golden": reports, "the test split": whole}),
+        **_summarise(reports + whole),
+    )
+
+
+def _answer(predictor: Predictor, golden: Golden, signature_name: str) -> dict[str, Array]:
+    answers = [
+        predictor.predict(batch, signature_name=signature_name)
+        for batch, _ in golden.signatures[signature_name].iter_batches()
+    ]
+    return {name: np.concatenate([one[name] for one in answers]) for name in answers[0]}
+
+
+def _find_agreement(reports: list[ParityReport]) -> float | None:
+    outputs = [output for report in reports for output in report.outputs]
+    found = [one.top1_agreement for one in outputs if one.top1_agreement is not None]
+    return min(found, default=None)
+
+
+def _summarise(reports: list[ParityReport]) -> dict[str, Any]:
+    outputs = [output for report in reports for output in report.outputs]
+    return {
+        "max_abs_difference": max((one.max_abs_difference for one in outputs), default=math.inf),
+        "max_ulp": max((one.max_ulp for one in outputs), default=0),
+        "bit_equal": all(one.max_ulp == 0 and one.max_abs_difference == 0 for one in outputs),
+    }
+
+
+def _list_problems(reports_by_rows: dict[str, list[ParityReport]]) -> tuple[str, ...]:
+    if not any(reports_by_rows.values()):
+        return ("it has none of the signatures that golden has",)
+    return tuple(
+        f"{report.signature_name} on {rows}: {problem}"
+        for rows, reports in reports_by_rows.items()
+        for report in reports
+        for problem in report.problems
+    )
+
+
+def measure_accuracy(answers: Batch, held_out: HeldOut) -> float | None:
+    """Share of rows, 0..1, whose largest class is the label; None where there are no classes."""
+    if held_out.scored not in answers:
+        return None
+    return float(np.mean(answers[held_out.scored].argmax(axis=1) == held_out.labels))
+
+
+def time_one_row(predictor: Predictor, golden: Golden) -> float | None:
+    """Median microseconds of a `serving_default` call with one row."""
+    examples = golden.signatures.get(DEFAULT_SIGNATURE_NAME)
+    if examples is None or not examples.batch_sizes:
+        return None
+    row = {name: array[:1] for name, array in examples.inputs.items()}
+    seconds: list[float] = []
+    end = time.perf_counter() + _TIMED_SECONDS
+    while len(seconds) < _TIMED_CALLS and (len(seconds) < 10 or time.perf_counter() < end):
+        start = time.perf_counter()
+        predictor.predict(row, signature_name=DEFAULT_SIGNATURE_NAME)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds) * 1e6
+
+
+def write_held_out(directory: Path, held_out: HeldOut) -> None:
+    """Writes a test split for another process; it is no part of a version.
+
+    Raises:
+        OSError: The files cannot be written.
+    """
+    write_golden(directory / _ROWS, held_out.golden, compress=False)
+    with (directory / _LABELS).open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **{f"labels.{held_out.scored}": held_out.labels})
+
+
+def read_held_out(directory: Path) -> HeldOut:
+    """Reads what `write_held_out` wrote.
+
+    Raises:
+        ManifestError: Missing or damaged.
+    """
+    path = directory / _LABELS
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            (key,) = archive.files
+            labels = archive[key]
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: unreadable labels: {error}") from error
+    return HeldOut(read_golden(directory / _ROWS), labels, key.removeprefix("labels."))
+
+
+# The copies of a model that a version holds: its SavedModel's size, its TFLite variants.
+
+
+def list_variants(version_dir: Path) -> list[str]:
+    """TFLite variants that are there, in the order of every table."""
+    return [name for name in layout.VARIANTS if (version_dir / layout.variant_path(name)).exists()]
+
+
+def measure_saved_model_bytes(version_dir: Path) -> int:
+    """Size of the graph and its variables."""
+    files = [version_dir / layout.SAVED_MODEL, *(version_dir / layout.VARIABLES).glob("*")]
+    return sum(path.stat().st_size for path in files)
+
+
+def measure_variant(
+    version_dir: Path,
+    variant: str,
+    golden: Golden,
+    tolerance: Tolerance,
+    *,
+    signature_names: list[str] | None = None,
+    held_out: HeldOut | None = None,
+) -> Measurement:
+    """Measures a TFLite variant, without TensorFlow.
+
+    Args:
+        version_dir: Of a candidate or a published version.
+        variant: One of `layout.VARIANTS`.
+        golden: What it is held to.
+        tolerance: How closely.
+        signature_names: Those it has to have; None for those that it has.
+        held_out: See `measurement.measure`.
+
+    Raises:
+        ManifestError: The file is missing or no TFLite model.
+        SignatureNotFoundError: It lacks a signature that it has to have.
+        UnimplementedError: No TFLite runtime is installed.
+    """
+    path = version_dir / layout.variant_path(variant)
+    with LiteModel(path) as model:
+        shared = [name for name in golden.signatures if name in model.signatures]
+        return measure(
+            variant,
+            model,
+            golden,
+            tolerance,
+            signature_names=shared if signature_names is None else signature_names,
+            held_out=held_out,
+            num_bytes=path.stat().st_size,
+        )

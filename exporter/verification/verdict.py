@@ -1,0 +1,132 @@
+"""Whether a candidate is good enough: what was measured, and the accuracy that was lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from contract.golden import Golden
+from contract.parity import Tolerance, Tolerances, VariantTolerance, compare
+from contract.servable import DEFAULT_SIGNATURE_NAME
+from exporter.artifacts.golden import list_exact_rows
+from exporter.artifacts.signatures import IMAGE_BYTES, PREDICT_IMAGES, UINT8
+from exporter.verification.measurement import Measurement
+
+SAVED_MODEL = "saved_model"
+IN_PROCESS = "in_process"
+
+_SAME_PIXELS = Tolerance(atol=1e-5, rtol=1e-5)
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of verifying a candidate.
+
+    Attributes:
+        measurements: In the order of the table: in_process, saved_model, variants.
+        failures: Name to what is out of tolerance; empty when all passed.
+        notes: What a reader should know though nothing failed.
+    """
+
+    measurements: tuple[Measurement, ...]
+    failures: dict[str, tuple[str, ...]] = {}
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Nothing is out of tolerance."""
+        return not self.failures
+
+    def find(self, name: str) -> Measurement | None:
+        """One row of the table."""
+        return next((one for one in self.measurements if one.name == name), None)
+
+
+def judge(measurements: list[Measurement], golden: Golden, tolerances: Tolerances) -> Verification:
+    """Adds to what each measurement found wrong what takes two of them to tell.
+
+    Args:
+        measurements: `in_process` first.
+        golden: Its signatures must agree with one another on the same pixels.
+        tolerances: For the accuracy that a variant may lose.
+    """
+    in_process = measurements[0]
+    failures = {}
+    for found in measurements[1:]:
+        problems = list(found.problems)
+        if found.name != SAVED_MODEL:
+            problems += _judge_accuracy(found, in_process, getattr(tolerances, found.name))
+        if problems:
+            failures[found.name] = tuple(problems)
+    if problems := list_disagreeing_signatures(golden):
+        failures[IN_PROCESS] = tuple(problems)
+    return Verification(
+        measurements=tuple(measurements), failures=failures, notes=tuple(_list_notes(measurements))
+    )
+
+
+def list_disagreeing_signatures(golden: Golden) -> list[str]:
+    """Signatures whose golden answers differ from `serving_default`'s on the same pixels.
+
+    They would, if the scaling in the graph were not the one that the model was trained with.
+    """
+    default = golden.signatures[DEFAULT_SIGNATURE_NAME].outputs
+    problems = []
+    for name in (UINT8, PREDICT_IMAGES, IMAGE_BYTES):
+        if name not in golden.signatures:
+            continue
+        got = golden.signatures[name].outputs
+        count = len(next(iter(got.values())))
+        rows = list_exact_rows(count) if name == IMAGE_BYTES else np.arange(count)
+        # By position: predict_images calls the same output `scores`.
+        report = compare(
+            {str(at): array[rows] for at, array in enumerate(default.values())},
+            {str(at): array[rows] for at, array in enumerate(got.values())},
+            _SAME_PIXELS,
+        )
+        if not report.passed:
+            problems.append(
+                f"{name} differs from {DEFAULT_SIGNATURE_NAME} by "
+                f"{report.worst.max_abs_difference:.1e} on the same pixels"
+            )
+    return problems
+
+
+def _judge_accuracy(
+    found: Measurement, in_process: Measurement, tolerance: VariantTolerance
+) -> list[str]:
+    lost = _count_lost_rows(found, in_process)
+    allowed = _allow_lost_rows(tolerance, found.num_test_rows)
+    if lost <= allowed:
+        return []
+    return [
+        f"accuracy {found.accuracy:.2%} is {lost} of {found.num_test_rows} rows below the "
+        f"in-process model's; at most {allowed:g} may be lost"
+    ]
+
+
+def _count_lost_rows(found: Measurement, in_process: Measurement) -> int:
+    if found.accuracy is None or in_process.accuracy is None:
+        return 0
+    return round((in_process.accuracy - found.accuracy) * found.num_test_rows)
+
+
+def _allow_lost_rows(tolerance: VariantTolerance, num_rows: int) -> float:
+    if tolerance.max_accuracy_loss_points is None:
+        return math.inf
+    points = tolerance.max_accuracy_loss_points / 100 * num_rows
+    return max(points, float(tolerance.max_accuracy_loss_rows))
+
+
+def _list_notes(measurements: list[Measurement]) -> list[str]:
+    timed: Mapping[str, float] = {
+        one.name: one.us_per_row for one in measurements if one.us_per_row is not None
+    }
+    if "int8" not in timed or "float32" not in timed or timed["int8"] <= timed["float32"]:
+        return []
+    return [
+        f"int8 is slower here than float32: {timed['int8']:.1f} µs per row against "
+        f"{timed['float32']:.1f} µs; on this processor it saves space, not time"
+    ]
