@@ -16,12 +16,17 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from serving.config import parse_config
-from serving.container.engines import ContainerEngine, find_engine
-from serving.container.images import Image, ImageServer, find_image, name_default_image
-from serving.container.plan import make_plan
+from serving.config.server import parse_config
+from serving.container.engine import (
+    ContainerEngine,
+    Image,
+    ImageServer,
+    find_engine,
+    find_image,
+    name_default_image,
+)
+from serving.container.plan import REST_PORT, make_plan
 from serving.container.running import RunningContainer
-from serving.container.server_flags import REST_PORT
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 READY_TIMEOUT_S = 120.0

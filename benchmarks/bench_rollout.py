@@ -23,7 +23,7 @@ from contract.errors import PlumblineError
 from contract.golden import read_golden
 from contract.servable import ModelSpec, VersionState
 from exporter.publishing.publish import PublishOptions, publish_version
-from serving.rollout.server import Server
+from serving.rollout.servers import Server
 
 CONFIG = """model_config_list {{
   config {{

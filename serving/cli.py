@@ -18,17 +18,17 @@ VERBS = {
     "embedded": ("serving.embedded", "serve version directories from this process"),
     "container": ("serving.container.verb", "serve them from TensorFlow Serving's image"),
     "bake": ("serving.container.bake", "build an image that holds one published version"),
-    "stop": ("serving.container.stop", "stop and remove what `container --detach` started"),
-    "promote": ("serving.rollout.promote", "serve a version and point a label at it, or undo all"),
-    "rollback": ("serving.rollout.rollback", "point a label back where it was before"),
-    "retire": ("serving.rollout.retire", "take a version without labels out of service"),
-    "labels": ("serving.rollout.labels", "where the labels of a models.config lead"),
+    "stop": ("serving.container.verb", "stop and remove what `container --detach` started"),
+    "promote": ("serving.rollout.verbs", "serve a version and point a label at it, or undo all"),
+    "rollback": ("serving.rollout.verbs", "point a label back where it was before"),
+    "retire": ("serving.rollout.verbs", "take a version without labels out of service"),
+    "labels": ("serving.rollout.verbs", "where the labels of a models.config lead"),
 }
 """Verb to its module and one line of help.
 
-The module has `add_arguments(parser)` and `run(arguments) -> exit code`. If it sets
+The module has `add_VERB_arguments(parser)` and `run_VERB(arguments) -> exit code`. If it sets
 `TAKES_FLAGS = True`, arguments that its parser does not know are left in `arguments.flags`
-(a list) for `serving.config.parse_config`, and its `describe()` is printed after the help.
+(a list) for `serving.config.server.parse_config`, and its `describe()` is printed after the help.
 """
 
 
@@ -62,7 +62,7 @@ def _run_verb(verb: str, given: list[str]) -> int:
             raise
         raise make_missing_error(verb, [error.name or "a package"], "serving") from None
     arguments = _parse_arguments(module, verb, description, given)
-    code: int = module.run(arguments)
+    code: int = getattr(module, f"run_{verb}")(arguments)
     return code
 
 
@@ -77,7 +77,7 @@ def _parse_arguments(
         allow_abbrev=False,
         epilog=module.describe() if takes_flags and {"-h", "--help"} & set(given) else None,
     )
-    module.add_arguments(parser)
+    getattr(module, f"add_{verb}_arguments")(parser)
     if not takes_flags:
         return parser.parse_args(given)
     arguments, rest = parser.parse_known_args(given)

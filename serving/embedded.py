@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 from contract.console.exits import ExitCode
 from contract.console.terminal import say
 from contract.errors import ConfigError, PlumblineError
-from serving.config import ServerConfig, parse_server_flags, read_config
-from serving.flag_parsing import describe_flags, list_flags
-from serving.flags import ServerFlags
+from serving.config.flags import ServerFlags, describe_flags, list_flags
+from serving.config.server import ServerConfig, parse_server_flags, read_config
 
 if TYPE_CHECKING:
-    from serving.worker_board import Board
+    from serving.workers.board import Board
+
 
 TAKES_FLAGS = True
 
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_embedded_arguments(parser: argparse.ArgumentParser) -> None:
     """Nothing beyond the flags."""
 
 
@@ -34,7 +34,7 @@ def describe() -> str:
     return "flags:\n" + describe_flags(list_flags(ServerFlags), "embedded")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run_embedded(arguments: argparse.Namespace) -> int:
     """Serves until a signal; returns the exit code.
 
     Raises:
@@ -92,10 +92,10 @@ def _run_on_loop(config: ServerConfig) -> int:
 
 
 def _run_workers(config: ServerConfig) -> int:
-    from serving.supervisor import Supervisor
+    from serving.workers.supervisor import Supervisor
 
     def serve(config: ServerConfig, board: Board, slot: int, is_new: bool, lifeline: int) -> int:
-        from serving.worker import Worker
+        from serving.workers.worker import Worker
 
         worker = Worker(
             config,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import ConfigError, UnauthenticatedError
-from serving.config import TlsConfig
+from serving.config.server import TlsConfig
 
 Authorize = Callable[[Sequence[tuple[str, str | bytes]]], None]
 """Looks at a call's metadata or headers; raises UnauthenticatedError."""

@@ -14,23 +14,24 @@ from typing import TYPE_CHECKING, Protocol
 
 from contract.console.exits import ExitCode
 from contract.errors import Code, PlumblineError
-from serving.announcement import Addresses, log_addresses, write_port_file
-from serving.config import ServerConfig
-from serving.config_polling import ConfigPoller
-from serving.failures import Failure, Lack, describe_failures
-from serving.grpc_face import GrpcFace
-from serving.handlers import Handlers
-from serving.health import Health
-from serving.manager import ServableManager
-from serving.manager_setup import make_manager
-from serving.metrics import Metrics
-from serving.servable import Manager
+from serving.addresses import Addresses, log_addresses, write_port_file
+from serving.api.handlers import Handlers
+from serving.config.server import ServerConfig
+from serving.engines.loading import LoadOptions, load_servable
+from serving.engines.servable import Manager
+from serving.grpc.server import GrpcFace
+from serving.monitoring.health import Health
+from serving.monitoring.metrics import Metrics
+from serving.versions.lifecycle import LoadPolicy
+from serving.versions.manager import Failure, Lack, ServableManager, describe_failures
+from serving.versions.polling import ConfigPoller
 
 if TYPE_CHECKING:
-    from serving.model_config import ModelConfig
-    from serving.request_log import RequestLog
-    from serving.rest_face import RestFace
-    from serving.states import VersionStatus
+    from serving.api.request_log import RequestLog
+    from serving.config.models import ModelConfig
+    from serving.rest.server import RestFace
+    from serving.versions.states import VersionStatus
+
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ class Server:
     def _make_request_log(self) -> RequestLog | None:
         if not self._config.request_log_dir:
             return None
-        from serving.request_log import RequestLog
+        from serving.api.request_log import RequestLog
 
         manager, observe = self._manager, self._front.metrics.observe_request_log
         return RequestLog(self._config, lambda: manager.models, observe)
@@ -179,7 +180,7 @@ class Server:
         await self._grpc.start()
         if config.rest_api_port:
             # aiohttp costs a gRPC-only server a tenth of its start.
-            from serving.rest_face import RestFace
+            from serving.rest.server import RestFace
 
             self._rest = RestFace(self._handlers, config, self._health, self._front.render_metrics)
             await self._rest.start()
@@ -309,3 +310,42 @@ def _is_hopeless(manager: ServableManager, *, strict: bool) -> list[Failure]:
     if len(failures) < len(found) or any(one.lack is Lack.VERSIONS for one in failures):
         return []
     return failures
+
+
+# A manager as a server's configuration wants it.
+
+
+def make_manager(config: ServerConfig, metrics: Metrics) -> ServableManager:
+    """A manager that loads with `serving.engines.loading` and tells `metrics`."""
+    options = make_load_options(config, metrics)
+    manager = ServableManager(
+        functools.partial(load_servable, options=options),
+        policy=LoadPolicy(
+            max_num_load_retries=config.max_num_load_retries,
+            load_retry_interval_s=config.load_retry_interval_micros / 1e6,
+            num_load_threads=config.num_load_threads,
+            strict=config.strict_compat,
+        ),
+        poll_wait_s=config.file_system_poll_wait_seconds,
+        allow_labels_for_unavailable=config.allow_version_labels_for_unavailable_models,
+    )
+    manager.monitor.subscribe(metrics.observe_state)
+    return manager
+
+
+def make_load_options(config: ServerConfig, metrics: Metrics) -> LoadOptions:
+    """The flags that concern loading."""
+    both = config.tensorflow_session_parallelism
+    return LoadOptions(
+        engine=config.engine,
+        preload_signatures=config.preload_signatures,
+        prefer_tflite_model=config.prefer_tflite_model,
+        batching=config.batching,
+        num_threads=config.litert_num_threads,
+        tensorflow_intra_op_threads=config.tensorflow_intra_op_parallelism or both,
+        tensorflow_inter_op_threads=config.tensorflow_inter_op_parallelism or both,
+        enable_model_warmup=config.enable_model_warmup,
+        num_warmup_iterations=config.num_request_iterations_for_warmup,
+        saved_model_tags=tuple(config.saved_model_tags.split(",")),
+        observer=metrics,
+    )

@@ -17,9 +17,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from serving.container.images import REPOSITORY, name_default_image
-from serving.flag_parsing import list_flags, parse_flags
-from serving.flags import ServerFlags
+from serving.config.flags import ServerFlags, list_flags, parse_flags
+from serving.container.engine import REPOSITORY, name_default_image
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"

@@ -12,12 +12,14 @@ from contract.console.exits import ExitCode
 from contract.console.terminal import remark, say
 from contract.errors import ConfigError, ManifestError, ServableUnavailableError
 from contract.manifest import Manifest, check_files, read_manifest
-from serving.container.engines import ContainerEngine, find_engine, last_line
-from serving.container.images import (
+from serving.container.engine import (
     MODEL_LABEL,
     MODELS_FOLDER,
+    ContainerEngine,
     Image,
     ImageServer,
+    find_engine,
+    last_line,
     name_default_image,
     require_image,
 )
@@ -37,7 +39,7 @@ ENV MODEL_NAME={name} MODEL_BASE_PATH={folder}
 """Both images read these variables, so that the baked one needs no flags."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_bake_arguments(parser: argparse.ArgumentParser) -> None:
     """What to bake, and onto what."""
     parser.add_argument(
         "--version_dir", type=Path, required=True, help="a version, or a base path for its newest"
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--container_engine", choices=("docker", "podman"), default="")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run_bake(arguments: argparse.Namespace) -> int:
     """Builds the image, prints its reference; returns the exit code.
 
     Raises:

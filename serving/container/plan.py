@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
-from serving.config import ServerConfig
-from serving.container.engines import ContainerEngine
-from serving.container.images import MODELS_FOLDER, Image, ImageServer
-from serving.container.mounts import (
-    CONFIG_FOLDER,
-    Mount,
-    list_base_path_mounts,
-    list_file_mounts,
-    list_socket_mounts,
-)
-from serving.container.server_flags import (
-    GRPC_PORT,
-    REST_PORT,
-    list_environment,
-    list_server_flags,
-)
-from serving.flag_parsing import FlagValue
+from contract import layout
+from contract.errors import ConfigError
+from serving.config.flags import Flag, FlagValue, ServerFlags, list_flags
+from serving.config.server import ServerConfig
+from serving.container.engine import MODELS_FOLDER, ContainerEngine, Image, ImageServer
 
 CONTAINER_LABEL = "plumbline.container=serving"
 """By which `python -m serving stop` finds what it may stop."""
@@ -134,3 +124,282 @@ def _list_endings(config: ServerConfig, image: Image) -> list[str]:
     # tensorflow_model_server handles no signal, so as PID 1 it would ignore SIGTERM; the
     # image's own entry point is a shell that forwards none. It drains nothing either way.
     return ["--entrypoint=tensorflow_model_server", "--stop-signal=SIGKILL"]
+
+
+# What the server in a container gets to see of this machine: base paths and config files.
+
+
+CONFIG_FOLDER = PurePosixPath("/mnt/plumbline")
+"""Where files land; base paths keep their own absolute path, so that config files stay true."""
+
+FILE_FLAGS = (
+    "batching_parameters_file",
+    "ssl_config_file",
+    "platform_config_file",
+    "tensorflow_session_config_file",
+    "thread_pool_factory_config_file",
+    "monitoring_config_file",
+    "auth_token_file",
+)
+_RESERVED = frozenset(map(Path, ("/", "/bin", "/dev", "/etc", "/lib", "/proc", "/sys", "/usr")))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mount:
+    """A file or folder of this machine inside the container."""
+
+    source: Path
+    target: PurePosixPath
+    writable: bool = False
+
+    def describe(self) -> str:
+        """As an argument of `run`."""
+        mode = "" if self.writable else ",readonly"
+        return f"--mount=type=bind,source={self.source},target={self.target}{mode}"
+
+
+def list_base_path_mounts(folders: Sequence[Path], more: Sequence[Path]) -> list[Mount]:
+    """Base paths and the folders of `--mount_dir`, each at its own path.
+
+    Raises:
+        ConfigError: One is missing, cannot be read by the server, or leads outside.
+    """
+    wanted = sorted({Path(os.path.normpath(folder.absolute())) for folder in (*folders, *more)})
+    # A folder inside a mounted one is there already.
+    kept = [one for one in wanted if not any(other in one.parents for other in wanted)]
+    for folder in wanted:
+        _check_folder(folder)
+    for folder in folders:
+        _check_versions(folder, kept)
+    return [Mount(folder, PurePosixPath(folder)) for folder in kept]
+
+
+def list_file_mounts(config: ServerConfig) -> tuple[list[Mount], dict[str, str]]:
+    """The files that flags name: their mounts, and flag name to the path inside.
+
+    Raises:
+        ConfigError: A file cannot be read by the server.
+    """
+    mounts: list[Mount] = []
+    inside: dict[str, str] = {}
+    for flag in FILE_FLAGS:
+        if value := str(getattr(config, flag)):
+            source = Path(value).absolute()
+            _check_path(source)
+            check_readable(source, f"--{flag}={source}")
+            inside[flag] = str(CONFIG_FOLDER / flag)
+            mounts.append(Mount(source, CONFIG_FOLDER / flag))
+    if config.model_config_file:
+        source = Path(config.model_config_file).absolute()
+        _check_path(source)
+        check_readable(source, f"--model_config_file={source}")
+        # Its folder, not the file: a mounted file would stay the old one when an editor or a
+        # rollout replaces it by a rename.
+        folder = CONFIG_FOLDER / "model_config"
+        inside["model_config_file"] = str(folder / source.name)
+        mounts.append(Mount(source.parent, folder))
+    return mounts, inside
+
+
+def list_socket_mounts(config: ServerConfig) -> list[Mount]:
+    """The folder of `--grpc_socket_path`, writable.
+
+    Raises:
+        ConfigError: It is a folder that others share, or none.
+    """
+    if not config.grpc_socket_path:
+        return []
+    folder = Path(config.grpc_socket_path).absolute().parent
+    if folder in _RESERVED | {Path("/tmp"), Path("/run"), Path("/var/run")}:
+        raise ConfigError(
+            f"--grpc_socket_path={config.grpc_socket_path}: the server in the container gets to "
+            f"write to its folder; give the socket a folder of its own, not {folder}"
+        )
+    if not folder.is_dir():
+        raise ConfigError(f"--grpc_socket_path={config.grpc_socket_path}: {folder} is no folder")
+    return [Mount(folder, PurePosixPath(folder), writable=True)]
+
+
+def _check_folder(folder: Path) -> None:
+    _check_path(folder)
+    if not folder.exists():
+        raise ConfigError(f"base path {folder}: No such file or directory; publish a version first")
+    if not folder.is_dir():
+        raise ConfigError(f"base path {folder}: is a file; give the folder that holds the versions")
+    check_readable(folder, f"base path {folder}")
+
+
+def _check_versions(base_path: Path, mounted: Iterable[Path]) -> None:
+    seen = [folder.resolve() for folder in mounted]
+    for version, folder in layout.find_versions(base_path).items():
+        real = folder.resolve()
+        if not any(outer == real or outer in real.parents for outer in seen):
+            raise ConfigError(
+                f"version {version} of {base_path} is a link to {real}, which the container does "
+                f"not see; add --mount_dir={real.parent}"
+            )
+        check_readable(folder, f"version {version} of base path {base_path}")
+        for file in (folder / layout.SAVED_MODEL, folder / layout.variant_path(layout.FLOAT32)):
+            if file.exists():
+                check_readable(file, str(file))
+
+
+def _check_path(path: Path) -> None:
+    if path in _RESERVED:
+        raise ConfigError(f"{path} cannot be mounted into a container; use a folder of its own")
+    if any(sign in str(path) for sign in ',"\n'):
+        raise ConfigError(
+            f"{path}: a path with a comma, a quote or a line break cannot be mounted; rename it"
+        )
+
+
+def check_readable(path: Path, name: str) -> None:
+    """Refuses what the calling user cannot read inside, where even root has no capabilities.
+
+    Raises:
+        ConfigError: Names owner and mode, and the command that helps.
+    """
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror or error}") from None
+    wanted = stat.S_IRUSR | (stat.S_IXUSR if stat.S_ISDIR(facts.st_mode) else 0)
+    shift = 0 if facts.st_uid == os.getuid() else 3 if facts.st_gid == os.getgid() else 6
+    if facts.st_mode & (wanted >> shift) != wanted >> shift:
+        raise ConfigError(
+            f"{name}: the server, run as user {os.getuid()} without capabilities, cannot read it "
+            f"(owner {facts.st_uid}, mode {stat.S_IMODE(facts.st_mode):04o}); "
+            f"chmod -R a+rX {path}"
+        )
+
+
+# The flags of the server inside: TensorFlow Serving's, or all where the image is Plumbline's.
+
+
+GRPC_PORT = 8500
+REST_PORT = 8501
+"""Ports inside the container; those outside are published onto them."""
+
+MIN_GRPC_THREADS = 64
+GRPC_THREADS_PER_CPU = 16
+
+_REASONS = {
+    "auth_token_file": "it has no tokens, and would answer everyone",
+    "max_message_bytes": "it takes messages of up to 2 GiB",
+    "max_json_bytes": "it has no limit on REST bodies",
+    "max_json_depth": "it has no limit on nesting",
+    "max_inflated_bytes": "it has no limit on inflated bodies",
+    "max_concurrent_calls": "it limits calls by --grpc_max_threads alone",
+    "max_queued_calls": "it limits queues by max_enqueued_batches in --batching_parameters_file",
+    "request_log_dir": "its open source build logs no requests",
+    "request_log_sampling_rate": "its open source build logs no requests",
+    "request_log_max_bytes": "its open source build logs no requests",
+}
+_LOG_LEVELS = {"debug": "0", "info": "0", "warning": "1", "error": "2"}
+_HANDLED_OUTSIDE = frozenset(
+    {"host", "port", "rest_api_port", "model_base_path", "port_file", "version", "grpc_max_threads"}
+)
+
+logger = logging.getLogger(__name__)
+
+
+def list_server_flags(
+    config: ServerConfig,
+    given: Mapping[str, FlagValue],
+    server: ImageServer,
+    paths: Mapping[str, str],
+) -> list[str]:
+    """The command line of the server inside.
+
+    Args:
+        config: What the user asked for.
+        given: The flags the user wrote, by name.
+        server: What is in the image.
+        paths: Flag name to the path inside, for flags that name files.
+
+    Raises:
+        ConfigError: A flag asks for safety that the image cannot give.
+    """
+    flags = _list_places(config, server, paths)
+    if server is ImageServer.EMBEDDED:
+        return flags + _pass_all(config, given, paths)
+    _refuse_unsafe(config, given)
+    return flags + _pass_some(config, given)
+
+
+def list_environment(config: ServerConfig, server: ImageServer) -> list[str]:
+    """Variables for `--env`, where TensorFlow Serving has no flag."""
+    if server is ImageServer.EMBEDDED:
+        return []
+    return [f"TF_CPP_MIN_LOG_LEVEL={_LOG_LEVELS[config.log_level]}"]
+
+
+def _list_places(config: ServerConfig, server: ImageServer, paths: Mapping[str, str]) -> list[str]:
+    embedded = server is ImageServer.EMBEDDED
+    # The embedded server's health check asks REST inside, published or not.
+    rest_port = REST_PORT if config.rest_api_port or embedded else 0
+    flags = [f"--port={GRPC_PORT if config.port else 0}", f"--rest_api_port={rest_port}"]
+    if embedded:
+        flags.insert(0, "--host=0.0.0.0")
+    if not config.model_config_file:
+        model = config.models[0]
+        flags += [f"--model_name={model.name}", f"--model_base_path={model.base_path}"]
+    return flags + [f"--{name}={path}" for name, path in paths.items()]
+
+
+def _pass_all(
+    config: ServerConfig, given: Mapping[str, FlagValue], paths: Mapping[str, str]
+) -> list[str]:
+    skipped = _HANDLED_OUTSIDE | paths.keys() | {"model_name"}
+    return [_write(name, value) for name, value in given.items() if name not in skipped]
+
+
+def _pass_some(config: ServerConfig, given: Mapping[str, FlagValue]) -> list[str]:
+    cpus = os.cpu_count() or 1
+    threads = config.grpc_max_threads or max(MIN_GRPC_THREADS, GRPC_THREADS_PER_CPU * cpus)
+    flags = [f"--grpc_max_threads={threads}"]
+    for one in list_flags(ServerFlags):
+        if one.name in given and one.container == "passed" and one.name != "model_name":
+            flags.append(_write(one.name, given[one.name]))
+    if config.grpc_socket_path:
+        flags.append(_write("grpc_socket_path", config.grpc_socket_path))
+    for one in list_flags(ServerFlags):
+        if one.container == "ignored" and one.name in given:
+            logger.info("--%s says nothing to TensorFlow Serving", one.name)
+    return flags
+
+
+def _refuse_unsafe(config: ServerConfig, given: Mapping[str, FlagValue]) -> None:
+    for one in list_flags(ServerFlags):
+        if one.container == "refused" and given.get(one.name, one.default) != one.default:
+            _refuse(one, given[one.name])
+    if config.ssl_config_file and config.rest_api_port:
+        raise ConfigError(
+            f"--ssl_config_file with --rest_api_port={config.rest_api_port}: TensorFlow Serving "
+            "has no TLS on REST and would serve it in the clear; give --rest_api_port=0, or use "
+            "python -m serving embedded, which has"
+        )
+    if given.get("enable_reload_config") is False:
+        raise ConfigError(
+            "--enable_reload_config=false: TensorFlow Serving always answers "
+            "HandleReloadConfigRequest; use python -m serving embedded, which can turn it off"
+        )
+
+
+def _refuse(flag: Flag, value: FlagValue) -> None:
+    if flag.name == "engine":
+        if value == "litert":
+            raise ConfigError(
+                "--engine=litert: TensorFlow Serving chooses TFLite with --prefer_tflite_model"
+            )
+        return
+    reason = _REASONS.get(flag.name, "it has no such flag")
+    raise ConfigError(
+        f"--{flag.name}={value}: TensorFlow Serving cannot honour it: {reason} (it prints unknown "
+        "flags and serves on); leave the flag out, run an image of Plumbline's own with --image, "
+        "or use python -m serving embedded"
+    )
+
+
+def _write(name: str, value: FlagValue) -> str:
+    return f"--{name}={str(value).lower() if isinstance(value, bool) else value}"

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
+import re
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from contract.console.terminal import WaitingLine
-from contract.errors import ConfigError, ServableUnavailableError
-from serving.announcement import join_address
-from serving.container.engines import ContainerEngine
-from serving.container.faults import (
-    Ending,
-    explain_ending,
-    explain_refusal,
-    is_name_in_use,
-    quote_log,
+from contract.errors import (
+    ConfigError,
+    PlumblineError,
+    ServableNotFoundError,
+    ServableUnavailableError,
 )
+from contract.servable import VersionState
+from contract.wire import rpc
+from contract.wire.plumbline_wire import status_pb2
+from contract.wire.rpc import call_unary
+from serving.addresses import join_address
+from serving.config.server import ServerConfig
+from serving.container.engine import WAY_OUT, ContainerEngine, ImageServer, last_line
 from serving.container.plan import ContainerPlan
-from serving.container.probes import AVAILABLE, ModelProgress, Probe
 
 POLL_INTERVAL_S = 0.1
 LOOK_AFTER_S = 0.5
@@ -214,3 +218,222 @@ def check_port_is_free(host: str, port: int, flag: str) -> None:
 def describe_progress(progress: dict[str, ModelProgress]) -> str:
     """One line: each model and its state."""
     return ", ".join(f"{name}: {one.failure or one.state}" for name, one in progress.items())
+
+
+# Asking a server in a container how far each model is.
+
+
+AVAILABLE = VersionState.AVAILABLE.name
+WAITING = "not up yet"
+
+_CALL_TIMEOUT_S = 2.0
+_HEALTH_CHECK = ("python3", "/usr/local/lib/plumbline/healthcheck.py")
+_LOADED = re.compile(r"Successfully loaded servable version \{name: (.+?) version: \d+\}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelProgress:
+    """How far a model is.
+
+    Attributes:
+        state: `AVAILABLE`, another state of a version, or `not up yet`.
+        failure: Why no version will become AVAILABLE, or "".
+    """
+
+    state: str
+    failure: str = ""
+
+
+class Probe(Protocol):
+    """Asks once."""
+
+    def look(self, model_name: str) -> ModelProgress:
+        """How far the model is."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StatusProbe:
+    """Asks GetModelStatus over gRPC in the clear."""
+
+    address: str
+    tokens: Sequence[str] = ()
+
+    def look(self, model_name: str) -> ModelProgress:
+        """How far the model is."""
+        request = status_pb2.GetModelStatusRequest()
+        request.model_spec.name = model_name
+        metadata = [("authorization", f"Bearer {self.tokens[0]}")] if self.tokens else []
+        try:
+            answer = call_unary(
+                self.address,
+                rpc.GET_MODEL_STATUS,
+                request,
+                timeout_s=_CALL_TIMEOUT_S,
+                metadata=metadata,
+            )
+        except ServableNotFoundError:
+            return ModelProgress("no version found yet")
+        except PlumblineError:
+            return ModelProgress(WAITING)
+        return _summarize(answer)
+
+
+def _summarize(answer: status_pb2.GetModelStatusResponse) -> ModelProgress:
+    versions = sorted(answer.model_version_status, key=lambda one: one.version)
+    states = [VersionState(one.state) for one in versions]
+    if VersionState.AVAILABLE in states:
+        return ModelProgress(AVAILABLE)
+    failed = [
+        one for one in versions if one.state == int(VersionState.END) and one.status.error_code
+    ]
+    if failed and len(failed) == len(versions):
+        reasons = [f"version {one.version}: {one.status.error_message}" for one in failed]
+        return ModelProgress(VersionState.END.name, "; ".join(reasons))
+    listed = ", ".join(
+        f"{one.version} {state.name}" for one, state in zip(versions, states, strict=True)
+    )
+    return ModelProgress(listed or "no version found yet")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HealthCheckProbe:
+    """Runs the health check of Plumbline's own image inside: all models at once."""
+
+    engine: ContainerEngine
+    container: str
+
+    def look(self, model_name: str) -> ModelProgress:
+        """Ready, or not yet."""
+        done = self.engine.call("exec", self.container, *_HEALTH_CHECK)
+        return ModelProgress(AVAILABLE if done.returncode == 0 else WAITING)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogProbe:
+    """Reads TensorFlow Serving's log, where TLS keeps strangers from asking it."""
+
+    engine: ContainerEngine
+    container: str
+
+    def look(self, model_name: str) -> ModelProgress:
+        """Loaded, or not yet."""
+        done = self.engine.call("logs", self.container)
+        loaded = set(_LOADED.findall(done.stdout + done.stderr))
+        return ModelProgress(AVAILABLE if model_name in loaded else WAITING)
+
+
+def choose_probe(
+    config: ServerConfig,
+    server: ImageServer,
+    address: str,
+    *,
+    engine: ContainerEngine,
+    container: str,
+) -> Probe:
+    """How to ask: with TLS only the server's own means know whom to trust."""
+    if not config.tls:
+        return StatusProbe(address, config.auth_tokens)
+    if server is ImageServer.EMBEDDED:
+        return HealthCheckProbe(engine, container)
+    return LogProbe(engine, container)
+
+
+# Why a container did not start or ended: the engine's words, and what to do.
+
+
+ILLEGAL_INSTRUCTION = 132  # 128 + SIGILL
+SEGMENTATION_FAULT = 139
+KILLED = 137
+LOG_LINES = 20
+
+_PORT_IN_USE = re.compile(r"address already in use|port is already allocated", re.IGNORECASE)
+_NAME_IN_USE = re.compile(r"name .* is already in use", re.IGNORECASE)
+_NO_PROGRAM = re.compile(
+    r"tensorflow_model_server.*(no such file|not found)|executable file .*not found", re.IGNORECASE
+)
+_ILLEGAL = re.compile(
+    r"illegal instruction|uncaught target signal (4|6|11)|compiled to use \S+ instructions",
+    re.IGNORECASE,
+)
+_FOREIGN = re.compile(r"exec format error", re.IGNORECASE)
+_OLD_CPU = (
+    "Illegal instruction: this CPU lacks what the image's TensorFlow is built for (AVX), or the "
+    "image is of another architecture and emulated, as on ARM machines; "
+    f"run an image built for this machine with --image, {WAY_OUT}"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ending:
+    """How a container ended.
+
+    Attributes:
+        exit_code: 128 + the signal's number where a signal ended it.
+        log: What it printed, both streams.
+        out_of_memory: Whether the kernel killed it for that.
+    """
+
+    exit_code: int
+    log: str
+    out_of_memory: bool = False
+
+
+def is_name_in_use(stderr: str) -> bool:
+    """Whether a `run` failed since another container has the name."""
+    return bool(_NAME_IN_USE.search(stderr))
+
+
+def explain_refusal(stderr: str, image: str) -> PlumblineError:
+    """The error for a `run` that started nothing."""
+    reason = last_line(stderr)
+    if _PORT_IN_USE.search(stderr):
+        return ServableUnavailableError(
+            f"a port is in use: {reason}; stop the server that holds it, or choose others with "
+            "--port and --rest_api_port (-1 for any free one)"
+        )
+    if is_name_in_use(stderr):
+        return ServableUnavailableError(
+            f"a container of this name is running: {reason}; end it with python -m serving stop, "
+            "or choose another --name"
+        )
+    if _FOREIGN.search(stderr):
+        return ServableUnavailableError(
+            f"image {image} is built for another architecture and nothing emulates it here "
+            f"({reason}); run one built for this machine with --image, {WAY_OUT}"
+        )
+    if _NO_PROGRAM.search(stderr):
+        return ServableUnavailableError(
+            f"image {image} holds no tensorflow_model_server and is none of Plumbline's own "
+            f"({reason}); name a tensorflow/serving image with --image, {WAY_OUT}"
+        )
+    return ServableUnavailableError(f"the container did not start: {reason}. Mend that, {WAY_OUT}")
+
+
+def explain_ending(ending: Ending) -> ServableUnavailableError:
+    """The error for a server that ended by itself, with the last lines of its log."""
+    code = ending.exit_code
+    if code == ILLEGAL_INSTRUCTION or _ILLEGAL.search(ending.log):
+        reason = _OLD_CPU
+    elif _FOREIGN.search(ending.log):
+        reason = (
+            f"the image is built for another architecture; name another with --image, {WAY_OUT}"
+        )
+    elif ending.out_of_memory:
+        reason = f"it was killed for lack of memory; give the engine more, serve less, {WAY_OUT}"
+    elif code == KILLED:
+        reason = "it was killed from outside (stopped by someone, or out of memory)"
+    elif code == SEGMENTATION_FAULT:
+        reason = f"it crashed (segmentation fault, as emulators do on ARM); try another, {WAY_OUT}"
+    else:
+        reason = f"see its log; mend that, {WAY_OUT}"
+    return ServableUnavailableError(
+        f"the server in the container ended with exit code {code}: {reason}{quote_log(ending.log)}"
+    )
+
+
+def quote_log(log: str) -> str:
+    """The last lines of a log, set off."""
+    lines = [line.rstrip() for line in log.splitlines() if line.strip()][-LOG_LINES:]
+    if not lines:
+        return "\nIts log is empty."
+    return "\nThe last lines of its log:\n" + "\n".join(f"  | {line}" for line in lines)

@@ -13,17 +13,25 @@ from types import FrameType
 
 from contract.console.exits import ExitCode
 from contract.console.terminal import print_json, remark, say
-from contract.errors import ServableUnavailableError
-from serving.announcement import Addresses, join_address, log_addresses, write_port_file
-from serving.config import ServerConfig, parse_config
-from serving.container.engines import ContainerEngine, find_engine
-from serving.container.images import Image, find_image, name_default_image, require_image
-from serving.container.plan import ContainerPlan, make_plan
-from serving.container.probes import choose_probe
-from serving.container.running import RunningContainer, check_port_is_free
-from serving.container.server_flags import GRPC_PORT, REST_PORT
-from serving.flag_parsing import FlagValue, describe_flags, list_flags, parse_flags
-from serving.flags import ServerFlags
+from contract.errors import ConfigError, ServableUnavailableError
+from serving.addresses import Addresses, join_address, log_addresses, write_port_file
+from serving.config.flags import FlagValue, ServerFlags, describe_flags, list_flags, parse_flags
+from serving.config.server import ServerConfig, parse_config
+from serving.container.engine import (
+    ContainerEngine,
+    Image,
+    find_engine,
+    find_image,
+    name_default_image,
+    require_image,
+)
+from serving.container.plan import CONTAINER_LABEL, GRPC_PORT, REST_PORT, ContainerPlan, make_plan
+from serving.container.running import (
+    RunningContainer,
+    check_port_is_free,
+    choose_probe,
+    stop_container,
+)
 
 TAKES_FLAGS = True
 
@@ -32,7 +40,7 @@ START_TIMEOUT_S = 120.0
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_container_arguments(parser: argparse.ArgumentParser) -> None:
     """What only a container needs, beside the server's flags."""
     parser.add_argument(
         "--image", default="", help=f"image to run (default {name_default_image()})"
@@ -76,7 +84,7 @@ def describe() -> str:
     return "the server's flags:\n" + describe_flags(list_flags(ServerFlags), "container")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run_container(arguments: argparse.Namespace) -> int:
     """Serves until a signal; returns the exit code.
 
     Raises:
@@ -220,3 +228,53 @@ def _signals_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# `python -m serving stop`: end what `serving container --detach` left running.
+
+
+DRAIN_TIMEOUT_S = 30.0
+
+
+def add_stop_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which one, and how long it may take."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="containers (default: the one)")
+    parser.add_argument("--all", action="store_true", help="every one that serving started")
+    parser.add_argument("--container_engine", choices=("docker", "podman"), default="")
+    parser.add_argument("--drain_timeout_s", type=float, default=DRAIN_TIMEOUT_S)
+
+
+def run_stop(arguments: argparse.Namespace) -> int:
+    """Stops and removes them; returns the exit code.
+
+    Raises:
+        ConfigError: None or several run and no name was given, or a name is unknown.
+    """
+    try:
+        engine = find_engine(arguments.container_engine)
+        for name in _choose(arguments, _list_names(engine)):
+            stop_container(engine, name, arguments.drain_timeout_s)
+            say(name)
+    except ServableUnavailableError as error:
+        remark(f"error: {error.message}")
+        return ExitCode.UNREACHABLE
+    return ExitCode.DONE
+
+
+def _list_names(engine: ContainerEngine) -> list[str]:
+    done = engine.call("ps", "--all", f"--filter=label={CONTAINER_LABEL}", "--format={{.Names}}")
+    return done.stdout.split()
+
+
+def _choose(arguments: argparse.Namespace, running: list[str]) -> list[str]:
+    if arguments.all:
+        return running
+    listed = ", ".join(running) or "none"
+    unknown = [name for name in arguments.names if name not in running]
+    if unknown:
+        raise ConfigError(f"{unknown[0]} was not started by `serving container`; running: {listed}")
+    if arguments.names:
+        return list(arguments.names)
+    if len(running) != 1:
+        raise ConfigError(f"name the container to stop, or --all; running: {listed}")
+    return running

@@ -11,19 +11,18 @@ from contract.errors import RequestError
 from contract.servable import ModelSpec
 from contract.wire.predict import model_spec_to_proto
 from contract.wire.rpc import CLASSIFY, REGRESS, Method
-from serving.config import ServerConfig
-from serving.handlers import Handlers
-from serving.rest.json_answers import (
+from serving.api.handlers import Handlers
+from serving.config.server import ServerConfig
+from serving.rest.answers import (
     encode_classification,
     encode_columns,
     encode_document,
     encode_regression,
     encode_rows,
 )
-from serving.rest.json_examples import read_examples
-from serving.rest.json_reader import parse_json_object
-from serving.rest.json_tensors import read_inputs, read_signature_name
+from serving.rest.json_text import parse_json_object
 from serving.rest.paths import Target
+from serving.rest.requests import read_examples, read_inputs, read_signature_name
 
 Result = TypeVar("Result")
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import logging
 import os
+import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import final
+
+from google.protobuf import text_encoding, text_format
 
 from contract.errors import ConfigError, DeadlineExceededError
 from contract.wire.plumbline_wire import config_pb2
 from contract.wire.text_format import read_text
 from serving.rollout.audit import append_line
-from serving.rollout.config_text import ModelEdit, edit_text, find_model, parse_config
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -193,3 +196,229 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# Changes one model's labels and version policy in the text of a models.config.
+#
+# The text is edited in place, so that people's comments and layout stay. What was changed is
+# then read again and compared with the message that it should be; a text written in a way that
+# the editing does not know is written anew from the message, without its comments.
+
+
+Policy = config_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+_POLICY, _LABELS = "model_version_policy", "version_labels"
+_TOKEN = re.compile(
+    r"""(?P<skip>\s+|\#[^\n]*)|(?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
+    r"""|(?P<mark>[{}<>\[\]:;,])|(?P<word>[^\s\#"'{}<>\[\]:;,]+)"""
+)
+_CLOSING = {"{": "}", "<": ">"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelEdit:
+    """What to change about one model.
+
+    Attributes:
+        model_name: Of an entry that is there.
+        labels: Label to version, or to None to take it away; others stay.
+        policy: The version policy; an empty one takes it away, None leaves it.
+    """
+
+    model_name: str
+    labels: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    policy: Policy | None = None
+
+
+class _Unusual(Exception):
+    """A text that the editing does not know."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Field:
+    name: str
+    start: int
+    end: int
+    inner: tuple[int, int] | None = None
+    children: tuple[_Field, ...] = ()
+
+
+def parse_config(text: str, place: str) -> config_pb2.ModelServerConfig:
+    """Reads a text-format ModelServerConfig.
+
+    Raises:
+        ConfigError: It does not parse.
+    """
+    try:
+        return text_format.Parse(text, config_pb2.ModelServerConfig())
+    except text_format.ParseError as error:
+        raise ConfigError(
+            f"Error parsing text-format tensorflow.serving.ModelServerConfig: {place}: {error}"
+        ) from None
+
+
+def find_model(
+    config: config_pb2.ModelServerConfig, model_name: str, place: str
+) -> config_pb2.ModelConfig:
+    """A model's entry.
+
+    Raises:
+        ConfigError: The file does not list it, or lists it twice.
+    """
+    found = [one for one in config.model_config_list.config if one.name == model_name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"{place}: lists model {model_name!r} {len(found)} times; leave one")
+    names = ", ".join(one.name for one in config.model_config_list.config) or "none"
+    raise ConfigError(f"{place}: lists no model {model_name!r} (its models: {names})")
+
+
+def edit_text(text: str, edit: ModelEdit, place: str) -> str:
+    """The text with one model changed.
+
+    Args:
+        text: Text-format ModelServerConfig.
+        edit: What to change.
+        place: The file, for messages.
+
+    Raises:
+        ConfigError: The text does not parse, or does not list the model.
+    """
+    wanted = parse_config(text, place)
+    _change_message(find_model(wanted, edit.model_name, place), edit)
+    try:
+        edited = _edit_in_place(text, edit)
+        if parse_config(edited, place) == wanted:
+            return edited
+    except (_Unusual, ConfigError, text_format.ParseError):
+        pass
+    _LOG.warning("%s: written in a way that cannot be edited; its comments are lost", place)
+    return str(text_format.MessageToString(wanted))
+
+
+def _change_message(model: config_pb2.ModelConfig, edit: ModelEdit) -> None:
+    for label, version in edit.labels.items():
+        if version is None:
+            model.version_labels.pop(label, None)
+        else:
+            model.version_labels[label] = version
+    if edit.policy is not None:
+        model.ClearField("model_version_policy")
+        if edit.policy.WhichOneof("policy_choice"):
+            model.model_version_policy.CopyFrom(edit.policy)
+
+
+def _edit_in_place(text: str, edit: ModelEdit) -> str:
+    model = _find_block(text, edit.model_name)
+    assert model.inner is not None
+    wanted: list[tuple[list[_Field], str]] = []
+    for label, version in edit.labels.items():
+        spans = [one for one in model.children if _read_label(text, one) == label]
+        wanted.append((spans, "" if version is None else _write_label(label, version)))
+    if edit.policy is not None:
+        spans = [one for one in model.children if one.name == _POLICY]
+        wanted.append((spans, _write_policy(edit.policy)))
+    changes = []
+    for spans, line in wanted:
+        changes += [(one.start, one.end, "") for one in spans[1:]]
+        changes += [(one.start, one.end, line) for one in spans[:1]]
+    lines = [line for spans, line in wanted if line and not spans]
+    if lines:
+        changes.append(_append(text, model, lines))
+    for start, end, replacement in sorted(changes, reverse=True):
+        text = _replace(text, start, end, replacement)
+    return text
+
+
+def _append(text: str, model: _Field, lines: list[str]) -> tuple[int, int, str]:
+    """New fields after the last one, each on a line of its own."""
+    assert model.inner is not None
+    start, end = model.inner
+    at = max((one.end for one in model.children), default=start)
+    line_end = text.find("\n", at, end)
+    if line_end < 0:  # the block, or its last field and its end, share a line
+        return at, at, "".join(f" {line}" for line in lines)
+    first = min((one.start for one in model.children), default=start)
+    indent = re.search(r"[ \t]*$", text[:first])
+    return line_end, line_end, "".join(f"\n{indent[0] if indent else ''}{one}" for one in lines)
+
+
+def _replace(text: str, start: int, end: int, replacement: str) -> str:
+    if not replacement:  # with the field goes its line, if it had one to itself
+        line = text.rfind("\n", 0, start) + 1
+        if not text[line:start].strip() and text[end : end + 1] == "\n":
+            start, end = line, end + 1
+    return text[:start] + replacement + text[end:]
+
+
+def _write_label(label: str, version: int) -> str:
+    escaped = text_encoding.CEscape(label.encode(), as_utf8=True)
+    return f'{_LABELS} {{ key: "{escaped}" value: {version} }}'
+
+
+def _write_policy(policy: Policy) -> str:
+    if not policy.WhichOneof("policy_choice"):
+        return ""
+    return f"{_POLICY} {{ {text_format.MessageToString(policy, as_one_line=True)} }}"
+
+
+def _read_label(text: str, field: _Field) -> str | None:
+    if field.name != _LABELS or field.inner is None:
+        return None
+    parsed = text_format.Parse(text[field.start : field.end], config_pb2.ModelConfig())
+    return next(iter(parsed.version_labels), None)
+
+
+def _find_block(text: str, model_name: str) -> _Field:
+    fields, _ = _read_fields(text, 0, "")
+    for listing in fields:
+        for field in listing.children if listing.name == "model_config_list" else ():
+            if field.name == "config" and field.inner is not None:
+                inner = text[slice(*field.inner)]
+                if text_format.Parse(inner, config_pb2.ModelConfig()).name == model_name:
+                    return field
+    raise _Unusual
+
+
+def _next(text: str, position: int) -> tuple[str, str, int, int]:
+    """Kind, text, start and end of the next token; kind "" at the end."""
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise _Unusual
+        if match.lastgroup != "skip":
+            return str(match.lastgroup), match[0], position, match.end()
+        position = match.end()
+    return "", "", position, position
+
+
+def _read_fields(text: str, position: int, closing: str) -> tuple[tuple[_Field, ...], int]:
+    """The fields up to `closing`, and where it starts."""
+    fields: list[_Field] = []
+    while True:
+        kind, token, start, end = _next(text, position)
+        if token == closing and kind != "text":
+            return tuple(fields), start
+        if kind != "word":
+            raise _Unusual  # an extension, a list, or nothing that we know
+        field = _read_value(text, token, start, end)
+        separator = _next(text, field.end)
+        position = separator[3] if separator[1] in (",", ";") else field.end
+        fields.append(dataclasses.replace(field, end=position))
+
+
+def _read_value(text: str, name: str, start: int, position: int) -> _Field:
+    kind, token, _, end = _next(text, position)
+    if token == ":" and kind == "mark":
+        kind, token, _, end = _next(text, end)
+    if token in _CLOSING and kind == "mark":
+        children, close = _read_fields(text, end, _CLOSING[token])
+        return _Field(name, start, close + 1, (end, close), children)
+    if kind not in ("word", "text"):
+        raise _Unusual
+    while kind == "text":  # adjacent strings are one value
+        following = _next(text, end)
+        if following[0] != "text":
+            break
+        end = following[3]
+    return _Field(name, start, end)

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import final
 
 from contract import layout
-from contract.errors import ConfigError, PlumblineError
-from contract.servable import ModelSpec
-from contract.wire.plumbline_wire import config_pb2
-from serving.rollout.audit import RESTORE, append_line
-from serving.rollout.config_file import ModelConfigFile, describe_policy
-from serving.rollout.config_text import ModelEdit, Policy
-from serving.rollout.parity import (
-    ServerParity,
-    VersionGolden,
-    check_parity,
-    leave_strings_out,
-    read_version_golden,
+from contract.errors import (
+    ConfigError,
+    InternalError,
+    ManifestError,
+    PlumblineError,
+    UnimplementedError,
 )
-from serving.rollout.servers import Servers
+from contract.golden import Golden, read_golden
+from contract.parity import ParityReport, Tolerance, read_tolerances, replay
+from contract.servable import MAX_VERSION, ModelSpec
+from contract.signature import Batch
+from contract.wire.plumbline_wire import config_pb2
+from serving.rollout.audit import (
+    PROMOTE,
+    RESTORE,
+    ROLLBACK,
+    append_line,
+    find_last_label,
+    find_previous,
+    read_lines,
+)
+from serving.rollout.config_file import ModelConfigFile, ModelEdit, Policy, describe_policy
+from serving.rollout.servers import Server, Servers
 
 _LOG = logging.getLogger(__name__)
 
@@ -226,3 +237,281 @@ def _describe_edit(edit: ModelEdit) -> str:
         model = config_pb2.ModelConfig(model_version_policy=edit.policy)
         parts.append(f"policy {describe_policy(model)}")
     return f"{edit.model_name}: {', '.join(parts)}"
+
+
+# Moving a label to a version, forwards with a way back, or back at all costs.
+#
+# promote: serve the version → AVAILABLE everywhere → golden by number → label → golden by label
+# └─ fails ──── label and policy as they were, label first ─────┘
+#
+# A label may point only at a version that is AVAILABLE (TensorFlow Serving refuses the whole
+# configuration otherwise), so a version comes before its label and goes after it.
+
+
+def promote(rollout: Rollout, model_name: str, *, version: int, label: str) -> Outcome:
+    """Serves a version and points a label at it, or leaves everything as it was.
+
+    Raises:
+        ConfigError: The file, the version's golden examples or an argument is of no use.
+        ServableUnavailableError: A server cannot be reached; nothing was changed.
+        DeadlineExceededError: Another rollout holds the file.
+    """
+    start = time.monotonic()
+    if not label or not label.isprintable():
+        raise ConfigError(f"--label {label!r}: give a name, such as stable or canary")
+    if not 0 <= version <= MAX_VERSION:
+        raise ConfigError(f"--version {version}: a version is 0 to {MAX_VERSION}")
+    with rollout.config.hold(timeout_s=rollout.servers.timeout_s):
+        model = rollout.config.read_model(model_name)
+        expected = rollout.read_golden(model, version)
+        rollout.servers.list_available(model_name)  # all of them answer
+        outcome = _Promotion(rollout, model, version, label).run(expected)
+        return rollout.conclude(outcome, seconds=time.monotonic() - start)
+
+
+class _Promotion:
+    def __init__(
+        self, rollout: Rollout, model: config_pb2.ModelConfig, version: int, label: str
+    ) -> None:
+        self._rollout = rollout
+        self._model = model
+        self._version = version
+        self._label = label
+        self._text = rollout.config.read_text()
+        self._parity: tuple[ServerParity, ...] = ()
+
+    def run(self, expected: VersionGolden | None) -> Outcome:
+        try:
+            problem = self._try(expected)
+        except PlumblineError as error:
+            problem = error.message
+        except BaseException:
+            _LOG.warning("interrupted: restoring what was before")
+            self._rollout.restore(self._text, self._model, self._label)
+            raise
+        if problem:
+            _LOG.error("%s; restoring what was before", problem)
+        return Outcome(
+            action=PROMOTE,
+            model_name=self._model.name,
+            version=self._version,
+            label=self._label,
+            version_before=self._model.version_labels.get(self._label),
+            problem=problem,
+            is_restored=bool(problem)
+            and self._rollout.restore(self._text, self._model, self._label),
+            parity=self._parity,
+        )
+
+    def _try(self, expected: VersionGolden | None) -> str:
+        name, version, label = self._model.name, self._version, self._label
+        self._rollout.serve(self._model, version, PROMOTE)
+        # By number first, so that a wrong version never answers to the label.
+        self._parity = self._rollout.check(expected, ModelSpec(name, version), version)
+        if problem := find_problem(self._parity):
+            return problem
+        self._rollout.change(ModelEdit(name, {label: version}), PROMOTE)
+        self._rollout.servers.wait_until_labelled(name, label, version)
+        spec = ModelSpec(name, version_label=label)
+        self._parity = self._rollout.check(expected, spec, version)
+        return find_problem(self._parity)
+
+
+def rollback(rollout: Rollout, model_name: str, *, label: str = "") -> Outcome:
+    """Points a label back at the version before its last promotion, loading it if need be.
+
+    Golden is checked afterwards and reported; the label stays where it was asked to go.
+
+    Args:
+        rollout: The file and its servers.
+        model_name: Whose label.
+        label: Which; the one that was moved last without it.
+
+    Raises:
+        ConfigError: The file is of no use, or its audit knows no version before.
+        ServableUnavailableError: A server cannot be reached, or the version fails to load.
+        DeadlineExceededError: The servers did not follow in time.
+    """
+    start = time.monotonic()
+    with rollout.config.hold(timeout_s=rollout.servers.timeout_s):
+        model = rollout.config.read_model(model_name)
+        label, version = _find_way_back(rollout, model, label)
+        text = rollout.config.read_text()
+        try:
+            rollout.serve(model, version, ROLLBACK)
+        except PlumblineError:
+            rollout.restore(text, model, label)
+            raise
+        rollout.change(ModelEdit(model_name, {label: version}), ROLLBACK)
+        rollout.servers.wait_until_labelled(model_name, label, version)
+        parity = _check_after_rollback(rollout, model, version, label)
+        outcome = Outcome(
+            action=ROLLBACK,
+            model_name=model_name,
+            version=version,
+            label=label,
+            version_before=model.version_labels.get(label),
+            problem=find_problem(parity),
+            parity=parity,
+        )
+        return rollout.conclude(outcome, seconds=time.monotonic() - start)
+
+
+def _find_way_back(rollout: Rollout, model: config_pb2.ModelConfig, label: str) -> tuple[str, int]:
+    lines = read_lines(rollout.config.path)
+    label = label or find_last_label(lines, model.name) or ""
+    current = model.version_labels.get(label)
+    version = find_previous(lines, model.name, label, current=current)
+    if version is None:
+        what = f"label {label!r}" if label else "a label"
+        raise ConfigError(
+            f"{rollout.config.path}: its audit knows no version that {what} of model "
+            f"{model.name!r} could go back to; name one with promote --version"
+        )
+    return label, version
+
+
+def _check_after_rollback(
+    rollout: Rollout, model: config_pb2.ModelConfig, version: int, label: str
+) -> tuple[ServerParity, ...]:
+    try:
+        expected = rollout.read_golden(model, version)
+    except ConfigError as error:
+        _LOG.warning("parity is not checked: %s", error.message)
+        return ()
+    return rollout.check(expected, ModelSpec(model.name, version_label=label), version)
+
+
+# Golden examples through the servers of a rollout: does each give the answers of the model?
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VersionGolden:
+    """What servers of a version are asked.
+
+    Attributes:
+        golden: Inputs, and what the in-process model answered.
+        tolerance: How far a server's answers may be from that.
+    """
+
+    golden: Golden
+    tolerance: Tolerance
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServerParity:
+    """One server against golden.
+
+    Attributes:
+        address: Of the server.
+        reports: One per signature that it could be asked.
+        untested: Signatures that this server cannot run, with its reason.
+    """
+
+    address: str
+    reports: tuple[ParityReport, ...]
+    untested: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """All signatures agree (and there is at least one)."""
+        return bool(self.reports) and all(report.passed for report in self.reports)
+
+    def describe(self) -> str:
+        """For example `10.0.0.1:8500: serving_default passed, max abs difference 1.2e-07`."""
+        parts = [_describe_report(report) for report in self.reports]
+        parts += [f"{name} untested" for name in self.untested]
+        return f"{self.address}: {'; '.join(parts) or 'no signature could be asked'}"
+
+
+def read_version_golden(version_dir: Path) -> VersionGolden:
+    """The golden examples of a version, for a rollout that has to find them here.
+
+    Raises:
+        ConfigError: They are not here; says what to give.
+    """
+    try:
+        golden = read_golden(version_dir / layout.GOLDEN)
+    except ManifestError as error:
+        raise ConfigError(
+            f"{error.message} (parity is checked with the golden examples of the version; where "
+            "the server's base path is not a path of this machine, give --version_dir; to go "
+            "without, --skip_parity)"
+        ) from error
+    return VersionGolden(golden, read_tolerances(version_dir).of_server)
+
+
+def leave_strings_out(expected: VersionGolden) -> VersionGolden:
+    """Golden without the signatures that take strings, unless there are no others."""
+    signatures = expected.golden.signatures
+    numeric = {
+        name: examples
+        for name, examples in signatures.items()
+        if all(array.dtype.kind != "O" for array in examples.inputs.values())
+    }
+    left_out = sorted(signatures.keys() - numeric.keys())
+    if not numeric or not left_out:
+        return expected
+    _LOG.info("not checked without --every_signature: %s", ", ".join(left_out))
+    return dataclasses.replace(expected, golden=Golden(numeric))
+
+
+def check_parity(
+    servers: Servers, expected: VersionGolden, spec: ModelSpec, *, version: int
+) -> list[ServerParity]:
+    """Asks every server all golden examples.
+
+    Args:
+        servers: Whom.
+        expected: What the in-process model answered.
+        spec: By which version or label to ask.
+        version: Which version has to answer.
+
+    Raises:
+        PlumblineError: A server cannot be reached, or refuses.
+    """
+    found = []
+    for server in servers.all:
+        one = _check_server(server, expected, spec, version)
+        _LOG.info("parity %s", one.describe())
+        found.append(one)
+    return found
+
+
+def _check_server(
+    server: Server, expected: VersionGolden, spec: ModelSpec, version: int
+) -> ServerParity:
+    reports, untested = [], []
+    predictor = _Predictor(server, spec, version)
+    for name, examples in expected.golden.signatures.items():
+        try:
+            reports.append(replay(examples, predictor, expected.tolerance, signature_name=name))
+        except UnimplementedError as error:
+            untested.append(f"{name} ({error.message})")
+    return ServerParity(server.address, tuple(reports), tuple(untested))
+
+
+def _describe_report(report: ParityReport) -> str:
+    verdict = "passed" if report.passed else "FAILED"
+    worst = report.worst if report.outputs else None
+    if worst is None:
+        return f"{report.signature_name} {verdict}"
+    detail = worst.problem or f"max abs difference {worst.max_abs_difference:.1e}"
+    return f"{report.signature_name} {verdict}, {detail}"
+
+
+@final
+class _Predictor:
+    def __init__(self, server: Server, spec: ModelSpec, version: int) -> None:
+        self._server = server
+        self._spec = spec
+        self._version = version
+
+    def predict(self, batch: Batch, *, signature_name: str) -> Batch:
+        spec = dataclasses.replace(self._spec, signature_name=signature_name)
+        answered, outputs = self._server.predict(spec, batch)
+        if answered != self._version:
+            raise InternalError(
+                f"{self._server.address}: version {answered} answered, not {self._version}"
+            )
+        return outputs

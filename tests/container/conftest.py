@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.container.engines import ContainerEngine, find_engine
-from serving.container.images import find_image
+from serving.container.engine import ContainerEngine, find_engine, find_image
 from tests.container import images_for_tests as images
 from tests.container.images_for_tests import make_image
 from tests.container.processes import ContainerProcess

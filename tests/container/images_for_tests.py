@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from serving.container.engines import ContainerEngine
+from serving.container.engine import ContainerEngine
 
 REPOSITORY = "localhost/plumbline-test"
 

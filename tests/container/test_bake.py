@@ -9,8 +9,7 @@ import pytest
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import read_manifest
 from serving.container.bake import find_version_dir, name_image
-from serving.container.engines import ContainerEngine
-from serving.container.images import ImageServer, find_image
+from serving.container.engine import ContainerEngine, ImageServer, find_image
 from tests.container import images_for_tests as images
 from tests.container.processes import ContainerProcess, run_serving
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.container.engines import ContainerEngine
+from serving.container.engine import ContainerEngine
 from tests.container import images_for_tests as images
 from tests.container.processes import (
     ROOT,

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from serving.container.engines import find_engine
-from serving.container.images import find_image, name_default_image
+from serving.container.engine import find_engine, find_image, name_default_image
 from tests.conformance.recordings import Addresses, Case, find_problem, read_cases, read_differences
 from tests.conformance.servers import list_flags, write_config_files
 from tests.container.conftest import TENSORFLOW_IMAGE

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ServableUnavailableError
-from serving.config import parse_config
-from serving.container.engines import ContainerEngine
-from serving.container.images import find_image
+from serving.config.server import parse_config
+from serving.container.engine import ContainerEngine, find_image
 from serving.container.plan import make_plan
 from serving.container.running import RunningContainer
 from tests.container import images_for_tests as images

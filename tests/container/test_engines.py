@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ServableUnavailableError
-from serving.container.engines import find_engine
+from serving.container.engine import find_engine
 from tests.container.images_for_tests import make_program
 
 DEAD_DOCKER = "echo 'Cannot connect to the Docker daemon at unix:///x.sock.' >&2; exit 1"

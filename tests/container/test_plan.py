@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ConfigError
-from serving.config import parse_config
-from serving.container.engines import ContainerEngine
-from serving.container.images import REPOSITORY, Image, ImageServer, name_default_image
+from serving.config.flags import ServerFlags, list_flags, parse_flags
+from serving.config.server import parse_config
+from serving.container.engine import (
+    REPOSITORY,
+    ContainerEngine,
+    Image,
+    ImageServer,
+    name_default_image,
+)
 from serving.container.plan import make_plan
-from serving.flag_parsing import list_flags, parse_flags
-from serving.flags import ServerFlags
 
 ENGINE = ContainerEngine("podman", is_podman=True)
 STOCK = Image("tensorflow/serving:2.20.0")

@@ -13,12 +13,12 @@ from typing import Any
 import grpc
 from aiohttp import web
 
-from serving.config import ServerConfig
-from serving.grpc_api import create_grpc_server
-from serving.handlers import Handlers
-from serving.request_log import RequestLog
-from serving.rest.api import create_rest_app, create_rest_runner
-from serving.servable import Manager, Observer
+from serving.api.handlers import Handlers
+from serving.api.request_log import RequestLog
+from serving.config.server import ServerConfig
+from serving.engines.servable import Manager, Observer
+from serving.grpc.calls import create_grpc_server
+from serving.rest.server import create_rest_app, create_rest_runner
 
 
 @dataclasses.dataclass(frozen=True)

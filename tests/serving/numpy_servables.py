@@ -22,9 +22,15 @@ from contract.signature import (
 from contract.wire.codec import to_tensor_proto
 from contract.wire.plumbline_wire import metadata_pb2
 from contract.wire.signatures import signature_to_proto
-from serving.engines import LITERT, Engine, EngineServable
-from serving.servable import EngineChoice, Observer, Servable
-from serving.states import VersionStatus
+from serving.engines.servable import (
+    LITERT,
+    Engine,
+    EngineChoice,
+    EngineServable,
+    Observer,
+    Servable,
+)
+from serving.versions.states import VersionStatus
 
 
 def _sign(name: str, inputs: dict[str, Any], outputs: dict[str, Any], method: str) -> Signature:

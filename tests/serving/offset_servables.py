@@ -9,7 +9,7 @@ from pathlib import Path
 from contract.errors import ManifestError
 from contract.servable import ServableId
 from contract.signature import Batch
-from serving.servable import Servable
+from serving.engines.servable import Servable
 
 WEIGHTS = "offset.txt"
 

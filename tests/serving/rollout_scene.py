@@ -25,8 +25,7 @@ from contract.wire.codec import decode_predict_response, encode_predict_response
 from contract.wire.predict import parse_predict_request
 from serving.rollout.config_file import ModelConfigFile
 from serving.rollout.rollout import Rollout, RolloutOptions
-from serving.rollout.server import Server
-from serving.rollout.servers import Servers
+from serving.rollout.servers import Server, Servers
 from tests.conformance.servers import find_model_server
 from tests.serving.server_process import ROOT, ServerProcess
 

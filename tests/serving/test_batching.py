@@ -17,9 +17,9 @@ from contract.errors import (
 )
 from contract.servable import ServableId
 from contract.signature import Batch
-from serving.batching import FULL_TEXT, Batcher
-from serving.batching_parameters import BatchingParameters
-from serving.servable import Observer
+from serving.config.server import BatchingParameters
+from serving.engines.batching import FULL_TEXT, Batcher
+from serving.engines.servable import Observer
 
 Result = TypeVar("Result")
 

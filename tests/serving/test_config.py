@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from contract.errors import ConfigError
 from contract.servable import All, Latest, Specific
-from serving.config import METRICS_PATH, ServerConfig, parse_config
-from serving.model_config import ModelConfig, read_model_configs
+from serving.config.models import ModelConfig, read_model_configs
+from serving.config.server import METRICS_PATH, ServerConfig, parse_config
 from tests.serving.server_process import ROOT
 
 ONE_MODEL = ("--model_name=mlp", "--model_base_path=/models/mlp")
@@ -233,8 +233,8 @@ def test_reading_the_configuration_loads_no_engine(tmp_path: Path) -> None:
         f"config = parse_config([*{ONE_MODEL}, '--engine=litert', '--enable_batching', "
         f"'--batching_parameters_file={path}'])\n"
         "assert config.batching.max_batch_size == 4\n"
-        "heavy = {'contract.golden', 'contract.lite', 'grpc', 'numpy', 'serving.engines', "
-        "'serving.loader', 'serving.self_test'} & set(sys.modules)\n"
+        "heavy = {'contract.golden', 'contract.lite', 'grpc', 'numpy', 'serving.engines.servable', "
+        "'serving.engines.loading', 'serving.engines.self_test'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run(

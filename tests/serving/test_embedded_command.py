@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from serving.cli import VERBS, main
+from serving.config.flags import ServerFlags
 from serving.embedded import find_ignored
-from serving.flags import ServerFlags
 from tests.serving.server_process import ROOT
 
 

@@ -17,10 +17,17 @@ from contract.errors import (
 )
 from contract.servable import ServableId
 from contract.signature import Batch
-from serving.engines import LITERT, QUICK_S, CostMeter, Engine, EngineServable
-from serving.lazy_engine import LazyEngine
-from serving.servable import EngineChoice, Observer
-from serving.worker_pool import WorkerPool
+from serving.engines.lazy import LazyEngine
+from serving.engines.servable import (
+    LITERT,
+    QUICK_S,
+    CostMeter,
+    Engine,
+    EngineChoice,
+    EngineServable,
+    Observer,
+)
+from serving.engines.thread_pool import WorkerPool
 from tests.serving.numpy_servables import SIGNATURES, NumpyEngine, make_servable
 
 X = {"x": np.ones(2, np.float32)}

@@ -10,9 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError
-from serving.flag_parsing import ServerKind, describe_flags, list_flags, parse_flags
-from serving.flags import ServerFlags
-from serving.tfserving_flags import TensorFlowServingFlags
+from serving.config.flags import (
+    ServerFlags,
+    ServerKind,
+    TensorFlowServingFlags,
+    describe_flags,
+    list_flags,
+    parse_flags,
+)
 
 FLAGS = list_flags(ServerFlags)
 

@@ -21,7 +21,7 @@ from contract.servable import ModelSpec
 from contract.wire.codec import encode_predict_request
 from contract.wire.plumbline_wire import predict_pb2
 from contract.wire.rpc import CLASSIFY, GET_MODEL_METADATA, MULTI_INFERENCE, PREDICT, REGRESS
-from serving.config import ServerConfig
+from serving.config.server import ServerConfig
 from tests.serving.faces import Faces, serve
 from tests.serving.numpy_servables import SIGNATURES, OneModelManager, make_servable
 

@@ -13,10 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError
-from serving.config import parse_config
-from serving.flag_parsing import list_flags
-from serving.flags import ServerFlags
-from serving.model_config import check_model_name, read_model_configs
+from serving.config.flags import ServerFlags, list_flags
+from serving.config.models import check_model_name, read_model_configs
+from serving.config.server import parse_config
 
 FUZZ = settings(
     max_examples=200,

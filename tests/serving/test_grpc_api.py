@@ -18,9 +18,9 @@ from contract.wire.rpc import (
     PREDICT,
     REGRESS,
 )
-from serving.config import ServerConfig
-from serving.grpc_api import TRUNCATED, cut_text
-from serving.servable import Observer
+from serving.config.server import ServerConfig
+from serving.engines.servable import Observer
+from serving.grpc.calls import TRUNCATED, cut_text
 from tests.serving.faces import Faces, serve
 from tests.serving.numpy_servables import OneModelManager, make_servable
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from contract.errors import RequestError
-from serving.rest.json_answers import encode_columns, encode_error, encode_rows, format_decimals
+from serving.rest.answers import encode_columns, encode_error, encode_rows, format_decimals
 
 FLOATS = st.sampled_from(["float32", "float64"]).flatmap(
     lambda dtype: npst.arrays(dtype, npst.array_shapes(max_dims=3, max_side=4))

@@ -6,8 +6,8 @@ import pytest
 
 from contract.errors import RequestError
 from contract.wire.plumbline_wire import example_pb2
-from serving.rest.json_examples import read_examples
-from serving.rest.json_reader import parse_json_object
+from serving.rest.json_text import parse_json_object
+from serving.rest.requests import read_examples
 
 
 def read_feature(content: str) -> example_pb2.Feature:

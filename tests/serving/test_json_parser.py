@@ -6,10 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import RequestError
-from serving.rest.json_object import list_members
-from serving.rest.json_parser import parse_exactly
-from serving.rest.json_printer import describe_json
-from serving.rest.json_reader import parse_json
+from serving.rest.json_text import describe_json, list_members, parse_exactly, parse_json
 
 VALUES = st.recursive(
     st.none()

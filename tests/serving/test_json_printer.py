@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from serving.rest.json_printer import describe_json, format_double, name_json_type, quote_json
+from serving.rest.json_text import describe_json, format_double, name_json_type, quote_json
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from contract.errors import Code, RequestError
-from serving.rest.json_items import ItemReader, decode_base64_object
-from serving.rest.json_reader import parse_json_object
-from serving.rest.json_tensors import read_inputs, to_array
+from serving.rest.json_text import parse_json_object
+from serving.rest.requests import ItemReader, decode_base64_object, read_inputs, to_array
 
 DTYPES = ["float32", "float64", "int8", "uint8", "int16", "int32", "int64", "uint32", "uint64"]
 ARRAYS = st.sampled_from([*DTYPES, "bool"]).flatmap(

@@ -18,9 +18,8 @@ from contract.errors import (
 )
 from contract.golden import Golden, GoldenExamples, read_golden, write_golden
 from contract.servable import ServableId
-from serving.engines import LITERT, TENSORFLOW
-from serving.loader import LoadOptions, load_servable
-from serving.servable import EngineChoice, Observer
+from serving.engines.loading import LoadOptions, load_servable
+from serving.engines.servable import LITERT, TENSORFLOW, EngineChoice, Observer
 from tests.conformance.recordings import MODELS
 from tests.versions import write_tolerances
 
@@ -110,7 +109,7 @@ print(json.dumps([list(shape), [name for name in sys.modules if "tensorflow" in 
 """
     shape, modules = run_python(code, str(published_mlp / "mlp" / "1"))
     assert shape == [3, 10]
-    assert modules == ["serving.tensorflow_engine"]
+    assert modules == ["serving.engines.tensorflow"]
 
 
 def test_without_tensorflow_a_signature_that_needs_it_names_the_extra(published_mlp: Path) -> None:

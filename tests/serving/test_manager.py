@@ -20,10 +20,10 @@ from contract.errors import (
     ServableUnavailableError,
 )
 from contract.servable import All, ModelSpec, ServableId, Specific, VersionPolicy, VersionState
-from serving.loading import LoadPolicy
-from serving.manager import ServableManager
-from serving.model_config import ModelConfig
-from serving.servable import Servable
+from serving.config.models import ModelConfig
+from serving.engines.servable import Servable
+from serving.versions.lifecycle import LoadPolicy
+from serving.versions.manager import ServableManager
 from tests.serving.offset_servables import WEIGHTS, Loads, put_version
 
 WAIT_S = 20

@@ -15,10 +15,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from contract.errors import ManifestError
 from contract.servable import ServableId, VersionState
 from contract.wire.rpc import PREDICT
-from serving.instruments import MAX_CHILDREN, OTHER, Family, HistogramFamily, exponential_bounds
-from serving.metrics import Metrics
-from serving.servable import EngineChoice
-from serving.states import VersionStatus
+from serving.engines.servable import EngineChoice
+from serving.monitoring.instruments import (
+    MAX_CHILDREN,
+    OTHER,
+    Family,
+    HistogramFamily,
+    exponential_bounds,
+)
+from serving.monitoring.metrics import Metrics
+from serving.versions.states import VersionStatus
 from tests.serving.server_process import ServerProcess, call
 
 MLP_1 = ServableId("mlp", 1)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from clients import PredictionClient
-from serving.rollout.label import promote
-from serving.rollout.server import Server
+from serving.rollout.rollout import promote
+from serving.rollout.servers import Server
 from tests.serving.replica_set import (
     Load,
     Replica,

@@ -23,10 +23,9 @@ from contract.wire.codec import encode_predict_request, encode_predict_response
 from contract.wire.plumbline_wire import prediction_log_pb2
 from contract.wire.rpc import CLASSIFY, PREDICT
 from contract.wire.tfrecord import read_records
-from serving.config import ServerConfig
-from serving.log_files import LogFiles
-from serving.model_config import ModelConfig, RequestLogging
-from serving.request_log import MAX_QUEUED_BYTES, RequestLog
+from serving.api.request_log import MAX_QUEUED_BYTES, LogFiles, RequestLog
+from serving.config.models import ModelConfig, RequestLogging
+from serving.config.server import ServerConfig
 from tests.serving.faces import serve
 from tests.serving.numpy_servables import OneModelManager, make_servable
 from tests.serving.server_process import ROOT, ServerProcess, call

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from contract.wire.rpc import ERROR_KEY
-from serving.config import ServerConfig
+from serving.config.server import ServerConfig
 from tests.serving.faces import Faces, serve
 from tests.serving.numpy_servables import OneModelManager, make_servable
 

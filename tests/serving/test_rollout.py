@@ -18,11 +18,16 @@ from contract.lite import LiteModel
 from contract.servable import ModelSpec
 from contract.signature import Batch
 from serving.rollout.audit import RESTORE, read_lines
-from serving.rollout.label import promote, rollback
-from serving.rollout.parity import check_parity, leave_strings_out, read_version_golden
-from serving.rollout.retire import retire
-from serving.rollout.rollout import RolloutOptions
-from serving.rollout.server import Server
+from serving.rollout.rollout import (
+    RolloutOptions,
+    check_parity,
+    leave_strings_out,
+    promote,
+    read_version_golden,
+    rollback,
+)
+from serving.rollout.servers import Server
+from serving.rollout.verbs import retire
 from tests.serving.rollout_scene import (
     SERVERS,
     answer_labels_wrongly,

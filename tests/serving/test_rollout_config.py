@@ -9,8 +9,7 @@ import pytest
 
 from contract.errors import ConfigError, DeadlineExceededError
 from serving.rollout.audit import PROMOTE, RESTORE, read_lines
-from serving.rollout.config_file import ModelConfigFile, describe_policy
-from serving.rollout.config_text import ModelEdit, parse_config
+from serving.rollout.config_file import ModelConfigFile, ModelEdit, describe_policy, parse_config
 
 TEXT = """model_config_list {
   config {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from contract.errors import ConfigError
 from contract.wire.plumbline_wire import config_pb2
-from serving.rollout.config_text import ModelEdit, Policy, edit_text, parse_config
+from serving.rollout.config_file import ModelEdit, Policy, edit_text, parse_config
 
 FILE = """# Our models; ask Ada before changing "cnn" } {.
 model_config_list {

@@ -14,7 +14,7 @@ import pytest
 from contract.errors import ConfigError, UnauthenticatedError
 from contract.wire.plumbline_wire import health_pb2, status_pb2
 from contract.wire.rpc import GET_MODEL_STATUS, HEALTH_CHECK
-from serving.config import TlsConfig
+from serving.config.server import TlsConfig
 from serving.security import check_token, make_ssl_context
 from tests.serving.certificates import Authority, Pair
 from tests.serving.server_process import ServerProcess, call

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from contract.servable import All, Latest, Specific, VersionPolicy
-from serving.model_config import ModelConfig
-from serving.source import FileSystemSource, Sighting, look
+from serving.config.models import ModelConfig
+from serving.versions.source import FileSystemSource, Sighting, look
 
 WAIT_S = 10
 

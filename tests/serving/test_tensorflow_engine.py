@@ -11,13 +11,13 @@ from contract.errors import Code, PlumblineError, TensorMismatchError, Verificat
 from contract.golden import Golden, GoldenExamples, write_golden
 from contract.parity import Tolerance, replay
 from contract.servable import ServableId
-from serving import tensorflow_engine
-from serving.batching_parameters import BatchingParameters
-from serving.engines import TENSORFLOW
-from serving.loader import LoadOptions, load_servable
-from serving.self_test import load_golden
-from serving.tensorflow_engine import SessionOptions, TensorFlowEngine
-from serving.worker_pool import WorkerPool
+from serving.config.server import BatchingParameters
+from serving.engines import tensorflow
+from serving.engines.loading import LoadOptions, load_servable
+from serving.engines.self_test import load_golden
+from serving.engines.servable import TENSORFLOW
+from serving.engines.tensorflow import SessionOptions, TensorFlowEngine
+from serving.engines.thread_pool import WorkerPool
 from tests.conformance.recordings import MODELS
 from tests.versions import write_tolerances
 
@@ -66,7 +66,7 @@ def test_arrays_of_any_layout_are_fed(engine: TensorFlowEngine) -> None:
 def test_prepared_calls_are_bounded(
     engine: TensorFlowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorflow_engine, "MAX_CALLABLES", 2)
+    monkeypatch.setattr(tensorflow, "MAX_CALLABLES", 2)
     for wanted in (["y"], ["minus_y"], ["y", "minus_y"], ["minus_y", "y"], []):
         assert engine.run("two_outputs", X, output_filter=wanted)
         assert len(engine._callables) <= 2

@@ -18,8 +18,8 @@ import pytest
 
 from contract.wire.plumbline_wire import predict_pb2, status_pb2, tensor_pb2
 from contract.wire.rpc import HANDLE_RELOAD_CONFIG, PREDICT
-from serving.instruments import Dump, add_dumps
-from serving.worker_states import merge_statuses
+from serving.monitoring.instruments import Dump, add_dumps
+from serving.workers.group import merge_statuses
 from tests.serving.server_process import ServerProcess, call, run_embedded
 from tests.serving.test_lifecycle import Callers, link_version, serve_version
 

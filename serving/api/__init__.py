@@ -1,0 +1,1 @@
+"""What each method answers, whatever the protocol."""

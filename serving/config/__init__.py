@@ -1,0 +1,1 @@
+"""Flags and files, read and checked before anything starts."""

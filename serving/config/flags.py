@@ -1,0 +1,376 @@
+"""The one flag table of the server: TensorFlow Serving's flags, then our own."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar
+
+from contract.console.terminal import fold
+from contract.errors import ConfigError
+
+# How flags are written and read: `--flag=value`, `--flag value`, and a bare `--flag` for true.
+#
+# A flag is a field of a frozen dataclass, made by `flag()`; its name, type and default are the
+# field's. So one table serves the parser, `--help`, the container and the documentation.
+# The rules are those of `tensorflow/core/util/command_line_flags.cc`, where unknown flags are
+# printed and the server goes on.
+
+
+FlagValue = bool | int | float | str
+T = TypeVar("T")
+
+Embedded = Literal["kept", "ignored"]
+Container = Literal["passed", "refused", "handled", "ignored"]
+ServerKind = Literal["embedded", "container"]
+
+_KEY = "plumbline.flag"
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag of the server.
+
+    Attributes:
+        name: Without the dashes.
+        default: Its type is the flag's type.
+        description: One or two sentences for `--help`.
+        embedded: Whether the embedded server keeps the flag, or takes and ignores it.
+        container: What `serving container` does with it: passes it to tensorflow_model_server,
+            handles it itself, refuses it, since ignoring it would be unsafe, or ignores it. All
+            of them reach an image of Plumbline's own.
+    """
+
+    name: str
+    default: FlagValue
+    description: str
+    embedded: Embedded = "kept"
+    container: Container = "passed"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UnknownFlag:
+    """An argument that is no flag; `suggestion` is the nearest flag's name, or ""."""
+
+    argument: str
+    suggestion: str
+
+    def __str__(self) -> str:
+        hint = f" (did you mean --{self.suggestion}?)" if self.suggestion else ""
+        return f"unknown argument: {self.argument}{hint}"
+
+
+def flag(
+    default: T,
+    description: str,
+    *,
+    embedded: Embedded = "kept",
+    container: Container = "passed",
+) -> T:
+    """A dataclass field that is a flag; see `Flag` for the arguments."""
+    metadata = {_KEY: (description, embedded, container)}
+    made: T = dataclasses.field(default=default, metadata=metadata)
+    return made
+
+
+def list_flags(table: type[Any]) -> list[Flag]:
+    """The flags that the dataclass `table` declares, its parents' first."""
+    flags = []
+    for field in dataclasses.fields(table):
+        if _KEY in field.metadata:
+            description, embedded, container = field.metadata[_KEY]
+            default: Any = field.default
+            flags.append(Flag(field.name, default, description, embedded, container))
+    return flags
+
+
+def parse_flags(
+    arguments: Sequence[str], flags: Iterable[Flag]
+) -> tuple[dict[str, FlagValue], list[UnknownFlag]]:
+    """Reads a command line.
+
+    Args:
+        arguments: Without the program and the verb.
+        flags: From `list_flags`.
+
+    Returns:
+        The values given, by name (the last one wins), and the arguments that are no flag.
+
+    Raises:
+        ConfigError: A value is missing or is not of the flag's type.
+    """
+    known = {one.name: one for one in flags}
+    values: dict[str, FlagValue] = {}
+    unknown: list[UnknownFlag] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, text = argument.removeprefix("--").partition("=")
+        found = known.get(name) if argument.startswith("--") else None
+        if found is None:
+            unknown.append(UnknownFlag(argument, _suggest(argument, known)))
+            # The value of an unknown flag is no argument of its own.
+            if argument.startswith("--") and not equals and rest and not rest[0].startswith("--"):
+                rest.pop(0)
+        elif equals:
+            values[name] = _parse_value(found, text)
+        else:
+            values[name] = _take_value(found, rest)
+    return values, unknown
+
+
+def _take_value(found: Flag, rest: list[str]) -> FlagValue:
+    if isinstance(found.default, bool):
+        if rest and rest[0].lower() in ("true", "false"):
+            return _parse_value(found, rest.pop(0))
+        return True
+    # A negative number begins with one dash, a flag with two.
+    if not rest or rest[0].startswith("--"):
+        raise ConfigError(f"--{found.name} wants a value: --{found.name}={_example(found)}")
+    return _parse_value(found, rest.pop(0))
+
+
+def _parse_value(found: Flag, text: str) -> FlagValue:
+    try:
+        if isinstance(found.default, bool):
+            return _BOOLEANS[text.lower()] if text else True
+        return type(found.default)(text)
+    except (KeyError, ValueError):
+        kind = {"bool": "true or false", "int": "an integer", "float": "a number"}
+        raise ConfigError(
+            f"--{found.name}={text}: it wants {kind[type(found.default).__name__]}"
+        ) from None
+
+
+def _example(found: Flag) -> str:
+    return str(found.default) or "TEXT"
+
+
+def _suggest(argument: str, known: Iterable[str]) -> str:
+    name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return near[0] if near else ""
+
+
+_NOTES: dict[tuple[ServerKind, str], str] = {
+    ("embedded", "ignored"): " [accepted and ignored]",
+    ("container", "ignored"): " [Plumbline's own image only]",
+    ("container", "refused"): " [Plumbline's own image only]",
+}
+
+
+def describe_flags(flags: Iterable[Flag], server: ServerKind) -> str:
+    """The table of `--help`: a line with name and default, then what the flag is for.
+
+    Args:
+        flags: What to describe.
+        server: Whose help it is: what one of them ignores the other may honour.
+    """
+    lines = []
+    for one in flags:
+        default = str(one.default).lower() if isinstance(one.default, bool) else repr(one.default)
+        fate = one.embedded if server == "embedded" else one.container
+        note = _NOTES.get((server, fate), "")
+        lines += [f"  --{one.name}={default}{note}", fold(one.description, indent=" " * 6)]
+    return "\n".join(lines)
+
+
+# The flags of `tensorflow_model_server`, with its names and defaults.
+#
+# Source: tensorflow_serving/model_servers/main.cc and server.h. Values that TensorFlow Serving
+# takes from the number of CPUs are 0 here.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorFlowServingFlags:
+    """What both servers understand."""
+
+    port: int = flag(
+        8500, "TCP port of gRPC; 0 for none; -1 for any free port.", container="handled"
+    )
+    grpc_socket_path: str = flag(
+        "", "Path of a UNIX socket that serves gRPC as well.", container="handled"
+    )
+    rest_api_port: int = flag(
+        0, "TCP port of REST; 0 for none; -1 for any free port.", container="handled"
+    )
+    rest_api_num_threads: int = flag(
+        0, "Threads of REST: the embedded server needs none.", embedded="ignored"
+    )
+    rest_api_timeout_in_ms: int = flag(30000, "Time limit of a REST call.")
+    rest_api_enable_cors_support: bool = flag(False, "Answer CORS headers.")
+    enable_batching: bool = flag(False, "Batch requests that arrive together (TensorFlow engine).")
+    allow_version_labels_for_unavailable_models: bool = flag(
+        False, "Let a new version label point at a version that is not AVAILABLE (yet)."
+    )
+    batching_parameters_file: str = flag(
+        "", "Text-format BatchingParameters; wants --enable_batching.", container="handled"
+    )
+    enable_per_model_batching_parameters: bool = flag(
+        False, "Read batching_params.pbtxt beside a model.", embedded="ignored"
+    )
+    model_config_file: str = flag(
+        "", "Text-format ModelServerConfig: several models, policies, labels.", container="handled"
+    )
+    model_config_file_poll_wait_seconds: int = flag(
+        0, "Seconds between two readings of --model_config_file; 0 reads it once."
+    )
+    model_name: str = flag("default", "Name of the one model; not with --model_config_file.")
+    model_base_path: str = flag(
+        "", "Base path of the one model; not with --model_config_file.", container="handled"
+    )
+    num_load_threads: int = flag(0, "Versions loaded at a time once the server is up; 0 means 1.")
+    num_unload_threads: int = flag(
+        0, "Threads that unload: one is enough here.", embedded="ignored"
+    )
+    max_num_load_retries: int = flag(5, "Tries after the first failed load of a version.")
+    load_retry_interval_micros: int = flag(
+        60_000_000, "Microseconds between two tries of a load; negative for none."
+    )
+    file_system_poll_wait_seconds: int = flag(
+        1, "Seconds between two looks at the base paths; 0 looks once, negative never."
+    )
+    flush_filesystem_caches: bool = flag(
+        True, "Flush caches of file systems after loads.", embedded="ignored"
+    )
+    tensorflow_session_parallelism: int = flag(
+        0, "TensorFlow's threads, both within and across operations; 0 lets it choose."
+    )
+    tensorflow_session_config_file: str = flag(
+        "", "Text-format ConfigProto of sessions.", embedded="ignored", container="handled"
+    )
+    tensorflow_intra_op_parallelism: int = flag(
+        0, "TensorFlow's threads within an operation; 0 lets it choose."
+    )
+    tensorflow_inter_op_parallelism: int = flag(
+        0, "TensorFlow's operations at a time; 0 lets it choose."
+    )
+    use_alts_credentials: bool = flag(False, "Google's ALTS: only in TensorFlow Serving.")
+    ssl_config_file: str = flag(
+        "", "Text-format SSLConfig with PEM texts: TLS, or mutual TLS.", container="handled"
+    )
+    platform_config_file: str = flag(
+        "", "Text-format PlatformConfigMap.", embedded="ignored", container="handled"
+    )
+    per_process_gpu_memory_fraction: float = flag(
+        0.0, "Fraction of a GPU's memory.", embedded="ignored"
+    )
+    saved_model_tags: str = flag("serve", "Comma-separated tags of the graph to load.")
+    grpc_channel_arguments: str = flag("", "Arguments of the gRPC server: k=v,k=v.")
+    grpc_max_threads: int = flag(
+        0,
+        "Threads of gRPC (0: 4 x CPUs); the embedded server has --max_concurrent_calls.",
+        embedded="ignored",
+        container="handled",
+    )
+    enable_model_warmup: bool = flag(True, "Replay a version's warmup records before it serves.")
+    num_request_iterations_for_warmup: int = flag(
+        0, "How often each warmup record is replayed; 0 means once."
+    )
+    version: bool = flag(False, "Print the version and end.", container="handled")
+    monitoring_config_file: str = flag(
+        "", "Text-format MonitoringConfig: metrics on or off, and their path.", container="handled"
+    )
+    remove_unused_fields_from_bundle_metagraph: bool = flag(
+        True, "Save memory in TensorFlow Serving.", embedded="ignored"
+    )
+    prefer_tflite_model: bool = flag(False, "Serve model.tflite where a version has one.")
+    num_tflite_pools: int = flag(0, "Pools of TFLite interpreters.", embedded="ignored")
+    num_tflite_interpreters_per_pool: int = flag(
+        1, "TFLite interpreters in a pool.", embedded="ignored"
+    )
+    enable_signature_method_name_check: bool = flag(
+        False, "Check a signature's method_name on Classify and Regress."
+    )
+    xla_cpu_compilation_enabled: bool = flag(False, "XLA on CPUs.", embedded="ignored")
+    xla_gpu_compilation_enabled: bool = flag(False, "XLA on GPUs.", embedded="ignored")
+    enable_profiler: bool = flag(True, "TensorFlow's profiler service.", embedded="ignored")
+    thread_pool_factory_config_file: str = flag(
+        "", "Text-format ThreadPoolConfig.", embedded="ignored", container="handled"
+    )
+    mixed_precision: str = flag("", "Mixed precision of TensorFlow Serving.", embedded="ignored")
+    skip_initialize_tpu: bool = flag(False, "TPUs of TensorFlow Serving.", embedded="ignored")
+    enable_grpc_healthcheck_service: bool = flag(
+        False, "Serve grpc.health.v1 (the embedded server always does, but in --strict_compat)."
+    )
+    enable_serialization_as_tensor_content: bool = flag(
+        False, "Answer tensors as tensor_content instead of the typed fields."
+    )
+
+
+MEBIBYTE = 2**20
+ENGINES = ("auto", "tensorflow", "litert")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerFlags(TensorFlowServingFlags):
+    """Every flag of `serving embedded` and `serving container`, with its default."""
+
+    host: str = flag(
+        "127.0.0.1",
+        "Address to listen on; 0.0.0.0 or [::] for every one, as --strict_compat has it.",
+        container="handled",
+    )
+    engine: str = flag("auto", "auto, tensorflow or litert.", container="refused")
+    preload_signatures: bool = flag(
+        False,
+        "Load TensorFlow at once for the signatures that need it, not when first asked.",
+        container="ignored",
+    )
+    workers: int = flag(
+        1, "Processes that share the ports; limits on calls hold for each.", container="ignored"
+    )
+    litert_num_threads: int = flag(1, "Threads inside one run of LiteRT.", container="ignored")
+    strict_compat: bool = flag(
+        False, "Turn the deliberate differences from TensorFlow Serving off.", container="ignored"
+    )
+    drain_timeout_s: float = flag(
+        30.0, "How long SIGTERM waits for calls in flight.", container="handled"
+    )
+    port_file: str = flag(
+        "", "File to write once the ports are open: JSON with pid and ports.", container="handled"
+    )
+    log_level: str = flag("info", "debug, info, warning or error.", container="handled")
+
+    auth_token_file: str = flag(
+        "", "File of bearer tokens, one a line; calls without one are refused.", container="refused"
+    )
+    enable_reload_config: bool = flag(
+        False, "Allow HandleReloadConfigRequest.", container="handled"
+    )
+    max_message_bytes: int = flag(
+        256 * MEBIBYTE, "Largest gRPC message, both ways.", container="refused"
+    )
+    max_json_bytes: int = flag(64 * MEBIBYTE, "Largest REST body as sent.", container="refused")
+    max_json_depth: int = flag(64, "Deepest nesting of a REST body.", container="refused")
+    max_inflated_bytes: int = flag(
+        256 * MEBIBYTE, "Largest REST body after gunzip.", container="refused"
+    )
+    max_concurrent_calls: int = flag(
+        1000,
+        "Calls in flight; beyond them RESOURCE_EXHAUSTED; 0 for no limit.",
+        container="refused",
+    )
+    max_queued_calls: int = flag(
+        1000,
+        "Calls that wait for an engine's thread; beyond them UNAVAILABLE; 0 for no limit.",
+        container="refused",
+    )
+
+    request_log_dir: str = flag(
+        "",
+        "Folder for PredictionLog records of sampled requests.",
+        container="refused",
+    )
+    request_log_sampling_rate: float = flag(
+        0.0,
+        "Share of requests to log where a model has no logging_config.",
+        container="refused",
+    )
+    request_log_max_bytes: int = flag(
+        256 * MEBIBYTE,
+        "Bytes of request logs to keep; the oldest file goes first.",
+        container="refused",
+    )

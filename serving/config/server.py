@@ -1,0 +1,337 @@
+"""TensorFlow Serving's `BatchingParameters`, as a value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from contract.errors import ConfigError
+from contract.wire.plumbline_wire import config_pb2
+from contract.wire.text_format import read_text, read_text_message
+from serving.config.flags import ENGINES, ServerFlags, UnknownFlag, list_flags, parse_flags
+from serving.config.models import (
+    ModelConfig,
+    check_local_path,
+    check_model_name,
+    read_model_configs,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchingParameters:
+    """TensorFlow Serving's `BatchingParameters`, with its defaults.
+
+    Attributes:
+        max_batch_size: Rows of one batch.
+        batch_timeout_micros: How long the first task of a batch waits for company.
+        max_enqueued_batches: Batches that may wait; beyond them UNAVAILABLE.
+        num_batch_threads: Batches run at a time; 0 for the number of CPUs.
+        allowed_batch_sizes: Sizes to pad up to; increasing, the last one `max_batch_size`.
+        pad_variable_length_inputs: Pad inputs whose later axes differ to one shape.
+    """
+
+    max_batch_size: int = 1000
+    batch_timeout_micros: int = 0
+    max_enqueued_batches: int = 10
+    num_batch_threads: int = 0
+    allowed_batch_sizes: tuple[int, ...] = ()
+    pad_variable_length_inputs: bool = False
+
+    def round_up(self, size: int) -> int:
+        """The size that a batch of `size` rows is padded to; 0 rows have none to repeat."""
+        if size == 0:
+            return 0
+        return next((allowed for allowed in self.allowed_batch_sizes if allowed >= size), size)
+
+
+# What a server is told: flags and the text files they name, checked and frozen.
+
+
+METRICS_PATH = "/monitoring/prometheus/metrics"
+EVERY_ADDRESS = "0.0.0.0"
+MIN_TOKEN_LENGTH = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """An `SSLConfig`: PEM texts.
+
+    Attributes:
+        server_key: Private key.
+        server_cert: Certificate, its chain after it.
+        custom_ca: Authorities that sign clients' certificates; "" for the system's.
+        client_verify: Whether clients must show a certificate (mutual TLS).
+    """
+
+    server_key: str = dataclasses.field(repr=False)
+    server_cert: str
+    custom_ca: str = ""
+    client_verify: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerConfig(ServerFlags):
+    """Every flag, and what the files they name hold.
+
+    Attributes:
+        models: What to serve.
+        batching: With --enable_batching.
+        tls: With --ssl_config_file.
+        auth_tokens: With --auth_token_file.
+        metrics_path: On the REST port; "" when metrics are off.
+        unknown_flags: Printed, not fatal.
+    """
+
+    models: tuple[ModelConfig, ...] = ()
+    batching: BatchingParameters | None = None
+    tls: TlsConfig | None = None
+    auth_tokens: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    metrics_path: str = METRICS_PATH
+    unknown_flags: tuple[UnknownFlag, ...] = ()
+
+
+def parse_server_flags(
+    arguments: Sequence[str],
+) -> tuple[ServerFlags, tuple[UnknownFlag, ...]]:
+    """Reads a command line alone.
+
+    Returns:
+        Every flag, and the arguments that are none.
+
+    Raises:
+        ConfigError: A flag cannot be used, alone or with another.
+    """
+    values, unknown = parse_flags(arguments, list_flags(ServerFlags))
+    given: dict[str, Any] = dict(values)
+    if given.get("strict_compat"):
+        given.setdefault("host", EVERY_ADDRESS)  # where TensorFlow Serving listens
+    flags = ServerFlags(**given)
+    check_flags(flags)
+    return flags, tuple(unknown)
+
+
+def read_config(flags: ServerFlags, unknown_flags: Sequence[UnknownFlag] = ()) -> ServerConfig:
+    """Reads the files that flags name.
+
+    Raises:
+        ConfigError: A file cannot be used.
+    """
+    return ServerConfig(
+        **dataclasses.asdict(flags),
+        models=_read_models(flags),
+        batching=_read_batching(flags),
+        tls=_read_tls(flags),
+        auth_tokens=_read_tokens(flags),
+        metrics_path=_read_metrics_path(flags),
+        unknown_flags=tuple(unknown_flags),
+    )
+
+
+def parse_config(arguments: Sequence[str]) -> ServerConfig:
+    """Reads a command line and the files it names.
+
+    Example:
+        >>> parse_config(["--model_name=mlp", "--model_base_path=/models/mlp"]).port
+        8500
+
+    Raises:
+        ConfigError: A flag or file cannot be used.
+    """
+    return read_config(*parse_server_flags(arguments))
+
+
+def _read_models(flags: ServerFlags) -> tuple[ModelConfig, ...]:
+    if flags.model_config_file:
+        return read_model_configs(Path(flags.model_config_file))
+    # Relative here, though not in files: a command line is read where it is written.
+    return (ModelConfig(flags.model_name, Path(flags.model_base_path).absolute()),)
+
+
+def _read_batching(flags: ServerFlags) -> BatchingParameters | None:
+    if not flags.enable_batching:
+        return None
+    if not flags.batching_parameters_file:
+        return BatchingParameters()
+    path = Path(flags.batching_parameters_file)
+    message = read_text_message(path, config_pb2.BatchingParameters())
+    names = ("max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads")
+    given: dict[str, Any] = {
+        name: getattr(message, name).value for name in names if message.HasField(name)
+    }
+    parameters = BatchingParameters(
+        **given,
+        allowed_batch_sizes=tuple(message.allowed_batch_sizes),
+        pad_variable_length_inputs=message.pad_variable_length_inputs,
+    )
+    _check_batching(parameters)
+    return parameters
+
+
+def _check_batching(parameters: BatchingParameters) -> None:
+    # The rules and texts of batching_session.cc and shared_batch_scheduler.h.
+    if parameters.max_batch_size < 1:
+        raise ConfigError(f"max_input_batch_size must be positive; was {parameters.max_batch_size}")
+    if parameters.batch_timeout_micros < 0:
+        raise ConfigError(
+            f"batch_timeout_micros must be non-negative; was {parameters.batch_timeout_micros}"
+        )
+    if parameters.max_enqueued_batches < 1:
+        raise ConfigError(
+            f"max_enqueued_batches must be positive; was {parameters.max_enqueued_batches}"
+        )
+    if parameters.num_batch_threads < 0:
+        raise ConfigError(f"num_batch_threads must be positive; was {parameters.num_batch_threads}")
+    sizes = parameters.allowed_batch_sizes
+    if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
+        raise ConfigError("allowed_batch_sizes entries must be monotonically increasing")
+    if sizes and sizes[-1] != parameters.max_batch_size:
+        raise ConfigError(
+            "Last entry in allowed_batch_sizes must match max_batch_size; last was "
+            f"{sizes[-1]}; expected {parameters.max_batch_size}"
+        )
+
+
+def _read_tls(flags: ServerFlags) -> TlsConfig | None:
+    if not flags.ssl_config_file:
+        return None
+    path = Path(flags.ssl_config_file)
+    message = read_text_message(path, config_pb2.SSLConfig())
+    for name in ("server_key", "server_cert"):
+        if "-----BEGIN" not in getattr(message, name):
+            raise ConfigError(f"{path}: {name} wants the PEM text itself, not a path")
+    return TlsConfig(
+        message.server_key, message.server_cert, message.custom_ca, message.client_verify
+    )
+
+
+def _read_tokens(flags: ServerFlags) -> tuple[str, ...]:
+    if not flags.auth_token_file:
+        return ()
+    path = Path(flags.auth_token_file)
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    tokens = tuple(line for line in lines if line and not line.startswith("#"))
+    if not tokens:
+        raise ConfigError(f"{path}: holds no token; put one on a line of its own")
+    for token in tokens:
+        if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or " " in token:
+            raise ConfigError(
+                f"{path}: a token wants at least {MIN_TOKEN_LENGTH} ASCII characters and no space"
+            )
+    return tokens
+
+
+def _read_metrics_path(flags: ServerFlags) -> str:
+    if not flags.monitoring_config_file:
+        return "" if flags.strict_compat else METRICS_PATH
+    path = Path(flags.monitoring_config_file)
+    prometheus = read_text_message(path, config_pb2.MonitoringConfig()).prometheus_config
+    if not prometheus.enable:
+        return ""
+    if prometheus.path and not prometheus.path.startswith("/"):
+        raise ConfigError(f"{path}: prometheus_config.path {prometheus.path!r} must begin with /")
+    return prometheus.path or METRICS_PATH
+
+
+# Whether the values of flags make sense, alone and together.
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+POSITIVE = (
+    "litert_num_threads",
+    "max_inflated_bytes",
+    "max_json_bytes",
+    "max_json_depth",
+    "max_message_bytes",
+    "request_log_max_bytes",
+    "rest_api_timeout_in_ms",
+    "workers",
+)
+NOT_NEGATIVE = (
+    "drain_timeout_s",
+    "max_concurrent_calls",
+    "max_num_load_retries",
+    "max_queued_calls",
+    "num_request_iterations_for_warmup",
+)
+
+
+def check_flags(flags: ServerFlags) -> None:
+    """Refuses values out of range and flags that exclude each other.
+
+    Raises:
+        ConfigError: Names the flag, what was given and what it wants.
+    """
+    _check_choices(flags)
+    _check_ranges(flags)
+    _check_ports(flags)
+    _check_models(flags)
+    if flags.use_alts_credentials and flags.ssl_config_file:
+        raise ConfigError(
+            "Either use_alts_credentials must be false or ssl_config_file must be empty."
+        )
+    if flags.batching_parameters_file and not flags.enable_batching:
+        raise ConfigError(
+            "server_options.batching_parameters_file is set without setting "
+            "server_options.enable_batching to true."
+        )
+    parallelism = (
+        flags.tensorflow_session_parallelism,
+        flags.tensorflow_intra_op_parallelism,
+        flags.tensorflow_inter_op_parallelism,
+    )
+    if min(parallelism) > 0:
+        raise ConfigError(
+            "Either configure server_options.tensorflow_session_parallelism or "
+            "(server_options.tensorflow_intra_op_parallelism, "
+            "server_options.tensorflow_inter_op_parallelism) separately. "
+            "You cannot configure all."
+        )
+
+
+def _check_models(flags: ServerFlags) -> None:
+    if flags.version or flags.model_config_file:
+        return
+    if not flags.model_base_path:
+        raise ConfigError(
+            "Both server_options.model_base_path and server_options.model_config_file are empty! "
+            "Give --model_base_path=PATH of one model, or --model_config_file=FILE"
+        )
+    check_model_name(flags.model_name)
+    check_local_path(flags.model_name, flags.model_base_path)
+
+
+def _check_choices(flags: ServerFlags) -> None:
+    if flags.engine not in ENGINES:
+        raise ConfigError(f"--engine={flags.engine}: choose one of {', '.join(ENGINES)}")
+    if flags.log_level not in LOG_LEVELS:
+        raise ConfigError(f"--log_level={flags.log_level}: choose one of {', '.join(LOG_LEVELS)}")
+
+
+def _check_ranges(flags: ServerFlags) -> None:
+    for name in POSITIVE:
+        if getattr(flags, name) < 1:
+            raise ConfigError(f"--{name}={getattr(flags, name)}: give 1 or more")
+    for name in NOT_NEGATIVE:
+        if not getattr(flags, name) >= 0:  # NaN included
+            raise ConfigError(f"--{name}={getattr(flags, name)}: give 0 or more")
+    rate = flags.request_log_sampling_rate
+    if not 0 <= rate <= 1:
+        raise ConfigError(f"--request_log_sampling_rate={rate}: give a number from 0 to 1")
+
+
+def _check_ports(flags: ServerFlags) -> None:
+    if flags.port == 0 and not flags.grpc_socket_path:
+        raise ConfigError(
+            "At least one of server_options.grpc_port or server_options.grpc_socket_path must be "
+            "set. (--port=0 turns gRPC over TCP off; --port=-1 takes any free port)"
+        )
+    for name in ("port", "rest_api_port"):
+        port = getattr(flags, name)
+        if not -1 <= port <= 65535:
+            raise ConfigError(f"--{name}={port}: give 1 to 65535, 0 for none, -1 for any free port")
+    if flags.port == flags.rest_api_port > 0:
+        raise ConfigError(
+            f"--port={flags.port} and --rest_api_port={flags.rest_api_port} must differ"
+        )

@@ -1,0 +1,299 @@
+"""Docker or podman, whichever works here, and what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib.metadata
+import json
+import logging
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from contract.errors import ServableUnavailableError
+
+PROGRAMS = ("docker", "podman")
+WAY_OUT = "or serve without a container, with the same flags: python -m serving embedded"
+
+_INFO_TIMEOUT_S = 60.0
+_CALL_TIMEOUT_S = 120.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ContainerEngine:
+    """An engine that answers.
+
+    Attributes:
+        program: What is run: `docker` or `podman`.
+        is_podman: Also true where `docker` is podman under another name.
+        rootless: Whether containers are run without root on this host.
+        machine: Architecture of what it runs on, as the engine calls it; "" if it doesn't say.
+    """
+
+    program: str
+    is_podman: bool = False
+    rootless: bool = False
+    machine: str = ""
+
+    def call(
+        self, *arguments: str, timeout_s: float = _CALL_TIMEOUT_S
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs one command of the engine to its end and returns what it printed.
+
+        Raises:
+            ServableUnavailableError: It does not end in time.
+        """
+        return call_program([self.program, *arguments], timeout_s)
+
+    def start(self, *arguments: str, stdout: int | Any = None) -> subprocess.Popen[str]:
+        """Starts a command that goes on, out of reach of the terminal's Ctrl-C."""
+        return subprocess.Popen(
+            [self.program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def call_program(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a session of its own, so that Ctrl-C does not cut it in the middle.
+
+    Raises:
+        ServableUnavailableError: It does not end in time, or cannot be run.
+    """
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            start_new_session=True,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ServableUnavailableError(
+            f"`{' '.join(command[:3])}` did not end within {timeout_s:g} s; is the engine stuck?"
+        ) from None
+    except OSError as error:
+        raise ServableUnavailableError(f"{command[0]}: {error.strerror or error}") from None
+
+
+def find_engine(program: str = "") -> ContainerEngine:
+    """The first engine that answers `info`; being on PATH is not enough.
+
+    Args:
+        program: The only one to try; docker, then podman without it.
+
+    Raises:
+        ServableUnavailableError: None answers; says why of each, and what to do.
+    """
+    reasons = []
+    for name in [program] if program else PROGRAMS:
+        found = _ask_for_info(name)
+        if isinstance(found, ContainerEngine):
+            return found
+        reasons.append(f"{name}: {found}")
+    raise ServableUnavailableError(
+        f"no container engine works here ({'; '.join(reasons)}). "
+        f"Install podman or docker and start it, {WAY_OUT}"
+    )
+
+
+def _ask_for_info(program: str) -> ContainerEngine | str:
+    if shutil.which(program) is None:
+        return "not installed"
+    try:
+        done = call_program([program, "info", "--format", "{{json .}}"], _INFO_TIMEOUT_S)
+    except ServableUnavailableError as error:
+        return error.message
+    if done.returncode != 0:
+        return last_line(done.stderr) or f"`{program} info` ended with {done.returncode}"
+    try:
+        info = json.loads(done.stdout)
+    except ValueError:
+        return f"`{program} info` answered no JSON"
+    return _read_info(program, info)
+
+
+def _read_info(program: str, info: dict[str, Any]) -> ContainerEngine | str:
+    # Only podman nests its facts below "host"; `docker` may be podman's stand-in.
+    if "host" in info:
+        host = info["host"]
+        rootless = bool(host.get("security", {}).get("rootless"))
+        return ContainerEngine(program, True, rootless, str(host.get("arch", "")))
+    if info.get("ServerErrors"):
+        return str(info["ServerErrors"][0])
+    options = info.get("SecurityOptions") or []
+    rootless = any("name=rootless" in str(option) for option in options)
+    return ContainerEngine(program, False, rootless, str(info.get("Architecture", "")))
+
+
+def last_line(text: str) -> str:
+    """What an engine gives as its reason: its last error, or else the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # podman's own log (time=… level=…) comes before and after the error, and names no cause.
+    lines = [line for line in lines if not line.startswith("time=")] or lines
+    errors = [line for line in lines if line.lower().startswith("error")]
+    chosen = (errors or lines or [""])[-1]
+    return chosen.removeprefix("Error: ").removeprefix("ERROR: ")
+
+
+# Which image to run: what its server honours, and how it gets onto this machine.
+
+
+SERVER_LABEL = "plumbline.server"
+"""Label of an image; its value `embedded` says that Plumbline's own server is inside."""
+
+MODEL_LABEL = "plumbline.model_name"
+"""Label of an image that holds a version of this model."""
+
+MODELS_FOLDER = "/models"
+"""Where images hold models, as tensorflow/serving does."""
+
+REPOSITORY = "tensorflow/serving"
+FALLBACK_VERSION = "2.20.0"
+"""Of TensorFlow Serving, where tensorflow-serving-api is not installed; see requirements.lock."""
+
+PULL_TIMEOUT_S = 1800.0
+
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64", "amd64": "amd64"}
+_OFFLINE = re.compile(
+    "no such host|connection refused|network is unreachable|i/o timeout|no route to host"
+    "|temporary failure in name resolution|server misbehaving|x509|certificate"
+    "|deadline exceeded|request canceled|EOF",
+    re.IGNORECASE,
+)
+_NO_BUILD = re.compile("no matching manifest|no image found in .*for architecture", re.IGNORECASE)
+
+logger = logging.getLogger(__name__)
+
+
+class ImageServer(enum.Enum):
+    """The server inside an image."""
+
+    TENSORFLOW_SERVING = "tensorflow_serving"
+    EMBEDDED = "embedded"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Image:
+    """An image to run.
+
+    Attributes:
+        name: Its reference.
+        server: What is inside.
+        machine: The architecture it is built for; "" when unknown.
+        model_name: The model that is baked in, or "".
+    """
+
+    name: str
+    server: ImageServer = ImageServer.TENSORFLOW_SERVING
+    machine: str = ""
+    model_name: str = ""
+
+    @property
+    def model_flags(self) -> list[str]:
+        """Flags that serve what is baked in."""
+        if not self.model_name:
+            return []
+        base_path = f"{MODELS_FOLDER}/{self.model_name}"
+        return [f"--model_name={self.model_name}", f"--model_base_path={base_path}"]
+
+
+def name_default_image() -> str:
+    """`tensorflow/serving`, of the version that the installed tensorflow-serving-api has."""
+    try:
+        version = importlib.metadata.version("tensorflow-serving-api")
+    except importlib.metadata.PackageNotFoundError:
+        version = FALLBACK_VERSION
+    return f"{REPOSITORY}:{version}"
+
+
+def find_image(engine: ContainerEngine, name: str) -> Image | None:
+    """The image, if it is on this machine."""
+    for reference in dict.fromkeys((name, _qualify(engine, name))):
+        done = engine.call("image", "inspect", "--format", "{{json .}}", reference)
+        if done.returncode == 0:
+            return _read_image(reference, json.loads(done.stdout))
+    return None
+
+
+def require_image(engine: ContainerEngine, name: str) -> Image:
+    """The image, pulled if it is not on this machine.
+
+    Raises:
+        ServableUnavailableError: It cannot be pulled: no network, no such image, no build for
+            this machine.
+    """
+    found = find_image(engine, name)
+    if found is None:
+        _pull(engine, _qualify(engine, name))
+        found = find_image(engine, name)
+    if found is None:
+        raise ServableUnavailableError(f"{engine.program} pulled {name} and does not find it")
+    _warn_of_emulation(engine, found)
+    return found
+
+
+def _pull(engine: ContainerEngine, reference: str) -> None:
+    logger.info("image %s is not on this machine: pulling it", reference)
+    done = engine.call("pull", "--quiet", reference, timeout_s=PULL_TIMEOUT_S)
+    if done.returncode == 0:
+        return
+    reason = last_line(done.stderr)
+    if _NO_BUILD.search(done.stderr):
+        advice = (
+            f"There is no build of it for {engine.machine or 'this machine'}; build one, {WAY_OUT}"
+        )
+    elif _OFFLINE.search(done.stderr):
+        advice = (
+            "Its registry cannot be reached: connect, copy the image "
+            f"here (`{engine.program} save` there, `{engine.program} load` here), {WAY_OUT}"
+        )
+    else:
+        advice = f"Check the name, log in to its registry, name another with --image, {WAY_OUT}"
+    raise ServableUnavailableError(
+        f"image {reference} is not on this machine and cannot be pulled: {reason}. {advice}"
+    )
+
+
+def _qualify(engine: ContainerEngine, name: str) -> str:
+    """The name as docker would read it: podman knows no default registry."""
+    first, slash, _ = name.partition("/")
+    if not engine.is_podman or (slash and ("." in first or ":" in first or first == "localhost")):
+        return name
+    return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
+
+
+def _read_image(reference: str, document: Any) -> Image:
+    # podman answers a list in some releases.
+    facts: dict[str, Any] = document[0] if isinstance(document, list) else document
+    labels = (facts.get("Config") or {}).get("Labels") or facts.get("Labels") or {}
+    embedded = labels.get(SERVER_LABEL) == ImageServer.EMBEDDED.value
+    server = ImageServer.EMBEDDED if embedded else ImageServer.TENSORFLOW_SERVING
+    return Image(
+        reference, server, str(facts.get("Architecture", "")), str(labels.get(MODEL_LABEL, ""))
+    )
+
+
+def is_emulated(engine: ContainerEngine, image: Image) -> bool:
+    """Whether the image is built for another architecture than the engine's machine."""
+    host, built = _MACHINES.get(engine.machine, ""), _MACHINES.get(image.machine, "")
+    return bool(host and built and host != built)
+
+
+def _warn_of_emulation(engine: ContainerEngine, image: Image) -> None:
+    if is_emulated(engine, image):
+        logger.warning(
+            "image %s is built for %s and this machine is %s: it is emulated, slow, and may end "
+            "with an illegal instruction; python -m serving embedded runs natively",
+            image.name,
+            image.machine,
+            engine.machine,
+        )

@@ -1,0 +1,1 @@
+"""What answers a signature: LiteRT or TensorFlow, batched, loaded and self-tested."""

@@ -1,0 +1,52 @@
+"""LiteRT as an engine: `model.tflite`, without TensorFlow in the process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from contract.lite import LiteModel, Program
+from contract.servable import DEFAULT_SIGNATURE_NAME
+from contract.signature import Batch, Signature, find_signature
+from serving.engines.servable import Engine
+
+
+class LiteRTEngine(Engine):
+    """Answers the signatures of one `.tflite` file.
+
+    Args:
+        path: The file; it is read once.
+        num_threads: Threads inside one run.
+
+    Raises:
+        ManifestError: The file is missing, unreadable or not a TFLite model.
+        UnimplementedError: No TFLite runtime is installed, or the model needs Flex operators.
+    """
+
+    def __init__(self, path: Path, *, num_threads: int = 1) -> None:
+        self._model = LiteModel(path, num_threads=num_threads)
+        self._programs: dict[str, Program] = {
+            name: self._model.find_program(name) for name in self._model.signatures
+        }
+        if DEFAULT_SIGNATURE_NAME in self._programs:
+            self._programs[""] = self._programs[DEFAULT_SIGNATURE_NAME]
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        """Name to signature, as the file declares them."""
+        return self._model.signatures
+
+    def run(
+        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+    ) -> Batch:
+        program = self._programs.get(signature_name)
+        if program is None:
+            find_signature(self._model.signatures, signature_name)  # raises, and lists them
+            raise AssertionError(signature_name)
+        outputs = program.run(inputs)
+        if output_filter:
+            return {name: outputs[name] for name in output_filter}
+        return outputs
+
+    def close(self) -> None:
+        self._model.close()

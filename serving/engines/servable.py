@@ -1,0 +1,344 @@
+"""A servable: one loaded version that answers batches, and what is told of it.
+
+Handlers, manager and faces know this interface only; engines stand behind it.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from contract.errors import SignatureNotFoundError, UnimplementedError
+from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec, ServableId
+from contract.signature import Batch, Signature
+from serving.engines.signatures import Forms
+
+if TYPE_CHECKING:
+    from contract.wire.plumbline_wire.metadata_pb2 import SignatureDefMap
+    from serving.config.models import ModelConfig
+    from serving.engines.batching import Batcher
+    from serving.engines.signatures import Forms
+    from serving.engines.thread_pool import WorkerPool
+    from serving.versions.states import VersionStatus
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Who answers a signature, and why.
+
+    Attributes:
+        engine: `litert` or `tensorflow`.
+        reason: One clause for a log line.
+    """
+
+    engine: str
+    reason: str
+
+
+class Observer:
+    """What the request path reports; every method does nothing here.
+
+    Times are microseconds. Methods may be called from any thread and must be quick.
+    """
+
+    def observe_engine(
+        self, servable_id: ServableId, signature_name: str, choice: EngineChoice
+    ) -> None:
+        """An engine was chosen for a signature at load."""
+
+    def observe_self_test(self, servable_id: ServableId, signature_name: str, result: str) -> None:
+        """A golden self-test ended: `passed`, `failed` or `untested`."""
+
+    def observe_warmup(self, servable_id: ServableId, latency_us: float) -> None:
+        """All warmup records of a version were replayed."""
+
+    def observe_request(self, model_name: str, status: str) -> None:
+        """A request was answered; `status` is a canonical code's name."""
+
+    def observe_request_latency(
+        self, model_name: str, api: str, entrypoint: str, latency_us: float
+    ) -> None:
+        """A successful request took so long; `entrypoint` is `GRPC` or `REST`."""
+
+    def observe_runtime_latency(
+        self, servable_id: ServableId, signature_name: str, api: str, latency_us: float
+    ) -> None:
+        """An engine took so long."""
+
+    def observe_examples(self, model_name: str, num_examples: int) -> None:
+        """A request carried so many rows or tf.Examples."""
+
+    def observe_batch_input(self, servable_id: ServableId, num_rows: int) -> None:
+        """A call of so many rows joined a batch."""
+
+    def observe_queue_wait(self, servable_id: ServableId, latency_us: float) -> None:
+        """A call waited so long for its batch to start."""
+
+    def observe_batch(self, servable_id: ServableId, padding: int, num_rows: int) -> None:
+        """A batch was run: `num_rows` rows, of which `padding` were added to fill it."""
+
+    def observe_request_log(self, result: str) -> None:
+        """A sampled request was `written`, `dropped` as too many wait, or `failed`."""
+
+
+class Servable(abc.ABC):
+    """One version of one model, loaded.
+
+    Attributes:
+        id: Model name and version.
+        signatures: Signature name to signature. Names and shapes are the version's own.
+        signature_defs: What GetModelMetadata answers.
+        forms: The same, made ready to check requests with.
+        engines: Signature name to the engine that answers it.
+    """
+
+    id: ServableId
+    signatures: Mapping[str, Signature]
+    signature_defs: SignatureDefMap
+    forms: Forms
+    engines: Mapping[str, EngineChoice]
+
+    @abc.abstractmethod
+    def run(
+        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+    ) -> Batch:
+        """The outputs for `inputs`; blocks, and may be called by any number of threads.
+
+        Args:
+            signature_name: A key of `signatures`.
+            inputs: Input name to ndarray; strings are object arrays of bytes.
+            output_filter: Output names wanted; empty for all.
+
+        Returns:
+            Output name to ndarray.
+
+        Raises:
+            SignatureNotFoundError: There is no such signature.
+            TensorMismatchError: The inputs do not fit.
+            UnimplementedError: The signature needs an extra that is not installed.
+            PlumblineError: Whatever the engine says, under the code of TensorFlow Serving.
+        """
+
+    def is_quick(self, signature_name: str, inputs: Batch) -> bool:
+        """Whether `run` takes so little time that an event loop may call it directly."""
+        return False
+
+    async def answer(
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        pool: WorkerPool,
+    ) -> Batch:
+        """`run` for an event loop: directly when it is quick, else on a thread of `pool`."""
+        if self.is_quick(signature_name, inputs):
+            return self.run(signature_name, inputs, output_filter=output_filter)
+        return await pool.run(
+            functools.partial(self.run, signature_name, inputs, output_filter=output_filter)
+        )
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Frees what was loaded. Nobody runs it any more: the manager sees to that."""
+
+
+class Manager(Protocol):
+    """What handlers need of a `ServableManager`."""
+
+    def acquire(self, spec: ModelSpec) -> AbstractContextManager[Servable]:
+        """Holds the servable that a request asks for.
+
+        Raises:
+            RequestError: No name, or an unknown label.
+            ServableNotFoundError: Nothing AVAILABLE answers to it.
+            ServableUnavailableError: The model's first load has not been decided yet.
+        """
+        ...
+
+    def list_states(self, name: str, version: int | None = None) -> Sequence[VersionStatus]:
+        """The states of a model's versions, the highest first.
+
+        Raises:
+            ServableNotFoundError: The model or version is not known.
+        """
+        ...
+
+    def reload(self, models: Sequence[ModelConfig]) -> None:
+        """Replaces the configuration and waits until new models are AVAILABLE; blocks.
+
+        Raises:
+            PlumblineError: See `ServableManager.reload`.
+        """
+        ...
+
+
+# What runs a signature, and the servable that sends each signature to its engine.
+
+
+LITERT = "litert"
+TENSORFLOW = "tensorflow"
+
+QUICK_S = 200e-6
+"""Runs shorter than this are done on the event loop: a thread's hand-over costs as much."""
+
+_UNKNOWN_S = 1.0
+
+
+class Engine(abc.ABC):
+    """Runs the signatures of one version; any number of threads may call it."""
+
+    @property
+    def batcher(self) -> Batcher | None:
+        """Where calls meet to be run as one, if they do."""
+        return None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `run` can start at once, with nothing to be loaded first."""
+        return True
+
+    async def prepare(self) -> None:  # noqa: B027 - most engines have nothing to load
+        """Loads what must be loaded, without holding up the event loop.
+
+        Raises:
+            PlumblineError: It cannot be loaded.
+        """
+
+    @abc.abstractmethod
+    def run(
+        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+    ) -> Batch:
+        """The outputs for `inputs`; see `Servable.run`."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Frees what was loaded."""
+
+
+class CostMeter:
+    """Remembers how long runs took, by signature and size, to tell quick ones from others.
+
+    Sizes are counted in powers of two of the inputs' bytes. A run never seen is taken for
+    slow, so that the event loop never learns the hard way.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, int], float] = {}
+
+    @staticmethod
+    def key(signature_name: str, inputs: Batch) -> tuple[str, int]:
+        """The bucket of a call."""
+        total = 0
+        for array in inputs.values():
+            total += array.nbytes
+            if array.dtype.hasobject:  # strings: what they point at may be large
+                total += sum(map(len, array.flat))
+        return signature_name, total.bit_length()
+
+    def estimate(self, key: tuple[str, int]) -> float:
+        """Seconds that a run of this bucket takes."""
+        return self._seconds.get(key, _UNKNOWN_S)
+
+    def record(self, key: tuple[str, int], seconds: float) -> None:
+        """Adds one run; quick ones weigh more, since what a busy machine adds is not a cost."""
+        known = self._seconds.get(key, seconds)
+        weight = 0.05 if seconds > known else 0.5
+        self._seconds[key] = known + weight * (seconds - known)
+
+
+class EngineServable(Servable):
+    """A version whose signatures are answered by one engine or another.
+
+    Args:
+        servable_id: Model name and version.
+        signatures: Signature name to signature.
+        signature_defs: The SignatureDefMap of the version.
+        choices: Signature name to who answers it.
+        engines: Engine name to engine.
+        observer: Is told how long runs take.
+    """
+
+    def __init__(
+        self,
+        servable_id: ServableId,
+        *,
+        signatures: Mapping[str, Signature],
+        signature_defs: Any,
+        choices: Mapping[str, EngineChoice],
+        engines: Mapping[str, Engine],
+        observer: Observer,
+    ) -> None:
+        self.id = servable_id
+        self.signatures = signatures
+        self.signature_defs = signature_defs
+        self.forms = Forms(servable_id, signature_defs.signature_def)
+        self.engines = choices
+        self._by_signature = {name: engines[choice.engine] for name, choice in choices.items()}
+        if DEFAULT_SIGNATURE_NAME in self._by_signature:
+            self._by_signature[""] = self._by_signature[DEFAULT_SIGNATURE_NAME]
+        self._engines = engines
+        self._observer = observer
+        self._meter = CostMeter()
+
+    def run(
+        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+    ) -> Batch:
+        key = CostMeter.key(signature_name, inputs)
+        return self._run_timed(self._find(signature_name), key, inputs, output_filter)
+
+    def is_quick(self, signature_name: str, inputs: Batch) -> bool:
+        engine = self._find(signature_name)
+        key = CostMeter.key(signature_name, inputs)
+        return engine.batcher is None and engine.is_ready and self._meter.estimate(key) < QUICK_S
+
+    async def answer(
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        pool: WorkerPool,
+    ) -> Batch:
+        engine = self._find(signature_name)
+        if not engine.is_ready:
+            await engine.prepare()
+        if engine.batcher is not None:
+            return await engine.batcher.answer(signature_name, inputs, output_filter)
+        key = CostMeter.key(signature_name, inputs)
+        if self._meter.estimate(key) < QUICK_S:
+            return self._run_timed(engine, key, inputs, output_filter)
+        return await pool.run(
+            functools.partial(self._run_timed, engine, key, inputs, output_filter)
+        )
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+
+    def _find(self, signature_name: str) -> Engine:
+        engine = self._by_signature.get(signature_name) or self._engines.get(TENSORFLOW)
+        if engine is not None:
+            return engine
+        name = signature_name or DEFAULT_SIGNATURE_NAME
+        if name in self.signatures:
+            raise UnimplementedError(
+                f"signature {name!r} needs TensorFlow, which --engine=litert rules out; "
+                "start the server with --engine=auto"
+            )
+        raise SignatureNotFoundError(f'Serving signature key "{name}" not found.')
+
+    def _run_timed(
+        self, engine: Engine, key: tuple[str, int], inputs: Batch, output_filter: Sequence[str]
+    ) -> Batch:
+        started = time.perf_counter()
+        outputs = engine.run(key[0], inputs, output_filter=output_filter)
+        elapsed = time.perf_counter() - started
+        self._meter.record(key, elapsed)
+        self._observer.observe_runtime_latency(self.id, key[0], "Predict", elapsed * 1e6)
+        return outputs

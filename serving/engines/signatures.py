@@ -1,0 +1,240 @@
+"""What a request must fill in for one signature; checks that know no engine.
+
+The order of the checks and their words are TensorFlow Serving's
+(`servables/tensorflow/predict_util.cc`, tensorflow's `cc/saved_model/util.cc`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from contract.errors import Code, RequestError, SignatureNotFoundError, TensorMismatchError
+from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec, ServableId
+from contract.signature import Array
+from contract.wire.codec import from_tensor_proto
+from contract.wire.signatures import signature_from_proto
+
+
+class SignatureForm:
+    """One signature of one version, made ready for requests.
+
+    Args:
+        servable_id: Who answers.
+        name: The signature's name.
+        proto: Its SignatureDef.
+
+    Attributes:
+        name: The signature's name.
+        proto: Its SignatureDef.
+        input_names: Aliases of the inputs.
+        input_dtypes: Alias to numpy's name of the dtype, or `string`.
+        output_names: Aliases of the outputs, sorted.
+        answer_spec: The ModelSpec of an answer.
+    """
+
+    __slots__ = (
+        "_defaults",
+        "_known",
+        "answer_spec",
+        "input_dtypes",
+        "input_names",
+        "name",
+        "output_names",
+        "proto",
+    )
+
+    def __init__(self, servable_id: ServableId, name: str, proto: Any) -> None:
+        self.name = name
+        self.proto = proto
+        self.input_names = frozenset(proto.inputs)
+        self.input_dtypes = {
+            alias: spec.dtype for alias, spec in signature_from_proto(name, proto).inputs.items()
+        }
+        self.output_names = tuple(sorted(proto.outputs))
+        self.answer_spec = ModelSpec(
+            servable_id.name, version=servable_id.version, signature_name=name
+        )
+        self._known = frozenset(self.output_names)
+        self._defaults: Mapping[str, Array] = {
+            alias: from_tensor_proto(tensor) for alias, tensor in proto.defaults.items()
+        }
+
+    def check_names(self, given: Iterable[str]) -> None:
+        """Checks the names of a request's inputs, before any of them is decoded.
+
+        Raises:
+            TensorMismatchError: Too many, or one is missing that has no default.
+        """
+        names = frozenset(given)
+        wanted = self.input_names
+        if names == wanted:
+            return
+        if len(names) > len(wanted) or (len(names) < len(wanted) and not self._defaults):
+            raise TensorMismatchError(
+                f"input size does not match signature: {len(names)}!={len(wanted)} "
+                f"len({{{_join(names)}}}) != len({{{_join(wanted)}}}). "
+                f"Sent extra: {{{_join(names - wanted)}}}. "
+                f"Missing but required: {{{_join(wanted - names)}}}."
+            )
+        for alias in sorted(wanted - names):
+            if alias not in self._defaults:
+                raise TensorMismatchError(
+                    f"Signature input alias: {alias}(feed name: {self.proto.inputs[alias].name}) "
+                    "not found in request and no default value provided. Inputs expected to be "
+                    f"in the request {{{_join(names)}}}, or default input alias set: "
+                    f"{_join(self._defaults)}"
+                )
+
+    def complete(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The inputs to run: defaults added, what the signature does not name left out."""
+        if inputs.keys() == self.input_names:
+            return inputs
+        known = {alias: array for alias, array in inputs.items() if alias in self.input_names}
+        return {**self._defaults, **known}
+
+    def check_filter(self, output_filter: Sequence[str]) -> None:
+        """Checks a request's output filter.
+
+        Raises:
+            RequestError: An unknown or a repeated name.
+        """
+        seen = set()
+        for alias in output_filter:
+            if alias not in self._known:
+                raise RequestError(
+                    f"output tensor alias not found in signature: {alias} Outputs expected to be "
+                    f"in the set {{{','.join(self.output_names)}}}."
+                )
+            if alias in seen:
+                raise RequestError(f"duplicate output tensor alias: {alias}")
+            seen.add(alias)
+
+
+class Forms:
+    """The forms of all signatures of a version, the initialiser's entry included.
+
+    Args:
+        servable_id: Who answers.
+        signature_defs: Signature name to SignatureDef.
+    """
+
+    __slots__ = ("_by_name",)
+
+    def __init__(self, servable_id: ServableId, signature_defs: Mapping[str, Any]) -> None:
+        self._by_name = {
+            name: SignatureForm(servable_id, name, proto) for name, proto in signature_defs.items()
+        }
+        if DEFAULT_SIGNATURE_NAME in self._by_name:
+            self._by_name[""] = self._by_name[DEFAULT_SIGNATURE_NAME]
+
+    def find_for_predict(self, name: str) -> SignatureForm:
+        """The form of a gRPC Predict; "" stands for `serving_default`.
+
+        Raises:
+            SignatureNotFoundError: FAILED_PRECONDITION.
+        """
+        form = self._by_name.get(name)
+        if form is None:
+            raise SignatureNotFoundError(
+                f'Serving signature key "{name or DEFAULT_SIGNATURE_NAME}" not found.'
+            )
+        return form
+
+    def find_for_rest(self, name: str) -> SignatureForm:
+        """The form of a REST predict.
+
+        Raises:
+            SignatureNotFoundError: INVALID_ARGUMENT.
+        """
+        form = self._by_name.get(name)
+        if form is None:
+            raise SignatureNotFoundError(
+                f'Serving signature name: "{name or DEFAULT_SIGNATURE_NAME}" not found in '
+                "signature def",
+                code=Code.INVALID_ARGUMENT,
+            )
+        return form
+
+    def find_for_examples(self, name: str) -> SignatureForm:
+        """The form of a Classify or Regress.
+
+        Raises:
+            SignatureNotFoundError: INVALID_ARGUMENT.
+        """
+        form = self._by_name.get(name)
+        if form is None:
+            raise SignatureNotFoundError(
+                f"No signature was found with the name: {name or DEFAULT_SIGNATURE_NAME}",
+                code=Code.INVALID_ARGUMENT,
+            )
+        return form
+
+    def find_for_multi_inference(self, name: str) -> SignatureForm:
+        """The form of one task of a MultiInference.
+
+        Raises:
+            SignatureNotFoundError: INVALID_ARGUMENT.
+        """
+        form = self._by_name.get(name)
+        if form is None:
+            raise SignatureNotFoundError(
+                f"Requested signature not found in model graph: {name or DEFAULT_SIGNATURE_NAME}",
+                code=Code.INVALID_ARGUMENT,
+            )
+        return form
+
+
+def _join(names: Iterable[str]) -> str:
+    return ",".join(sorted(names))
+
+
+def check_method_name(proto: Any, kind: str, wanted: str) -> None:
+    """The check of `--enable_signature_method_name_check`.
+
+    Args:
+        proto: A SignatureDef.
+        kind: `classification` or `regression`.
+        wanted: The method name that such signatures have.
+
+    Raises:
+        RequestError: The signature has another one.
+    """
+    if proto.method_name != wanted:
+        raise RequestError(
+            f"Expected {kind} signature method_name to be {wanted}. Was: {proto.method_name}"
+        )
+
+
+# The examples of a Classify or Regress request, as the tensor of strings a graph parses.
+
+
+def serialize_examples(message: Any) -> Array:
+    """Serialized tf.Examples, one per row.
+
+    A context is put before each example's own bytes: protobuf merges what is concatenated,
+    and an example's own feature wins (`servables/tensorflow/util.cc`).
+
+    Args:
+        message: An `Input`.
+
+    Returns:
+        Objects of bytes, shape (examples,).
+
+    Raises:
+        RequestError: There are no examples.
+    """
+    kind = message.WhichOneof("kind")
+    examples = getattr(message, kind).examples if kind else ()
+    if not examples:
+        raise RequestError("Input is empty.")
+    context = (
+        message.example_list_with_context.context.SerializeToString()
+        if kind == "example_list_with_context"
+        else b""
+    )
+    rows = np.empty(len(examples), object)
+    rows[:] = [context + example.SerializeToString() for example in examples]
+    return rows

@@ -1,0 +1,96 @@
+"""The gRPC server as a process runs it: ports, socket, TLS, health, and how it stops."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from contract.errors import ServableUnavailableError
+from serving.addresses import join_address
+from serving.api.handlers import Handlers
+from serving.config.server import ServerConfig
+from serving.draining import Gate
+from serving.grpc.calls import create_grpc_server
+from serving.monitoring.health import Health, HealthHandler
+from serving.security import make_authorizer, make_grpc_credentials
+
+
+class GrpcFace:
+    """One gRPC server on a TCP port, a UNIX socket, or both.
+
+    Args:
+        handlers: What answers.
+        config: Ports, limits, TLS and tokens.
+        health: Served as grpc.health.v1; open to callers without a token, as probes have none.
+    """
+
+    def __init__(self, handlers: Handlers, config: ServerConfig, health: Health) -> None:
+        self._config = config
+        is_health_served = config.enable_grpc_healthcheck_service or not config.strict_compat
+        self._gate = Gate()
+        # Health comes before the gate: probes get their answer to the end.
+        self._server = create_grpc_server(
+            handlers,
+            config,
+            extra_handlers=(HealthHandler(health), self._gate)
+            if is_health_served
+            else (self._gate,),
+            authorize=make_authorizer(config.auth_tokens),
+            options=parse_channel_arguments(config),
+        )
+        self.port = 0
+
+    async def start(self) -> None:
+        """Opens the port and the socket.
+
+        Raises:
+            ServableUnavailableError: A port or path cannot be had.
+        """
+        config = self._config
+        if config.port:
+            address = join_address(config.host, max(config.port, 0))
+            self.port = self._open(address, f"--port={config.port}")
+        if config.grpc_socket_path:
+            path = Path(config.grpc_socket_path).absolute()
+            self._open(f"unix:{path}", f"--grpc_socket_path={config.grpc_socket_path}")
+        await self._server.start()
+
+    def _open(self, address: str, flag: str) -> int:
+        try:
+            if self._config.tls is None:
+                return int(self._server.add_insecure_port(address))
+            credentials = make_grpc_credentials(self._config.tls)
+            return int(self._server.add_secure_port(address, credentials))
+        except RuntimeError:
+            raise ServableUnavailableError(
+                f"cannot listen on {address}: it is in use or not allowed; give another {flag}"
+            ) from None
+
+    async def stop(self, grace_s: float) -> bool:
+        """Takes no new calls, and waits at most `grace_s` for those in flight.
+
+        Returns:
+            Whether all of them were answered.
+        """
+        begin = time.monotonic()
+        await self._gate.shut(grace_s)
+        left_s = max(0.0, grace_s - (time.monotonic() - begin))
+        stop_begin = time.monotonic()
+        await self._server.stop(left_s)
+        if self._config.grpc_socket_path:
+            Path(self._config.grpc_socket_path).unlink(missing_ok=True)
+        return time.monotonic() - stop_begin < left_s
+
+
+def parse_channel_arguments(config: ServerConfig) -> list[tuple[str, Any]]:
+    """Arguments for grpcio: --grpc_channel_arguments, numbers as numbers.
+
+    Two servers on one port would share it silently; that is wanted among workers only.
+    """
+    arguments: list[tuple[str, Any]] = [("grpc.so_reuseport", int(config.workers > 1))]
+    for pair in filter(None, config.grpc_channel_arguments.split(",")):
+        key, _, value = pair.partition("=")
+        is_number = value.lstrip("-").isdecimal() and value.isascii()
+        arguments.append((key.strip(), int(value) if is_number else value))
+    return arguments

@@ -1,0 +1,252 @@
+"""Counters, gauges and histograms that cost a fraction of a microsecond, and their text.
+
+The text is Prometheus' exposition format as TensorFlow Serving writes it
+(`util/prometheus_exporter.cc`): names keep their colons and counters get no suffix, which is
+why prometheus-client does not write it.
+
+No update takes a lock. `x[i] += v` on lists and slots runs between two points where CPython
+may switch threads (calls and backward jumps), as long as there is a GIL, which every Python
+that this package admits has.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Labels = tuple[str, ...]
+Dump = dict[str, dict[Labels, Any]]
+"""Family name to what its children hold: a number, or the counts and the total of a histogram."""
+
+MAX_CHILDREN = 1000
+"""Label values of one family; clients choose some of them, so there must be an end."""
+
+OTHER = "(other)"
+
+
+class Counter:
+    """A number that grows, or is set (a gauge)."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0
+
+    def add(self, amount: float = 1) -> None:
+        """Grows by `amount`."""
+        self.value += amount
+
+
+class Histogram:
+    """How many observations fell at or below each bound."""
+
+    __slots__ = ("_bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts `value`, in the unit of the bounds."""
+        index = bisect_left(self._bounds, value)
+        self.counts[index] += 1
+        self.total += value
+
+
+class Family:
+    """One metric: its name, and a child per combination of label values.
+
+    Args:
+        name: As exposed.
+        description: One sentence.
+        label_names: In the order of the values that `child` takes.
+        kind: `counter` or `gauge`.
+        combine: How the values of several processes become one: a counter's are added, and
+            of a gauge's the largest is taken, unless this says otherwise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        label_names: Labels = (),
+        *,
+        kind: str = "counter",
+        combine: Callable[[Iterable[float]], float] | None = None,
+    ) -> None:
+        self.name = name
+        self.description = description
+        self.kind = kind
+        self._combine = combine or (sum if kind == "counter" else max)
+        self._label_names = label_names
+        self._children: dict[Labels, Counter] = {}
+
+    def child(self, *labels: str) -> Counter:
+        """The child with these label values; made when it is first asked for."""
+        found = self._children.get(labels)
+        if found is None:
+            if len(self._children) >= MAX_CHILDREN:
+                labels = (OTHER,) * len(labels)
+            found = self._children.setdefault(labels, Counter())
+        return found
+
+    def forget(self, *prefix: str) -> None:
+        """Drops the children whose first label values are `prefix`."""
+        for labels in [key for key in list(self._children) if key[: len(prefix)] == prefix]:
+            self._children.pop(labels, None)
+
+    def make_alike(self) -> Family:
+        """A family like this one, without children."""
+        return Family(
+            self.name, self.description, self._label_names, kind=self.kind, combine=self._combine
+        )
+
+    def dump(self) -> dict[Labels, float]:
+        """What the children hold, for another process."""
+        return {labels: child.value for labels, child in list(self._children.items())}
+
+    def absorb(self, dumped: dict[Labels, float]) -> None:
+        """Combines with what another process holds."""
+        for labels, value in dumped.items():
+            is_new = labels not in self._children
+            child = self.child(*labels)
+            child.value = value if is_new else self._combine((child.value, value))
+
+    def render(self) -> Iterable[str]:
+        """Lines of text."""
+        yield from _render_head(self.name, self.description, self.kind)
+        for labels, child in list(self._children.items()):
+            pairs = _render_pairs(self._label_names, labels)
+            yield f"{self.name}{{{pairs}}} {_render_number(child.value)}"
+
+
+class HistogramFamily:
+    """A metric whose children are histograms; see `Family`."""
+
+    def __init__(
+        self, name: str, description: str, label_names: Labels, *, bounds: Sequence[float]
+    ) -> None:
+        self.name = name
+        self.description = description
+        self._label_names = label_names
+        self._bounds = tuple(bounds)
+        self._limits = [*(f"{bound:.6g}" for bound in bounds), "+Inf"]
+        self._children: dict[Labels, Histogram] = {}
+
+    def child(self, *labels: str) -> Histogram:
+        """The child with these label values; made when it is first asked for."""
+        found = self._children.get(labels)
+        if found is None:
+            if len(self._children) >= MAX_CHILDREN:
+                labels = (OTHER,) * len(labels)
+            found = self._children.setdefault(labels, Histogram(self._bounds))
+        return found
+
+    def forget(self, *prefix: str) -> None:
+        """Drops the children whose first label values are `prefix`."""
+        for labels in [key for key in list(self._children) if key[: len(prefix)] == prefix]:
+            self._children.pop(labels, None)
+
+    def make_alike(self) -> HistogramFamily:
+        """A family like this one, without children."""
+        return HistogramFamily(self.name, self.description, self._label_names, bounds=self._bounds)
+
+    def dump(self) -> dict[Labels, tuple[list[int], float]]:
+        """What the children hold, for another process."""
+        return {
+            labels: (list(child.counts), child.total)
+            for labels, child in list(self._children.items())
+        }
+
+    def absorb(self, dumped: dict[Labels, tuple[list[int], float]]) -> None:
+        """Adds what another process holds."""
+        for labels, (counts, total) in dumped.items():
+            child = self.child(*labels)
+            child.counts = [a + b for a, b in zip(child.counts, counts, strict=True)]
+            child.total += total
+
+    def render(self) -> Iterable[str]:
+        """Lines of text."""
+        yield from _render_head(self.name, self.description, "histogram")
+        for labels, child in list(self._children.items()):
+            pairs = _render_pairs(self._label_names, labels)
+            comma = "," if pairs else ""
+            cumulative = 0
+            for limit, count in zip(self._limits, list(child.counts), strict=True):
+                cumulative += count
+                yield f'{self.name}_bucket{{{pairs}{comma}le="{limit}"}} {cumulative}'
+            yield f"{self.name}_sum{{{pairs}}} {_render_number(child.total)}"
+            yield f"{self.name}_count{{{pairs}}} {cumulative}"
+
+
+def render_families(families: Iterable[Family | HistogramFamily]) -> str:
+    """The page that Prometheus scrapes."""
+    return "\n".join(line for family in families for line in family.render()) + "\n"
+
+
+def add_dumps(dumps: Iterable[Dump]) -> Dump:
+    """The sum of what several processes hold."""
+    total: Dump = {}
+    for dump in dumps:
+        for name, children in dump.items():
+            summed = total.setdefault(name, {})
+            for labels, value in children.items():
+                summed[labels] = _add(summed[labels], value) if labels in summed else value
+    return total
+
+
+def _add(one: Any, other: Any) -> Any:
+    if isinstance(one, tuple):
+        return [a + b for a, b in zip(one[0], other[0], strict=True)], one[1] + other[1]
+    return one + other
+
+
+def exponential_bounds(scale: float, growth: float, count: int) -> tuple[float, ...]:
+    """The bounds of TensorFlow's `monitoring::Buckets::Exponential`, without the last."""
+    return tuple(scale * growth**power for power in range(count))
+
+
+def _render_head(name: str, description: str, kind: str) -> Iterable[str]:
+    yield f"# HELP {name} {description}"
+    yield f"# TYPE {name} {kind}"
+
+
+def _render_pairs(names: Labels, values: Labels) -> str:
+    return ",".join(f'{name}="{_escape(v)}"' for name, v in zip(names, values, strict=True))
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _render_number(value: float) -> str:
+    if isinstance(value, float) and math.isfinite(value) and not value.is_integer():
+        return repr(value)
+    return str(int(value)) if math.isfinite(value) else "NaN"
+
+
+# What the kernel says of this process.
+
+
+def find_start_time_s() -> float:
+    """Seconds since the epoch, from the kernel where it says so."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - uptime_s + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.time()
+
+
+def measure_resident_bytes() -> float:
+    """Resident memory in bytes, NaN where the kernel does not say."""
+    try:
+        return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return math.nan

@@ -1,0 +1,260 @@
+"""What Prometheus reads: TensorFlow Serving's metrics under its names, and more under ours.
+
+Names, labels and buckets: `servables/tensorflow/util.cc`, `batching/batching_util.h`,
+`batching/batching_session.cc` and `servables/tensorflow/saved_model_warmup_util.cc`.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from contract.servable import ServableId, VersionState
+from serving.engines.servable import EngineChoice, Observer
+from serving.monitoring.instruments import (
+    Family,
+    HistogramFamily,
+    exponential_bounds,
+    find_start_time_s,
+    measure_resident_bytes,
+    render_families,
+)
+from serving.versions.states import VersionStatus
+
+CONTENT_TYPE = "text/plain"
+
+_LATENCY_US = exponential_bounds(10, 1.8, 33)
+_QUEUE_US = exponential_bounds(100, 1.2, 52)
+_ROWS = exponential_bounds(1, 2, 14)
+_SECONDS = exponential_bounds(1e-5, 2, 24)
+_THREAD_POOL = "model_server_batch_threads"
+_RUNTIMES = {"tensorflow": "TF1"}
+_TF = ":tensorflow:serving:"
+_VERSION = ("model_name", "version")
+_SIGNATURE = (*_VERSION, "signature_name")
+
+
+class Metrics(Observer):
+    """Counts what happens and writes it down on request.
+
+    Args:
+        list_versions: Every version's status, for the gauges.
+        is_ready: Whether every model is served.
+        find_product_version: For `plumbline_build_info`; asked when somebody reads the page,
+            since asking costs more than a tenth of the server's start.
+    """
+
+    def __init__(
+        self,
+        *,
+        list_versions: Callable[[], Mapping[ServableId, VersionStatus]],
+        is_ready: Callable[[], bool],
+        find_product_version: Callable[[], str] = str,
+    ) -> None:
+        self._list_versions = list_versions
+        self._is_ready = is_ready
+        self._find_product_version = find_product_version
+        self._start_time_s = find_start_time_s()
+        self._runtimes: dict[tuple[ServableId, str], str] = {}
+        self._make_tensorflow_serving_families()
+        self._make_own_families()
+
+    def _make_tensorflow_serving_families(self) -> None:
+        self._requests = Family(
+            f"{_TF}request_count", "The total number of requests.", ("model_name", "status")
+        )
+        self._request_latency = HistogramFamily(
+            f"{_TF}request_latency",
+            "Wall time (in microseconds) of a successful request.",
+            ("model_name", "API", "entrypoint"),
+            bounds=_LATENCY_US,
+        )
+        self._runtime_latency = HistogramFamily(
+            f"{_TF}runtime_latency",
+            "Wall time (in microseconds) of the engine.",
+            ("model_name", "API", "runtime"),
+            bounds=_LATENCY_US,
+        )
+        self._examples = HistogramFamily(
+            f"{_TF}request_example_counts",
+            "The number of tensorflow.Examples per request.",
+            ("model",),
+            bounds=exponential_bounds(1, 2, 15),
+        )
+        self._example_total = Family(
+            f"{_TF}request_example_count_total",
+            "The total number of tensorflow.Examples.",
+            ("model",),
+        )
+        self._warmup = HistogramFamily(
+            f"{_TF}model_warmup_latency",
+            "Wall time (in microseconds) for warming up the model.",
+            ("model_path", "status"),
+            bounds=_LATENCY_US,
+        )
+        self._queuing = HistogramFamily(
+            f"{_TF}batching_session:queuing_latency",
+            "Wall time (in microseconds) spent in queuing.",
+            ("thread_pool_name",),
+            bounds=_QUEUE_US,
+        )
+        self._padding = HistogramFamily(
+            f"{_TF}batching_session:padding_size",
+            "The padding size of batches.",
+            ("execution_batch_size",),
+            bounds=_ROWS,
+        )
+        self._input_size = HistogramFamily(
+            f"{_TF}batching_session:input_batch_size",
+            "The batch size of the inputs.",
+            (),
+            bounds=_ROWS,
+        )
+        self._processed_size = HistogramFamily(
+            f"{_TF}batching_session:processed_batch_size",
+            "The batch size of processing.",
+            (),
+            bounds=_ROWS,
+        )
+
+    def _make_own_families(self) -> None:
+        self._runtime = HistogramFamily(
+            "plumbline_runtime_seconds",
+            "Wall time of the engine per version and signature.",
+            _SIGNATURE,
+            bounds=_SECONDS,
+        )
+        self._queue_wait = HistogramFamily(
+            "plumbline_queue_wait_seconds",
+            "How long calls waited for their batch.",
+            _VERSION,
+            bounds=_SECONDS,
+        )
+        self._self_test = Family(
+            "plumbline_self_test",
+            "Result of the golden self-test: passed, failed or untested.",
+            (*_SIGNATURE, "result"),
+            kind="gauge",
+        )
+        self._request_log = Family(
+            "plumbline_request_log",
+            "Sampled requests: written, dropped or failed.",
+            ("result",),
+        )
+        self._engine = Family(
+            "plumbline_engine",
+            "The engine that answers a signature, and why.",
+            (*_SIGNATURE, "engine", "reason"),
+            kind="gauge",
+        )
+
+    # What the request path reports; see Observer.
+
+    def observe_engine(
+        self, servable_id: ServableId, signature_name: str, choice: EngineChoice
+    ) -> None:
+        key = (servable_id.name, str(servable_id.version), signature_name)
+        self._engine.forget(*key)
+        self._engine.child(*key, choice.engine, choice.reason).value = 1
+        runtime = _RUNTIMES.get(choice.engine, choice.engine)
+        self._runtimes[servable_id, signature_name] = runtime
+
+    def observe_self_test(self, servable_id: ServableId, signature_name: str, result: str) -> None:
+        key = (servable_id.name, str(servable_id.version), signature_name)
+        self._self_test.forget(*key)
+        self._self_test.child(*key, result).value = 1
+
+    def observe_warmup(self, servable_id: ServableId, latency_us: float) -> None:
+        path = f"{servable_id.name}/{servable_id.version}"
+        self._warmup.child(path, "OK").observe(latency_us)
+
+    def observe_request(self, model_name: str, status: str) -> None:
+        self._requests.child(model_name, status).add()
+
+    def observe_request_latency(
+        self, model_name: str, api: str, entrypoint: str, latency_us: float
+    ) -> None:
+        self._request_latency.child(model_name, api, entrypoint).observe(latency_us)
+
+    def observe_runtime_latency(
+        self, servable_id: ServableId, signature_name: str, api: str, latency_us: float
+    ) -> None:
+        name = servable_id.name
+        runtime = self._runtimes.get((servable_id, signature_name), "")
+        self._runtime_latency.child(name, api, runtime).observe(latency_us)
+        own = self._runtime.child(name, str(servable_id.version), signature_name)
+        own.observe(latency_us * 1e-6)
+
+    def observe_examples(self, model_name: str, num_examples: int) -> None:
+        self._examples.child(model_name).observe(num_examples)
+        self._example_total.child(model_name).add(num_examples)
+
+    def observe_batch_input(self, servable_id: ServableId, num_rows: int) -> None:
+        self._input_size.child().observe(num_rows)
+
+    def observe_queue_wait(self, servable_id: ServableId, latency_us: float) -> None:
+        self._queuing.child(_THREAD_POOL).observe(latency_us)
+        child = self._queue_wait.child(servable_id.name, str(servable_id.version))
+        child.observe(latency_us * 1e-6)
+
+    def observe_batch(self, servable_id: ServableId, padding: int, num_rows: int) -> None:
+        self._processed_size.child().observe(num_rows)
+        self._padding.child(str(num_rows)).observe(padding)
+
+    def observe_request_log(self, result: str) -> None:
+        self._request_log.child(result).add()
+
+    def observe_state(self, servable_id: ServableId, status: VersionStatus) -> None:
+        """Drops what is said of a version that was unloaded; a failed one stays visible."""
+        if status.state is not VersionState.END or status.error is not None:
+            return
+        key = (servable_id.name, str(servable_id.version))
+        for family in (self._runtime, self._queue_wait, self._self_test, self._engine):
+            family.forget(*key)
+        for engine_key in [key for key in list(self._runtimes) if key[0] == servable_id]:
+            self._runtimes.pop(engine_key, None)
+
+    def render(self) -> str:
+        """The page that Prometheus scrapes."""
+        return render_families((*self.list_counters(), *self.take_gauges()))
+
+    def list_counters(self) -> list[Family | HistogramFamily]:
+        """What only grows, over all that this process has seen."""
+        return [
+            *(self._requests, self._request_latency, self._runtime_latency),
+            *(self._examples, self._example_total, self._warmup),
+            *(self._queuing, self._padding, self._input_size, self._processed_size),
+            *(self._runtime, self._queue_wait, self._request_log),
+        ]
+
+    def take_gauges(self) -> list[Family]:
+        """How things stand now."""
+        states = Family(
+            "plumbline_version_state",
+            "The state of each version, numbered as in get_model_status.proto.",
+            _VERSION,
+            kind="gauge",
+        )
+        for servable_id, status in self._list_versions().items():
+            child = states.child(servable_id.name, str(servable_id.version))
+            child.value = int(status.state)
+        build = Family(
+            "plumbline_build_info", "Versions of the server.", ("version", "python"), kind="gauge"
+        )
+        build.child(self._find_product_version(), platform.python_version()).value = 1
+        single: dict[str, tuple[str, float, Callable[[Iterable[float]], float]]] = {
+            "ready": ("1 when every model is served.", float(self._is_ready()), min),
+            "process_start_time_seconds": (
+                "Start time of the process since the epoch.",
+                self._start_time_s,
+                min,
+            ),
+            "process_resident_memory_bytes": ("Resident memory.", measure_resident_bytes(), sum),
+            "process_cpu_seconds_total": ("CPU time.", time.process_time(), sum),
+        }
+        gauges = [self._self_test, self._engine, states, build]
+        for name, (description, value, combine) in single.items():
+            gauges.append(Family(f"plumbline_{name}", description, kind="gauge", combine=combine))
+            gauges[-1].child().value = value
+        return gauges

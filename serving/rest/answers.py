@@ -1,0 +1,228 @@
+"""Arrays and results as JSON, laid out as TensorFlow Serving lays it out.
+
+Numbers are written with six digits where these name the number, else with the nine
+(float32) or seventeen (float64) that do; whole ones end in `.0`; NaN and Infinity are bare
+words (`util/json_tensor.cc`, `WriteDecimal`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from array import array as array_of_numbers
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from contract.errors import RequestError
+from contract.signature import Array, Batch, dtype_name
+from serving.rest.json_text import quote_json
+from serving.rest.requests import name_dtype
+
+_BYTES_SUFFIX = "_bytes"
+_DIGITS = {"float32": ("%.9g", "f"), "float64": ("%.17g", "d")}
+"""Digits that name any number of a dtype, and array.array's code of it."""
+
+_PART_SIZE = 65536
+"""Elements written at a time: each is an object of its own, twenty times its digits' size."""
+
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint32", "uint64")
+_WORDS = {"nan": b"NaN", "-nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
+
+
+def encode_error(text: str) -> bytes:
+    """The body of an answer that is an error."""
+    return b'{\n    "error": ' + quote_json(text) + b"\n}"
+
+
+def encode_rows(outputs: Batch) -> bytes:
+    """The body of a predict answer in row format: `{"predictions": [...]}`.
+
+    Raises:
+        RequestError: An output has no batch axis, another number of rows than the first, or
+            a dtype that JSON has no place for.
+    """
+    names = sorted(outputs)
+    num_rows = -1
+    for name in names:
+        shape = outputs[name].shape
+        if not shape:
+            raise RequestError(f"Tensor name: {name} has no shape information ")
+        if num_rows >= 0 and shape[0] != num_rows:
+            raise RequestError(
+                f"Tensor name: {name} has inconsistent batch size: {shape[0]} expecting: {num_rows}"
+            )
+        num_rows = shape[0]
+    write = _write_plain_rows if len(names) == 1 else _write_named_rows
+    size = sum(outputs[name].size for name in names)
+    parts = [
+        write({name: outputs[name][start:stop] for name in names})
+        for start, stop in _cut(num_rows, size)
+    ]
+    separator = b", " if len(names) == 1 else b","
+    return b'{\n    "predictions": [' + separator.join(parts) + b"\n    ]\n}"
+
+
+def encode_columns(outputs: Batch) -> bytes:
+    """The body of a predict answer in column format: `{"outputs": ...}`.
+
+    Raises:
+        RequestError: A dtype that JSON has no place for.
+    """
+    if len(outputs) == 1:
+        name, array = next(iter(outputs.items()))
+        return b'{\n    "outputs": ' + _write_tensor(name, array, 1) + b"\n}"
+    members = [
+        b"        " + quote_json(name) + b": " + _write_tensor(name, outputs[name], 2)
+        for name in sorted(outputs)
+    ]
+    return b'{\n    "outputs": {\n' + b",\n".join(members) + b"\n    }\n}"
+
+
+def encode_classification(result: Any) -> bytes:
+    """The body of a classify answer: pairs of label and score, example by example.
+
+    Args:
+        result: A ClassificationResult.
+
+    Raises:
+        RequestError: It is empty.
+    """
+    if not result.classifications:
+        raise RequestError("Cannot convert empty ClassificationResults to JSON")
+    rows = []
+    for one in result.classifications:
+        scores = format_decimals(np.array([item.score for item in one.classes], np.float32))
+        labels = [quote_json(item.label) for item in one.classes]
+        pairs = (
+            b"[" + label + b", " + score + b"]" for label, score in zip(labels, scores, strict=True)
+        )
+        rows.append(b"[" + b", ".join(pairs) + b"]")
+    return b'{\n    "results": [' + b", ".join(rows) + b"\n    ]\n}"
+
+
+def encode_regression(result: Any) -> bytes:
+    """The body of a regress answer: a number per example.
+
+    Args:
+        result: A RegressionResult.
+
+    Raises:
+        RequestError: It is empty.
+    """
+    if not result.regressions:
+        raise RequestError("Cannot convert empty RegressionResults to JSON")
+    values = format_decimals(np.array([one.value for one in result.regressions], np.float32))
+    return b'{\n    "results": [' + b", ".join(values) + b"]\n}"
+
+
+def format_decimals(array: Array) -> list[bytes]:
+    """The numbers of a float32 or float64 array, in order."""
+    values = array.ravel().tolist()
+    if not values:
+        return []
+    short = ("%g " * len(values) % tuple(values)).split()
+    digits, code = _DIGITS[array.dtype.name]
+    # array.array rounds to float32 as numpy does, and costs a fraction of it for few numbers.
+    back = array_of_numbers(code, map(float, short))
+    return [
+        _finish(text if same == value else digits % value)
+        for text, same, value in zip(short, back, values, strict=True)
+    ]
+
+
+def _finish(text: str) -> bytes:
+    if "." in text or "e" in text:
+        return text.encode()
+    return _WORDS.get(text) or text.encode() + b".0"
+
+
+def _format(name: str, array: Array) -> list[bytes]:
+    """Every element as JSON, in order."""
+    dtype = dtype_name(array.dtype)
+    if dtype in _DIGITS:
+        return format_decimals(array)
+    if dtype in _INTEGERS:
+        return [b"%d" % value for value in array.ravel().tolist()]
+    if dtype == "bool":
+        return [b"true" if value else b"false" for value in array.ravel().tolist()]
+    if dtype == "string":
+        write = _quote_base64 if name.endswith(_BYTES_SUFFIX) else quote_json
+        return [write(value) for value in array.ravel().tolist()]
+    if array.size == 0:
+        return []
+    raise RequestError(f"Failed to write JSON value for tensor type: {name_dtype(dtype)}")
+
+
+def _quote_base64(value: bytes) -> bytes:
+    return b'{"b64": "' + base64.b64encode(value) + b'"}'
+
+
+def _cut(num_rows: int, size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows with at most about `_PART_SIZE` elements, and at least one row."""
+    step = max(1, _PART_SIZE * num_rows // max(size, 1))
+    for start in range(0, num_rows, step):
+        yield start, start + step
+
+
+def _write_plain_rows(outputs: Batch) -> bytes:
+    return b"".join(b", ".join(_nest_rows(name, array)) for name, array in outputs.items())
+
+
+def _write_named_rows(outputs: Batch) -> bytes:
+    heads = [b"            " + quote_json(name) + b": " for name in outputs]
+    columns = [_nest_rows(name, array) for name, array in outputs.items()]
+    return b",".join(
+        b"\n        {\n" + b",\n".join(map(bytes.__add__, heads, values)) + b"\n        }"
+        for values in zip(*columns, strict=True)
+    )
+
+
+def _nest_rows(name: str, array: Array) -> Sequence[bytes]:
+    """Each row as JSON on one line."""
+    level = _format(name, array)
+    for axis in range(array.ndim - 1, 0, -1):
+        size = array.shape[axis]
+        count = math.prod(array.shape[:axis])
+        level = [
+            b"[" + b", ".join(level[start * size : (start + 1) * size]) + b"]"
+            for start in range(count)
+        ]
+    return level
+
+
+def _write_tensor(name: str, array: Array, depth: int) -> bytes:
+    """Nested lists with every element on a line of its own."""
+    if array.ndim == 0:
+        return _format(name, array)[0]
+    if not len(array):
+        return b"[]"
+    inner = b"\n" + b"    " * (depth + 1)
+    parts = [
+        (b"," + inner).join(_spread_rows(name, array[start:stop], depth))
+        for start, stop in _cut(len(array), array.size)
+    ]
+    return b"[" + inner + (b"," + inner).join(parts) + b"\n" + b"    " * depth + b"]"
+
+
+def _spread_rows(name: str, array: Array, depth: int) -> Sequence[bytes]:
+    level, shape = _format(name, array), array.shape
+    for axis in range(array.ndim - 1, 0, -1):
+        size = shape[axis]
+        count = math.prod(shape[:axis])
+        inner = b"\n" + b"    " * (depth + axis + 1)
+        outer = b"\n" + b"    " * (depth + axis) + b"]"
+        level = [
+            b"[" + inner + (b"," + inner).join(level[n * size : (n + 1) * size]) + outer
+            if size
+            else b"[]"
+            for n in range(count)
+        ]
+    return level
+
+
+def encode_document(document: Mapping[str, Any]) -> bytes:
+    """A status or metadata answer, indented by one blank, as protobuf prints it."""
+    return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,495 @@
+"""JSON of a predict request to arrays, in TensorFlow Serving's row and column formats.
+
+What is regular and of one kind is converted level by level at the speed of C; anything else
+goes through `json_items`, which finds the words of the error, or what else is allowed.
+Source of the rules: `util/json_tensor.cc`.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from contract.errors import Code, RequestError
+from contract.signature import Array
+from contract.wire.plumbline_wire import example_pb2
+from contract.wire.tensors import layout_of_name
+from serving.rest.json_text import describe_json, list_members, name_json_type
+
+SIGNATURE_NAME = "signature_name"
+INSTANCES = "instances"
+INPUTS = "inputs"
+
+
+def read_signature_name(document: Mapping[str, Any]) -> str:
+    """The `signature_name` of a request, "" when it has none.
+
+    Raises:
+        RequestError: It is no string.
+    """
+    name = document.get(SIGNATURE_NAME, "")
+    if not isinstance(name, str):
+        raise RequestError(
+            f"JSON Value: {describe_json(document)} not formatted correctly. "
+            "'signature_name' key must be a string value."
+        )
+    return name
+
+
+def read_inputs(
+    document: dict[str, Any], dtypes: Mapping[str, str]
+) -> tuple[dict[str, Array], bool]:
+    """The inputs of a predict request.
+
+    Args:
+        document: The request.
+        dtypes: Input name to numpy's name of its dtype, or `string`.
+
+    Returns:
+        Input name to array, and whether the request is in row format.
+
+    Raises:
+        RequestError: In TensorFlow Serving's words.
+    """
+    if INSTANCES in document:
+        if INPUTS in document:
+            raise _format_error(
+                document,
+                "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to "
+                "exist ",
+            )
+        rows = document[INSTANCES]
+        if not isinstance(rows, list):
+            raise _format_error(document, "Expecting 'instances' to be an list/array")
+        if not rows:
+            raise _format_error(document, "No values in 'instances' array")
+        return _read_rows(rows, dtypes), True
+    if INPUTS in document:
+        return _read_columns(document[INPUTS], dtypes), False
+    raise RequestError("Missing 'inputs' or 'instances' key")
+
+
+def _read_rows(rows: list[Any], dtypes: Mapping[str, str]) -> dict[str, Array]:
+    if not isinstance(rows[0], dict) and len(dtypes) > 1:
+        raise RequestError(
+            "instances is a plain list, but expecting list of objects as multiple input tensors "
+            "required as per tensorinfo_map"
+        )
+    if not _is_named(rows[0]):
+        name = next(iter(dtypes))
+        array = to_array(rows, dtypes[name])
+        return _read_plain_rows(rows, name, dtypes) if array is None else {name: array}
+    names = dtypes.keys()
+    if all(type(row) is dict and row.keys() == names for row in rows):
+        columns = {name: to_array([row[name] for row in rows], dtypes[name]) for name in names}
+        arrays = {name: array for name, array in columns.items() if array is not None}
+        if len(arrays) == len(dtypes):
+            return arrays
+    return _read_named_rows(rows, dtypes)
+
+
+def _read_plain_rows(rows: list[Any], name: str, dtypes: Mapping[str, str]) -> dict[str, Array]:
+    reader = ItemReader(dtypes)
+    for number, row in enumerate(rows):
+        if _is_named(row):
+            raise RequestError(
+                f"Expecting value/list but got object at item {number} of input list"
+            )
+        try:
+            reader.add_item(name, row)
+        except RequestError as error:
+            raise RequestError(
+                f"Failed to process element: {number} of 'instances' list. "
+                f"Error: {error.code.name}: {error}"
+            ) from error
+    return reader.stack_rows(len(rows))
+
+
+def _read_named_rows(rows: list[Any], dtypes: Mapping[str, str]) -> dict[str, Array]:
+    reader = ItemReader(dtypes)
+    for number, row in enumerate(rows):
+        if not _is_named(row):
+            raise RequestError(f"Expecting object but got list at item {number} of input list")
+        for name, item in list_members(row):
+            try:
+                reader.add_item(name, item)
+            except RequestError as error:
+                raise RequestError(
+                    f"Failed to process element: {number} key: {name} of 'instances' list. "
+                    f"Error: {error.code.name}: {error}"
+                ) from error
+        if row.keys() != dtypes.keys():
+            raise RequestError(
+                f"Failed to process element: {number} of 'instances' list. JSON object: "
+                f"{describe_json(row)} keys must be equal to: {','.join(sorted(dtypes))}"
+            )
+    return reader.stack_rows(len(rows))
+
+
+def _read_columns(value: Any, dtypes: Mapping[str, str]) -> dict[str, Array]:
+    if not _is_named(value):
+        if len(dtypes) > 1:
+            raise RequestError(
+                "inputs is a plain value/list, but expecting an object as multiple input tensors "
+                "required as per tensorinfo_map"
+            )
+        value = {next(iter(dtypes)): value}
+    arrays = {}
+    for name, dtype in dtypes.items():
+        if name not in value:
+            raise RequestError(f"Missing named input: {name} in 'inputs' object.")
+        array = to_array(value[name], dtype)
+        arrays[name] = ItemReader(dtypes).read_tensor(name, value[name]) if array is None else array
+    return arrays
+
+
+def to_array(values: Any, dtype: str) -> Array | None:
+    """A regular list of lists of plain values as an array; None when it is anything else.
+
+    Args:
+        values: A list, at any depth, of one kind of values.
+        dtype: numpy's name of the wanted dtype, or `string`.
+    """
+    shape: list[int] = []
+    size = 0
+    level = values
+    while type(level) is list and level:
+        shape.append(len(level) if not shape else size)
+        if type(level[0]) is not list:
+            flat = _convert(level, dtype)
+            return None if flat is None else flat.reshape(shape)
+        size = len(level[0])
+        if set(map(type, level)) != {list} or set(map(len, level)) != {size}:
+            return None
+        level = list(chain.from_iterable(level))
+    return None
+
+
+def _convert(values: list[Any], dtype: str) -> Array | None:
+    kinds = set(map(type, values))
+    if dtype in ("float32", "float64") and kinds <= {int, float}:
+        with np.errstate(over="ignore"):  # as C++ narrows: what is too large is infinite
+            return np.array(values, np.float64).astype(dtype, copy=False)
+    if dtype in INT_RANGES and kinds == {int}:
+        low, high = INT_RANGES[dtype]
+        if low <= min(values) and max(values) <= high:
+            wide = np.uint64 if dtype == "uint64" else np.int64
+            return np.array(values, wide).astype(dtype, copy=False)
+    if dtype == "bool" and kinds == {bool}:
+        return np.array(values, np.bool_)
+    if dtype == "string" and kinds == {str}:
+        array = np.empty(len(values), object)
+        array[:] = [value.encode("utf-8", "surrogateescape") for value in values]
+        return array
+    return None
+
+
+def _is_named(value: Any) -> bool:
+    """An object that names tensors, not one that wraps base64."""
+    return isinstance(value, dict) and not is_base64_object(value)
+
+
+def _format_error(document: Mapping[str, Any], text: str) -> RequestError:
+    return RequestError(f"JSON Value: {describe_json(document)} {text}", code=Code.INVALID_ARGUMENT)
+
+
+# One JSON value after the other into tensors, with TensorFlow Serving's words for errors.
+#
+# What a value may be for each dtype, how shapes are found, and what is said when they do not
+# fit are the rules of `util/json_tensor.cc`.
+
+
+BASE64 = "b64"
+
+_INT32 = (-(2**31), 2**31 - 1)
+INT_RANGES = {
+    **dict.fromkeys(("int32", "int16", "int8", "uint8"), _INT32),
+    "int64": (-(2**63), 2**63 - 1),
+    "uint32": (0, 2**32 - 1),
+    "uint64": (0, 2**64 - 1),
+}
+"""What RapidJSON's IsInt, IsInt64, IsUint and IsUint64 admit for each dtype."""
+
+_TENSORFLOW_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*")
+_PADDING = re.compile(rb"[=.]*\Z")
+
+
+class ItemReader:
+    """Collects the items of a request, input by input.
+
+    Args:
+        dtypes: Input name to numpy's name of its dtype, or `string`.
+    """
+
+    def __init__(self, dtypes: Mapping[str, str]) -> None:
+        self._dtypes = dtypes
+        self._values: dict[str, list[Any]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def add_item(self, name: str, item: Any) -> None:
+        """Adds one row of one input.
+
+        Raises:
+            RequestError: No such input, a wrong type, or another shape than the row before.
+        """
+        if name not in self._dtypes:
+            raise RequestError(f"JSON object: does not have named input: {name}")
+        values = self._values.setdefault(name, [])
+        before = len(values)
+        shape = find_shape(item)
+        _fill(item, 0, shape, self._dtypes[name], values)
+        size = len(values) - before
+        if name not in self._sizes:
+            self._sizes[name] = size
+            self._shapes[name] = shape
+        elif self._sizes[name] != size:
+            raise RequestError(f"Expecting tensor size: {self._sizes[name]} but got: {size}")
+        elif self._shapes[name] != shape:
+            raise RequestError(
+                f"Expecting shape {_print_shape(self._shapes[name])} but got: {_print_shape(shape)}"
+            )
+
+    def stack_rows(self, num_rows: int) -> dict[str, Array]:
+        """Input name to array; axis 0 is the row.
+
+        A row that names an input twice adds its values twice; what is too much is cut.
+        """
+        arrays = {}
+        for name, values in self._values.items():
+            shape = (num_rows, *self._shapes[name])
+            arrays[name] = _to_array(values[: math.prod(shape)], self._dtypes[name], shape)
+        return arrays
+
+    def read_tensor(self, name: str, value: Any) -> Array:
+        """A whole tensor in column format.
+
+        Raises:
+            RequestError: A wrong type, or rows of different lengths.
+        """
+        values: list[Any] = []
+        shape = find_shape(value)
+        _fill(value, 0, shape, self._dtypes[name], values)
+        return _to_array(values, self._dtypes[name], shape)
+
+
+def is_base64_object(value: Any) -> bool:
+    """Whether `value` is `{"b64": "..."}` and nothing else."""
+    return (
+        isinstance(value, dict)
+        and len(list_members(value)) == 1
+        and isinstance(value.get(BASE64), str)
+    )
+
+
+def decode_base64_object(value: Any) -> bytes:
+    """The bytes of `{"b64": "..."}`.
+
+    White space is skipped and padding may be left out, as `absl::Base64Unescape` has it.
+
+    Raises:
+        RequestError: It is not such an object, or not base64.
+    """
+    if not is_base64_object(value):
+        raise RequestError(
+            f"JSON Value: {describe_json(value)} not formatted correctly for base64 data"
+        )
+    text = b"".join(value[BASE64].encode("utf-8", "surrogateescape").split())
+    found = _PADDING.search(text)
+    padding = len(found[0]) if found else 0
+    data = text[: len(text) - padding]
+    missing = -len(data) % 4
+    if not _BASE64.fullmatch(data) or missing == 3 or padding not in (0, missing):
+        raise RequestError("Unable to base64 decode")
+    return base64.b64decode(data + b"=" * missing)
+
+
+def find_shape(value: Any) -> tuple[int, ...]:
+    """Axis sizes, taken from the first item of every list."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return tuple(shape)
+
+
+def _fill(value: Any, level: int, shape: tuple[int, ...], dtype: str, values: list[Any]) -> None:
+    rank = len(shape)
+    if not isinstance(value, list):
+        if level != rank:
+            raise RequestError(
+                f"JSON Value: {describe_json(value)} found at incorrect level: {level + 1} "
+                f"in the JSON DOM. Expected at level: {rank}"
+            )
+        values.append(_read_value(value, dtype))
+        return
+    if level >= rank:
+        raise RequestError(f"Encountered list at unexpected level: {level} expected < {rank}")
+    if len(value) != shape[level]:
+        raise RequestError(
+            f"Encountered list at unexpected size: {len(value)} at level: {level} "
+            f"expected size: {shape[level]}"
+        )
+    for one in value:
+        _fill(one, level + 1, shape, dtype, values)
+
+
+def _read_value(value: Any, dtype: str) -> Any:
+    kind = type(value)
+    if isinstance(value, dict):
+        if dtype == "string":
+            return decode_base64_object(value)
+        raise _type_error(value, dtype)
+    if dtype in ("float32", "float64"):
+        fits = kind in (int, float)
+    elif dtype in INT_RANGES:
+        low, high = INT_RANGES[dtype]
+        fits = kind is int and low <= value <= high
+    elif dtype == "string":
+        fits = kind is str
+    elif dtype == "bool":
+        fits = kind is bool
+    else:
+        raise RequestError(
+            f"Conversion of JSON Value: {describe_json(value)} to type: {name_dtype(dtype)}",
+            code=Code.UNIMPLEMENTED,
+        )
+    if not fits:
+        raise _type_error(value, dtype)
+    return value.encode("utf-8", "surrogateescape") if kind is str else value
+
+
+def _type_error(value: Any, dtype: str) -> RequestError:
+    return RequestError(
+        f"JSON Value: {describe_json(value)} Type: {name_json_type(value)} "
+        f"is not of expected type: {name_dtype(dtype)}"
+    )
+
+
+def name_dtype(dtype: str) -> str:
+    """TensorFlow's name of a dtype: `float` for float32, `double`, `half`."""
+    return _TENSORFLOW_NAMES.get(dtype, dtype)
+
+
+def _to_array(values: list[Any], dtype: str, shape: tuple[int, ...]) -> Array:
+    if dtype == "string":
+        array = np.empty(len(values), object)
+        array[:] = values
+    elif dtype in INT_RANGES:
+        wide = np.uint64 if dtype == "uint64" else np.int64
+        array = np.array(values, wide).astype(dtype)
+    elif dtype in ("float32", "float64"):
+        with np.errstate(over="ignore"):
+            array = np.array(values, np.float64).astype(dtype)
+    else:
+        array = np.array(values, layout_of_name(dtype).dtype)
+    return array.reshape(shape)
+
+
+def _print_shape(shape: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, shape))}]"
+
+
+# JSON of a classify or regress request to tf.Examples (`util/json_tensor.cc`).
+
+
+EXAMPLES = "examples"
+CONTEXT = "context"
+
+_KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
+_MAX_FLOAT32 = 3.4028235677973366e38
+"""From here on (halfway to the next power of two) a double is an infinite float32."""
+
+
+def read_examples(document: dict[str, Any]) -> Any:
+    """The `Input` of a classify or regress request.
+
+    Raises:
+        RequestError: In TensorFlow Serving's words.
+    """
+    message = example_pb2.Input()
+    has_context = CONTEXT in document
+    if has_context:
+        _fill_example(document[CONTEXT], message.example_list_with_context.context)
+    if EXAMPLES not in document:
+        raise _example_error(
+            document, "When method is classify, key 'examples' is expected and was not found"
+        )
+    examples = document[EXAMPLES]
+    if not isinstance(examples, list):
+        raise _example_error(document, "Expecting 'examples' value to be an list/array")
+    if not examples:
+        raise _example_error(document, "'examples' value is an empty array")
+    target = message.example_list_with_context if has_context else message.example_list
+    for example in examples:
+        _fill_example(example, target.examples.add())
+    return message
+
+
+def _fill_example(value: Any, example: Any) -> None:
+    if not isinstance(value, dict):
+        raise RequestError(f"Example must be JSON object but got JSON {name_json_type(value)}")
+    example.SetInParent()
+    for name, content in list_members(value):
+        feature = example.features.feature[_to_key(name)]
+        feature.Clear()  # of equal names the last counts
+        for one in content if isinstance(content, list) else (content,):
+            _add_value(one, name, feature)
+
+
+def _add_value(value: Any, name: str, feature: Any) -> None:
+    kind = _find_kind(value, name)
+    if feature.WhichOneof("kind") not in (None, kind):
+        raise RequestError(
+            f"Unexpected element type in feature: {name} "
+            f"expecting type: {_KINDS[feature.WhichOneof('kind')]}"
+        )
+    getattr(feature, kind).value.append(_read_element(value, name))
+
+
+def _find_kind(value: Any, name: str) -> str:
+    if isinstance(value, bool | int):
+        return "int64_list"
+    if isinstance(value, float):
+        return "float_list"
+    if isinstance(value, str) or is_base64_object(value):
+        return "bytes_list"
+    raise RequestError(
+        f"Feature: {name} has element with unexpected JSON type: {name_json_type(value)}"
+    )
+
+
+def _read_element(value: Any, name: str) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
+    if isinstance(value, float):
+        return _narrow(value)
+    if isinstance(value, dict):
+        return decode_base64_object(value)
+    if value >= 2**63:
+        raise RequestError(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+    return int(value)
+
+
+def _narrow(value: float) -> float:
+    if abs(value) < _MAX_FLOAT32:
+        return value
+    return value * float("inf")
+
+
+def _to_key(name: str) -> str:
+    # A name that is no UTF-8 cannot travel in a string field.
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _example_error(document: dict[str, Any], text: str) -> RequestError:
+    return RequestError(f"JSON Value: {describe_json(document)} {text}")

@@ -1,0 +1,308 @@
+"""The REST server as a process runs it: port, TLS, probes, metrics, tokens, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import ClientError, web
+from aiohttp.typedefs import Handler
+
+from contract.errors import (
+    CancelledError,
+    Code,
+    DeadlineExceededError,
+    InternalError,
+    PlumblineError,
+    RequestError,
+    ResourceExhaustedError,
+    ServableUnavailableError,
+    UnauthenticatedError,
+)
+from contract.wire.rpc import ERROR_KEY, http_status
+from serving.addresses import join_address
+from serving.api.handlers import Handlers
+from serving.config.server import ServerConfig
+from serving.draining import CallCounter
+from serving.monitoring.health import Health
+from serving.monitoring.metrics import CONTENT_TYPE
+from serving.rest.answers import encode_error
+from serving.rest.inflation import inflate_gzip
+from serving.rest.methods import LARGE_BYTES, RestMethods
+from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
+from serving.security import check_token, make_ssl_context
+
+LIVE_PATH = "/livez"
+READY_PATH = "/readyz"
+
+
+class RestFace:
+    """One HTTP server with TensorFlow Serving's REST API, metrics and probes.
+
+    Args:
+        handlers: What answers.
+        config: Port, limits, TLS and tokens.
+        health: Behind /livez and /readyz, which want no token, as probes have none.
+        render_metrics: Behind the metrics path.
+    """
+
+    def __init__(
+        self,
+        handlers: Handlers,
+        config: ServerConfig,
+        health: Health,
+        render_metrics: Callable[[], Awaitable[str]],
+    ) -> None:
+        self._config = config
+        self._health = health
+        self._render_metrics = render_metrics
+        app = create_rest_app(handlers, config)
+        self._calls = CallCounter()
+        self._site: web.TCPSite | None = None
+        app.middlewares.insert(0, self._admit)
+        if not config.strict_compat:
+            app.router.add_get(LIVE_PATH, self._answer_live)
+            app.router.add_get(READY_PATH, self._answer_ready)
+        if config.metrics_path:
+            app.router.add_get(config.metrics_path, self._answer_metrics)
+        self._runner = create_rest_runner(app, handle_signals=False, shutdown_timeout=1.0)
+        self.port = 0
+
+    async def start(self) -> None:
+        """Opens the port.
+
+        Raises:
+            ConfigError: The TLS files cannot be used.
+            ServableUnavailableError: The port cannot be had.
+        """
+        config = self._config
+        await self._runner.setup()
+        self._site = web.TCPSite(
+            self._runner,
+            config.host.strip("[]"),
+            max(config.rest_api_port, 0),
+            ssl_context=None if config.tls is None else make_ssl_context(config.tls),
+            reuse_port=True if config.workers > 1 else None,
+        )
+        try:
+            await self._site.start()
+        except OSError as error:
+            address = join_address(config.host, config.rest_api_port)
+            raise ServableUnavailableError(
+                f"cannot listen on {address}: {error.strerror or error}; give another "
+                f"--rest_api_port={config.rest_api_port}"
+            ) from None
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self, grace_s: float) -> bool:
+        """Takes no new calls, and waits at most `grace_s` for those in flight.
+
+        aiohttp's own clean-up drops the rest of a body that is still being sent, so it comes
+        only after the last call. Calls on open connections are answered until then, and told
+        that the connection closes.
+
+        Returns:
+            Whether all of them were answered.
+        """
+        if self._site is not None:
+            await self._site.stop()
+        was_idle = await self._calls.wait_until_idle(grace_s)
+        await self._runner.cleanup()
+        return was_idle
+
+    @web.middleware
+    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        with self._calls:
+            answer = self._refuse(request) or await handler(request)
+            if self._health.is_draining:
+                answer.force_close()
+            return answer
+
+    def _refuse(self, request: web.Request) -> web.Response | None:
+        """The answer to who may not call, or None: 401 without a token, 429 beyond the limit."""
+        if request.path in (LIVE_PATH, READY_PATH):
+            return None
+        limit = self._config.max_concurrent_calls
+        if limit and self._calls.num_in_flight > limit:
+            text = f"{limit} calls are in flight already (--max_concurrent_calls)"
+            return web.json_response({"error": text}, status=429)
+        if self._config.auth_tokens:
+            try:
+                check_token(self._config.auth_tokens, request.headers.get("Authorization"))
+            except UnauthenticatedError as error:
+                return web.json_response(
+                    {"error": error.message}, status=401, headers={"WWW-Authenticate": "Bearer"}
+                )
+        return None
+
+    async def _answer_live(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _answer_ready(self, request: web.Request) -> web.Response:
+        if self._health.is_ready:
+            return web.Response(text="ok\n")
+        return web.Response(text="not ready\n", status=503)
+
+    async def _answer_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=await self._render_metrics(), content_type=CONTENT_TYPE)
+
+
+# The REST face: HTTP requests and answers as TensorFlow Serving has them.
+#
+# Paths, methods, headers and bodies that are no JSON are those of its HTTP server
+# (`model_servers/http_server.cc`, `util/net_http`); what is asked for is done by `RestMethods`.
+
+
+_log = logging.getLogger(__name__)
+
+UNLIMITED = 2**31 - 1
+"""What --strict_compat allows instead of the limits on bodies: TensorFlow Serving has none."""
+
+CRASH_TEXT = "the server failed; its log has the reason"
+_ALLOWED = frozenset(("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"))
+_JSON = {"Content-Type": "application/json"}
+_HTML = {"Content-Type": "text/html"}
+_NO_JSON = {"Content-Type": "text/html; charset=ISO-8859-1"}
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
+_ORIGIN = re.compile("https?://")
+
+
+def create_rest_app(handlers: Handlers, config: ServerConfig) -> web.Application:
+    """An application that answers every path; more specific routes may be added to it.
+
+    Run it with `create_rest_runner`: bodies must reach it as they were sent.
+
+    Args:
+        handlers: What answers.
+        config: Limits and switches.
+    """
+    api = RestApi(handlers, config)
+    app = web.Application(
+        client_max_size=UNLIMITED if config.strict_compat else config.max_json_bytes
+    )
+    app.router.add_route("*", "/{path:.*}", api.handle)
+    return app
+
+
+def create_rest_runner(app: web.Application, **options: Any) -> web.AppRunner:
+    """A runner that leaves gzip bodies alone, so that the limit on their size is ours."""
+    return web.AppRunner(app, auto_decompress=False, access_log=None, **options)
+
+
+class RestApi:
+    """One request after the other.
+
+    Args:
+        handlers: What answers.
+        config: Limits and switches.
+    """
+
+    def __init__(self, handlers: Handlers, config: ServerConfig) -> None:
+        self._methods = RestMethods(handlers, config)
+        self._observer = handlers.observer
+        self._pool = handlers.pool
+        self._max_json_bytes = config.max_json_bytes
+        strict = config.strict_compat
+        self._max_inflated_bytes = UNLIMITED if strict else config.max_inflated_bytes
+        timeout_ms = config.rest_api_timeout_in_ms
+        self._timeout_s = timeout_ms / 1000 if timeout_ms > 0 else None
+        self._more_headers = _CORS if config.rest_api_enable_cors_support else {}
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """The answer to a request; never raises."""
+        path = _read_path(request)
+        method = request.method
+        if method not in _ALLOWED:
+            return _send_page(501, "Not Implemented")
+        if not is_valid_path(path):
+            return _send_page(400, "Bad Request")
+        if not is_api_path(path):
+            return _send_page(404, "Not Found")
+        if method == "OPTIONS":
+            return self._answer_preflight(request)
+        try:
+            target = parse_path(method, path)
+        except EmptyAnswer as error:
+            return self._refuse("", error)
+        return await self._answer(request, path, target)
+
+    async def _answer(self, request: web.Request, path: str, target: Target | None) -> web.Response:
+        started = time.perf_counter()
+        method = request.method
+        name = target.spec.name if target else ""
+        try:
+            body = None
+            if target is not None:
+                async with asyncio.timeout(self._timeout_s):
+                    sent = await self._read_body(request) if method == "POST" else b""
+                    body = await self._methods.answer(method, target, sent)
+            if target is None or body is None:
+                raise RequestError(f"Malformed request: {method} {path}")
+        except PlumblineError as error:
+            return self._refuse(name, error)
+        except TimeoutError:
+            text = f"no answer within {self._timeout_s:g} s (--rest_api_timeout_in_ms)"
+            return self._refuse(name, DeadlineExceededError(text))
+        except Exception:  # the rim
+            _log.exception("%s %s failed", method, path)
+            return self._refuse(name, InternalError(CRASH_TEXT))
+        elapsed_us = (time.perf_counter() - started) * 1e6
+        self._observer.observe_request_latency(name, target.verb, "REST", elapsed_us)
+        self._observer.observe_request(name, "OK")
+        return web.Response(body=body, headers={**_JSON, **self._more_headers})
+
+    def _refuse(self, name: str, error: PlumblineError) -> web.Response:
+        self._observer.observe_request(name, error.code.name)
+        body = b"" if isinstance(error, EmptyAnswer) else encode_error(error.message)
+        kind = RequestError if isinstance(error, EmptyAnswer) else type(error)
+        headers = {**_JSON, **self._more_headers, ERROR_KEY: kind.__name__}
+        return web.Response(status=http_status(error.code), body=body, headers=headers)
+
+    def _answer_preflight(self, request: web.Request) -> web.Response:
+        is_fine = _ORIGIN.search(request.headers.get("Origin", "")) is not None
+        code = Code.OK if is_fine else Code.FAILED_PRECONDITION
+        self._observer.observe_request("", code.name)
+        return web.Response(
+            status=http_status(code), body=b"", headers={**_NO_JSON, **self._more_headers}
+        )
+
+    async def _read_body(self, request: web.Request) -> bytes:
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise ResourceExhaustedError(
+                f"the body is larger than {self._max_json_bytes} bytes (--max_json_bytes); "
+                "send fewer rows at a time, or use gRPC"
+            ) from None
+        except (ClientError, ConnectionError) as error:
+            raise CancelledError("the caller left before the body was complete") from error
+        if "gzip" not in request.headers.get("Content-Encoding", ""):
+            return body
+        if len(body) < LARGE_BYTES // 4:
+            return inflate_gzip(body, max_bytes=self._max_inflated_bytes)
+        return await self._pool.run(lambda: inflate_gzip(body, max_bytes=self._max_inflated_bytes))
+
+
+def _read_path(request: web.Request) -> str:
+    path = request.raw_path
+    if "://" in path and not path.startswith("/"):  # the absolute form, as proxies send it
+        _, _, rest = path.partition("://")
+        path = "/" + rest.partition("/")[2]
+    return path
+
+
+def _send_page(status: int, reason: str) -> web.Response:
+    """A page of libevent's, which TensorFlow Serving's HTTP server is made of."""
+    page = (
+        f"<HTML><HEAD>\n<TITLE>{status} {reason}</TITLE>\n</HEAD><BODY>\n"
+        f"<H1>{reason}</H1>\n</BODY></HTML>\n"
+    )
+    return web.Response(status=status, body=page.encode(), headers=_HTML)

@@ -1,0 +1,1 @@
+"""Which versions exist, which are aspired, and the life cycle of each."""

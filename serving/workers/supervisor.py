@@ -1,0 +1,308 @@
+"""`--workers=N`: starts the processes that share the ports, and replaces those that die.
+
+The supervisor imports what workers need and then forks, so that they start in no time and share
+its memory. It never starts a thread, an event loop or gRPC: none of them survives a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import importlib
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from contract.console.exits import ExitCode
+from contract.errors import ConfigError, ServableUnavailableError
+from serving.addresses import Addresses, join_address, log_addresses, write_port_file
+from serving.config.server import ServerConfig
+from serving.workers.board import Board
+
+_STOPPING = frozenset((signal.SIGTERM, signal.SIGINT))
+_LISTENING = signal.SIGUSR1  # a worker says that it takes calls
+_SIGNALS = frozenset((*_STOPPING, _LISTENING, signal.SIGCHLD))
+_LONG_ENOUGH_S = 10.0
+_MIN_DELAY_S, _MAX_DELAY_S = 0.1, 10.0
+_IDLE_S = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(slots=True)
+class _Place:
+    """A slot and who has it.
+
+    Attributes:
+        slot: Its number.
+        pid: The worker; 0 while there is none.
+        started: When it was forked (`time.monotonic`).
+        due: When the next one may be forked.
+        is_replacement: Whether others served when it started.
+        num_failures: Workers that did not live long, one after the other.
+    """
+
+    slot: int
+    pid: int = 0
+    started: float = 0.0
+    due: float = 0.0
+    is_replacement: bool = False
+    num_failures: int = 0
+
+
+class Supervisor:
+    """Runs the workers of one configuration; for the main thread of a process without others.
+
+    Args:
+        config: What to serve.
+        serve: What a worker does: gets its configuration, the board, its slot, whether it
+            replaces another, and a file that ends with the supervisor; gives the exit code.
+    """
+
+    def __init__(
+        self, config: ServerConfig, serve: Callable[[ServerConfig, Board, int, bool, int], int]
+    ) -> None:
+        self._config = config
+        self._serve = serve
+        self._places = [_Place(slot) for slot in range(config.workers)]
+        self._has_opened = False
+        self._is_stopping = False
+        self._code: int = ExitCode.DONE
+
+    def run(self) -> int:
+        """Serves until a signal; returns the exit code.
+
+        Raises:
+            ServableUnavailableError: A port cannot be had.
+            ConfigError: Workers cannot share ports on this system.
+        """
+        if not hasattr(signal, "sigtimedwait") or not hasattr(os, "fork"):
+            raise ConfigError("--workers: processes can share ports on Linux only; leave it out")
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        with PortReservation(self._config) as ports, _make_board(self._config.workers) as board:
+            self._config, self._board = ports.fill_in(self._config), board
+            self._lifeline, self._lifeline_end = os.pipe()
+            _preload(self._config)
+            self._watch_over()
+        return self._code
+
+    def _watch_over(self) -> None:
+        while not self._is_stopping or any(place.pid for place in self._places):
+            if not self._is_stopping:
+                self._fill_places()
+            info = signal.sigtimedwait(_SIGNALS, self._find_wait())
+            self._reap()
+            if info is not None and info.si_signo in _STOPPING:
+                self._stop(signal.Signals(info.si_signo))
+            self._open_if_all_listen()
+
+    def _find_wait(self) -> float:
+        now = time.monotonic()
+        waiting = [place.due - now for place in self._places if not place.pid]
+        return max(0.0, min([_IDLE_S, *([] if self._is_stopping else waiting)]))
+
+    # Starting.
+
+    def _fill_places(self) -> None:
+        now = time.monotonic()
+        for place in self._places:
+            if not place.pid and place.due <= now:
+                self._start(place)
+
+    def _start(self, place: _Place) -> None:
+        place.is_replacement = self._has_opened
+        try:
+            pid = os.fork()
+        except OSError as error:
+            logger.error("cannot start worker %d: %s; trying again", place.slot, error)
+            place.due = time.monotonic() + _MAX_DELAY_S
+            return
+        if pid == 0:
+            self._become_worker(place)
+        place.pid, place.started = pid, time.monotonic()
+
+    def _become_worker(self, place: _Place) -> NoReturn:
+        """Nothing of the supervisor's stack may run in the worker: it ends here."""
+        code = 1
+        try:
+            os.close(self._lifeline_end)
+            config = self._make_config(place.slot)
+            code = self._serve(
+                config, self._board, place.slot, place.is_replacement, self._lifeline
+            )
+        except BaseException:
+            logger.exception("a fault of ours in worker %d", place.slot)
+        finally:
+            logging.shutdown()
+            os._exit(code)
+
+    def _make_config(self, slot: int) -> ServerConfig:
+        # One process alone can listen on a path.
+        socket_path = self._config.grpc_socket_path if slot == 0 else ""
+        return dataclasses.replace(self._config, grpc_socket_path=socket_path, port_file="")
+
+    def _open_if_all_listen(self) -> None:
+        if self._has_opened or len(self._board.read_states()) < len(self._places):
+            return
+        self._has_opened = True
+        config = self._config
+        addresses = Addresses(
+            config.host,
+            grpc_port=config.port,
+            rest_port=config.rest_api_port,
+            socket_path=config.grpc_socket_path,
+        )
+        log_addresses(addresses)
+        logger.info("%d workers share the ports", len(self._places))
+        if config.port_file:
+            write_port_file(Path(config.port_file), addresses)
+
+    # Ending.
+
+    def _reap(self) -> None:
+        for place in self._places:
+            if place.pid:
+                pid, status = os.waitpid(place.pid, os.WNOHANG)
+                if pid:
+                    place.pid = 0
+                    self._board.forget(place.slot)
+                    self._note_end(place, os.waitstatus_to_exitcode(status))
+
+    def _note_end(self, place: _Place, code: int) -> None:
+        if self._is_stopping:
+            # Killed by a signal counts as calls cut off.
+            self._code = max(self._code, code if code >= 0 else 1)
+            return
+        if code == ExitCode.UNREACHABLE and not place.is_replacement:
+            # What the first workers cannot serve, no other could.
+            self._code = ExitCode.UNREACHABLE
+            self._end_all(signal.SIGTERM)
+            return
+        now = time.monotonic()
+        place.num_failures = 0 if now - place.started > _LONG_ENOUGH_S else place.num_failures + 1
+        delay_s = 0.0
+        if place.num_failures > 1:
+            delay_s = min(_MAX_DELAY_S, _MIN_DELAY_S * 2**place.num_failures)
+        place.due = now + delay_s
+        how = f"signal {-code}" if code < 0 else f"code {code}"
+        logger.error("worker %d ended with %s; replacing it in %.1f s", place.slot, how, delay_s)
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self._is_stopping:
+            logger.warning("second signal: ending at once")
+            self._end_all(signal.SIGKILL)
+            self._code = ExitCode.INTERRUPTED
+            return
+        logger.info("%s: not ready; draining %d workers", number.name, len(self._places))
+        self._end_all(signal.SIGTERM)
+
+    def _end_all(self, number: signal.Signals) -> None:
+        self._is_stopping = True
+        for place in self._places:
+            if place.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(place.pid, number)
+
+
+@contextlib.contextmanager
+def _make_board(num_slots: int) -> Iterator[Board]:
+    board = Board.create(num_slots)
+    try:
+        yield board
+    finally:
+        board.remove()
+
+
+def _preload(config: ServerConfig) -> None:
+    importlib.import_module("serving.workers.worker")
+    if config.rest_api_port:
+        importlib.import_module("serving.rest.server")
+    # Without a light runtime TensorFlow would come in its place, with threads of its own.
+    if config.engine != "tensorflow" and importlib.util.find_spec("ai_edge_litert"):
+        from contract.lite.runtime import find_interpreter
+
+        find_interpreter()
+    # What is there now is never collected, so its pages stay shared.
+    gc.collect()
+    gc.freeze()
+
+
+# Holds the TCP ports that workers share, from before the first to after the last of them.
+
+
+class PortReservation:
+    """Sockets that are bound and never listen; a context manager.
+
+    Only sockets that listen get connections, so holding a port takes none away. It fixes the
+    number of a port that was left open, and nobody else can have it while a worker is replaced.
+
+    Args:
+        config: Host and ports.
+
+    Raises:
+        ServableUnavailableError: A port is in use. Without asking first, two servers of one user
+            would share it silently.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._host = config.host.strip("[]")
+        self._sockets: list[socket.socket] = []
+        self._ports: dict[str, Any] = {
+            name: self._reserve(name, getattr(config, name))
+            for name in ("port", "rest_api_port")
+            if getattr(config, name)
+        }
+
+    def __enter__(self) -> PortReservation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for one in self._sockets:
+            one.close()
+
+    def fill_in(self, config: ServerConfig) -> ServerConfig:
+        """`config` with the numbers of its ports."""
+        return dataclasses.replace(config, **self._ports)
+
+    def _reserve(self, flag: str, port: int) -> int:
+        try:
+            if port > 0:
+                # Somebody who listens is in the way of a socket that does not share.
+                self._bind(port, is_shared=False).close()
+            held = self._bind(max(port, 0), is_shared=True)
+        except OSError as error:
+            raise ServableUnavailableError(
+                f"cannot listen on {join_address(self._host, port)}: "
+                f"{error.strerror or error}; give another --{flag}={port}"
+            ) from None
+        self._sockets.append(held)
+        return int(held.getsockname()[1])
+
+    def _bind(self, port: int, *, is_shared: bool) -> socket.socket:
+        family, kind, _, _, address = socket.getaddrinfo(
+            self._host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind)
+        try:
+            # The rest of connections that were closed is not in the way; who listens is.
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if is_shared:
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            found.bind(address)
+        except OSError:
+            found.close()
+            raise
+        return found
