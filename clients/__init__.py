@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clients.aio import AsyncPredictionClient
+    from clients.blocking import PredictionClient, RestClient
+    from clients.core.retry import RetryPolicy
     from clients.on_device import OnDevicePredictor
     from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions
-    from clients.rest import RestClient
     from clients.results import (
         Classification,
         FailedRow,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
         VersionStatus,
         join_parts,
     )
-    from clients.retry import RetryPolicy
-    from clients.sync import PredictionClient
 
 __all__ = [
     "AsyncPredictionClient",
@@ -54,9 +53,9 @@ __all__ = [
 _MODULES = {
     "AsyncPredictionClient": "aio",
     "OnDevicePredictor": "on_device",
-    "RestClient": "rest",
-    "PredictionClient": "sync",
-    "RetryPolicy": "retry",
+    "RestClient": "blocking",
+    "PredictionClient": "blocking",
+    "RetryPolicy": "core.retry",
     **dict.fromkeys(("Checks", "ConnectionOptions", "Timeouts", "TlsOptions"), "options"),
 }
 

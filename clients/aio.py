@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TypeVar
 
-from clients.aio_calls import AsyncCaller, run_steps, stream_parts
-from clients.checking import BatchLike
-from clients.examples import Examples, Features
-from clients.messages import GrpcDialect
-from clients.operations import Operations
+from clients.core.checking import BatchLike
+from clients.core.examples import Examples, Features
+from clients.core.grpc_dialect import GrpcDialect
+from clients.core.operations import Operations, Steps
+from clients.core.predict_many import ProgressCallback, RunOptions
+from clients.core.retry import DEFAULT_RETRY, RetryPolicy
+from clients.core.rows import AsyncRows
 from clients.options import (
     DEFAULT_CHECKS,
     DEFAULT_CONNECTION,
@@ -19,10 +21,7 @@ from clients.options import (
     Timeouts,
 )
 from clients.results import Classification, ModelMetadata, Part, VersionStatus
-from clients.retry import DEFAULT_RETRY, RetryPolicy
-from clients.rows import AsyncRows
-from clients.runs import ProgressCallback, RunOptions
-from clients.steps import Steps
+from clients.transport.grpc_aio import AsyncCaller, run_steps, stream_parts
 from contract.signature import Array
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ class AsyncPredictionClient:
 
     Args:
         address: `host:port`, several with commas, a DNS name or `unix:/path`; see
-            `clients.connection`.
+            `clients.transport.channel`.
         model_name: The model to ask.
         timeouts: Deadlines of calls that name none.
         retry: When a call is made again.

@@ -6,16 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clients.blocking import PredictionClient
 from clients.on_device import find_version_dir
 from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions
-from clients.sync import PredictionClient
 from contract import layout
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from clients.rest import RestClient
+    from clients.blocking import RestClient
 
 DEFAULT_SERVER = "127.0.0.1:8500"
 DEFAULT_REST_SERVER = "127.0.0.1:8501"
@@ -138,7 +138,7 @@ def open_rest_client(
         UnimplementedError: httpx is not installed.
     """
     import_extra("httpx", "REST")
-    from clients.rest import RestClient
+    from clients.blocking import RestClient
 
     return RestClient(server or args.server, **client_options(args, allow_non_finite))
 

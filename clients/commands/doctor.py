@@ -16,9 +16,9 @@ from clients.doctor.findings import (
     WARMUP,
     WHOLE_VERSION,
     Finding,
+    check_package,
     merge_findings,
 )
-from clients.doctor.package import check_package
 from clients.doctor.server import check_server
 from clients.doctor.version import check_version
 from clients.targets import DEFAULT_REST_SERVER, add_server_flags, find_manifest

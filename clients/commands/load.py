@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable
+import collections
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
+import numpy as np
 
-from clients.bench import make_batch
-from clients.connection import explain_failure, open_channel
-from clients.inputs import InputReader
+from clients.commands.on_device import make_batch
+from clients.files.fit import InputReader
 from clients.interruption import Interrupted
-from clients.load import PERCENTILES, LoadPlan, LoadResult, LoadRun
-from clients.load_plot import write_plot
 from clients.results import ModelMetadata
 from clients.targets import (
     add_server_flags,
@@ -25,13 +26,20 @@ from clients.targets import (
     positive_count,
     positive_number,
 )
+from clients.transport.channel import explain_failure, open_channel
 from contract.console.exits import ExitCode
 from contract.console.extras import import_extra
 from contract.console.terminal import print_json, print_table, remark, show_progress
+from contract.errors import ConfigError, PlumblineError
 from contract.servable import ModelSpec
-from contract.signature import Batch, Signature, find_signature
+from contract.signature import Array, Batch, Signature, find_signature
 from contract.wire import rpc
 from contract.wire.codec import encode_predict_request
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import Formatter
+
 
 _LATE_SHARE = 0.5
 _MOST_CERTAIN = 10
@@ -226,3 +234,224 @@ def _describe(result: LoadResult) -> dict[str, Any]:
         "late_p99_ms": result.late_p99_ms,
         "doubts": describe_doubts(result),
     }
+
+
+# Open-loop load: calls are sent when they are due, however slow the answers are.
+#
+# Arrivals are a Poisson process. Latency counts from the moment a call was *due*, so a server
+# (or this generator) that falls behind shows in the numbers instead of hiding: a closed loop
+# would wait with it, which is known as coordinated omission.
+
+
+PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+MAX_OUTSTANDING = 10_000
+NOT_SENT = "NOT_SENT"
+"""Counted where MAX_OUTSTANDING calls were unanswered when the next one was due."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """How much is sent, and for how long.
+
+    Attributes:
+        rate: Calls per second asked for.
+        duration_s: Seconds measured.
+        warmup_s: Seconds before them, whose calls are not counted.
+        seed: Of the arrival times.
+    """
+
+    rate: float
+    duration_s: float
+    warmup_s: float = 1.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadResult:
+    """What came of one rate.
+
+    Attributes:
+        asked_rate: Calls per second asked for.
+        achieved_rate: Good answers per second, until the last answer came.
+        num_sent: Calls counted: those due after the warm-up.
+        num_ok: Good answers among them.
+        errors: Code name to calls.
+        percentiles_ms: Percentile to milliseconds, of good answers.
+        max_ms: The slowest good answer.
+        late_p99_ms: 99th percentile of how late this generator itself sent a call.
+        latencies_ms: Every good answer, in the order in which the calls were due.
+    """
+
+    asked_rate: float
+    achieved_rate: float
+    num_sent: int
+    num_ok: int
+    errors: Mapping[str, int]
+    percentiles_ms: Mapping[float, float]
+    max_ms: float
+    late_p99_ms: float
+    latencies_ms: Array = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(slots=True)
+class LoadRun:
+    """One rate, while it runs; `summarise` also works on what an interrupted run left.
+
+    Attributes:
+        plan: What is asked for.
+        on_answer: Called after each answer, for a progress bar.
+    """
+
+    plan: LoadPlan
+    on_answer: Callable[[], None] = lambda: None
+    _calls: list[tuple[float, float, float, str]] = dataclasses.field(default_factory=list)
+    """Due, sent, answered (seconds since the start), and the code, "" for a good answer."""
+
+    async def run(self, send: Callable[[], Awaitable[object]]) -> None:
+        """Sends calls when they are due until the time is over, then awaits the last ones.
+
+        Args:
+            send: Makes one call; raises PlumblineError when it fails.
+        """
+        tasks: set[asyncio.Task[None]] = set()
+        start = time.perf_counter()
+        try:
+            for due in plan_arrivals(self.plan).tolist():
+                await asyncio.sleep(max(due - (time.perf_counter() - start), 0.0))
+                if len(tasks) >= MAX_OUTSTANDING:
+                    self._calls.append((due, due, due, NOT_SENT))
+                    continue
+                task = asyncio.create_task(self._call(send, start, due))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            while tasks:
+                await asyncio.wait(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _call(self, send: Callable[[], Awaitable[object]], start: float, due: float) -> None:
+        sent = time.perf_counter() - start
+        try:
+            await send()
+            code = ""
+        except PlumblineError as error:
+            code = error.code.name
+        self._calls.append((due, sent, time.perf_counter() - start, code))
+        self.on_answer()
+
+    def summarise(self) -> LoadResult:
+        """What is known so far."""
+        counted = sorted(call for call in self._calls if call[0] >= self.plan.warmup_s)
+        good = np.array([call[:3] for call in counted if not call[3]]).reshape(-1, 3)
+        latencies = (good[:, 2] - good[:, 0]) * 1e3
+        end = max((call[2] for call in counted), default=0.0)
+        # Poisson arrivals end a little before the time is over; a slow server ends after it.
+        is_whole = end >= 0.9 * (self.plan.warmup_s + self.plan.duration_s)
+        least_s = self.plan.duration_s if is_whole else 1e-9
+        measured_s = max(end - self.plan.warmup_s, least_s)
+        return LoadResult(
+            asked_rate=self.plan.rate,
+            achieved_rate=len(good) / measured_s,
+            num_sent=len(counted),
+            num_ok=len(good),
+            errors=dict(collections.Counter(call[3] for call in counted if call[3])),
+            percentiles_ms={p: _percentile(latencies, p) for p in PERCENTILES},
+            max_ms=float(latencies.max(initial=0.0)),
+            late_p99_ms=_percentile((good[:, 1] - good[:, 0]) * 1e3, 99.0),
+            latencies_ms=latencies,
+        )
+
+
+def plan_arrivals(plan: LoadPlan) -> Array:
+    """Seconds at which calls are due: ascending, warm-up included.
+
+    A Poisson process, given how many calls it has: then the times are uniform. So the rate
+    asked for is the rate sent, however short the run.
+    """
+    rng = np.random.default_rng(plan.seed)
+    parts = []
+    for start, length in ((0.0, plan.warmup_s), (plan.warmup_s, plan.duration_s)):
+        count = max(round(plan.rate * length), 1)
+        parts.append(np.sort(start + length * rng.random(count)))
+    return np.concatenate(parts)
+
+
+def _percentile(values: Array, percentile: float) -> float:
+    # The value that so many percent do not exceed, one that was really measured.
+    return float(np.percentile(values, percentile, method="higher")) if len(values) else 0.0
+
+
+# The picture of a load test: latency against rate, or against percentile for one rate.
+
+
+_COLOURS = ("#0072b2", "#009e73", "#e69f00", "#d55e00")
+"""Of Okabe and Ito's palette, which colour-blind people can tell apart."""
+
+
+def write_plot(path: Path, results: Sequence[LoadResult], *, title: str) -> None:
+    """Writes the latency curve; the suffix chooses the format (png, svg, pdf).
+
+    Args:
+        path: Where to.
+        results: One per rate, at least one with a good answer.
+        title: A line above the picture.
+
+    Raises:
+        ConfigError: matplotlib cannot write this format, or the path is not writable.
+        UnimplementedError: matplotlib is not installed.
+    """
+    import_extra("matplotlib.figure", "--plot")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    if len(results) > 1:
+        _draw_rates(axes, results)
+    else:
+        _draw_percentiles(axes, results[0])
+    axes.set_ylabel("latency from the intended send time [ms]")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(_make_minor_formatter(axes))
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.set_title(title)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--plot {path} cannot be written: {error}") from error
+
+
+def _make_minor_formatter(axes: Axes) -> Formatter:
+    """Numbers between the powers of ten where there is room for them."""
+    from matplotlib import ticker
+
+    low, high = axes.get_ylim()
+    if high / max(low, 1e-12) > 30:
+        return ticker.NullFormatter()
+    return ticker.StrMethodFormatter("{x:g}")
+
+
+def _draw_rates(axes: Axes, results: Sequence[LoadResult]) -> None:
+    rates = [result.asked_rate for result in results]
+    for percentile, colour in zip(PERCENTILES, _COLOURS, strict=True):
+        values = [result.percentiles_ms[percentile] or np.nan for result in results]
+        axes.plot(rates, values, marker="o", color=colour, label=f"p{percentile:g}")
+    short = [r for r in results if r.num_ok < r.num_sent or r.achieved_rate < 0.95 * r.asked_rate]
+    for index, result in enumerate(short):
+        label = "errors, or less than 95 % of the rate" if index == 0 else None
+        axes.axvline(result.asked_rate, color="#999999", linestyle="--", label=label)
+    axes.set_xlabel("calls per second asked for")
+    axes.legend()
+
+
+def _draw_percentiles(axes: Axes, result: LoadResult) -> None:
+    values = np.sort(result.latencies_ms)
+    # Each decade further right holds a tenth of the calls: 90 %, 99 %, 99.9 %.
+    beyond = len(values) / np.arange(len(values), 0, -1)
+    axes.plot(beyond, values, color=_COLOURS[0], drawstyle="steps-post")
+    axes.set_xscale("log")
+    ticks = [1, 2, 10, 100, 1000, 10_000]
+    ticks = [tick for tick in ticks if tick <= max(len(values), 10)]
+    axes.set_xticks(ticks, [f"{100 * (1 - 1 / tick):g} %" for tick in ticks])
+    axes.set_xlabel(f"share of {len(values):,} calls answered within")

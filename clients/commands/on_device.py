@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import dataclasses
+import multiprocessing
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clients.answering import Answer, answer_one_by_one
-from clients.bench import DEFAULT_CALLS, bench_variant, print_bench
-from clients.commands.predict import add_input_flags, predict_files
-from clients.input_rows import Rows
+import numpy as np
+
+from clients.commands.predict import Answer, add_input_flags, answer_one_by_one, predict_files
+from clients.files.read import Rows
+from clients.interruption import hold_interrupts
 from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
 from clients.targets import positive_count
 from contract import layout
 from contract.console.exits import ExitCode
-from contract.lite.runtime import hide_delegate_notes
+from contract.console.terminal import print_json, print_table
+from contract.lite.runtime import create_interpreter, hide_delegate_notes
+from contract.servable import DEFAULT_SIGNATURE_NAME
+from contract.signature import Array, Signature
 
 
 def add_parser(verbs: Any) -> None:
@@ -115,3 +125,232 @@ def run_bench(args: argparse.Namespace) -> int:
     ]
     print_bench(measured, as_json=args.json)
     return ExitCode.DONE
+
+
+# How fast a TFLite variant answers here, beside a bare interpreter loop.
+#
+# Each variant runs in a process of its own, so that its peak memory is its own. Rounds of
+# the predictor and of the bare loop alternate, so that a machine that slows down slows both.
+
+
+DEFAULT_CALLS = 2000
+_ROUNDS = 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VariantBench:
+    """What one variant costs on this machine.
+
+    Attributes:
+        variant: Its name.
+        signature_name: What was asked.
+        kib: Size of the file.
+        batch_size: Rows per call.
+        num_threads: Threads inside one call.
+        median_us: Of one call, in microseconds.
+        p99_us: 99th percentile of one call.
+        rows_per_s: At the median.
+        bare_median_us: Of set_tensor, invoke, get_tensor on a bare interpreter.
+        scaled_median_us: The same, where floats become int8 and back with plain numpy; equal
+            to `bare_median_us` for a variant that takes floats.
+        ratio: `median_us` over `scaled_median_us`: what takes floats and gives floats.
+        peak_mib: Largest resident size of the process, interpreter library included.
+        num_calls: Calls timed.
+    """
+
+    variant: str
+    signature_name: str
+    kib: float
+    batch_size: int
+    num_threads: int
+    median_us: float
+    p99_us: float
+    rows_per_s: float
+    bare_median_us: float
+    scaled_median_us: float
+    ratio: float
+    peak_mib: float
+    num_calls: int
+
+
+def bench_variant(
+    path: Path, variant: str, *, batch_size: int, num_threads: int, num_calls: int
+) -> VariantBench:
+    """Measures one variant in a process of its own.
+
+    Args:
+        path: A version directory, base path or `.tflite` file.
+        variant: Its name.
+        batch_size: Rows per call.
+        num_threads: Threads inside one call.
+        num_calls: Calls to time.
+
+    Raises:
+        ConfigError: No such variant.
+        PlumblineError: It cannot be run.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as p:
+        job = (path, variant, batch_size, num_threads, num_calls)
+        return p.apply_async(_measure, job).get()
+
+
+def print_bench(measured: Sequence[VariantBench], *, as_json: bool) -> None:
+    """One row per variant."""
+    if as_json:
+        print_json({"variants": measured})
+        return
+    numbers = ["KiB", "median µs", "p99 µs", "rows/s", "bare µs", "scaled µs", "ratio", "peak MiB"]
+    print_table(
+        ["variant", *numbers],
+        [
+            [
+                one.variant,
+                f"{one.kib:.0f}",
+                f"{one.median_us:.1f}",
+                f"{one.p99_us:.1f}",
+                f"{one.rows_per_s:,.0f}",
+                f"{one.bare_median_us:.1f}",
+                f"{one.scaled_median_us:.1f}",
+                f"{one.ratio:.2f}",
+                f"{one.peak_mib:.0f}",
+            ]
+            for one in measured
+        ],
+        title=f"rows a call: {measured[0].batch_size}, threads: {measured[0].num_threads}, calls: "
+        f"{measured[0].num_calls:,}; bare: set_tensor, invoke, get_tensor; scaled: the same with "
+        "int8 from and to floats, in numpy; ratio: to scaled",
+    )
+
+
+def make_batch(signature: Signature, batch_size: int) -> dict[str, Array]:
+    """Random values that fit a signature: floats in 0..1, whole numbers in 0..127."""
+    with hold_interrupts():  # numpy.random is imported here, and loses a Ctrl-C meanwhile
+        rng = np.random.default_rng(0)
+    batch: dict[str, Array] = {}
+    for name, spec in signature.inputs.items():
+        shape = [batch_size if size is None else size for size in spec.shape or (None,)]
+        values = rng.random(shape)
+        is_float = spec.numpy_dtype.kind in "fcV"
+        batch[name] = (values if is_float else values * 128).astype(spec.numpy_dtype)
+    return batch
+
+
+def _measure(
+    path: Path, variant: str, batch_size: int, num_threads: int, num_calls: int
+) -> VariantBench:
+    with hide_delegate_notes():
+        predictor = OnDevicePredictor(path, variant=variant, num_threads=num_threads)
+        content = predictor.path.read_bytes()
+        bare_model = create_interpreter(content, num_threads=num_threads, source=str(path))
+    with predictor:
+        signature = _find_primary(bare_model, predictor)
+        batch = make_batch(signature, batch_size)
+        call = _make_call(predictor, batch, signature.name)
+        _time_calls(call, 50)
+        peak_mib = _read_peak_mib()
+        calls = [call, *_make_bare_calls(bare_model, batch_size)]
+        for one in calls:
+            _time_calls(one, 50)
+        size = max(num_calls // _ROUNDS, 1)
+        rounds = [[_time_calls(one, size) for one in calls] for _ in range(_ROUNDS)]
+    times, bare_times, scaled_times = (np.concatenate(found) for found in zip(*rounds, strict=True))
+    median, bare, scaled = (float(np.median(t)) for t in (times, bare_times, scaled_times))
+    return VariantBench(
+        variant=variant,
+        signature_name=signature.name,
+        kib=len(content) / 1024,
+        batch_size=batch_size,
+        num_threads=num_threads,
+        median_us=median,
+        p99_us=float(np.percentile(times, 99)),
+        rows_per_s=batch_size / median * 1e6,
+        bare_median_us=bare,
+        scaled_median_us=scaled,
+        ratio=median / scaled,
+        peak_mib=peak_mib,
+        num_calls=len(times),
+    )
+
+
+def _find_primary(interpreter: Any, predictor: OnDevicePredictor) -> Signature:
+    """The signature of the subgraph that the interpreter's own calls run."""
+    indexes = [details["index"] for details in interpreter.get_input_details()]
+    for name in interpreter.get_signature_list():
+        runner = interpreter.get_signature_runner(name)
+        subgraph = interpreter._interpreter.GetSubgraphIndexFromSignature(name)
+        given = [details["index"] for details in runner.get_input_details().values()]
+        if subgraph == 0 and sorted(given) == sorted(indexes):
+            return predictor.signatures[name]
+    return predictor.signatures[DEFAULT_SIGNATURE_NAME]
+
+
+def _make_call(
+    predictor: OnDevicePredictor, batch: dict[str, Array], signature_name: str
+) -> Callable[[], object]:
+    array = next(iter(batch.values())) if len(batch) == 1 else batch
+    return lambda: predictor.predict(array, signature_name=signature_name)
+
+
+def _make_bare_calls(
+    interpreter: Any, batch_size: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The bare loop on the tensors as they are, and the same from floats to floats."""
+    feeds = []
+    for details in interpreter.get_input_details():
+        sizes = details["shape_signature"]
+        shape = [batch_size if size < 0 else int(size) for size in sizes]
+        interpreter.resize_tensor_input(details["index"], shape)
+        reals = np.ones(shape, np.float32)
+        feeds.append((details["index"], reals.astype(details["dtype"]), reals, _scaling(details)))
+    interpreter.allocate_tensors()
+    fetches = [(one["index"], _scaling(one)) for one in interpreter.get_output_details()]
+
+    def call() -> list[Any]:
+        for index, array, _, _ in feeds:
+            interpreter.set_tensor(index, array)
+        interpreter.invoke()
+        return [interpreter.get_tensor(index) for index, _ in fetches]
+
+    def call_scaled() -> list[Any]:
+        for index, array, reals, scaling in feeds:
+            if scaling:
+                array = np.clip(np.rint(reals / scaling[0] + scaling[1]), -128, 127).astype(np.int8)
+            interpreter.set_tensor(index, array)
+        interpreter.invoke()
+        return [
+            (interpreter.get_tensor(index).astype(np.float32) - scaling[1]) * scaling[0]
+            if scaling
+            else interpreter.get_tensor(index)
+            for index, scaling in fetches
+        ]
+
+    return call, call_scaled
+
+
+def _scaling(details: dict[str, Any]) -> tuple[np.float32, np.float32] | None:
+    """Scale and zero point of an int8 tensor; None for any other, which passes as it is."""
+    scale, zero_point = details["quantization"]
+    is_scaled = scale and np.dtype(details["dtype"]) == np.int8
+    return (np.float32(scale), np.float32(zero_point)) if is_scaled else None
+
+
+def _time_calls(call: Callable[[], object], count: int) -> Array:
+    """Microseconds of each of `count` calls."""
+    clock = time.perf_counter_ns
+    times = np.empty(count)
+    for index in range(count):
+        start = clock()
+        call()
+        times[index] = clock() - start
+    return times / 1000
+
+
+def _read_peak_mib() -> float:
+    """Linux's own figure first: `ru_maxrss` there never falls below that of the parent process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -9,21 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clients.hops import (
+from clients.interruption import Interrupted
+from clients.on_device import find_version_dir
+from clients.parity import (
+    AGREES,
+    DIFFERS,
     GRPC,
     GRPC_AIO,
     HOPS,
     ON_DEVICE,
     REST,
+    UNREACHABLE,
     Blocking,
     Hop,
+    HopReport,
     Pinned,
+    check_hop,
     list_hops,
     make_device_hop,
 )
-from clients.interruption import Interrupted
-from clients.on_device import find_version_dir
-from clients.parity import AGREES, DIFFERS, UNREACHABLE, HopReport, check_hop
 from clients.targets import (
     DEFAULT_REST_SERVER,
     add_server_flags,

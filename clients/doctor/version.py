@@ -7,26 +7,27 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from clients.doctor.files import EXPORT_AGAIN, check_whole, describe_copy, find_leaf
 from clients.doctor.findings import (
     FAILS,
     HEALTHY,
+    MESSAGE_LIMIT,
     NOT_CHECKED,
     OK,
+    SHAPES,
     SIGNATURES,
     TENSORFLOW,
+    VERSION_NUMBER,
     WARMUP,
     WARNING,
+    WHOLE_VERSION,
     Finding,
 )
-from clients.doctor.specs import check_names, check_specs
-from clients.hops import ON_DEVICE, make_device_hop
-from clients.parity import AGREES, check_hop
+from clients.parity import AGREES, ON_DEVICE, check_hop, make_device_hop
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
 from contract.golden import read_golden
 from contract.lite.runtime import hide_delegate_notes
-from contract.manifest import Manifest, from_entries
+from contract.manifest import Manifest, check_files, from_entries, read_manifest
 from contract.signature import Signature
 from contract.wire.signatures import read_meta_graph, read_signatures
 
@@ -135,3 +136,182 @@ def _read_signatures(version_dir: Path, manifest: Manifest | None) -> Mapping[st
     if manifest is not None:
         return from_entries(manifest.signatures)
     return read_signatures((version_dir / layout.SAVED_MODEL).read_bytes())
+
+
+# The checks of a version directory's files: place, name, and whether all are there.
+
+
+EXPORT_AGAIN = "python -m exporter export --config configs/mlp.toml --base_path {base}"
+
+
+def find_leaf(path: Path) -> tuple[Path | None, Finding]:
+    """The version directory meant by `path`, and whether its place and name are right."""
+    if not path.is_dir():
+        return None, Finding(VERSION_NUMBER, FAILS, f"{path} is no directory", f"ls {path.parent}")
+    if _is_saved_model(path):
+        if layout.parse_version(path.name) is not None:
+            return path, Finding(VERSION_NUMBER, OK, f"{path} is version {path.name}")
+        return path, Finding(
+            VERSION_NUMBER,
+            FAILS,
+            f"{path} holds a model itself: servers look for numbered folders below a base path, "
+            "and ignore everything else",
+            f"mv {path} {path}.tmp && mkdir {path} && mv {path}.tmp {path / '1'}",
+        )
+    versions = layout.find_versions(path)
+    if versions:
+        newest = versions[max(versions)]
+        return newest, Finding(VERSION_NUMBER, OK, f"newest of {len(versions)}: {newest}")
+    unnumbered = [child for child in sorted(path.iterdir()) if _is_saved_model(child)]
+    if unnumbered:
+        names = ", ".join(child.name for child in unnumbered)
+        return None, Finding(
+            VERSION_NUMBER,
+            FAILS,
+            f"{path} holds models in folders that are no numbers ({names}), which servers ignore",
+            f"mv {unnumbered[0]} {path / '1'}",
+        )
+    return None, Finding(
+        VERSION_NUMBER,
+        FAILS,
+        f"{path} holds no version: no numbered folder with a model in it",
+        EXPORT_AGAIN.format(base=path),
+    )
+
+
+def _is_saved_model(path: Path) -> bool:
+    return any((path / name).is_file() for name in (layout.SAVED_MODEL, "model.tflite"))
+
+
+def check_whole(version_dir: Path) -> tuple[Manifest | None, Finding]:
+    try:
+        manifest = read_manifest(version_dir)
+        check_files(version_dir, manifest)
+    except ManifestError as error:
+        if (version_dir / layout.MANIFEST).exists():
+            return None, Finding(WHOLE_VERSION, FAILS, str(error), describe_copy(version_dir))
+        return None, _check_files_alone(version_dir)
+    text = f"all {len(manifest.files)} files are what the manifest says"
+    if str(manifest.version) != version_dir.name.lstrip("0"):
+        text = f"published as version {manifest.version}, but lies in {version_dir.name}"
+        return manifest, Finding(WHOLE_VERSION, WARNING, text, "publish it instead of renaming it")
+    return manifest, Finding(WHOLE_VERSION, OK, text)
+
+
+def _check_files_alone(version_dir: Path) -> Finding:
+    variables = version_dir / layout.VARIABLES
+    is_saved_model = (version_dir / layout.SAVED_MODEL).is_file()
+    shards = list(variables.glob("variables.data-*"))
+    wanted = {int(path.name.rpartition("-of-")[2]) for path in shards if "-of-" in path.name}
+    if is_saved_model and variables.is_dir():
+        is_whole = (variables / "variables.index").is_file() and wanted == {len(shards)}
+        if not is_whole:
+            return Finding(
+                WHOLE_VERSION,
+                FAILS,
+                f"{variables} is incomplete: a copy ended early, or is still going on",
+                describe_copy(version_dir),
+            )
+    return Finding(
+        WHOLE_VERSION,
+        WARNING,
+        "the files are there, but no manifest tells whether they are whole",
+        EXPORT_AGAIN.format(base=version_dir.parent),
+    )
+
+
+def describe_copy(version_dir: Path) -> str:
+    return (
+        f"copy beside, then rename: cp -r SOURCE {version_dir.parent}/.copy && "
+        f"mv {version_dir} {version_dir.parent}/.broken && "
+        f"mv {version_dir.parent}/.copy {version_dir}"
+    )
+
+
+# The checks of signatures, the same for a version directory and for a server.
+
+
+_GENERATED = re.compile(
+    r"(args|conv2d|dense|flatten|functional|input|keras_tensor|output|sequential)(_\d+)+"
+)
+_GRPC_DEFAULT_BYTES = 4 * 2**20
+
+
+def check_names(signatures: Mapping[str, Signature]) -> list[Finding]:
+    """Whether signatures and tensors are called what people will ask for."""
+    if "serving_default" not in signatures:
+        return [
+            Finding(
+                SIGNATURES,
+                FAILS,
+                f"no `serving_default`, only {', '.join(signatures) or 'nothing'}: a request "
+                "without a signature name fails",
+                "name the signature in each request (--signature_name), or export with "
+                "signatures={'serving_default': …}",
+            )
+        ]
+    generated = sorted(
+        f"{signature.name}.{name}"
+        for signature in signatures.values()
+        for name in (*signature.inputs, *signature.outputs)
+        if _GENERATED.fullmatch(name)
+    )
+    if generated:
+        return [
+            Finding(
+                SIGNATURES,
+                WARNING,
+                f"Keras made up the names {', '.join(generated)}; they change with every export",
+                "export with explicit names: tf.saved_model.save(…, signatures={…}), as "
+                "`python -m exporter export` does",
+            )
+        ]
+    return [Finding(SIGNATURES, OK, ", ".join(signatures))]
+
+
+def check_specs(signatures: Mapping[str, Signature]) -> list[Finding]:
+    """Whether batches of any size fit, and how many rows fit a message."""
+    fixed = [
+        f"{signature.name}.{name} {spec.describe()}"
+        for signature in signatures.values()
+        for name, spec in signature.inputs.items()
+        if spec.shape is not None and (not spec.shape or spec.shape[0] is not None)
+    ]
+    shapes = Finding(SHAPES, OK, describe_inputs(signatures))
+    if fixed:
+        shapes = Finding(
+            SHAPES,
+            WARNING,
+            f"no free batch axis in {'; '.join(fixed)}: only this very shape can be sent",
+            "export with shape (None, …)",
+        )
+    rows = [_count_rows(signature) for signature in signatures.values()]
+    smallest = min((count for count in rows if count), default=0)
+    limit = Finding(
+        MESSAGE_LIMIT,
+        OK if smallest != 1 else WARNING,
+        f"{smallest:,} rows fit into gRPC's default of 4 MiB" if smallest else "depends on strings",
+        "" if smallest != 1 else "lift the limit on both sides: PredictionClient does",
+    )
+    return [shapes, limit]
+
+
+def describe_inputs(signatures: Mapping[str, Signature]) -> str:
+    """Every signature's inputs in one line."""
+    return "; ".join(
+        f"{signature.name}: "
+        + ", ".join(f"{name} {spec.describe()}" for name, spec in signature.inputs.items())
+        for signature in signatures.values()
+    )
+
+
+def _count_rows(signature: Signature) -> int:
+    row_bytes = 0
+    for spec in signature.inputs.values():
+        if spec.dtype == "string" or spec.shape is None:
+            return 0
+        size = spec.numpy_dtype.itemsize
+        for axis in spec.shape[1:]:
+            size *= axis or 1
+        row_bytes += size
+    return max(_GRPC_DEFAULT_BYTES // row_bytes, 1) if row_bytes else 0

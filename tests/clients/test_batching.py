@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients.batching import BatchFlow
+from clients.core.predict_many import BatchFlow, Outcome, Piece
+from clients.core.retry import RetryPolicy
+from clients.core.rows import BatchCutter, choose_batch_size
 from clients.results import Part, UnansweredRowsError, join_parts
-from clients.retry import RetryPolicy
-from clients.rows import BatchCutter, choose_batch_size
-from clients.slots import Outcome, Piece
 from contract import errors
 from contract.errors import Code, PlumblineError
 from contract.signature import Batch, Signature, TensorSpec

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clients import ConnectionOptions, PredictionClient, RestClient, RetryPolicy, TlsOptions
-from clients.connection import parse_target
+from clients.transport.channel import parse_target
 from contract import errors
 from tests.clients.certificates import Certificates
 from tests.clients.grpc_servers import ModelServer

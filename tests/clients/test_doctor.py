@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from clients.cli import main
-from clients.doctor.findings import CHECKS
-from clients.doctor.package import check_package
+from clients.doctor.findings import CHECKS, check_package
 from contract import layout
 from contract.errors import ResourceExhaustedError
 from contract.signature import TensorSpec

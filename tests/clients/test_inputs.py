@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clients.images import decode_image
-from clients.input_files import BLOCK_ROWS
-from clients.inputs import InputReader
+from clients.files.fit import InputReader
+from clients.files.read import BLOCK_ROWS, decode_image
 from contract.errors import ConfigError, DatasetError, SignatureNotFoundError, TensorMismatchError
 from contract.golden import Golden, GoldenExamples, write_golden
 from contract.signature import Array, Signature, TensorSpec

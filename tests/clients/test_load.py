@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clients import load as load_module
 from clients.cli import main
-from clients.load import NOT_SENT, LoadPlan, LoadRun, plan_arrivals
-from clients.load_plot import write_plot
+from clients.commands import load as load_module
+from clients.commands.load import NOT_SENT, LoadPlan, LoadRun, plan_arrivals, write_plot
 from contract.errors import DeadlineExceededError, ServableUnavailableError
 from tests.clients.serving_mlp import serve_mlp
 

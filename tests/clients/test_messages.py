@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clients.json_messages import RestDialect
-from clients.messages import GrpcDialect
+from clients.core.grpc_dialect import GrpcDialect
+from clients.core.rest_dialect import RestDialect
 from clients.results import Classification
 from contract.errors import Code, InternalError
 from contract.servable import ModelSpec, VersionState

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.input_rows import Rows
-from clients.outputs import format_value, open_sink
+from clients.files.read import Rows
+from clients.files.write import format_value, open_sink
 from contract.errors import ConfigError
 
 LABELS = ["zero", "one", "two"]

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from clients.cli import main
-from clients.hops import ON_DEVICE, Hop, list_hops
-from clients.parity import AGREES, DIFFERS, FAILED, IN_PART, check_hop
+from clients.parity import AGREES, DIFFERS, FAILED, IN_PART, ON_DEVICE, Hop, check_hop, list_hops
 from contract import layout
 from contract.errors import (
     ConfigError,

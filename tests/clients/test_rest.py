@@ -22,7 +22,7 @@ from clients import (
     RetryPolicy,
     TlsOptions,
 )
-from clients.json_messages import read_array, write_array
+from clients.core.rest_dialect import read_array, write_array
 from contract import errors
 from contract.errors import Code
 from contract.servable import VersionState

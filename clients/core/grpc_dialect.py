@@ -1,6 +1,7 @@
 """TensorFlow Serving's gRPC calls as bytes: what is asked, and what was answered.
 
-No I/O: `clients.sync` and `clients.aio` carry the bytes, `clients.operations` decides which.
+No I/O: `clients.blocking` and `clients.aio` carry the bytes; `clients.core.operations` decides
+which.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from clients.examples import write_example
+from clients.core.examples import write_example
 from clients.results import Classification, ModelMetadata, VersionStatus
 from contract.errors import Code, InternalError
 from contract.servable import ModelSpec, VersionState

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
-from clients.connection import explain_failure, open_channel
+from clients.core.operations import Call, Operations, Steps
+from clients.core.predict_many import Piece, PredictRun, RunOptions
+from clients.core.rows import Rows, count_all, is_whole
 from clients.interruption import hold_interrupts
-from clients.operations import Operations
 from clients.options import ConnectionOptions
 from clients.results import Part
-from clients.rows import Rows, count_all, is_whole
-from clients.runs import PredictRun, RunOptions
-from clients.shell import run_steps
-from clients.slots import Piece
-from clients.steps import Call
+from clients.transport.channel import explain_failure, open_channel
 from contract.errors import PlumblineError
 from contract.servable import ModelSpec
 
@@ -26,7 +24,7 @@ class SyncCaller:
     """Makes calls on one channel.
 
     Args:
-        address: See `clients.connection`.
+        address: See `clients.transport.channel`.
         connection: TLS, token, keepalive, compression.
     """
 
@@ -137,3 +135,33 @@ def _await_one(
         run.record(piece, reply)
     else:
         run.record(piece, run_steps(run.read(piece, reply), caller.make))
+
+
+# Carrying out the steps of an operation in the calling thread, whatever the transport.
+
+
+T = TypeVar("T")
+
+
+def run_steps(steps: Steps[T], make: Callable[[Call], bytes | PlumblineError]) -> T:
+    """The result of an operation.
+
+    Args:
+        steps: The operation.
+        make: Makes one call and gives the reply's bytes, or the error it ended in.
+
+    Raises:
+        PlumblineError: Whatever the operation decides to raise.
+    """
+    reply: bytes | PlumblineError | None = None
+    try:
+        while True:
+            step = steps.send(reply)
+            if isinstance(step, Call):
+                reply = make(step)
+            else:
+                time.sleep(step.seconds)
+                reply = None
+    except StopIteration as stop:
+        result: T = stop.value
+        return result

@@ -8,8 +8,8 @@ import ssl
 import time
 from typing import Any
 
+from clients.core.operations import Call
 from clients.options import ConnectionOptions, TlsOptions
-from clients.steps import Call
 from contract.console.extras import make_missing_error
 from contract.errors import (
     Code,

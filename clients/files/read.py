@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import io
 import itertools
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clients.input_rows import UNNAMED, Rows
+from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, PlumblineError
 from contract.golden import read_golden
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array
+
+if TYPE_CHECKING:
+    import PIL.Image
+
 
 BLOCK_ROWS = 1024
 """Rows read at a time from files that can be read in parts."""
@@ -222,3 +228,99 @@ _READERS: dict[str, Callable[[Path], Iterator[Rows]]] = {
     ".npy": _read_npy,
     ".npz": lambda path: _read_npz(path, "", DEFAULT_SIGNATURE_NAME),
 }
+
+
+# Some rows of one input file, as they were read, before they are fitted to a signature.
+
+
+UNNAMED = ""
+"""The key of an array that stands for the only input."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rows:
+    """Equally long arrays and where they came from.
+
+    Attributes:
+        source: The file.
+        batch: Input name to array, axis 0 is the row; `UNNAMED` for the only input.
+        first_row: Number of the first row within the file, from 0.
+        names: What to call each row; empty: `FILE:NUMBER`.
+        columns: Headings of a CSV file, one per column of the unnamed array.
+        is_text: Numbers from a text file: their dtype says nothing.
+        is_image: The unnamed array holds whole PNG or JPEG files.
+    """
+
+    source: str
+    batch: Mapping[str, Array]
+    first_row: int = 0
+    names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    is_text: bool = False
+    is_image: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in this block."""
+        return next((len(array) for array in self.batch.values() if array.ndim), 1)
+
+    def name_row(self, index: int) -> str:
+        """What to call one row, counted within this block."""
+        return self.names[index] if self.names else f"{self.source}:{self.first_row + index}"
+
+    def take(self, kept: list[int], batch: Mapping[str, Array]) -> Rows:
+        """These rows only, with arrays that were made from them."""
+        names = tuple(self.name_row(index) for index in kept)
+        return Rows(self.source, batch, names=names)
+
+
+# PNG and JPEG files into the pixels that a model was trained on, by Pillow.
+#
+# Light ink on a dark ground, as in MNIST; `invert` is for dark ink on paper. Pillow's
+# resizing and the one inside `serving_image_bytes` differ by a few grey levels: send the
+# bytes themselves (`--signature_name serving_image_bytes`) where that matters.
+
+
+MAX_PIXELS = 16_000_000
+"""The largest image decoded, as inside the exported graph."""
+
+
+def decode_image(content: bytes, shape: tuple[int, ...], *, invert: bool = False) -> Array:
+    """uint8 pixels of `shape`: (height, width) or (height, width, channels 1 or 3).
+
+    Raises:
+        DatasetError: No PNG or JPEG, damaged, or larger than 16 megapixels.
+        UnimplementedError: Pillow is not installed.
+    """
+    import_extra("PIL.Image", "reading images")
+    import PIL.Image
+
+    height, width = shape[:2]
+    channels = shape[2] if len(shape) == 3 else 1
+    try:
+        with PIL.Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DatasetError(
+                    f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
+                )
+            pixels = _to_mode(image, "L" if channels == 1 else "RGB")
+            if pixels.size != (width, height):
+                pixels = pixels.resize((width, height), PIL.Image.Resampling.BILINEAR)
+            array: Array = np.asarray(pixels, dtype=np.uint8).reshape(shape)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise DatasetError(f"not a readable PNG or JPEG ({_first_line(error)})") from error
+    return 255 - array if invert else array
+
+
+def _to_mode(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
+    if image.mode.startswith("I"):  # 16 bits: the high byte, as TensorFlow's decoder takes it
+        import PIL.Image
+
+        high = (np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        image = PIL.Image.fromarray(high)
+    return image.convert(mode)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).partition("\n")[0].replace(" <_io.BytesIO object", "").strip()
+    return text.partition(" at 0x")[0] or type(error).__name__

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from clients.input_rows import Rows
+from clients.files.read import Rows
 from clients.interruption import hold_interrupts
 from contract.console.terminal import print_table
 from contract.errors import ConfigError

@@ -1,32 +1,32 @@
 """What the clients do, without doing any of it: every operation as a generator of steps.
 
-The shells (`clients.sync`, `clients.aio`, `clients.rest`) carry the steps out; so deadlines,
-retries, the memory of signatures and every check exist once.
+The shells (`clients.blocking`, `clients.aio`) carry the steps out; so deadlines, retries, the
+memory of signatures and every check exist once.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
-from clients.checking import BatchLike, name_inputs
-from clients.examples import Examples, Features, read_features, split_examples
-from clients.memory import Known, SignatureMemory
-from clients.messages import Dialect, Question
+from clients.core.checking import BatchLike, Known, SignatureMemory, name_inputs
+from clients.core.examples import Examples, Features, read_features, split_examples
+from clients.core.grpc_dialect import Dialect, Question
+from clients.core.retry import RetryPolicy
 from clients.options import Checks, Timeouts
 from clients.results import Classification, ModelMetadata, VersionStatus
-from clients.retry import RetryPolicy
-from clients.steps import Call, Pause, Steps
-from clients.waiting import wait_until_available
 from contract.errors import (
+    Code,
     ConfigError,
+    DeadlineExceededError,
     PlumblineError,
+    ServableUnavailableError,
     SignatureNotFoundError,
     TensorMismatchError,
 )
-from contract.servable import ModelSpec
+from contract.servable import ModelSpec, VersionState
 from contract.signature import Array
 
 _MOST_SPECS = 64
@@ -244,3 +244,99 @@ def _bare(spec: ModelSpec) -> ModelSpec:
 def count_rows(batch: Mapping[str, Array]) -> int:
     """Entries along axis 0 of the first array that has one."""
     return next((len(array) for array in batch.values() if array.ndim), 1)
+
+
+# Steps: what an operation asks its shell to do.
+#
+# An operation is a generator of steps. The shell carries each out, and sends back the reply's
+# bytes or the PlumblineError that the call ended in; None after a pause.
+
+
+T = TypeVar("T")
+
+
+class Call(NamedTuple):
+    """A call to make: send back the reply's bytes or a PlumblineError."""
+
+    path: str
+    body: bytes
+    timeout_s: float
+
+
+class Pause(NamedTuple):
+    """A wait to keep: send back None."""
+
+    seconds: float
+
+
+Step = Call | Pause
+Steps = Generator[Step, bytes | PlumblineError | None, T]
+
+
+# Waiting for a server that starts and a version that loads.
+
+
+_POLL_S = 0.1
+_LONGEST_POLL_S = 1.0
+_WORTH_WAITING = frozenset(
+    {Code.UNAVAILABLE, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED}
+)
+
+
+def wait_until_available(
+    dialect: Dialect,
+    spec: ModelSpec,
+    timeout_s: float,
+    *,
+    clock: Callable[[], float],
+    call_s: float,
+) -> Steps[VersionStatus]:
+    """Asks until a version is AVAILABLE, has failed, or time is up.
+
+    Args:
+        dialect: How questions and answers are written.
+        spec: The version waited for; any without a version or label.
+        timeout_s: Seconds to wait at most.
+        clock: Seconds, monotonic.
+        call_s: Seconds for one call.
+
+    Raises:
+        DeadlineExceededError: None was in time; says what was seen last.
+        ServableUnavailableError: The version ended with an error.
+    """
+    deadline, pause_s, seen = clock() + timeout_s, _POLL_S, "no answer yet"
+    # A label says nothing about states; but only an available version has metadata.
+    labelled = spec.version_label is not None
+    ask = dialect.ask_metadata if labelled else dialect.ask_status
+    while (left := deadline - clock()) > 0:
+        reply = yield Call(*ask(spec), min(left, call_s))
+        if isinstance(reply, PlumblineError):
+            if reply.code not in _WORTH_WAITING and not labelled:
+                raise reply
+            seen = reply.message
+        elif labelled:
+            version = dialect.read_metadata(reply or b"").version
+            return VersionStatus(version, VersionState.AVAILABLE)
+        else:
+            found = dialect.read_status(reply or b"")
+            ready = [row for row in found if row.state is VersionState.AVAILABLE]
+            if ready:
+                return max(ready, key=lambda row: row.version)
+            _refuse_failed(found, spec)
+            seen = ", ".join(f"version {row.version}: {row.state.name}" for row in found)
+        yield Pause(max(0.0, min(pause_s, deadline - clock())))
+        pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
+    raise DeadlineExceededError(
+        f"model {spec.name!r} was not available within {timeout_s:g} s; last seen: {seen}"
+    )
+
+
+def _refuse_failed(found: list[VersionStatus], spec: ModelSpec) -> None:
+    """A version that ended with an error will not become available by waiting."""
+    for row in found:
+        alone = len(found) == 1 or row.version == spec.version
+        if alone and row.state is VersionState.END and row.error_code is not Code.OK:
+            raise ServableUnavailableError(
+                f"version {row.version} of model {spec.name!r} could not be loaded: "
+                f"{row.error_message} ({row.error_code.name})"
+            )

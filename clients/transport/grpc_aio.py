@@ -9,14 +9,12 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from clients.connection import explain_failure, open_channel, parse_target
-from clients.operations import Operations
+from clients.core.operations import Call, Operations, Steps
+from clients.core.predict_many import Outcome, Piece, PredictRun, RunOptions
+from clients.core.rows import AsyncRows, count_all, is_whole
 from clients.options import ConnectionOptions
 from clients.results import Part
-from clients.rows import AsyncRows, count_all, is_whole
-from clients.runs import PredictRun, RunOptions
-from clients.slots import Outcome, Piece
-from clients.steps import Call, Steps
+from clients.transport.channel import explain_failure, open_channel, parse_target
 from contract.errors import ConfigError, PlumblineError
 from contract.servable import ModelSpec
 
@@ -28,7 +26,7 @@ class AsyncCaller:
     """Makes calls on one channel, which belongs to the event loop that made the first one.
 
     Args:
-        address: See `clients.connection`.
+        address: See `clients.transport.channel`.
         connection: TLS, token, keepalive, compression.
     """
 
@@ -78,7 +76,7 @@ class AsyncCaller:
 async def run_steps(
     steps: Steps[T], make: Callable[[Call], Any], sleep: Callable[[float], Any] = asyncio.sleep
 ) -> T:
-    """The result of an operation; see `clients.shell.run_steps`."""
+    """The result of an operation; see `clients.transport.grpc_blocking.run_steps`."""
     reply: bytes | PlumblineError | None = None
     try:
         while True:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 from google.protobuf import json_format
 
-from clients.messages import GrpcDialect, Question
+from clients.core.grpc_dialect import GrpcDialect, Question
 from clients.results import Classification, ModelMetadata, VersionStatus
 from contract.errors import Code, InternalError, TensorMismatchError
 from contract.servable import ModelSpec
@@ -25,7 +25,7 @@ from contract.wire.signatures import signatures_from_map
 
 
 class RestDialect:
-    """See `clients.messages.Dialect`; a question's path begins with the HTTP method."""
+    """See `clients.core.grpc_dialect.Dialect`; a question's path begins with the HTTP method."""
 
     def ask_predict(self, spec: ModelSpec, batch: Batch, output_filter: Sequence[str]) -> Question:
         """See Dialect. REST knows no output filter: all come, the client drops the rest."""

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from clients.checking import BatchLike, find_non_finite_rows, is_finite, name_inputs
+from clients.core.checking import BatchLike, find_non_finite_rows, is_finite, name_inputs
 from clients.options import Checks
 from contract.errors import TensorMismatchError
 from contract.signature import Array, Batch, Signature, TensorSpec, check_batch

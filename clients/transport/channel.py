@@ -116,7 +116,7 @@ def channel_options(options: ConnectionOptions, *, several: bool) -> list[tuple[
         ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.dns_min_time_between_resolutions_ms", 2_000),
-        ("grpc.enable_retries", 0),  # ours are in clients.retry
+        ("grpc.enable_retries", 0),  # ours are in clients.core.retry
         ("grpc.primary_user_agent", "plumbline-clients"),
     ]
     if several:

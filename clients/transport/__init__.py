@@ -1,0 +1,1 @@
+"""The bytes of a client: gRPC channels and HTTP."""
