@@ -101,7 +101,7 @@ class AsyncPredictionClient:
         spec = self._operations.specify(version, version_label, signature_name)
         return await self._run(self._operations.predict(batch, spec, output_filter, timeout_s))
 
-    def predict_many(  # noqa: PLR0913  everything of predict, and how to cut
+    def predict_many(
         self,
         data: AsyncRows,
         *,

@@ -73,7 +73,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()
 
 
-def measure(  # noqa: PLR0913
+def measure(
     name: str,
     predictor: Predictor,
     golden: Golden,

@@ -52,7 +52,7 @@ def find_audit_file(config: Path) -> Path:
     return config.with_name(f"{config.name}.audit.jsonl")
 
 
-def append_line(  # noqa: PLR0913  one per field
+def append_line(
     config: Path,
     action: str,
     model_name: str,
