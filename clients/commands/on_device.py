@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from clients.commands.predict import Answer, add_input_flags, answer_one_by_one, predict_files
-from clients.files.read import Rows
+from clients.files.read import FileRows
 from clients.interruption import hold_interrupts
 from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
 from clients.targets import positive_count
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         )
     with predictor:
 
-        def answer(blocks: Iterator[Rows], signature_name: str) -> Iterator[Answer]:
+        def answer(blocks: Iterator[FileRows], signature_name: str) -> Iterator[Answer]:
             return answer_one_by_one(predictor, blocks, signature_name=signature_name)
 
         return predict_files(args, predictor.signatures, answer)

@@ -12,7 +12,7 @@ from typing import Any
 
 from clients.blocking import PredictionClient
 from clients.files.fit import InputReader
-from clients.files.read import Rows
+from clients.files.read import FileRows
 from clients.files.write import Sink, describe_row, open_sink
 from clients.interruption import Interrupted
 from clients.on_device import find_version_dir
@@ -47,7 +47,7 @@ class Answer:
         failed: Name and reason of rows that were not.
     """
 
-    rows: Rows
+    rows: FileRows
     indices: Sequence[int]
     outputs: Batch
     failed: tuple[tuple[str, str], ...] = ()
@@ -59,7 +59,7 @@ class Answer:
 
 
 def answer_one_by_one(
-    predictor: Predictor, blocks: Iterable[Rows], *, signature_name: str
+    predictor: Predictor, blocks: Iterable[FileRows], *, signature_name: str
 ) -> Iterator[Answer]:
     """Asks for one block after the other.
 
@@ -72,7 +72,9 @@ def answer_one_by_one(
         yield from _ask(predictor, rows, range(rows.num_rows), signature_name)
 
 
-def _ask(predictor: Predictor, rows: Rows, indices: range, signature_name: str) -> Iterator[Answer]:
+def _ask(
+    predictor: Predictor, rows: FileRows, indices: range, signature_name: str
+) -> Iterator[Answer]:
     batch = {name: array[indices.start : indices.stop] for name, array in rows.batch.items()}
     try:
         outputs = predictor.predict(batch, signature_name=signature_name)
@@ -91,7 +93,7 @@ def _ask(predictor: Predictor, rows: Rows, indices: range, signature_name: str) 
 
 def answer_pipelined(
     client: PredictionClient,
-    blocks: Iterable[Rows],
+    blocks: Iterable[FileRows],
     *,
     signature_name: str,
     version: int | None = None,
@@ -103,7 +105,7 @@ def answer_pipelined(
         UnansweredRowsError: The server went away; says which rows have no answer.
         PlumblineError: What the server says to the first rows.
     """
-    sent: collections.deque[tuple[int, Rows]] = collections.deque()
+    sent: collections.deque[tuple[int, FileRows]] = collections.deque()
 
     def send() -> Iterator[Batch]:
         start = 0
@@ -126,7 +128,7 @@ def answer_pipelined(
                 yield answer
 
 
-def _cut_answer(part: Part, start: int, rows: Rows) -> Answer:
+def _cut_answer(part: Part, start: int, rows: FileRows) -> Answer:
     """What `part` says of the rows of one block, which begins at row `start` of all."""
     stop = start + rows.num_rows
     kept = slice(*part.indices.searchsorted([start, stop]))
@@ -147,7 +149,7 @@ def flatten(error: PlumblineError) -> str:
     return " ".join(error.message.split())
 
 
-Answering = Callable[[Iterator[Rows], str], Iterator[Answer]]
+Answering = Callable[[Iterator[FileRows], str], Iterator[Answer]]
 
 
 def add_parser(verbs: Any) -> None:

@@ -19,11 +19,11 @@ MOST_ROWS = 256
 """More rows a batch gain nothing: servers run large batches in pieces."""
 
 
-Rows: TypeAlias = "Mapping[str, Any] | Array | Iterable[BatchLike]"
+RowsLike: TypeAlias = "Mapping[str, Any] | Array | Iterable[BatchLike]"
 """All rows at once (a mapping of input name to array, an array), or an iterator of rows or
 batches: arrays, or mappings of input name to array."""
 
-AsyncRows: TypeAlias = "Rows | AsyncIterable[BatchLike]"
+AsyncRowsLike: TypeAlias = "RowsLike | AsyncIterable[BatchLike]"
 """The same, or an asynchronous iterator of rows or batches."""
 
 

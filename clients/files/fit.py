@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clients.files.read import UNNAMED, Rows, decode_image, list_files, read_files
+from clients.files.read import UNNAMED, FileRows, decode_image, list_files, read_files
 from contract.console.terminal import remark
 from contract.errors import DatasetError, PlumblineError, TensorMismatchError
 from contract.servable import DEFAULT_SIGNATURE_NAME
@@ -29,7 +29,7 @@ OnSkipped = Callable[[str, str], None]
 
 
 def choose_signature(
-    signatures: Mapping[str, Signature], rows: Rows, signature_name: str = ""
+    signatures: Mapping[str, Signature], rows: FileRows, signature_name: str = ""
 ) -> Signature:
     """The signature that `rows` are meant for.
 
@@ -73,13 +73,13 @@ def choose_signature(
 
 
 def fit_rows(
-    rows: Rows,
+    rows: FileRows,
     signature: Signature,
     *,
     pixel_shape: tuple[int, ...] = (),
     invert: bool = False,
     on_skipped: OnSkipped,
-) -> Rows:
+) -> FileRows:
     """The rows as `signature` wants them.
 
     Args:
@@ -97,7 +97,7 @@ def fit_rows(
         return _fit_images(rows, signature, pixel_shape or None, invert, on_skipped)
     batch = _shape_batch(rows, signature)
     check_batch(batch, signature)
-    return Rows(
+    return FileRows(
         rows.source, batch, first_row=rows.first_row, names=rows.names, is_text=rows.is_text
     )
 
@@ -112,7 +112,7 @@ def find_pixel_shape(signatures: Mapping[str, Signature]) -> tuple[int, ...]:
     return ()
 
 
-def _looks_like_pixels(rows: Rows) -> bool:
+def _looks_like_pixels(rows: FileRows) -> bool:
     array = rows.batch.get(UNNAMED)
     if array is None:
         return any(one.dtype == np.uint8 for one in rows.batch.values())
@@ -124,7 +124,7 @@ def _looks_like_pixels(rows: Rows) -> bool:
     return whole and bool(array.min() >= 0) and bool(1 < array.max() <= 255)
 
 
-def _fits(rows: Rows, signature: Signature) -> bool:
+def _fits(rows: FileRows, signature: Signature) -> bool:
     if rows.is_image:
         return len(signature.inputs) == 1
     try:
@@ -134,7 +134,7 @@ def _fits(rows: Rows, signature: Signature) -> bool:
     return True
 
 
-def _shape_batch(rows: Rows, signature: Signature) -> dict[str, Array]:
+def _shape_batch(rows: FileRows, signature: Signature) -> dict[str, Array]:
     batch = dict(rows.batch)
     if UNNAMED in batch:
         batch = _name_array(rows, batch[UNNAMED], signature)
@@ -148,7 +148,7 @@ def _shape_batch(rows: Rows, signature: Signature) -> dict[str, Array]:
     }
 
 
-def _name_array(rows: Rows, array: Array, signature: Signature) -> dict[str, Array]:
+def _name_array(rows: FileRows, array: Array, signature: Signature) -> dict[str, Array]:
     names = list(signature.inputs)
     if rows.columns and set(names) <= set(rows.columns):
         return {name: array[:, rows.columns.index(name)] for name in names}
@@ -190,12 +190,12 @@ def _convert(array: Array, dtype: str, *, is_text: bool) -> Array:
 
 
 def _fit_images(
-    rows: Rows,
+    rows: FileRows,
     signature: Signature,
     pixel_shape: tuple[int, ...] | None,
     invert: bool,
     on_skipped: OnSkipped,
-) -> Rows:
+) -> FileRows:
     (name, spec) = next(iter(signature.inputs.items()))
     contents = rows.batch[UNNAMED]
     if spec.dtype == STRING:
@@ -267,7 +267,7 @@ class InputReader:
         self.signature = choose_signature(signatures, first, signature_name)
         self._first = self._fit(first)
 
-    def __iter__(self) -> Iterator[Rows]:
+    def __iter__(self) -> Iterator[FileRows]:
         """Blocks of rows whose batch fits the signature; may be iterated once."""
         if self._first.num_rows:
             yield self._first
@@ -284,16 +284,16 @@ class InputReader:
             if fitted.num_rows:
                 yield fitted
 
-    def take(self, num_rows: int) -> list[Rows]:
+    def take(self, num_rows: int) -> list[FileRows]:
         """The first blocks, as many as hold `num_rows` rows."""
-        blocks: list[Rows] = []
+        blocks: list[FileRows] = []
         for rows in itertools.takewhile(
             lambda _: sum(block.num_rows for block in blocks) < num_rows, self
         ):
             blocks.append(rows)
         return blocks
 
-    def _fit(self, rows: Rows) -> Rows:
+    def _fit(self, rows: FileRows) -> FileRows:
         return fit_rows(
             rows,
             self.signature,

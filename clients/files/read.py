@@ -62,7 +62,7 @@ def read_files(
     on_skipped: Callable[[str, str], None],
     array_name: str = "",
     signature_name: str = DEFAULT_SIGNATURE_NAME,
-) -> Iterator[Rows]:
+) -> Iterator[FileRows]:
     """The rows of all files, in order, in blocks.
 
     Args:
@@ -89,7 +89,9 @@ def read_files(
                 on_skipped(str(path), " ".join(str(error).split()) or type(error).__name__)
 
 
-def _read_images(files: Iterable[Path], on_skipped: Callable[[str, str], None]) -> Iterator[Rows]:
+def _read_images(
+    files: Iterable[Path], on_skipped: Callable[[str, str], None]
+) -> Iterator[FileRows]:
     iterator = iter(files)
     while block := list(itertools.islice(iterator, BLOCK_ROWS // 4)):
         names, contents = [], []
@@ -102,10 +104,12 @@ def _read_images(files: Iterable[Path], on_skipped: Callable[[str, str], None]) 
         if contents:
             array = np.empty(len(contents), dtype=object)
             array[:] = contents
-            yield Rows(str(block[0].parent), {UNNAMED: array}, names=tuple(names), is_image=True)
+            yield FileRows(
+                str(block[0].parent), {UNNAMED: array}, names=tuple(names), is_image=True
+            )
 
 
-def _read_npz(path: Path, array_name: str, signature_name: str) -> Iterator[Rows]:
+def _read_npz(path: Path, array_name: str, signature_name: str) -> Iterator[FileRows]:
     with np.load(path, allow_pickle=False) as archive:
         keys = list(archive.keys())
         if _GOLDEN_INDEX not in keys:
@@ -124,12 +128,12 @@ def _read_npz(path: Path, array_name: str, signature_name: str) -> Iterator[Rows
     yield from _cut(str(path), dict(golden[signature_name].inputs))
 
 
-def _read_npy(path: Path) -> Iterator[Rows]:
+def _read_npy(path: Path) -> Iterator[FileRows]:
     array = np.load(path, allow_pickle=False, mmap_mode="r")
     yield from _cut(str(path), {UNNAMED: array})
 
 
-def _cut(source: str, batch: dict[str, Array]) -> Iterator[Rows]:
+def _cut(source: str, batch: dict[str, Array]) -> Iterator[FileRows]:
     sizes = {len(array) if array.ndim else -1 for array in batch.values()}
     if len(sizes) != 1 or sizes == {-1}:
         shapes = ", ".join(f"{name or 'array'} {array.shape}" for name, array in batch.items())
@@ -138,10 +142,10 @@ def _cut(source: str, batch: dict[str, Array]) -> Iterator[Rows]:
         part = {
             name: np.asarray(array[start : start + BLOCK_ROWS]) for name, array in batch.items()
         }
-        yield Rows(source, part, first_row=start)
+        yield FileRows(source, part, first_row=start)
 
 
-def _read_csv(path: Path) -> Iterator[Rows]:
+def _read_csv(path: Path) -> Iterator[FileRows]:
     with path.open(encoding="utf-8-sig") as stream:
         first = stream.readline().strip()
         delimiter = next((char for char in ",;\t" if char in first), ",")
@@ -157,7 +161,9 @@ def _read_csv(path: Path) -> Iterator[Rows]:
                 raise DatasetError(
                     f"rows {row} to {row + len(block) - 1}: {error}; the rest is skipped"
                 ) from error
-            yield Rows(str(path), {UNNAMED: numbers}, first_row=row, columns=columns, is_text=True)
+            yield FileRows(
+                str(path), {UNNAMED: numbers}, first_row=row, columns=columns, is_text=True
+            )
             row += len(block)
 
 
@@ -169,13 +175,13 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _read_jsonl(path: Path) -> Iterator[Rows]:
+def _read_jsonl(path: Path) -> Iterator[FileRows]:
     with path.open(encoding="utf-8") as stream:
         filled = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
         row = 0
         while block := list(itertools.islice(filled, BLOCK_ROWS)):
             records = [_parse_line(number, line) for number, line in block]
-            yield Rows(str(path), _stack(records, block[0][0]), first_row=row, is_text=True)
+            yield FileRows(str(path), _stack(records, block[0][0]), first_row=row, is_text=True)
             row += len(block)
 
 
@@ -222,7 +228,7 @@ def _to_bytes(value: Any) -> bytes:
     raise ValueError('a string is "text" or {"b64": "…"}')
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Rows]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[FileRows]]] = {
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
     ".npy": _read_npy,
@@ -238,7 +244,7 @@ UNNAMED = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Rows:
+class FileRows:
     """Equally long arrays and where they came from.
 
     Attributes:
@@ -268,10 +274,10 @@ class Rows:
         """What to call one row, counted within this block."""
         return self.names[index] if self.names else f"{self.source}:{self.first_row + index}"
 
-    def take(self, kept: list[int], batch: Mapping[str, Array]) -> Rows:
+    def take(self, kept: list[int], batch: Mapping[str, Array]) -> FileRows:
         """These rows only, with arrays that were made from them."""
         names = tuple(self.name_row(index) for index in kept)
-        return Rows(self.source, batch, names=names)
+        return FileRows(self.source, batch, names=names)
 
 
 # PNG and JPEG files into the pixels that a model was trained on, by Pillow.

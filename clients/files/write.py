@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from clients.files.read import Rows
+from clients.files.read import FileRows
 from clients.interruption import hold_interrupts
 from contract.console.terminal import print_table
 from contract.errors import ConfigError
@@ -43,7 +43,7 @@ class Sink(abc.ABC):
         self.num_rows = 0
         self.labels = labels
 
-    def write(self, rows: Rows, indices: Sequence[int], outputs: Batch) -> None:
+    def write(self, rows: FileRows, indices: Sequence[int], outputs: Batch) -> None:
         """Adds the answers to the rows at `indices` of `rows`."""
         with hold_interrupts():
             self._write([rows.name_row(index) for index in indices], outputs)
