@@ -148,3 +148,8 @@ def join_parts(parts: Iterable[Part]) -> Part:
         },
         failed=tuple(row for part in found for row in part.failed),
     )
+
+
+def flatten(error: PlumblineError) -> str:
+    """An error's text in one line."""
+    return " ".join(error.message.split())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 
-from clients.commands.on_device import make_batch
+from clients.core.rows import make_random_batch
 from clients.files.fit import InputReader
 from clients.interruption import Interrupted
 from clients.results import ModelMetadata
@@ -45,7 +45,7 @@ _LATE_SHARE = 0.5
 _MOST_CERTAIN = 10
 
 
-def add_parser(verbs: Any) -> None:
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command to the parser."""
     parser = verbs.add_parser(
         "load", help="open-loop load test: latency at a given rate", description=__doc__
@@ -96,7 +96,7 @@ def _parse_rates(text: str) -> list[float]:
     return [positive_number(part) for part in text.split(",")]
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> ExitCode:
     """Loads the server at each rate; 1 when calls failed or a rate was not reached."""
     if args.plot:
         import_extra("matplotlib.figure", "--plot")
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
 def _choose_batch(args: argparse.Namespace, metadata: ModelMetadata) -> tuple[Signature, Batch]:
     if args.input is None:
         signature = find_signature(metadata.signatures, args.signature_name)
-        return signature, make_batch(signature, args.batch_size)
+        return signature, make_random_batch(signature, args.batch_size)
     reader = InputReader([args.input], metadata.signatures, signature_name=args.signature_name)
     rows = reader.take(1)[0]
     repeats = -(-args.batch_size // rows.num_rows)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from clients.commands.predict import Answer, add_input_flags, answer_one_by_one, predict_files
+from clients.core.rows import make_random_batch
+from clients.files.predict import Answer, add_input_flags, answer_one_by_one, predict_files
 from clients.files.read import FileRows
-from clients.interruption import hold_interrupts
 from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
 from clients.targets import positive_count
 from contract import layout
@@ -28,7 +28,7 @@ from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Signature
 
 
-def add_parser(verbs: Any) -> None:
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command to the parser."""
     parser = verbs.add_parser(
         "on-device", help="predict without a server, or measure that", description=__doc__
@@ -38,7 +38,7 @@ def add_parser(verbs: Any) -> None:
     _add_bench(below)
 
 
-def _add_run(below: Any) -> None:
+def _add_run(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = below.add_parser("run", help="files to predictions")
     add_input_flags(parser)
     _add_model_flags(parser)
@@ -52,7 +52,7 @@ def _add_run(below: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _add_bench(below: Any) -> None:
+def _add_bench(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = below.add_parser("bench", help="latency, speed and memory of the variants")
     _add_model_flags(parser)
     parser.add_argument(
@@ -92,7 +92,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> ExitCode:
     """Predicts on this machine; 1 when something was skipped or failed."""
     with hide_delegate_notes():
         predictor = OnDevicePredictor(
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         return predict_files(args, predictor.signatures, answer)
 
 
-def run_bench(args: argparse.Namespace) -> int:
+def run_bench(args: argparse.Namespace) -> ExitCode:
     """Measures every variant beside a bare interpreter loop."""
     path: Path = args.version_dir
     variants = [layout.FLOAT32] if path.is_file() else list_variants(find_version_dir(path))
@@ -223,19 +223,6 @@ def print_bench(measured: Sequence[VariantBench], *, as_json: bool) -> None:
     )
 
 
-def make_batch(signature: Signature, batch_size: int) -> dict[str, Array]:
-    """Random values that fit a signature: floats in 0..1, whole numbers in 0..127."""
-    with hold_interrupts():  # numpy.random is imported here, and loses a Ctrl-C meanwhile
-        rng = np.random.default_rng(0)
-    batch: dict[str, Array] = {}
-    for name, spec in signature.inputs.items():
-        shape = [batch_size if size is None else size for size in spec.shape or (None,)]
-        values = rng.random(shape)
-        is_float = spec.numpy_dtype.kind in "fcV"
-        batch[name] = (values if is_float else values * 128).astype(spec.numpy_dtype)
-    return batch
-
-
 def _measure(
     path: Path, variant: str, batch_size: int, num_threads: int, num_calls: int
 ) -> VariantBench:
@@ -245,7 +232,7 @@ def _measure(
         bare_model = create_interpreter(content, num_threads=num_threads, source=str(path))
     with predictor:
         signature = _find_primary(bare_model, predictor)
-        batch = make_batch(signature, batch_size)
+        batch = make_random_batch(signature, batch_size)
         call = _make_call(predictor, batch, signature.name)
         _time_calls(call, 50)
         peak_mib = _read_peak_mib()

@@ -257,7 +257,7 @@ _HEADINGS = (
 )
 
 
-def add_parser(verbs: Any) -> None:
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command to the parser."""
     parser = verbs.add_parser(
         "replay",
@@ -284,7 +284,7 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> ExitCode:
     """Prints what differs: 0 nothing, 1 something differs, fails or cannot be compared."""
     if args.atol < 0:
         raise ConfigError(f"--atol {args.atol}: give 0 or more")
