@@ -27,6 +27,9 @@ from contract.lite.runtime import create_interpreter, hide_delegate_notes
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Signature
 
+DEFAULT_CALLS = 2000
+_ROUNDS = 10
+
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command to the parser."""
@@ -127,16 +130,6 @@ def run_bench(args: argparse.Namespace) -> ExitCode:
     return ExitCode.DONE
 
 
-# How fast a TFLite variant answers here, beside a bare interpreter loop.
-#
-# Each variant runs in a process of its own, so that its peak memory is its own. Rounds of
-# the predictor and of the bare loop alternate, so that a machine that slows down slows both.
-
-
-DEFAULT_CALLS = 2000
-_ROUNDS = 10
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class VariantBench:
     """What one variant costs on this machine.
@@ -176,7 +169,10 @@ class VariantBench:
 def bench_variant(
     path: Path, variant: str, *, batch_size: int, num_threads: int, num_calls: int
 ) -> VariantBench:
-    """Measures one variant in a process of its own.
+    """Measures one variant beside a bare interpreter loop.
+
+    It runs in a process of its own, so that its peak memory is its own. Rounds of the predictor
+    and of the bare loop alternate, so that a machine that slows down slows both.
 
     Args:
         path: A version directory, base path or `.tflite` file.

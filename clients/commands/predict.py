@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from clients.blocking import PredictionClient
 from clients.files.predict import Answer, add_input_flags, answer_one_by_one, predict_files
-from clients.files.read import FileRows
+from clients.files.read import FileRows, Skipped
 from clients.results import Part, flatten
 from clients.targets import (
     PinnedClient,
@@ -98,7 +98,7 @@ def _cut_answer(part: Part, start: int, rows: FileRows) -> Answer:
         (part.indices[kept] - start).tolist(),
         {name: array[kept] for name, array in part.outputs.items()},
         tuple(
-            (rows.name_row(failed.index - start), flatten(failed.error))
+            Skipped(rows.name_row(failed.index - start), flatten(failed.error))
             for failed in part.failed
             if start <= failed.index < stop
         ),

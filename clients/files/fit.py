@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from clients.files.read import UNNAMED, FileRows, decode_image, list_files, read_files
+from clients.files.read import (
+    UNNAMED,
+    FileRows,
+    OnSkipped,
+    Skipped,
+    decode_image,
+    list_files,
+    read_files,
+)
 from contract.console.terminal import remark
 from contract.errors import DatasetError, PlumblineError, TensorMismatchError
 from contract.servable import DEFAULT_SIGNATURE_NAME
@@ -25,7 +33,90 @@ from contract.signature import (
 
 PIXELS = "serving_uint8"
 IMAGE_BYTES = "serving_image_bytes"
-OnSkipped = Callable[[str, str], None]
+
+
+class InputReader:
+    """Reads files, names and skips what cannot be read, and fits the rest to a signature.
+
+    Args:
+        paths: Files, or folders of images.
+        signatures: What the version has.
+        signature_name: The signature to use; chosen by the first rows when empty.
+        array_name: The array to take of an npz that holds several.
+        invert: For images of dark ink on paper.
+
+    Attributes:
+        signature: The signature that the rows fit.
+        skipped: Everything that was skipped so far.
+
+    Raises:
+        ConfigError: A path does not exist or is of an unknown kind.
+        DatasetError: Nothing could be read.
+        TensorMismatchError: The first rows fit no signature.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        signatures: Mapping[str, Signature],
+        *,
+        signature_name: str = "",
+        array_name: str = "",
+        invert: bool = False,
+    ) -> None:
+        self.skipped: list[Skipped] = []
+        self._invert = invert
+        self._pixel_shape = find_pixel_shape(signatures)
+        self._blocks = read_files(
+            list_files(paths),
+            on_skipped=self._skip,
+            array_name=array_name,
+            signature_name=signature_name or DEFAULT_SIGNATURE_NAME,
+        )
+        first = next(self._blocks, None)
+        if first is None:
+            raise DatasetError("no rows: none of the files could be read, or they are empty")
+        self.signature = choose_signature(signatures, first, signature_name)
+        self._first = self._fit(first)
+
+    def __iter__(self) -> Iterator[FileRows]:
+        """Blocks of rows whose batch fits the signature; may be iterated once."""
+        if self._first.num_rows:
+            yield self._first
+        failed = ""
+        for rows in self._blocks:
+            if rows.source == failed:
+                continue
+            try:
+                fitted = self._fit(rows)
+            except PlumblineError as error:
+                self._skip(Skipped(rows.source, str(error)))
+                failed = rows.source
+                continue
+            if fitted.num_rows:
+                yield fitted
+
+    def take(self, num_rows: int) -> list[FileRows]:
+        """The first blocks, as many as hold `num_rows` rows."""
+        blocks: list[FileRows] = []
+        for rows in itertools.takewhile(
+            lambda _: sum(block.num_rows for block in blocks) < num_rows, self
+        ):
+            blocks.append(rows)
+        return blocks
+
+    def _fit(self, rows: FileRows) -> FileRows:
+        return fit_rows(
+            rows,
+            self.signature,
+            pixel_shape=self._pixel_shape,
+            invert=self._invert,
+            on_skipped=self._skip,
+        )
+
+    def _skip(self, skipped: Skipped) -> None:
+        self.skipped.append(skipped)
+        remark(f"skipped {skipped.name}: {skipped.reason}")
 
 
 def choose_signature(
@@ -88,7 +179,7 @@ def fit_rows(
         pixel_shape: Height, width and perhaps channels of an image, where the signature
             itself wants flat rows.
         invert: Turn dark ink on paper into light ink on a dark ground.
-        on_skipped: Called with the name of an image that cannot be decoded, and why.
+        on_skipped: Called with an image that cannot be decoded.
 
     Raises:
         TensorMismatchError: They do not fit; says what is wanted and the likely fix.
@@ -213,95 +304,8 @@ def _fit_images(
             images.append(decode_image(content, shape, invert=invert))
             kept.append(index)
         except DatasetError as error:
-            on_skipped(rows.name_row(index), str(error))
+            on_skipped(Skipped(rows.name_row(index), str(error)))
     pixels: Array = np.array(images, dtype=np.uint8).reshape(len(images), *shape)
     if spec.dtype == "float32":
         pixels = pixels.astype(np.float32) / np.float32(255)
     return rows.take(kept, {name: _fit_array(pixels, spec, is_text=False)})
-
-
-# The user's files as batches of one signature.
-
-
-class InputReader:
-    """Reads files, names and skips what cannot be read, and fits the rest to a signature.
-
-    Args:
-        paths: Files, or folders of images.
-        signatures: What the version has.
-        signature_name: The signature to use; chosen by the first rows when empty.
-        array_name: The array to take of an npz that holds several.
-        invert: For images of dark ink on paper.
-
-    Attributes:
-        signature: The signature that the rows fit.
-        skipped: Name and reason of everything that was skipped so far.
-
-    Raises:
-        ConfigError: A path does not exist or is of an unknown kind.
-        DatasetError: Nothing could be read.
-        TensorMismatchError: The first rows fit no signature.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        signatures: Mapping[str, Signature],
-        *,
-        signature_name: str = "",
-        array_name: str = "",
-        invert: bool = False,
-    ) -> None:
-        self.skipped: list[tuple[str, str]] = []
-        self._invert = invert
-        self._pixel_shape = find_pixel_shape(signatures)
-        self._blocks = read_files(
-            list_files(paths),
-            on_skipped=self._skip,
-            array_name=array_name,
-            signature_name=signature_name or DEFAULT_SIGNATURE_NAME,
-        )
-        first = next(self._blocks, None)
-        if first is None:
-            raise DatasetError("no rows: none of the files could be read, or they are empty")
-        self.signature = choose_signature(signatures, first, signature_name)
-        self._first = self._fit(first)
-
-    def __iter__(self) -> Iterator[FileRows]:
-        """Blocks of rows whose batch fits the signature; may be iterated once."""
-        if self._first.num_rows:
-            yield self._first
-        failed = ""
-        for rows in self._blocks:
-            if rows.source == failed:
-                continue
-            try:
-                fitted = self._fit(rows)
-            except PlumblineError as error:
-                self._skip(rows.source, str(error))
-                failed = rows.source
-                continue
-            if fitted.num_rows:
-                yield fitted
-
-    def take(self, num_rows: int) -> list[FileRows]:
-        """The first blocks, as many as hold `num_rows` rows."""
-        blocks: list[FileRows] = []
-        for rows in itertools.takewhile(
-            lambda _: sum(block.num_rows for block in blocks) < num_rows, self
-        ):
-            blocks.append(rows)
-        return blocks
-
-    def _fit(self, rows: FileRows) -> FileRows:
-        return fit_rows(
-            rows,
-            self.signature,
-            pixel_shape=self._pixel_shape,
-            invert=self._invert,
-            on_skipped=self._skip,
-        )
-
-    def _skip(self, name: str, reason: str) -> None:
-        self.skipped.append((name, reason))
-        remark(f"skipped {name}: {reason}")

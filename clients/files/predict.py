@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clients.files.fit import InputReader
-from clients.files.read import FileRows
+from clients.files.read import FileRows, Skipped
 from clients.files.write import Sink, describe_row, open_sink
 from clients.interruption import Interrupted
 from clients.on_device import find_version_dir
@@ -30,13 +30,13 @@ class Answer:
         rows: The block.
         indices: Which of its rows were answered.
         outputs: Output name to array; axis 0 belongs to `indices`.
-        failed: Name and reason of rows that were not.
+        failed: Those that were not.
     """
 
     rows: FileRows
     indices: Sequence[int]
     outputs: Batch
-    failed: tuple[tuple[str, str], ...] = ()
+    failed: tuple[Skipped, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -206,7 +206,7 @@ def _ask(
         raise
     except RequestError as error:
         if len(indices) == 1:
-            yield Answer(rows, (), {}, ((rows.name_row(indices.start), flatten(error)),))
+            yield Answer(rows, (), {}, (Skipped(rows.name_row(indices.start), flatten(error)),))
             return
         middle = (indices.start + indices.stop) // 2
         yield from _ask(predictor, rows, range(indices.start, middle), signature_name)

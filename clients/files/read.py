@@ -10,7 +10,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,11 +24,68 @@ if TYPE_CHECKING:
     import PIL.Image
 
 
+UNNAMED = ""
+"""The key of an array that stands for the only input."""
+
 BLOCK_ROWS = 1024
 """Rows read at a time from files that can be read in parts."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _GOLDEN_INDEX = "index"
+MAX_PIXELS = 16_000_000
+"""The largest image decoded, as inside the exported graph."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileRows:
+    """Some rows of one file, as they were read, before they are fitted to a signature.
+
+    Attributes:
+        source: The file.
+        batch: Input name to array, axis 0 is the row; `UNNAMED` for the only input.
+        first_row: Number of the first row within the file, from 0.
+        names: What to call each row; empty: `FILE:NUMBER`.
+        columns: Headings of a CSV file, one per column of the unnamed array.
+        is_text: Numbers from a text file: their dtype says nothing.
+        is_image: The unnamed array holds whole PNG or JPEG files.
+    """
+
+    source: str
+    batch: Mapping[str, Array]
+    first_row: int = 0
+    names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    is_text: bool = False
+    is_image: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in this block."""
+        return next((len(array) for array in self.batch.values() if array.ndim), 1)
+
+    def name_row(self, index: int) -> str:
+        """What to call one row, counted within this block."""
+        return self.names[index] if self.names else f"{self.source}:{self.first_row + index}"
+
+    def take(self, kept: list[int], batch: Mapping[str, Array]) -> FileRows:
+        """These rows only, with arrays that were made from them."""
+        names = tuple(self.name_row(index) for index in kept)
+        return FileRows(self.source, batch, names=names)
+
+
+class Skipped(NamedTuple):
+    """What was left out.
+
+    Attributes:
+        name: A file, a row or a record.
+        reason: Why, in one line.
+    """
+
+    name: str
+    reason: str
+
+
+OnSkipped = Callable[[Skipped], None]
 
 
 def list_files(paths: Iterable[Path]) -> list[Path]:
@@ -59,7 +116,7 @@ def list_files(paths: Iterable[Path]) -> list[Path]:
 def read_files(
     files: Iterable[Path],
     *,
-    on_skipped: Callable[[str, str], None],
+    on_skipped: OnSkipped,
     array_name: str = "",
     signature_name: str = DEFAULT_SIGNATURE_NAME,
 ) -> Iterator[FileRows]:
@@ -67,7 +124,7 @@ def read_files(
 
     Args:
         files: From `list_files`.
-        on_skipped: Called with the name of what cannot be read, and why.
+        on_skipped: Called with what cannot be read.
         array_name: The array to take of an npz that holds several.
         signature_name: Whose inputs to take of a golden file.
     """
@@ -86,12 +143,11 @@ def read_files(
             except ConfigError:
                 raise
             except (OSError, ValueError, KeyError, zipfile.BadZipFile, PlumblineError) as error:
-                on_skipped(str(path), " ".join(str(error).split()) or type(error).__name__)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                on_skipped(Skipped(str(path), reason))
 
 
-def _read_images(
-    files: Iterable[Path], on_skipped: Callable[[str, str], None]
-) -> Iterator[FileRows]:
+def _read_images(files: Iterable[Path], on_skipped: OnSkipped) -> Iterator[FileRows]:
     iterator = iter(files)
     while block := list(itertools.islice(iterator, BLOCK_ROWS // 4)):
         names, contents = [], []
@@ -100,7 +156,7 @@ def _read_images(
                 contents.append(path.read_bytes())
                 names.append(str(path))
             except OSError as error:
-                on_skipped(str(path), error.strerror or str(error))
+                on_skipped(Skipped(str(path), error.strerror or str(error)))
         if contents:
             array = np.empty(len(contents), dtype=object)
             array[:] = contents
@@ -185,7 +241,7 @@ def _read_jsonl(path: Path) -> Iterator[FileRows]:
             row += len(block)
 
 
-def _parse_line(number: int, line: str) -> dict[str, Any]:
+def _parse_line(number: int, line: str) -> dict[str, object]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -194,7 +250,7 @@ def _parse_line(number: int, line: str) -> dict[str, Any]:
     return record if named else {UNNAMED: record}
 
 
-def _stack(records: list[dict[str, Any]], first_line: int) -> dict[str, Array]:
+def _stack(records: list[dict[str, object]], first_line: int) -> dict[str, Array]:
     for offset, record in enumerate(records):
         if record.keys() != records[0].keys():
             raise DatasetError(
@@ -209,7 +265,7 @@ def _stack(records: list[dict[str, Any]], first_line: int) -> dict[str, Array]:
         ) from error
 
 
-def _to_array(values: list[Any]) -> Array:
+def _to_array(values: list[object]) -> Array:
     if any(isinstance(value, str | dict) for value in values):
         strings = np.empty(len(values), dtype=object)
         strings[:] = [_to_bytes(value) for value in values]
@@ -220,7 +276,7 @@ def _to_array(values: list[Any]) -> Array:
     return array
 
 
-def _to_bytes(value: Any) -> bytes:
+def _to_bytes(value: object) -> bytes:
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, dict) and set(value) == {"b64"}:
@@ -236,63 +292,12 @@ _READERS: dict[str, Callable[[Path], Iterator[FileRows]]] = {
 }
 
 
-# Some rows of one input file, as they were read, before they are fitted to a signature.
-
-
-UNNAMED = ""
-"""The key of an array that stands for the only input."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FileRows:
-    """Equally long arrays and where they came from.
-
-    Attributes:
-        source: The file.
-        batch: Input name to array, axis 0 is the row; `UNNAMED` for the only input.
-        first_row: Number of the first row within the file, from 0.
-        names: What to call each row; empty: `FILE:NUMBER`.
-        columns: Headings of a CSV file, one per column of the unnamed array.
-        is_text: Numbers from a text file: their dtype says nothing.
-        is_image: The unnamed array holds whole PNG or JPEG files.
-    """
-
-    source: str
-    batch: Mapping[str, Array]
-    first_row: int = 0
-    names: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    is_text: bool = False
-    is_image: bool = False
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in this block."""
-        return next((len(array) for array in self.batch.values() if array.ndim), 1)
-
-    def name_row(self, index: int) -> str:
-        """What to call one row, counted within this block."""
-        return self.names[index] if self.names else f"{self.source}:{self.first_row + index}"
-
-    def take(self, kept: list[int], batch: Mapping[str, Array]) -> FileRows:
-        """These rows only, with arrays that were made from them."""
-        names = tuple(self.name_row(index) for index in kept)
-        return FileRows(self.source, batch, names=names)
-
-
-# PNG and JPEG files into the pixels that a model was trained on, by Pillow.
-#
-# Light ink on a dark ground, as in MNIST; `invert` is for dark ink on paper. Pillow's
-# resizing and the one inside `serving_image_bytes` differ by a few grey levels: send the
-# bytes themselves (`--signature_name serving_image_bytes`) where that matters.
-
-
-MAX_PIXELS = 16_000_000
-"""The largest image decoded, as inside the exported graph."""
-
-
 def decode_image(content: bytes, shape: tuple[int, ...], *, invert: bool = False) -> Array:
     """uint8 pixels of `shape`: (height, width) or (height, width, channels 1 or 3).
+
+    Light ink on a dark ground, as in MNIST; `invert` is for dark ink on paper. Pillow's
+    resizing and the one inside `serving_image_bytes` differ by a few grey levels: send the
+    bytes themselves (`--signature_name serving_image_bytes`) where that matters.
 
     Raises:
         DatasetError: No PNG or JPEG, damaged, or larger than 16 megapixels.

@@ -214,9 +214,9 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
-def describe_row(name: str, index: int, outputs: Batch, labels: Sequence[str]) -> dict[str, Any]:
+def describe_row(name: str, index: int, outputs: Batch, labels: Sequence[str]) -> dict[str, object]:
     """One row as a JSON object; NaN and infinity as text, since JSON lacks them."""
-    record: dict[str, Any] = {"row": name}
+    record: dict[str, object] = {"row": name}
     for key, array in outputs.items():
         if has_classes(array):
             record[f"{key}_class"] = name_class(int(array[index].argmax()), labels)
