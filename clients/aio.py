@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from clients.core.checking import BatchLike
@@ -231,12 +231,12 @@ async def stream_parts(
         raise broken
 
 
-def _iterate(data: Any) -> Callable[[], Any]:
+def _iterate(data: Iterable[BatchLike] | AsyncIterable[BatchLike]) -> Callable[[], Any]:
     """A function that gives the next item, or an awaitable of it; `_END` after the last."""
-    if hasattr(data, "__aiter__"):
+    if isinstance(data, AsyncIterable):
         asynchronous = aiter(data)
         return lambda: anext(asynchronous, _END)
-    plain: Iterator[Any] = iter(data)
+    plain = iter(data)
     return lambda: next(plain, _END)
 
 

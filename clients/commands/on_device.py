@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -289,13 +289,13 @@ def _make_bare_calls(
     interpreter.allocate_tensors()
     fetches = [(one["index"], _scaling(one)) for one in interpreter.get_output_details()]
 
-    def call() -> list[Any]:
+    def call() -> list[Array]:
         for index, array, _, _ in feeds:
             interpreter.set_tensor(index, array)
         interpreter.invoke()
         return [interpreter.get_tensor(index) for index, _ in fetches]
 
-    def call_scaled() -> list[Any]:
+    def call_scaled() -> list[Array]:
         for index, array, reals, scaling in feeds:
             if scaling:
                 array = np.clip(np.rint(reals / scaling[0] + scaling[1]), -128, 127).astype(np.int8)
@@ -311,7 +311,7 @@ def _make_bare_calls(
     return call, call_scaled
 
 
-def _scaling(details: dict[str, Any]) -> tuple[np.float32, np.float32] | None:
+def _scaling(details: Mapping[str, Any]) -> tuple[np.float32, np.float32] | None:
     """Scale and zero point of an int8 tensor; None for any other, which passes as it is."""
     scale, zero_point = details["quantization"]
     is_scaled = scale and np.dtype(details["dtype"]) == np.int8

@@ -31,7 +31,7 @@ _MOST_LAYOUTS = 512
 _MOST_VERSIONS = 16
 _OLD_AFTER_S = 1.0
 
-Layout = tuple[tuple[str, Any, tuple[int, ...]], ...]
+Layout = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
 
 BatchLike = Mapping[str, Any] | Any
 """A mapping of input name to array, or one array that stands for the only input."""
@@ -66,7 +66,7 @@ def name_inputs(batch: BatchLike, signature: Signature | None) -> dict[str, Arra
     }
 
 
-def _make_array(name: str, value: Any, specs: Mapping[str, TensorSpec]) -> Array:
+def _make_array(name: str, value: object, specs: Mapping[str, TensorSpec]) -> Array:
     spec = specs.get(name)
     try:
         if spec is None or hasattr(value, "__array__"):
@@ -186,7 +186,7 @@ class SignatureCache:
         self._current: dict[tuple[int | None, str | None], int] = {}
 
     def recall(self, spec: ModelSpec) -> CachedSignatures | None:
-        """What is known of the version that `spec` stood for when last heard of."""
+        """The signatures of the version that `spec` stood for when last heard of."""
         version = self._current.get((spec.version, spec.version_label))
         return None if version is None else self._versions.get(version)
 
@@ -208,7 +208,7 @@ class SignatureCache:
         return cached
 
     def follow(self, spec: ModelSpec, version: int) -> CachedSignatures | None:
-        """Notes that `spec` now stands for `version`; what is known of that one."""
+        """Notes that `spec` now stands for `version`; its signatures, if they are kept."""
         self._current[spec.version, spec.version_label] = version
         return self._versions.get(version)
 

@@ -146,7 +146,7 @@ class Operations:
         return self.hold(batch, (yield from self.learn(spec, deadline)), spec)
 
     def hold(self, batch: BatchLike, cached: CachedSignatures, spec: ModelSpec) -> Prepared:
-        """A batch held to a known signature.
+        """A batch held to a cached signature.
 
         Raises:
             SignatureNotFoundError: The version has no such signature.

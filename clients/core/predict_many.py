@@ -17,7 +17,7 @@ import numpy as np
 
 from clients.core.checking import BatchLike, CachedSignatures, refuse_non_finite
 from clients.core.operations import Call, Effects, Operations, Prepared, count_rows
-from clients.core.retry import RetryPolicy, Verdict, judge
+from clients.core.retry import Remedy, RetryPolicy, choose_remedy
 from clients.core.rows import BatchCutter, find_bad_rows, require_batch_axis, slice_rows
 from clients.results import FailedRow, Part, Progress, UnansweredRowsError
 from contract.errors import Code, ConfigError, InternalError, PlumblineError
@@ -322,14 +322,14 @@ class BatchFlow:
         if piece.attempts == 0:
             piece.failing_since = now
         piece.attempts += 1
-        match judge(outcome, self._retry, has_answers=self._has_answers):
-            case Verdict.AGAIN if self._is_patient(piece, now):
+        match choose_remedy(outcome, self._retry, has_answers=self._has_answers):
+            case Remedy.AGAIN if self._is_patient(piece, now):
                 self._send_later(piece, now)
-            case Verdict.SMALLER if piece.num_rows > 1:
+            case Remedy.SMALLER if piece.num_rows > 1:
                 self._shrink(piece)
-            case Verdict.SMALLER:
+            case Remedy.SMALLER:
                 piece.outcome = outcome
-            case Verdict.ALONE:
+            case Remedy.ALONE:
                 self._suspect(piece, outcome)
             case _:
                 self._stop(piece, outcome)

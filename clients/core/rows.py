@@ -120,12 +120,12 @@ def find_bad_rows(batch: Batch, checks: Checks) -> dict[int, str]:
     }
 
 
-def is_whole(data: Any) -> bool:
+def is_whole(data: AsyncRowsLike) -> bool:
     """Whether `data` is all rows at once, not something to iterate over."""
     return isinstance(data, (np.ndarray, Mapping)) or hasattr(data, "__array__")
 
 
-def count_all(data: Any) -> int | None:
+def count_all(data: AsyncRowsLike) -> int | None:
     """The rows of what is whole; None for an iterator."""
     if not is_whole(data):
         return None

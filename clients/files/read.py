@@ -31,9 +31,10 @@ BLOCK_ROWS = 1024
 """Rows read at a time from files that can be read in parts."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
-_GOLDEN_INDEX = "index"
 MAX_PIXELS = 16_000_000
 """The largest image decoded, as inside the exported graph."""
+
+_GOLDEN_INDEX = "index"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
@@ -207,7 +207,7 @@ def name_class(index: int, labels: Sequence[str]) -> str:
     return labels[index] if index < len(labels) else str(index)
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """The shortest text that reads back as the same number; strings as they are."""
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
@@ -224,7 +224,7 @@ def describe_row(name: str, index: int, outputs: Batch, labels: Sequence[str]) -
     return record
 
 
-def _to_json(value: Any) -> Any:
+def _to_json(value: object) -> object:
     if isinstance(value, np.ndarray):
         return [_to_json(item) for item in value]
     if isinstance(value, bytes):
@@ -247,7 +247,7 @@ def _summarise(name: str, array: Array, labels: Sequence[str]) -> list[tuple[str
     return cells
 
 
-def _shorten(value: Any) -> str:
+def _shorten(value: object) -> str:
     array = np.asarray(value)
     if array.ndim == 0:
         text = format_value(array.item() if array.dtype.kind == "O" else array[()])
