@@ -53,8 +53,8 @@ __all__ = [
 _MODULES = {
     "AsyncPredictionClient": "aio",
     "OnDevicePredictor": "on_device",
-    "RestClient": "blocking",
     "PredictionClient": "blocking",
+    "RestClient": "blocking",
     "RetryPolicy": "core.retry",
     **dict.fromkeys(("Checks", "ConnectionOptions", "Timeouts", "TlsOptions"), "options"),
 }
@@ -64,6 +64,8 @@ def __getattr__(name: str) -> Any:
     """Loads a public name when it is asked for (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "RestClient":
+        importlib.import_module("clients.transport.http")  # says at once that httpx is missing
     found = getattr(importlib.import_module(f"clients.{_MODULES.get(name, 'results')}"), name)
     globals()[name] = found
     return found

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import TypeVar
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from clients.core.checking import BatchLike
 from clients.core.examples import Examples, Features
 from clients.core.grpc_dialect import GrpcDialect
-from clients.core.operations import Operations, Steps
-from clients.core.predict_many import ProgressCallback, RunOptions
+from clients.core.operations import Call, Effects, Operations
+from clients.core.predict_many import Outcome, Piece, PredictRun, ProgressCallback, RunOptions
 from clients.core.retry import DEFAULT_RETRY, RetryPolicy
-from clients.core.rows import AsyncRows
+from clients.core.rows import AsyncRowsLike, count_all, is_whole
 from clients.options import (
     DEFAULT_CHECKS,
     DEFAULT_CONNECTION,
@@ -21,10 +22,13 @@ from clients.options import (
     Timeouts,
 )
 from clients.results import Classification, ModelMetadata, Part, VersionStatus
-from clients.transport.grpc_aio import AsyncCaller, run_steps, stream_parts
+from clients.transport.grpc_aio import AsyncGrpcCaller
+from contract.errors import PlumblineError
+from contract.servable import ModelSpec
 from contract.signature import Array
 
 T = TypeVar("T")
+_END: Any = object()
 
 
 class AsyncPredictionClient:
@@ -63,7 +67,7 @@ class AsyncPredictionClient:
         self._operations = Operations(
             GrpcDialect(), model_name=model_name, timeouts=timeouts, retry=retry, checks=checks
         )
-        self._caller = AsyncCaller(address, connection)
+        self._caller = AsyncGrpcCaller(address, connection)
 
     async def predict(
         self,
@@ -75,35 +79,13 @@ class AsyncPredictionClient:
         output_filter: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> dict[str, Array]:
-        """Sends one batch.
-
-        Args:
-            batch: Input name to array, axis 0 being the rows; or one array, which stands
-                for the only input.
-            signature_name: "" stands for `serving_default`.
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            output_filter: The outputs wanted; all without it.
-            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
-
-        Returns:
-            Output name to array; axis 0 is the row of the batch.
-
-        Raises:
-            TensorMismatchError: The batch does not fit the signature; nothing was sent.
-            SignatureNotFoundError: The version has no such signature.
-            ServableNotFoundError: No such model, version or label.
-            ServableUnavailableError: Nobody answers, or the model is not ready.
-            DeadlineExceededError: No answer in time.
-            InternalError: The answer cannot be read, or is not what the signature promises.
-            PlumblineError: What else the server says.
-        """
+        """Sends one batch; as `PredictionClient.predict`."""
         spec = self._operations.specify(version, version_label, signature_name)
         return await self._run(self._operations.predict(batch, spec, output_filter, timeout_s))
 
     def predict_many(
         self,
-        data: AsyncRows,
+        data: AsyncRowsLike,
         *,
         batch_size: int | None = None,
         max_in_flight: int = 4,
@@ -114,41 +96,12 @@ class AsyncPredictionClient:
         timeout_s: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> AsyncIterator[Part]:
-        """Sends any number of rows, several batches at a time, and keeps their order.
-
-        Memory holds `max_in_flight` batches, however many rows there are. A batch that
-        fails for a row's sake is sent again alone, then in halves until the bad rows are
-        found: they come as `Part.failed`, the rest is answered. A server that restarts on
-        the way is waited for, `RetryPolicy.patience_s` long. Leaving the loop cancels what
-        is in flight.
-
-        Args:
-            data: All rows (an array, or a mapping of input name to array), or an iterator
-                of rows or batches of any size, which may be endless.
-            batch_size: Rows of a batch; as many as fit into one message, and at most 256,
-                without it.
-            max_in_flight: Batches held at a time: sent, or not yet delivered.
-            signature_name: "" stands for `serving_default`.
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            output_filter: The outputs wanted; all without it.
-            timeout_s: Seconds for one sending of a batch; `timeouts.predict_s` without it.
-            progress: Called with a Progress before each part is delivered.
-
-        Returns:
-            The parts, in the order of the rows; see `join_parts`.
-
-        Raises:
-            ConfigError: A number that cannot be.
-            UnansweredRowsError: The run ended early, after some parts; says which rows were
-                not answered.
-            PlumblineError: It ended before any row was answered; as for `predict`.
-        """
+        """Sends any number of rows, in order; as `PredictionClient.predict_many`."""
         spec = self._operations.specify(version, version_label, signature_name)
         options = RunOptions(
             batch_size=batch_size,
             max_in_flight=max_in_flight,
-            output_filter=output_filter,
+            output_filter=tuple(output_filter),
             timeout_s=self._operations.timeouts.predict_s if timeout_s is None else timeout_s,
             progress=progress,
         )
@@ -164,24 +117,7 @@ class AsyncPredictionClient:
         version_label: str | None = None,
         timeout_s: float | None = None,
     ) -> list[list[Classification]]:
-        """Classifies examples by a signature of method `tensorflow/serving/classify`.
-
-        Args:
-            examples: A sequence of mappings of feature name to value or values; or one
-                mapping of feature name to a column with an entry per example.
-            context: Features that every example shares.
-            signature_name: "" stands for `serving_default`.
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
-
-        Returns:
-            The classes of every example, as the model orders them.
-
-        Raises:
-            TensorMismatchError: A value that no feature holds.
-            PlumblineError: What the server says; see `predict`.
-        """
+        """Classifies examples; as `PredictionClient.classify`."""
         spec = self._operations.specify(version, version_label, signature_name)
         return await self._run(self._operations.classify(examples, context, spec, timeout_s))
 
@@ -195,23 +131,7 @@ class AsyncPredictionClient:
         version_label: str | None = None,
         timeout_s: float | None = None,
     ) -> Array:
-        """Asks a signature of method `tensorflow/serving/regress` for a value per example.
-
-        Args:
-            examples: As for `classify`.
-            context: Features that every example shares.
-            signature_name: "" stands for `serving_default`.
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
-
-        Returns:
-            float32 (examples,).
-
-        Raises:
-            TensorMismatchError: A value that no feature holds.
-            PlumblineError: What the server says; see `predict`.
-        """
+        """Asks for a value per example; as `PredictionClient.regress`."""
         spec = self._operations.specify(version, version_label, signature_name)
         return await self._run(self._operations.regress(examples, context, spec, timeout_s))
 
@@ -222,16 +142,7 @@ class AsyncPredictionClient:
         version_label: str | None = None,
         timeout_s: float | None = None,
     ) -> ModelMetadata:
-        """The signatures of a version, fresh from the server.
-
-        Args:
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            timeout_s: Seconds for all of it; `timeouts.control_s` without it.
-
-        Raises:
-            PlumblineError: What the server says; see `predict`.
-        """
+        """The signatures of a version, fresh from the server; as `PredictionClient.metadata`."""
         spec = self._operations.specify(version, version_label)
         return await self._run(self._operations.metadata(spec, timeout_s))
 
@@ -242,16 +153,7 @@ class AsyncPredictionClient:
         version_label: str | None = None,
         timeout_s: float | None = None,
     ) -> list[VersionStatus]:
-        """The states of the model's versions, newest first.
-
-        Args:
-            version: Of this version only.
-            version_label: Of the version with this label only.
-            timeout_s: Seconds for all of it; `timeouts.control_s` without it.
-
-        Raises:
-            PlumblineError: What the server says; see `predict`.
-        """
+        """The states of the model's versions, newest first; as `PredictionClient.status`."""
         spec = self._operations.specify(version, version_label)
         return await self._run(self._operations.status(spec, timeout_s))
 
@@ -262,20 +164,7 @@ class AsyncPredictionClient:
         version_label: str | None = None,
         timeout_s: float = 60.0,
     ) -> VersionStatus:
-        """Waits for a server that starts, and a version that loads.
-
-        Args:
-            version: This version; any without it.
-            version_label: The version with this label.
-            timeout_s: Seconds to wait at most.
-
-        Returns:
-            The version that is AVAILABLE, the newest if there are several.
-
-        Raises:
-            DeadlineExceededError: None was in time; says what was seen last.
-            ServableUnavailableError: The version ended with an error.
-        """
+        """Waits for a version to be AVAILABLE; as `PredictionClient.wait_until_available`."""
         spec = self._operations.specify(version, version_label)
         return await self._run(self._operations.wait_until_available(spec, timeout_s))
 
@@ -289,5 +178,97 @@ class AsyncPredictionClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _run(self, steps: Steps[T]) -> T:
-        return await run_steps(steps, self._caller.make)
+    async def _run(self, effects: Effects[T]) -> T:
+        return await run_effects(effects, self._caller.make)
+
+
+async def run_effects(
+    effects: Effects[T], make: Callable[[Call], Awaitable[bytes | PlumblineError]]
+) -> T:
+    """The result of an operation; see `clients.blocking.run_effects`."""
+    reply: bytes | PlumblineError | None = None
+    try:
+        while True:
+            effect = effects.send(reply)
+            if isinstance(effect, Call):
+                reply = await make(effect)
+            else:
+                await asyncio.sleep(effect.seconds)
+                reply = None
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def stream_parts(
+    caller: AsyncGrpcCaller,
+    operations: Operations,
+    data: AsyncRowsLike,
+    spec: ModelSpec,
+    options: RunOptions,
+) -> AsyncIterator[Part]:
+    """Carries out a `predict_many`."""
+    cached = await run_effects(operations.learn_now(spec), caller.make)
+    run = PredictRun(operations, spec, options, cached=cached, total_rows=count_all(data))
+    take_next = _iterate((data,) if is_whole(data) else data)
+    flying: dict[asyncio.Task[Outcome], Piece] = {}
+    broken: Exception | None = None
+    try:
+        while not run.done:
+            broken = await _give_items(run, take_next) or broken
+            for piece, call in run.take_sends():
+                flying[asyncio.create_task(_ask(caller, run, piece, call))] = piece
+            parts = run.take_parts()
+            for part in parts:
+                run.tell(part)
+                yield part
+            if not parts and not run.done:
+                await _await_some(run, flying)
+    finally:
+        for task in flying:
+            task.cancel()
+    if broken is not None:
+        raise broken
+
+
+def _iterate(data: Iterable[BatchLike] | AsyncIterable[BatchLike]) -> Callable[[], Any]:
+    """A function that gives the next item, or an awaitable of it; `_END` after the last."""
+    if isinstance(data, AsyncIterable):
+        asynchronous = aiter(data)
+        return lambda: anext(asynchronous, _END)
+    plain = iter(data)
+    return lambda: next(plain, _END)
+
+
+async def _give_items(run: PredictRun, take_next: Callable[[], Any]) -> Exception | None:
+    """Fills the run up; the error of an iterator that broke, to be raised after its rows."""
+    while run.wants_item():
+        try:
+            item = take_next()
+            item = await item if hasattr(item, "__await__") else item
+        except Exception as error:  # the caller's own iterator: any error, which is raised later
+            run.close()
+            return error
+        if item is _END:
+            run.close()
+        else:
+            run.take_item(item)
+    return None
+
+
+async def _ask(caller: AsyncGrpcCaller, run: PredictRun, piece: Piece, call: Call) -> Outcome:
+    reply = await caller.make(call)
+    if isinstance(reply, PlumblineError):
+        return reply
+    return await run_effects(run.read(piece, reply), caller.make)
+
+
+async def _await_some(run: PredictRun, flying: dict[asyncio.Task[Outcome], Piece]) -> None:
+    """Awaits the end of a call, or the time to send one again."""
+    seconds = run.seconds_to_wait()
+    if not flying:
+        await asyncio.sleep(seconds or 0.0)
+        return
+    ended, _ = await asyncio.wait(flying, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in ended:
+        run.record(flying.pop(task), task.result())

@@ -1,18 +1,19 @@
-"""PredictionClient: the operations over gRPC, in the calling thread."""
+"""PredictionClient and RestClient: the operations in the calling thread, over gRPC and REST."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, TypeVar
 
 from clients.core.checking import BatchLike
 from clients.core.examples import Examples, Features
-from clients.core.grpc_dialect import GrpcDialect
-from clients.core.operations import Operations, Steps
-from clients.core.predict_many import ProgressCallback, RunOptions
-from clients.core.rest_dialect import RestDialect
+from clients.core.grpc_dialect import Dialect, GrpcDialect
+from clients.core.operations import Call, Effects, Operations
+from clients.core.predict_many import Piece, PredictRun, ProgressCallback, RunOptions
 from clients.core.retry import DEFAULT_RETRY, RetryPolicy
-from clients.core.rows import Rows
+from clients.core.rows import RowsLike, count_all, is_whole
 from clients.options import (
     DEFAULT_CHECKS,
     DEFAULT_CONNECTION,
@@ -22,14 +23,246 @@ from clients.options import (
     Timeouts,
 )
 from clients.results import Classification, ModelMetadata, Part, VersionStatus
-from clients.transport.grpc_blocking import SyncCaller, run_steps, stream_parts
-from clients.transport.http import HttpCaller
+from clients.transport.grpc_blocking import GrpcCaller
+from contract.errors import PlumblineError
+from contract.servable import ModelSpec
 from contract.signature import Array
 
+if TYPE_CHECKING:
+    import grpc
+
 T = TypeVar("T")
+Ended: TypeAlias = "tuple[Piece, Call, grpc.Future]"
 
 
-class PredictionClient:
+class Caller(Protocol):
+    """Carries bytes to one server and back."""
+
+    def make(self, call: Call) -> bytes | PlumblineError:
+        """Makes a call and waits for the reply's bytes, or the error."""
+        ...
+
+    def close(self) -> None:
+        """Closes the connection."""
+        ...
+
+
+class BlockingClient:
+    """What can be asked in the calling thread, whatever carries it.
+
+    Args:
+        dialect: How requests and answers are written.
+        caller: Carries them.
+        model_name: The model to ask.
+        timeouts: Deadlines of calls that name none.
+        retry: When a call is made again.
+        checks: What is checked before sending and after receiving.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        caller: Caller,
+        *,
+        model_name: str,
+        timeouts: Timeouts,
+        retry: RetryPolicy,
+        checks: Checks,
+    ) -> None:
+        self._operations = Operations(
+            dialect, model_name=model_name, timeouts=timeouts, retry=retry, checks=checks
+        )
+        self._caller = caller
+
+    def predict(
+        self,
+        batch: BatchLike,
+        *,
+        signature_name: str = "",
+        version: int | None = None,
+        version_label: str | None = None,
+        output_filter: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> dict[str, Array]:
+        """Sends one batch.
+
+        Args:
+            batch: Input name to array of the signature's dtype and shape, axis 0 being the
+                rows: float32 (rows, 784), say. Or one array, which stands for the only input.
+                Lists, numbers and bytes take the dtype that the signature wants.
+            signature_name: "" stands for `serving_default`.
+            version: A version number; the newest available without one.
+            version_label: A version label, instead of a version.
+            output_filter: The outputs wanted; all without it.
+            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
+
+        Returns:
+            Output name to array of the signature's dtype; axis 0 is the row of the batch. The
+            arrays are the caller's own. Strings are arrays of objects, of bytes.
+
+        Raises:
+            RequestError: Both a version and a label were given.
+            TensorMismatchError: The batch does not fit the signature, or holds NaN or infinity;
+                nothing was sent.
+            SignatureNotFoundError: The version has no such signature.
+            ServableNotFoundError: No such model, version or label.
+            ServableUnavailableError: Nobody answers, or the model is not ready.
+            DeadlineExceededError: No answer in time.
+            InternalError: The answer cannot be read, or is not what the signature promises.
+            PlumblineError: What else the server says.
+        """
+        spec = self._operations.specify(version, version_label, signature_name)
+        return self._run(self._operations.predict(batch, spec, output_filter, timeout_s))
+
+    def classify(
+        self,
+        examples: Examples,
+        *,
+        context: Features | None = None,
+        signature_name: str = "",
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> list[list[Classification]]:
+        """Classifies examples by a signature of method `tensorflow/serving/classify`.
+
+        Args:
+            examples: A sequence of mappings of feature name to value or values; or one
+                mapping of feature name to a column with an entry per example.
+            context: Features that every example shares.
+            signature_name: "" stands for `serving_default`.
+            version: A version number; the newest available without one.
+            version_label: A version label, instead of a version.
+            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
+
+        Returns:
+            For each example its classes (label and score), as the model orders them.
+
+        Raises:
+            TensorMismatchError: A value that no feature holds.
+            PlumblineError: What the server says; see `predict`.
+        """
+        spec = self._operations.specify(version, version_label, signature_name)
+        return self._run(self._operations.classify(examples, context, spec, timeout_s))
+
+    def regress(
+        self,
+        examples: Examples,
+        *,
+        context: Features | None = None,
+        signature_name: str = "",
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Array:
+        """Asks a signature of method `tensorflow/serving/regress` for a value per example.
+
+        Args:
+            examples: As for `classify`.
+            context: Features that every example shares.
+            signature_name: "" stands for `serving_default`.
+            version: A version number; the newest available without one.
+            version_label: A version label, instead of a version.
+            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
+
+        Returns:
+            The values: float32 (examples,).
+
+        Raises:
+            TensorMismatchError: A value that no feature holds.
+            PlumblineError: What the server says; see `predict`.
+        """
+        spec = self._operations.specify(version, version_label, signature_name)
+        return self._run(self._operations.regress(examples, context, spec, timeout_s))
+
+    def metadata(
+        self,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> ModelMetadata:
+        """The signatures of a version, fresh from the server.
+
+        Args:
+            version: A version number; the newest available without one.
+            version_label: A version label, instead of a version.
+            timeout_s: Seconds for all of it; `timeouts.control_s` without it.
+
+        Returns:
+            The version that answered, and each of its signatures: dtypes and shapes of inputs
+            and outputs.
+
+        Raises:
+            PlumblineError: What the server says; see `predict`.
+        """
+        spec = self._operations.specify(version, version_label)
+        return self._run(self._operations.metadata(spec, timeout_s))
+
+    def status(
+        self,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> list[VersionStatus]:
+        """The states of the model's versions, newest first.
+
+        Args:
+            version: Of this version only.
+            version_label: Of the version with this label only.
+            timeout_s: Seconds for all of it; `timeouts.control_s` without it.
+
+        Returns:
+            One for each version that the server knows of: its number, its state, and the error
+            that it ended with, if it did.
+
+        Raises:
+            ServableNotFoundError: No such model, version or label.
+            PlumblineError: What else the server says; see `predict`.
+        """
+        spec = self._operations.specify(version, version_label)
+        return self._run(self._operations.status(spec, timeout_s))
+
+    def wait_until_available(
+        self,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> VersionStatus:
+        """Waits for a server that starts, and a version that loads.
+
+        Args:
+            version: This version; any without it.
+            version_label: The version with this label.
+            timeout_s: Seconds to wait at most.
+
+        Returns:
+            The version that is AVAILABLE, the newest if there are several.
+
+        Raises:
+            DeadlineExceededError: None was in time; says what was seen last.
+            ServableUnavailableError: The version ended with an error.
+        """
+        spec = self._operations.specify(version, version_label)
+        return self._run(self._operations.wait_until_available(spec, timeout_s))
+
+    def close(self) -> None:
+        """Closes the connection; calls in flight are cancelled."""
+        self._caller.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, effects: Effects[T]) -> T:
+        return run_effects(effects, self._caller.make)
+
+
+class PredictionClient(BlockingClient):
     """Asks a model served by TensorFlow Serving, or by the embedded server, over gRPC.
 
     Safe to share between threads. Close it, or use it in a `with` statement.
@@ -61,50 +294,19 @@ class PredictionClient:
         checks: Checks = DEFAULT_CHECKS,
         connection: ConnectionOptions = DEFAULT_CONNECTION,
     ) -> None:
-        self._operations = Operations(
-            GrpcDialect(), model_name=model_name, timeouts=timeouts, retry=retry, checks=checks
+        self._grpc = GrpcCaller(address, connection)
+        super().__init__(
+            GrpcDialect(),
+            self._grpc,
+            model_name=model_name,
+            timeouts=timeouts,
+            retry=retry,
+            checks=checks,
         )
-        self._caller = SyncCaller(address, connection)
-
-    def predict(
-        self,
-        batch: BatchLike,
-        *,
-        signature_name: str = "",
-        version: int | None = None,
-        version_label: str | None = None,
-        output_filter: Sequence[str] = (),
-        timeout_s: float | None = None,
-    ) -> dict[str, Array]:
-        """Sends one batch.
-
-        Args:
-            batch: Input name to array, axis 0 being the rows; or one array, which stands
-                for the only input.
-            signature_name: "" stands for `serving_default`.
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            output_filter: The outputs wanted; all without it.
-            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
-
-        Returns:
-            Output name to array; axis 0 is the row of the batch.
-
-        Raises:
-            TensorMismatchError: The batch does not fit the signature; nothing was sent.
-            SignatureNotFoundError: The version has no such signature.
-            ServableNotFoundError: No such model, version or label.
-            ServableUnavailableError: Nobody answers, or the model is not ready.
-            DeadlineExceededError: No answer in time.
-            InternalError: The answer cannot be read, or is not what the signature promises.
-            PlumblineError: What else the server says.
-        """
-        spec = self._operations.specify(version, version_label, signature_name)
-        return self._run(self._operations.predict(batch, spec, output_filter, timeout_s))
 
     def predict_many(
         self,
-        data: Rows,
+        data: RowsLike,
         *,
         batch_size: int | None = None,
         max_in_flight: int = 4,
@@ -137,7 +339,7 @@ class PredictionClient:
             progress: Called with a Progress before each part is delivered.
 
         Returns:
-            The parts, in the order of the rows; see `join_parts`.
+            The parts, in the order of the rows; see `Part` and `join_parts`.
 
         Raises:
             ConfigError: A number that cannot be.
@@ -149,155 +351,14 @@ class PredictionClient:
         options = RunOptions(
             batch_size=batch_size,
             max_in_flight=max_in_flight,
-            output_filter=output_filter,
+            output_filter=tuple(output_filter),
             timeout_s=self._operations.timeouts.predict_s if timeout_s is None else timeout_s,
             progress=progress,
         )
-        return stream_parts(self._caller, self._operations, data, spec, options)
-
-    def classify(
-        self,
-        examples: Examples,
-        *,
-        context: Features | None = None,
-        signature_name: str = "",
-        version: int | None = None,
-        version_label: str | None = None,
-        timeout_s: float | None = None,
-    ) -> list[list[Classification]]:
-        """Classifies examples by a signature of method `tensorflow/serving/classify`.
-
-        Args:
-            examples: A sequence of mappings of feature name to value or values; or one
-                mapping of feature name to a column with an entry per example.
-            context: Features that every example shares.
-            signature_name: "" stands for `serving_default`.
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
-
-        Returns:
-            The classes of every example, as the model orders them.
-
-        Raises:
-            TensorMismatchError: A value that no feature holds.
-            PlumblineError: What the server says; see `predict`.
-        """
-        spec = self._operations.specify(version, version_label, signature_name)
-        return self._run(self._operations.classify(examples, context, spec, timeout_s))
-
-    def regress(
-        self,
-        examples: Examples,
-        *,
-        context: Features | None = None,
-        signature_name: str = "",
-        version: int | None = None,
-        version_label: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Array:
-        """Asks a signature of method `tensorflow/serving/regress` for a value per example.
-
-        Args:
-            examples: As for `classify`.
-            context: Features that every example shares.
-            signature_name: "" stands for `serving_default`.
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
-
-        Returns:
-            float32 (examples,).
-
-        Raises:
-            TensorMismatchError: A value that no feature holds.
-            PlumblineError: What the server says; see `predict`.
-        """
-        spec = self._operations.specify(version, version_label, signature_name)
-        return self._run(self._operations.regress(examples, context, spec, timeout_s))
-
-    def metadata(
-        self,
-        *,
-        version: int | None = None,
-        version_label: str | None = None,
-        timeout_s: float | None = None,
-    ) -> ModelMetadata:
-        """The signatures of a version, fresh from the server.
-
-        Args:
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            timeout_s: Seconds for all of it; `timeouts.control_s` without it.
-
-        Raises:
-            PlumblineError: What the server says; see `predict`.
-        """
-        spec = self._operations.specify(version, version_label)
-        return self._run(self._operations.metadata(spec, timeout_s))
-
-    def status(
-        self,
-        *,
-        version: int | None = None,
-        version_label: str | None = None,
-        timeout_s: float | None = None,
-    ) -> list[VersionStatus]:
-        """The states of the model's versions, newest first.
-
-        Args:
-            version: Of this version only.
-            version_label: Of the version with this label only.
-            timeout_s: Seconds for all of it; `timeouts.control_s` without it.
-
-        Raises:
-            PlumblineError: What the server says; see `predict`.
-        """
-        spec = self._operations.specify(version, version_label)
-        return self._run(self._operations.status(spec, timeout_s))
-
-    def wait_until_available(
-        self,
-        *,
-        version: int | None = None,
-        version_label: str | None = None,
-        timeout_s: float = 60.0,
-    ) -> VersionStatus:
-        """Waits for a server that starts, and a version that loads.
-
-        Args:
-            version: This version; any without it.
-            version_label: The version with this label.
-            timeout_s: Seconds to wait at most.
-
-        Returns:
-            The version that is AVAILABLE, the newest if there are several.
-
-        Raises:
-            DeadlineExceededError: None was in time; says what was seen last.
-            ServableUnavailableError: The version ended with an error.
-        """
-        spec = self._operations.specify(version, version_label)
-        return self._run(self._operations.wait_until_available(spec, timeout_s))
-
-    def close(self) -> None:
-        """Closes the connection; calls in flight are cancelled."""
-        self._caller.close()
-
-    def __enter__(self) -> PredictionClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _run(self, steps: Steps[T]) -> T:
-        return run_steps(steps, self._caller.make)
+        return stream_parts(self._grpc, self._operations, data, spec, options)
 
 
-# RestClient: the operations over REST, for those who have no gRPC; needs httpx.
-
-
-class RestClient:
+class RestClient(BlockingClient):
     """Asks a model served by TensorFlow Serving, or by the embedded server, over REST.
 
     Safe to share between threads. Close it, or use it in a `with` statement.
@@ -312,6 +373,7 @@ class RestClient:
 
     Raises:
         ConfigError: The address or a TLS file cannot be used.
+        UnimplementedError: httpx is not installed (`plumbline-tf[rest]`).
 
     Example:
         >>> with RestClient("http://localhost:8501", model_name="mlp") as client:
@@ -328,181 +390,102 @@ class RestClient:
         checks: Checks = DEFAULT_CHECKS,
         connection: ConnectionOptions = DEFAULT_CONNECTION,
     ) -> None:
-        self._operations = Operations(
-            RestDialect(), model_name=model_name, timeouts=timeouts, retry=retry, checks=checks
+        # Here, so that whoever speaks gRPC neither needs httpx nor waits for it.
+        from clients.core.rest_dialect import RestDialect
+        from clients.transport.http import HttpCaller
+
+        super().__init__(
+            RestDialect(),
+            HttpCaller(address, connection),
+            model_name=model_name,
+            timeouts=timeouts,
+            retry=retry,
+            checks=checks,
         )
-        self._caller = HttpCaller(address, connection)
 
-    def predict(
-        self,
-        batch: BatchLike,
-        *,
-        signature_name: str = "",
-        version: int | None = None,
-        version_label: str | None = None,
-        output_filter: Sequence[str] = (),
-        timeout_s: float | None = None,
-    ) -> dict[str, Array]:
-        """Sends one batch.
 
-        Args:
-            batch: Input name to array, axis 0 being the rows; or one array, which stands
-                for the only input.
-            signature_name: "" stands for `serving_default`.
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            output_filter: The outputs wanted; all without it.
-            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
+def run_effects(effects: Effects[T], make: Callable[[Call], bytes | PlumblineError]) -> T:
+    """The result of an operation.
 
-        Returns:
-            Output name to array; axis 0 is the row of the batch.
+    Args:
+        effects: Of the operation.
+        make: Makes one call and gives the reply's bytes, or the error it ended in.
 
-        Raises:
-            TensorMismatchError: The batch does not fit the signature; nothing was sent.
-            SignatureNotFoundError: The version has no such signature.
-            ServableNotFoundError: No such model, version or label.
-            ServableUnavailableError: Nobody answers, or the model is not ready.
-            DeadlineExceededError: No answer in time.
-            InternalError: The answer cannot be read, or is not what the signature promises.
-            PlumblineError: What else the server says.
-        """
-        spec = self._operations.specify(version, version_label, signature_name)
-        return self._run(self._operations.predict(batch, spec, output_filter, timeout_s))
+    Raises:
+        PlumblineError: Whatever the operation decides to raise.
+    """
+    reply: bytes | PlumblineError | None = None
+    try:
+        while True:
+            effect = effects.send(reply)
+            if isinstance(effect, Call):
+                reply = make(effect)
+            else:
+                time.sleep(effect.seconds)
+                reply = None
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
 
-    def classify(
-        self,
-        examples: Examples,
-        *,
-        context: Features | None = None,
-        signature_name: str = "",
-        version: int | None = None,
-        version_label: str | None = None,
-        timeout_s: float | None = None,
-    ) -> list[list[Classification]]:
-        """Classifies examples by a signature of method `tensorflow/serving/classify`.
 
-        Args:
-            examples: A sequence of mappings of feature name to value or values; or one
-                mapping of feature name to a column with an entry per example.
-            context: Features that every example shares.
-            signature_name: "" stands for `serving_default`.
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
+def stream_parts(
+    caller: GrpcCaller, operations: Operations, data: RowsLike, spec: ModelSpec, options: RunOptions
+) -> Iterator[Part]:
+    """Carries out a `predict_many`."""
+    cached = run_effects(operations.learn_now(spec), caller.make)
+    run = PredictRun(operations, spec, options, cached=cached, total_rows=count_all(data))
+    source: Iterator[BatchLike] = iter((data,) if is_whole(data) else data)
+    ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
+    flying: set[grpc.Future] = set()
+    broken: Exception | None = None
+    try:
+        while not run.done:
+            broken = _give_items(run, source) or broken
+            for piece, call in run.take_sends():
+                flying.add(_start(caller, piece, call, ended))
+            parts = run.take_parts()
+            for part in parts:
+                run.tell(part)
+                yield part
+            if not parts and not run.done:
+                _await_one(caller, run, ended, flying)
+    finally:
+        for future in flying:
+            future.cancel()
+    if broken is not None:
+        raise broken
 
-        Returns:
-            The classes of every example, as the model orders them.
 
-        Raises:
-            TensorMismatchError: A value that no feature holds.
-            PlumblineError: What the server says; see `predict`.
-        """
-        spec = self._operations.specify(version, version_label, signature_name)
-        return self._run(self._operations.classify(examples, context, spec, timeout_s))
+def _give_items(run: PredictRun, source: Iterator[BatchLike]) -> Exception | None:
+    """Fills the run up; the error of an iterator that broke, to be raised after its rows."""
+    while run.wants_item():
+        try:
+            run.take_item(next(source))
+        except StopIteration:
+            run.close()
+        except Exception as error:  # the caller's own iterator: any error, which is raised later
+            run.close()
+            return error
+    return None
 
-    def regress(
-        self,
-        examples: Examples,
-        *,
-        context: Features | None = None,
-        signature_name: str = "",
-        version: int | None = None,
-        version_label: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Array:
-        """Asks a signature of method `tensorflow/serving/regress` for a value per example.
 
-        Args:
-            examples: As for `classify`.
-            context: Features that every example shares.
-            signature_name: "" stands for `serving_default`.
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
+def _start(
+    caller: GrpcCaller, piece: Piece, call: Call, ended: queue.SimpleQueue[Ended]
+) -> grpc.Future:
+    return caller.start(call, lambda future: ended.put((piece, call, future)))
 
-        Returns:
-            float32 (examples,).
 
-        Raises:
-            TensorMismatchError: A value that no feature holds.
-            PlumblineError: What the server says; see `predict`.
-        """
-        spec = self._operations.specify(version, version_label, signature_name)
-        return self._run(self._operations.regress(examples, context, spec, timeout_s))
-
-    def metadata(
-        self,
-        *,
-        version: int | None = None,
-        version_label: str | None = None,
-        timeout_s: float | None = None,
-    ) -> ModelMetadata:
-        """The signatures of a version, fresh from the server.
-
-        Args:
-            version: A version number; the newest available without one.
-            version_label: A version label, instead of a version.
-            timeout_s: Seconds for all of it; `timeouts.control_s` without it.
-
-        Raises:
-            PlumblineError: What the server says; see `predict`.
-        """
-        spec = self._operations.specify(version, version_label)
-        return self._run(self._operations.metadata(spec, timeout_s))
-
-    def status(
-        self,
-        *,
-        version: int | None = None,
-        version_label: str | None = None,
-        timeout_s: float | None = None,
-    ) -> list[VersionStatus]:
-        """The states of the model's versions, newest first.
-
-        Args:
-            version: Of this version only.
-            version_label: Of the version with this label only.
-            timeout_s: Seconds for all of it; `timeouts.control_s` without it.
-
-        Raises:
-            PlumblineError: What the server says; see `predict`.
-        """
-        spec = self._operations.specify(version, version_label)
-        return self._run(self._operations.status(spec, timeout_s))
-
-    def wait_until_available(
-        self,
-        *,
-        version: int | None = None,
-        version_label: str | None = None,
-        timeout_s: float = 60.0,
-    ) -> VersionStatus:
-        """Waits for a server that starts, and a version that loads.
-
-        Args:
-            version: This version; any without it.
-            version_label: The version with this label.
-            timeout_s: Seconds to wait at most.
-
-        Returns:
-            The version that is AVAILABLE, the newest if there are several.
-
-        Raises:
-            DeadlineExceededError: None was in time; says what was seen last.
-            ServableUnavailableError: The version ended with an error.
-        """
-        spec = self._operations.specify(version, version_label)
-        return self._run(self._operations.wait_until_available(spec, timeout_s))
-
-    def close(self) -> None:
-        """Closes the connection; calls in flight are cancelled."""
-        self._caller.close()
-
-    def __enter__(self) -> RestClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _run(self, steps: Steps[T]) -> T:
-        return run_steps(steps, self._caller.make)
+def _await_one(
+    caller: GrpcCaller, run: PredictRun, ended: queue.SimpleQueue[Ended], flying: set[grpc.Future]
+) -> None:
+    """Waits for a call to end, or for the time to send one again."""
+    try:
+        piece, call, future = ended.get(timeout=run.seconds_to_wait())
+    except queue.Empty:
+        return
+    flying.discard(future)
+    reply = caller.finish(call, future)
+    if isinstance(reply, PlumblineError):
+        run.record(piece, reply)
+    else:
+        run.record(piece, run_effects(run.read(piece, reply), caller.make))

@@ -8,10 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from clients.commands import COMMANDS
+from clients.commands import doctor, load, on_device, parity, predict, replay, status
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.terminal import remark
 from contract.errors import PlumblineError
+
+COMMANDS = (status, predict, parity, on_device, load, doctor, replay)
+"""A module each, in the order of the help text."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _walk(verbs: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:  # type: ignore[type-arg]
+def _walk(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> list[argparse.ArgumentParser]:
     """The parsers that run something: those of verbs, and of verbs below verbs."""
     found: list[argparse.ArgumentParser] = []
     for parser in verbs.choices.values():

@@ -23,7 +23,7 @@ class OnDevicePredictor:
     Args:
         path: A version directory, a base path (its newest version is taken), or a single
             `.tflite` file.
-        variant: `float32`, `float16`, `dynamic_range` or `int8`; of no use for a single file.
+        variant: `float32`, `float16`, `dynamic_range` or `int8`; not looked at for a single file.
         num_threads: Threads inside one call. Callers in parallel usually gain more.
         allow_non_finite: False refuses NaN and infinity, to which a model may answer with
             plausible probabilities. The servers' clients refuse them by default; here the
@@ -69,13 +69,13 @@ class OnDevicePredictor:
         """The outputs for a batch of any size.
 
         Args:
-            batch: Input name to ndarray, axis 0 is the batch; a single array stands for the
-                only input.
+            batch: Input name to ndarray of the signature's dtype and shape, axis 0 being the
+                rows: float32 (rows, 784), say. A single array stands for the only input.
             signature_name: "" stands for `serving_default`.
             output_filter: The outputs wanted, all when empty.
 
         Returns:
-            Output name to a new ndarray, axis 0 is the batch.
+            Output name to a new ndarray of the signature's dtype, axis 0 being the rows.
 
         Raises:
             SignatureNotFoundError: The variant has no such signature.
@@ -100,7 +100,18 @@ class OnDevicePredictor:
     def quantisation(
         self, signature_name: str = ""
     ) -> tuple[Mapping[str, Quantisation], Mapping[str, Quantisation]]:
-        """Scale and zero point of the inputs and of the outputs that have them, by name."""
+        """Scale and zero point of the tensors that have them.
+
+        Args:
+            signature_name: "" stands for `serving_default`.
+
+        Returns:
+            Input name to quantisation, and output name to quantisation: of int8 tensors, which
+            `predict` takes and gives as float32, and of those that pass as they are.
+
+        Raises:
+            SignatureNotFoundError: The variant has no such signature.
+        """
         return self._model.quantisation(signature_name)
 
     def close(self) -> None:

@@ -18,6 +18,9 @@ class Timeouts:
         predict_s: For `predict`, `classify`, `regress` and each batch of `predict_many`,
             retries and a first look at the signatures included.
         control_s: For `status` and `metadata`.
+
+    Raises:
+        ConfigError: One of them is not above 0.
     """
 
     predict_s: float = 30.0
@@ -55,6 +58,9 @@ class TlsOptions:
         key_file: Its private key.
         server_name: The name to expect in the server's certificate, where it is not the
             address's.
+
+    Raises:
+        ConfigError: `cert_file` without `key_file`, or the other way round.
     """
 
     ca_file: str | Path | None = None

@@ -132,6 +132,16 @@ class UnansweredRowsError(PlumblineError):
 def join_parts(parts: Iterable[Part]) -> Part:
     """All parts as one: for data that fits into memory.
 
+    Args:
+        parts: Of one `predict_many`, in their order.
+
+    Returns:
+        One part: `indices` int64 (answered,), each output with the answered rows along axis 0,
+        and every failed row. Without parts, or without answers, `outputs` is empty.
+
+    Raises:
+        UnansweredRowsError: What `predict_many` raises on the way, and PlumblineError.
+
     Example:
         >>> whole = join_parts(client.predict_many(images))  # doctest: +SKIP
         >>> whole.outputs["probabilities"].shape  # doctest: +SKIP
@@ -148,3 +158,8 @@ def join_parts(parts: Iterable[Part]) -> Part:
         },
         failed=tuple(row for part in found for row in part.failed),
     )
+
+
+def flatten(error: PlumblineError) -> str:
+    """An error's text in one line."""
+    return " ".join(error.message.split())

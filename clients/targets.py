@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from clients.blocking import PredictionClient
+from clients.blocking import BlockingClient, PredictionClient, RestClient
 from clients.on_device import find_version_dir
 from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions
-from contract import layout
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import Manifest, read_manifest
+from contract.signature import Batch
 
 if TYPE_CHECKING:
-    from clients.blocking import RestClient
+    from clients.aio import AsyncPredictionClient
 
 DEFAULT_SERVER = "127.0.0.1:8500"
 DEFAULT_REST_SERVER = "127.0.0.1:8501"
@@ -95,6 +95,15 @@ def connection_options(args: argparse.Namespace) -> ConnectionOptions:
     return ConnectionOptions(tls=tls, token=_read_token(args.auth_token_file))
 
 
+def _read_token(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--auth_token_file {path} cannot be read: {error}") from error
+
+
 def choose_model_name(args: argparse.Namespace) -> str:
     """--model_name, else the name in the manifest of --version_dir, else `default`."""
     if args.model_name:
@@ -125,7 +134,32 @@ def open_client(
     address = server or args.server
     if is_rest(address):
         raise ConfigError(f"{address} is REST, and this command speaks gRPC: give host:port of it")
-    return PredictionClient(address.split(","), **client_options(args, allow_non_finite))
+    return PredictionClient(
+        address.split(","),
+        model_name=choose_model_name(args),
+        timeouts=_choose_timeouts(args),
+        checks=Checks(allow_non_finite=allow_non_finite),
+        connection=connection_options(args),
+    )
+
+
+def open_aio_client(
+    args: argparse.Namespace, *, allow_non_finite: bool = False
+) -> AsyncPredictionClient:
+    """The asyncio client of the flags.
+
+    Raises:
+        ConfigError: An address or a TLS file cannot be used.
+    """
+    from clients.aio import AsyncPredictionClient
+
+    return AsyncPredictionClient(
+        args.server.split(","),
+        model_name=choose_model_name(args),
+        timeouts=_choose_timeouts(args),
+        checks=Checks(allow_non_finite=allow_non_finite),
+        connection=connection_options(args),
+    )
 
 
 def open_rest_client(
@@ -138,43 +172,48 @@ def open_rest_client(
         UnimplementedError: httpx is not installed.
     """
     import_extra("httpx", "REST")
-    from clients.blocking import RestClient
+    return RestClient(
+        server or args.server,
+        model_name=choose_model_name(args),
+        timeouts=_choose_timeouts(args),
+        checks=Checks(allow_non_finite=allow_non_finite),
+        connection=connection_options(args),
+    )
 
-    return RestClient(server or args.server, **client_options(args, allow_non_finite))
+
+def _choose_timeouts(args: argparse.Namespace) -> Timeouts:
+    return Timeouts(predict_s=args.timeout_s, control_s=min(args.timeout_s, 10.0))
+
+
+class PinnedClient:
+    """A client of a server, asked for one version only; a Predictor.
+
+    Args:
+        client: What asks.
+        version: The version, or None.
+        version_label: The label, or None.
+    """
+
+    def __init__(
+        self, client: BlockingClient, *, version: int | None, version_label: str | None
+    ) -> None:
+        self._client = client
+        self._version = version
+        self._version_label = version_label
+
+    def predict(self, batch: Batch, *, signature_name: str) -> Batch:
+        """Asks the server; see `PredictionClient.predict`."""
+        return self._client.predict(
+            batch,
+            signature_name=signature_name,
+            version=self._version,
+            version_label=self._version_label,
+        )
 
 
 def is_rest(address: str) -> bool:
     """Whether an address is one of REST."""
     return address.startswith(("http://", "https://"))
-
-
-def client_options(args: argparse.Namespace, allow_non_finite: bool) -> dict[str, Any]:
-    """What every client takes beside its address."""
-    return {
-        "model_name": choose_model_name(args),
-        "timeouts": Timeouts(predict_s=args.timeout_s, control_s=min(args.timeout_s, 10.0)),
-        "checks": Checks(allow_non_finite=allow_non_finite),
-        "connection": connection_options(args),
-    }
-
-
-def find_labels(args: argparse.Namespace) -> list[str]:
-    """Class names: of --labels, else of --version_dir's assets, else none.
-
-    Raises:
-        ConfigError: --labels cannot be read.
-    """
-    path: Path | None = getattr(args, "labels", None)
-    if path is None and getattr(args, "version_dir", None) and args.version_dir.is_dir():
-        path = find_version_dir(args.version_dir) / layout.LABELS
-        if not path.is_file():
-            return []
-    if path is None:
-        return []
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--labels {path} cannot be read: {error}") from error
 
 
 def positive_number(text: str) -> float:
@@ -191,12 +230,3 @@ def positive_count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
-
-
-def _read_token(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--auth_token_file {path} cannot be read: {error}") from error

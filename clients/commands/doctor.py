@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from clients.doctor.findings import (
     FAILS,
@@ -21,12 +20,18 @@ from clients.doctor.findings import (
 )
 from clients.doctor.server import check_server
 from clients.doctor.version import check_version
-from clients.targets import DEFAULT_REST_SERVER, add_server_flags, find_manifest
+from clients.targets import (
+    DEFAULT_REST_SERVER,
+    add_server_flags,
+    choose_model_name,
+    find_manifest,
+    open_client,
+)
 from contract.console.exits import ExitCode
 from contract.console.terminal import print_json, print_table, say
 
 
-def add_parser(verbs: Any) -> None:
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command to the parser."""
     parser = verbs.add_parser(
         "doctor", help="look for the usual mistakes, and say how to mend them", description=__doc__
@@ -53,7 +58,7 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> ExitCode:
     """Prints the findings: 0 nothing fails, 1 something does, 3 unreachable."""
     findings: list[Finding] = check_package()
     targets = args.targets or [args.server]
@@ -65,7 +70,13 @@ def run(args: argparse.Namespace) -> int:
         findings += check_version(folder, server_tensorflow=args.server_tensorflow)
     for target in targets:
         if not is_folder(target):
-            findings += check_server(args, target)
+            with open_client(args, server=target, allow_non_finite=True) as client:
+                findings += check_server(
+                    client,
+                    target,
+                    model_name=choose_model_name(args),
+                    rest_server=args.rest_server,
+                )
     merged = merge_findings(findings)
     if args.json:
         print_json({"targets": targets, "findings": merged})

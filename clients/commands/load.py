@@ -9,12 +9,12 @@ import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 import numpy as np
 
-from clients.commands.on_device import make_batch
+from clients.core.rows import make_random_batch
 from clients.files.fit import InputReader
 from clients.interruption import Interrupted
 from clients.results import ModelMetadata
@@ -34,18 +34,24 @@ from contract.errors import ConfigError, PlumblineError
 from contract.servable import ModelSpec
 from contract.signature import Array, Batch, Signature, find_signature
 from contract.wire import rpc
-from contract.wire.codec import encode_predict_request
+from contract.wire.predict import encode_predict_request
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.ticker import Formatter
 
 
+PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+MAX_OUTSTANDING = 10_000
+NOT_SENT = "NOT_SENT"
+"""Counted where MAX_OUTSTANDING calls were unanswered when the next one was due."""
 _LATE_SHARE = 0.5
 _MOST_CERTAIN = 10
+_COLOURS = ("#0072b2", "#009e73", "#e69f00", "#d55e00")
+"""Of Okabe and Ito's palette, which colour-blind people can tell apart."""
 
 
-def add_parser(verbs: Any) -> None:
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command to the parser."""
     parser = verbs.add_parser(
         "load", help="open-loop load test: latency at a given rate", description=__doc__
@@ -96,7 +102,7 @@ def _parse_rates(text: str) -> list[float]:
     return [positive_number(part) for part in text.split(",")]
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> ExitCode:
     """Loads the server at each rate; 1 when calls failed or a rate was not reached."""
     if args.plot:
         import_extra("matplotlib.figure", "--plot")
@@ -128,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
 def _choose_batch(args: argparse.Namespace, metadata: ModelMetadata) -> tuple[Signature, Batch]:
     if args.input is None:
         signature = find_signature(metadata.signatures, args.signature_name)
-        return signature, make_batch(signature, args.batch_size)
+        return signature, make_random_batch(signature, args.batch_size)
     reader = InputReader([args.input], metadata.signatures, signature_name=args.signature_name)
     rows = reader.take(1)[0]
     repeats = -(-args.batch_size // rows.num_rows)
@@ -156,7 +162,11 @@ async def _run_load(args: argparse.Namespace, load: LoadRun, body: bytes) -> Non
 
 
 def _make_send(
-    channel: Any, address: str, body: bytes, timeout_s: float, headers: tuple[Any, ...]
+    channel: grpc.aio.Channel,
+    address: str,
+    body: bytes,
+    timeout_s: float,
+    headers: tuple[tuple[str, str], ...],
 ) -> Callable[[], Awaitable[object]]:
     path = rpc.PREDICT.path
     call = channel.unary_unary(path)  # bytes out, bytes in: no message is built or read
@@ -176,7 +186,7 @@ def _is_reached(result: LoadResult) -> bool:
 
 def _report(args: argparse.Namespace, results: list[LoadResult], signature: Signature) -> None:
     if args.json:
-        print_json([_describe(result) for result in results])
+        _print_json(results)
     elif results:
         _print(results, f"{signature.name}, {args.batch_size} rows a call, {args.duration_s:g} s")
     if args.plot and any(result.num_ok for result in results):
@@ -222,31 +232,23 @@ def describe_doubts(result: LoadResult) -> list[str]:
     return doubts
 
 
-def _describe(result: LoadResult) -> dict[str, Any]:
-    return {
-        "asked_rate": result.asked_rate,
-        "achieved_rate": result.achieved_rate,
-        "num_sent": result.num_sent,
-        "num_ok": result.num_ok,
-        "errors": result.errors,
-        **{f"p{p:g}_ms": result.percentiles_ms[p] for p in PERCENTILES},
-        "max_ms": result.max_ms,
-        "late_p99_ms": result.late_p99_ms,
-        "doubts": describe_doubts(result),
-    }
-
-
-# Open-loop load: calls are sent when they are due, however slow the answers are.
-#
-# Arrivals are a Poisson process. Latency counts from the moment a call was *due*, so a server
-# (or this generator) that falls behind shows in the numbers instead of hiding: a closed loop
-# would wait with it, which is known as coordinated omission.
-
-
-PERCENTILES = (50.0, 90.0, 99.0, 99.9)
-MAX_OUTSTANDING = 10_000
-NOT_SENT = "NOT_SENT"
-"""Counted where MAX_OUTSTANDING calls were unanswered when the next one was due."""
+def _print_json(results: list[LoadResult]) -> None:
+    print_json(
+        [
+            {
+                "asked_rate": result.asked_rate,
+                "achieved_rate": result.achieved_rate,
+                "num_sent": result.num_sent,
+                "num_ok": result.num_ok,
+                "errors": result.errors,
+                **{f"p{p:g}_ms": result.percentiles_ms[p] for p in PERCENTILES},
+                "max_ms": result.max_ms,
+                "late_p99_ms": result.late_p99_ms,
+                "doubts": describe_doubts(result),
+            }
+            for result in results
+        ]
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -293,9 +295,23 @@ class LoadResult:
     latencies_ms: Array = dataclasses.field(repr=False)
 
 
+class _TimedCall(NamedTuple):
+    """When a call was due, sent and answered, in seconds since the start; "" is a good answer."""
+
+    due: float
+    sent: float
+    answered: float
+    code: str
+
+
 @dataclasses.dataclass(slots=True)
 class LoadRun:
     """One rate, while it runs; `summarise` also works on what an interrupted run left.
+
+    Calls are sent when they are due, however slow the answers are, and latency counts from
+    the moment a call was *due*. So a server (or this generator) that falls behind shows in the
+    numbers instead of hiding: a closed loop would wait with it, which is known as coordinated
+    omission.
 
     Attributes:
         plan: What is asked for.
@@ -304,8 +320,7 @@ class LoadRun:
 
     plan: LoadPlan
     on_answer: Callable[[], None] = lambda: None
-    _calls: list[tuple[float, float, float, str]] = dataclasses.field(default_factory=list)
-    """Due, sent, answered (seconds since the start), and the code, "" for a good answer."""
+    _calls: list[_TimedCall] = dataclasses.field(default_factory=list)
 
     async def run(self, send: Callable[[], Awaitable[object]]) -> None:
         """Sends calls when they are due until the time is over, then awaits the last ones.
@@ -319,7 +334,7 @@ class LoadRun:
             for due in plan_arrivals(self.plan).tolist():
                 await asyncio.sleep(max(due - (time.perf_counter() - start), 0.0))
                 if len(tasks) >= MAX_OUTSTANDING:
-                    self._calls.append((due, due, due, NOT_SENT))
+                    self._calls.append(_TimedCall(due, due, due, NOT_SENT))
                     continue
                 task = asyncio.create_task(self._call(send, start, due))
                 tasks.add(task)
@@ -337,15 +352,15 @@ class LoadRun:
             code = ""
         except PlumblineError as error:
             code = error.code.name
-        self._calls.append((due, sent, time.perf_counter() - start, code))
+        self._calls.append(_TimedCall(due, sent, time.perf_counter() - start, code))
         self.on_answer()
 
     def summarise(self) -> LoadResult:
         """What is known so far."""
-        counted = sorted(call for call in self._calls if call[0] >= self.plan.warmup_s)
-        good = np.array([call[:3] for call in counted if not call[3]]).reshape(-1, 3)
+        counted = sorted(call for call in self._calls if call.due >= self.plan.warmup_s)
+        good = np.array([call[:3] for call in counted if not call.code]).reshape(-1, 3)
         latencies = (good[:, 2] - good[:, 0]) * 1e3
-        end = max((call[2] for call in counted), default=0.0)
+        end = max((call.answered for call in counted), default=0.0)
         # Poisson arrivals end a little before the time is over; a slow server ends after it.
         is_whole = end >= 0.9 * (self.plan.warmup_s + self.plan.duration_s)
         least_s = self.plan.duration_s if is_whole else 1e-9
@@ -355,7 +370,7 @@ class LoadRun:
             achieved_rate=len(good) / measured_s,
             num_sent=len(counted),
             num_ok=len(good),
-            errors=dict(collections.Counter(call[3] for call in counted if call[3])),
+            errors=dict(collections.Counter(call.code for call in counted if call.code)),
             percentiles_ms={p: _percentile(latencies, p) for p in PERCENTILES},
             max_ms=float(latencies.max(initial=0.0)),
             late_p99_ms=_percentile((good[:, 1] - good[:, 0]) * 1e3, 99.0),
@@ -380,13 +395,6 @@ def plan_arrivals(plan: LoadPlan) -> Array:
 def _percentile(values: Array, percentile: float) -> float:
     # The value that so many percent do not exceed, one that was really measured.
     return float(np.percentile(values, percentile, method="higher")) if len(values) else 0.0
-
-
-# The picture of a load test: latency against rate, or against percentile for one rate.
-
-
-_COLOURS = ("#0072b2", "#009e73", "#e69f00", "#d55e00")
-"""Of Okabe and Ito's palette, which colour-blind people can tell apart."""
 
 
 def write_plot(path: Path, results: Sequence[LoadResult], *, title: str) -> None:

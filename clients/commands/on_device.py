@@ -9,15 +9,15 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clients.commands.predict import Answer, add_input_flags, answer_one_by_one, predict_files
-from clients.files.read import Rows
-from clients.interruption import hold_interrupts
+from clients.core.rows import make_random_batch
+from clients.files.predict import Answer, add_input_flags, answer_one_by_one, predict_files
+from clients.files.read import FileRows
 from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
 from clients.targets import positive_count
 from contract import layout
@@ -27,8 +27,11 @@ from contract.lite.runtime import create_interpreter, hide_delegate_notes
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Signature
 
+DEFAULT_CALLS = 2000
+_ROUNDS = 10
 
-def add_parser(verbs: Any) -> None:
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command to the parser."""
     parser = verbs.add_parser(
         "on-device", help="predict without a server, or measure that", description=__doc__
@@ -38,7 +41,7 @@ def add_parser(verbs: Any) -> None:
     _add_bench(below)
 
 
-def _add_run(below: Any) -> None:
+def _add_run(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = below.add_parser("run", help="files to predictions")
     add_input_flags(parser)
     _add_model_flags(parser)
@@ -52,7 +55,7 @@ def _add_run(below: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _add_bench(below: Any) -> None:
+def _add_bench(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = below.add_parser("bench", help="latency, speed and memory of the variants")
     _add_model_flags(parser)
     parser.add_argument(
@@ -92,7 +95,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> ExitCode:
     """Predicts on this machine; 1 when something was skipped or failed."""
     with hide_delegate_notes():
         predictor = OnDevicePredictor(
@@ -103,13 +106,13 @@ def run(args: argparse.Namespace) -> int:
         )
     with predictor:
 
-        def answer(blocks: Iterator[Rows], signature_name: str) -> Iterator[Answer]:
+        def answer(blocks: Iterator[FileRows], signature_name: str) -> Iterator[Answer]:
             return answer_one_by_one(predictor, blocks, signature_name=signature_name)
 
         return predict_files(args, predictor.signatures, answer)
 
 
-def run_bench(args: argparse.Namespace) -> int:
+def run_bench(args: argparse.Namespace) -> ExitCode:
     """Measures every variant beside a bare interpreter loop."""
     path: Path = args.version_dir
     variants = [layout.FLOAT32] if path.is_file() else list_variants(find_version_dir(path))
@@ -125,16 +128,6 @@ def run_bench(args: argparse.Namespace) -> int:
     ]
     print_bench(measured, as_json=args.json)
     return ExitCode.DONE
-
-
-# How fast a TFLite variant answers here, beside a bare interpreter loop.
-#
-# Each variant runs in a process of its own, so that its peak memory is its own. Rounds of
-# the predictor and of the bare loop alternate, so that a machine that slows down slows both.
-
-
-DEFAULT_CALLS = 2000
-_ROUNDS = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,7 +169,10 @@ class VariantBench:
 def bench_variant(
     path: Path, variant: str, *, batch_size: int, num_threads: int, num_calls: int
 ) -> VariantBench:
-    """Measures one variant in a process of its own.
+    """Measures one variant beside a bare interpreter loop.
+
+    It runs in a process of its own, so that its peak memory is its own. Rounds of the predictor
+    and of the bare loop alternate, so that a machine that slows down slows both.
 
     Args:
         path: A version directory, base path or `.tflite` file.
@@ -223,19 +219,6 @@ def print_bench(measured: Sequence[VariantBench], *, as_json: bool) -> None:
     )
 
 
-def make_batch(signature: Signature, batch_size: int) -> dict[str, Array]:
-    """Random values that fit a signature: floats in 0..1, whole numbers in 0..127."""
-    with hold_interrupts():  # numpy.random is imported here, and loses a Ctrl-C meanwhile
-        rng = np.random.default_rng(0)
-    batch: dict[str, Array] = {}
-    for name, spec in signature.inputs.items():
-        shape = [batch_size if size is None else size for size in spec.shape or (None,)]
-        values = rng.random(shape)
-        is_float = spec.numpy_dtype.kind in "fcV"
-        batch[name] = (values if is_float else values * 128).astype(spec.numpy_dtype)
-    return batch
-
-
 def _measure(
     path: Path, variant: str, batch_size: int, num_threads: int, num_calls: int
 ) -> VariantBench:
@@ -245,7 +228,7 @@ def _measure(
         bare_model = create_interpreter(content, num_threads=num_threads, source=str(path))
     with predictor:
         signature = _find_primary(bare_model, predictor)
-        batch = make_batch(signature, batch_size)
+        batch = make_random_batch(signature, batch_size)
         call = _make_call(predictor, batch, signature.name)
         _time_calls(call, 50)
         peak_mib = _read_peak_mib()
@@ -306,13 +289,13 @@ def _make_bare_calls(
     interpreter.allocate_tensors()
     fetches = [(one["index"], _scaling(one)) for one in interpreter.get_output_details()]
 
-    def call() -> list[Any]:
+    def call() -> list[Array]:
         for index, array, _, _ in feeds:
             interpreter.set_tensor(index, array)
         interpreter.invoke()
         return [interpreter.get_tensor(index) for index, _ in fetches]
 
-    def call_scaled() -> list[Any]:
+    def call_scaled() -> list[Array]:
         for index, array, reals, scaling in feeds:
             if scaling:
                 array = np.clip(np.rint(reals / scaling[0] + scaling[1]), -128, 127).astype(np.int8)
@@ -328,7 +311,7 @@ def _make_bare_calls(
     return call, call_scaled
 
 
-def _scaling(details: dict[str, Any]) -> tuple[np.float32, np.float32] | None:
+def _scaling(details: Mapping[str, Any]) -> tuple[np.float32, np.float32] | None:
     """Scale and zero point of an int8 tensor; None for any other, which passes as it is."""
     scale, zero_point = details["quantization"]
     is_scaled = scale and np.dtype(details["dtype"]) == np.int8

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from clients.blocking import BlockingClient
 from clients.interruption import Interrupted
 from clients.on_device import find_version_dir
 from clients.parity import (
     AGREES,
+    ALL,
     DIFFERS,
-    GRPC,
+    FAILED,
     GRPC_AIO,
     HOPS,
     ON_DEVICE,
     REST,
+    SKIPPED,
     UNREACHABLE,
-    Blocking,
     Hop,
     HopReport,
-    Pinned,
     check_hop,
     list_hops,
     make_device_hop,
 )
 from clients.targets import (
     DEFAULT_REST_SERVER,
+    PinnedClient,
     add_server_flags,
     add_version_dir_flag,
-    client_options,
+    open_aio_client,
     open_client,
     open_rest_client,
 )
@@ -43,19 +45,20 @@ from contract.console.terminal import print_json, print_table, remark
 from contract.errors import ConfigError, PlumblineError, UnimplementedError
 from contract.golden import Golden, read_golden
 from contract.lite.runtime import hide_delegate_notes
-from contract.parity import Tolerance, read_tolerances
+from contract.parity import Predictor, Tolerance, read_tolerances
+from contract.signature import Batch
 
 _NUMBERS = ("rows", "max diff", "max ULP", "top-1", "worst row")
 
 
-def add_parser(verbs: Any) -> None:
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command to the parser."""
     parser = verbs.add_parser(
         "parity", help="does every way to ask give the in-process answer?", description=__doc__
     )
     parser.add_argument(
         "--via",
-        default="all",
+        default=ALL,
         metavar="HOPS",
         help=f"with commas: {', '.join(HOPS)}; or all (default)",
     )
@@ -83,7 +86,7 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> ExitCode:
     """Prints one table: 0 all agree, 1 a difference or an error, 3 unreachable."""
     version_dir = find_version_dir(args.version_dir) if args.version_dir else None
     path = _choose_golden(args.golden, version_dir)
@@ -131,7 +134,9 @@ def _keep_signatures(golden: Golden, names: str | None) -> Golden:
     return Golden({name: golden.signatures[name] for name in wanted})
 
 
-def _check(name: str, args: argparse.Namespace, version_dir: Path | None, golden: Any) -> HopReport:
+def _check(
+    name: str, args: argparse.Namespace, version_dir: Path | None, golden: Golden
+) -> HopReport:
     try:
         if name.startswith(ON_DEVICE):
             with hide_delegate_notes():
@@ -139,47 +144,73 @@ def _check(name: str, args: argparse.Namespace, version_dir: Path | None, golden
         else:
             hop = _make_server_hop(name, args, read_tolerances(version_dir).of_server)
     except UnimplementedError as error:
-        if args.via != "all":
+        if args.via != ALL:
             raise
-        return HopReport(name, "skipped", problems=(error.message,))
+        return HopReport(name, SKIPPED, problems=(error.message,))
+    except ConfigError:
+        raise
     except PlumblineError as error:
-        if isinstance(error, ConfigError):
-            raise
-        return HopReport(name, "failed", problems=(error.message,))
+        return HopReport(name, FAILED, problems=(error.message,))
     return check_hop(hop, golden)
 
 
 def _make_server_hop(name: str, args: argparse.Namespace, tolerance: Tolerance) -> Hop:
-    pin = {"version": args.version, "version_label": args.version_label}
     if name == REST:
         import_extra("httpx", "REST")
 
     @contextmanager
-    def open_predictor() -> Iterator[Pinned]:
-        with _OPENERS[name](args) as client:
-            yield Pinned(client, **pin)
+    def open_predictor() -> Iterator[Predictor]:
+        if name == GRPC_AIO:
+            with AsyncioPredictor(args) as predictor:
+                yield predictor
+            return
+        client: BlockingClient = (
+            open_rest_client(args, allow_non_finite=True, server=args.rest_server)
+            if name == REST
+            else open_client(args, allow_non_finite=True)
+        )
+        with client:
+            yield PinnedClient(client, version=args.version, version_label=args.version_label)
 
     return Hop(name, tolerance, open_predictor)
 
 
-def _open_aio(args: argparse.Namespace) -> Blocking:
-    from clients.aio import AsyncPredictionClient
+class AsyncioPredictor:
+    """An AsyncPredictionClient behind plain calls, in an event loop of its own.
 
-    addresses = args.server.split(",")
-    options = client_options(args, allow_non_finite=True)
-    return Blocking(lambda: AsyncPredictionClient(addresses, **options))
+    Args:
+        args: The flags of `add_server_flags`.
+    """
 
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._runner = asyncio.Runner()
 
-_OPENERS: dict[str, Callable[[argparse.Namespace], Any]] = {
-    GRPC: lambda args: open_client(args, allow_non_finite=True),
-    GRPC_AIO: _open_aio,
-    REST: lambda args: open_rest_client(args, allow_non_finite=True, server=args.rest_server),
-}
+    def __enter__(self) -> AsyncioPredictor:
+        self._client = open_aio_client(self._args, allow_non_finite=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._runner.run(self._client.close())
+        finally:
+            self._runner.close()
+
+    def predict(self, batch: Batch, *, signature_name: str) -> Batch:
+        """Asks the server; see `AsyncPredictionClient.predict`."""
+        return self._runner.run(
+            self._client.predict(
+                batch,
+                signature_name=signature_name,
+                version=self._args.version,
+                version_label=self._args.version_label,
+            )
+        )
 
 
 def _print(args: argparse.Namespace, reports: Sequence[HopReport], path: Path) -> None:
     if args.json:
-        print_json({"golden": str(path), "hops": [_describe(report) for report in reports]})
+        _print_json(reports, path)
         return
     columns = ["hop", *_NUMBERS, "verdict"]
     rows = [_make_row(report) for report in reports]
@@ -194,6 +225,24 @@ def _print(args: argparse.Namespace, reports: Sequence[HopReport], path: Path) -
     for report in reports:
         for problem in report.problems:
             remark(f"{report.hop}: {problem}")
+
+
+def _print_json(reports: Sequence[HopReport], path: Path) -> None:
+    hops = [
+        {
+            "hop": report.hop,
+            "verdict": report.verdict,
+            "num_rows": report.num_rows,
+            "max_abs_difference": report.max_abs_difference,
+            "max_ulp": report.max_ulp,
+            "top1_agreement": report.top1_agreement,
+            "worst_row": report.worst_row,
+            "problems": report.problems,
+            "signatures": report.reports,
+        }
+        for report in reports
+    ]
+    print_json({"golden": str(path), "hops": hops})
 
 
 def _make_row(report: HopReport) -> list[str]:
@@ -223,17 +272,3 @@ def _split(report: HopReport) -> list[list[str]]:
         hop, *rest = _make_row(report)
         rows.append([hop, "", *rest])
     return rows
-
-
-def _describe(report: HopReport) -> dict[str, Any]:
-    return {
-        "hop": report.hop,
-        "verdict": report.verdict,
-        "num_rows": report.num_rows,
-        "max_abs_difference": report.max_abs_difference,
-        "max_ulp": report.max_ulp,
-        "top1_agreement": report.top1_agreement,
-        "worst_row": report.worst_row,
-        "problems": report.problems,
-        "signatures": report.reports,
-    }

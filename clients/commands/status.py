@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from clients.results import ModelMetadata, VersionStatus
 from clients.targets import (
@@ -20,7 +19,7 @@ from contract.servable import VersionState
 from contract.signature import Signature
 
 
-def add_parser(verbs: Any) -> None:
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command to the parser."""
     parser = verbs.add_parser(
         "status", help="the versions of a model, their states and signatures", description=__doc__
@@ -35,7 +34,7 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> ExitCode:
     """Prints both tables; 1 when no version is AVAILABLE."""
     with (open_rest_client if is_rest(args.server) else open_client)(args) as client:
         if args.wait_s:
@@ -47,30 +46,30 @@ def run(args: argparse.Namespace) -> int:
         metadata = None
         if is_available:
             metadata = client.metadata(version=args.version, version_label=args.version_label)
-    if args.json:
-        print_json(_describe(choose_model_name(args), versions, metadata))
-    else:
-        _print_tables(choose_model_name(args), versions, metadata)
+    show = _print_json if args.json else _print_tables
+    show(choose_model_name(args), versions, metadata)
     return ExitCode.DONE if is_available else ExitCode.FAILED
 
 
-def _describe(
+def _print_json(
     model_name: str, versions: list[VersionStatus], metadata: ModelMetadata | None
-) -> dict[str, Any]:
-    return {
-        "model_name": model_name,
-        "versions": [
-            {
-                "version": one.version,
-                "state": one.state.name,
-                "error_code": one.error_code.name,
-                "error_message": one.error_message,
-            }
-            for one in versions
-        ],
-        "signatures_of_version": metadata.version if metadata else None,
-        "signatures": metadata.signatures if metadata else {},
-    }
+) -> None:
+    print_json(
+        {
+            "model_name": model_name,
+            "versions": [
+                {
+                    "version": one.version,
+                    "state": one.state.name,
+                    "error_code": one.error_code.name,
+                    "error_message": one.error_message,
+                }
+                for one in versions
+            ],
+            "signatures_of_version": metadata.version if metadata else None,
+            "signatures": metadata.signatures if metadata else {},
+        }
+    )
 
 
 def _print_tables(
@@ -78,23 +77,23 @@ def _print_tables(
 ) -> None:
     print_table(
         ["version", "state", "error"],
-        [[one.version, one.state.name, describe_error(one)] for one in versions],
+        [[one.version, one.state.name, _describe_error(one)] for one in versions],
         title=f"model {model_name}",
     )
     if metadata is not None:
         print_table(
             ["signature", "", "tensor", "takes or gives"],
-            [row for one in metadata.signatures.values() for row in list_tensor_rows(one)],
+            [row for one in metadata.signatures.values() for row in _list_tensor_rows(one)],
             title=f"signatures of version {metadata.version}",
         )
 
 
-def describe_error(status: VersionStatus) -> str:
+def _describe_error(status: VersionStatus) -> str:
     """The error of a version, "" when there is none."""
     return f"{status.error_code.name}: {status.error_message}" if status.error_code else ""
 
 
-def list_tensor_rows(signature: Signature) -> list[tuple[str, ...]]:
+def _list_tensor_rows(signature: Signature) -> list[tuple[str, ...]]:
     """A row for each input and output, the first with the signature's name."""
     tensors = [("in", name, spec) for name, spec in signature.inputs.items()]
     tensors += [("out", name, spec) for name, spec in signature.outputs.items()]

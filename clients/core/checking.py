@@ -1,4 +1,7 @@
-"""Batches before they are sent, answers before they are given out: against the signature."""
+"""Batches before they are sent, answers before they are given out: against the signature.
+
+A client keeps the signatures it was told, by version, so that a check costs no call.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,11 @@ from contract.signature import (
 )
 
 _SMALL = 8192  # elements; BLAS starts threads for much more
+_MOST_LAYOUTS = 512
+_MOST_VERSIONS = 16
+_OLD_AFTER_S = 1.0
 
-_MOST_REMEMBERED = 512
-
-Layout = tuple[tuple[str, Any, tuple[int, ...]], ...]
+Layout = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
 
 BatchLike = Mapping[str, Any] | Any
 """A mapping of input name to array, or one array that stands for the only input."""
@@ -62,7 +66,7 @@ def name_inputs(batch: BatchLike, signature: Signature | None) -> dict[str, Arra
     }
 
 
-def _make_array(name: str, value: Any, specs: Mapping[str, TensorSpec]) -> Array:
+def _make_array(name: str, value: object, specs: Mapping[str, TensorSpec]) -> Array:
     spec = specs.get(name)
     try:
         if spec is None or hasattr(value, "__array__"):
@@ -73,7 +77,7 @@ def _make_array(name: str, value: Any, specs: Mapping[str, TensorSpec]) -> Array
         raise TensorMismatchError(f"`{name}`{wanted} this is no such array: {error}") from error
 
 
-def describe_layout(batch: Batch) -> Layout:
+def _describe_layout(batch: Batch) -> Layout:
     """Names, dtypes and shapes: what a batch's fit depends on."""
     return tuple([(name, array.dtype, array.shape) for name, array in batch.items()])
 
@@ -104,17 +108,17 @@ class SignatureChecker:
         Raises:
             TensorMismatchError: A name, dtype or shape is wrong, or a value is not finite.
         """
-        layout = describe_layout(batch)
+        layout = _describe_layout(batch)
         num_rows = self._requests.get(layout)
         if num_rows is None:
             num_rows = check_batch(batch, self.signature)
-            if len(self._requests) >= _MOST_REMEMBERED:
+            if len(self._requests) >= _MOST_LAYOUTS:
                 self._requests.clear()
             self._requests[layout] = num_rows
         if not self._checks.allow_non_finite:
             for name, array in batch.items():
                 if not is_finite(array):
-                    raise refuse_non_finite(name, find_row(array))
+                    raise refuse_non_finite(name, _find_row(array))
         return num_rows
 
     def check_reply(self, outputs: Batch, num_rows: int, output_filter: tuple[str, ...]) -> None:
@@ -131,19 +135,86 @@ class SignatureChecker:
         """
         if not self._checks.reply:
             return
-        key = (describe_layout(outputs), num_rows, output_filter)
+        key = (_describe_layout(outputs), num_rows, output_filter)
         if key not in self._replies:
-            check_structure(outputs, self.signature, num_rows, output_filter)
-            if len(self._replies) >= _MOST_REMEMBERED:
+            _check_structure(outputs, self.signature, num_rows, output_filter)
+            if len(self._replies) >= _MOST_LAYOUTS:
                 self._replies.clear()
             self._replies.add(key)
         if not self._checks.allow_non_finite:
             for name, array in outputs.items():
                 if not is_finite(array):
                     raise InternalError(
-                        f"the server answered NaN or infinity in {describe_position(name, array)};"
+                        f"the server answered NaN or infinity in {_describe_position(name, array)};"
                         " set Checks(allow_non_finite=True) if the model means it"
                     )
+
+
+class CachedSignatures(NamedTuple):
+    """The signatures of a version, each with its checker, and when they were fetched."""
+
+    version: int
+    signatures: Mapping[str, Signature]
+    checkers: Mapping[str, SignatureChecker]
+    fetched_at: float
+
+    def find(self, signature_name: str) -> SignatureChecker:
+        """The checker of a signature; "" stands for `serving_default`.
+
+        Raises:
+            SignatureNotFoundError: The version has no such signature.
+        """
+        found = self.checkers.get(signature_name or DEFAULT_SIGNATURE_NAME)
+        return found or self.checkers[find_signature(self.signatures, signature_name).name]
+
+
+class SignatureCache:
+    """Signatures per version, and which version each way of asking stands for.
+
+    "The latest" and a label move. The server says with every prediction which version
+    answered, so that a move is noticed at once and costs one fetch.
+
+    Args:
+        clock: Seconds, monotonic.
+        checks: What the checkers look at.
+    """
+
+    def __init__(self, clock: Callable[[], float], checks: Checks) -> None:
+        self._clock = clock
+        self._checks = checks
+        self._versions: dict[int, CachedSignatures] = {}
+        self._current: dict[tuple[int | None, str | None], int] = {}
+
+    def recall(self, spec: ModelSpec) -> CachedSignatures | None:
+        """The signatures of the version that `spec` stood for when last heard of."""
+        version = self._current.get((spec.version, spec.version_label))
+        return None if version is None else self._versions.get(version)
+
+    def learn(self, spec: ModelSpec, metadata: ModelMetadata) -> CachedSignatures:
+        """Takes in what the server said."""
+        cached = CachedSignatures(
+            version=metadata.version,
+            signatures=metadata.signatures,
+            checkers={
+                name: SignatureChecker(signature, self._checks)
+                for name, signature in metadata.signatures.items()
+            },
+            fetched_at=self._clock(),
+        )
+        if len(self._versions) >= _MOST_VERSIONS:
+            self._versions.clear()
+        self._versions[cached.version] = cached
+        self._current[spec.version, spec.version_label] = cached.version
+        return cached
+
+    def follow(self, spec: ModelSpec, version: int) -> CachedSignatures | None:
+        """Notes that `spec` now stands for `version`; its signatures, if they are kept."""
+        self._current[spec.version, spec.version_label] = version
+        return self._versions.get(version)
+
+    def is_old(self, cached: CachedSignatures) -> bool:
+        """Whether a batch that does not fit is worth another look at the signatures."""
+        return self._clock() - cached.fetched_at > _OLD_AFTER_S
 
 
 def is_finite(array: Array) -> bool:
@@ -166,7 +237,7 @@ def find_non_finite_rows(array: Array) -> Array:
     return bad
 
 
-def find_row(array: Array) -> int | None:
+def _find_row(array: Array) -> int | None:
     """The first row that holds NaN or infinity; None for a scalar."""
     return int(find_non_finite_rows(array).argmax()) if array.ndim else None
 
@@ -180,7 +251,13 @@ def refuse_non_finite(name: str, row: int | None = None) -> TensorMismatchError:
     )
 
 
-def check_structure(
+def _describe_position(name: str, array: Array) -> str:
+    """`output 'y'`, with its first row that is not finite."""
+    row = _find_row(array)
+    return f"output {name!r}" if row is None else f"output {name!r}, row {row}"
+
+
+def _check_structure(
     outputs: Batch, signature: Signature, num_rows: int, output_filter: Sequence[str]
 ) -> None:
     """Refuses an answer that lacks an output, or has one of another dtype or shape."""
@@ -196,12 +273,6 @@ def check_structure(
             _check_output(array, spec, num_rows)
 
 
-def describe_position(name: str, array: Array) -> str:
-    """`output 'y'`, with its first row that is not finite."""
-    row = find_row(array)
-    return f"output {name!r}" if row is None else f"output {name!r}, row {row}"
-
-
 def _check_output(array: Array, spec: TensorSpec, num_rows: int) -> None:
     shape = spec.shape
     wrong = dtype_name(array.dtype) != spec.dtype or not spec.admits_shape(array.shape)
@@ -215,77 +286,3 @@ def _check_output(array: Array, spec: TensorSpec, num_rows: int) -> None:
             f"the signature promises {spec.dtype} {describe_shape(shape)}",
             code=Code.DATA_LOSS,
         )
-
-
-# What a client remembers of the signatures it was told, by version.
-
-
-_MOST_VERSIONS = 16
-_OLD_AFTER_S = 1.0
-
-
-class Known(NamedTuple):
-    """The signatures of a version, each with its checker, and when they were fetched."""
-
-    version: int
-    signatures: Mapping[str, Signature]
-    checkers: Mapping[str, SignatureChecker]
-    fetched_at: float
-
-    def find(self, signature_name: str) -> SignatureChecker:
-        """The checker of a signature; "" stands for `serving_default`.
-
-        Raises:
-            SignatureNotFoundError: The version has no such signature.
-        """
-        found = self.checkers.get(signature_name or DEFAULT_SIGNATURE_NAME)
-        return found or self.checkers[find_signature(self.signatures, signature_name).name]
-
-
-class SignatureMemory:
-    """Signatures per version, and which version each way of asking stands for.
-
-    "The latest" and a label move. The server says with every prediction which version
-    answered, so that a move is noticed at once and costs one fetch.
-
-    Args:
-        clock: Seconds, monotonic.
-        checks: What the checkers look at.
-    """
-
-    def __init__(self, clock: Callable[[], float], checks: Checks) -> None:
-        self._clock = clock
-        self._checks = checks
-        self._versions: dict[int, Known] = {}
-        self._current: dict[tuple[int | None, str | None], int] = {}
-
-    def recall(self, spec: ModelSpec) -> Known | None:
-        """What is known of the version that `spec` stood for when last heard of."""
-        version = self._current.get((spec.version, spec.version_label))
-        return None if version is None else self._versions.get(version)
-
-    def learn(self, spec: ModelSpec, metadata: ModelMetadata) -> Known:
-        """Takes in what the server said."""
-        known = Known(
-            version=metadata.version,
-            signatures=metadata.signatures,
-            checkers={
-                name: SignatureChecker(signature, self._checks)
-                for name, signature in metadata.signatures.items()
-            },
-            fetched_at=self._clock(),
-        )
-        if len(self._versions) >= _MOST_VERSIONS:
-            self._versions.clear()
-        self._versions[known.version] = known
-        self._current[spec.version, spec.version_label] = known.version
-        return known
-
-    def follow(self, spec: ModelSpec, version: int) -> Known | None:
-        """Notes that `spec` now stands for `version`; what is known of that one."""
-        self._current[spec.version, spec.version_label] = version
-        return self._versions.get(version)
-
-    def is_old(self, known: Known) -> bool:
-        """Whether a batch that does not fit is worth another look at the signatures."""
-        return self._clock() - known.fetched_at > _OLD_AFTER_S

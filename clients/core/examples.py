@@ -74,15 +74,3 @@ def _read_values(value: Any, where: str) -> Array:
     held = np.empty(len(texts), object)
     held[:] = texts
     return held
-
-
-def write_example(features: Mapping[str, Array], proto: Any) -> None:
-    """Fills an `Example` message from what `read_features` gave."""
-    for name, values in features.items():
-        feature = proto.features.feature[name]
-        if values.dtype == np.int64:
-            feature.int64_list.value.extend(values.tolist())
-        elif values.dtype == np.float32:
-            feature.float_list.value.extend(values.tolist())
-        else:
-            feature.bytes_list.value.extend(values.tolist())

@@ -7,24 +7,26 @@ which.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from clients.core.examples import write_example
 from clients.results import Classification, ModelMetadata, VersionStatus
 from contract.errors import Code, InternalError
 from contract.servable import ModelSpec, VersionState
 from contract.signature import Array, Batch, Signature
 from contract.wire import rpc
-from contract.wire.codec import (
+from contract.wire.plumbline_wire import inference_pb2, metadata_pb2, status_pb2
+from contract.wire.predict import (
     decode_predict_response,
     encode_predict_request,
     model_spec_to_proto,
 )
-from contract.wire.plumbline_wire import inference_pb2, metadata_pb2, status_pb2
 from contract.wire.signatures import SIGNATURE_DEF_FIELD, signatures_from_metadata
+
+if TYPE_CHECKING:
+    from contract.wire.plumbline_wire.example_pb2 import Example
 
 T = TypeVar("T")
 _PREDICT_PATH = rpc.PREDICT.path
@@ -182,12 +184,24 @@ def _ask_examples(
     request = method.request(model_spec=model_spec_to_proto(spec))
     if context:
         target = request.input.example_list_with_context
-        write_example(context, target.context)
+        _write_example(context, target.context)
     else:
         target = request.input.example_list
     for features in examples:
-        write_example(features, target.examples.add())
+        _write_example(features, target.examples.add())
     return Question(method.path, request.SerializeToString())
+
+
+def _write_example(features: Mapping[str, Array], proto: Example) -> None:
+    """Fills an `Example` message from what `read_features` gave."""
+    for name, values in features.items():
+        feature = proto.features.feature[name]
+        if values.dtype == np.int64:
+            feature.int64_list.value.extend(values.tolist())
+        elif values.dtype == np.float32:
+            feature.float_list.value.extend(values.tolist())
+        else:
+            feature.bytes_list.value.extend(values.tolist())
 
 
 def _parse(read: Callable[[bytes], T], body: bytes) -> T:

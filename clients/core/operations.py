@@ -1,7 +1,8 @@
-"""What the clients do, without doing any of it: every operation as a generator of steps.
+"""What the clients do, without doing any of it: every operation as a generator of effects.
 
-The shells (`clients.blocking`, `clients.aio`) carry the steps out; so deadlines, retries, the
-memory of signatures and every check exist once.
+The shells (`clients.blocking`, `clients.aio`) carry each effect out and send back the reply's
+bytes, the PlumblineError that the call ended in, or None after a pause; so deadlines, retries,
+the cache of signatures and every check exist once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from clients.core.checking import BatchLike, Known, SignatureMemory, name_inputs
+from clients.core.checking import BatchLike, CachedSignatures, SignatureCache, name_inputs
 from clients.core.examples import Examples, Features, read_features, split_examples
 from clients.core.grpc_dialect import Dialect, Question
 from clients.core.retry import RetryPolicy
@@ -29,7 +30,33 @@ from contract.errors import (
 from contract.servable import ModelSpec, VersionState
 from contract.signature import Array
 
+T = TypeVar("T")
+
 _MOST_SPECS = 64
+_POLL_S = 0.1
+_LONGEST_POLL_S = 1.0
+_WORTH_WAITING = frozenset(
+    {Code.UNAVAILABLE, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED}
+)
+
+
+class Call(NamedTuple):
+    """A call to make: send back the reply's bytes or a PlumblineError."""
+
+    path: str
+    body: bytes
+    timeout_s: float
+
+
+class Pause(NamedTuple):
+    """A wait to keep: send back None."""
+
+    seconds: float
+
+
+Effect = Call | Pause
+Effects = Generator[Effect, bytes | PlumblineError | None, T]
+"""An operation, as its shell sees it: what to do next, until it returns its result."""
 
 
 class Prepared(NamedTuple):
@@ -37,7 +64,7 @@ class Prepared(NamedTuple):
 
     batch: dict[str, Array]
     num_rows: int
-    known: Known | None
+    cached: CachedSignatures | None
 
 
 class Operations:
@@ -69,7 +96,7 @@ class Operations:
         self.clock = clock
         self._model_name = model_name
         self._specs: dict[tuple[int | None, str | None, str], ModelSpec] = {}
-        self._memory = SignatureMemory(clock, checks)
+        self._cache = SignatureCache(clock, checks)
 
     def specify(
         self, version: int | None, version_label: str | None, signature_name: str = ""
@@ -95,7 +122,7 @@ class Operations:
         spec: ModelSpec,
         output_filter: Sequence[str],
         timeout_s: float | None,
-    ) -> Steps[dict[str, Array]]:
+    ) -> Effects[dict[str, Array]]:
         """One batch, checked, answered, checked."""
         deadline = self._deadline(timeout_s, self.timeouts.predict_s)
         ready = yield from self.prepare(batch, spec, deadline)
@@ -103,33 +130,33 @@ class Operations:
         body = yield from self._exchange(question, deadline)
         return (yield from self.read_answer(body, ready, spec, output_filter, deadline))
 
-    def prepare(self, batch: BatchLike, spec: ModelSpec, deadline: float) -> Steps[Prepared]:
-        """A batch held to the signature, which is fetched if it is not known or not met."""
+    def prepare(self, batch: BatchLike, spec: ModelSpec, deadline: float) -> Effects[Prepared]:
+        """A batch held to the signature, which is fetched if it is not cached or not met."""
         if not self.checks.batch and isinstance(batch, Mapping):
             named = name_inputs(batch, None)
             return Prepared(named, count_rows(named), None)
-        known = self._memory.recall(spec)
-        if known is None:
-            known = yield from self.learn(spec, deadline)
+        cached = self._cache.recall(spec)
+        if cached is None:
+            cached = yield from self.learn(spec, deadline)
         try:
-            return self.hold(batch, known, spec)
+            return self.hold(batch, cached, spec)
         except (TensorMismatchError, SignatureNotFoundError):
-            if not self._memory.is_old(known):
+            if not self._cache.is_old(cached):
                 raise
         return self.hold(batch, (yield from self.learn(spec, deadline)), spec)
 
-    def hold(self, batch: BatchLike, known: Known, spec: ModelSpec) -> Prepared:
-        """A batch held to a known signature.
+    def hold(self, batch: BatchLike, cached: CachedSignatures, spec: ModelSpec) -> Prepared:
+        """A batch held to a cached signature.
 
         Raises:
             SignatureNotFoundError: The version has no such signature.
             TensorMismatchError: The batch does not fit.
         """
-        checker = known.find(spec.signature_name)
+        checker = cached.find(spec.signature_name)
         named = name_inputs(batch, checker.signature)
         if not self.checks.batch:
-            return Prepared(named, count_rows(named), known)
-        return Prepared(named, checker.check_request(named), known)
+            return Prepared(named, count_rows(named), cached)
+        return Prepared(named, checker.check_request(named), cached)
 
     def read_answer(
         self,
@@ -138,34 +165,36 @@ class Operations:
         spec: ModelSpec,
         output_filter: Sequence[str],
         deadline: float,
-    ) -> Steps[dict[str, Array]]:
+    ) -> Effects[dict[str, Array]]:
         """An answer held to the signature of the version that gave it."""
-        known = ready.known
-        checker = None if known is None else known.find(spec.signature_name)
+        cached = ready.cached
+        checker = None if cached is None else cached.find(spec.signature_name)
         version, outputs = self.dialect.read_predict(
             body, None if checker is None else checker.signature
         )
         if output_filter:
             outputs = {name: outputs[name] for name in output_filter if name in outputs}
-        if known is not None and version is not None and version != known.version:
-            known = self._memory.follow(spec, version) or (
+        if cached is not None and version is not None and version != cached.version:
+            cached = self._cache.follow(spec, version) or (
                 yield from self._learn_version(spec, version, deadline)
             )
-            checker = None if known is None else known.find(spec.signature_name)
+            checker = None if cached is None else cached.find(spec.signature_name)
         if checker is not None:
             checker.check_reply(outputs, ready.num_rows, tuple(output_filter))
         return outputs
 
-    def learn(self, spec: ModelSpec, deadline: float) -> Steps[Known]:
+    def learn(self, spec: ModelSpec, deadline: float) -> Effects[CachedSignatures]:
         """Fetches the signatures of the version that `spec` stands for now."""
         body = yield from self._exchange(self.dialect.ask_metadata(_bare(spec)), deadline)
-        return self._memory.learn(spec, self.dialect.read_metadata(body))
+        return self._cache.learn(spec, self.dialect.read_metadata(body))
 
-    def learn_now(self, spec: ModelSpec) -> Steps[Known]:
+    def learn_now(self, spec: ModelSpec) -> Effects[CachedSignatures]:
         """The same, with the deadline of a control call."""
         return (yield from self.learn(spec, self.clock() + self.timeouts.control_s))
 
-    def _learn_version(self, spec: ModelSpec, version: int, deadline: float) -> Steps[Known | None]:
+    def _learn_version(
+        self, spec: ModelSpec, version: int, deadline: float
+    ) -> Effects[CachedSignatures | None]:
         """The same of an exact version; None when it is gone again, or elsewhere."""
         try:
             return (yield from self.learn(ModelSpec(spec.name, version), deadline))
@@ -174,7 +203,7 @@ class Operations:
 
     def classify(
         self, examples: Examples, context: Features | None, spec: ModelSpec, timeout_s: float | None
-    ) -> Steps[list[list[Classification]]]:
+    ) -> Effects[list[list[Classification]]]:
         """Classes of every example."""
         rows, shared = split_examples(examples), read_features(context or {}, "context")
         question = self.dialect.ask_classify(spec, rows, shared)
@@ -185,7 +214,7 @@ class Operations:
 
     def regress(
         self, examples: Examples, context: Features | None, spec: ModelSpec, timeout_s: float | None
-    ) -> Steps[Array]:
+    ) -> Effects[Array]:
         """A value for every example."""
         rows, shared = split_examples(examples), read_features(context or {}, "context")
         question = self.dialect.ask_regress(spec, rows, shared)
@@ -194,21 +223,21 @@ class Operations:
         )
         return self.dialect.read_regress(body)
 
-    def metadata(self, spec: ModelSpec, timeout_s: float | None) -> Steps[ModelMetadata]:
+    def metadata(self, spec: ModelSpec, timeout_s: float | None) -> Effects[ModelMetadata]:
         """The signatures, fresh from the server."""
         deadline = self._deadline(timeout_s, self.timeouts.control_s)
         body = yield from self._exchange(self.dialect.ask_metadata(spec), deadline)
         found = self.dialect.read_metadata(body)
-        self._memory.learn(spec, found)
+        self._cache.learn(spec, found)
         return found
 
-    def status(self, spec: ModelSpec, timeout_s: float | None) -> Steps[list[VersionStatus]]:
+    def status(self, spec: ModelSpec, timeout_s: float | None) -> Effects[list[VersionStatus]]:
         """The states of the model's versions."""
         deadline = self._deadline(timeout_s, self.timeouts.control_s)
         body = yield from self._exchange(self.dialect.ask_status(spec), deadline)
         return self.dialect.read_status(body)
 
-    def wait_until_available(self, spec: ModelSpec, timeout_s: float) -> Steps[VersionStatus]:
+    def wait_until_available(self, spec: ModelSpec, timeout_s: float) -> Effects[VersionStatus]:
         """Asks until a version is AVAILABLE, has failed, or time is up."""
         return wait_until_available(
             self.dialect, spec, timeout_s, clock=self.clock, call_s=self.timeouts.control_s
@@ -220,7 +249,7 @@ class Operations:
             raise ConfigError(f"timeout_s {timeout_s}: give seconds above 0")
         return self.clock() + seconds
 
-    def _exchange(self, question: Question, deadline: float) -> Steps[bytes]:
+    def _exchange(self, question: Question, deadline: float) -> Effects[bytes]:
         """One call with retries, all of them within the deadline."""
         attempts = 0
         while True:
@@ -246,43 +275,6 @@ def count_rows(batch: Mapping[str, Array]) -> int:
     return next((len(array) for array in batch.values() if array.ndim), 1)
 
 
-# Steps: what an operation asks its shell to do.
-#
-# An operation is a generator of steps. The shell carries each out, and sends back the reply's
-# bytes or the PlumblineError that the call ended in; None after a pause.
-
-
-T = TypeVar("T")
-
-
-class Call(NamedTuple):
-    """A call to make: send back the reply's bytes or a PlumblineError."""
-
-    path: str
-    body: bytes
-    timeout_s: float
-
-
-class Pause(NamedTuple):
-    """A wait to keep: send back None."""
-
-    seconds: float
-
-
-Step = Call | Pause
-Steps = Generator[Step, bytes | PlumblineError | None, T]
-
-
-# Waiting for a server that starts and a version that loads.
-
-
-_POLL_S = 0.1
-_LONGEST_POLL_S = 1.0
-_WORTH_WAITING = frozenset(
-    {Code.UNAVAILABLE, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED}
-)
-
-
 def wait_until_available(
     dialect: Dialect,
     spec: ModelSpec,
@@ -290,7 +282,7 @@ def wait_until_available(
     *,
     clock: Callable[[], float],
     call_s: float,
-) -> Steps[VersionStatus]:
+) -> Effects[VersionStatus]:
     """Asks until a version is AVAILABLE, has failed, or time is up.
 
     Args:

@@ -11,13 +11,13 @@ import dataclasses
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from clients.core.checking import BatchLike, Known, refuse_non_finite
-from clients.core.operations import Call, Operations, Prepared, Steps, count_rows
-from clients.core.retry import RetryPolicy, Verdict, judge
+from clients.core.checking import BatchLike, CachedSignatures, refuse_non_finite
+from clients.core.operations import Call, Effects, Operations, Prepared, count_rows
+from clients.core.retry import Remedy, RetryPolicy, choose_remedy
 from clients.core.rows import BatchCutter, find_bad_rows, require_batch_axis, slice_rows
 from clients.results import FailedRow, Part, Progress, UnansweredRowsError
 from contract.errors import Code, ConfigError, InternalError, PlumblineError
@@ -26,7 +26,11 @@ from contract.signature import Array, Batch, find_signature
 
 ProgressCallback = Callable[[Progress], None]
 
+Outcome = dict[str, Array] | PlumblineError
+"""Output name to array, or why there is none."""
 
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """What a `predict_many` was asked for, beside its rows.
 
@@ -34,25 +38,19 @@ class RunOptions:
         ConfigError: A number that cannot be.
     """
 
-    def __init__(
-        self,
-        *,
-        batch_size: int | None,
-        max_in_flight: int,
-        output_filter: Sequence[str],
-        timeout_s: float,
-        progress: ProgressCallback | None,
-    ) -> None:
-        if max_in_flight < 1 or (batch_size is not None and batch_size < 1) or timeout_s <= 0:
+    batch_size: int | None
+    max_in_flight: int
+    output_filter: tuple[str, ...]
+    timeout_s: float
+    progress: ProgressCallback | None
+
+    def __post_init__(self) -> None:
+        batch_size = 1 if self.batch_size is None else self.batch_size
+        if self.max_in_flight < 1 or batch_size < 1 or self.timeout_s <= 0:
             raise ConfigError(
-                f"batch_size {batch_size}, max_in_flight {max_in_flight}, timeout_s {timeout_s}: "
-                "give numbers above 0"
+                f"batch_size {self.batch_size}, max_in_flight {self.max_in_flight}, "
+                f"timeout_s {self.timeout_s}: give numbers above 0"
             )
-        self.batch_size = batch_size
-        self.max_in_flight = max_in_flight
-        self.output_filter = tuple(output_filter)
-        self.timeout_s = timeout_s
-        self.progress = progress
 
 
 class PredictRun:
@@ -62,7 +60,7 @@ class PredictRun:
         operations: Of the client.
         spec: What is asked.
         options: How.
-        known: The signatures, just fetched.
+        cached: The signatures, just fetched.
         total_rows: All rows there are; None for an iterator.
 
     Raises:
@@ -76,15 +74,15 @@ class PredictRun:
         spec: ModelSpec,
         options: RunOptions,
         *,
-        known: Known,
+        cached: CachedSignatures,
         total_rows: int | None,
     ) -> None:
-        signature = find_signature(known.signatures, spec.signature_name)
+        signature = find_signature(cached.signatures, spec.signature_name)
         require_batch_axis(signature)
         self._operations = operations
         self._spec = spec
         self._options = options
-        self._known = known
+        self._cached = cached
         self._total_rows = total_rows
         self._cutter = BatchCutter(signature, options.batch_size)
         self._cuts: Iterator[dict[str, Array]] = iter(())
@@ -139,13 +137,13 @@ class PredictRun:
         """The longest to wait for a call to end; None for as long as it takes."""
         return self._flow.seconds_to_wait(self._operations.clock())
 
-    def read(self, piece: Piece, body: bytes) -> Steps[Outcome]:
+    def read(self, piece: Piece, body: bytes) -> Effects[Outcome]:
         """The outputs in a reply, or what is wrong with it."""
         deadline = self._operations.clock() + self._options.timeout_s
         try:
             outputs = yield from self._operations.read_answer(
                 body,
-                Prepared(piece.batch, piece.num_rows, self._known),
+                Prepared(piece.batch, piece.num_rows, self._cached),
                 self._spec,
                 self._options.output_filter,
                 deadline,
@@ -202,20 +200,17 @@ def require_rows(outputs: Batch, num_rows: int) -> None:
             )
 
 
-# The plan of a `predict_many`: what to send next, what may be delivered, when to stop.
-#
-# No I/O and no clock: the shells send what `take_sends` gives, say with `record` how it ended,
-# and deliver what `take_parts` gives. Promises:
-#
-# - Parts come in the order of the rows, and every row is in exactly one part.
-# - At most `max_in_flight` batches are held, sent or answered but not yet delivered.
-# - A batch that a row may have made fail is sent again alone, with nothing else of ours in
-# flight (a server may merge batches, and then a bad row fails its neighbours too), and then
-# in halves until the bad rows stand alone.
-
-
 class BatchFlow:
-    """The state of one `predict_many`.
+    """The plan of one `predict_many`: what to send next, what may be delivered, when to stop.
+
+    It has no clock either: it is asked with `take_sends` what to send, told with `record` how that
+    ended, and asked with `take_parts` what to deliver. It promises:
+
+    - Parts come in the order of the rows, and every row is in exactly one part.
+    - At most `max_in_flight` batches are held, sent or answered but not yet delivered.
+    - A batch that a row may have made fail is sent again alone, with nothing else of ours in
+      flight (a server may merge batches, and then a bad row fails its neighbours too), and then
+      in halves until the bad rows stand alone.
 
     Args:
         retry: When a batch is sent again.
@@ -327,14 +322,14 @@ class BatchFlow:
         if piece.attempts == 0:
             piece.failing_since = now
         piece.attempts += 1
-        match judge(outcome, self._retry, has_answers=self._has_answers):
-            case Verdict.AGAIN if self._is_patient(piece, now):
+        match choose_remedy(outcome, self._retry, has_answers=self._has_answers):
+            case Remedy.AGAIN if self._is_patient(piece, now):
                 self._send_later(piece, now)
-            case Verdict.SMALLER if piece.num_rows > 1:
+            case Remedy.SMALLER if piece.num_rows > 1:
                 self._shrink(piece)
-            case Verdict.SMALLER:
+            case Remedy.SMALLER:
                 piece.outcome = outcome
-            case Verdict.ALONE:
+            case Remedy.ALONE:
                 self._suspect(piece, outcome)
             case _:
                 self._stop(piece, outcome)
@@ -397,13 +392,6 @@ class BatchFlow:
         self._queue = [waiting for waiting in self._queue if not waiting.slot.dropped]
         heapq.heapify(self._queue)
         self._suspects = deque(found for found in self._suspects if not found.slot.dropped)
-
-
-# Batches on their way through a `predict_many`, and the pieces they are sent as.
-
-
-Outcome = dict[str, Array] | PlumblineError
-"""Output name to array, or why there is none."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -112,7 +112,7 @@ def _path(spec: ModelSpec) -> str:
     return path
 
 
-def _post(spec: ModelSpec, verb: str, fields: dict[str, Any]) -> Question:
+def _post(spec: ModelSpec, verb: str, fields: Mapping[str, object]) -> Question:
     if spec.signature_name:
         fields = {"signature_name": spec.signature_name, **fields}
     return Question(f"POST {_path(spec)}:{verb}", json.dumps(fields).encode())
@@ -124,16 +124,16 @@ def _ask_examples(
     examples: list[dict[str, Array]],
     context: Mapping[str, Array],
 ) -> Question:
-    fields: dict[str, Any] = {"context": _write_features(context)} if context else {}
+    fields: dict[str, object] = {"context": _write_features(context)} if context else {}
     fields["examples"] = [_write_features(features) for features in examples]
     return _post(spec, verb, fields)
 
 
-def _write_features(features: Mapping[str, Array]) -> dict[str, Any]:
+def _write_features(features: Mapping[str, Array]) -> dict[str, object]:
     return {name: write_array(name, values) for name, values in features.items()}
 
 
-def write_array(name: str, array: Array) -> Any:
+def write_array(name: str, array: Array) -> object:
     """Nested lists of numbers, booleans or `{"b64": ...}`.
 
     Raises:
@@ -150,7 +150,7 @@ def write_array(name: str, array: Array) -> Any:
     return array.tolist()
 
 
-def _write_strings(value: Any) -> Any:
+def _write_strings(value: Any) -> object:
     if isinstance(value, list):
         return [_write_strings(entry) for entry in value]
     raw = value.encode() if isinstance(value, str) else value

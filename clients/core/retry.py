@@ -73,8 +73,8 @@ class RetryPolicy:
 DEFAULT_RETRY = RetryPolicy()
 
 
-class Verdict(enum.Enum):
-    """What a failed batch of a longer run means for it."""
+class Remedy(enum.Enum):
+    """What is done about a failed batch of a longer run."""
 
     AGAIN = "the same once more, later"
     SMALLER = "the message is too large: in two halves, and smaller ones from now on"
@@ -89,7 +89,7 @@ def is_too_large(error: PlumblineError) -> bool:
     )
 
 
-def judge(error: PlumblineError, policy: RetryPolicy, *, has_answers: bool) -> Verdict:
+def choose_remedy(error: PlumblineError, policy: RetryPolicy, *, has_answers: bool) -> Remedy:
     """What to do about a failed batch.
 
     Args:
@@ -99,7 +99,7 @@ def judge(error: PlumblineError, policy: RetryPolicy, *, has_answers: bool) -> V
             there before, and is likely being loaded by a server that restarted.
     """
     if is_too_large(error):
-        return Verdict.SMALLER
+        return Remedy.SMALLER
     if policy.repeats(error) or (has_answers and error.code is Code.NOT_FOUND):
-        return Verdict.AGAIN
-    return Verdict.ALONE if error.code in _CAUSED_BY_A_ROW else Verdict.STOP
+        return Remedy.AGAIN
+    return Remedy.ALONE if error.code in _CAUSED_BY_A_ROW else Remedy.STOP

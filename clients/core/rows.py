@@ -1,4 +1,4 @@
-"""Cutting what `predict_many` is given (arrays, or an iterator of rows or batches) into batches."""
+"""Rows and batches of a signature: cutting what `predict_many` is given, and random ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from clients.core.checking import BatchLike, find_non_finite_rows, is_finite, name_inputs
+from clients.interruption import hold_interrupts
 from clients.options import Checks
 from contract.errors import TensorMismatchError
 from contract.signature import Array, Batch, Signature, TensorSpec, check_batch
@@ -19,11 +20,11 @@ MOST_ROWS = 256
 """More rows a batch gain nothing: servers run large batches in pieces."""
 
 
-Rows: TypeAlias = "Mapping[str, Any] | Array | Iterable[BatchLike]"
+RowsLike: TypeAlias = "Mapping[str, Any] | Array | Iterable[BatchLike]"
 """All rows at once (a mapping of input name to array, an array), or an iterator of rows or
 batches: arrays, or mappings of input name to array."""
 
-AsyncRows: TypeAlias = "Rows | AsyncIterable[BatchLike]"
+AsyncRowsLike: TypeAlias = "RowsLike | AsyncIterable[BatchLike]"
 """The same, or an asynchronous iterator of rows or batches."""
 
 
@@ -119,12 +120,12 @@ def find_bad_rows(batch: Batch, checks: Checks) -> dict[int, str]:
     }
 
 
-def is_whole(data: Any) -> bool:
+def is_whole(data: AsyncRowsLike) -> bool:
     """Whether `data` is all rows at once, not something to iterate over."""
     return isinstance(data, (np.ndarray, Mapping)) or hasattr(data, "__array__")
 
 
-def count_all(data: Any) -> int | None:
+def count_all(data: AsyncRowsLike) -> int | None:
     """The rows of what is whole; None for an iterator."""
     if not is_whole(data):
         return None
@@ -144,3 +145,16 @@ def require_batch_axis(signature: Signature) -> None:
                 f"signature {signature.name!r} takes `{spec.name}` as {spec.describe()}, "
                 "which has no batch axis: use predict"
             )
+
+
+def make_random_batch(signature: Signature, batch_size: int) -> dict[str, Array]:
+    """Random values that fit a signature: floats in 0..1, whole numbers in 0..127."""
+    with hold_interrupts():  # numpy.random is imported here, and loses a Ctrl-C meanwhile
+        rng = np.random.default_rng(0)
+    batch: dict[str, Array] = {}
+    for name, spec in signature.inputs.items():
+        shape = [batch_size if size is None else size for size in spec.shape or (None,)]
+        values = rng.random(shape)
+        is_float = spec.numpy_dtype.kind in "fcV"
+        batch[name] = (values if is_float else values * 128).astype(spec.numpy_dtype)
+    return batch

@@ -21,10 +21,21 @@ HEALTHY = "healthy version"
 PACKAGE = "package `clients`"
 
 CHECKS = (
-    *(REACHABLE, MODEL_NAME, VERSION_NUMBER, WHOLE_VERSION, TENSORFLOW, SIGNATURES),
-    *(SHAPES, MESSAGE_LIMIT, WARMUP, HEALTHY, PACKAGE),
+    REACHABLE,
+    MODEL_NAME,
+    VERSION_NUMBER,
+    WHOLE_VERSION,
+    TENSORFLOW,
+    SIGNATURES,
+    SHAPES,
+    MESSAGE_LIMIT,
+    WARMUP,
+    HEALTHY,
+    PACKAGE,
 )
 """The eleven checks, in the order of the table."""
+
+_OURS = "plumbline-tf"
 
 OK, WARNING, FAILS, NOT_CHECKED = "ok", "warning", "fails", "not checked"
 _SEVERITY = {FAILS: 3, WARNING: 2, OK: 1, NOT_CHECKED: 0}
@@ -58,12 +69,6 @@ def merge_findings(findings: list[Finding]) -> list[Finding]:
             else Finding(check, NOT_CHECKED, "")
         )
     return merged
-
-
-# Is another package called `clients` in the way of ours?
-
-
-_OURS = "plumbline-tf"
 
 
 def check_package(search_path: Sequence[str] | None = None) -> list[Finding]:

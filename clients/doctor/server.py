@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import socket
 import ssl
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from clients.blocking import PredictionClient
-from clients.commands.on_device import make_batch
+from clients.core.rows import make_random_batch
 from clients.doctor.findings import (
     FAILS,
     HEALTHY,
@@ -28,7 +27,6 @@ from clients.doctor.findings import (
 )
 from clients.doctor.version import check_names, describe_inputs
 from clients.results import VersionStatus
-from clients.targets import choose_model_name, open_client
 from contract.errors import (
     Code,
     DeadlineExceededError,
@@ -40,6 +38,8 @@ from contract.errors import (
 from contract.servable import VersionState
 from contract.signature import STRING, Signature
 
+_SERVE = "python -m serving embedded --port={port} --model_name={name} --model_base_path=PATH"
+
 _MESSAGE_BYTES = 5 * 2**20
 """A little more than the 4 MiB at which an unlifted limit refuses."""
 
@@ -47,38 +47,41 @@ _MOST_ROWS = 65_536
 _METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
-def check_server(args: argparse.Namespace, address: str) -> list[Finding]:
+def check_server(
+    client: PredictionClient, address: str, *, model_name: str, rest_server: str
+) -> list[Finding]:
     """All that can be told from outside.
 
     Args:
-        args: The flags of `add_server_flags`, and `rest_server`.
-        address: host:port or unix:/path.
+        client: Of the server; it lets NaN and infinity through.
+        address: host:port or unix:/path of it.
+        model_name: What the client asks.
+        rest_server: Where the names of served models are looked up.
     """
-    with open_client(args, server=address, allow_non_finite=True) as client:
-        try:
-            versions = client.status()
-        except ServableNotFoundError:
-            return [
-                Finding(REACHABLE, OK, f"{address} answers"),
-                _explain_name(choose_model_name(args), address, args.rest_server),
-            ]
-        except (ServableUnavailableError, DeadlineExceededError) as error:
-            return [explain_silence(address, error, choose_model_name(args))]
-        except PlumblineError as error:
-            return [Finding(REACHABLE, FAILS, error.message, "see the flags --help names")]
-        findings = [
+    try:
+        versions = client.status()
+    except ServableNotFoundError:
+        return [
             Finding(REACHABLE, OK, f"{address} answers"),
-            Finding(MODEL_NAME, OK, f"{choose_model_name(args)} is served"),
-            *check_versions(versions, choose_model_name(args)),
+            _explain_name(model_name, address, rest_server),
         ]
-        if not any(one.state is VersionState.AVAILABLE for one in versions):
-            return findings
-        try:
-            signatures = client.metadata().signatures
-        except PlumblineError as error:
-            return [*findings, Finding(SHAPES, FAILS, error.message)]
-        findings += check_names(signatures)
-        return [*findings, _check_shapes(client, signatures), _check_limit(client, signatures)]
+    except (ServableUnavailableError, DeadlineExceededError) as error:
+        return [explain_silence(address, error, model_name)]
+    except PlumblineError as error:
+        return [Finding(REACHABLE, FAILS, error.message, "see the flags --help names")]
+    findings = [
+        Finding(REACHABLE, OK, f"{address} answers"),
+        Finding(MODEL_NAME, OK, f"{model_name} is served"),
+        *check_versions(versions, model_name),
+    ]
+    if not any(one.state is VersionState.AVAILABLE for one in versions):
+        return findings
+    try:
+        signatures = client.metadata().signatures
+    except PlumblineError as error:
+        return [*findings, Finding(SHAPES, FAILS, error.message)]
+    findings += check_names(signatures)
+    return [*findings, _check_shapes(client, signatures), _check_limit(client, signatures)]
 
 
 def _explain_name(model_name: str, address: str, rest_server: str) -> Finding:
@@ -144,7 +147,7 @@ def _check_shapes(client: PredictionClient, signatures: Mapping[str, Signature])
     for name, signature in signatures.items():
         if _is_numeric(signature):
             try:
-                client.predict(make_batch(signature, 1), signature_name=name)
+                client.predict(make_random_batch(signature, 1), signature_name=name)
                 asked.append(name)
             except UnimplementedError:
                 continue
@@ -161,34 +164,25 @@ def _check_limit(client: PredictionClient, signatures: Mapping[str, Signature]) 
     for name, signature in signatures.items():
         if not _is_numeric(signature):
             continue
-        row_bytes = sum(array.nbytes for array in make_batch(signature, 1).values())
+        row = make_random_batch(signature, 1)
+        row_bytes = sum(array.nbytes for array in row.values())
         num_rows = -(-_MESSAGE_BYTES // max(row_bytes, 1))
         if num_rows > _MOST_ROWS:
             continue
-        batch = {
-            key: np.resize(a, (num_rows, *a.shape[1:]))
-            for key, a in make_batch(signature, 1).items()
-        }
-        return _send_large(client, name, batch, num_rows)
+        batch = {key: np.resize(one, (num_rows, *one.shape[1:])) for key, one in row.items()}
+        size = f"{num_rows:,} rows in {_MESSAGE_BYTES / 2**20:.0f} MiB"
+        try:
+            client.predict(batch, signature_name=name)
+        except PlumblineError as error:
+            return Finding(
+                MESSAGE_LIMIT,
+                FAILS if error.code is Code.RESOURCE_EXHAUSTED else WARNING,
+                f"{size} were refused: {error.message}",
+                "send less at a time: client.predict_many(rows, batch_size=256); or lift the limit "
+                "of the server (--max_message_bytes) or of the proxy before it",
+            )
+        return Finding(MESSAGE_LIMIT, OK, f"{size} were answered")
     return Finding(MESSAGE_LIMIT, NOT_CHECKED, "no signature takes numbers in bulk")
-
-
-def _send_large(
-    client: PredictionClient, name: str, batch: Mapping[str, object], num_rows: int
-) -> Finding:
-    size = f"{num_rows:,} rows in {_MESSAGE_BYTES / 2**20:.0f} MiB"
-    try:
-        client.predict(batch, signature_name=name)
-    except PlumblineError as error:
-        verdict = FAILS if error.code is Code.RESOURCE_EXHAUSTED else WARNING
-        return Finding(
-            MESSAGE_LIMIT,
-            verdict,
-            f"{size} were refused: {error.message}",
-            "send less at a time: client.predict_many(rows, batch_size=256); or lift the limit of "
-            "the server (--max_message_bytes) or of the proxy before it",
-        )
-    return Finding(MESSAGE_LIMIT, OK, f"{size} were answered")
 
 
 def _is_numeric(signature: Signature) -> bool:
@@ -196,12 +190,6 @@ def _is_numeric(signature: Signature) -> bool:
         spec.dtype != STRING and spec.shape is not None and bool(spec.shape)
         for spec in signature.inputs.values()
     )
-
-
-# Why nobody answers gRPC at an address: nobody there, the REST port, TLS, a firewall.
-
-
-_SERVE = "python -m serving embedded --port={port} --model_name={name} --model_base_path=PATH"
 
 
 def explain_silence(address: str, error: PlumblineError, model_name: str) -> Finding:

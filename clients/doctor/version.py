@@ -31,6 +31,12 @@ from contract.manifest import Manifest, check_files, from_entries, read_manifest
 from contract.signature import Signature
 from contract.wire.signatures import read_meta_graph, read_signatures
 
+_EXPORT_AGAIN = "python -m exporter export --config configs/mlp.toml --base_path {base}"
+_GENERATED = re.compile(
+    r"(args|conv2d|dense|flatten|functional|input|keras_tensor|output|sequential)(_\d+)+"
+)
+_GRPC_DEFAULT_BYTES = 4 * 2**20
+
 
 def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
     """All that can be told without a server.
@@ -40,17 +46,101 @@ def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
         server_tensorflow: The version of TensorFlow that will serve it; the installed one
             when empty.
     """
-    version_dir, finding = find_leaf(path)
+    version_dir, finding = _find_leaf(path)
     if version_dir is None:
         return [finding]
-    manifest, whole = check_whole(version_dir)
+    manifest, whole = _check_whole(version_dir)
     findings = [finding, whole, _check_warmup(version_dir), _check_golden(version_dir)]
     findings.append(_check_tensorflow(version_dir, manifest, server_tensorflow))
     try:
         signatures = _read_signatures(version_dir, manifest)
     except (ManifestError, OSError) as error:
-        return [*findings, Finding(SIGNATURES, FAILS, str(error), describe_copy(version_dir))]
-    return [*findings, *check_names(signatures), *check_specs(signatures)]
+        return [*findings, Finding(SIGNATURES, FAILS, str(error), _describe_copy(version_dir))]
+    return [*findings, *check_names(signatures), *_check_specs(signatures)]
+
+
+def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
+    """The version directory meant by `path`, and whether its place and name are right."""
+    if not path.is_dir():
+        return None, Finding(VERSION_NUMBER, FAILS, f"{path} is no directory", f"ls {path.parent}")
+    if _is_saved_model(path):
+        if layout.parse_version(path.name) is not None:
+            return path, Finding(VERSION_NUMBER, OK, f"{path} is version {path.name}")
+        return path, Finding(
+            VERSION_NUMBER,
+            FAILS,
+            f"{path} holds a model itself: servers look for numbered folders below a base path, "
+            "and ignore everything else",
+            f"mv {path} {path}.tmp && mkdir {path} && mv {path}.tmp {path / '1'}",
+        )
+    versions = layout.find_versions(path)
+    if versions:
+        newest = versions[max(versions)]
+        return newest, Finding(VERSION_NUMBER, OK, f"newest of {len(versions)}: {newest}")
+    unnumbered = [child for child in sorted(path.iterdir()) if _is_saved_model(child)]
+    if unnumbered:
+        names = ", ".join(child.name for child in unnumbered)
+        return None, Finding(
+            VERSION_NUMBER,
+            FAILS,
+            f"{path} holds models in folders that are no numbers ({names}), which servers ignore",
+            f"mv {unnumbered[0]} {path / '1'}",
+        )
+    return None, Finding(
+        VERSION_NUMBER,
+        FAILS,
+        f"{path} holds no version: no numbered folder with a model in it",
+        _EXPORT_AGAIN.format(base=path),
+    )
+
+
+def _is_saved_model(path: Path) -> bool:
+    return any((path / name).is_file() for name in (layout.SAVED_MODEL, "model.tflite"))
+
+
+def _check_whole(version_dir: Path) -> tuple[Manifest | None, Finding]:
+    try:
+        manifest = read_manifest(version_dir)
+        check_files(version_dir, manifest)
+    except ManifestError as error:
+        if (version_dir / layout.MANIFEST).exists():
+            return None, Finding(WHOLE_VERSION, FAILS, str(error), _describe_copy(version_dir))
+        return None, _check_files_alone(version_dir)
+    text = f"all {len(manifest.files)} files are what the manifest says"
+    if str(manifest.version) != version_dir.name.lstrip("0"):
+        text = f"published as version {manifest.version}, but lies in {version_dir.name}"
+        return manifest, Finding(WHOLE_VERSION, WARNING, text, "publish it instead of renaming it")
+    return manifest, Finding(WHOLE_VERSION, OK, text)
+
+
+def _check_files_alone(version_dir: Path) -> Finding:
+    variables = version_dir / layout.VARIABLES
+    is_saved_model = (version_dir / layout.SAVED_MODEL).is_file()
+    shards = list(variables.glob("variables.data-*"))
+    wanted = {int(path.name.rpartition("-of-")[2]) for path in shards if "-of-" in path.name}
+    if is_saved_model and variables.is_dir():
+        is_whole = (variables / "variables.index").is_file() and wanted == {len(shards)}
+        if not is_whole:
+            return Finding(
+                WHOLE_VERSION,
+                FAILS,
+                f"{variables} is incomplete: a copy ended early, or is still going on",
+                _describe_copy(version_dir),
+            )
+    return Finding(
+        WHOLE_VERSION,
+        WARNING,
+        "the files are there, but no manifest tells whether they are whole",
+        _EXPORT_AGAIN.format(base=version_dir.parent),
+    )
+
+
+def _describe_copy(version_dir: Path) -> str:
+    return (
+        f"copy beside, then rename: cp -r SOURCE {version_dir.parent}/.copy && "
+        f"mv {version_dir} {version_dir.parent}/.broken && "
+        f"mv {version_dir.parent}/.copy {version_dir}"
+    )
 
 
 def _check_warmup(version_dir: Path) -> Finding:
@@ -60,7 +150,7 @@ def _check_warmup(version_dir: Path) -> Finding:
         WARMUP,
         WARNING,
         f"no {layout.WARMUP}: the first requests after a load will be slow",
-        EXPORT_AGAIN.format(base=version_dir.parent),
+        _EXPORT_AGAIN.format(base=version_dir.parent),
     )
 
 
@@ -72,7 +162,7 @@ def _check_golden(version_dir: Path) -> Finding:
     except (UnimplementedError, ConfigError) as error:
         return Finding(HEALTHY, NOT_CHECKED, str(error))
     except PlumblineError as error:
-        return Finding(HEALTHY, WARNING, str(error), EXPORT_AGAIN.format(base=version_dir.parent))
+        return Finding(HEALTHY, WARNING, str(error), _EXPORT_AGAIN.format(base=version_dir.parent))
     if report.verdict == AGREES:
         return Finding(HEALTHY, OK, f"{report.num_rows} golden rows agree through model.tflite")
     return Finding(
@@ -105,7 +195,7 @@ def _check_tensorflow(
             WARNING,
             f"written by TensorFlow {written}, to be served by {serving}: promises end with "
             "the major version",
-            EXPORT_AGAIN.format(base=version_dir.parent),
+            _EXPORT_AGAIN.format(base=version_dir.parent),
         )
     return Finding(TENSORFLOW, OK, f"written by {written}, to be served by {serving}")
 
@@ -136,105 +226,6 @@ def _read_signatures(version_dir: Path, manifest: Manifest | None) -> Mapping[st
     if manifest is not None:
         return from_entries(manifest.signatures)
     return read_signatures((version_dir / layout.SAVED_MODEL).read_bytes())
-
-
-# The checks of a version directory's files: place, name, and whether all are there.
-
-
-EXPORT_AGAIN = "python -m exporter export --config configs/mlp.toml --base_path {base}"
-
-
-def find_leaf(path: Path) -> tuple[Path | None, Finding]:
-    """The version directory meant by `path`, and whether its place and name are right."""
-    if not path.is_dir():
-        return None, Finding(VERSION_NUMBER, FAILS, f"{path} is no directory", f"ls {path.parent}")
-    if _is_saved_model(path):
-        if layout.parse_version(path.name) is not None:
-            return path, Finding(VERSION_NUMBER, OK, f"{path} is version {path.name}")
-        return path, Finding(
-            VERSION_NUMBER,
-            FAILS,
-            f"{path} holds a model itself: servers look for numbered folders below a base path, "
-            "and ignore everything else",
-            f"mv {path} {path}.tmp && mkdir {path} && mv {path}.tmp {path / '1'}",
-        )
-    versions = layout.find_versions(path)
-    if versions:
-        newest = versions[max(versions)]
-        return newest, Finding(VERSION_NUMBER, OK, f"newest of {len(versions)}: {newest}")
-    unnumbered = [child for child in sorted(path.iterdir()) if _is_saved_model(child)]
-    if unnumbered:
-        names = ", ".join(child.name for child in unnumbered)
-        return None, Finding(
-            VERSION_NUMBER,
-            FAILS,
-            f"{path} holds models in folders that are no numbers ({names}), which servers ignore",
-            f"mv {unnumbered[0]} {path / '1'}",
-        )
-    return None, Finding(
-        VERSION_NUMBER,
-        FAILS,
-        f"{path} holds no version: no numbered folder with a model in it",
-        EXPORT_AGAIN.format(base=path),
-    )
-
-
-def _is_saved_model(path: Path) -> bool:
-    return any((path / name).is_file() for name in (layout.SAVED_MODEL, "model.tflite"))
-
-
-def check_whole(version_dir: Path) -> tuple[Manifest | None, Finding]:
-    try:
-        manifest = read_manifest(version_dir)
-        check_files(version_dir, manifest)
-    except ManifestError as error:
-        if (version_dir / layout.MANIFEST).exists():
-            return None, Finding(WHOLE_VERSION, FAILS, str(error), describe_copy(version_dir))
-        return None, _check_files_alone(version_dir)
-    text = f"all {len(manifest.files)} files are what the manifest says"
-    if str(manifest.version) != version_dir.name.lstrip("0"):
-        text = f"published as version {manifest.version}, but lies in {version_dir.name}"
-        return manifest, Finding(WHOLE_VERSION, WARNING, text, "publish it instead of renaming it")
-    return manifest, Finding(WHOLE_VERSION, OK, text)
-
-
-def _check_files_alone(version_dir: Path) -> Finding:
-    variables = version_dir / layout.VARIABLES
-    is_saved_model = (version_dir / layout.SAVED_MODEL).is_file()
-    shards = list(variables.glob("variables.data-*"))
-    wanted = {int(path.name.rpartition("-of-")[2]) for path in shards if "-of-" in path.name}
-    if is_saved_model and variables.is_dir():
-        is_whole = (variables / "variables.index").is_file() and wanted == {len(shards)}
-        if not is_whole:
-            return Finding(
-                WHOLE_VERSION,
-                FAILS,
-                f"{variables} is incomplete: a copy ended early, or is still going on",
-                describe_copy(version_dir),
-            )
-    return Finding(
-        WHOLE_VERSION,
-        WARNING,
-        "the files are there, but no manifest tells whether they are whole",
-        EXPORT_AGAIN.format(base=version_dir.parent),
-    )
-
-
-def describe_copy(version_dir: Path) -> str:
-    return (
-        f"copy beside, then rename: cp -r SOURCE {version_dir.parent}/.copy && "
-        f"mv {version_dir} {version_dir.parent}/.broken && "
-        f"mv {version_dir.parent}/.copy {version_dir}"
-    )
-
-
-# The checks of signatures, the same for a version directory and for a server.
-
-
-_GENERATED = re.compile(
-    r"(args|conv2d|dense|flatten|functional|input|keras_tensor|output|sequential)(_\d+)+"
-)
-_GRPC_DEFAULT_BYTES = 4 * 2**20
 
 
 def check_names(signatures: Mapping[str, Signature]) -> list[Finding]:
@@ -269,7 +260,7 @@ def check_names(signatures: Mapping[str, Signature]) -> list[Finding]:
     return [Finding(SIGNATURES, OK, ", ".join(signatures))]
 
 
-def check_specs(signatures: Mapping[str, Signature]) -> list[Finding]:
+def _check_specs(signatures: Mapping[str, Signature]) -> list[Finding]:
     """Whether batches of any size fit, and how many rows fit a message."""
     fixed = [
         f"{signature.name}.{name} {spec.describe()}"

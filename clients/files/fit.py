@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from clients.files.read import UNNAMED, Rows, decode_image, list_files, read_files
+from clients.files.read import (
+    UNNAMED,
+    FileRows,
+    OnSkipped,
+    Skipped,
+    decode_image,
+    list_files,
+    read_files,
+)
 from contract.console.terminal import remark
 from contract.errors import DatasetError, PlumblineError, TensorMismatchError
 from contract.servable import DEFAULT_SIGNATURE_NAME
@@ -25,11 +33,94 @@ from contract.signature import (
 
 PIXELS = "serving_uint8"
 IMAGE_BYTES = "serving_image_bytes"
-OnSkipped = Callable[[str, str], None]
+
+
+class InputReader:
+    """Reads files, names and skips what cannot be read, and fits the rest to a signature.
+
+    Args:
+        paths: Files, or folders of images.
+        signatures: What the version has.
+        signature_name: The signature to use; chosen by the first rows when empty.
+        array_name: The array to take of an npz that holds several.
+        invert: For images of dark ink on paper.
+
+    Attributes:
+        signature: The signature that the rows fit.
+        skipped: Everything that was skipped so far.
+
+    Raises:
+        ConfigError: A path does not exist or is of an unknown kind.
+        DatasetError: Nothing could be read.
+        TensorMismatchError: The first rows fit no signature.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        signatures: Mapping[str, Signature],
+        *,
+        signature_name: str = "",
+        array_name: str = "",
+        invert: bool = False,
+    ) -> None:
+        self.skipped: list[Skipped] = []
+        self._invert = invert
+        self._pixel_shape = find_pixel_shape(signatures)
+        self._blocks = read_files(
+            list_files(paths),
+            on_skipped=self._skip,
+            array_name=array_name,
+            signature_name=signature_name or DEFAULT_SIGNATURE_NAME,
+        )
+        first = next(self._blocks, None)
+        if first is None:
+            raise DatasetError("no rows: none of the files could be read, or they are empty")
+        self.signature = choose_signature(signatures, first, signature_name)
+        self._first = self._fit(first)
+
+    def __iter__(self) -> Iterator[FileRows]:
+        """Blocks of rows whose batch fits the signature; may be iterated once."""
+        if self._first.num_rows:
+            yield self._first
+        failed = ""
+        for rows in self._blocks:
+            if rows.source == failed:
+                continue
+            try:
+                fitted = self._fit(rows)
+            except PlumblineError as error:
+                self._skip(Skipped(rows.source, str(error)))
+                failed = rows.source
+                continue
+            if fitted.num_rows:
+                yield fitted
+
+    def take(self, num_rows: int) -> list[FileRows]:
+        """The first blocks, as many as hold `num_rows` rows."""
+        blocks: list[FileRows] = []
+        for rows in itertools.takewhile(
+            lambda _: sum(block.num_rows for block in blocks) < num_rows, self
+        ):
+            blocks.append(rows)
+        return blocks
+
+    def _fit(self, rows: FileRows) -> FileRows:
+        return fit_rows(
+            rows,
+            self.signature,
+            pixel_shape=self._pixel_shape,
+            invert=self._invert,
+            on_skipped=self._skip,
+        )
+
+    def _skip(self, skipped: Skipped) -> None:
+        self.skipped.append(skipped)
+        remark(f"skipped {skipped.name}: {skipped.reason}")
 
 
 def choose_signature(
-    signatures: Mapping[str, Signature], rows: Rows, signature_name: str = ""
+    signatures: Mapping[str, Signature], rows: FileRows, signature_name: str = ""
 ) -> Signature:
     """The signature that `rows` are meant for.
 
@@ -73,13 +164,13 @@ def choose_signature(
 
 
 def fit_rows(
-    rows: Rows,
+    rows: FileRows,
     signature: Signature,
     *,
     pixel_shape: tuple[int, ...] = (),
     invert: bool = False,
     on_skipped: OnSkipped,
-) -> Rows:
+) -> FileRows:
     """The rows as `signature` wants them.
 
     Args:
@@ -88,7 +179,7 @@ def fit_rows(
         pixel_shape: Height, width and perhaps channels of an image, where the signature
             itself wants flat rows.
         invert: Turn dark ink on paper into light ink on a dark ground.
-        on_skipped: Called with the name of an image that cannot be decoded, and why.
+        on_skipped: Called with an image that cannot be decoded.
 
     Raises:
         TensorMismatchError: They do not fit; says what is wanted and the likely fix.
@@ -97,7 +188,7 @@ def fit_rows(
         return _fit_images(rows, signature, pixel_shape or None, invert, on_skipped)
     batch = _shape_batch(rows, signature)
     check_batch(batch, signature)
-    return Rows(
+    return FileRows(
         rows.source, batch, first_row=rows.first_row, names=rows.names, is_text=rows.is_text
     )
 
@@ -112,7 +203,7 @@ def find_pixel_shape(signatures: Mapping[str, Signature]) -> tuple[int, ...]:
     return ()
 
 
-def _looks_like_pixels(rows: Rows) -> bool:
+def _looks_like_pixels(rows: FileRows) -> bool:
     array = rows.batch.get(UNNAMED)
     if array is None:
         return any(one.dtype == np.uint8 for one in rows.batch.values())
@@ -124,7 +215,7 @@ def _looks_like_pixels(rows: Rows) -> bool:
     return whole and bool(array.min() >= 0) and bool(1 < array.max() <= 255)
 
 
-def _fits(rows: Rows, signature: Signature) -> bool:
+def _fits(rows: FileRows, signature: Signature) -> bool:
     if rows.is_image:
         return len(signature.inputs) == 1
     try:
@@ -134,7 +225,7 @@ def _fits(rows: Rows, signature: Signature) -> bool:
     return True
 
 
-def _shape_batch(rows: Rows, signature: Signature) -> dict[str, Array]:
+def _shape_batch(rows: FileRows, signature: Signature) -> dict[str, Array]:
     batch = dict(rows.batch)
     if UNNAMED in batch:
         batch = _name_array(rows, batch[UNNAMED], signature)
@@ -148,7 +239,7 @@ def _shape_batch(rows: Rows, signature: Signature) -> dict[str, Array]:
     }
 
 
-def _name_array(rows: Rows, array: Array, signature: Signature) -> dict[str, Array]:
+def _name_array(rows: FileRows, array: Array, signature: Signature) -> dict[str, Array]:
     names = list(signature.inputs)
     if rows.columns and set(names) <= set(rows.columns):
         return {name: array[:, rows.columns.index(name)] for name in names}
@@ -190,12 +281,12 @@ def _convert(array: Array, dtype: str, *, is_text: bool) -> Array:
 
 
 def _fit_images(
-    rows: Rows,
+    rows: FileRows,
     signature: Signature,
     pixel_shape: tuple[int, ...] | None,
     invert: bool,
     on_skipped: OnSkipped,
-) -> Rows:
+) -> FileRows:
     (name, spec) = next(iter(signature.inputs.items()))
     contents = rows.batch[UNNAMED]
     if spec.dtype == STRING:
@@ -213,95 +304,8 @@ def _fit_images(
             images.append(decode_image(content, shape, invert=invert))
             kept.append(index)
         except DatasetError as error:
-            on_skipped(rows.name_row(index), str(error))
+            on_skipped(Skipped(rows.name_row(index), str(error)))
     pixels: Array = np.array(images, dtype=np.uint8).reshape(len(images), *shape)
     if spec.dtype == "float32":
         pixels = pixels.astype(np.float32) / np.float32(255)
     return rows.take(kept, {name: _fit_array(pixels, spec, is_text=False)})
-
-
-# The user's files as batches of one signature.
-
-
-class InputReader:
-    """Reads files, names and skips what cannot be read, and fits the rest to a signature.
-
-    Args:
-        paths: Files, or folders of images.
-        signatures: What the version has.
-        signature_name: The signature to use; chosen by the first rows when empty.
-        array_name: The array to take of an npz that holds several.
-        invert: For images of dark ink on paper.
-
-    Attributes:
-        signature: The signature that the rows fit.
-        skipped: Name and reason of everything that was skipped so far.
-
-    Raises:
-        ConfigError: A path does not exist or is of an unknown kind.
-        DatasetError: Nothing could be read.
-        TensorMismatchError: The first rows fit no signature.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        signatures: Mapping[str, Signature],
-        *,
-        signature_name: str = "",
-        array_name: str = "",
-        invert: bool = False,
-    ) -> None:
-        self.skipped: list[tuple[str, str]] = []
-        self._invert = invert
-        self._pixel_shape = find_pixel_shape(signatures)
-        self._blocks = read_files(
-            list_files(paths),
-            on_skipped=self._skip,
-            array_name=array_name,
-            signature_name=signature_name or DEFAULT_SIGNATURE_NAME,
-        )
-        first = next(self._blocks, None)
-        if first is None:
-            raise DatasetError("no rows: none of the files could be read, or they are empty")
-        self.signature = choose_signature(signatures, first, signature_name)
-        self._first = self._fit(first)
-
-    def __iter__(self) -> Iterator[Rows]:
-        """Blocks of rows whose batch fits the signature; may be iterated once."""
-        if self._first.num_rows:
-            yield self._first
-        failed = ""
-        for rows in self._blocks:
-            if rows.source == failed:
-                continue
-            try:
-                fitted = self._fit(rows)
-            except PlumblineError as error:
-                self._skip(rows.source, str(error))
-                failed = rows.source
-                continue
-            if fitted.num_rows:
-                yield fitted
-
-    def take(self, num_rows: int) -> list[Rows]:
-        """The first blocks, as many as hold `num_rows` rows."""
-        blocks: list[Rows] = []
-        for rows in itertools.takewhile(
-            lambda _: sum(block.num_rows for block in blocks) < num_rows, self
-        ):
-            blocks.append(rows)
-        return blocks
-
-    def _fit(self, rows: Rows) -> Rows:
-        return fit_rows(
-            rows,
-            self.signature,
-            pixel_shape=self._pixel_shape,
-            invert=self._invert,
-            on_skipped=self._skip,
-        )
-
-    def _skip(self, name: str, reason: str) -> None:
-        self.skipped.append((name, reason))
-        remark(f"skipped {name}: {reason}")

@@ -10,7 +10,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,11 +24,69 @@ if TYPE_CHECKING:
     import PIL.Image
 
 
+UNNAMED = ""
+"""The key of an array that stands for the only input."""
+
 BLOCK_ROWS = 1024
 """Rows read at a time from files that can be read in parts."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+MAX_PIXELS = 16_000_000
+"""The largest image decoded, as inside the exported graph."""
+
 _GOLDEN_INDEX = "index"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileRows:
+    """Some rows of one file, as they were read, before they are fitted to a signature.
+
+    Attributes:
+        source: The file.
+        batch: Input name to array, axis 0 is the row; `UNNAMED` for the only input.
+        first_row: Number of the first row within the file, from 0.
+        names: What to call each row; empty: `FILE:NUMBER`.
+        columns: Headings of a CSV file, one per column of the unnamed array.
+        is_text: Numbers from a text file: their dtype says nothing.
+        is_image: The unnamed array holds whole PNG or JPEG files.
+    """
+
+    source: str
+    batch: Mapping[str, Array]
+    first_row: int = 0
+    names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    is_text: bool = False
+    is_image: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in this block."""
+        return next((len(array) for array in self.batch.values() if array.ndim), 1)
+
+    def name_row(self, index: int) -> str:
+        """What to call one row, counted within this block."""
+        return self.names[index] if self.names else f"{self.source}:{self.first_row + index}"
+
+    def take(self, kept: list[int], batch: Mapping[str, Array]) -> FileRows:
+        """These rows only, with arrays that were made from them."""
+        names = tuple(self.name_row(index) for index in kept)
+        return FileRows(self.source, batch, names=names)
+
+
+class Skipped(NamedTuple):
+    """What was left out.
+
+    Attributes:
+        name: A file, a row or a record.
+        reason: Why, in one line.
+    """
+
+    name: str
+    reason: str
+
+
+OnSkipped = Callable[[Skipped], None]
 
 
 def list_files(paths: Iterable[Path]) -> list[Path]:
@@ -59,15 +117,15 @@ def list_files(paths: Iterable[Path]) -> list[Path]:
 def read_files(
     files: Iterable[Path],
     *,
-    on_skipped: Callable[[str, str], None],
+    on_skipped: OnSkipped,
     array_name: str = "",
     signature_name: str = DEFAULT_SIGNATURE_NAME,
-) -> Iterator[Rows]:
+) -> Iterator[FileRows]:
     """The rows of all files, in order, in blocks.
 
     Args:
         files: From `list_files`.
-        on_skipped: Called with the name of what cannot be read, and why.
+        on_skipped: Called with what cannot be read.
         array_name: The array to take of an npz that holds several.
         signature_name: Whose inputs to take of a golden file.
     """
@@ -86,10 +144,11 @@ def read_files(
             except ConfigError:
                 raise
             except (OSError, ValueError, KeyError, zipfile.BadZipFile, PlumblineError) as error:
-                on_skipped(str(path), " ".join(str(error).split()) or type(error).__name__)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                on_skipped(Skipped(str(path), reason))
 
 
-def _read_images(files: Iterable[Path], on_skipped: Callable[[str, str], None]) -> Iterator[Rows]:
+def _read_images(files: Iterable[Path], on_skipped: OnSkipped) -> Iterator[FileRows]:
     iterator = iter(files)
     while block := list(itertools.islice(iterator, BLOCK_ROWS // 4)):
         names, contents = [], []
@@ -98,14 +157,16 @@ def _read_images(files: Iterable[Path], on_skipped: Callable[[str, str], None]) 
                 contents.append(path.read_bytes())
                 names.append(str(path))
             except OSError as error:
-                on_skipped(str(path), error.strerror or str(error))
+                on_skipped(Skipped(str(path), error.strerror or str(error)))
         if contents:
             array = np.empty(len(contents), dtype=object)
             array[:] = contents
-            yield Rows(str(block[0].parent), {UNNAMED: array}, names=tuple(names), is_image=True)
+            yield FileRows(
+                str(block[0].parent), {UNNAMED: array}, names=tuple(names), is_image=True
+            )
 
 
-def _read_npz(path: Path, array_name: str, signature_name: str) -> Iterator[Rows]:
+def _read_npz(path: Path, array_name: str, signature_name: str) -> Iterator[FileRows]:
     with np.load(path, allow_pickle=False) as archive:
         keys = list(archive.keys())
         if _GOLDEN_INDEX not in keys:
@@ -124,12 +185,12 @@ def _read_npz(path: Path, array_name: str, signature_name: str) -> Iterator[Rows
     yield from _cut(str(path), dict(golden[signature_name].inputs))
 
 
-def _read_npy(path: Path) -> Iterator[Rows]:
+def _read_npy(path: Path) -> Iterator[FileRows]:
     array = np.load(path, allow_pickle=False, mmap_mode="r")
     yield from _cut(str(path), {UNNAMED: array})
 
 
-def _cut(source: str, batch: dict[str, Array]) -> Iterator[Rows]:
+def _cut(source: str, batch: dict[str, Array]) -> Iterator[FileRows]:
     sizes = {len(array) if array.ndim else -1 for array in batch.values()}
     if len(sizes) != 1 or sizes == {-1}:
         shapes = ", ".join(f"{name or 'array'} {array.shape}" for name, array in batch.items())
@@ -138,10 +199,10 @@ def _cut(source: str, batch: dict[str, Array]) -> Iterator[Rows]:
         part = {
             name: np.asarray(array[start : start + BLOCK_ROWS]) for name, array in batch.items()
         }
-        yield Rows(source, part, first_row=start)
+        yield FileRows(source, part, first_row=start)
 
 
-def _read_csv(path: Path) -> Iterator[Rows]:
+def _read_csv(path: Path) -> Iterator[FileRows]:
     with path.open(encoding="utf-8-sig") as stream:
         first = stream.readline().strip()
         delimiter = next((char for char in ",;\t" if char in first), ",")
@@ -157,7 +218,9 @@ def _read_csv(path: Path) -> Iterator[Rows]:
                 raise DatasetError(
                     f"rows {row} to {row + len(block) - 1}: {error}; the rest is skipped"
                 ) from error
-            yield Rows(str(path), {UNNAMED: numbers}, first_row=row, columns=columns, is_text=True)
+            yield FileRows(
+                str(path), {UNNAMED: numbers}, first_row=row, columns=columns, is_text=True
+            )
             row += len(block)
 
 
@@ -169,17 +232,17 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _read_jsonl(path: Path) -> Iterator[Rows]:
+def _read_jsonl(path: Path) -> Iterator[FileRows]:
     with path.open(encoding="utf-8") as stream:
         filled = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
         row = 0
         while block := list(itertools.islice(filled, BLOCK_ROWS)):
             records = [_parse_line(number, line) for number, line in block]
-            yield Rows(str(path), _stack(records, block[0][0]), first_row=row, is_text=True)
+            yield FileRows(str(path), _stack(records, block[0][0]), first_row=row, is_text=True)
             row += len(block)
 
 
-def _parse_line(number: int, line: str) -> dict[str, Any]:
+def _parse_line(number: int, line: str) -> dict[str, object]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -188,7 +251,7 @@ def _parse_line(number: int, line: str) -> dict[str, Any]:
     return record if named else {UNNAMED: record}
 
 
-def _stack(records: list[dict[str, Any]], first_line: int) -> dict[str, Array]:
+def _stack(records: list[dict[str, object]], first_line: int) -> dict[str, Array]:
     for offset, record in enumerate(records):
         if record.keys() != records[0].keys():
             raise DatasetError(
@@ -203,7 +266,7 @@ def _stack(records: list[dict[str, Any]], first_line: int) -> dict[str, Array]:
         ) from error
 
 
-def _to_array(values: list[Any]) -> Array:
+def _to_array(values: list[object]) -> Array:
     if any(isinstance(value, str | dict) for value in values):
         strings = np.empty(len(values), dtype=object)
         strings[:] = [_to_bytes(value) for value in values]
@@ -214,7 +277,7 @@ def _to_array(values: list[Any]) -> Array:
     return array
 
 
-def _to_bytes(value: Any) -> bytes:
+def _to_bytes(value: object) -> bytes:
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, dict) and set(value) == {"b64"}:
@@ -222,7 +285,7 @@ def _to_bytes(value: Any) -> bytes:
     raise ValueError('a string is "text" or {"b64": "…"}')
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Rows]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[FileRows]]] = {
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
     ".npy": _read_npy,
@@ -230,63 +293,12 @@ _READERS: dict[str, Callable[[Path], Iterator[Rows]]] = {
 }
 
 
-# Some rows of one input file, as they were read, before they are fitted to a signature.
-
-
-UNNAMED = ""
-"""The key of an array that stands for the only input."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rows:
-    """Equally long arrays and where they came from.
-
-    Attributes:
-        source: The file.
-        batch: Input name to array, axis 0 is the row; `UNNAMED` for the only input.
-        first_row: Number of the first row within the file, from 0.
-        names: What to call each row; empty: `FILE:NUMBER`.
-        columns: Headings of a CSV file, one per column of the unnamed array.
-        is_text: Numbers from a text file: their dtype says nothing.
-        is_image: The unnamed array holds whole PNG or JPEG files.
-    """
-
-    source: str
-    batch: Mapping[str, Array]
-    first_row: int = 0
-    names: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    is_text: bool = False
-    is_image: bool = False
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in this block."""
-        return next((len(array) for array in self.batch.values() if array.ndim), 1)
-
-    def name_row(self, index: int) -> str:
-        """What to call one row, counted within this block."""
-        return self.names[index] if self.names else f"{self.source}:{self.first_row + index}"
-
-    def take(self, kept: list[int], batch: Mapping[str, Array]) -> Rows:
-        """These rows only, with arrays that were made from them."""
-        names = tuple(self.name_row(index) for index in kept)
-        return Rows(self.source, batch, names=names)
-
-
-# PNG and JPEG files into the pixels that a model was trained on, by Pillow.
-#
-# Light ink on a dark ground, as in MNIST; `invert` is for dark ink on paper. Pillow's
-# resizing and the one inside `serving_image_bytes` differ by a few grey levels: send the
-# bytes themselves (`--signature_name serving_image_bytes`) where that matters.
-
-
-MAX_PIXELS = 16_000_000
-"""The largest image decoded, as inside the exported graph."""
-
-
 def decode_image(content: bytes, shape: tuple[int, ...], *, invert: bool = False) -> Array:
     """uint8 pixels of `shape`: (height, width) or (height, width, channels 1 or 3).
+
+    Light ink on a dark ground, as in MNIST; `invert` is for dark ink on paper. Pillow's
+    resizing and the one inside `serving_image_bytes` differ by a few grey levels: send the
+    bytes themselves (`--signature_name serving_image_bytes`) where that matters.
 
     Raises:
         DatasetError: No PNG or JPEG, damaged, or larger than 16 megapixels.

@@ -14,11 +14,11 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
-from clients.files.read import Rows
+from clients.files.read import FileRows
 from clients.interruption import hold_interrupts
 from contract.console.terminal import print_table
 from contract.errors import ConfigError
@@ -43,7 +43,7 @@ class Sink(abc.ABC):
         self.num_rows = 0
         self.labels = labels
 
-    def write(self, rows: Rows, indices: Sequence[int], outputs: Batch) -> None:
+    def write(self, rows: FileRows, indices: Sequence[int], outputs: Batch) -> None:
         """Adds the answers to the rows at `indices` of `rows`."""
         with hold_interrupts():
             self._write([rows.name_row(index) for index in indices], outputs)
@@ -207,16 +207,16 @@ def name_class(index: int, labels: Sequence[str]) -> str:
     return labels[index] if index < len(labels) else str(index)
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """The shortest text that reads back as the same number; strings as they are."""
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
     return str(value)
 
 
-def describe_row(name: str, index: int, outputs: Batch, labels: Sequence[str]) -> dict[str, Any]:
+def describe_row(name: str, index: int, outputs: Batch, labels: Sequence[str]) -> dict[str, object]:
     """One row as a JSON object; NaN and infinity as text, since JSON lacks them."""
-    record: dict[str, Any] = {"row": name}
+    record: dict[str, object] = {"row": name}
     for key, array in outputs.items():
         if has_classes(array):
             record[f"{key}_class"] = name_class(int(array[index].argmax()), labels)
@@ -224,7 +224,7 @@ def describe_row(name: str, index: int, outputs: Batch, labels: Sequence[str]) -
     return record
 
 
-def _to_json(value: Any) -> Any:
+def _to_json(value: object) -> object:
     if isinstance(value, np.ndarray):
         return [_to_json(item) for item in value]
     if isinstance(value, bytes):
@@ -247,7 +247,7 @@ def _summarise(name: str, array: Array, labels: Sequence[str]) -> list[tuple[str
     return cells
 
 
-def _shorten(value: Any) -> str:
+def _shorten(value: object) -> str:
     array = np.asarray(value)
     if array.ndim == 0:
         text = format_value(array.item() if array.dtype.kind == "O" else array[()])

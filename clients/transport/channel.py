@@ -13,7 +13,7 @@ import json
 import logging
 import socket
 from collections.abc import Iterable
-from typing import Any
+from types import ModuleType
 
 import grpc
 
@@ -105,9 +105,9 @@ def _look_up(host: str, port: int) -> list[tuple[str, int]]:
     return [(str(info[4][0]), port) for info in found]
 
 
-def channel_options(options: ConnectionOptions, *, several: bool) -> list[tuple[str, Any]]:
+def channel_options(options: ConnectionOptions, *, several: bool) -> list[tuple[str, int | str]]:
     """grpcio's channel arguments."""
-    chosen: list[tuple[str, Any]] = [
+    chosen: list[tuple[str, int | str]] = [
         *UNLIMITED,
         ("grpc.keepalive_time_ms", int(options.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", 20_000),
@@ -125,8 +125,8 @@ def channel_options(options: ConnectionOptions, *, several: bool) -> list[tuple[
 
 
 def open_channel(
-    grpc_module: Any, address: str | Iterable[str], options: ConnectionOptions
-) -> tuple[Any, str]:
+    grpc_module: ModuleType, address: str | Iterable[str], options: ConnectionOptions
+) -> tuple[grpc.Channel | grpc.aio.Channel, str]:
     """A channel, and what to call the server in messages.
 
     Args:
@@ -184,7 +184,7 @@ def explain_failure(
 ) -> PlumblineError:
     """The error behind a failed call, in words that name the server and the call."""
     error = error_from_rpc(failure)
-    trailing: Any = getattr(failure, "trailing_metadata", lambda: None)() or ()
+    trailing = getattr(failure, "trailing_metadata", lambda: None)() or ()
     if any(key == ERROR_KEY for key, _ in trailing):
         return error
     kind = type(error)

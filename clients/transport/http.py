@@ -6,7 +6,6 @@ import gzip
 import json
 import ssl
 import time
-from typing import Any
 
 from clients.core.operations import Call
 from clients.options import ConnectionOptions, TlsOptions
@@ -75,7 +74,7 @@ class HttpCaller:
             return _caused(ServableUnavailableError(text), failure)
         return body if 200 <= status < 300 else read_error(status, headers.get(ERROR_KEY), body)
 
-    def _send(self, method: str, path: str, call: Call) -> tuple[int, Any, bytes]:
+    def _send(self, method: str, path: str, call: Call) -> tuple[int, httpx.Headers, bytes]:
         """One exchange; httpx's timeouts are per read, the deadline is for all of it."""
         deadline = time.monotonic() + call.timeout_s
         headers = {"content-type": "application/json", **dict(self._headers())}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.files.read import Rows
+from clients.files.read import FileRows
 from clients.files.write import format_value, open_sink
 from contract.errors import ConfigError
 
@@ -20,8 +20,8 @@ LABELS = ["zero", "one", "two"]
 SCORES = np.array([[0.1, 0.7, 0.2], [1e-9, 0.25, 0.75]], np.float32)
 
 
-def make_rows(num_rows: int, name: str = "a.npy") -> Rows:
-    return Rows(name, {"images": np.zeros((num_rows, 1), np.float32)})
+def make_rows(num_rows: int, name: str = "a.npy") -> FileRows:
+    return FileRows(name, {"images": np.zeros((num_rows, 1), np.float32)})
 
 
 def write(path: Path, labels: list[str]) -> None:

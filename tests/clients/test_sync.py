@@ -115,7 +115,7 @@ def test_a_batch_that_fits_no_more_or_not_yet_is_held_to_fresh_signatures(
     server: ModelServer, client: PredictionClient
 ) -> None:
     client.predict(ROWS)
-    client._operations._memory._clock = lambda: 1e12  # a while later
+    client._operations._cache._clock = lambda: 1e12  # a while later
     server.version = 2
     server.signatures["serving_default"] = make_signature(
         inputs={"x": TensorSpec("x", "float32", (None, 3))}

@@ -1,0 +1,215 @@
+"""Files in, predictions out: what `predict` and `on-device run` share."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from clients.files.fit import InputReader
+from clients.files.read import FileRows, Skipped
+from clients.files.write import Sink, describe_row, open_sink
+from clients.interruption import Interrupted
+from clients.on_device import find_version_dir
+from clients.results import flatten
+from contract import layout
+from contract.console.exits import ExitCode
+from contract.console.terminal import print_json, remark, show_progress
+from contract.errors import ConfigError, RequestError, SignatureNotFoundError
+from contract.parity import Predictor
+from contract.signature import Batch, Signature
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """The answers to some rows of one block.
+
+    Attributes:
+        rows: The block.
+        indices: Which of its rows were answered.
+        outputs: Output name to array; axis 0 belongs to `indices`.
+        failed: Those that were not.
+    """
+
+    rows: FileRows
+    indices: Sequence[int]
+    outputs: Batch
+    failed: tuple[Skipped, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows dealt with."""
+        return len(self.indices) + len(self.failed)
+
+
+Answering = Callable[[Iterator[FileRows], str], Iterator[Answer]]
+"""Takes blocks of rows and a signature name, gives their answers in order."""
+
+
+def add_input_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of what goes in and where predictions go."""
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        type=Path,
+        metavar="INPUT",
+        help="npz, npy, csv, jsonl, PNG, JPEG, or a folder of images (light ink on dark)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="an npz, csv or jsonl file; default: a table of the first rows",
+    )
+    parser.add_argument(
+        "--signature_name", default="", metavar="NAME", help="default: chosen by what is given"
+    )
+    parser.add_argument(
+        "--array_name", default="", metavar="NAME", help="the array to take of an npz"
+    )
+    parser.add_argument("--invert", action="store_true", help="images have dark ink on paper")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="a text file, one class name per line"
+    )
+    parser.add_argument(
+        "--allow_non_finite", action="store_true", help="send NaN and infinity as they are"
+    )
+
+
+def predict_files(
+    args: argparse.Namespace, signatures: Mapping[str, Signature], answer: Answering
+) -> ExitCode:
+    """Reads, asks and writes: what `predict` and `on-device run` share.
+
+    Args:
+        args: The flags of `add_input_flags`.
+        signatures: What can be asked.
+        answer: Blocks of rows and a signature name to answers, in order.
+
+    Returns:
+        0, or 1 when something was skipped or failed.
+
+    Raises:
+        Interrupted: Ctrl-C; says what was kept.
+        PlumblineError: Nothing could be read, nothing fits, or the predictor failed.
+    """
+    reader = InputReader(
+        choose_inputs(args),
+        signatures,
+        signature_name=args.signature_name,
+        array_name=args.array_name,
+        invert=args.invert,
+    )
+    if not args.signature_name:
+        remark(f"signature {reader.signature.name}")
+    if args.json:
+        return _predict_json(args, reader, answer)
+    sink = open_sink(args.output, find_labels(args))
+    try:
+        failed = _fill(sink, reader, answer)
+    except KeyboardInterrupt:
+        raise Interrupted(f"kept {sink.describe()}" if sink.num_rows else "") from None
+    finally:
+        sink.close()
+    remark(sink.describe())
+    return ExitCode.FAILED if failed or reader.skipped else ExitCode.DONE
+
+
+def choose_inputs(args: argparse.Namespace) -> list[Path]:
+    """The files given, else the golden inputs of --version_dir.
+
+    Raises:
+        ConfigError: Neither is given.
+    """
+    if args.inputs:
+        return list(args.inputs)
+    if args.version_dir is None:
+        raise ConfigError("nothing to predict: give INPUT files, or --version_dir for golden ones")
+    return [find_version_dir(args.version_dir) / layout.GOLDEN]
+
+
+def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
+    num_failed = 0
+    with show_progress("predict") as progress:
+        for part in answer(iter(reader), reader.signature.name):
+            if len(part.indices):
+                sink.write(part.rows, part.indices, part.outputs)
+            for name, reason in part.failed:
+                remark(f"failed {name}: {reason}")
+            num_failed += len(part.failed)
+            progress.advance(part.num_rows)
+    return num_failed
+
+
+def _predict_json(args: argparse.Namespace, reader: InputReader, answer: Answering) -> ExitCode:
+    labels = find_labels(args)
+    parts = list(answer(iter(reader), reader.signature.name))
+    failed = list(itertools.chain.from_iterable(part.failed for part in parts))
+    rows = [
+        describe_row(part.rows.name_row(index), place, part.outputs, labels)
+        for part in parts
+        for place, index in enumerate(part.indices)
+    ]
+    print_json(
+        {
+            "signature_name": reader.signature.name,
+            "predictions": rows,
+            "failed": [{"row": name, "reason": reason} for name, reason in failed],
+            "skipped": [{"file": name, "reason": reason} for name, reason in reader.skipped],
+        }
+    )
+    return ExitCode.FAILED if failed or reader.skipped else ExitCode.DONE
+
+
+def find_labels(args: argparse.Namespace) -> list[str]:
+    """Class names: of --labels, else of --version_dir's assets, else none.
+
+    Raises:
+        ConfigError: --labels cannot be read.
+    """
+    path: Path | None = getattr(args, "labels", None)
+    if path is None and getattr(args, "version_dir", None) and args.version_dir.is_dir():
+        path = find_version_dir(args.version_dir) / layout.LABELS
+        if not path.is_file():
+            return []
+    if path is None:
+        return []
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--labels {path} cannot be read: {error}") from error
+
+
+def answer_one_by_one(
+    predictor: Predictor, blocks: Iterable[FileRows], *, signature_name: str
+) -> Iterator[Answer]:
+    """Asks for one block after the other.
+
+    A block that the model refuses is halved until the rows at fault are found.
+
+    Raises:
+        PlumblineError: What the predictor raises, other than for a bad row.
+    """
+    for rows in blocks:
+        yield from _ask(predictor, rows, range(rows.num_rows), signature_name)
+
+
+def _ask(
+    predictor: Predictor, rows: FileRows, indices: range, signature_name: str
+) -> Iterator[Answer]:
+    batch = {name: array[indices.start : indices.stop] for name, array in rows.batch.items()}
+    try:
+        outputs = predictor.predict(batch, signature_name=signature_name)
+    except SignatureNotFoundError:
+        raise
+    except RequestError as error:
+        if len(indices) == 1:
+            yield Answer(rows, (), {}, (Skipped(rows.name_row(indices.start), flatten(error)),))
+            return
+        middle = (indices.start + indices.stop) // 2
+        yield from _ask(predictor, rows, range(indices.start, middle), signature_name)
+        yield from _ask(predictor, rows, range(middle, indices.stop), signature_name)
+        return
+    yield Answer(rows, indices, outputs)
