@@ -80,7 +80,7 @@ def print_table(
         rows: As many cells in each as there are headings.
         title: A line above; such a table also has an empty line below.
     """
-    columns = [_Column(heading, []) for heading in headings]
+    columns = [_Column(_clean(heading), []) for heading in headings]
     for row in rows:
         for column, cell in zip(columns, row, strict=True):
             column.cells.append(_clean(str(cell)))

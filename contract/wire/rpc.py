@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from contract.errors import (
     ERRORS_BY_NAME,
     CancelledError,
@@ -286,6 +284,8 @@ def call_unary(
         DeadlineExceededError: No answer within `timeout_s`.
         PlumblineError: The server's own error; see `contract.wire.rpc`.
     """
+    import grpc
+
     channel = (
         grpc.insecure_channel(address, options=UNLIMITED)
         if credentials is None
