@@ -34,7 +34,7 @@ from contract.errors import ConfigError, PlumblineError
 from contract.servable import ModelSpec
 from contract.signature import Array, Batch, Signature, find_signature
 from contract.wire import rpc
-from contract.wire.codec import encode_predict_request
+from contract.wire.predict import encode_predict_request
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,8 +23,12 @@ from contract.errors import ConfigError, ManifestError, PlumblineError, Servable
 from contract.parity import FLOAT32, Tolerance, compare
 from contract.servable import ModelSpec
 from contract.wire import rpc
-from contract.wire.codec import decode_predict_response, model_spec_from_proto, model_spec_to_proto
 from contract.wire.plumbline_wire import prediction_log_pb2
+from contract.wire.predict import (
+    decode_predict_response,
+    model_spec_from_proto,
+    model_spec_to_proto,
+)
 from contract.wire.rpc import Method
 from contract.wire.tfrecord import read_records
 

@@ -18,12 +18,12 @@ from contract.errors import Code, InternalError
 from contract.servable import ModelSpec, VersionState
 from contract.signature import Array, Batch, Signature
 from contract.wire import rpc
-from contract.wire.codec import (
+from contract.wire.plumbline_wire import inference_pb2, metadata_pb2, status_pb2
+from contract.wire.predict import (
     decode_predict_response,
     encode_predict_request,
     model_spec_to_proto,
 )
-from contract.wire.plumbline_wire import inference_pb2, metadata_pb2, status_pb2
 from contract.wire.signatures import SIGNATURE_DEF_FIELD, signatures_from_metadata
 
 T = TypeVar("T")

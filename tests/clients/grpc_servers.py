@@ -20,12 +20,12 @@ from contract.signature import (
     TensorSpec,
 )
 from contract.wire import rpc
-from contract.wire.codec import (
+from contract.wire.plumbline_wire import metadata_pb2
+from contract.wire.predict import (
     decode_predict_request,
     encode_predict_response,
     model_spec_from_proto,
 )
-from contract.wire.plumbline_wire import metadata_pb2
 from contract.wire.rpc import UNLIMITED, grpc_status, trailing_metadata_for
 from contract.wire.signatures import metadata_response, signature_to_proto
 

@@ -24,7 +24,7 @@ from contract import errors
 from contract.errors import Code
 from contract.servable import ModelSpec
 from contract.signature import Batch
-from contract.wire.codec import encode_predict_response
+from contract.wire.predict import encode_predict_response
 from tests.clients.grpc_servers import ModelServer, answer_sums
 
 ROWS = np.arange(8000, dtype=np.float32).reshape(2000, 4)

@@ -16,7 +16,7 @@ from clients.results import Classification
 from contract.errors import Code, InternalError
 from contract.servable import ModelSpec, VersionState
 from contract.signature import Signature
-from contract.wire.codec import decode_predict_request
+from contract.wire.predict import decode_predict_request
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 

@@ -11,8 +11,8 @@ import pytest
 from clients.cli import main
 from contract.servable import ModelSpec
 from contract.signature import Array
-from contract.wire.codec import encode_predict_request, encode_predict_response
 from contract.wire.plumbline_wire import predict_pb2, prediction_log_pb2
+from contract.wire.predict import encode_predict_request, encode_predict_response
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer, answer_sums
 

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from contract.servable import ModelSpec
-from contract.wire.codec import encode_predict_request
 from contract.wire.plumbline_wire import predict_pb2
+from contract.wire.predict import encode_predict_request
 from contract.wire.rpc import CLASSIFY, GET_MODEL_METADATA, MULTI_INFERENCE, PREDICT, REGRESS
 from serving.config.server import ServerConfig
 from tests.serving.faces import Faces, serve
