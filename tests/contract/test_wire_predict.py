@@ -311,6 +311,15 @@ def test_a_wrong_tensor_does_not_hide_the_model_that_was_asked_for():
     assert call.input_names == ("x",)
 
 
+def test_an_answer_has_no_filter_and_unknown_fields_are_skipped():
+    known = predict_pb2.PredictResponse()
+    known.outputs["y"].CopyFrom(tensor_of([1], float_val=[1.0]))
+    hidden = predict_pb2.PredictResponse()
+    hidden.outputs["z"].CopyFrom(tensor_of([1], float_val=[2.0]))
+    body = known.SerializeToString() + b"\xfa\x01" + field(0, hidden.SerializeToString())[1:]
+    assert decode_predict_response(body)[1].keys() == {"y"}
+
+
 def test_a_garbled_answer_names_the_output():
     response = predict_pb2.PredictResponse()
     response.outputs["y"].CopyFrom(tensor_of([3], tensor_content=b"abcde"))
