@@ -32,7 +32,14 @@ class Predictor(Protocol):
     """Anything that answers a batch: a gRPC or REST client, a TFLite variant, the model itself."""
 
     def predict(self, batch: Batch, *, signature_name: str) -> Batch:
-        """Output name to ndarray; axis 0 is the row of the batch.
+        """Answers a batch.
+
+        Args:
+            batch: Input name to ndarray, as the signature says; axis 0 is the batch.
+            signature_name: "" stands for `serving_default`.
+
+        Returns:
+            Output name to ndarray; axis 0 is the row of the batch.
 
         Raises:
             PlumblineError: The batch does not fit, or the model cannot be reached.
@@ -108,6 +115,10 @@ class Tolerances(msgspec.Struct, frozen=True, kw_only=True):
 
         Args:
             variant: One of `layout.VARIANTS`.
+
+        Returns:
+            Its atol is `max_abs_difference`, infinite where none is asked, in units of the
+            output's largest magnitude.
         """
         numbers: VariantTolerance = getattr(self, variant)
         limit = numbers.max_abs_difference
@@ -130,7 +141,11 @@ def fill_tolerances(given: Mapping[str, Any]) -> dict[str, Any]:
     """The plain table of `Tolerances` with the numbers given in place of its own.
 
     Args:
-        given: Variant name to numbers; those left out stay as they are.
+        given: Variant name to numbers; those left out stay as they are. Not checked:
+            `msgspec.convert` to `Tolerances` does that.
+
+    Returns:
+        Variant name to the fields of `VariantTolerance`, in types that TOML and JSON have.
     """
     table: dict[str, Any] = msgspec.to_builtins(Tolerances())
     for variant, numbers in given.items():
@@ -219,7 +234,12 @@ class OutputParity:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParityReport:
-    """The outcome of one comparison; a result, never an exception."""
+    """The outcome of one comparison; a result, never an exception.
+
+    Attributes:
+        signature_name: What was asked, "" where the caller did not say.
+        outputs: One for each output of golden, then those that golden lacks.
+    """
 
     signature_name: str
     outputs: tuple[OutputParity, ...]
@@ -257,10 +277,13 @@ def compare(
     """Compares answers with golden ones.
 
     Args:
-        golden: Output name to array, as the in-process model answered.
+        golden: Output name to array, as the in-process model answered; axis 0 is the row.
         got: What the copy answered. An output that golden lacks is a difference too.
-        tolerance: The gate.
+        tolerance: The gate, the same for every output; floats and complex numbers only.
         signature_name: For the report.
+
+    Returns:
+        What differs and whether it may; another dtype or shape fails and is no error.
     """
     outputs = [
         _compare_output(name, array, got.get(name), tolerance) for name, array in golden.items()
@@ -280,6 +303,12 @@ def replay(
 
     Golden examples are a sample, and shares are meant for a whole test split: of 32 rows or
     more, one may have another class where the tolerance allows any to have one.
+
+    Args:
+        examples: Of the signature.
+        predictor: The copy to ask.
+        tolerance: The gate.
+        signature_name: What to ask for.
 
     Raises:
         PlumblineError: Whatever the predictor raises.

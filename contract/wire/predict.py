@@ -361,7 +361,7 @@ def scan_predict(body: bytes, tags: Tags) -> Scan:
 
     Args:
         body: The serialized message.
-        tags: Which of the two it is.
+        tags: Those of a request or those of a response.
 
     Raises:
         Unusual: A field that is not one of the three, out of place, or cut off.
@@ -406,7 +406,12 @@ def _scan_entry(body: bytes, position: int, stop: int) -> tuple[str, int]:
 
 
 def scan_tensor(body: bytes, start: int, stop: int) -> Array:
-    """The array of the serialized TensorProto in `body[start:stop]`, a view where it can be.
+    """Reads a serialized TensorProto, into a view where it can be.
+
+    Args:
+        body: A message that holds it.
+        start: Where it starts.
+        stop: Where it ends.
 
     Raises:
         Unusual: Fields out of place, a dtype that is not read in place, or values that are not

@@ -316,7 +316,7 @@ def test_an_answer_has_no_filter_and_unknown_fields_are_skipped():
     known.outputs["y"].CopyFrom(tensor_of([1], float_val=[1.0]))
     hidden = predict_pb2.PredictResponse()
     hidden.outputs["z"].CopyFrom(tensor_of([1], float_val=[2.0]))
-    body = known.SerializeToString() + b"\xfa\x01" + field(0, hidden.SerializeToString())[1:]
+    body = known.SerializeToString() + field(31, hidden.SerializeToString())
     assert decode_predict_response(body)[1].keys() == {"y"}
 
 
