@@ -186,7 +186,7 @@ def read_manifest(version_dir: Path) -> Manifest:
     return _parse_document(document, path)
 
 
-def _parse_document(document: Any, path: Path) -> Manifest:
+def _parse_document(document: object, path: Path) -> Manifest:
     if not isinstance(document, dict):
         raise ManifestError(f"{path}: a manifest is a JSON object, not {type(document).__name__}")
     schema = document.get("schema")

@@ -15,7 +15,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 import numpy as np
@@ -137,7 +137,7 @@ class Tolerances(msgspec.Struct, frozen=True, kw_only=True):
         return max(FLOAT32, self.of_variant(layout.FLOAT32), key=lambda one: one.atol)
 
 
-def fill_tolerances(given: Mapping[str, Any]) -> dict[str, Any]:
+def fill_tolerances(given: Mapping[str, object]) -> dict[str, object]:
     """The plain table of `Tolerances` with the numbers given in place of its own.
 
     Args:
@@ -147,11 +147,12 @@ def fill_tolerances(given: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         Variant name to the fields of `VariantTolerance`, in types that TOML and JSON have.
     """
-    table: dict[str, Any] = msgspec.to_builtins(Tolerances())
+    table: dict[str, dict[str, object]] = msgspec.to_builtins(Tolerances())
+    filled: dict[str, object] = dict(table)
     for variant, numbers in given.items():
         known = table.get(variant, {})
-        table[variant] = {**known, **numbers} if isinstance(numbers, dict) else numbers
-    return table
+        filled[variant] = {**known, **numbers} if isinstance(numbers, dict) else numbers
+    return filled
 
 
 def find_tolerances(manifest: Manifest | None) -> Tolerances:

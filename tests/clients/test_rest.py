@@ -116,19 +116,39 @@ def test_a_token_and_gzip_are_sent(server: RestServer) -> None:
 @pytest.mark.parametrize(
     ("status", "headers", "body", "kind", "told"),
     [
-        (404, {}, {"error": "Servable not found for request: Latest(m)"},
-         errors.ServableNotFoundError, "Latest"),
-        (400, {}, {"error": 'Serving signature name: "nope" not found in signature def'},
-         errors.SignatureNotFoundError, "nope"),
-        (400, {}, {"error": "Unrecognized servable version label: nope"},
-         errors.ServableNotFoundError, "label"),
-        (400, {"plumbline-error": "TensorMismatchError"}, {"error": "so not"},
-         errors.TensorMismatchError, "so not"),
+        (
+            404,
+            {},
+            {"error": "Servable not found for request: Latest(m)"},
+            errors.ServableNotFoundError,
+            "Latest",
+        ),
+        (
+            400,
+            {},
+            {"error": 'Serving signature name: "nope" not found in signature def'},
+            errors.SignatureNotFoundError,
+            "nope",
+        ),
+        (
+            400,
+            {},
+            {"error": "Unrecognized servable version label: nope"},
+            errors.ServableNotFoundError,
+            "label",
+        ),
+        (
+            400,
+            {"plumbline-error": "TensorMismatchError"},
+            {"error": "so not"},
+            errors.TensorMismatchError,
+            "so not",
+        ),
         (401, {}, {"error": "who"}, errors.UnauthenticatedError, "who"),
         (500, {}, {"error": "oh"}, errors.InternalError, "oh"),
         (502, {}, None, errors.PlumblineError, "in no words of TensorFlow Serving: <html>"),
     ],
-)  # fmt: skip
+)
 def test_errors_are_those_of_the_tree(
     server: RestServer,
     client: RestClient,
