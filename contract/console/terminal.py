@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from contract.console.extras import is_installed
 
@@ -40,7 +40,7 @@ _VERDICTS = {
 }
 """Words that are the result of a row, and their styles: a narrow table never breaks them."""
 
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?[%×x])?|nan|[-+]?inf")
+_NUMBER = r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?[%×x])?|nan|[-+]?inf"
 _NOTHING = frozenset({"", "-", "–"})
 
 
@@ -81,7 +81,7 @@ def print_table(
         rows: As many cells in each as there are headings.
         title: A line above; such a table also has an empty line below.
     """
-    columns = [_Column(_clean(heading), []) for heading in headings]
+    columns = [_Column(_clean(heading)) for heading in headings]
     for row in rows:
         for column, cell in zip(columns, row, strict=True):
             column.cells.append(_clean(str(cell)))
@@ -270,15 +270,16 @@ _Line = list[tuple[str, str]]
 """Pieces of text and the style of each."""
 
 
-class _Column(NamedTuple):
-    heading: str
-    cells: list[str]
+class _Column:
+    def __init__(self, heading: str) -> None:
+        self.heading = heading
+        self.cells: list[str] = []
 
     @property
     def is_numeric(self) -> bool:
         """Whether it holds numbers, and blanks, alone."""
         given = [cell for cell in self.cells if cell not in _NOTHING]
-        return bool(given) and all(map(_NUMBER.fullmatch, given))
+        return bool(given) and all(re.fullmatch(_NUMBER, cell) for cell in given)
 
     @property
     def is_whole(self) -> bool:
