@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import logging
 import os
 import struct
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
+from contract.console.extras import is_installed
 from contract.errors import ManifestError, UnimplementedError
 
 if TYPE_CHECKING:
@@ -100,11 +100,11 @@ def find_interpreter() -> Callable[..., Interpreter]:
         UnimplementedError: None is; the message names the extra to install.
     """
     for name in _LIGHT_RUNTIMES:
-        if _is_installed(name):
+        if is_installed(name):
             _LOG.debug("TFLite runtime: %s", name)
             interpreter: Callable[..., Interpreter] = importlib.import_module(name).Interpreter
             return interpreter
-    if _is_installed("tensorflow"):
+    if is_installed("tensorflow"):
         _LOG.info("TFLite runtime: tf.lite; `plumbline-tf[on-device]` starts much faster")
         found: Callable[..., Interpreter] = importlib.import_module("tensorflow").lite.Interpreter
         return found
@@ -146,13 +146,6 @@ def create_interpreter(content: bytes, *, num_threads: int, source: str) -> Inte
         reason = " ".join(str(error).split())
         raise ManifestError(f"{source} cannot be run as a TFLite model: {reason}") from error
     return interpreter
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the parent package is not there
-        return False
 
 
 def list_custom_ops(content: bytes) -> list[str]:

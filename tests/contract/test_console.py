@@ -274,7 +274,8 @@ def test_every_error_has_an_exit_code() -> None:
 
 
 def test_a_missing_extra_is_one_sentence_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    for name in ("PIL", "PIL.Image"):  # the latter may have been imported before
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "tf_keras", None)
     with pytest.raises(UnimplementedError) as single:
         import_extra("PIL.Image", "reading images")
