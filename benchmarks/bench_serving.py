@@ -21,7 +21,7 @@ from benchmarks import servers
 from benchmarks.load import IN_FLIGHT, require_h2load, run_grpc, run_rest
 from contract.layout import find_versions
 from contract.servable import ModelSpec
-from contract.wire.codec import encode_predict_request
+from contract.wire.predict import encode_predict_request
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 INPUT_SHAPES = {"mlp": (784,), "cnn": (28, 28, 1)}

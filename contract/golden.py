@@ -16,13 +16,16 @@ import itertools
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from contract.errors import ManifestError
 from contract.signature import STRING, Array, Batch, TensorSpec, dtype_name
+
+if TYPE_CHECKING:
+    from numpy.lib.npyio import NpzFile
 
 _INDEX = "index"
 
@@ -48,7 +51,11 @@ class GoldenExamples:
         return sum(self.batch_sizes) if self.batch_sizes else 1
 
     def iter_batches(self) -> Iterator[tuple[Batch, Batch]]:
-        """Inputs and outputs, one call at a time."""
+        """The calls, one at a time and in order.
+
+        Yields:
+            Inputs and outputs of one call: views of `batch_sizes[i]` rows, or the arrays whole.
+        """
         if not self.batch_sizes:
             yield self.inputs, self.outputs
             return
@@ -64,7 +71,11 @@ class GoldenExamples:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Golden:
-    """Golden examples by signature name."""
+    """The golden examples of a version.
+
+    Attributes:
+        signatures: Signature name to its examples.
+    """
 
     signatures: Mapping[str, GoldenExamples]
 
@@ -112,6 +123,12 @@ def write_golden(path: Path, golden: Golden, *, compress: bool = True) -> None:
 def read_golden(path: Path) -> Golden:
     """Reads a golden file.
 
+    Args:
+        path: An npz as `write_golden` makes it; nothing in it is unpickled.
+
+    Returns:
+        Arrays of the dtype and shape they were written with; strings as objects of bytes.
+
     Raises:
         ManifestError: Missing, truncated, or not a golden file.
     """
@@ -127,7 +144,7 @@ def read_golden(path: Path) -> Golden:
         raise ManifestError(f"{path}: unreadable golden examples: {error}") from error
 
 
-def _load_examples(archive: Any, index: _SignatureIndex) -> GoldenExamples:
+def _load_examples(archive: NpzFile, index: _SignatureIndex) -> GoldenExamples:
     return GoldenExamples(
         {name: _load(archive, entry) for name, entry in index.inputs.items()},
         {name: _load(archive, entry) for name, entry in index.outputs.items()},
@@ -151,7 +168,7 @@ def _store(arrays: dict[str, Array], array: Array) -> _TensorIndex:
     return _TensorIndex(key, name, array.shape)
 
 
-def _load(archive: Any, entry: _TensorIndex) -> Array:
+def _load(archive: NpzFile, entry: _TensorIndex) -> Array:
     stored: Array = archive[entry.key]
     dtype = TensorSpec(entry.key, entry.dtype, None).numpy_dtype
     if entry.dtype == STRING:

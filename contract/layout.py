@@ -39,6 +39,9 @@ def variant_path(variant: str) -> str:
     """A variant's file, relative to the version directory.
 
     The float32 one bears the name that TensorFlow Serving's --prefer_tflite_model reads.
+
+    Args:
+        variant: One of `VARIANTS`.
     """
     return "model.tflite" if variant == FLOAT32 else f"{EXTRA}/tflite/{variant}.tflite"
 
@@ -46,7 +49,11 @@ def variant_path(variant: str) -> str:
 def parse_version(name: str) -> int | None:
     """The version a folder name stands for, or None.
 
-    TensorFlow Serving takes any base-10 int64, leading zeros allowed.
+    TensorFlow Serving takes any base-10 int64, leading zeros allowed
+    (`sources/storage_path/file_system_storage_path_source.cc`).
+
+    Args:
+        name: Of a folder, without its path.
 
     Example:
         >>> parse_version("00000123"), parse_version("12a")
@@ -59,7 +66,14 @@ def parse_version(name: str) -> int | None:
 
 
 def find_versions(base_path: Path) -> dict[int, Path]:
-    """Version number to directory, ascending. Of two names for one number the shorter wins.
+    """The versions below a base path.
+
+    Args:
+        base_path: A model's own folder.
+
+    Returns:
+        Version number to directory, ascending. Of two names for one number (`1`, `001`) the
+        shorter wins.
 
     Raises:
         OSError: The base path cannot be listed.
@@ -73,7 +87,14 @@ def find_versions(base_path: Path) -> dict[int, Path]:
 
 
 def list_files(directory: Path) -> list[str]:
-    """Every file below `directory`, as sorted relative POSIX paths."""
+    """Every file below a directory.
+
+    Args:
+        directory: Symbolic links to files in it count as files.
+
+    Returns:
+        Relative POSIX paths, sorted.
+    """
     return sorted(
         path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
     )

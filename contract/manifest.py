@@ -52,14 +52,25 @@ class DataEntry(msgspec.Struct, frozen=True):
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
-    """A TensorSpec in JSON."""
+    """A TensorSpec in JSON; its name is the key in its map.
+
+    Attributes:
+        dtype: numpy's name of the dtype, `bfloat16`, or `string`.
+        shape: Axis sizes, null for one that varies; null for unknown rank.
+    """
 
     dtype: str
     shape: tuple[int | None, ...] | None
 
 
 class SignatureEntry(msgspec.Struct, frozen=True):
-    """A Signature in JSON."""
+    """A Signature in JSON; its name is the key in its map.
+
+    Attributes:
+        inputs: Tensor name to entry.
+        outputs: Tensor name to entry.
+        method_name: One of TensorFlow's `tensorflow/serving/{predict,classify,regress}`.
+    """
 
     inputs: dict[str, TensorEntry]
     outputs: dict[str, TensorEntry]
@@ -106,6 +117,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 def hash_file(path: Path) -> FileEntry:
     """sha256 and size of a file.
 
+    Args:
+        path: Read in pieces, whatever its size.
+
     Raises:
         OSError: It cannot be read.
     """
@@ -115,12 +129,29 @@ def hash_file(path: Path) -> FileEntry:
 
 
 def hash_files(version_dir: Path) -> dict[str, FileEntry]:
-    """Entries of every file below a version directory, but for manifest and dot-files."""
+    """What a manifest vouches for: every file but itself and dot-files.
+
+    Args:
+        version_dir: `<base_path>/<version>`, or a candidate's folder.
+
+    Returns:
+        Relative POSIX path to entry, sorted.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
     return {name: hash_file(version_dir / name) for name in _list_vouched_files(version_dir)}
 
 
 def write_manifest(version_dir: Path, manifest: Manifest) -> Manifest:
-    """Seals `manifest` with its digest and writes it. Returns the sealed one.
+    """Seals a manifest with its digest and writes it.
+
+    Args:
+        version_dir: Where to; its folder for extra assets is made when missing.
+        manifest: Its own `digest` is not looked at.
+
+    Returns:
+        The sealed manifest.
 
     Raises:
         OSError: The disk is full or the folder is not writable.
@@ -135,7 +166,10 @@ def write_manifest(version_dir: Path, manifest: Manifest) -> Manifest:
 
 
 def read_manifest(version_dir: Path) -> Manifest:
-    """Reads a manifest and checks its digest.
+    """Reads a manifest and checks its digest; `check_files` checks the other files.
+
+    Args:
+        version_dir: `<base_path>/<version>`, or a candidate's folder.
 
     Raises:
         ManifestError: Missing, unreadable, of a newer schema, or changed since it was written.
@@ -152,7 +186,7 @@ def read_manifest(version_dir: Path) -> Manifest:
     return _parse_document(document, path)
 
 
-def _parse_document(document: Any, path: Path) -> Manifest:
+def _parse_document(document: object, path: Path) -> Manifest:
     if not isinstance(document, dict):
         raise ManifestError(f"{path}: a manifest is a JSON object, not {type(document).__name__}")
     schema = document.get("schema")
@@ -173,7 +207,11 @@ def _parse_document(document: Any, path: Path) -> Manifest:
 
 
 def check_files(version_dir: Path, manifest: Manifest) -> None:
-    """Compares every file of a version with its manifest.
+    """Compares every file of a version with its manifest: size, then sha256.
+
+    Args:
+        version_dir: Where the files are.
+        manifest: What they were when the version was sealed.
 
     Raises:
         ManifestError: Names each file that is missing, differs, or is not listed.
@@ -208,7 +246,14 @@ def _list_vouched_files(version_dir: Path) -> list[str]:
 
 
 def to_entries(signatures: Mapping[str, Signature]) -> dict[str, SignatureEntry]:
-    """Signatures as a manifest stores them."""
+    """Signatures as a manifest stores them.
+
+    Args:
+        signatures: Name to signature.
+
+    Returns:
+        Name to entry.
+    """
     return {
         name: SignatureEntry(
             _to_tensor_entries(signature.inputs),
@@ -220,7 +265,14 @@ def to_entries(signatures: Mapping[str, Signature]) -> dict[str, SignatureEntry]
 
 
 def from_entries(entries: Mapping[str, SignatureEntry]) -> dict[str, Signature]:
-    """The inverse of `to_entries`."""
+    """Signatures out of a manifest, the inverse of `to_entries`.
+
+    Args:
+        entries: Name to entry.
+
+    Returns:
+        Name to signature.
+    """
     return {
         name: Signature(
             name,

@@ -15,7 +15,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 import numpy as np
@@ -32,7 +32,14 @@ class Predictor(Protocol):
     """Anything that answers a batch: a gRPC or REST client, a TFLite variant, the model itself."""
 
     def predict(self, batch: Batch, *, signature_name: str) -> Batch:
-        """Output name to ndarray; axis 0 is the row of the batch.
+        """Answers a batch.
+
+        Args:
+            batch: Input name to ndarray, as the signature says; axis 0 is the batch.
+            signature_name: "" stands for `serving_default`.
+
+        Returns:
+            Output name to ndarray; axis 0 is the row of the batch.
 
         Raises:
             PlumblineError: The batch does not fit, or the model cannot be reached.
@@ -108,6 +115,10 @@ class Tolerances(msgspec.Struct, frozen=True, kw_only=True):
 
         Args:
             variant: One of `layout.VARIANTS`.
+
+        Returns:
+            Its atol is `max_abs_difference`, infinite where none is asked, in units of the
+            output's largest magnitude.
         """
         numbers: VariantTolerance = getattr(self, variant)
         limit = numbers.max_abs_difference
@@ -126,17 +137,22 @@ class Tolerances(msgspec.Struct, frozen=True, kw_only=True):
         return max(FLOAT32, self.of_variant(layout.FLOAT32), key=lambda one: one.atol)
 
 
-def fill_tolerances(given: Mapping[str, Any]) -> dict[str, Any]:
+def fill_tolerances(given: Mapping[str, object]) -> dict[str, object]:
     """The plain table of `Tolerances` with the numbers given in place of its own.
 
     Args:
-        given: Variant name to numbers; those left out stay as they are.
+        given: Variant name to numbers; those left out stay as they are. Not checked:
+            `msgspec.convert` to `Tolerances` does that.
+
+    Returns:
+        Variant name to the fields of `VariantTolerance`, in types that TOML and JSON have.
     """
-    table: dict[str, Any] = msgspec.to_builtins(Tolerances())
+    table: dict[str, dict[str, object]] = msgspec.to_builtins(Tolerances())
+    filled: dict[str, object] = dict(table)
     for variant, numbers in given.items():
         known = table.get(variant, {})
-        table[variant] = {**known, **numbers} if isinstance(numbers, dict) else numbers
-    return table
+        filled[variant] = {**known, **numbers} if isinstance(numbers, dict) else numbers
+    return filled
 
 
 def find_tolerances(manifest: Manifest | None) -> Tolerances:
@@ -219,7 +235,12 @@ class OutputParity:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParityReport:
-    """The outcome of one comparison; a result, never an exception."""
+    """The outcome of one comparison; a result, never an exception.
+
+    Attributes:
+        signature_name: What was asked, "" where the caller did not say.
+        outputs: One for each output of golden, then those that golden lacks.
+    """
 
     signature_name: str
     outputs: tuple[OutputParity, ...]
@@ -257,10 +278,13 @@ def compare(
     """Compares answers with golden ones.
 
     Args:
-        golden: Output name to array, as the in-process model answered.
+        golden: Output name to array, as the in-process model answered; axis 0 is the row.
         got: What the copy answered. An output that golden lacks is a difference too.
-        tolerance: The gate.
+        tolerance: The gate, the same for every output; floats and complex numbers only.
         signature_name: For the report.
+
+    Returns:
+        What differs and whether it may; another dtype or shape fails and is no error.
     """
     outputs = [
         _compare_output(name, array, got.get(name), tolerance) for name, array in golden.items()
@@ -280,6 +304,12 @@ def replay(
 
     Golden examples are a sample, and shares are meant for a whole test split: of 32 rows or
     more, one may have another class where the tolerance allows any to have one.
+
+    Args:
+        examples: Of the signature.
+        predictor: The copy to ask.
+        tolerance: The gate.
+        signature_name: What to ask for.
 
     Raises:
         PlumblineError: Whatever the predictor raises.

@@ -12,7 +12,10 @@ import enum
 from contract.errors import ConfigError, RequestError
 
 MAX_VERSION = 2**63 - 1
+"""Versions are int64 (`core/servable_id.h`)."""
+
 DEFAULT_SIGNATURE_NAME = "serving_default"
+"""What a signature name of "" stands for (tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
@@ -71,7 +74,14 @@ class VersionState(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Latest:
-    """Serve the `num_versions` highest version numbers (default of TensorFlow Serving: 1)."""
+    """Serve the highest version numbers.
+
+    Attributes:
+        num_versions: How many; TensorFlow Serving's default is 1.
+
+    Raises:
+        ConfigError: Fewer than 1.
+    """
 
     num_versions: int = 1
 
@@ -87,7 +97,11 @@ class All:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Specific:
-    """Serve exactly these versions, as far as they exist."""
+    """Serve exactly these versions, as far as they exist.
+
+    Attributes:
+        versions: In any order.
+    """
 
     versions: tuple[int, ...]
 
@@ -96,7 +110,14 @@ VersionPolicy = Latest | All | Specific
 
 
 def choose_versions(policy: VersionPolicy, found: list[int]) -> list[int]:
-    """The versions that `policy` aspires to among those `found`, in ascending order.
+    """The versions that a policy aspires to.
+
+    Args:
+        policy: Of the model's configuration.
+        found: The versions below the base path, in any order.
+
+    Returns:
+        Those of `found` that are to be served, ascending.
 
     Example:
         >>> choose_versions(Latest(2), [1, 3, 2])

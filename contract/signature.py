@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from contract.errors import SignatureNotFoundError, TensorMismatchError
+from contract.servable import DEFAULT_SIGNATURE_NAME
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Batch: TypeAlias = Mapping[str, Array]
@@ -36,7 +37,14 @@ _NUMPY_BY_NAME[STRING] = np.dtype(object)
 
 @lru_cache(maxsize=256)  # numpy puts the name together anew each time: 3 µs
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """The name a TensorSpec uses for a numpy dtype: bytes, str and object are `string`."""
+    """The name that a TensorSpec uses for a numpy dtype.
+
+    Args:
+        dtype: Of an ndarray; of any byte order.
+
+    Returns:
+        numpy's name; `string` for bytes, str and object.
+    """
     return STRING if dtype.kind in "OSUT" else dtype.name
 
 
@@ -56,7 +64,11 @@ class TensorSpec:
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The dtype of an ndarray that carries this tensor (object for strings)."""
+        """The dtype of an ndarray that carries this tensor (object for strings).
+
+        Raises:
+            KeyError: No ndarray carries it: a dtype of TensorFlow's own, or a quantised one.
+        """
         return _NUMPY_BY_NAME[self.dtype]
 
     def describe(self) -> str:
@@ -64,7 +76,11 @@ class TensorSpec:
         return f"{self.dtype} {describe_shape(self.shape)}"
 
     def admits_shape(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of `shape` fits."""
+        """Whether an array fits.
+
+        Args:
+            shape: The array's; equal where the spec's axis is fixed, any size where it varies.
+        """
         if self.shape is None:
             return True
         return len(shape) == len(self.shape) and all(
@@ -90,7 +106,11 @@ class Signature:
 
 
 def describe_shape(shape: tuple[int | None, ...] | None) -> str:
-    """`(batch, 784)` for (None, 784); `(any)` for an unknown rank."""
+    """A shape for people: `(batch, 784)` for (None, 784), `(any)` for an unknown rank.
+
+    Args:
+        shape: Axis sizes, None for one that varies; None for unknown rank.
+    """
     if shape is None:
         return "(any)"
     axes = [
@@ -100,12 +120,16 @@ def describe_shape(shape: tuple[int | None, ...] | None) -> str:
 
 
 def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
-    """The signature called `name` ("" stands for `serving_default`).
+    """The signature of a name.
+
+    Args:
+        signatures: Name to signature, of one version.
+        name: "" stands for `serving_default`, as in `tensorflow_serving/apis/model.proto`.
 
     Raises:
         SignatureNotFoundError: There is none; the message lists those there are.
     """
-    found = signatures.get(name or "serving_default")
+    found = signatures.get(name or DEFAULT_SIGNATURE_NAME)
     if found is None:
         raise SignatureNotFoundError(
             f"signature {name!r} was asked for; this version has {', '.join(sorted(signatures))}"
@@ -115,6 +139,8 @@ def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
 
 def check_batch(batch: Batch, signature: Signature) -> int:
     """Checks names, dtypes and shapes of `batch`; one batch size for all inputs.
+
+    Values are not looked at: NaN passes.
 
     Args:
         batch: Input name to ndarray; axis 0 of every array is the batch.

@@ -23,7 +23,7 @@ def list_modules_after(statement: str) -> set[str]:
     "module",
     [
         *("contract.errors", "contract.manifest", "contract.golden", "contract.parity"),
-        *("contract.lite", "contract.wire.codec", "contract.wire.rpc"),
+        *("contract.lite", "contract.wire.predict", "contract.wire.rpc"),
         *("clients", "clients.cli", "serving", "serving.cli", "exporter", "exporter.cli"),
     ],
 )

@@ -56,6 +56,9 @@ def exit_code_of(error: PlumblineError) -> ExitCode:
 
     What does not answer (in time) is 3, what was given and cannot be used is 2, whatever else
     goes wrong is 1.
+
+    Args:
+        error: Its code decides on 3, its class on 2.
     """
     if error.code in _UNREACHABLE:
         return ExitCode.UNREACHABLE

@@ -56,7 +56,11 @@ def require_extra(extra: str, purpose: str) -> None:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a top-level package can be imported; nothing is imported."""
+    """Whether a package or module can be imported; of a module, its package is.
+
+    Args:
+        package: For example `PIL` or `ai_edge_litert.interpreter`.
+    """
     try:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):

@@ -3,19 +3,18 @@
 Results go to stdout, progress and remarks to stderr. A table is laid out here once, for the width
 of the terminal (80 columns where there is none). On a terminal with `rich` (the extra `cli`) it has
 colours and a rule; anything else gets plain lines.
+
+Every command imports this before it knows what is asked of it: what takes milliseconds to import
+is imported where it is used.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import math
 import re
-import shutil
 import sys
 import time
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -41,7 +40,7 @@ _VERDICTS = {
 }
 """Words that are the result of a row, and their styles: a narrow table never breaks them."""
 
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?[%×x])?|nan|[-+]?inf")
+_NUMBER = r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?[%×x])?|nan|[-+]?inf"
 _NOTHING = frozenset({"", "-", "–"})
 
 
@@ -62,6 +61,8 @@ def print_json(document: object, *, indent: int | None = 2) -> None:
         document: Arrays become lists, dataclasses and Structs objects, NaN and infinity strings.
         indent: None for a document of one line.
     """
+    import json
+
     sys.stdout.write(json.dumps(to_json(document), indent=indent, allow_nan=False) + "\n")
     sys.stdout.flush()
 
@@ -80,7 +81,7 @@ def print_table(
         rows: As many cells in each as there are headings.
         title: A line above; such a table also has an empty line below.
     """
-    columns = [_Column(heading, []) for heading in headings]
+    columns = [_Column(_clean(heading)) for heading in headings]
     for row in rows:
         for column, cell in zip(columns, row, strict=True):
             column.cells.append(_clean(str(cell)))
@@ -221,6 +222,8 @@ def open_rich(stream: TextIO) -> Console | None:
 
 def find_width() -> int:
     """Columns of the terminal: of COLUMNS, else of the terminal itself, else 80."""
+    import shutil
+
     return max(_MIN_WIDTH, shutil.get_terminal_size().columns)
 
 
@@ -252,7 +255,9 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
-    if dataclasses.is_dataclass(value):
+    if hasattr(value, "__dataclass_fields__"):
+        import dataclasses
+
         return {one.name: to_json(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if hasattr(value, "__struct_fields__"):  # a msgspec.Struct
         return {name: to_json(getattr(value, name)) for name in value.__struct_fields__}
@@ -265,16 +270,16 @@ _Line = list[tuple[str, str]]
 """Pieces of text and the style of each."""
 
 
-@dataclasses.dataclass(slots=True)
 class _Column:
-    heading: str
-    cells: list[str]
+    def __init__(self, heading: str) -> None:
+        self.heading = heading
+        self.cells: list[str] = []
 
     @property
     def is_numeric(self) -> bool:
         """Whether it holds numbers, and blanks, alone."""
         given = [cell for cell in self.cells if cell not in _NOTHING]
-        return bool(given) and all(map(_NUMBER.fullmatch, given))
+        return bool(given) and all(re.fullmatch(_NUMBER, cell) for cell in given)
 
     @property
     def is_whole(self) -> bool:
@@ -414,6 +419,8 @@ def _measure(text: str) -> int:
     """Columns of a terminal that a text takes."""
     if text.isascii():
         return len(text)
+    import unicodedata
+
     return sum(
         0 if unicodedata.combining(one) else 1 + (unicodedata.east_asian_width(one) in "WF")
         for one in text

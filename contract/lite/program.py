@@ -9,12 +9,22 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from contract.errors import InternalError, TensorMismatchError
-from contract.lite.tensors import Quantisation, SignatureEntry, TensorEntry
+from contract.lite.runtime import Interpreter
+from contract.lite.tensors import LiteSignature, LiteTensor, Quantisation
 from contract.signature import Array, Batch, Signature, check_batch
+
+_LARGE_BYTES = 1 << 14
+"""From here on an input is written through a view, which spares a copy."""
 
 
 class Program:
     """Runs batches of one signature; any number of threads may call it at once.
+
+    Args:
+        entry: The signature as the file has it.
+        pool: The model's interpreters.
+        max_chunk_rows: Larger batches run in chunks of so many rows.
+        dequantise: float32 in and out where the file has integers.
 
     Attributes:
         signature: What `run` takes and gives.
@@ -33,7 +43,7 @@ class Program:
     )
 
     def __init__(
-        self, entry: SignatureEntry, pool: LanePool, *, max_chunk_rows: int, dequantise: bool
+        self, entry: LiteSignature, pool: LanePool, *, max_chunk_rows: int, dequantise: bool
     ) -> None:
         self.signature: Signature = entry.describe(dequantise=dequantise)
         self._entry = entry
@@ -44,7 +54,7 @@ class Program:
         # Two programs of one subgraph admit different dtypes: the raw one has the key ~n.
         self._key = entry.subgraph if dequantise else ~entry.subgraph
 
-        def fields(tensor: TensorEntry) -> tuple[str, int, Quantisation | None]:
+        def fields(tensor: LiteTensor) -> tuple[str, int, Quantisation | None]:
             hidden = dequantise and tensor.hidden
             return tensor.spec.name, tensor.index, tensor.quantisation if hidden else None
 
@@ -159,17 +169,6 @@ class Program:
         )
 
 
-# Interpreters that calling threads check out, one each, and put back.
-#
-# An interpreter runs one call at a time but releases the GIL while it computes, so N
-# threads with an interpreter each use N cores. A checked-out stack instead of
-# `threading.local`: what is kept equals the most calls there ever were at one time, however
-# many threads come and go, and the one used last (warm in the cache) is taken first.
-
-
-_LARGE_BYTES = 1 << 14
-
-
 Store: TypeAlias = Callable[[int, Array, int], object]
 """Copies an array into an input: tensor index, array, subgraph."""
 
@@ -201,7 +200,7 @@ class Lane:
 
     __slots__ = ("_interpreter", "feeds", "get_tensor", "invoke")
 
-    def __init__(self, interpreter: Any) -> None:
+    def __init__(self, interpreter: Interpreter) -> None:
         self._interpreter = interpreter  # owns the extension object and the model's bytes
         self.get_tensor: Callable[[int, int], Array] = interpreter._interpreter.GetTensor
         self.invoke: Callable[[int], object] = interpreter._interpreter.Invoke
@@ -251,7 +250,7 @@ def _store_quantised(
     set_tensor(tensor, quantisation.quantise(array), subgraph)
 
 
-def _store_large(interpreter: Any, tensor: int, array: Array, subgraph: int) -> None:
+def _store_large(interpreter: Interpreter, tensor: int, array: Array, subgraph: int) -> None:
     """Spares the second copy that SetTensor makes of a read-only array.
 
     Arrays over a request's bytes are read-only: 32 rows of 784 cost 2.5 instead of 7 µs.
@@ -260,7 +259,12 @@ def _store_large(interpreter: Any, tensor: int, array: Array, subgraph: int) -> 
 
 
 class LanePool:
-    """The lanes of one model.
+    """The lanes of one model, which calling threads check out, one each, and put back.
+
+    An interpreter runs one call at a time but releases the GIL while it computes, so N
+    threads with an interpreter each use N cores. A checked-out stack instead of
+    `threading.local`: what is kept equals the most calls there ever were at one time, however
+    many threads come and go, and the one used last (warm in the cache) is taken first.
 
     Attributes:
         idle: Lanes that nobody uses; list's own pop and append are atomic, so no lock.
@@ -268,7 +272,7 @@ class LanePool:
 
     __slots__ = ("_create", "idle")
 
-    def __init__(self, create: Callable[[], Any]) -> None:
+    def __init__(self, create: Callable[[], Interpreter]) -> None:
         self._create = create
         self.idle: list[Lane] = []
 

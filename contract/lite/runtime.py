@@ -1,4 +1,4 @@
-"""Finding a TFLite interpreter: `ai_edge_litert`, then `tflite_runtime`, then `tf.lite`.
+"""The TFLite runtime: `ai_edge_litert`, else `tflite_runtime`, else `tf.lite`.
 
 TensorFlow comes last and by name only: it costs 3 s and 400 MB to import, and `contract`
 never imports it. Someone who has nothing else still gets an answer.
@@ -8,37 +8,105 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import logging
 import os
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
+from contract.console.extras import is_installed
 from contract.errors import ManifestError, UnimplementedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from contract.signature import Array
 
 _LOG = logging.getLogger(__name__)
 _LIGHT_RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 
+# tensorflow/lite/schema/schema.fbs: Model.operator_codes and OperatorCode.custom_code
+_FILE_IDENTIFIER = b"TFL3"
+_OPERATOR_CODES_FIELD = 1
+_CUSTOM_CODE_FIELD = 1
+
+
+class TensorDetails(TypedDict):
+    """What an interpreter says of a tensor; of what it says, what is used here.
+
+    Attributes:
+        name: Of the tensor in the graph.
+        index: Of the tensor in its subgraph.
+        dtype: numpy's class of its elements.
+        shape: int32, the sizes of its axes as allocated.
+        shape_signature: int32, the same with -1 for an axis that varies; may be empty.
+        quantization: Scale and zero point of the whole tensor, scale 0 without.
+    """
+
+    name: str
+    index: int
+    dtype: type[np.generic]
+    shape: Array
+    shape_signature: Array
+    quantization: tuple[float, int]
+
+
+class SignatureRunner(Protocol):
+    """What `Interpreter.get_signature_runner` returns."""
+
+    def get_input_details(self) -> dict[str, TensorDetails]: ...
+    def get_output_details(self) -> dict[str, TensorDetails]: ...
+
+
+class Calls(Protocol):
+    """The extension object below an interpreter, the same in all three runtimes.
+
+    Private to them, and used as `SignatureRunner` itself uses it: nothing public reaches
+    a subgraph without allocating it anew (`tflite/python/interpreter_wrapper`).
+    """
+
+    def AllocateTensors(self, subgraph: int) -> None: ...
+    def GetSubgraphIndexFromSignature(self, name: str) -> int: ...
+    def GetTensor(self, tensor: int, subgraph: int) -> Array: ...
+    def Invoke(self, subgraph: int) -> None: ...
+    def ResizeInputTensor(self, tensor: int, shape: Array, strict: bool, subgraph: int) -> None: ...
+    def SetTensor(self, tensor: int, value: Array, subgraph: int) -> None: ...
+    def tensor(self, base: Interpreter, tensor: int, subgraph: int) -> Array: ...
+
+
+class Interpreter(Protocol):
+    """What is used of a runtime's class `Interpreter`."""
+
+    _interpreter: Calls
+
+    def allocate_tensors(self) -> None: ...
+    def get_input_details(self) -> list[TensorDetails]: ...
+    def get_output_details(self) -> list[TensorDetails]: ...
+    def get_signature_list(self) -> Mapping[str, object]: ...
+    def get_signature_runner(self, name: str) -> SignatureRunner: ...
+
 
 @functools.cache
-def find_interpreter() -> type[Any]:
+def find_interpreter() -> Callable[..., Interpreter]:
     """The Interpreter class of the first TFLite runtime that is installed.
+
+    Returns:
+        The class; it takes `model_content` (or `model_path`) and `num_threads`.
 
     Raises:
         UnimplementedError: None is; the message names the extra to install.
     """
     for name in _LIGHT_RUNTIMES:
-        if _is_installed(name):
+        if is_installed(name):
             _LOG.debug("TFLite runtime: %s", name)
-            interpreter: type[Any] = importlib.import_module(name).Interpreter
+            interpreter: Callable[..., Interpreter] = importlib.import_module(name).Interpreter
             return interpreter
-    if _is_installed("tensorflow"):
+    if is_installed("tensorflow"):
         _LOG.info("TFLite runtime: tf.lite; `plumbline-tf[on-device]` starts much faster")
-        found: type[Any] = importlib.import_module("tensorflow").lite.Interpreter
+        found: Callable[..., Interpreter] = importlib.import_module("tensorflow").lite.Interpreter
         return found
     raise UnimplementedError(
         "no TFLite interpreter is installed (looked for ai_edge_litert, tflite_runtime and "
@@ -46,13 +114,16 @@ def find_interpreter() -> type[Any]:
     )
 
 
-def create_interpreter(content: bytes, *, num_threads: int, source: str) -> Any:
+def create_interpreter(content: bytes, *, num_threads: int, source: str) -> Interpreter:
     """An interpreter over `content`, which it shares and does not copy.
 
     Args:
         content: A whole `.tflite` file.
         num_threads: Threads of one `invoke`.
         source: What to call the file in a message.
+
+    Returns:
+        An interpreter with the default delegate applied, its tensors allocated as declared.
 
     Raises:
         ManifestError: `content` is not a TFLite model.
@@ -77,28 +148,12 @@ def create_interpreter(content: bytes, *, num_threads: int, source: str) -> Any:
     return interpreter
 
 
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the parent package is not there
-        return False
-
-
-# Which operators outside the builtin set a `.tflite` file asks for, read from its bytes.
-#
-# Reads the three tables it needs of the flatbuffer (`tensorflow/lite/schema/schema.fbs`:
-# Model.operator_codes is field 1, OperatorCode.custom_code is field 1), so neither
-# TensorFlow nor the flatbuffers package has to be installed. Layout of a flatbuffer:
-# https://flatbuffers.dev/internals/.
-
-
-FILE_IDENTIFIER = b"TFL3"
-_OPERATOR_CODES_FIELD = 1
-_CUSTOM_CODE_FIELD = 1
-
-
 def list_custom_ops(content: bytes) -> list[str]:
     """Names of the operators that are not TFLite builtins, sorted.
+
+    Reads the three tables it needs of the flatbuffer (tensorflow/lite/schema/schema.fbs, laid
+    out as in https://flatbuffers.dev/internals/), so that neither TensorFlow nor the
+    flatbuffers package has to be installed.
 
     Args:
         content: A whole `.tflite` file.
@@ -106,7 +161,7 @@ def list_custom_ops(content: bytes) -> list[str]:
     Raises:
         ManifestError: `content` is not a TFLite model.
     """
-    if content[4:8] != FILE_IDENTIFIER:
+    if content[4:8] != _FILE_IDENTIFIER:
         raise ManifestError(
             f"not a TFLite model: {len(content)} bytes that lack the identifier TFL3 at offset 4"
         )
@@ -118,6 +173,9 @@ def list_custom_ops(content: bytes) -> list[str]:
 
 def list_flex_ops(content: bytes) -> list[str]:
     """Names of the TensorFlow operators (`FlexErf` is `Erf`) that need the Flex delegate.
+
+    Args:
+        content: A whole `.tflite` file.
 
     Raises:
         ManifestError: `content` is not a TFLite model.
@@ -151,15 +209,13 @@ def _read(content: bytes, layout: str, at: int) -> int:
     return int(value)
 
 
-# Hiding what TFLite tells a terminal unasked; for commands, which have one thread.
-
-
 @contextmanager
 def hide_delegate_notes() -> Iterator[None]:
     """Keeps TFLite's `INFO: Created … delegate` off the terminal: C++ writes it to stderr
     without asking. Whatever else is written meanwhile comes out afterwards.
 
-    It replaces the process's stderr for a while: nothing for a server.
+    It replaces the process's stderr for a while: for commands, which have one thread, and
+    nothing for a server.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as kept:

@@ -1,4 +1,14 @@
-"""What a `.tflite` file says of one signature: its tensors, their specs and their indexes."""
+"""What a `.tflite` file says of its signatures: tensors, their specs, and integers for reals.
+
+real = scale × (integer - zero_point). The rule is TFLite's
+(https://ai.google.dev/edge/litert/models/quantization_spec). What is written per tensor in the
+file decides which tensors a caller sees as floats:
+
+- an int8 or int16 tensor with a scale is quantised: float32 in, float32 out;
+- a uint8 *input* is raw pixels, as the signature `serving_uint8` declares it: the scaling
+  belongs to the model, so it passes as it is, scale or not;
+- a uint8 *output* with a scale is dequantised, since nobody wants a probability in 1/256.
+"""
 
 from __future__ import annotations
 
@@ -10,125 +20,9 @@ from typing import Any
 import numpy as np
 
 from contract.errors import UnimplementedError
+from contract.lite.runtime import Interpreter, TensorDetails
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Signature, TensorSpec, dtype_name
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor of a signature.
-
-    Attributes:
-        spec: Name, dtype and shape as declared in the file, None for a dynamic axis.
-        index: The interpreter's index of it, within the subgraph.
-        quantisation: How its integers stand for reals, None for a tensor without a scale.
-        hidden: Whether callers see float32 in place of the integers.
-    """
-
-    spec: TensorSpec
-    index: int
-    quantisation: Quantisation | None
-    hidden: bool
-
-    @property
-    def shown(self) -> TensorSpec:
-        """The spec as callers see it who do not want to know of integers."""
-        return dataclasses.replace(self.spec, dtype="float32") if self.hidden else self.spec
-
-    @property
-    def is_batched(self) -> bool:
-        """Whether axis 0 is free, which makes it the batch."""
-        return bool(self.spec.shape) and self.spec.shape is not None and self.spec.shape[0] is None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SignatureEntry:
-    """One signature: the subgraph that computes it and its tensors in order."""
-
-    name: str
-    subgraph: int
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
-
-    @property
-    def is_divisible(self) -> bool:
-        """Whether a batch may run in chunks: rows go in and rows come out of every output."""
-        rows_in = any(tensor.is_batched for tensor in self.inputs)
-        return rows_in and all(tensor.is_batched for tensor in self.outputs)
-
-    def describe(self, *, dequantise: bool) -> Signature:
-        """The signature as callers see it: float32 or the integers of the file."""
-
-        def specs(tensors: tuple[TensorEntry, ...]) -> Mapping[str, TensorSpec]:
-            return {t.spec.name: t.shown if dequantise else t.spec for t in tensors}
-
-        return Signature(self.name, specs(self.inputs), specs(self.outputs))
-
-
-def read_signatures(interpreter: Any) -> dict[str, SignatureEntry]:
-    """Every signature of the model; one without any has `serving_default` by tensor names.
-
-    That is how TensorFlow Serving names them (`servables/tensorflow/tflite_session.cc`).
-
-    Raises:
-        UnimplementedError: A tensor's dtype has no counterpart in numpy.
-    """
-    entries = {}
-    for name in interpreter.get_signature_list():
-        runner = interpreter.get_signature_runner(name)
-        entries[name] = SignatureEntry(
-            name,
-            interpreter._interpreter.GetSubgraphIndexFromSignature(name),
-            _read_tensors(runner.get_input_details(), is_input=True),
-            _read_tensors(runner.get_output_details(), is_input=False),
-        )
-    return entries or {DEFAULT_SIGNATURE_NAME: _read_primary_subgraph(interpreter)}
-
-
-def _read_primary_subgraph(interpreter: Any) -> SignatureEntry:
-    inputs = {details["name"]: details for details in interpreter.get_input_details()}
-    outputs = {details["name"]: details for details in interpreter.get_output_details()}
-    return SignatureEntry(
-        DEFAULT_SIGNATURE_NAME,
-        0,
-        _read_tensors(inputs, is_input=True),
-        _read_tensors(outputs, is_input=False),
-    )
-
-
-def _read_tensors(
-    details_by_name: Mapping[str, dict[str, Any]], *, is_input: bool
-) -> tuple[TensorEntry, ...]:
-    return tuple(
-        _read_tensor(name, details, is_input=is_input) for name, details in details_by_name.items()
-    )
-
-
-def _read_tensor(name: str, details: dict[str, Any], *, is_input: bool) -> TensorEntry:
-    dtype = dtype_name(np.dtype(details["dtype"]))
-    sizes = details["shape_signature"]
-    # A scalar and a tensor of static shape may both come without a shape signature.
-    sizes = sizes if len(sizes) else details["shape"]
-    spec = TensorSpec(name, dtype, tuple(None if n < 0 else int(n) for n in sizes))
-    try:
-        _ = spec.numpy_dtype
-    except KeyError as error:
-        raise UnimplementedError(f"tensor `{name}` of the TFLite model is {dtype}") from error
-    quantisation = read_quantisation(details)
-    hidden = is_hidden(quantisation, is_input=is_input)
-    return TensorEntry(spec, int(details["index"]), quantisation, hidden)
-
-
-# Integers that stand for reals: real = scale × (integer - zero_point).
-#
-# The rule is TFLite's (https://ai.google.dev/edge/litert/models/quantization_spec). What is
-# written per tensor in the file decides which tensors a caller sees as floats:
-#
-# - an int8 or int16 tensor with a scale is quantised: float32 in, float32 out;
-# - a uint8 *input* is raw pixels, as the signature `serving_uint8` declares it: the scaling
-# belongs to the model, so it passes as it is, scale or not;
-# - a uint8 *output* with a scale is dequantised, since nobody wants a probability in 1/256.
-
 
 _FLOAT32 = np.dtype(np.float32)
 _HIDDEN_INPUTS = frozenset({"int8", "int16"})
@@ -161,6 +55,9 @@ class Quantisation:
 
         Args:
             reals: float32, any shape.
+
+        Returns:
+            An array of `dtype` and of the same shape.
         """
         inverse, lowest, highest, zero_point, dtype = self._operands
         scaled = np.multiply(reals, inverse, dtype=_FLOAT32)
@@ -170,7 +67,14 @@ class Quantisation:
         return scaled.astype(dtype)
 
     def dequantise(self, integers: Array) -> Array:
-        """The float32 values that `integers` stand for, same shape."""
+        """The reals that integers stand for.
+
+        Args:
+            integers: Of `dtype`, any shape.
+
+        Returns:
+            float32, of the same shape.
+        """
         if self._table is None:
             return self._compute(integers)
         return self._table.take(integers.view(np.uint8))
@@ -197,7 +101,125 @@ class Quantisation:
         return self._compute(np.arange(256, dtype=np.uint8).view(self.dtype))
 
 
-def read_quantisation(details: dict[str, Any]) -> Quantisation | None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiteTensor:
+    """One tensor of a signature.
+
+    Attributes:
+        spec: Name, dtype and shape as declared in the file, None for a dynamic axis.
+        index: The interpreter's index of it, within the subgraph.
+        quantisation: How its integers stand for reals, None for a tensor without a scale.
+        hidden: Whether callers see float32 in place of the integers.
+    """
+
+    spec: TensorSpec
+    index: int
+    quantisation: Quantisation | None
+    hidden: bool
+
+    @property
+    def shown(self) -> TensorSpec:
+        """The spec as callers see it who do not want to know of integers."""
+        return dataclasses.replace(self.spec, dtype="float32") if self.hidden else self.spec
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether axis 0 is free, which makes it the batch."""
+        return bool(self.spec.shape) and self.spec.shape is not None and self.spec.shape[0] is None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiteSignature:
+    """One signature: the subgraph that computes it and its tensors in order.
+
+    Attributes:
+        name: For example `serving_default`.
+        subgraph: The interpreter's index of what computes it.
+        inputs: In the order of the file.
+        outputs: In the order of the file.
+    """
+
+    name: str
+    subgraph: int
+    inputs: tuple[LiteTensor, ...]
+    outputs: tuple[LiteTensor, ...]
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether a batch may run in chunks: rows go in and rows come out of every output."""
+        rows_in = any(tensor.is_batched for tensor in self.inputs)
+        return rows_in and all(tensor.is_batched for tensor in self.outputs)
+
+    def describe(self, *, dequantise: bool) -> Signature:
+        """The signature as callers see it: float32 or the integers of the file."""
+
+        def specs(tensors: tuple[LiteTensor, ...]) -> Mapping[str, TensorSpec]:
+            return {t.spec.name: t.shown if dequantise else t.spec for t in tensors}
+
+        return Signature(self.name, specs(self.inputs), specs(self.outputs))
+
+
+def read_signatures(interpreter: Interpreter) -> dict[str, LiteSignature]:
+    """Every signature of the model; one without any has `serving_default` by tensor names.
+
+    That is how TensorFlow Serving names them (`servables/tensorflow/tflite_session.cc`).
+
+    Args:
+        interpreter: With its tensors allocated.
+
+    Returns:
+        Name to signature.
+
+    Raises:
+        UnimplementedError: A tensor's dtype has no counterpart in numpy.
+    """
+    entries = {}
+    for name in interpreter.get_signature_list():
+        runner = interpreter.get_signature_runner(name)
+        entries[name] = LiteSignature(
+            name,
+            interpreter._interpreter.GetSubgraphIndexFromSignature(name),
+            _read_tensors(runner.get_input_details(), is_input=True),
+            _read_tensors(runner.get_output_details(), is_input=False),
+        )
+    return entries or {DEFAULT_SIGNATURE_NAME: _read_primary_subgraph(interpreter)}
+
+
+def _read_primary_subgraph(interpreter: Interpreter) -> LiteSignature:
+    inputs = {details["name"]: details for details in interpreter.get_input_details()}
+    outputs = {details["name"]: details for details in interpreter.get_output_details()}
+    return LiteSignature(
+        DEFAULT_SIGNATURE_NAME,
+        0,
+        _read_tensors(inputs, is_input=True),
+        _read_tensors(outputs, is_input=False),
+    )
+
+
+def _read_tensors(
+    details_by_name: Mapping[str, TensorDetails], *, is_input: bool
+) -> tuple[LiteTensor, ...]:
+    return tuple(
+        _read_tensor(name, details, is_input=is_input) for name, details in details_by_name.items()
+    )
+
+
+def _read_tensor(name: str, details: TensorDetails, *, is_input: bool) -> LiteTensor:
+    dtype = dtype_name(np.dtype(details["dtype"]))
+    sizes = details["shape_signature"]
+    # A scalar and a tensor of static shape may both come without a shape signature.
+    sizes = sizes if len(sizes) else details["shape"]
+    spec = TensorSpec(name, dtype, tuple(None if n < 0 else int(n) for n in sizes))
+    try:
+        _ = spec.numpy_dtype
+    except KeyError as error:
+        raise UnimplementedError(f"tensor `{name}` of the TFLite model is {dtype}") from error
+    quantisation = _read_quantisation(details)
+    hidden = _is_hidden(quantisation, is_input=is_input)
+    return LiteTensor(spec, int(details["index"]), quantisation, hidden)
+
+
+def _read_quantisation(details: TensorDetails) -> Quantisation | None:
     """The quantisation in an interpreter's tensor details, None for a tensor without one."""
     scale, zero_point = details["quantization"]
     if not scale:
@@ -205,7 +227,7 @@ def read_quantisation(details: dict[str, Any]) -> Quantisation | None:
     return Quantisation(np.dtype(details["dtype"]).name, float(scale), int(zero_point))
 
 
-def is_hidden(quantisation: Quantisation | None, *, is_input: bool) -> bool:
+def _is_hidden(quantisation: Quantisation | None, *, is_input: bool) -> bool:
     """Whether callers see this tensor as float32 (the rule at the top of this module)."""
     hidden = _HIDDEN_INPUTS if is_input else _HIDDEN_OUTPUTS
     return quantisation is not None and quantisation.dtype in hidden

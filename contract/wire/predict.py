@@ -4,16 +4,21 @@
     encode_predict_request  ------->  parse_predict_request, PredictCall.decode_inputs
     decode_predict_response <-------  encode_predict_response
 
-Decoded arrays are read-only views into the message where its bytes are the array's own, and
-need not be aligned; they keep the message alive.
+What serializers usually write (every field once, in the order of its number) is read in place,
+without building messages: an array becomes a read-only view into the message's bytes, which
+need not be aligned and keeps the message alive. Anything else that protobuf allows, and
+anything it does not, is `Unusual`, and protobuf is asked.
+
+Source: tensorflow_serving/apis/{model,predict}.proto and tensorflow/core/framework/tensor.proto,
+in the wire format of protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -21,29 +26,213 @@ from google.protobuf.message import DecodeError
 from contract.errors import InternalError, PlumblineError, RequestError, TensorMismatchError
 from contract.servable import ModelSpec
 from contract.signature import Array, Batch
-from contract.wire.plumbline_wire import model_pb2, predict_pb2
+from contract.wire.plumbline_wire import model_pb2, predict_pb2, tensor_pb2
 from contract.wire.tensors import (
     LAYOUTS,
     MAX_FILL_BYTES,
     Layout,
     Packing,
+    Piece,
     count_elements,
     decode_tensor,
     encode_tensor,
+    join_pieces,
     narrow,
 )
 from contract.wire.varints import read_varint, read_varints, write_varint
 
-# ModelSpec, the message, and `contract.servable.ModelSpec`, in both directions.
-#
-# Few different ones are in use at a time, so that both directions are remembered.
-
-
+_LONGEST_REMEMBERED = 128
 _LONGEST_REMEMBERED_SPEC = 512
+_CARRIED_FACTOR = 8
+"""A message warrants this many array bytes per byte of its own (an int64 in one byte)."""
+
+_CONTENT_TAG = 4 << 3 | 2
+_ODD = (IndexError, ValueError)
+"""What reading off the end, a long varint and bad UTF-8 raise."""
 
 
-def model_spec_from_proto(proto: Any) -> ModelSpec:
-    """The ModelSpec of a message."""
+@dataclasses.dataclass(slots=True)
+class PredictCall:
+    """A request of which the tensors are not decoded yet.
+
+    TensorFlow Serving looks for the model and the signature before it decodes a tensor, so
+    that a wrong name is reported before a wrong tensor.
+
+    Attributes:
+        model_spec: What is asked for.
+        output_filter: The outputs wanted; empty for all.
+    """
+
+    model_spec: ModelSpec
+    output_filter: tuple[str, ...]
+    _scan: Scan
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the inputs given."""
+        return tuple(self._scan.tensors)
+
+    def decode_inputs(self, *, max_fill_bytes: int = MAX_FILL_BYTES) -> dict[str, Array]:
+        """Decodes the tensors.
+
+        Args:
+            max_fill_bytes: The most bytes to allocate, over all inputs, for repeated values.
+
+        Returns:
+            Input name to ndarray, of the dtype and shape that the message declares, possibly a
+            read-only view.
+
+        Raises:
+            TensorMismatchError: `tensor parsing error: NAME`, TensorFlow Serving's words;
+                the reason is its cause.
+        """
+        arrays = {}
+        for name in self._scan.tensors:
+            try:
+                arrays[name], grown = _decode_part(self._scan, name, max_fill_bytes)
+            except PlumblineError as error:
+                raise TensorMismatchError(f"tensor parsing error: {name}") from error
+            max_fill_bytes -= grown
+        return arrays
+
+
+def parse_predict_request(body: bytes) -> PredictCall:
+    """Reads all of a PredictRequest but its tensors.
+
+    Args:
+        body: The serialized message; kept alive by what is returned.
+
+    Raises:
+        RequestError: No PredictRequest, or one without a ModelSpec ("Missing ModelSpec", as
+            `predict_util.cc` says).
+    """
+    try:
+        scan = scan_predict(body, _REQUEST_TAGS)
+    except Unusual:
+        scan = _parse_request(body)
+    if scan.model_spec is None:
+        raise RequestError("Missing ModelSpec")
+    return PredictCall(decode_model_spec(scan.model_spec), tuple(scan.output_filter), scan)
+
+
+def decode_predict_request(
+    body: bytes, *, max_fill_bytes: int = MAX_FILL_BYTES
+) -> tuple[ModelSpec, dict[str, Array], tuple[str, ...]]:
+    """Reads a whole PredictRequest.
+
+    Args:
+        body: The serialized message; kept alive by the arrays.
+        max_fill_bytes: As in `PredictCall.decode_inputs`.
+
+    Returns:
+        Model spec; input name to array; output filter, empty for all outputs.
+
+    Raises:
+        RequestError: See `parse_predict_request`.
+        TensorMismatchError: See `PredictCall.decode_inputs`.
+    """
+    call = parse_predict_request(body)
+    return call.model_spec, call.decode_inputs(max_fill_bytes=max_fill_bytes), call.output_filter
+
+
+def decode_predict_response(
+    body: bytes, *, max_fill_bytes: int = MAX_FILL_BYTES
+) -> tuple[ModelSpec, dict[str, Array]]:
+    """Reads a PredictResponse.
+
+    Args:
+        body: The serialized message; kept alive by the arrays.
+        max_fill_bytes: The most bytes to allocate, over all outputs, for repeated values.
+
+    Returns:
+        Who answered, its name "" if it does not say; output name to array, of the dtype and
+        shape that the message declares, possibly a read-only view.
+
+    Raises:
+        InternalError: The server's answer cannot be read; says which output.
+    """
+    try:
+        scan = scan_predict(body, _RESPONSE_TAGS)
+    except Unusual:
+        scan = _parse_response(body)
+    arrays = {}
+    for name in scan.tensors:
+        try:
+            arrays[name], grown = _decode_part(scan, name, max_fill_bytes)
+        except PlumblineError as error:
+            raise InternalError(f"the server's output {name!r} cannot be read: {error}") from error
+        max_fill_bytes -= grown
+    try:
+        return decode_model_spec(scan.model_spec or b""), arrays
+    except RequestError as error:
+        raise InternalError(f"the server's answer cannot be read: {error}") from error
+
+
+def encode_predict_request(
+    model_spec: ModelSpec,
+    batch: Batch,
+    *,
+    output_filter: Sequence[str] = (),
+    use_tensor_content: bool = True,
+) -> bytes:
+    """A serialized PredictRequest.
+
+    Args:
+        model_spec: What is asked for.
+        batch: Input name to ndarray, of any shape; strings as in `to_tensor_proto`.
+        output_filter: The outputs wanted; empty for all.
+        use_tensor_content: One blob per tensor instead of typed values (strings are typed).
+
+    Raises:
+        TensorMismatchError: TensorFlow has no dtype for one of the arrays.
+    """
+    spec = encode_model_spec(model_spec)
+    parts: list[Piece] = [b"\x0a", write_varint(len(spec)), spec]
+    for name, array in batch.items():
+        parts += _encode_entry(b"\x12", name, encode_tensor(array, use_tensor_content))
+    for name in output_filter:
+        encoded = name.encode()
+        parts += (b"\x1a", write_varint(len(encoded)), encoded)
+    return join_pieces(parts)
+
+
+def encode_predict_response(
+    model_spec: ModelSpec, batch: Batch, *, use_tensor_content: bool = False
+) -> bytes:
+    """A serialized PredictResponse.
+
+    Args:
+        model_spec: Who answers: name, version and signature name.
+        batch: Output name to ndarray, of any shape; strings as in `to_tensor_proto`.
+        use_tensor_content: As `--enable_serialization_as_tensor_content`; strings too.
+
+    Raises:
+        TensorMismatchError: TensorFlow has no dtype for one of the arrays.
+    """
+    parts: list[Piece] = []
+    for name, array in batch.items():
+        tensor = encode_tensor(array, use_tensor_content, strings_as_content=True)
+        parts += _encode_entry(b"\x0a", name, tensor)
+    spec = encode_model_spec(model_spec)
+    parts += (b"\x12", write_varint(len(spec)), spec)
+    return join_pieces(parts)
+
+
+def _encode_entry(tag: bytes, name: str, tensor: tuple[bytes, Piece]) -> tuple[Piece, ...]:
+    """An entry of the map of tensors, in pieces: an array's bytes are copied once, at the end."""
+    head, payload = tensor
+    size = len(head) + (len(payload) if isinstance(payload, bytes) else payload.nbytes)
+    key = name.encode()
+    key = b"\x0a" + write_varint(len(key)) + key + b"\x12" + write_varint(size)
+    return tag, write_varint(len(key) + size), key, head, payload
+
+
+def model_spec_from_proto(proto: model_pb2.ModelSpec) -> ModelSpec:
+    """The ModelSpec of a message.
+
+    Args:
+        proto: Our message or TensorFlow Serving's own; its version may be 0, which is a version.
+    """
     choice = proto.WhichOneof("version_choice")
     return ModelSpec(
         name=proto.name,
@@ -53,8 +242,8 @@ def model_spec_from_proto(proto: Any) -> ModelSpec:
     )
 
 
-def model_spec_to_proto(spec: ModelSpec) -> Any:
-    """The message of a ModelSpec, a `plumbline_wire.model_pb2.ModelSpec`."""
+def model_spec_to_proto(spec: ModelSpec) -> model_pb2.ModelSpec:
+    """The message of a ModelSpec: `version` wins over `version_label`, of which it has one."""
     proto = model_pb2.ModelSpec(name=spec.name, signature_name=spec.signature_name)
     if spec.version is not None:
         proto.version.value = spec.version
@@ -63,14 +252,14 @@ def model_spec_to_proto(spec: ModelSpec) -> Any:
     return proto
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=512)  # few different ones are in use at a time
 def encode_model_spec(spec: ModelSpec) -> bytes:
-    """The serialized message of a ModelSpec."""
+    """The serialized message of a ModelSpec; equal ones give equal bytes."""
     return bytes(model_spec_to_proto(spec).SerializeToString(deterministic=True))
 
 
 def decode_model_spec(data: bytes) -> ModelSpec:
-    """The ModelSpec of a serialized message.
+    """The ModelSpec of a serialized message; "" for b"", whose fields are all unset.
 
     Raises:
         RequestError: These bytes are no ModelSpec.
@@ -88,34 +277,66 @@ def _decode(data: bytes) -> ModelSpec:
 _decode_remembered = lru_cache(maxsize=512)(_decode)
 
 
-# Reads a serialized PredictRequest or PredictResponse without building messages.
-#
-# What serializers usually write (every field once, in the order of its number) is read in
-# place: an array becomes a view into the message's bytes. Anything else that protobuf allows,
-# and anything it does not, raises `Unusual`, and the caller asks protobuf.
+def _decode_part(scan: Scan, name: str, max_fill_bytes: int) -> tuple[Array, int]:
+    """A tensor, and how many bytes it takes beyond those that the message warrants."""
+    start, stop = scan.tensors[name]
+    try:
+        return scan_tensor(scan.body, start, stop), 0
+    except Unusual:
+        array = decode_tensor(scan.body[start:stop], max_fill_bytes=max_fill_bytes)
+        return array, max(0, array.nbytes - _CARRIED_FACTOR * (stop - start))
 
 
-_CONTENT_TAG = 4 << 3 | 2
-_LONGEST_REMEMBERED = 128
-_ODD = (IndexError, ValueError)
-"""What reading off the end, a long varint and bad UTF-8 raise."""
+def _parse_request(body: bytes) -> Scan:
+    try:
+        proto = predict_pb2.PredictRequest.FromString(body)
+    except DecodeError as error:
+        raise RequestError(f"these {len(body)} bytes are no PredictRequest: {error}") from error
+    return _collect(proto, proto.inputs, list(proto.output_filter))
+
+
+def _parse_response(body: bytes) -> Scan:
+    try:
+        proto = predict_pb2.PredictResponse.FromString(body)
+    except DecodeError as error:
+        raise InternalError(
+            f"the server's {len(body)} bytes are no PredictResponse: {error}"
+        ) from error
+    return _collect(proto, proto.outputs, [])
+
+
+def _collect(
+    proto: predict_pb2.PredictRequest | predict_pb2.PredictResponse,
+    tensors: Mapping[str, tensor_pb2.TensorProto],
+    output_filter: list[str],
+) -> Scan:
+    """A parsed message in the shape of a scan: its tensors serialized anew, in order."""
+    spec = proto.model_spec.SerializeToString() if proto.HasField("model_spec") else None
+    parts: list[bytes] = []
+    ranges = {}
+    position = 0
+    for name, tensor in tensors.items():
+        parts.append(tensor.SerializeToString())
+        ranges[name] = (position, position + len(parts[-1]))
+        position += len(parts[-1])
+    return Scan(b"".join(parts), spec, ranges, output_filter)
 
 
 class Unusual(Exception):
     """Bytes that are left to protobuf."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Fields:
-    """The numbers of the fields of one of the two messages."""
+class Tags(NamedTuple):
+    """The one-byte tags of the fields of one of the two messages; all are length-delimited."""
 
     model_spec: int
     tensors: int
-    output_filter: int
+    output_filter: int = -1
+    """No byte: an answer has none."""
 
-    def tags(self) -> tuple[int, int, int]:
-        """Their one-byte tags; all three are length-delimited."""
-        return self.model_spec << 3 | 2, self.tensors << 3 | 2, self.output_filter << 3 | 2
+
+_REQUEST_TAGS = Tags(model_spec=1 << 3 | 2, tensors=2 << 3 | 2, output_filter=3 << 3 | 2)
+_RESPONSE_TAGS = Tags(model_spec=2 << 3 | 2, tensors=1 << 3 | 2)
 
 
 @dataclasses.dataclass(slots=True)
@@ -135,15 +356,15 @@ class Scan:
     output_filter: list[str]
 
 
-def scan_predict(body: bytes, tags: tuple[int, int, int]) -> Scan:
+def scan_predict(body: bytes, tags: Tags) -> Scan:
     """Finds the parts of a message.
 
     Args:
         body: The serialized message.
-        tags: The tags of model_spec, tensors and output_filter.
+        tags: Those of a request or those of a response.
 
     Raises:
-        Unusual: See the module.
+        Unusual: A field that is not one of the three, out of place, or cut off.
     """
     spec_tag, tensors_tag, filter_tag = tags
     found = Scan(body, None, {}, [])
@@ -185,11 +406,16 @@ def _scan_entry(body: bytes, position: int, stop: int) -> tuple[str, int]:
 
 
 def scan_tensor(body: bytes, start: int, stop: int) -> Array:
-    """The array of the serialized TensorProto in `body[start:stop]`, a view where it can be.
+    """Reads a serialized TensorProto, into a view where it can be.
+
+    Args:
+        body: A message that holds it.
+        start: Where it starts.
+        stop: Where it ends.
 
     Raises:
-        Unusual: See the module; also whenever the values are not exactly as many as the
-            shape says.
+        Unusual: Fields out of place, a dtype that is not read in place, or values that are not
+            exactly as many as the shape says.
     """
     try:
         if stop - start < 4 or body[start] != 0x08 or body[start + 2] != 0x12:
@@ -210,14 +436,19 @@ def scan_tensor(body: bytes, start: int, stop: int) -> Array:
         raise Unusual from None
     if position + length != stop or length == 0:
         raise Unusual
-    return _read_payload(layout, tag, (body, position, length), (shape, count))
+    return _read_payload(body, position, length, tag, layout, shape, count)
 
 
 def _read_payload(
-    layout: Layout, tag: int, where: tuple[bytes, int, int], what: tuple[tuple[int, ...], int]
+    body: bytes,
+    position: int,
+    length: int,
+    tag: int,
+    layout: Layout,
+    shape: tuple[int, ...],
+    count: int,
 ) -> Array:
-    body, position, length = where
-    shape, count = what
+    """The `count` elements in the field of `tag`, of which `length` bytes lie at `position`."""
     packing = layout.packing
     if (
         length == count * layout.itemsize
@@ -255,199 +486,3 @@ def _read_shape(data: bytes) -> tuple[tuple[int, ...], int]:
         sizes.append(size)
     shape = tuple(sizes)
     return shape, count_elements(shape)
-
-
-_REQUEST_TAGS = Fields(model_spec=1, tensors=2, output_filter=3).tags()
-_RESPONSE_TAGS = Fields(model_spec=2, tensors=1, output_filter=31).tags()
-_CARRIED_FACTOR = 8
-"""A message warrants this many array bytes per byte of its own (an int64 in one byte)."""
-
-
-@dataclasses.dataclass(slots=True)
-class PredictCall:
-    """A request of which the tensors are not decoded yet.
-
-    TensorFlow Serving looks for the model and the signature before it decodes a tensor, so
-    that a wrong name is reported before a wrong tensor.
-
-    Attributes:
-        model_spec: What is asked for.
-        output_filter: The outputs wanted; empty for all.
-    """
-
-    model_spec: ModelSpec
-    output_filter: tuple[str, ...]
-    _scan: Scan
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """The names of the inputs given."""
-        return tuple(self._scan.tensors)
-
-    def decode_inputs(self, *, max_fill_bytes: int = MAX_FILL_BYTES) -> dict[str, Array]:
-        """Input name to array.
-
-        Args:
-            max_fill_bytes: The most bytes to allocate, over all inputs, for repeated values.
-
-        Raises:
-            TensorMismatchError: `tensor parsing error: NAME`, TensorFlow Serving's words;
-                the reason is its cause.
-        """
-        arrays = {}
-        for name in self._scan.tensors:
-            try:
-                arrays[name], grown = _decode_part(self._scan, name, max_fill_bytes)
-            except PlumblineError as error:
-                raise TensorMismatchError(f"tensor parsing error: {name}") from error
-            max_fill_bytes -= grown
-        return arrays
-
-
-def parse_predict_request(body: bytes) -> PredictCall:
-    """Reads all of a PredictRequest but its tensors.
-
-    Raises:
-        RequestError: No PredictRequest, or one without a ModelSpec.
-    """
-    try:
-        scan = scan_predict(body, _REQUEST_TAGS)
-    except Unusual:
-        scan = _parse_request(body)
-    if scan.model_spec is None:
-        raise RequestError("Missing ModelSpec")
-    return PredictCall(decode_model_spec(scan.model_spec), tuple(scan.output_filter), scan)
-
-
-def decode_predict_request(
-    body: bytes, *, max_fill_bytes: int = MAX_FILL_BYTES
-) -> tuple[ModelSpec, dict[str, Array], tuple[str, ...]]:
-    """Reads a whole PredictRequest: model spec, input name to array, output filter.
-
-    Raises:
-        RequestError: See `parse_predict_request`.
-        TensorMismatchError: See `PredictCall.decode_inputs`.
-    """
-    call = parse_predict_request(body)
-    return call.model_spec, call.decode_inputs(max_fill_bytes=max_fill_bytes), call.output_filter
-
-
-def decode_predict_response(
-    body: bytes, *, max_fill_bytes: int = MAX_FILL_BYTES
-) -> tuple[ModelSpec, dict[str, Array]]:
-    """Reads a PredictResponse: who answered (name "" if it does not say), output to array.
-
-    Raises:
-        InternalError: The server's answer cannot be read; says which output.
-    """
-    try:
-        scan = scan_predict(body, _RESPONSE_TAGS)
-    except Unusual:
-        scan = _parse_response(body)
-    arrays = {}
-    for name in scan.tensors:
-        try:
-            arrays[name], grown = _decode_part(scan, name, max_fill_bytes)
-        except PlumblineError as error:
-            raise InternalError(f"the server's output {name!r} cannot be read: {error}") from error
-        max_fill_bytes -= grown
-    try:
-        return decode_model_spec(scan.model_spec or b""), arrays
-    except RequestError as error:
-        raise InternalError(f"the server's answer cannot be read: {error}") from error
-
-
-def encode_predict_request(
-    model_spec: ModelSpec,
-    batch: Batch,
-    *,
-    output_filter: Sequence[str] = (),
-    use_tensor_content: bool = True,
-) -> bytes:
-    """A serialized PredictRequest.
-
-    Args:
-        model_spec: What is asked for.
-        batch: Input name to ndarray.
-        output_filter: The outputs wanted; empty for all.
-        use_tensor_content: One blob per tensor instead of typed values (strings are typed).
-
-    Raises:
-        TensorMismatchError: TensorFlow has no dtype for one of the arrays.
-    """
-    spec = encode_model_spec(model_spec)
-    parts: list[Any] = [b"\x0a", write_varint(len(spec)), spec]
-    for name, array in batch.items():
-        parts += _encode_entry(b"\x12", name, encode_tensor(array, use_tensor_content))
-    for name in output_filter:
-        encoded = name.encode()
-        parts += (b"\x1a", write_varint(len(encoded)), encoded)
-    return b"".join(parts)
-
-
-def encode_predict_response(
-    model_spec: ModelSpec, batch: Batch, *, use_tensor_content: bool = False
-) -> bytes:
-    """A serialized PredictResponse.
-
-    Args:
-        model_spec: Who answers: name, version and signature name.
-        batch: Output name to ndarray.
-        use_tensor_content: As `--enable_serialization_as_tensor_content`; strings too.
-    """
-    parts: list[Any] = []
-    for name, array in batch.items():
-        tensor = encode_tensor(array, use_tensor_content, strings_as_content=True)
-        parts += _encode_entry(b"\x0a", name, tensor)
-    spec = encode_model_spec(model_spec)
-    parts += (b"\x12", write_varint(len(spec)), spec)
-    return b"".join(parts)
-
-
-def _encode_entry(tag: bytes, name: str, tensor: tuple[bytes, Any]) -> Iterable[Any]:
-    head, payload = tensor
-    size = len(head) + (len(payload) if isinstance(payload, bytes) else payload.nbytes)
-    key = name.encode()
-    key = b"\x0a" + write_varint(len(key)) + key + b"\x12" + write_varint(size)
-    return tag, write_varint(len(key) + size), key, head, payload
-
-
-def _decode_part(scan: Scan, name: str, max_fill_bytes: int) -> tuple[Array, int]:
-    """A tensor, and how many bytes it takes beyond those that the message warrants."""
-    start, stop = scan.tensors[name]
-    try:
-        return scan_tensor(scan.body, start, stop), 0
-    except Unusual:
-        array = decode_tensor(scan.body[start:stop], max_fill_bytes=max_fill_bytes)
-        return array, max(0, array.nbytes - _CARRIED_FACTOR * (stop - start))
-
-
-def _parse_request(body: bytes) -> Scan:
-    try:
-        proto = predict_pb2.PredictRequest.FromString(body)
-    except DecodeError as error:
-        raise RequestError(f"these {len(body)} bytes are no PredictRequest: {error}") from error
-    return _collect(proto, proto.inputs, list(proto.output_filter))
-
-
-def _parse_response(body: bytes) -> Scan:
-    try:
-        proto = predict_pb2.PredictResponse.FromString(body)
-    except DecodeError as error:
-        raise InternalError(
-            f"the server's {len(body)} bytes are no PredictResponse: {error}"
-        ) from error
-    return _collect(proto, proto.outputs, [])
-
-
-def _collect(proto: Any, tensors: Any, output_filter: list[str]) -> Scan:
-    """A parsed message in the shape of a scan: its tensors serialized anew, in order."""
-    spec = proto.model_spec.SerializeToString() if proto.HasField("model_spec") else None
-    parts: list[bytes] = []
-    ranges = {}
-    position = 0
-    for name, tensor in tensors.items():
-        parts.append(tensor.SerializeToString())
-        ranges[name] = (position, position + len(parts[-1]))
-        position += len(parts[-1])
-    return Scan(b"".join(parts), spec, ranges, output_filter)

@@ -1,4 +1,12 @@
-"""The methods of TensorFlow Serving's services: full path, request and response."""
+"""Remote calls: TensorFlow Serving's methods, statuses as errors, and one blocking call.
+
+The embedded server names an error's class beside the status (`plumbline-error`, trailing
+metadata over gRPC, a header over HTTP), so that a client raises the same one. TensorFlow
+Serving names none: then the code and the beginning of its text decide.
+
+grpcio is imported by the functions that need it: a server's REST interface, a REST client and
+a command's `--help` do without.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +14,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import grpc
+from google.protobuf.message import Message
 
 from contract.errors import (
     ERRORS_BY_NAME,
@@ -36,7 +44,6 @@ from contract.wire.plumbline_wire import (
 if TYPE_CHECKING:
     import grpc
 
-
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
@@ -44,19 +51,20 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Method:
-    """One remote procedure.
+    """One remote procedure of `tensorflow_serving/apis/*_service.proto` or of gRPC's health.
 
     Attributes:
         service: The service's full name.
         name: The method's name.
         request: The class of its request message.
-        response: The class of its response message.
+        response: The class of its response message. Neither is a type parameter: callers
+            take methods out of tables by path, where only the class itself tells.
     """
 
     service: str
     name: str
-    request: Any
-    response: Any
+    request: type[Any]
+    response: type[Any]
 
     @property
     def path(self) -> str:
@@ -127,17 +135,10 @@ METHODS: dict[str, Method] = {
 }
 """Full path to method."""
 
-
-# One table: canonical code, gRPC status, HTTP status, and the error class behind them.
-#
-# The embedded server names the error's class beside the status (`plumbline-error`, trailing
-# metadata over gRPC, a header over HTTP), so that a client raises the same one. TensorFlow
-# Serving names none: then the code and the beginning of its text decide.
-
-
 ERROR_KEY = "plumbline-error"
 """The key of the trailing metadata, and the header, that names the error's class."""
 
+# Canonical code, HTTP status, and the class of error that a client takes it for.
 _TABLE: tuple[tuple[Code, int, type[PlumblineError]], ...] = (
     (Code.OK, 200, PlumblineError),
     (Code.CANCELLED, 499, CancelledError),
@@ -179,12 +180,26 @@ _TEXTS: tuple[tuple[str, type[PlumblineError]], ...] = (
 
 
 def http_status(code: Code) -> int:
-    """The HTTP status TensorFlow Serving answers for a code (util/net_http, http_rest_api)."""
+    """The HTTP status that TensorFlow Serving answers for a code.
+
+    Source: `ToHTTPStatusCode` in tensorflow_serving/model_servers/http_server.cc.
+
+    Args:
+        code: Of the error that ended the request.
+    """
     return _HTTP[code]
 
 
 def code_of_http(status: int) -> Code:
-    """The canonical code an HTTP status stands for; UNKNOWN when it stands for none."""
+    """The canonical code that an HTTP status stands for.
+
+    Args:
+        status: For example 404. Every 2xx is OK.
+
+    Returns:
+        UNKNOWN when it stands for none. Where several codes share a status (400, 409, 500), the
+        one that a client can do most with.
+    """
     if 200 <= status < 300:
         return Code.OK
     return _CODE_OF_HTTP.get(status, Code.UNKNOWN)
@@ -203,7 +218,14 @@ def code_of_grpc(status: grpc.StatusCode | None) -> Code:
 
 
 def trailing_metadata_for(error: PlumblineError) -> tuple[tuple[str, str], ...]:
-    """What a server sends after the status, so that a client can raise the same class."""
+    """What a server sends after the status, so that a client can raise the same class.
+
+    Args:
+        error: What ended the call.
+
+    Returns:
+        Key and value of one entry: `plumbline-error` and the class's name.
+    """
     return ((ERROR_KEY, type(error).__name__),)
 
 
@@ -232,6 +254,10 @@ def error_from_rpc(error: grpc.RpcError) -> PlumblineError:
 
     Args:
         error: A `grpc.RpcError` that is a call too, or a `grpc.aio.AioRpcError`.
+
+    Returns:
+        As `error_from_status` for its code, its details and its trailing metadata; a plain
+        PlumblineError of UNKNOWN for an error that is no call.
     """
     code, details = getattr(error, "code", None), getattr(error, "details", None)
     if code is None or details is None:
@@ -249,9 +275,6 @@ def _named_class(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | No
     return None
 
 
-# One blocking call, for commands that ask a server a single thing.
-
-
 UNLIMITED = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -262,7 +285,7 @@ UNLIMITED = (
 def call_unary(
     address: str,
     method: Method,
-    request: Any,
+    request: Message,
     *,
     timeout_s: float,
     credentials: grpc.ChannelCredentials | None = None,
@@ -270,9 +293,11 @@ def call_unary(
 ) -> Any:
     """Opens a channel, makes one unary call, closes the channel.
 
+    For commands that ask a server a single thing.
+
     Args:
         address: `host:port`, `unix:/path`, or any other target of grpcio.
-        method: One of `contract.wire.rpc`.
+        method: One of this module's, unary.
         request: A message of `method.request`.
         timeout_s: Seconds until the call is given up, connecting included.
         credentials: TLS credentials; plain text without.
@@ -284,8 +309,10 @@ def call_unary(
     Raises:
         ServableUnavailableError: Nobody answers at `address`.
         DeadlineExceededError: No answer within `timeout_s`.
-        PlumblineError: The server's own error; see `contract.wire.rpc`.
+        PlumblineError: The server's own error; see `error_from_status`.
     """
+    import grpc
+
     channel = (
         grpc.insecure_channel(address, options=UNLIMITED)
         if credentials is None

@@ -1,16 +1,18 @@
 """SignatureDef, the message, and `contract.signature.Signature`; signatures of a SavedModel.
 
-Reads `saved_model.pb` without TensorFlow: the graph in it is skipped.
+Reads `saved_model.pb` without TensorFlow: the graph in it is skipped. Source:
+tensorflow/core/protobuf/{saved_model,meta_graph}.proto and
+tensorflow_serving/apis/get_model_metadata.proto.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from contract.errors import InternalError, ManifestError
+from contract.servable import ModelSpec
 from contract.signature import Signature, TensorSpec
 from contract.wire.plumbline_wire import metadata_pb2, saved_model_pb2, tensor_pb2
 from contract.wire.predict import model_spec_from_proto, model_spec_to_proto
@@ -29,8 +31,17 @@ SIGNATURE_DEF_FIELD = "signature_def"
 _MAP_TYPE_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 
 
-def signature_from_proto(name: str, proto: Any) -> Signature:
-    """The Signature of a SignatureDef."""
+def signature_from_proto(name: str, proto: saved_model_pb2.SignatureDef) -> Signature:
+    """The Signature of a SignatureDef.
+
+    Args:
+        name: Its key in the map of signatures; the message does not know it.
+        proto: Axes of size -1 become None, and so does a shape of unknown rank.
+
+    Returns:
+        Inputs and outputs sorted by name. A dtype that no ndarray can hold keeps TensorFlow's
+        name of it, for example `DT_RESOURCE`.
+    """
     return Signature(
         name=name,
         inputs={alias: _read_info(alias, info) for alias, info in sorted(proto.inputs.items())},
@@ -39,11 +50,14 @@ def signature_from_proto(name: str, proto: Any) -> Signature:
     )
 
 
-def signature_to_proto(signature: Signature) -> Any:
-    """The SignatureDef of a Signature, a `plumbline_wire.saved_model_pb2.SignatureDef`.
+def signature_to_proto(signature: Signature) -> saved_model_pb2.SignatureDef:
+    """The SignatureDef of a Signature.
 
     A Signature does not know the names of the nodes in a graph: the tensors are called as
     TensorFlow 2 calls them.
+
+    Raises:
+        TensorMismatchError: A dtype that TensorFlow does not have.
     """
     proto = saved_model_pb2.SignatureDef(method_name=signature.method_name)
     for alias, spec in signature.inputs.items():
@@ -54,7 +68,14 @@ def signature_to_proto(signature: Signature) -> Any:
 
 
 def read_signatures(saved_model: bytes, *, tags: Iterable[str] = (SERVE,)) -> dict[str, Signature]:
-    """The signatures in the bytes of a `saved_model.pb`, by name.
+    """The signatures of a SavedModel.
+
+    Args:
+        saved_model: The bytes of a `saved_model.pb`.
+        tags: Of the graph; several graphs may be in one file.
+
+    Returns:
+        Name to Signature, sorted; the initialiser is left out.
 
     Raises:
         ManifestError: No SavedModel, or none of its graphs bears exactly `tags`.
@@ -62,8 +83,17 @@ def read_signatures(saved_model: bytes, *, tags: Iterable[str] = (SERVE,)) -> di
     return signatures_from_map(read_signature_defs(saved_model, tags=tags))
 
 
-def read_signature_defs(saved_model: bytes, *, tags: Iterable[str] = (SERVE,)) -> dict[str, Any]:
-    """The SignatureDefs in the bytes of a `saved_model.pb`, the initialiser's included.
+def read_signature_defs(
+    saved_model: bytes, *, tags: Iterable[str] = (SERVE,)
+) -> dict[str, saved_model_pb2.SignatureDef]:
+    """The SignatureDefs of a SavedModel, which know the names of nodes.
+
+    Args:
+        saved_model: The bytes of a `saved_model.pb`.
+        tags: Of the graph.
+
+    Returns:
+        Name to message, the initialiser's included.
 
     Raises:
         ManifestError: No SavedModel, or none of its graphs bears exactly `tags`.
@@ -71,9 +101,14 @@ def read_signature_defs(saved_model: bytes, *, tags: Iterable[str] = (SERVE,)) -
     return dict(read_meta_graph(saved_model, tags=tags).signature_def)
 
 
-def read_meta_graph(saved_model: bytes, *, tags: Iterable[str] = (SERVE,)) -> Any:
-    """The MetaGraphDef with exactly `tags`, without its graph: it also says which
-    TensorFlow wrote it, and names its assets.
+def read_meta_graph(
+    saved_model: bytes, *, tags: Iterable[str] = (SERVE,)
+) -> saved_model_pb2.MetaGraphDef:
+    """What a SavedModel says beside its graph: signatures, assets, which TensorFlow wrote it.
+
+    Args:
+        saved_model: The bytes of a `saved_model.pb`.
+        tags: Exactly those of the MetaGraphDef, in any order.
 
     Raises:
         ManifestError: No SavedModel, or none of its graphs bears exactly `tags`.
@@ -98,18 +133,27 @@ def read_meta_graph(saved_model: bytes, *, tags: Iterable[str] = (SERVE,)) -> An
     )
 
 
-def signatures_from_map(protos: Mapping[str, Any]) -> dict[str, Signature]:
-    """Signature name to Signature, sorted; the initialiser is left out."""
+def signatures_from_map(protos: Mapping[str, saved_model_pb2.SignatureDef]) -> dict[str, Signature]:
+    """The Signatures of a map of SignatureDefs.
+
+    Args:
+        protos: Signature name to message.
+
+    Returns:
+        Signature name to Signature, sorted; the initialiser is left out.
+    """
     return {
         name: signature_from_proto(name, protos[name]) for name in sorted(protos) if name != INIT_OP
     }
 
 
-def metadata_response(model_spec: Any, protos: Mapping[str, Any]) -> Any:
+def metadata_response(
+    model_spec: ModelSpec, protos: Mapping[str, saved_model_pb2.SignatureDef]
+) -> metadata_pb2.GetModelMetadataResponse:
     """A GetModelMetadataResponse with the signatures of a version.
 
     Args:
-        model_spec: The `contract.servable.ModelSpec` of who answers.
+        model_spec: Who answers.
         protos: Signature name to SignatureDef.
     """
     signatures = metadata_pb2.SignatureDefMap()
@@ -122,8 +166,16 @@ def metadata_response(model_spec: Any, protos: Mapping[str, Any]) -> Any:
     return response
 
 
-def signatures_from_metadata(response: Any) -> tuple[Any, dict[str, Signature]]:
-    """Who answered a GetModelMetadata call, and the signatures it told of.
+def signatures_from_metadata(
+    response: metadata_pb2.GetModelMetadataResponse,
+) -> tuple[ModelSpec, dict[str, Signature]]:
+    """Reads the answer of a GetModelMetadata call.
+
+    Args:
+        response: As `metadata_response` makes it, or TensorFlow Serving.
+
+    Returns:
+        Who answered; signature name to Signature, sorted.
 
     Raises:
         InternalError: The server's answer holds no signatures.
@@ -138,7 +190,7 @@ def signatures_from_metadata(response: Any) -> tuple[Any, dict[str, Signature]]:
     return model_spec_from_proto(response.model_spec), signatures_from_map(protos)
 
 
-def _read_info(alias: str, info: Any) -> TensorSpec:
+def _read_info(alias: str, info: saved_model_pb2.TensorInfo) -> TensorSpec:
     layout = LAYOUTS.get(info.dtype)
     if layout is None:
         known = tensor_pb2.DataType.values()
@@ -147,15 +199,15 @@ def _read_info(alias: str, info: Any) -> TensorSpec:
     return TensorSpec(alias, layout.name, _read_axes(info.tensor_shape))
 
 
-def _read_axes(shape: Any) -> tuple[int | None, ...] | None:
+def _read_axes(shape: tensor_pb2.TensorShapeProto) -> tuple[int | None, ...] | None:
     if shape.unknown_rank:
         return None
     return tuple(dim.size if dim.size >= 0 else None for dim in shape.dim)
 
 
-def _write_info(info: Any, spec: TensorSpec, tensor_name: str) -> None:
+def _write_info(info: saved_model_pb2.TensorInfo, spec: TensorSpec, tensor_name: str) -> None:
     info.name = tensor_name
-    info.dtype = layout_of_name(spec.dtype).number
+    info.dtype = layout_of_name(spec.dtype).number  # type: ignore[assignment]
     if spec.shape is None:
         info.tensor_shape.unknown_rank = True
         return

@@ -1,9 +1,14 @@
-"""TensorProto to ndarray, by TensorFlow's own rules.
+"""TensorProto to ndarray and back, by TensorFlow's own rules.
+
+`tensor_content` holds the elements' own bytes, little endian. The typed `*_val` fields hold
+the same for floats and complex numbers, and varints for everything else (half and bfloat16
+as the number that their 16 bits spell). Source: tensorflow/core/framework/tensor.{proto,cc}.
 
 Reading follows `Tensor::FromProto` (tensorflow/core/framework/tensor.cc): `tensor_content`
 wins over typed values and must have exactly the declared size; too few typed values repeat
 the last one, none at all means zeros, too many are cut. What is declared is checked against
-what is carried before anything is allocated.
+what is carried before anything is allocated. Writing lays fields out as TensorFlow's own
+writers do.
 """
 
 from __future__ import annotations
@@ -11,9 +16,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -24,14 +29,180 @@ from contract.signature import Array
 from contract.wire.plumbline_wire.tensor_pb2 import TensorProto
 from contract.wire.varints import read_varint, write_varint, write_varints
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+Piece: TypeAlias = "bytes | Array"
+"""Some of a message: bytes, or a C-contiguous ndarray whose bytes it is."""
+
 MAX_FILL_BYTES = 64 * 2**20
 """How much a message may make us allocate beyond what it carries (values that repeat)."""
 
 _MAX_AXES = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
 
+_CONTENT_TAG = b"\x22"
+
+
+class Packing(enum.Enum):
+    """What a dtype's typed field holds."""
+
+    FIXED = "the elements' own bytes"
+    VARINT = "one varint per element"
+    BITS = "one varint per element, of the 16 bits it is made of"
+    BYTES = "one bytes value with all elements"
+    STRINGS = "one bytes value per element"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """How one of TensorFlow's dtypes lies in a TensorProto and in an ndarray.
+
+    Attributes:
+        number: The dtype's number in `DataType`.
+        name: TensorSpec's name of the dtype: numpy's, or `string`.
+        dtype: The ndarray's dtype; object for strings.
+        field: The typed field's name.
+        field_number: Its number.
+        packing: What it holds.
+        itemsize: Bytes an element takes in an ndarray.
+    """
+
+    number: int
+    name: str
+    dtype: np.dtype[Any]
+    field: str
+    field_number: int
+    packing: Packing
+    itemsize: int
+
+
+_FIELDS = {
+    "float_val": (5, Packing.FIXED),
+    "double_val": (6, Packing.FIXED),
+    "int_val": (7, Packing.VARINT),
+    "string_val": (8, Packing.STRINGS),
+    "scomplex_val": (9, Packing.FIXED),
+    "int64_val": (10, Packing.VARINT),
+    "bool_val": (11, Packing.VARINT),
+    "dcomplex_val": (12, Packing.FIXED),
+    "half_val": (13, Packing.BITS),
+    "uint32_val": (16, Packing.VARINT),
+    "uint64_val": (17, Packing.VARINT),
+    "float8_val": (18, Packing.BYTES),
+}
+
+# Number in DataType, ndarray dtype, typed field. The quantised ones come last: they are read
+# as the plain integers they hold, and plain integers are never written as them.
+_TABLE: tuple[tuple[int, DTypeLike, str], ...] = (
+    (1, np.float32, "float_val"),
+    (2, np.float64, "double_val"),
+    (3, np.int32, "int_val"),
+    (4, np.uint8, "int_val"),
+    (5, np.int16, "int_val"),
+    (6, np.int8, "int_val"),
+    (7, object, "string_val"),
+    (8, np.complex64, "scomplex_val"),
+    (9, np.int64, "int64_val"),
+    (10, np.bool_, "bool_val"),
+    (14, ml_dtypes.bfloat16, "half_val"),
+    (17, np.uint16, "int_val"),
+    (18, np.complex128, "dcomplex_val"),
+    (19, np.float16, "half_val"),
+    (22, np.uint32, "uint32_val"),
+    (23, np.uint64, "uint64_val"),
+    (24, ml_dtypes.float8_e5m2, "float8_val"),
+    (25, ml_dtypes.float8_e4m3fn, "float8_val"),
+    (26, ml_dtypes.float8_e4m3fnuz, "float8_val"),
+    (27, ml_dtypes.float8_e4m3b11fnuz, "float8_val"),
+    (28, ml_dtypes.float8_e5m2fnuz, "float8_val"),
+    (29, ml_dtypes.int4, "int_val"),
+    (30, ml_dtypes.uint4, "int_val"),
+    (11, np.int8, "int_val"),
+    (12, np.uint8, "int_val"),
+    (13, np.int32, "int_val"),
+    (15, np.int16, "int_val"),
+    (16, np.uint16, "int_val"),
+)
+_QUANTISED = {11: "qint8", 12: "quint8", 13: "qint32", 15: "qint16", 16: "quint16"}
+
+
+def _lay_out(number: int, kind: DTypeLike, field: str) -> Layout:
+    dtype = np.dtype(kind)
+    name = _QUANTISED.get(number, "string" if dtype.kind == "O" else dtype.name)
+    field_number, packing = _FIELDS[field]
+    return Layout(number, name, dtype, field, field_number, packing, dtype.itemsize)
+
+
+LAYOUTS: dict[int, Layout] = {row[0]: _lay_out(*row) for row in _TABLE}
+"""Number in `DataType` to layout, for every dtype an ndarray can hold."""
+
+_BY_NAME = {layout.name: layout for layout in LAYOUTS.values()}
+_BY_DTYPE = {layout.dtype: layout for layout in LAYOUTS.values() if layout.number not in _QUANTISED}
+_STRING_LAYOUT = _BY_NAME["string"]
+
+
+def layout_of_number(number: int) -> Layout:
+    """The layout of a dtype by its number in `DataType` (tensorflow/core/framework/types.proto).
+
+    Args:
+        number: For example 1, DT_FLOAT.
+
+    Raises:
+        TensorMismatchError: No ndarray can hold it (resources, variants, references, none).
+    """
+    layout = LAYOUTS.get(number)
+    if layout is None:
+        raise TensorMismatchError(
+            f"tensors of DataType {number} cannot be read: give one of "
+            f"{', '.join(sorted(_BY_NAME))}"
+        )
+    return layout
+
+
+def layout_of_dtype(dtype: np.dtype[Any]) -> Layout:
+    """The layout of an ndarray's dtype; bytes, str and object stand for strings.
+
+    Raises:
+        TensorMismatchError: TensorFlow has no such dtype.
+    """
+    layout = _BY_DTYPE.get(dtype) or _BY_DTYPE.get(dtype.newbyteorder("="))
+    if layout is not None:
+        return layout
+    if dtype.kind in "SUT":
+        return _STRING_LAYOUT
+    raise TensorMismatchError(
+        f"got an array of dtype {dtype}; TensorFlow's dtypes are {', '.join(sorted(_BY_NAME))}"
+    )
+
+
+def layout_of_name(name: str) -> Layout:
+    """The layout of a dtype by TensorSpec's name.
+
+    Args:
+        name: For example `float32`, `string` or `qint8`.
+
+    Raises:
+        TensorMismatchError: There is no such dtype.
+    """
+    layout = _BY_NAME.get(name)
+    if layout is None:
+        raise TensorMismatchError(f"{name!r} is no dtype of {', '.join(sorted(_BY_NAME))}")
+    return layout
+
 
 def decode_tensor(data: bytes, *, max_fill_bytes: int = MAX_FILL_BYTES) -> Array:
-    """The ndarray of a serialized TensorProto; errors as in `from_tensor_proto`."""
+    """The ndarray of a serialized TensorProto.
+
+    Args:
+        data: The message's bytes.
+        max_fill_bytes: As in `from_tensor_proto`.
+
+    Returns:
+        As `from_tensor_proto`.
+
+    Raises:
+        TensorMismatchError: These bytes are no TensorProto, or as in `from_tensor_proto`.
+    """
     try:
         proto = TensorProto.FromString(data)
     except DecodeError as error:
@@ -39,8 +210,8 @@ def decode_tensor(data: bytes, *, max_fill_bytes: int = MAX_FILL_BYTES) -> Array
     return from_tensor_proto(proto, max_fill_bytes=max_fill_bytes)
 
 
-def from_tensor_proto(proto: Any, *, max_fill_bytes: int = MAX_FILL_BYTES) -> Array:
-    """The ndarray that a TensorProto carries.
+def from_tensor_proto(proto: TensorProto, *, max_fill_bytes: int = MAX_FILL_BYTES) -> Array:
+    """The ndarray that a TensorProto carries, as `Tensor::FromProto` reads it.
 
     Args:
         proto: Our TensorProto or TensorFlow's own.
@@ -144,12 +315,12 @@ def _to_objects(strings: Sequence[bytes]) -> Array:
     return array
 
 
-def _count_carried(proto: Any, layout: Layout) -> int:
+def _count_carried(proto: TensorProto, layout: Layout) -> int:
     length = len(getattr(proto, layout.field))
     return length // 2 if layout.dtype.kind == "c" else length
 
 
-def _read_values(proto: Any, layout: Layout, count: int) -> Array:
+def _read_values(proto: TensorProto, layout: Layout, count: int) -> Array:
     field = getattr(proto, layout.field)
     if layout.packing is Packing.STRINGS:
         return _to_objects(field[:count])
@@ -176,13 +347,7 @@ def narrow(values: Array, layout: Layout) -> Array:
     return values.astype(layout.dtype)
 
 
-# ndarray to TensorProto, laid out as TensorFlow's own writers do.
-
-
-_CONTENT_TAG = b"\x22"
-
-
-def to_tensor_proto(array: Any, *, use_tensor_content: bool = True) -> Any:
+def to_tensor_proto(array: ArrayLike, *, use_tensor_content: bool = True) -> TensorProto:
     """The message that carries `array`.
 
     Args:
@@ -192,7 +357,7 @@ def to_tensor_proto(array: Any, *, use_tensor_content: bool = True) -> Any:
             since TensorFlow's Python `make_ndarray` reads them only so.
 
     Returns:
-        A `plumbline_wire.tensor_pb2.TensorProto`.
+        Our message; TensorFlow's own reads its serialized form.
 
     Raises:
         TensorMismatchError: TensorFlow has no such dtype.
@@ -201,12 +366,12 @@ def to_tensor_proto(array: Any, *, use_tensor_content: bool = True) -> Any:
         >>> to_tensor_proto(np.float32([1, 2])).tensor_shape.dim[0].size
         2
     """
-    return TensorProto.FromString(b"".join(encode_tensor(array, use_tensor_content)))
+    return TensorProto.FromString(join_pieces(encode_tensor(array, use_tensor_content)))
 
 
 def encode_tensor(
-    array: Any, use_tensor_content: bool, *, strings_as_content: bool = False
-) -> tuple[bytes, Any]:
+    array: ArrayLike, use_tensor_content: bool, *, strings_as_content: bool = False
+) -> tuple[bytes, Piece]:
     """The serialized TensorProto of `array` in two pieces: what describes it, and its payload.
 
     Args:
@@ -216,7 +381,10 @@ def encode_tensor(
             `--enable_serialization_as_tensor_content`.
 
     Returns:
-        Head and payload; the payload is bytes or a C-contiguous ndarray whose bytes it is.
+        Head and payload.
+
+    Raises:
+        TensorMismatchError: TensorFlow has no such dtype, or strings are no valid Unicode.
     """
     array = np.asarray(array)
     layout = layout_of_dtype(array.dtype)
@@ -237,6 +405,11 @@ def encode_tensor(
         flat = flat.astype(np.int8)
     payload = write_varints(flat)
     return head + _tag(layout) + write_varint(len(payload)), payload
+
+
+def join_pieces(pieces: Iterable[Piece]) -> bytes:
+    """The message that pieces make up: the one copy of an array's bytes."""
+    return b"".join(pieces)  # type: ignore[arg-type]  # numpy's types tell of buffers from 3.12 on
 
 
 @lru_cache(maxsize=1024)
@@ -272,151 +445,3 @@ def _to_bytes(value: object) -> bytes:
         f"got an array of objects that holds a {type(value).__name__}; "
         "a tensor of strings holds bytes or str"
     )
-
-
-# How each of TensorFlow's dtypes lies in a TensorProto and in an ndarray.
-#
-# `tensor_content` holds the elements' own bytes, little endian. The typed `*_val` fields hold
-# the same for floats and complex numbers, and varints for everything else (half and bfloat16
-# as the number that their 16 bits spell). Source: tensorflow/core/framework/tensor.{proto,cc}.
-
-
-class Packing(enum.Enum):
-    """What a dtype's typed field holds."""
-
-    FIXED = "the elements' own bytes"
-    VARINT = "one varint per element"
-    BITS = "one varint per element, of the 16 bits it is made of"
-    BYTES = "one bytes value with all elements"
-    STRINGS = "one bytes value per element"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Layout:
-    """One dtype's place in a TensorProto.
-
-    Attributes:
-        number: The dtype's number in `DataType`.
-        name: TensorSpec's name of the dtype: numpy's, or `string`.
-        dtype: The ndarray's dtype; object for strings.
-        field: The typed field's name.
-        field_number: Its number.
-        packing: What it holds.
-        itemsize: Bytes an element takes in an ndarray.
-    """
-
-    number: int
-    name: str
-    dtype: np.dtype[Any]
-    field: str
-    field_number: int
-    packing: Packing
-    itemsize: int
-
-
-_FIELDS = {
-    "float_val": (5, Packing.FIXED),
-    "double_val": (6, Packing.FIXED),
-    "int_val": (7, Packing.VARINT),
-    "string_val": (8, Packing.STRINGS),
-    "scomplex_val": (9, Packing.FIXED),
-    "int64_val": (10, Packing.VARINT),
-    "bool_val": (11, Packing.VARINT),
-    "dcomplex_val": (12, Packing.FIXED),
-    "half_val": (13, Packing.BITS),
-    "uint32_val": (16, Packing.VARINT),
-    "uint64_val": (17, Packing.VARINT),
-    "float8_val": (18, Packing.BYTES),
-}
-
-# Number in DataType, ndarray dtype, typed field. The quantised ones come last: they are read
-# as the plain integers they hold, and plain integers are never written as them.
-_TABLE: tuple[tuple[int, Any, str], ...] = (
-    (1, np.float32, "float_val"),
-    (2, np.float64, "double_val"),
-    (3, np.int32, "int_val"),
-    (4, np.uint8, "int_val"),
-    (5, np.int16, "int_val"),
-    (6, np.int8, "int_val"),
-    (7, object, "string_val"),
-    (8, np.complex64, "scomplex_val"),
-    (9, np.int64, "int64_val"),
-    (10, np.bool_, "bool_val"),
-    (14, ml_dtypes.bfloat16, "half_val"),
-    (17, np.uint16, "int_val"),
-    (18, np.complex128, "dcomplex_val"),
-    (19, np.float16, "half_val"),
-    (22, np.uint32, "uint32_val"),
-    (23, np.uint64, "uint64_val"),
-    (24, ml_dtypes.float8_e5m2, "float8_val"),
-    (25, ml_dtypes.float8_e4m3fn, "float8_val"),
-    (26, ml_dtypes.float8_e4m3fnuz, "float8_val"),
-    (27, ml_dtypes.float8_e4m3b11fnuz, "float8_val"),
-    (28, ml_dtypes.float8_e5m2fnuz, "float8_val"),
-    (29, ml_dtypes.int4, "int_val"),
-    (30, ml_dtypes.uint4, "int_val"),
-    (11, np.int8, "int_val"),
-    (12, np.uint8, "int_val"),
-    (13, np.int32, "int_val"),
-    (15, np.int16, "int_val"),
-    (16, np.uint16, "int_val"),
-)
-_QUANTISED = {11: "qint8", 12: "quint8", 13: "qint32", 15: "qint16", 16: "quint16"}
-
-
-def _lay_out(number: int, kind: Any, field: str) -> Layout:
-    dtype = np.dtype(kind)
-    name = _QUANTISED.get(number, "string" if dtype.kind == "O" else dtype.name)
-    field_number, packing = _FIELDS[field]
-    return Layout(number, name, dtype, field, field_number, packing, dtype.itemsize)
-
-
-LAYOUTS: dict[int, Layout] = {row[0]: _lay_out(*row) for row in _TABLE}
-"""Number in `DataType` to layout, for every dtype an ndarray can hold."""
-
-_BY_NAME = {layout.name: layout for layout in LAYOUTS.values()}
-_BY_DTYPE = {layout.dtype: layout for layout in LAYOUTS.values() if layout.number not in _QUANTISED}
-STRING_LAYOUT = _BY_NAME["string"]
-
-
-def layout_of_number(number: int) -> Layout:
-    """The layout of a `DataType`.
-
-    Raises:
-        TensorMismatchError: No ndarray can hold it (resources, variants, references, none).
-    """
-    layout = LAYOUTS.get(number)
-    if layout is None:
-        raise TensorMismatchError(
-            f"tensors of DataType {number} cannot be read: give one of "
-            f"{', '.join(sorted(_BY_NAME))}"
-        )
-    return layout
-
-
-def layout_of_dtype(dtype: np.dtype[Any]) -> Layout:
-    """The layout of an ndarray's dtype; bytes, str and object stand for strings.
-
-    Raises:
-        TensorMismatchError: TensorFlow has no such dtype.
-    """
-    layout = _BY_DTYPE.get(dtype) or _BY_DTYPE.get(dtype.newbyteorder("="))
-    if layout is not None:
-        return layout
-    if dtype.kind in "SUT":
-        return STRING_LAYOUT
-    raise TensorMismatchError(
-        f"got an array of dtype {dtype}; TensorFlow's dtypes are {', '.join(sorted(_BY_NAME))}"
-    )
-
-
-def layout_of_name(name: str) -> Layout:
-    """The layout of a TensorSpec's dtype name.
-
-    Raises:
-        TensorMismatchError: There is no such dtype.
-    """
-    layout = _BY_NAME.get(name)
-    if layout is None:
-        raise TensorMismatchError(f"{name!r} is no dtype of {', '.join(sorted(_BY_NAME))}")
-    return layout

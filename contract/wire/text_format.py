@@ -1,4 +1,7 @@
-"""Text-format files: ModelServerConfig, BatchingParameters, MonitoringConfig, SSLConfig."""
+"""Files that a server's flags name: plain text, and messages in protobuf's text format.
+
+The messages are ModelServerConfig, BatchingParameters, MonitoringConfig and SSLConfig.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ MAX_FILE_BYTES = 16 * 2**20
 def read_text(path: Path) -> str:
     """The text of a file that a flag names.
 
+    Args:
+        path: A file in UTF-8 of at most `MAX_FILE_BYTES`.
+
     Raises:
         ConfigError: It cannot be read, is larger than 16 MiB, or is not UTF-8.
     """
@@ -34,7 +40,14 @@ def read_text(path: Path) -> str:
 
 
 def read_text_message(path: Path, message: M) -> M:
-    """Fills `message` from a text-format file and returns it.
+    """Reads a message in text format.
+
+    Args:
+        path: As `read_text` takes it.
+        message: One of `tensorflow.serving`, which is filled.
+
+    Returns:
+        `message`.
 
     Raises:
         ConfigError: In TensorFlow Serving's words, "Error parsing text-format

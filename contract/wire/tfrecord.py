@@ -21,13 +21,31 @@ _PIECE_BYTES = 2**20
 
 
 def frame_record(data: bytes) -> bytes:
-    """`data` as a record, ready to be appended to a file."""
+    """A record, ready to be appended to a file.
+
+    Args:
+        data: For example a serialized PredictionLog.
+
+    Returns:
+        `data` and 16 bytes more.
+    """
     length = _LENGTH.pack(len(data))
     return length + _mask(length) + data + _mask(data)
 
 
 def write_records(path: Path, records: Iterable[bytes]) -> int:
-    """Writes a file of records and returns how many there were."""
+    """Writes a file of records, in place of one that is there.
+
+    Args:
+        path: Its folder exists.
+        records: The data of each.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     count = 0
     with path.open("wb") as file:
         for data in records:
@@ -38,6 +56,12 @@ def write_records(path: Path, records: Iterable[bytes]) -> int:
 
 def read_records(path: Path) -> Iterator[bytes]:
     """The records of a file, one after the other.
+
+    Args:
+        path: A file as TensorFlow writes it, without compression.
+
+    Yields:
+        The data of each record.
 
     Raises:
         ManifestError: A record is cut off or its checksum differs; says which and where.

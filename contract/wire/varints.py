@@ -18,7 +18,14 @@ _MAX_VARINT_BYTES = 10
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """The varint at `position` and the position behind it.
+    """Reads one varint.
+
+    Args:
+        data: A message.
+        position: Where the varint starts.
+
+    Returns:
+        Its value, from 0 to 2^64-1, and the position behind it.
 
     Raises:
         IndexError: `data` ends inside it.
@@ -41,7 +48,11 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def write_varint(value: int) -> bytes:
-    """`value`, from 0 to 2^64-1, as a varint."""
+    """Writes one varint.
+
+    Args:
+        value: From 0 to 2^64-1.
+    """
     if value < 0x80:
         return bytes((value,))
     out = bytearray()
@@ -53,7 +64,11 @@ def write_varint(value: int) -> bytes:
 
 
 def write_varints(values: Array) -> bytes:
-    """A flat integer or boolean array as packed varints; negative numbers take 10 bytes."""
+    """Writes packed varints.
+
+    Args:
+        values: Flat, of an integer or boolean dtype; negative numbers take 10 bytes each.
+    """
     if values.dtype.kind == "i":
         values = values.astype(np.int64)
     unsigned = values.astype(np.uint64)
@@ -84,10 +99,16 @@ def _write_chunk(values: np.ndarray[Any, np.dtype[np.uint64]]) -> bytes:
 
 
 def read_varints(data: bytes, start: int, stop: int) -> Array | None:
-    """The packed varints in `data[start:stop]` as a flat uint64 array.
+    """Reads packed varints.
+
+    Args:
+        data: A message.
+        start: Where the first varint starts.
+        stop: Where the last one ends.
 
     Returns:
-        None when they are not well formed: the caller lets protobuf say what is wrong.
+        Their values as a flat uint64 array; None when they are not well formed: the
+        caller lets protobuf say what is wrong.
     """
     raw = np.frombuffer(data, np.uint8, stop - start, start)
     if raw.size == 0 or raw.max() < 0x80:

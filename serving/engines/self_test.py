@@ -18,8 +18,8 @@ from contract.golden import GoldenExamples, read_golden
 from contract.parity import ParityReport, Tolerance, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
 from contract.signature import Batch
-from contract.wire.codec import from_tensor_proto
 from contract.wire.plumbline_wire import prediction_log_pb2
+from contract.wire.tensors import from_tensor_proto
 from contract.wire.tfrecord import read_records
 from serving.engines.servable import Engine, Observer
 from serving.engines.signatures import serialize_examples

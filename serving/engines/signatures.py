@@ -14,8 +14,8 @@ import numpy as np
 from contract.errors import Code, RequestError, SignatureNotFoundError, TensorMismatchError
 from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec, ServableId
 from contract.signature import Array
-from contract.wire.codec import from_tensor_proto
 from contract.wire.signatures import signature_from_proto
+from contract.wire.tensors import from_tensor_proto
 
 
 class SignatureForm:

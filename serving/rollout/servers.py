@@ -21,13 +21,13 @@ from contract.errors import (
 from contract.servable import ModelSpec, VersionState
 from contract.signature import Batch
 from contract.wire import rpc
-from contract.wire.codec import (
+from contract.wire.plumbline_wire import config_pb2, metadata_pb2, predict_pb2, status_pb2
+from contract.wire.predict import (
     decode_predict_response,
     encode_predict_request,
     model_spec_from_proto,
     model_spec_to_proto,
 )
-from contract.wire.plumbline_wire import config_pb2, metadata_pb2, predict_pb2, status_pb2
 from contract.wire.rpc import call_unary
 
 _LOG = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -158,6 +158,7 @@ def test_wide_letters_count_twice() -> None:
     width=st.integers(20, 120),
     is_terminal=st.booleans(),
 )
+@example(cells=[["", "a\tb", "000"], ["", "", ""]], width=20, is_terminal=True)
 def test_every_table_fits_whatever_its_cells(
     cells: list[list[str]], width: int, is_terminal: bool
 ) -> None:
@@ -273,7 +274,8 @@ def test_every_error_has_an_exit_code() -> None:
 
 
 def test_a_missing_extra_is_one_sentence_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    for name in ("PIL", "PIL.Image"):  # the latter may have been imported before
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "tf_keras", None)
     with pytest.raises(UnimplementedError) as single:
         import_extra("PIL.Image", "reading images")

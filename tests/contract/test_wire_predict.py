@@ -1,4 +1,4 @@
-"""The scanning codec against protobuf's own reading of the same bytes."""
+"""Predict, scanned, against protobuf's own reading of the same bytes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ from hypothesis import strategies as st
 
 from contract.errors import InternalError, PlumblineError, RequestError, TensorMismatchError
 from contract.servable import ModelSpec
-from contract.wire import codec
 from contract.wire.plumbline_wire import predict_pb2, tensor_pb2
-from contract.wire.predict import _REQUEST_TAGS, Unusual, scan_predict, scan_tensor
+from contract.wire.predict import (
+    _REQUEST_TAGS,
+    Unusual,
+    decode_model_spec,
+    decode_predict_request,
+    decode_predict_response,
+    encode_predict_request,
+    encode_predict_response,
+    model_spec_from_proto,
+    model_spec_to_proto,
+    parse_predict_request,
+    scan_predict,
+    scan_tensor,
+)
+from contract.wire.tensors import decode_tensor, from_tensor_proto, to_tensor_proto
 from contract.wire.varints import write_varint
 
 SPEC = ModelSpec("mlp", version=7, signature_name="serving_default")
@@ -56,15 +69,15 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 
 def slowly(body: bytes) -> dict[str, np.ndarray]:
     request = predict_pb2.PredictRequest.FromString(body)
-    return {name: codec.from_tensor_proto(proto) for name, proto in request.inputs.items()}
+    return {name: from_tensor_proto(proto) for name, proto in request.inputs.items()}
 
 
 @given(specs, batches, st.lists(names, max_size=2), st.booleans())
 def test_a_request_comes_out_as_it_went_in(spec, batch, output_filter, use_tensor_content):
-    body = codec.encode_predict_request(
+    body = encode_predict_request(
         spec, batch, output_filter=output_filter, use_tensor_content=use_tensor_content
     )
-    read_spec, read, read_filter = codec.decode_predict_request(body)
+    read_spec, read, read_filter = decode_predict_request(body)
     assert (read_spec, read_filter) == (spec, tuple(output_filter))
     assert read.keys() == batch.keys()
     assert all(same(read[name], batch[name]) for name in batch)
@@ -72,8 +85,8 @@ def test_a_request_comes_out_as_it_went_in(spec, batch, output_filter, use_tenso
 
 @given(specs, batches, st.booleans())
 def test_a_response_comes_out_as_it_went_in(spec, batch, use_tensor_content):
-    body = codec.encode_predict_response(spec, batch, use_tensor_content=use_tensor_content)
-    read_spec, read = codec.decode_predict_response(body)
+    body = encode_predict_response(spec, batch, use_tensor_content=use_tensor_content)
+    read_spec, read = decode_predict_response(body)
     assert read_spec == spec
     assert read.keys() == batch.keys()
     assert all(same(read[name], batch[name]) for name in batch)
@@ -81,17 +94,17 @@ def test_a_response_comes_out_as_it_went_in(spec, batch, use_tensor_content):
 
 @given(specs, batches, st.booleans())
 def test_what_is_written_is_what_protobuf_would_write(spec, batch, use_tensor_content):
-    body = codec.encode_predict_request(spec, batch, use_tensor_content=use_tensor_content)
-    request = predict_pb2.PredictRequest(model_spec=codec.model_spec_to_proto(spec))
+    body = encode_predict_request(spec, batch, use_tensor_content=use_tensor_content)
+    request = predict_pb2.PredictRequest(model_spec=model_spec_to_proto(spec))
     for name, array in batch.items():
-        proto = codec.to_tensor_proto(array, use_tensor_content=use_tensor_content)
+        proto = to_tensor_proto(array, use_tensor_content=use_tensor_content)
         request.inputs[name].CopyFrom(proto)
     assert predict_pb2.PredictRequest.FromString(body) == request
 
 
 def test_the_common_request_is_read_in_place():
     images = np.random.default_rng(0).random((2, 784), np.float32)
-    body = codec.encode_predict_request(SPEC, {"images": images})
+    body = encode_predict_request(SPEC, {"images": images})
     scan = scan_predict(body, _REQUEST_TAGS)
     array = scan_tensor(body, *scan.tensors["images"])
     assert not array.flags.owndata
@@ -104,7 +117,7 @@ def test_typed_floats_are_read_in_place(kind):
     values = np.arange(6).astype(kind).reshape(2, 3)
     body = b"".join(
         bytes(part)
-        for part in (codec.to_tensor_proto(values, use_tensor_content=False).SerializeToString(),)
+        for part in (to_tensor_proto(values, use_tensor_content=False).SerializeToString(),)
     )
     array = scan_tensor(body, 0, len(body))
     assert not array.flags.owndata
@@ -189,14 +202,14 @@ def check_like_protobuf(body: bytes) -> None:
         request = predict_pb2.PredictRequest.FromString(body)
     except Exception:
         with pytest.raises(RequestError):
-            codec.decode_predict_request(body)
+            decode_predict_request(body)
         return
     if not request.HasField("model_spec"):
         with pytest.raises(RequestError, match="Missing ModelSpec"):
-            codec.parse_predict_request(body)
+            parse_predict_request(body)
         return
-    call = codec.parse_predict_request(body)
-    assert call.model_spec == codec.model_spec_from_proto(request.model_spec)
+    call = parse_predict_request(body)
+    assert call.model_spec == model_spec_from_proto(request.model_spec)
     assert call.output_filter == tuple(request.output_filter)
     try:
         golden = slowly(body)
@@ -227,7 +240,7 @@ def test_odd_but_legal_messages_are_read_as_protobuf_reads_them(body):
 @settings(max_examples=400)
 @given(batches, st.data())
 def test_damaged_messages_are_read_as_protobuf_reads_them(batch, data):
-    body = bytearray(codec.encode_predict_request(SPEC, batch, use_tensor_content=False))
+    body = bytearray(encode_predict_request(SPEC, batch, use_tensor_content=False))
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     check_like_protobuf(bytes(body))
@@ -239,10 +252,10 @@ def test_damaged_messages_are_read_as_protobuf_reads_them(batch, data):
 @example(b"\x0a" + b"\xff" * 9 + b"\x01")
 def test_random_bytes_raise_only_errors_of_ours(body):
     for decode in (
-        codec.decode_predict_request,
-        codec.decode_predict_response,
-        codec.decode_tensor,
-        codec.decode_model_spec,
+        decode_predict_request,
+        decode_predict_response,
+        decode_tensor,
+        decode_model_spec,
     ):
         try:
             decode(body)
@@ -251,7 +264,7 @@ def test_random_bytes_raise_only_errors_of_ours(body):
 
 
 def request_of(tensor: tensor_pb2.TensorProto) -> bytes:
-    request = predict_pb2.PredictRequest(model_spec=codec.model_spec_to_proto(SPEC))
+    request = predict_pb2.PredictRequest(model_spec=model_spec_to_proto(SPEC))
     request.inputs["x"].CopyFrom(tensor)
     return request.SerializeToString()
 
@@ -278,35 +291,44 @@ def tensor_of(sizes, **fields) -> tensor_pb2.TensorProto:
 )
 def test_a_tensor_that_declares_too_much_is_refused_before_memory_is_taken(tensor):
     with pytest.raises(TensorMismatchError, match="tensor parsing error: x") as caught:
-        codec.decode_predict_request(request_of(tensor))
+        decode_predict_request(request_of(tensor))
     assert isinstance(caught.value.__cause__, TensorMismatchError)
 
 
 def test_many_filled_tensors_share_one_limit():
-    request = predict_pb2.PredictRequest(model_spec=codec.model_spec_to_proto(SPEC))
+    request = predict_pb2.PredictRequest(model_spec=model_spec_to_proto(SPEC))
     for index in range(3):
         request.inputs[f"x{index}"].CopyFrom(tensor_of([1000], float_val=[1.0]))
     body = request.SerializeToString()
-    assert len(codec.decode_predict_request(body, max_fill_bytes=12_000)[1]) == 3
+    assert len(decode_predict_request(body, max_fill_bytes=12_000)[1]) == 3
     with pytest.raises(TensorMismatchError, match="tensor parsing error"):
-        codec.decode_predict_request(body, max_fill_bytes=9_000)
+        decode_predict_request(body, max_fill_bytes=9_000)
 
 
 def test_a_wrong_tensor_does_not_hide_the_model_that_was_asked_for():
-    call = codec.parse_predict_request(request_of(tensor_of([3], tensor_content=b"abcde")))
+    call = parse_predict_request(request_of(tensor_of([3], tensor_content=b"abcde")))
     assert call.model_spec == SPEC
     assert call.input_names == ("x",)
+
+
+def test_an_answer_has_no_filter_and_unknown_fields_are_skipped():
+    known = predict_pb2.PredictResponse()
+    known.outputs["y"].CopyFrom(tensor_of([1], float_val=[1.0]))
+    hidden = predict_pb2.PredictResponse()
+    hidden.outputs["z"].CopyFrom(tensor_of([1], float_val=[2.0]))
+    body = known.SerializeToString() + field(31, hidden.SerializeToString())
+    assert decode_predict_response(body)[1].keys() == {"y"}
 
 
 def test_a_garbled_answer_names_the_output():
     response = predict_pb2.PredictResponse()
     response.outputs["y"].CopyFrom(tensor_of([3], tensor_content=b"abcde"))
     with pytest.raises(InternalError, match=r"'y'.*5 bytes"):
-        codec.decode_predict_response(response.SerializeToString())
+        decode_predict_response(response.SerializeToString())
 
 
 def test_what_is_not_in_serializer_order_is_left_to_protobuf():
     body = field(2, b"") + b"\x08\x01" + field(5, b"\x00" * 4)
     with pytest.raises(Unusual):
         scan_tensor(body, 0, len(body))
-    assert codec.decode_tensor(body).shape == ()
+    assert decode_tensor(body).shape == ()

@@ -159,7 +159,7 @@ THEIRS = (
 @pytest.mark.parametrize("first, second", [(OURS, THEIRS), (THEIRS, OURS)])
 def test_both_live_in_one_process_in_either_order(first, second):
     use = (
-        "from contract.wire.codec import to_tensor_proto, decode_tensor; "
+        "from contract.wire.tensors import to_tensor_proto, decode_tensor; "
         "proto = to_tensor_proto([1.0]); "
         "print(tensorflow.make_ndarray(tensorflow.make_tensor_proto(0.0).__class__"
         ".FromString(proto.SerializeToString())))"
@@ -176,9 +176,9 @@ def test_both_live_in_one_process_in_either_order(first, second):
     assert done.stdout.strip() == "[1.]"
 
 
-def test_the_codec_loads_neither_grpcio_nor_tensorflow():
+def test_the_wire_loads_neither_grpcio_nor_tensorflow():
     code = (
-        "import sys, contract.wire.codec, contract.wire.rpc, contract.wire.signatures; "
+        "import sys, contract.wire.predict, contract.wire.rpc, contract.wire.signatures; "
         "print(sorted(name for name in ('grpc', 'tensorflow', 'google.protobuf.json_format')"
         " if name in sys.modules))"
     )

@@ -1,4 +1,4 @@
-"""The codec on bytes that a real tensorflow_model_server sent and received."""
+"""Predict on bytes that a real tensorflow_model_server sent and received."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from contract.errors import RequestError, TensorMismatchError
-from contract.wire import codec, signatures
+from contract.wire import signatures
 from contract.wire.plumbline_wire import predict_pb2
+from contract.wire.predict import (
+    decode_predict_request,
+    decode_predict_response,
+    encode_predict_response,
+    model_spec_from_proto,
+    parse_predict_request,
+)
 from contract.wire.rpc import METHODS
 
 RECORDED = Path(__file__).parents[1] / "recorded"
@@ -32,9 +39,9 @@ def test_a_recorded_answer_is_read_and_written_again(case):
     if method.name != "Predict" or case["response"]["code"] != "OK":
         assert method.response.FromString(body).SerializeToString() is not None
         return
-    spec, outputs = codec.decode_predict_response(body)
+    spec, outputs = decode_predict_response(body)
     content = case["session"] == "tensor_content"
-    again = codec.encode_predict_response(spec, outputs, use_tensor_content=content)
+    again = encode_predict_response(spec, outputs, use_tensor_content=content)
     assert predict_pb2.PredictResponse.FromString(again) == method.response.FromString(body)
 
 
@@ -46,15 +53,15 @@ def test_a_recorded_predict_request_is_read_unless_the_server_refused_to_read_it
     details = case["response"].get("details", "")
     if details == "Missing ModelSpec":
         with pytest.raises(RequestError, match="Missing ModelSpec"):
-            codec.parse_predict_request(body)
+            parse_predict_request(body)
     elif details.startswith("tensor parsing error"):
         with pytest.raises(TensorMismatchError) as caught:
-            codec.decode_predict_request(body)
+            decode_predict_request(body)
         assert caught.value.message == details
     else:
-        spec, inputs, _ = codec.decode_predict_request(body)
+        spec, inputs, _ = decode_predict_request(body)
         proto = predict_pb2.PredictRequest.FromString(body)
-        assert spec == codec.model_spec_from_proto(proto.model_spec)
+        assert spec == model_spec_from_proto(proto.model_spec)
         assert inputs.keys() == proto.inputs.keys()
 
 

@@ -1,4 +1,4 @@
-"""The codec against TensorFlow's own: the same bytes, both ways."""
+"""Tensors and Predict against TensorFlow's own: the same bytes, both ways."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 
 from contract.errors import TensorMismatchError
 from contract.servable import ModelSpec
-from contract.wire import codec
 from contract.wire.plumbline_wire import predict_pb2, tensor_pb2
-from contract.wire.tensors import LAYOUTS
+from contract.wire.predict import (
+    decode_predict_response,
+    encode_predict_request,
+    encode_predict_response,
+)
+from contract.wire.tensors import LAYOUTS, decode_tensor, from_tensor_proto, to_tensor_proto
 
 pytestmark = pytest.mark.tensorflow
 
@@ -77,7 +81,7 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 @settings(max_examples=400, deadline=None)
 @given(arrays(), st.booleans())
 def test_tensorflow_reads_what_we_write(tf, array, use_tensor_content):
-    body = codec.to_tensor_proto(array, use_tensor_content=use_tensor_content).SerializeToString()
+    body = to_tensor_proto(array, use_tensor_content=use_tensor_content).SerializeToString()
     proto = tf.make_tensor_proto(0.0).__class__.FromString(body)
     if array.size or array.dtype != object:
         read = tf.make_ndarray(proto)
@@ -88,7 +92,7 @@ def test_tensorflow_reads_what_we_write(tf, array, use_tensor_content):
 @given(arrays())
 def test_we_read_what_tensorflow_writes(tf, array):
     body = tf.make_tensor_proto(array, dtype=tf.as_dtype(array.dtype), shape=array.shape)
-    read = codec.decode_tensor(body.SerializeToString())
+    read = decode_tensor(body.SerializeToString())
     assert same(read, array)
 
 
@@ -97,7 +101,7 @@ def test_we_read_what_tensorflow_writes(tf, array):
 def test_the_kernel_reads_what_we_write(tf, array, use_tensor_content):
     if array.dtype.name.startswith(("int4", "uint4")):
         return
-    answer = codec.encode_predict_response(
+    answer = encode_predict_response(
         ModelSpec("m"), {"y": array}, use_tensor_content=use_tensor_content
     )
     body = predict_pb2.PredictResponse.FromString(answer).outputs["y"].SerializeToString()
@@ -138,7 +142,7 @@ def test_too_few_and_too_many_typed_values_are_read_as_the_kernel_reads_them(tf,
     proto.tensor_shape.SetInParent()
     body = proto.SerializeToString()
     golden = tf.io.parse_tensor(body, tf.as_dtype(number)).numpy()
-    read = codec.decode_tensor(body)
+    read = decode_tensor(body)
     assert same(read, np.asarray(golden, object) if number == 7 else np.asarray(golden))
 
 
@@ -155,9 +159,9 @@ def test_contents_that_the_kernel_refuses_are_refused(tf, content, number, shape
         golden = tf.io.parse_tensor(body, tf.as_dtype(number)).numpy()
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
         with pytest.raises(TensorMismatchError):
-            codec.decode_tensor(body)
+            decode_tensor(body)
         return
-    read = codec.decode_tensor(body)
+    read = decode_tensor(body)
     assert read.shape == np.shape(golden)
     if number == 7:
         assert same(read, np.asarray(golden, object))
@@ -171,16 +175,16 @@ def test_the_official_messages_read_our_requests_and_we_their_answers():
     images = np.random.default_rng(0).random((2, 784), np.float32)
     spec = ModelSpec("mlp", version=7)
     request = official.PredictRequest.FromString(
-        codec.encode_predict_request(spec, {"images": images}, output_filter=["y"])
+        encode_predict_request(spec, {"images": images}, output_filter=["y"])
     )
     assert (request.model_spec.name, request.model_spec.version.value) == ("mlp", 7)
     assert list(request.output_filter) == ["y"]
     response = official.PredictResponse(model_spec=request.model_spec)
     response.outputs["y"].CopyFrom(request.inputs["images"])
-    read_spec, outputs = codec.decode_predict_response(response.SerializeToString())
+    read_spec, outputs = decode_predict_response(response.SerializeToString())
     assert read_spec == spec
     assert same(outputs["y"], images)
 
 
 def test_from_tensor_proto_takes_tensorflow_s_own_message(tf):
-    assert same(codec.from_tensor_proto(tf.make_tensor_proto([1, 2])), np.int32([1, 2]))
+    assert same(from_tensor_proto(tf.make_tensor_proto([1, 2])), np.int32([1, 2]))

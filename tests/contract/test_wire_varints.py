@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.servable import ModelSpec
-from contract.wire import codec, varints
+from contract.wire import varints
 from contract.wire.plumbline_wire import tensor_pb2
+from contract.wire.predict import decode_predict_request, encode_predict_request
+from contract.wire.tensors import from_tensor_proto, to_tensor_proto
 
 numbers = st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1))
 
@@ -39,7 +41,7 @@ def test_arrays_of_many_chunks_come_back(kind):
     array[::7] *= -1
     array = array.astype(kind)
     assert np.array_equal(
-        codec.from_tensor_proto(codec.to_tensor_proto(array, use_tensor_content=False)), array
+        from_tensor_proto(to_tensor_proto(array, use_tensor_content=False)), array
     )
     packed = varints.write_varints(array)
     read = varints.read_varints(b"before" + packed + b"after", 6, 6 + len(packed))
@@ -71,9 +73,9 @@ def test_one_bad_varint_is_refused(data):
 def test_a_true_of_any_byte_is_true():
     proto = tensor_pb2.TensorProto(dtype=10, tensor_content=b"\x00\x01\x02")
     proto.tensor_shape.dim.add().size = 3
-    request = codec.encode_predict_request(ModelSpec("m"), {"x": np.bool_([0, 1, 1])})
+    request = encode_predict_request(ModelSpec("m"), {"x": np.bool_([0, 1, 1])})
     body = request.replace(b"\x22\x03\x00\x01\x01", b"\x22\x03\x00\x01\x02")
     assert body != request
-    for read in (codec.from_tensor_proto(proto), codec.decode_predict_request(body)[1]["x"]):
+    for read in (from_tensor_proto(proto), decode_predict_request(body)[1]["x"]):
         assert read.dtype == bool
         assert read.tobytes() == b"\x00\x01\x01"

@@ -19,9 +19,9 @@ from contract.signature import (
     Signature,
     TensorSpec,
 )
-from contract.wire.codec import to_tensor_proto
 from contract.wire.plumbline_wire import metadata_pb2
 from contract.wire.signatures import signature_to_proto
+from contract.wire.tensors import to_tensor_proto
 from serving.engines.servable import (
     LITERT,
     Engine,

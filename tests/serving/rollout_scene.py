@@ -21,8 +21,11 @@ from contract import layout
 from contract.golden import Golden, GoldenExamples, read_golden, write_golden
 from contract.manifest import hash_files, read_manifest, write_manifest
 from contract.wire import rpc
-from contract.wire.codec import decode_predict_response, encode_predict_response
-from contract.wire.predict import parse_predict_request
+from contract.wire.predict import (
+    decode_predict_response,
+    encode_predict_response,
+    parse_predict_request,
+)
 from serving.rollout.config_file import ModelConfigFile
 from serving.rollout.rollout import Rollout, RolloutOptions
 from serving.rollout.servers import Server, Servers

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from contract.signature import Array
-from contract.wire.codec import from_tensor_proto, to_tensor_proto
 from contract.wire.plumbline_wire import inference_pb2, predict_pb2
 from contract.wire.rpc import CLASSIFY, PREDICT
+from contract.wire.tensors import from_tensor_proto, to_tensor_proto
 from tests.serving.server_process import ServerProcess, call
 
 NUM_PIXELS, NUM_CLASSES = 784, 10

@@ -64,11 +64,14 @@ def test_too_many_inputs_are_listed() -> None:
 @pytest.mark.parametrize(
     ("wanted", "text"),
     [
-        (["nope"], "output tensor alias not found in signature: nope Outputs expected to be in "
-                   "the set {difference,sum}."),
+        (
+            ["nope"],
+            "output tensor alias not found in signature: nope Outputs expected to be in "
+            "the set {difference,sum}.",
+        ),
         (["sum", "sum"], "duplicate output tensor alias: sum"),
     ],
-)  # fmt: skip
+)
 def test_output_filters_are_checked(wanted: list[str], text: str) -> None:
     with pytest.raises(RequestError) as caught:
         TWO.check_filter(wanted)

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from contract.servable import ModelSpec
-from contract.wire.codec import encode_predict_request
 from contract.wire.plumbline_wire import predict_pb2
+from contract.wire.predict import encode_predict_request
 from contract.wire.rpc import CLASSIFY, GET_MODEL_METADATA, MULTI_INFERENCE, PREDICT, REGRESS
 from serving.config.server import ServerConfig
 from tests.serving.faces import Faces, serve
@@ -86,8 +86,10 @@ def check_grpc(faces: Faces, path: str, body: bytes) -> None:
 
 
 @FUZZ
-@given(body=st.binary(max_size=200), method=st.sampled_from([PREDICT, CLASSIFY, REGRESS,
-       MULTI_INFERENCE, GET_MODEL_METADATA]))  # fmt: skip
+@given(
+    body=st.binary(max_size=200),
+    method=st.sampled_from([PREDICT, CLASSIFY, REGRESS, MULTI_INFERENCE, GET_MODEL_METADATA]),
+)
 def test_any_bytes_over_grpc_have_a_documented_answer(
     faces: Faces, body: bytes, method: Any
 ) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from contract.servable import ModelSpec
-from contract.wire.codec import decode_predict_response, encode_predict_request
 from contract.wire.plumbline_wire import inference_pb2, metadata_pb2, predict_pb2, status_pb2
+from contract.wire.predict import decode_predict_response, encode_predict_request
 from contract.wire.rpc import (
     CLASSIFY,
     ERROR_KEY,

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from contract.servable import ModelSpec
-from contract.wire.codec import decode_predict_response, encode_predict_request
 from contract.wire.plumbline_wire import inference_pb2
+from contract.wire.predict import decode_predict_response, encode_predict_request
 from contract.wire.rpc import CLASSIFY, PREDICT
 from tests.conformance.recordings import Addresses
 from tests.conformance.servers import start_server

@@ -19,8 +19,8 @@ import pytest
 from contract.errors import ConfigError
 from contract.servable import ModelSpec
 from contract.signature import Batch
-from contract.wire.codec import encode_predict_request, encode_predict_response
 from contract.wire.plumbline_wire import prediction_log_pb2
+from contract.wire.predict import encode_predict_request, encode_predict_response
 from contract.wire.rpc import CLASSIFY, PREDICT
 from contract.wire.tfrecord import read_records
 from serving.api.request_log import MAX_QUEUED_BYTES, LogFiles, RequestLog
