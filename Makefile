@@ -106,10 +106,12 @@ protos: $(INSTALLED) ## Generate contract/wire again from its .proto files
 	$(BIN)/python -m contract.wire.generate
 
 .PHONY: lock
-lock: $(INSTALLED) ## Resolve requirements.lock again
+lock: COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+  --no-header --generate-hashes --upgrade pyproject.toml
+lock: $(INSTALLED) ## Resolve requirements.lock and requirements-2.20.lock again, with hashes
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
-	  --no-header --no-annotate --upgrade pyproject.toml --output-file requirements.lock
+	$(COMPILE) --group dev --output-file requirements.lock
+	$(COMPILE) --group tensorflow-2-20 --output-file requirements-2.20.lock
 
 .PHONY: clean
 clean: ## Remove .venv and caches; models/ stays
@@ -122,6 +124,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	         "name one with make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Installing the tested versions into $(VENV) (about 3 GB, a few minutes the first time)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
