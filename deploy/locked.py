@@ -8,6 +8,7 @@ PACKAGEs alone; and everything that they need, which the lock's `# via` lines te
 
 import argparse
 import re
+import sys
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("packages", nargs="*")
     given = parser.parse_args()
     lock = Path("requirements.lock").read_text()
-    print(*select_entries(lock, list_direct(given.extra, given.packages)), sep="", end="")
+    sys.stdout.writelines(select_entries(lock, list_direct(given.extra, given.packages)))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from contract.errors import (
     ServableUnavailableError,
 )
 from exporter import remote_commands, verbs
+from exporter.chatter import hold_back_chatter
 from exporter.quiet import silence_tensorflow
 
 _LOG = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         that cannot be reached; 130 interrupted.
     """
     silence_tensorflow()
+    hold_back_chatter()
     arguments = build_parser().parse_args(argv)
     level = logging.DEBUG if arguments.verbose else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -27,9 +27,7 @@ every stock image one (serving/container/plan.py), so there the path answers wit
 Start = Callable[[str], Addresses]
 
 
-@pytest.fixture(
-    scope="module", params=[TENSORFLOW_IMAGE, name_default_image(), RECORDED_IMAGE]
-)
+@pytest.fixture(scope="module", params=[TENSORFLOW_IMAGE, name_default_image(), RECORDED_IMAGE])
 def image(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
     if name != TENSORFLOW_IMAGE and not find_image(find_engine(), name):
