@@ -71,6 +71,10 @@ test-quick: $(INSTALLED) ## Tests that import no TensorFlow
 test-clients: $(INSTALLED) ## The clients' tests where TensorFlow is not installed
 	@scripts/test-clients-without-tensorflow $(ARGS)
 
+.PHONY: test-oldest
+test-oldest: $(INSTALLED) ## The contract's tests on the oldest releases that pyproject.toml allows
+	@scripts/test-oldest $(ARGS)
+
 .PHONY: test-tensorflow-2.20
 test-tensorflow-2.20: $(INSTALLED_2_20) ## The exporter's and the TensorFlow engine's tests on TensorFlow 2.20
 	@scripts/test-tensorflow-2.20 $(ARGS)
@@ -117,7 +121,6 @@ protos: $(INSTALLED_2_20) ## Generate contract/wire again from its .proto files
 lock: COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
   --no-header --generate-hashes --upgrade pyproject.toml
 lock: $(INSTALLED) ## Resolve requirements.lock and requirements-2.20.lock again, with hashes
-	$(BIN)/python -m pip install --quiet uv
 	$(COMPILE) --group dev --output-file requirements.lock
 	$(COMPILE) --group tensorflow-2-20 --output-file requirements-2.20.lock
 
