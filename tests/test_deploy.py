@@ -346,5 +346,5 @@ def test_images_choose_packages_by_name_alone_too() -> None:
 
 
 def test_a_package_that_is_not_locked_is_named() -> None:
-    with pytest.raises(AssertionError, match="requirements.lock has no left-pad"):
+    with pytest.raises(AssertionError, match=r"requirements\.lock has no left-pad"):
         select_locked("left-pad")
