@@ -7,12 +7,15 @@ BASE_PATH ?= models
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The older TensorFlow, in an environment of its own.
+VENV_2_20 := .venv-2.20
+INSTALLED_2_20 := $(VENV_2_20)/.installed
 
 # What a newcomer types ------------------------------------------------------------------
 
 .PHONY: help
 help: ## Show these lines
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9.-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: export
 export: $(INSTALLED) ## Train, export, verify and publish models/$(MODEL)/<version> (MODEL=mlp or cnn)
@@ -68,6 +71,14 @@ test-quick: $(INSTALLED) ## Tests that import no TensorFlow
 test-clients: $(INSTALLED) ## The clients' tests where TensorFlow is not installed
 	@scripts/test-clients-without-tensorflow $(ARGS)
 
+.PHONY: test-oldest
+test-oldest: $(INSTALLED) ## The contract's tests on the oldest releases that pyproject.toml allows
+	@scripts/test-oldest $(ARGS)
+
+.PHONY: test-tensorflow-2.20
+test-tensorflow-2.20: $(INSTALLED_2_20) ## The exporter's and the TensorFlow engine's tests on TensorFlow 2.20
+	@scripts/test-tensorflow-2.20 $(ARGS)
+
 .PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas
 bench-export: $(INSTALLED) ## make export beside a plain script
 	$(BIN)/python -m benchmarks.bench_export $(ARGS)
@@ -102,26 +113,35 @@ test-container: $(INSTALLED) ## Build both images and test them on docker or pod
 	$(BIN)/python -m pytest -m container $(ARGS)
 
 .PHONY: protos
-protos: $(INSTALLED) ## Generate contract/wire again from its .proto files
-	$(BIN)/python -m contract.wire.generate
+# With the older environment's compiler: generated code runs with its own protobuf and newer ones.
+protos: $(INSTALLED_2_20) ## Generate contract/wire again from its .proto files
+	$(VENV_2_20)/bin/python -m contract.wire.generate
 
 .PHONY: lock
-lock: $(INSTALLED) ## Resolve requirements.lock again
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
-	  --no-header --no-annotate --upgrade pyproject.toml --output-file requirements.lock
+lock: COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+  --no-header --generate-hashes --upgrade pyproject.toml
+lock: $(INSTALLED) ## Resolve requirements.lock and requirements-2.20.lock again, with hashes
+	$(COMPILE) --group dev --output-file requirements.lock
+	$(COMPILE) --group tensorflow-2-20 --output-file requirements-2.20.lock
 
 .PHONY: clean
-clean: ## Remove .venv and caches; models/ stays
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## Remove the environments and caches; models/ stays
+	rm -rf $(VENV) $(VENV_2_20) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-# The environment is stale as soon as the lock or the project file is newer than it.
+# An environment is stale as soon as its lock or the project file is newer than it.
 $(INSTALLED): requirements.lock pyproject.toml
+	$(call install,$(VENV),requirements.lock)
+
+$(INSTALLED_2_20): requirements-2.20.lock pyproject.toml
+	$(call install,$(VENV_2_20),requirements-2.20.lock)
+
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "Python 3.11, 3.12 or 3.13 is needed, and $$($(PYTHON) --version 2>&1) was found;" \
 	         "name one with make PYTHON=python3.12" >&2; exit 2; }
-	@echo "Installing the tested versions into $(VENV) (about 3 GB, a few minutes the first time)" >&2
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@touch $@
+	@echo "Installing the tested versions into $(1) (about 3 GB, a few minutes the first time)" >&2
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2)
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(1)/.installed
+endef

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from contract.errors import ExportError, PlumblineError
+from exporter.chatter import hold_back_chatter
 
 _LOG_TAIL_LINES = 8
 
@@ -36,6 +37,7 @@ def silence_tensorflow() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # An export is three processes; each would take all of a GPU's memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    hold_back_chatter()
 
 
 class ChildProcess(Generic[Job, Answer]):

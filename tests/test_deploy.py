@@ -314,3 +314,36 @@ def test_every_package_is_installed_into_images() -> None:
         for path in (ROOT / package).rglob("__init__.py")
     }
     assert listed == found
+
+
+def select_locked(*arguments: str) -> dict[str, str]:
+    """The lock's entries that an image installs, by package."""
+    done = subprocess.run(
+        [sys.executable, "deploy/locked.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    entries = re.split(r"^(?=\w)", done.stdout, flags=re.MULTILINE)[1:]
+    return {entry.partition("==")[0]: entry for entry in entries}
+
+
+def test_images_install_what_they_need_of_the_lock_and_no_more() -> None:
+    chosen = select_locked("--extra", "serving")
+    assert {"google-crc32c", "grpcio", "aiohttp", "multidict", "numpy"} <= set(chosen)
+    assert not {"tensorflow", "pytest", "httpx", "s3fs", "setuptools"} & set(chosen)
+    lock = (ROOT / "requirements.lock").read_text()
+    for entry in chosen.values():
+        assert "--hash=sha256:" in entry
+        assert entry in lock
+
+
+def test_images_choose_packages_by_name_alone_too() -> None:
+    assert set(select_locked("setuptools")) == {"setuptools"}
+
+
+def test_a_package_that_is_not_locked_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"requirements\.lock has no left-pad"):
+        select_locked("left-pad")

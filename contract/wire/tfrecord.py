@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import google_crc32c
+
 from contract.errors import ManifestError
-from contract.wire.crc32c import crc32c
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
@@ -109,5 +110,5 @@ def _read_at_most(file: BinaryIO, length: int) -> bytes:
 
 def _mask(data: bytes) -> bytes:
     """A CRC rotated and shifted, since the CRC of data that holds its CRC is degenerate."""
-    crc = crc32c(data)
+    crc = google_crc32c.value(data)
     return _CHECKSUM.pack(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -157,7 +157,7 @@ MODELS_FOLDER = "/models"
 """Where images hold models, as tensorflow/serving does."""
 
 REPOSITORY = "tensorflow/serving"
-FALLBACK_VERSION = "2.20.0"
+FALLBACK_VERSION = "2.21.0"
 """Of TensorFlow Serving, where tensorflow-serving-api is not installed; see requirements.lock."""
 
 PULL_TIMEOUT_S = 1800.0

@@ -1,6 +1,7 @@
 """The command that is run: confinement, mounts, flags, refusals. No engine is needed."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,9 +43,10 @@ def model(tmp_path: Path) -> list[str]:
 
 
 def test_the_default_image_is_of_the_locked_serving_api() -> None:
-    lock = (ROOT / "requirements.lock").read_text().splitlines()
-    pinned = next(line for line in lock if line.startswith("tensorflow-serving-api=="))
-    assert name_default_image() == f"{REPOSITORY}:{pinned.partition('==')[2]}"
+    lock = (ROOT / "requirements.lock").read_text()
+    pinned = re.search(r"^tensorflow-serving-api==(\S+)", lock, re.MULTILINE)
+    assert pinned
+    assert name_default_image() == f"{REPOSITORY}:{pinned[1]}"
 
 
 def test_the_container_is_confined(model: list[str]) -> None:

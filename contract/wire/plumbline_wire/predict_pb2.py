@@ -26,7 +26,7 @@ from contract.wire.plumbline_wire import model_pb2 as contract_dot_wire_dot_plum
 from contract.wire.plumbline_wire import tensor_pb2 as contract_dot_wire_dot_plumbline__wire_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*contract/wire/plumbline_wire/predict.proto\x12\x0eplumbline.wire\x1a(contract/wire/plumbline_wire/model.proto\x1a)contract/wire/plumbline_wire/tensor.proto\"\xa3\x07\n\x0ePredictRequest\x12-\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x19.plumbline.wire.ModelSpec\x12:\n\x06inputs\x18\x02 \x03(\x0b\x32*.plumbline.wire.PredictRequest.InputsEntry\x12\x15\n\routput_filter\x18\x03 \x03(\t\x12H\n\x18predict_streamed_options\x18\x05 \x01(\x0b\x32&.plumbline.wire.PredictStreamedOptions\x12\x16\n\tclient_id\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x12K\n\x0frequest_options\x18\x07 \x01(\x0b\x32-.plumbline.wire.PredictRequest.RequestOptionsH\x01\x88\x01\x01\x1a\xeb\x03\n\x0eRequestOptions\x12\x16\n\tclient_id\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12`\n\x12\x64\x65terministic_mode\x18\x02 \x01(\x0e\x32?.plumbline.wire.PredictRequest.RequestOptions.DeterministicModeH\x01\x88\x01\x01\x12\x32\n%return_additional_arrays_from_prefill\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x19\n\x11return_stoptokens\x18\x04 \x03(\x03\x12\"\n\x15return_all_stoptokens\x18\t \x01(\x08H\x03\x88\x01\x01\x12\x1d\n\x10max_cache_length\x18\x06 \x01(\x03H\x04\x88\x01\x01\"O\n\x11\x44\x65terministicMode\x12\"\n\x1e\x44\x45TERMINISTIC_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46IXED_DECODER_SLOT\x10\x01\x42\x0c\n\n_client_idB\x15\n\x13_deterministic_modeB(\n&_return_additional_arrays_from_prefillB\x18\n\x16_return_all_stoptokensB\x13\n\x11_max_cache_length\x1aJ\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.plumbline.wire.TensorProto:\x02\x38\x01\x42\x0c\n\n_client_idB\x12\n\x10_request_optionsJ\x04\x08\x04\x10\x05\"\xd3\x02\n\x16PredictStreamedOptions\x12J\n\rrequest_state\x18\x01 \x01(\x0e\x32\x33.plumbline.wire.PredictStreamedOptions.RequestState\x12U\n\x10split_dimensions\x18\x02 \x03(\x0b\x32;.plumbline.wire.PredictStreamedOptions.SplitDimensionsEntry\x12\x1e\n\x16return_single_response\x18\x03 \x01(\x08\x1a\x36\n\x14SplitDimensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\">\n\x0cRequestState\x12\x08\n\x04NONE\x10\x00\x12\t\n\x05SPLIT\x10\x01\x12\r\n\tEND_SPLIT\x10\x02\x12\n\n\x06\x43\x41NCEL\x10\x03\"\xcc\x01\n\x0fPredictResponse\x12-\n\nmodel_spec\x18\x02 \x01(\x0b\x32\x19.plumbline.wire.ModelSpec\x12=\n\x07outputs\x18\x01 \x03(\x0b\x32,.plumbline.wire.PredictResponse.OutputsEntry\x1aK\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.plumbline.wire.TensorProto:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*contract/wire/plumbline_wire/predict.proto\x12\x0eplumbline.wire\x1a(contract/wire/plumbline_wire/model.proto\x1a)contract/wire/plumbline_wire/tensor.proto\"\xb0\x08\n\x0ePredictRequest\x12-\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x19.plumbline.wire.ModelSpec\x12:\n\x06inputs\x18\x02 \x03(\x0b\x32*.plumbline.wire.PredictRequest.InputsEntry\x12\x15\n\routput_filter\x18\x03 \x03(\t\x12H\n\x18predict_streamed_options\x18\x05 \x01(\x0b\x32&.plumbline.wire.PredictStreamedOptions\x12\x16\n\tclient_id\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x12K\n\x0frequest_options\x18\x07 \x01(\x0b\x32-.plumbline.wire.PredictRequest.RequestOptionsH\x01\x88\x01\x01\x1a\xf8\x04\n\x0eRequestOptions\x12\x16\n\tclient_id\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12`\n\x12\x64\x65terministic_mode\x18\x02 \x01(\x0e\x32?.plumbline.wire.PredictRequest.RequestOptions.DeterministicModeH\x01\x88\x01\x01\x12\x32\n%return_additional_arrays_from_prefill\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x19\n\x11return_stoptokens\x18\x04 \x03(\x03\x12\"\n\x15return_all_stoptokens\x18\t \x01(\x08H\x03\x88\x01\x01\x12\x1d\n\x10max_cache_length\x18\x06 \x01(\x03H\x04\x88\x01\x01\x12O\n\thandshake\x18\r \x01(\x0b\x32\x37.plumbline.wire.PredictRequest.RequestOptions.HandshakeH\x05\x88\x01\x01\x1a,\n\tHandshake\x12\x1f\n\x17\x65stimated_payload_bytes\x18\x01 \x01(\x03\"O\n\x11\x44\x65terministicMode\x12\"\n\x1e\x44\x45TERMINISTIC_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46IXED_DECODER_SLOT\x10\x01\x42\x0c\n\n_client_idB\x15\n\x13_deterministic_modeB(\n&_return_additional_arrays_from_prefillB\x18\n\x16_return_all_stoptokensB\x13\n\x11_max_cache_lengthB\x0c\n\n_handshake\x1aJ\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.plumbline.wire.TensorProto:\x02\x38\x01\x42\x0c\n\n_client_idB\x12\n\x10_request_optionsJ\x04\x08\x04\x10\x05\"\xd3\x02\n\x16PredictStreamedOptions\x12J\n\rrequest_state\x18\x01 \x01(\x0e\x32\x33.plumbline.wire.PredictStreamedOptions.RequestState\x12U\n\x10split_dimensions\x18\x02 \x03(\x0b\x32;.plumbline.wire.PredictStreamedOptions.SplitDimensionsEntry\x12\x1e\n\x16return_single_response\x18\x03 \x01(\x08\x1a\x36\n\x14SplitDimensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\">\n\x0cRequestState\x12\x08\n\x04NONE\x10\x00\x12\t\n\x05SPLIT\x10\x01\x12\r\n\tEND_SPLIT\x10\x02\x12\n\n\x06\x43\x41NCEL\x10\x03\"\xcc\x01\n\x0fPredictResponse\x12-\n\nmodel_spec\x18\x02 \x01(\x0b\x32\x19.plumbline.wire.ModelSpec\x12=\n\x07outputs\x18\x01 \x03(\x0b\x32,.plumbline.wire.PredictResponse.OutputsEntry\x1aK\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.plumbline.wire.TensorProto:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,21 +40,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._loaded_options = None
   _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_options = b'8\001'
   _globals['_PREDICTREQUEST']._serialized_start=148
-  _globals['_PREDICTREQUEST']._serialized_end=1079
+  _globals['_PREDICTREQUEST']._serialized_end=1220
   _globals['_PREDICTREQUEST_REQUESTOPTIONS']._serialized_start=472
-  _globals['_PREDICTREQUEST_REQUESTOPTIONS']._serialized_end=963
-  _globals['_PREDICTREQUEST_REQUESTOPTIONS_DETERMINISTICMODE']._serialized_start=758
-  _globals['_PREDICTREQUEST_REQUESTOPTIONS_DETERMINISTICMODE']._serialized_end=837
-  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_start=965
-  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_end=1039
-  _globals['_PREDICTSTREAMEDOPTIONS']._serialized_start=1082
-  _globals['_PREDICTSTREAMEDOPTIONS']._serialized_end=1421
-  _globals['_PREDICTSTREAMEDOPTIONS_SPLITDIMENSIONSENTRY']._serialized_start=1303
-  _globals['_PREDICTSTREAMEDOPTIONS_SPLITDIMENSIONSENTRY']._serialized_end=1357
-  _globals['_PREDICTSTREAMEDOPTIONS_REQUESTSTATE']._serialized_start=1359
-  _globals['_PREDICTSTREAMEDOPTIONS_REQUESTSTATE']._serialized_end=1421
-  _globals['_PREDICTRESPONSE']._serialized_start=1424
-  _globals['_PREDICTRESPONSE']._serialized_end=1628
-  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_start=1553
-  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=1628
+  _globals['_PREDICTREQUEST_REQUESTOPTIONS']._serialized_end=1104
+  _globals['_PREDICTREQUEST_REQUESTOPTIONS_HANDSHAKE']._serialized_start=839
+  _globals['_PREDICTREQUEST_REQUESTOPTIONS_HANDSHAKE']._serialized_end=883
+  _globals['_PREDICTREQUEST_REQUESTOPTIONS_DETERMINISTICMODE']._serialized_start=885
+  _globals['_PREDICTREQUEST_REQUESTOPTIONS_DETERMINISTICMODE']._serialized_end=964
+  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_start=1106
+  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_end=1180
+  _globals['_PREDICTSTREAMEDOPTIONS']._serialized_start=1223
+  _globals['_PREDICTSTREAMEDOPTIONS']._serialized_end=1562
+  _globals['_PREDICTSTREAMEDOPTIONS_SPLITDIMENSIONSENTRY']._serialized_start=1444
+  _globals['_PREDICTSTREAMEDOPTIONS_SPLITDIMENSIONSENTRY']._serialized_end=1498
+  _globals['_PREDICTSTREAMEDOPTIONS_REQUESTSTATE']._serialized_start=1500
+  _globals['_PREDICTSTREAMEDOPTIONS_REQUESTSTATE']._serialized_end=1562
+  _globals['_PREDICTRESPONSE']._serialized_start=1565
+  _globals['_PREDICTRESPONSE']._serialized_end=1769
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_start=1694
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=1769
 # @@protoc_insertion_point(module_scope)

@@ -12,26 +12,33 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class PredictRequest(_message.Message):
     __slots__ = ("model_spec", "inputs", "output_filter", "predict_streamed_options", "client_id", "request_options")
     class RequestOptions(_message.Message):
-        __slots__ = ("client_id", "deterministic_mode", "return_additional_arrays_from_prefill", "return_stoptokens", "return_all_stoptokens", "max_cache_length")
+        __slots__ = ("client_id", "deterministic_mode", "return_additional_arrays_from_prefill", "return_stoptokens", "return_all_stoptokens", "max_cache_length", "handshake")
         class DeterministicMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
             __slots__ = ()
             DETERMINISTIC_MODE_UNSPECIFIED: _ClassVar[PredictRequest.RequestOptions.DeterministicMode]
             FIXED_DECODER_SLOT: _ClassVar[PredictRequest.RequestOptions.DeterministicMode]
         DETERMINISTIC_MODE_UNSPECIFIED: PredictRequest.RequestOptions.DeterministicMode
         FIXED_DECODER_SLOT: PredictRequest.RequestOptions.DeterministicMode
+        class Handshake(_message.Message):
+            __slots__ = ("estimated_payload_bytes",)
+            ESTIMATED_PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+            estimated_payload_bytes: int
+            def __init__(self, estimated_payload_bytes: _Optional[int] = ...) -> None: ...
         CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
         DETERMINISTIC_MODE_FIELD_NUMBER: _ClassVar[int]
         RETURN_ADDITIONAL_ARRAYS_FROM_PREFILL_FIELD_NUMBER: _ClassVar[int]
         RETURN_STOPTOKENS_FIELD_NUMBER: _ClassVar[int]
         RETURN_ALL_STOPTOKENS_FIELD_NUMBER: _ClassVar[int]
         MAX_CACHE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+        HANDSHAKE_FIELD_NUMBER: _ClassVar[int]
         client_id: bytes
         deterministic_mode: PredictRequest.RequestOptions.DeterministicMode
         return_additional_arrays_from_prefill: bool
         return_stoptokens: _containers.RepeatedScalarFieldContainer[int]
         return_all_stoptokens: bool
         max_cache_length: int
-        def __init__(self, client_id: _Optional[bytes] = ..., deterministic_mode: _Optional[_Union[PredictRequest.RequestOptions.DeterministicMode, str]] = ..., return_additional_arrays_from_prefill: _Optional[bool] = ..., return_stoptokens: _Optional[_Iterable[int]] = ..., return_all_stoptokens: _Optional[bool] = ..., max_cache_length: _Optional[int] = ...) -> None: ...
+        handshake: PredictRequest.RequestOptions.Handshake
+        def __init__(self, client_id: _Optional[bytes] = ..., deterministic_mode: _Optional[_Union[PredictRequest.RequestOptions.DeterministicMode, str]] = ..., return_additional_arrays_from_prefill: _Optional[bool] = ..., return_stoptokens: _Optional[_Iterable[int]] = ..., return_all_stoptokens: _Optional[bool] = ..., max_cache_length: _Optional[int] = ..., handshake: _Optional[_Union[PredictRequest.RequestOptions.Handshake, _Mapping]] = ...) -> None: ...
     class InputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
