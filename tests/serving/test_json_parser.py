@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import RequestError
-from serving.rest.json_text import describe_json, list_members, parse_exactly, parse_json
+from serving.rest.json_text import describe_json, list_members, parse_json, parse_leniently
 
 VALUES = st.recursive(
     st.none()
@@ -22,7 +22,7 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_both_readers_read_what_json_writes(value: object) -> None:
     body = json.dumps(value).encode()
-    assert parse_exactly(body, max_depth=64) == value
+    assert parse_leniently(body, max_depth=64) == value
     assert parse_json(body, max_depth=64) == value
 
 
@@ -39,36 +39,50 @@ def test_any_bytes_are_a_value_or_a_request_error(body: bytes) -> None:
     [
         (b"", "The document is empty"),
         (b"  ", "The document is empty. at offset: 2"),
-        (b"]", "The document is empty. at offset: 0"),
+        (b"]", "Invalid value. at offset: 0"),
         (b'{"instances": [1.0,}', "Invalid value. at offset: 19"),
-        (b'{"instances": [1.0,]}', "Invalid value. at offset: 19"),
-        (b"[1 2]", "Missing a comma or ']' after an array element. at offset: 3"),
-        (b"[1", "Missing a comma or ']' after an array element. at offset: 2"),
         (b"{1: 2}", "Missing a name for object member. at offset: 1"),
-        (b'{"a": 1,}', "Missing a name for object member. at offset: 8"),
         (b'{"a" 1}', "Missing a colon after a name of object member. at offset: 5"),
-        (b'{"a": 1 "b"', "Missing a comma or '}' after an object member. at offset: 8"),
         (b'{"a": }', "Invalid value. at offset: 6"),
         (b'{"a":', "Invalid value. at offset: 5"),
-        (b"nulx", "Invalid value. at offset: 3"),
-        (b"-", "Invalid value. at offset: 1"),
         (b"+1", "Invalid value. at offset: 0"),
-        (b"1.", "Miss fraction part in number. at offset: 2"),
-        (b"1e", "Miss exponent in number. at offset: 2"),
-        (b"1e+", "Miss exponent in number. at offset: 3"),
+        (b"[1 2]", "Missing a comma, '}' or ']' after a member or an element. at offset: 3"),
+        (b'{"a": 1 "b"', "Missing a comma, '}' or ']' after a member or an element. at offset: 8"),
+        (b"1.", "Miss fraction part or exponent in number. at offset: 2"),
+        (b"1e+", "Miss fraction part or exponent in number. at offset: 2"),
         (b"[1e400]", "Number too big to be stored in double. at offset: 1"),
         (b"[" + b"9" * 310 + b"]", "Number too big to be stored in double. at offset: 1"),
-        (b'"a', "Missing a closing quotation mark in string. at offset: 2"),
+        (b'["\xff", "1e400", 1e400]', "Number too big to be stored in double. at offset: 15"),
+        (
+            b'\xef\xbb\xbf{"\xc3\xa9"}',
+            "Missing a colon after a name of object member. at offset: 8",
+        ),
+        (b'"a', "Missing a closing quotation mark in string. at offset: 0"),
         (b'"a\nb"', "Invalid escape character in string. at offset: 2"),
         (b'"\\x"', "Invalid escape character in string. at offset: 1"),
-        (b'"\\u12g4"', "Incorrect hex digit after \\u escape in string. at offset: 1"),
-        (b'"\\ud800x"', "The surrogate pair in string is invalid. at offset: 1"),
+        (b'"\\u12g4"', "Incorrect hex digit after \\u escape in string. at offset: 2"),
+        (b'"\\ud800x"', "Invalid escape character in string. at offset: 1"),
+        (b"[Inf, ]", "Invalid value."),
     ],
 )
-def test_errors_have_the_words_and_offsets_of_rapidjson(body: bytes, text: str) -> None:
+def test_errors_have_words_of_rapidjson_and_offsets_in_bytes(body: bytes, text: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse_json(body, max_depth=64)
     assert caught.value.message == f"JSON Parse error: {text}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"[1,]", b"[1", b'{"a": 1,}', b'{"a": 1', b"nulx", b"-", b"[-]", b"[.5]", b"[01]"),
+        *(b"[1.]", b"[1e]", b"1e", b"[0e400, NaN]", b"[Infi]", b"Infix", b"[nan]", b"[--Inf]"),
+        *(b'["\\ud800"]', b'["\\ud800\\ud800\\udc00"]', b'["\\ud800\\u0041"]', b'["\\', b"\0"),
+        *(b"[1\0]", b'["\0"]', b"[1]"[:2] + b"\xc2\xa0]", b"[1, /* two */ 2]", b"{'a': 1}"),
+    ],
+)
+def test_what_rapidjson_refuses_is_refused(body: bytes) -> None:
+    with pytest.raises(RequestError, match="JSON Parse error: "):
+        parse_json(body, max_depth=64)
 
 
 def test_numbers_may_be_nan_and_infinite() -> None:
@@ -86,8 +100,23 @@ def test_the_second_half_of_a_surrogate_pair_may_stand_alone() -> None:
     assert value[0].encode("utf-8", "surrogateescape") == b"\xed\xb0\x80"
 
 
-def test_what_follows_the_document_is_ignored() -> None:
-    assert parse_json(b"[1] xyz", max_depth=4) == [1]
+@pytest.mark.parametrize(
+    "rest", [b" xyz", b"\0", b'"\\ud800"', b"[" * 5000, b']"' + b"[" * 5000, b" 1e400 Inf -"]
+)
+def test_what_follows_the_document_is_ignored(rest: bytes) -> None:
+    assert parse_json(b"[1]" + rest, max_depth=4) == [1]
+
+
+@pytest.mark.parametrize("body", [b'["Inf", "-NaN", -Inf]', b'["Inf", "-NaN", "\\udc00"]'])
+def test_strings_that_read_like_numbers_stay_as_they_are(body: bytes) -> None:
+    assert parse_json(body, max_depth=4)[:2] == ["Inf", "-NaN"]
+
+
+def test_an_escaped_backslash_begins_no_surrogate() -> None:
+    assert parse_json(b'["\\\\ud800", "\\ud83d\\ude00", NaN]', max_depth=4)[:2] == [
+        "\\ud800",
+        "\U0001f600",
+    ]
 
 
 def test_a_byte_order_mark_is_skipped() -> None:
@@ -134,6 +163,15 @@ def test_deep_nesting_is_refused_before_it_costs_anything(opening: bytes) -> Non
 
 def test_brackets_in_strings_do_not_count_as_depth() -> None:
     assert parse_json(b'["' + b"[" * 100 + b'"]', max_depth=4) == ["[" * 100]
+    assert parse_json(b'"[[" ' + b"[" * 100, max_depth=1) == "[["
+    with pytest.raises(RequestError, match="nested deeper than 4 levels"):
+        parse_json(b'["]]]]", ' + b"[" * 4 + b"]" * 5, max_depth=4)
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000 + b"]" * 100_000, b"[" * 100_000 + b"NaN"])
+def test_nesting_beyond_what_can_be_read_is_refused_whatever_the_limit(body: bytes) -> None:
+    with pytest.raises(RequestError, match="nested deeper than"):
+        parse_json(body, max_depth=1_000_000)
 
 
 def test_the_deepest_nesting_allowed_is_read() -> None:
