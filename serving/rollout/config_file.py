@@ -1,4 +1,9 @@
-"""A models.config that several operators change: locked, edited, replaced by one rename."""
+"""A models.config that several operators change: locked, edited, replaced by one rename.
+
+The text is edited in place, so that people's comments and layout stay. What was changed is then
+read again and compared with the message that it should be; a text written in a way that the
+editing does not know is written anew from the message, without its comments.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +29,29 @@ from serving.rollout.audit import append_line
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.1
+
+Policy = config_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+_POLICY, _LABELS = "model_version_policy", "version_labels"
+_TOKEN = re.compile(
+    r"""(?P<skip>\s+|\#[^\n]*)|(?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
+    r"""|(?P<mark>[{}<>\[\]:;,])|(?P<word>[^\s\#"'{}<>\[\]:;,]+)"""
+)
+_CLOSING = {"{": "}", "<": ">"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelEdit:
+    """What to change about one model.
+
+    Attributes:
+        model_name: Of an entry that is there.
+        labels: Label to version, or to None to take it away; others stay.
+        policy: The version policy; an empty one takes it away, None leaves it.
+    """
+
+    model_name: str
+    labels: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    policy: Policy | None = None
 
 
 @final
@@ -112,9 +140,9 @@ class ModelConfigFile:
             return False
         self._replace(edited)
         labels = {
-            label: (_find_label(before, label), version)
+            label: (before.version_labels.get(label), version)
             for label, version in edit.labels.items()
-            if _find_label(before, label) != version
+            if before.version_labels.get(label) != version
         }
         policies = describe_policy(before), describe_policy(after)
         append_line(
@@ -143,22 +171,6 @@ class ModelConfigFile:
             ) from error
         finally:
             partial.unlink(missing_ok=True)
-
-
-def describe_policy(model: config_pb2.ModelConfig) -> str:
-    """For example `latest 1`, `all` or `specific 1 2`."""
-    policy = model.model_version_policy
-    match policy.WhichOneof("policy_choice"):
-        case "all":
-            return "all"
-        case "specific":
-            return " ".join(["specific", *map(str, policy.specific.versions)])
-        case _:
-            return f"latest {max(policy.latest.num_versions, 1)}"
-
-
-def _find_label(model: config_pb2.ModelConfig, label: str) -> int | None:
-    return model.version_labels.get(label)
 
 
 def _wait_for_lock(descriptor: int, path: Path, timeout_s: float) -> None:
@@ -198,48 +210,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# Changes one model's labels and version policy in the text of a models.config.
-#
-# The text is edited in place, so that people's comments and layout stay. What was changed is
-# then read again and compared with the message that it should be; a text written in a way that
-# the editing does not know is written anew from the message, without its comments.
-
-
-Policy = config_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
-_POLICY, _LABELS = "model_version_policy", "version_labels"
-_TOKEN = re.compile(
-    r"""(?P<skip>\s+|\#[^\n]*)|(?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
-    r"""|(?P<mark>[{}<>\[\]:;,])|(?P<word>[^\s\#"'{}<>\[\]:;,]+)"""
-)
-_CLOSING = {"{": "}", "<": ">"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ModelEdit:
-    """What to change about one model.
-
-    Attributes:
-        model_name: Of an entry that is there.
-        labels: Label to version, or to None to take it away; others stay.
-        policy: The version policy; an empty one takes it away, None leaves it.
-    """
-
-    model_name: str
-    labels: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
-    policy: Policy | None = None
-
-
-class _Unusual(Exception):
-    """A text that the editing does not know."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Field:
-    name: str
-    start: int
-    end: int
-    inner: tuple[int, int] | None = None
-    children: tuple[_Field, ...] = ()
+def describe_policy(model: config_pb2.ModelConfig) -> str:
+    """For example `latest 1`, `all` or `specific 1 2`."""
+    policy = model.model_version_policy
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return "all"
+        case "specific":
+            return " ".join(["specific", *map(str, policy.specific.versions)])
+        case _:
+            return f"latest {max(policy.latest.num_versions, 1)}"
 
 
 def parse_config(text: str, place: str) -> config_pb2.ModelServerConfig:
@@ -271,6 +251,19 @@ def find_model(
         raise ConfigError(f"{place}: lists model {model_name!r} {len(found)} times; leave one")
     names = ", ".join(one.name for one in config.model_config_list.config) or "none"
     raise ConfigError(f"{place}: lists no model {model_name!r} (its models: {names})")
+
+
+class _Unusual(Exception):
+    """A text that the editing does not know."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Field:
+    name: str
+    start: int
+    end: int
+    inner: tuple[int, int] | None = None
+    children: tuple[_Field, ...] = ()
 
 
 def edit_text(text: str, edit: ModelEdit, place: str) -> str:

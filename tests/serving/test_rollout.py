@@ -24,10 +24,10 @@ from serving.rollout.rollout import (
     leave_strings_out,
     promote,
     read_version_golden,
+    retire,
     rollback,
 )
 from serving.rollout.servers import Server
-from serving.rollout.verbs import retire
 from tests.serving.rollout_scene import (
     SERVERS,
     answer_labels_wrongly,
