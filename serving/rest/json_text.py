@@ -27,6 +27,9 @@ import orjson
 
 from contract.errors import RequestError
 
+MAX_DEBUG_BYTES = 256
+"""Texts of errors end here, wherever that is."""
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPACE = " \n\r\t"
 
@@ -64,6 +67,13 @@ _ESCAPES = re.compile(
     r"|u(?P<alone>[dD][c-fC-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
+
+_TO_ESCAPE = re.compile(rb'["\\\x00-\x1f]')
+_SHORT = {
+    ord('"'): b'\\"',
+    ord("\\"): b"\\\\",
+    **dict(zip(b"\b\f\n\r\t", (b"\\b", b"\\f", b"\\n", b"\\r", b"\\t"), strict=True)),
+}
 
 
 def parse_json(body: bytes, *, max_depth: int) -> Any:
@@ -234,28 +244,16 @@ _DECODER = json.JSONDecoder(
 )
 
 
-# JSON as RapidJSON's PrettyWriter prints it, for the texts of errors.
-#
-# Arrays stand on one line, objects on several; the text ends after 256 bytes, wherever that is
-# (`util/json_tensor.cc`, `JsonValueToDebugString`).
-
-
-MAX_DEBUG_BYTES = 256
-
-_ESCAPED = re.compile(rb'["\\\x00-\x1f]')
-_SHORT = {
-    ord('"'): b'\\"',
-    ord("\\"): b"\\\\",
-    **dict(zip(b"\b\f\n\r\t", (b"\\b", b"\\f", b"\\n", b"\\r", b"\\t"), strict=True)),
-}
-
-
 class _Full(Exception):
     """The text has reached its size, or a value cannot be printed."""
 
 
 def describe_json(value: Any) -> str:
-    """The beginning of `value` as JSON; bytes that are no UTF-8 as surrogate escapes."""
+    """The beginning of `value` as RapidJSON's PrettyWriter prints it, for the texts of errors.
+
+    Arrays stand on one line, objects on several (`util/json_tensor.cc`, `JsonValueToDebugString`).
+    Bytes that are no UTF-8 are surrogate escapes.
+    """
     printer = _Printer()
     with contextlib.suppress(_Full):
         printer.write(value, 0)
@@ -277,8 +275,8 @@ def name_json_type(value: Any) -> str:
 def quote_json(text: str | bytes) -> bytes:
     """A JSON string; bytes that are no UTF-8 pass as they are."""
     data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
-    if _ESCAPED.search(data) is not None:
-        data = _ESCAPED.sub(_escape, data)
+    if _TO_ESCAPE.search(data) is not None:
+        data = _TO_ESCAPE.sub(_escape, data)
     return b'"' + data + b'"'
 
 
