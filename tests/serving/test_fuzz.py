@@ -86,8 +86,10 @@ def check_grpc(faces: Faces, path: str, body: bytes) -> None:
 
 
 @FUZZ
-@given(body=st.binary(max_size=200), method=st.sampled_from([PREDICT, CLASSIFY, REGRESS,
-       MULTI_INFERENCE, GET_MODEL_METADATA]))  # fmt: skip
+@given(
+    body=st.binary(max_size=200),
+    method=st.sampled_from([PREDICT, CLASSIFY, REGRESS, MULTI_INFERENCE, GET_MODEL_METADATA]),
+)
 def test_any_bytes_over_grpc_have_a_documented_answer(
     faces: Faces, body: bytes, method: Any
 ) -> None:

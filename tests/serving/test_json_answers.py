@@ -17,17 +17,27 @@ FLOATS = st.sampled_from(["float32", "float64"]).flatmap(
 
 @given(FLOATS)
 def test_floats_come_back_bit_by_bit(array: Any) -> None:
-    for body, key in ((encode_rows({"y": array}), "predictions"),
-                      (encode_columns({"y": array}), "outputs")):  # fmt: skip
+    for body, key in (
+        (encode_rows({"y": array}), "predictions"),
+        (encode_columns({"y": array}), "outputs"),
+    ):
         back = np.array(json.loads(body)[key], array.dtype)
         assert np.array_equal(back, array, equal_nan=True)
 
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(1.0, b"1.0"), (0.2, b"0.2"), (9e6, b"9e+06"), (3e-5, b"3e-05"), (0.570644319, b"0.570644319"),
-     (246913584.0, b"246913584.0"), (np.nan, b"NaN"), (-np.inf, b"-Infinity")],
-)  # fmt: skip
+    [
+        (1.0, b"1.0"),
+        (0.2, b"0.2"),
+        (9e6, b"9e+06"),
+        (3e-5, b"3e-05"),
+        (0.570644319, b"0.570644319"),
+        (246913584.0, b"246913584.0"),
+        (np.nan, b"NaN"),
+        (-np.inf, b"-Infinity"),
+    ],
+)
 def test_float32_numbers_have_the_digits_they_need(number: float, text: bytes) -> None:
     assert format_decimals(np.array([number], np.float32)) == [text]
 

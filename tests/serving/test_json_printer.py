@@ -50,8 +50,16 @@ def test_control_characters_are_escaped_in_upper_case() -> None:
 
 @pytest.mark.parametrize(
     ("value", "name"),
-    [(None, "Null"), (True, "True"), (False, "False"), (1, "Number"), (1.5, "Number"),
-     ("a", "String"), ([], "Array"), ({}, "Object")],
-)  # fmt: skip
+    [
+        (None, "Null"),
+        (True, "True"),
+        (False, "False"),
+        (1, "Number"),
+        (1.5, "Number"),
+        ("a", "String"),
+        ([], "Array"),
+        ({}, "Object"),
+    ],
+)
 def test_types_have_the_names_of_rapidjson(value: object, name: str) -> None:
     assert name_json_type(value) == name
