@@ -258,6 +258,16 @@ class _Unusual(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class _Token:
+    """A piece of the text; its kind, a group of `_TOKEN`, is "" at the end."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Field:
     name: str
     start: int
@@ -373,45 +383,44 @@ def _find_block(text: str, model_name: str) -> _Field:
     raise _Unusual
 
 
-def _next(text: str, position: int) -> tuple[str, str, int, int]:
-    """Kind, text, start and end of the next token; kind "" at the end."""
+def _next(text: str, position: int) -> _Token:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
             raise _Unusual
         if match.lastgroup != "skip":
-            return str(match.lastgroup), match[0], position, match.end()
+            return _Token(str(match.lastgroup), match[0], position, match.end())
         position = match.end()
-    return "", "", position, position
+    return _Token("", "", position, position)
 
 
 def _read_fields(text: str, position: int, closing: str) -> tuple[tuple[_Field, ...], int]:
     """The fields up to `closing`, and where it starts."""
     fields: list[_Field] = []
     while True:
-        kind, token, start, end = _next(text, position)
-        if token == closing and kind != "text":
-            return tuple(fields), start
-        if kind != "word":
+        token = _next(text, position)
+        if token.text == closing and token.kind != "text":
+            return tuple(fields), token.start
+        if token.kind != "word":
             raise _Unusual  # an extension, a list, or nothing that we know
-        field = _read_value(text, token, start, end)
+        field = _read_value(text, token)
         separator = _next(text, field.end)
-        position = separator[3] if separator[1] in (",", ";") else field.end
+        position = separator.end if separator.text in (",", ";") else field.end
         fields.append(dataclasses.replace(field, end=position))
 
 
-def _read_value(text: str, name: str, start: int, position: int) -> _Field:
-    kind, token, _, end = _next(text, position)
-    if token == ":" and kind == "mark":
-        kind, token, _, end = _next(text, end)
-    if token in _CLOSING and kind == "mark":
-        children, close = _read_fields(text, end, _CLOSING[token])
-        return _Field(name, start, close + 1, (end, close), children)
-    if kind not in ("word", "text"):
+def _read_value(text: str, name: _Token) -> _Field:
+    token = _next(text, name.end)
+    if token.text == ":" and token.kind == "mark":
+        token = _next(text, token.end)
+    if token.text in _CLOSING and token.kind == "mark":
+        children, close = _read_fields(text, token.end, _CLOSING[token.text])
+        return _Field(name.text, name.start, close + 1, (token.end, close), children)
+    if token.kind not in ("word", "text"):
         raise _Unusual
-    while kind == "text":  # adjacent strings are one value
-        following = _next(text, end)
-        if following[0] != "text":
-            break
-        end = following[3]
-    return _Field(name, start, end)
+    end = token.end
+    while token.kind == "text":  # adjacent strings are one value
+        token = _next(text, end)
+        if token.kind == "text":
+            end = token.end
+    return _Field(name.text, name.start, end)

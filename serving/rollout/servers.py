@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import grpc
+from google.protobuf.message import Message
 
 from contract.errors import (
     Code,
@@ -129,7 +130,7 @@ class Server:
         answered, outputs = decode_predict_response(response.SerializeToString())
         return answered.version, outputs
 
-    def _call(self, method: rpc.Method, request: Any, *, timeout_s: float = _CALL_S) -> Any:
+    def _call(self, method: rpc.Method, request: Message, *, timeout_s: float = _CALL_S) -> Any:
         return call_unary(
             self.address,
             method,
