@@ -1,22 +1,22 @@
-"""The one flag table of the server: TensorFlow Serving's flags, then our own."""
+"""The one flag table of the server, and how a command line is read by it.
+
+A flag is a field of a frozen dataclass, made by `flag()`; its name, type and default are the
+field's. So one table serves the parser, `--help`, the container and the documentation.
+
+Flags are written `--flag=value`, `--flag value`, and a bare `--flag` for true. The rules are those
+of `tensorflow/core/util/command_line_flags.cc`, where unknown flags are printed and the server
+goes on.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from contract.console.terminal import fold
 from contract.errors import ConfigError
-
-# How flags are written and read: `--flag=value`, `--flag value`, and a bare `--flag` for true.
-#
-# A flag is a field of a frozen dataclass, made by `flag()`; its name, type and default are the
-# field's. So one table serves the parser, `--help`, the container and the documentation.
-# The rules are those of `tensorflow/core/util/command_line_flags.cc`, where unknown flags are
-# printed and the server goes on.
-
 
 FlagValue = bool | int | float | str
 T = TypeVar("T")
@@ -25,8 +25,16 @@ Embedded = Literal["kept", "ignored"]
 Container = Literal["passed", "refused", "handled", "ignored"]
 ServerKind = Literal["embedded", "container"]
 
+MEBIBYTE = 2**20
+ENGINES = ("auto", "tensorflow", "litert")
+
 _KEY = "plumbline.flag"
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_NOTES: dict[tuple[ServerKind, str], str] = {
+    ("embedded", "ignored"): " [accepted and ignored]",
+    ("container", "ignored"): " [Plumbline's own image only]",
+    ("container", "refused"): " [Plumbline's own image only]",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,13 +83,13 @@ def flag(
     return made
 
 
-def list_flags(table: type[Any]) -> list[Flag]:
-    """The flags that the dataclass `table` declares, its parents' first."""
+def list_flags(table: type[TensorFlowServingFlags]) -> list[Flag]:
+    """The flags that `table` declares, TensorFlow Serving's first."""
     flags = []
     for field in dataclasses.fields(table):
         if _KEY in field.metadata:
             description, embedded, container = field.metadata[_KEY]
-            default: Any = field.default
+            default: FlagValue = getattr(table, field.name)
             flags.append(Flag(field.name, default, description, embedded, container))
     return flags
 
@@ -154,13 +162,6 @@ def _suggest(argument: str, known: Iterable[str]) -> str:
     return near[0] if near else ""
 
 
-_NOTES: dict[tuple[ServerKind, str], str] = {
-    ("embedded", "ignored"): " [accepted and ignored]",
-    ("container", "ignored"): " [Plumbline's own image only]",
-    ("container", "refused"): " [Plumbline's own image only]",
-}
-
-
 def describe_flags(flags: Iterable[Flag], server: ServerKind) -> str:
     """The table of `--help`: a line with name and default, then what the flag is for.
 
@@ -177,15 +178,13 @@ def describe_flags(flags: Iterable[Flag], server: ServerKind) -> str:
     return "\n".join(lines)
 
 
-# The flags of `tensorflow_model_server`, with its names and defaults.
-#
-# Source: tensorflow_serving/model_servers/main.cc and server.h. Values that TensorFlow Serving
-# takes from the number of CPUs are 0 here.
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorFlowServingFlags:
-    """What both servers understand."""
+    """The flags of `tensorflow_model_server`, with its names and defaults.
+
+    Source: tensorflow_serving/model_servers/main.cc and server.h. Values that TensorFlow Serving
+    takes from the number of CPUs are 0 here.
+    """
 
     port: int = flag(
         8500, "TCP port of gRPC; 0 for none; -1 for any free port.", container="handled"
@@ -298,10 +297,6 @@ class TensorFlowServingFlags:
     enable_serialization_as_tensor_content: bool = flag(
         False, "Answer tensors as tensor_content instead of the typed fields."
     )
-
-
-MEBIBYTE = 2**20
-ENGINES = ("auto", "tensorflow", "litert")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

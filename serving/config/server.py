@@ -1,4 +1,4 @@
-"""TensorFlow Serving's `BatchingParameters`, as a value."""
+"""What a server is told: flags and the text files they name, read, checked and frozen."""
 
 from __future__ import annotations
 
@@ -16,6 +16,29 @@ from serving.config.models import (
     check_local_path,
     check_model_name,
     read_model_configs,
+)
+
+METRICS_PATH = "/monitoring/prometheus/metrics"
+_EVERY_ADDRESS = "0.0.0.0"
+_MIN_TOKEN_LENGTH = 16
+
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+_POSITIVE = (
+    "litert_num_threads",
+    "max_inflated_bytes",
+    "max_json_bytes",
+    "max_json_depth",
+    "max_message_bytes",
+    "request_log_max_bytes",
+    "rest_api_timeout_in_ms",
+    "workers",
+)
+_NOT_NEGATIVE = (
+    "drain_timeout_s",
+    "max_concurrent_calls",
+    "max_num_load_retries",
+    "max_queued_calls",
+    "num_request_iterations_for_warmup",
 )
 
 
@@ -44,14 +67,6 @@ class BatchingParameters:
         if size == 0:
             return 0
         return next((allowed for allowed in self.allowed_batch_sizes if allowed >= size), size)
-
-
-# What a server is told: flags and the text files they name, checked and frozen.
-
-
-METRICS_PATH = "/monitoring/prometheus/metrics"
-EVERY_ADDRESS = "0.0.0.0"
-MIN_TOKEN_LENGTH = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,6 +107,19 @@ class ServerConfig(ServerFlags):
     unknown_flags: tuple[UnknownFlag, ...] = ()
 
 
+def parse_config(arguments: Sequence[str]) -> ServerConfig:
+    """Reads a command line and the files it names.
+
+    Example:
+        >>> parse_config(["--model_name=mlp", "--model_base_path=/models/mlp"]).port
+        8500
+
+    Raises:
+        ConfigError: A flag or file cannot be used.
+    """
+    return read_config(*parse_server_flags(arguments))
+
+
 def parse_server_flags(
     arguments: Sequence[str],
 ) -> tuple[ServerFlags, tuple[UnknownFlag, ...]]:
@@ -106,9 +134,9 @@ def parse_server_flags(
     values, unknown = parse_flags(arguments, list_flags(ServerFlags))
     given: dict[str, Any] = dict(values)
     if given.get("strict_compat"):
-        given.setdefault("host", EVERY_ADDRESS)  # where TensorFlow Serving listens
+        given.setdefault("host", _EVERY_ADDRESS)  # where TensorFlow Serving listens
     flags = ServerFlags(**given)
-    check_flags(flags)
+    _check_flags(flags)
     return flags, tuple(unknown)
 
 
@@ -127,19 +155,6 @@ def read_config(flags: ServerFlags, unknown_flags: Sequence[UnknownFlag] = ()) -
         metrics_path=_read_metrics_path(flags),
         unknown_flags=tuple(unknown_flags),
     )
-
-
-def parse_config(arguments: Sequence[str]) -> ServerConfig:
-    """Reads a command line and the files it names.
-
-    Example:
-        >>> parse_config(["--model_name=mlp", "--model_base_path=/models/mlp"]).port
-        8500
-
-    Raises:
-        ConfigError: A flag or file cannot be used.
-    """
-    return read_config(*parse_server_flags(arguments))
 
 
 def _read_models(flags: ServerFlags) -> tuple[ModelConfig, ...]:
@@ -215,9 +230,9 @@ def _read_tokens(flags: ServerFlags) -> tuple[str, ...]:
     if not tokens:
         raise ConfigError(f"{path}: holds no token; put one on a line of its own")
     for token in tokens:
-        if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or " " in token:
+        if len(token) < _MIN_TOKEN_LENGTH or not token.isascii() or " " in token:
             raise ConfigError(
-                f"{path}: a token wants at least {MIN_TOKEN_LENGTH} ASCII characters and no space"
+                f"{path}: a token wants at least {_MIN_TOKEN_LENGTH} ASCII characters and no space"
             )
     return tokens
 
@@ -234,30 +249,7 @@ def _read_metrics_path(flags: ServerFlags) -> str:
     return prometheus.path or METRICS_PATH
 
 
-# Whether the values of flags make sense, alone and together.
-
-
-LOG_LEVELS = ("debug", "info", "warning", "error")
-POSITIVE = (
-    "litert_num_threads",
-    "max_inflated_bytes",
-    "max_json_bytes",
-    "max_json_depth",
-    "max_message_bytes",
-    "request_log_max_bytes",
-    "rest_api_timeout_in_ms",
-    "workers",
-)
-NOT_NEGATIVE = (
-    "drain_timeout_s",
-    "max_concurrent_calls",
-    "max_num_load_retries",
-    "max_queued_calls",
-    "num_request_iterations_for_warmup",
-)
-
-
-def check_flags(flags: ServerFlags) -> None:
+def _check_flags(flags: ServerFlags) -> None:
     """Refuses values out of range and flags that exclude each other.
 
     Raises:
@@ -305,15 +297,15 @@ def _check_models(flags: ServerFlags) -> None:
 def _check_choices(flags: ServerFlags) -> None:
     if flags.engine not in ENGINES:
         raise ConfigError(f"--engine={flags.engine}: choose one of {', '.join(ENGINES)}")
-    if flags.log_level not in LOG_LEVELS:
-        raise ConfigError(f"--log_level={flags.log_level}: choose one of {', '.join(LOG_LEVELS)}")
+    if flags.log_level not in _LOG_LEVELS:
+        raise ConfigError(f"--log_level={flags.log_level}: choose one of {', '.join(_LOG_LEVELS)}")
 
 
 def _check_ranges(flags: ServerFlags) -> None:
-    for name in POSITIVE:
+    for name in _POSITIVE:
         if getattr(flags, name) < 1:
             raise ConfigError(f"--{name}={getattr(flags, name)}: give 1 or more")
-    for name in NOT_NEGATIVE:
+    for name in _NOT_NEGATIVE:
         if not getattr(flags, name) >= 0:  # NaN included
             raise ConfigError(f"--{name}={getattr(flags, name)}: give 0 or more")
     rate = flags.request_log_sampling_rate

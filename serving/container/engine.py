@@ -1,36 +1,62 @@
-"""Docker or podman, whichever works here, and what they say."""
+"""The container engine, docker or podman, whichever works here; and the image that it runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 import importlib.metadata
-import json
 import logging
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from typing import Any
+from typing import IO
+
+import msgspec
 
 from contract.errors import ServableUnavailableError
+
+SERVER_LABEL = "plumbline.server"
+"""Label of an image; its value `embedded` says that Plumbline's own server is inside."""
+
+MODEL_LABEL = "plumbline.model_name"
+"""Label of an image that holds a version of this model."""
+
+MODELS_FOLDER = "/models"
+"""Where images hold models, as tensorflow/serving does."""
+
+REPOSITORY = "tensorflow/serving"
+FALLBACK_VERSION = "2.21.0"
+"""Of TensorFlow Serving, where tensorflow-serving-api is not installed; see requirements.lock."""
+
+PULL_TIMEOUT_S = 1800.0
 
 PROGRAMS = ("docker", "podman")
 WAY_OUT = "or serve without a container, with the same flags: python -m serving embedded"
 
 _INFO_TIMEOUT_S = 60.0
 _CALL_TIMEOUT_S = 120.0
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64", "amd64": "amd64"}
+_OFFLINE = re.compile(
+    "no such host|connection refused|network is unreachable|i/o timeout|no route to host"
+    "|temporary failure in name resolution|server misbehaving|x509|certificate"
+    "|deadline exceeded|request canceled|EOF",
+    re.IGNORECASE,
+)
+_NO_BUILD = re.compile("no matching manifest|no image found in .*for architecture", re.IGNORECASE)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ContainerEngine:
-    """An engine that answers.
+    """A container engine that answers.
 
     Attributes:
         program: What is run: `docker` or `podman`.
         is_podman: Also true where `docker` is podman under another name.
         rootless: Whether containers are run without root on this host.
-        machine: Architecture of what it runs on, as the engine calls it; "" if it doesn't say.
+        machine: Architecture of what it runs on, as it calls it; "" if it doesn't say.
     """
 
     program: str
@@ -41,14 +67,14 @@ class ContainerEngine:
     def call(
         self, *arguments: str, timeout_s: float = _CALL_TIMEOUT_S
     ) -> subprocess.CompletedProcess[str]:
-        """Runs one command of the engine to its end and returns what it printed.
+        """Runs one of its commands to its end and returns what it printed.
 
         Raises:
             ServableUnavailableError: It does not end in time.
         """
         return call_program([self.program, *arguments], timeout_s)
 
-    def start(self, *arguments: str, stdout: int | Any = None) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stdout: int | IO[str] | None = None) -> subprocess.Popen[str]:
         """Starts a command that goes on, out of reach of the terminal's Ctrl-C."""
         return subprocess.Popen(
             [self.program, *arguments],
@@ -78,7 +104,8 @@ def call_program(command: Sequence[str], timeout_s: float) -> subprocess.Complet
         )
     except subprocess.TimeoutExpired:
         raise ServableUnavailableError(
-            f"`{' '.join(command[:3])}` did not end within {timeout_s:g} s; is the engine stuck?"
+            f"`{' '.join(command[:3])}` did not end within {timeout_s:g} s; is the container "
+            "engine stuck?"
         ) from None
     except OSError as error:
         raise ServableUnavailableError(f"{command[0]}: {error.strerror or error}") from None
@@ -115,63 +142,47 @@ def _ask_for_info(program: str) -> ContainerEngine | str:
     if done.returncode != 0:
         return last_line(done.stderr) or f"`{program} info` ended with {done.returncode}"
     try:
-        info = json.loads(done.stdout)
-    except ValueError:
+        info = msgspec.json.decode(done.stdout, type=_Info)
+    except msgspec.DecodeError:
         return f"`{program} info` answered no JSON"
     return _read_info(program, info)
 
 
-def _read_info(program: str, info: dict[str, Any]) -> ContainerEngine | str:
-    # Only podman nests its facts below "host"; `docker` may be podman's stand-in.
-    if "host" in info:
-        host = info["host"]
-        rootless = bool(host.get("security", {}).get("rootless"))
-        return ContainerEngine(program, True, rootless, str(host.get("arch", "")))
-    if info.get("ServerErrors"):
-        return str(info["ServerErrors"][0])
-    options = info.get("SecurityOptions") or []
-    rootless = any("name=rootless" in str(option) for option in options)
-    return ContainerEngine(program, False, rootless, str(info.get("Architecture", "")))
+class _Security(msgspec.Struct):
+    rootless: bool = False
+
+
+class _Host(msgspec.Struct):
+    arch: str = ""
+    security: _Security = msgspec.field(default_factory=_Security)
+
+
+class _Info(msgspec.Struct, rename="pascal"):
+    """What `info` answers: docker in its own fields, podman below `host`."""
+
+    host: _Host | None = msgspec.field(name="host", default=None)
+    architecture: str = ""
+    security_options: list[str] | None = None
+    server_errors: list[str] | None = None
+
+
+def _read_info(program: str, info: _Info) -> ContainerEngine | str:
+    if info.host is not None:  # `docker` may be podman's stand-in
+        return ContainerEngine(program, True, info.host.security.rootless, info.host.arch)
+    if info.server_errors:
+        return info.server_errors[0]
+    rootless = any("name=rootless" in option for option in info.security_options or ())
+    return ContainerEngine(program, False, rootless, info.architecture)
 
 
 def last_line(text: str) -> str:
-    """What an engine gives as its reason: its last error, or else the last line."""
+    """What a container engine gives as its reason: its last error, or else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # podman's own log (time=… level=…) comes before and after the error, and names no cause.
     lines = [line for line in lines if not line.startswith("time=")] or lines
     errors = [line for line in lines if line.lower().startswith("error")]
     chosen = (errors or lines or [""])[-1]
     return chosen.removeprefix("Error: ").removeprefix("ERROR: ")
-
-
-# Which image to run: what its server honours, and how it gets onto this machine.
-
-
-SERVER_LABEL = "plumbline.server"
-"""Label of an image; its value `embedded` says that Plumbline's own server is inside."""
-
-MODEL_LABEL = "plumbline.model_name"
-"""Label of an image that holds a version of this model."""
-
-MODELS_FOLDER = "/models"
-"""Where images hold models, as tensorflow/serving does."""
-
-REPOSITORY = "tensorflow/serving"
-FALLBACK_VERSION = "2.21.0"
-"""Of TensorFlow Serving, where tensorflow-serving-api is not installed; see requirements.lock."""
-
-PULL_TIMEOUT_S = 1800.0
-
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64", "amd64": "amd64"}
-_OFFLINE = re.compile(
-    "no such host|connection refused|network is unreachable|i/o timeout|no route to host"
-    "|temporary failure in name resolution|server misbehaving|x509|certificate"
-    "|deadline exceeded|request canceled|EOF",
-    re.IGNORECASE,
-)
-_NO_BUILD = re.compile("no matching manifest|no image found in .*for architecture", re.IGNORECASE)
-
-logger = logging.getLogger(__name__)
 
 
 class ImageServer(enum.Enum):
@@ -220,7 +231,7 @@ def find_image(engine: ContainerEngine, name: str) -> Image | None:
     for reference in dict.fromkeys((name, _qualify(engine, name))):
         done = engine.call("image", "inspect", "--format", "{{json .}}", reference)
         if done.returncode == 0:
-            return _read_image(reference, json.loads(done.stdout))
+            return _read_image(reference, done.stdout)
     return None
 
 
@@ -271,15 +282,26 @@ def _qualify(engine: ContainerEngine, name: str) -> str:
     return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
 
 
-def _read_image(reference: str, document: Any) -> Image:
+class _ImageConfig(msgspec.Struct, rename="pascal"):
+    labels: dict[str, str] | None = None
+
+
+class _ImageFacts(msgspec.Struct, rename="pascal"):
+    """What `image inspect` answers."""
+
+    architecture: str = ""
+    config: _ImageConfig | None = None
+    labels: dict[str, str] | None = None
+
+
+def _read_image(reference: str, answer: str) -> Image:
     # podman answers a list in some releases.
-    facts: dict[str, Any] = document[0] if isinstance(document, list) else document
-    labels = (facts.get("Config") or {}).get("Labels") or facts.get("Labels") or {}
+    found = msgspec.json.decode(answer, type=list[_ImageFacts] | _ImageFacts)
+    facts = found[0] if isinstance(found, list) else found
+    labels = (facts.config and facts.config.labels) or facts.labels or {}
     embedded = labels.get(SERVER_LABEL) == ImageServer.EMBEDDED.value
     server = ImageServer.EMBEDDED if embedded else ImageServer.TENSORFLOW_SERVING
-    return Image(
-        reference, server, str(facts.get("Architecture", "")), str(labels.get(MODEL_LABEL, ""))
-    )
+    return Image(reference, server, facts.architecture, labels.get(MODEL_LABEL, ""))
 
 
 def is_emulated(engine: ContainerEngine, image: Image) -> bool:

@@ -1,4 +1,8 @@
-"""The `run` command: everything that is decided before a container is started."""
+"""The `run` command: everything that is decided before a container is started.
+
+That is what the server inside gets to see of this machine (base paths and config files), and its
+flags: TensorFlow Serving's, or all where the image is Plumbline's.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,46 @@ CONTAINER_LABEL = "plumbline.container=serving"
 MONITORING_CONFIG = Path(__file__).with_name("monitoring.config")
 TEMPORARY_FOLDER = "--tmpfs=/tmp:rw,nosuid,nodev,noexec,size=64m"
 
+CONFIG_FOLDER = PurePosixPath("/mnt/plumbline")
+"""Where files land; base paths keep their own absolute path, so that config files stay true."""
+
+FILE_FLAGS = (
+    "batching_parameters_file",
+    "ssl_config_file",
+    "platform_config_file",
+    "tensorflow_session_config_file",
+    "thread_pool_factory_config_file",
+    "monitoring_config_file",
+    "auth_token_file",
+)
+
+GRPC_PORT = 8500
+REST_PORT = 8501
+"""Ports inside the container; those outside are published onto them."""
+
+MIN_GRPC_THREADS = 64
+GRPC_THREADS_PER_CPU = 16
+
 _SELINUX = Path("/sys/fs/selinux/enforce")
+_RESERVED = frozenset(map(Path, ("/", "/bin", "/dev", "/etc", "/lib", "/proc", "/sys", "/usr")))
+_REASONS = {
+    "auth_token_file": "it has no tokens, and would answer everyone",
+    "max_message_bytes": "it takes messages of up to 2 GiB",
+    "max_json_bytes": "it has no limit on REST bodies",
+    "max_json_depth": "it has no limit on nesting",
+    "max_inflated_bytes": "it has no limit on inflated bodies",
+    "max_concurrent_calls": "it limits calls by --grpc_max_threads alone",
+    "max_queued_calls": "it limits queues by max_enqueued_batches in --batching_parameters_file",
+    "request_log_dir": "its open source build logs no requests",
+    "request_log_sampling_rate": "its open source build logs no requests",
+    "request_log_max_bytes": "its open source build logs no requests",
+}
+_LOG_LEVELS = {"debug": "0", "info": "0", "warning": "1", "error": "2"}
+_HANDLED_OUTSIDE = frozenset(
+    {"host", "port", "rest_api_port", "model_base_path", "port_file", "version", "grpc_max_threads"}
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +74,7 @@ class ContainerPlan:
 
     Attributes:
         name: Of the container.
-        command: The whole `run` command, the engine's program first.
+        command: The whole `run` command, the container engine's program first.
     """
 
     name: str
@@ -40,6 +83,20 @@ class ContainerPlan:
     def describe(self) -> str:
         """The command for a shell, one option a line."""
         return " \\\n  ".join([" ".join(self.command[:2]), *map(shlex.quote, self.command[2:])])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mount:
+    """A file or folder of this machine inside the container."""
+
+    source: Path
+    target: PurePosixPath
+    writable: bool = False
+
+    def describe(self) -> str:
+        """As an argument of `run`."""
+        mode = "" if self.writable else ",readonly"
+        return f"--mount=type=bind,source={self.source},target={self.target}{mode}"
 
 
 def make_plan(
@@ -124,38 +181,6 @@ def _list_endings(config: ServerConfig, image: Image) -> list[str]:
     # tensorflow_model_server handles no signal, so as PID 1 it would ignore SIGTERM; the
     # image's own entry point is a shell that forwards none. It drains nothing either way.
     return ["--entrypoint=tensorflow_model_server", "--stop-signal=SIGKILL"]
-
-
-# What the server in a container gets to see of this machine: base paths and config files.
-
-
-CONFIG_FOLDER = PurePosixPath("/mnt/plumbline")
-"""Where files land; base paths keep their own absolute path, so that config files stay true."""
-
-FILE_FLAGS = (
-    "batching_parameters_file",
-    "ssl_config_file",
-    "platform_config_file",
-    "tensorflow_session_config_file",
-    "thread_pool_factory_config_file",
-    "monitoring_config_file",
-    "auth_token_file",
-)
-_RESERVED = frozenset(map(Path, ("/", "/bin", "/dev", "/etc", "/lib", "/proc", "/sys", "/usr")))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mount:
-    """A file or folder of this machine inside the container."""
-
-    source: Path
-    target: PurePosixPath
-    writable: bool = False
-
-    def describe(self) -> str:
-        """As an argument of `run`."""
-        mode = "" if self.writable else ",readonly"
-        return f"--mount=type=bind,source={self.source},target={self.target}{mode}"
 
 
 def list_base_path_mounts(folders: Sequence[Path], more: Sequence[Path]) -> list[Mount]:
@@ -271,36 +296,6 @@ def check_readable(path: Path, name: str) -> None:
             f"(owner {facts.st_uid}, mode {stat.S_IMODE(facts.st_mode):04o}); "
             f"chmod -R a+rX {path}"
         )
-
-
-# The flags of the server inside: TensorFlow Serving's, or all where the image is Plumbline's.
-
-
-GRPC_PORT = 8500
-REST_PORT = 8501
-"""Ports inside the container; those outside are published onto them."""
-
-MIN_GRPC_THREADS = 64
-GRPC_THREADS_PER_CPU = 16
-
-_REASONS = {
-    "auth_token_file": "it has no tokens, and would answer everyone",
-    "max_message_bytes": "it takes messages of up to 2 GiB",
-    "max_json_bytes": "it has no limit on REST bodies",
-    "max_json_depth": "it has no limit on nesting",
-    "max_inflated_bytes": "it has no limit on inflated bodies",
-    "max_concurrent_calls": "it limits calls by --grpc_max_threads alone",
-    "max_queued_calls": "it limits queues by max_enqueued_batches in --batching_parameters_file",
-    "request_log_dir": "its open source build logs no requests",
-    "request_log_sampling_rate": "its open source build logs no requests",
-    "request_log_max_bytes": "its open source build logs no requests",
-}
-_LOG_LEVELS = {"debug": "0", "info": "0", "warning": "1", "error": "2"}
-_HANDLED_OUTSIDE = frozenset(
-    {"host", "port", "rest_api_port", "model_base_path", "port_file", "version", "grpc_max_threads"}
-)
-
-logger = logging.getLogger(__name__)
 
 
 def list_server_flags(

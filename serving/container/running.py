@@ -1,11 +1,14 @@
-"""A server in a container: started, waited for, followed, stopped and removed."""
+"""A server in a container: started, waited for, followed, stopped and removed.
+
+How far its models are is asked by a `Probe`; why it did not start or ended is said in the container
+engine's words, with what to do.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import errno
-import json
 import re
 import socket
 import sys
@@ -13,6 +16,8 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
+
+import msgspec
 
 from contract.console.terminal import WaitingLine
 from contract.errors import (
@@ -32,9 +37,45 @@ from serving.container.plan import ContainerPlan
 
 POLL_INTERVAL_S = 0.1
 LOOK_AFTER_S = 0.5
-"""How often the engine is asked whether the container still runs."""
+"""How often the container engine is asked whether the container still runs."""
 
 _STOPPED = ("exited", "dead", "stopped")
+
+AVAILABLE = VersionState.AVAILABLE.name
+WAITING = "not up yet"
+
+_CALL_TIMEOUT_S = 2.0
+_HEALTH_CHECK = ("python3", "/usr/local/lib/plumbline/healthcheck.py")
+_LOADED = re.compile(r"Successfully loaded servable version \{name: (.+?) version: \d+\}")
+
+ILLEGAL_INSTRUCTION = 132  # 128 + SIGILL
+SEGMENTATION_FAULT = 139
+KILLED = 137
+LOG_LINES = 20
+
+_PORT_IN_USE = re.compile(r"address already in use|port is already allocated", re.IGNORECASE)
+_NAME_IN_USE = re.compile(r"name .* is already in use", re.IGNORECASE)
+_NO_PROGRAM = re.compile(
+    r"tensorflow_model_server.*(no such file|not found)|executable file .*not found", re.IGNORECASE
+)
+_ILLEGAL = re.compile(
+    r"illegal instruction|uncaught target signal (4|6|11)|compiled to use \S+ instructions",
+    re.IGNORECASE,
+)
+_FOREIGN = re.compile(r"exec format error", re.IGNORECASE)
+_OLD_CPU = (
+    "Illegal instruction: this CPU lacks what the image's TensorFlow is built for (AVX), or the "
+    "image is of another architecture and emulated, as on ARM machines; "
+    f"run an image built for this machine with --image, {WAY_OUT}"
+)
+
+
+class _State(msgspec.Struct):
+    """What `inspect` says of a container."""
+
+    status: str = msgspec.field(name="Status", default="")
+    exit_code: int = msgspec.field(name="ExitCode", default=-1)
+    out_of_memory: bool = msgspec.field(name="OOMKilled", default=False)
 
 
 class RunningContainer:
@@ -150,11 +191,9 @@ class RunningContainer:
         done = self._engine.call("inspect", "--format", "{{json .State}}", self.name)
         if done.returncode != 0:
             raise ServableUnavailableError(f"somebody removed the container {self.name}")
-        state = json.loads(done.stdout)
-        if str(state.get("Status", "")) in _STOPPED:
-            out_of_memory = bool(state.get("OOMKilled"))
-            ending = Ending(int(state.get("ExitCode", -1)), self.read_log(), out_of_memory)
-            raise explain_ending(ending)
+        state = msgspec.json.decode(done.stdout, type=_State)
+        if state.status in _STOPPED:
+            raise explain_ending(Ending(state.exit_code, self.read_log(), state.out_of_memory))
 
     def read_log(self) -> str:
         """What the server printed so far."""
@@ -205,7 +244,7 @@ def check_port_is_free(host: str, port: int, flag: str) -> None:
         try:
             listener.bind((bare, port))
         except PermissionError:
-            return  # a low port: the engine may be allowed what this process is not
+            return  # a low port: the container engine may be allowed what this process is not
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise ServableUnavailableError(
@@ -218,17 +257,6 @@ def check_port_is_free(host: str, port: int, flag: str) -> None:
 def describe_progress(progress: dict[str, ModelProgress]) -> str:
     """One line: each model and its state."""
     return ", ".join(f"{name}: {one.failure or one.state}" for name, one in progress.items())
-
-
-# Asking a server in a container how far each model is.
-
-
-AVAILABLE = VersionState.AVAILABLE.name
-WAITING = "not up yet"
-
-_CALL_TIMEOUT_S = 2.0
-_HEALTH_CHECK = ("python3", "/usr/local/lib/plumbline/healthcheck.py")
-_LOADED = re.compile(r"Successfully loaded servable version \{name: (.+?) version: \d+\}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -338,31 +366,6 @@ def choose_probe(
     return LogProbe(engine, container)
 
 
-# Why a container did not start or ended: the engine's words, and what to do.
-
-
-ILLEGAL_INSTRUCTION = 132  # 128 + SIGILL
-SEGMENTATION_FAULT = 139
-KILLED = 137
-LOG_LINES = 20
-
-_PORT_IN_USE = re.compile(r"address already in use|port is already allocated", re.IGNORECASE)
-_NAME_IN_USE = re.compile(r"name .* is already in use", re.IGNORECASE)
-_NO_PROGRAM = re.compile(
-    r"tensorflow_model_server.*(no such file|not found)|executable file .*not found", re.IGNORECASE
-)
-_ILLEGAL = re.compile(
-    r"illegal instruction|uncaught target signal (4|6|11)|compiled to use \S+ instructions",
-    re.IGNORECASE,
-)
-_FOREIGN = re.compile(r"exec format error", re.IGNORECASE)
-_OLD_CPU = (
-    "Illegal instruction: this CPU lacks what the image's TensorFlow is built for (AVX), or the "
-    "image is of another architecture and emulated, as on ARM machines; "
-    f"run an image built for this machine with --image, {WAY_OUT}"
-)
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ending:
     """How a container ended.
@@ -419,7 +422,10 @@ def explain_ending(ending: Ending) -> ServableUnavailableError:
             f"the image is built for another architecture; name another with --image, {WAY_OUT}"
         )
     elif ending.out_of_memory:
-        reason = f"it was killed for lack of memory; give the engine more, serve less, {WAY_OUT}"
+        reason = (
+            "it was killed for lack of memory; give the container engine more, serve less, "
+            f"{WAY_OUT}"
+        )
     elif code == KILLED:
         reason = "it was killed from outside (stopped by someone, or out of memory)"
     elif code == SEGMENTATION_FAULT:

@@ -1,8 +1,9 @@
-"""`python -m serving container`: serve from TensorFlow Serving's image, with its flags."""
+"""`python -m serving container`, TensorFlow Serving's image with its flags, and `serving stop`."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import signal
 import sys
@@ -36,6 +37,7 @@ from serving.container.running import (
 TAKES_FLAGS = True
 
 START_TIMEOUT_S = 120.0
+DRAIN_TIMEOUT_S = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def add_container_arguments(parser: argparse.ArgumentParser) -> None:
         "--container_engine",
         choices=("docker", "podman"),
         default="",
-        help="the engine to use (default: the first that works)",
+        help="the container engine to use (default: the first that works)",
     )
     parser.add_argument("--name", default="", help="the container's name (default plumbline-PORT)")
     parser.add_argument(
@@ -60,10 +62,6 @@ def add_container_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="one more folder that the server may read, for models configured later",
     )
-    _add_ways_to_run(parser)
-
-
-def _add_ways_to_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start_timeout_s",
         type=float,
@@ -84,6 +82,26 @@ def describe() -> str:
     return "the server's flags:\n" + describe_flags(list_flags(ServerFlags), "container")
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Order:
+    """What was asked for.
+
+    Attributes:
+        arguments: What only a container needs.
+        config: The server's flags and files.
+        given: Those flags that the user wrote.
+    """
+
+    arguments: argparse.Namespace
+    config: ServerConfig
+    given: dict[str, FlagValue]
+
+    def make_plan(self, image: Image, engine: ContainerEngine) -> ContainerPlan:
+        """How an image is run for it."""
+        name, mount_dirs = self.arguments.name, self.arguments.mount_dir
+        return make_plan(self.config, self.given, image, engine, name=name, mount_dirs=mount_dirs)
+
+
 def run_container(arguments: argparse.Namespace) -> int:
     """Serves until a signal; returns the exit code.
 
@@ -91,17 +109,15 @@ def run_container(arguments: argparse.Namespace) -> int:
         ConfigError: A flag or path cannot be used.
     """
     given, _ = parse_flags(arguments.flags, list_flags(ServerFlags))
-    flags = arguments.flags + _find_baked_model(arguments, given)
-    config = parse_config(flags)
+    config = parse_config(arguments.flags + _find_baked_model(arguments, given))
     logging.basicConfig(
         stream=sys.stderr, level=config.log_level.upper(), format="%(levelname).1s %(message)s"
     )
     for one in config.unknown_flags:
         logger.warning("%s", one)
+    order = _Order(arguments, config, given)
     try:
-        if arguments.dry_run:
-            return _print_command(arguments, config, given)
-        return _run_container(arguments, config, given)
+        return _print_command(order) if arguments.dry_run else _serve(order)
     except ServableUnavailableError as error:
         remark(f"error: {error.message}")
         return ExitCode.UNREACHABLE
@@ -118,9 +134,8 @@ def _find_baked_model(arguments: argparse.Namespace, given: dict[str, FlagValue]
     return image.model_flags if image else []
 
 
-def _print_command(
-    arguments: argparse.Namespace, config: ServerConfig, given: dict[str, FlagValue]
-) -> int:
+def _print_command(order: _Order) -> ExitCode:
+    arguments = order.arguments
     name = arguments.image or name_default_image()
     try:
         engine = find_engine(arguments.container_engine)
@@ -128,7 +143,7 @@ def _print_command(
     except ServableUnavailableError as error:
         logger.warning("%s", error.message)
         engine, image = ContainerEngine(arguments.container_engine or "docker"), Image(name)
-    plan = _plan(arguments, config, given, image=image, engine=engine)
+    plan = order.make_plan(image, engine)
     if arguments.json:
         print_json(plan.command, indent=None)
     else:
@@ -136,25 +151,11 @@ def _print_command(
     return ExitCode.DONE
 
 
-def _plan(
-    arguments: argparse.Namespace,
-    config: ServerConfig,
-    given: dict[str, FlagValue],
-    *,
-    image: Image,
-    engine: ContainerEngine,
-) -> ContainerPlan:
-    return make_plan(
-        config, given, image, engine, name=arguments.name, mount_dirs=arguments.mount_dir
-    )
-
-
-def _run_container(
-    arguments: argparse.Namespace, config: ServerConfig, given: dict[str, FlagValue]
-) -> int:
+def _serve(order: _Order) -> ExitCode:
+    arguments, config = order.arguments, order.config
     engine = find_engine(arguments.container_engine)
     image = require_image(engine, arguments.image or name_default_image())
-    plan = _plan(arguments, config, given, image=image, engine=engine)
+    plan = order.make_plan(image, engine)
     for flag, port in (("port", config.port), ("rest_api_port", config.rest_api_port)):
         if port > 0:
             check_port_is_free(config.host, port, flag)
@@ -228,12 +229,6 @@ def _signals_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-# `python -m serving stop`: end what `serving container --detach` left running.
-
-
-DRAIN_TIMEOUT_S = 30.0
 
 
 def add_stop_arguments(parser: argparse.ArgumentParser) -> None:

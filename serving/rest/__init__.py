@@ -1,1 +1,1 @@
-"""The REST face: paths and bodies as TensorFlow Serving reads them, answers as it writes them."""
+"""The REST server: paths and bodies as TensorFlow Serving reads them, answers as it writes them."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from contract.errors import RequestError
 from contract.signature import Array, Batch, dtype_name
+from contract.wire.plumbline_wire import inference_pb2
 from serving.rest.json_text import quote_json
 from serving.rest.requests import name_dtype
 
@@ -35,6 +36,11 @@ _WORDS = {"nan": b"NaN", "-nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity
 def encode_error(text: str) -> bytes:
     """The body of an answer that is an error."""
     return b'{\n    "error": ' + quote_json(text) + b"\n}"
+
+
+def encode_document(document: Mapping[str, Any]) -> bytes:
+    """A status or metadata answer, indented by one blank, as protobuf prints it."""
+    return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def encode_rows(outputs: Batch) -> bytes:
@@ -81,11 +87,8 @@ def encode_columns(outputs: Batch) -> bytes:
     return b'{\n    "outputs": {\n' + b",\n".join(members) + b"\n    }\n}"
 
 
-def encode_classification(result: Any) -> bytes:
+def encode_classification(result: inference_pb2.ClassificationResult) -> bytes:
     """The body of a classify answer: pairs of label and score, example by example.
-
-    Args:
-        result: A ClassificationResult.
 
     Raises:
         RequestError: It is empty.
@@ -103,11 +106,8 @@ def encode_classification(result: Any) -> bytes:
     return b'{\n    "results": [' + b", ".join(rows) + b"\n    ]\n}"
 
 
-def encode_regression(result: Any) -> bytes:
+def encode_regression(result: inference_pb2.RegressionResult) -> bytes:
     """The body of a regress answer: a number per example.
-
-    Args:
-        result: A RegressionResult.
 
     Raises:
         RequestError: It is empty.
@@ -221,8 +221,3 @@ def _spread_rows(name: str, array: Array, depth: int) -> Sequence[bytes]:
             for n in range(count)
         ]
     return level
-
-
-def encode_document(document: Mapping[str, Any]) -> bytes:
-    """A status or metadata answer, indented by one blank, as protobuf prints it."""
-    return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"

@@ -1,7 +1,16 @@
-"""JSON as TensorFlow Serving reads it, fast where it can be.
+"""JSON as TensorFlow Serving's RapidJSON 1.1 reads and prints it.
 
-orjson reads what it can, a hundred times faster than `json_parser`; whatever it refuses is
-read there, so that the error, or the licence, is RapidJSON's.
+orjson reads what it can; what it refuses goes through the standard library, which with a few
+rules about it takes what RapidJSON takes:
+
+- NaN, Infinity, Inf and their negatives are numbers, and so is 9e308 (infinite), but 1e400 is not;
+- what follows the document is ignored, and so is a byte order mark before it;
+- equal keys are all kept (`JsonObject`);
+- bytes that are no UTF-8 pass through strings (as surrogate escapes), and so does `\\udc00`, the
+  second half of a surrogate pair; the first half alone is refused.
+
+Errors have RapidJSON's words where there is a counterpart, at the offset that the standard
+library names (`rapidjson/reader.h`, `rapidjson/error/en.h`).
 """
 
 from __future__ import annotations
@@ -18,26 +27,69 @@ import orjson
 
 from contract.errors import RequestError
 
-_STEPS = np.zeros(256, np.int8)
-_STEPS[[ord("["), ord("{")]] = 1
-_STEPS[[ord("]"), ord("}")]] = -1
+MAX_DEBUG_BYTES = 256
+"""Texts of errors end here, wherever that is."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SPACE = " \n\r\t"
+
+_MARKS = np.zeros(256, np.int8)
+_MARKS[[ord("["), ord("{")]] = 1
+_MARKS[[ord("]"), ord("}")]] = -1
+_MARKS[ord('"')] = _QUOTE = 2
+
+_EMPTY = "The document is empty."
+_TOO_BIG = "Number too big to be stored in double."
+_CUT = "Miss fraction part or exponent in number."
+_MESSAGES = {
+    "Expecting value": "Invalid value.",
+    "Expecting property name": "Missing a name for object member.",
+    "Expecting ':'": "Missing a colon after a name of object member.",
+    "Expecting ','": "Missing a comma, '}' or ']' after a member or an element.",
+    "Illegal trailing comma before end of object": "Missing a name for object member.",
+    "Illegal trailing comma before end of array": "Invalid value.",
+    "Unterminated string": "Missing a closing quotation mark in string.",
+    "Invalid control character": "Invalid escape character in string.",
+    "Invalid \\escape": "Invalid escape character in string.",
+    "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",
+}
+"""How the standard library's messages begin, on Python 3.11 to 3.13, and RapidJSON's for them."""
+
+# A string that does not end reaches to the end of the text, so that no search starts again in it.
+_STRING = r'"(?:[^"\\]++|\\.)*+"?'
+_STRINGS = re.compile(_STRING.encode(), re.DOTALL)
+_INTEGER = r"-?(?:0|[1-9][0-9]*)"
+_NUMBERS = re.compile(rf"{_STRING}|{_INTEGER}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.DOTALL)
+_CUT_NUMBER = re.compile(rf"{_INTEGER}(?:\.(?![0-9])|(?:\.[0-9]+)?[eE](?![+-]?[0-9]))")
+_ODD_NUMBERS = re.compile(rf"{_STRING}|-NaN|-?Inf(?!i)", re.DOTALL)
+_ESCAPES = re.compile(
+    r"\\(?:(?P<first>u[dD][89abAB][0-9a-fA-F]{2})(?P<second>\\u[dD][c-fC-F][0-9a-fA-F]{2})?"
+    r"|u(?P<alone>[dD][c-fC-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+_TO_ESCAPE = re.compile(rb'["\\\x00-\x1f]')
+_SHORT = {
+    ord('"'): b'\\"',
+    ord("\\"): b"\\\\",
+    **dict(zip(b"\b\f\n\r\t", (b"\\b", b"\\f", b"\\n", b"\\r", b"\\t"), strict=True)),
+}
 
 
 def parse_json(body: bytes, *, max_depth: int) -> Any:
     """The value of a JSON text; objects are dicts, integers within 64 bits are int.
 
     Raises:
-        RequestError: In RapidJSON's words, with the offset in bytes; or nested too deep.
+        RequestError: It is no JSON, as RapidJSON would say it; or nested too deep.
     """
     if not body:
         raise RequestError("JSON Parse error: The document is empty")
-    if body.count(b"[") + body.count(b"{") > max_depth and _measure_depth(body) > max_depth:
-        # Brackets in strings count too, and what comes after the document: look closely.
-        return parse_exactly(body, max_depth=max_depth)
+    if body.count(b"[") + body.count(b"{") > max_depth:
+        _check_depth(body, max_depth)
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return parse_exactly(body, max_depth=max_depth)
+        return parse_leniently(body, max_depth=max_depth)
     if body.count(b":") != _count_keys(value):  # equal keys perhaps, or colons in strings
         return json.loads(body, object_pairs_hook=make_object, parse_int=_read_int)
     return value
@@ -55,9 +107,54 @@ def parse_json_object(body: bytes, *, max_depth: int) -> dict[str, Any]:
     return value
 
 
-def _measure_depth(body: bytes) -> int:
-    steps = _STEPS[np.frombuffer(body, np.uint8)]
-    return int(np.cumsum(steps[steps != 0], dtype=np.int64).max(initial=0))
+def parse_leniently(body: bytes, *, max_depth: int) -> Any:
+    """As `parse_json`, of a body that orjson does not take."""
+    text = body.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
+    plain = text
+    if "\\u" in plain:
+        plain = _ESCAPES.sub(_mend_surrogate, plain)
+    if "Inf" in plain or "-NaN" in plain:
+        plain = _ODD_NUMBERS.sub(_mend_number, plain)
+    try:
+        return _decode(plain)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"JSON Parse error: {_describe_error(error, body, text)}") from None
+    except RecursionError:
+        raise RequestError(_describe_depth(max_depth)) from None
+
+
+def _decode(text: str) -> Any:
+    start = len(text) - len(text.lstrip(_SPACE))
+    if start == len(text):
+        raise json.JSONDecodeError(_EMPTY, text, start)
+    if cut := _CUT_NUMBER.match(text, start):
+        raise json.JSONDecodeError(_CUT, text, cut.end())
+    try:
+        value, _ = _DECODER.raw_decode(text, start)
+    except _TooBigError as error:
+        number = str(error)
+        at = next(one.start() for one in _NUMBERS.finditer(text) if one[0] == number)
+        raise json.JSONDecodeError(_TOO_BIG, text, at) from None
+    return value
+
+
+def _check_depth(body: bytes, max_depth: int) -> None:
+    """Refuses what is nested deeper than `max_depth`, before it costs anything."""
+    if body.removeprefix(_BYTE_ORDER_MARK).lstrip(_SPACE.encode())[:1] not in (b"[", b"{"):
+        return
+    if b"\\" in body:  # or quotes within strings would count as their ends
+        body = _STRINGS.sub(b'""', body)
+    marks = _MARKS[np.frombuffer(body, np.uint8)]
+    marks = marks[marks != 0]
+    in_string = np.logical_xor.accumulate(marks == _QUOTE) | (marks == _QUOTE)
+    levels = np.cumsum(np.where(in_string, 0, marks), dtype=np.int64)
+    (ends,) = np.nonzero(levels <= 0)  # what comes after the document does not count
+    if levels[: ends[0] if ends.size else None].max(initial=0) > max_depth:
+        raise RequestError(_describe_depth(max_depth))
+
+
+def _describe_depth(max_depth: int) -> str:
+    return f"JSON Parse error: nested deeper than {max_depth} levels (--max_json_depth)"
 
 
 def _count_keys(value: Any) -> int:
@@ -68,14 +165,50 @@ def _count_keys(value: Any) -> int:
     return 0
 
 
+class _TooBigError(Exception):
+    """A number, as it is written, that RapidJSON finds too big."""
+
+
 def _read_int(digits: str) -> int | float:
-    if len(digits) < 19:
-        return int(digits)
     number = int(digits) if len(digits) < 21 else 2**64
-    return number if -(2**63) <= number < 2**64 else float(digits)
+    return number if -(2**63) <= number < 2**64 else _read_float(digits)
 
 
-# JSON objects in which a key may come more than once, as RapidJSON keeps them.
+def _read_float(text: str) -> float:
+    value = float(text)
+    mantissa, _, exponent = text.lower().partition("e")
+    power = int(exponent[:20] or 0)
+    # Too big is an exponent, or an integer without one; 9e308 becomes infinite.
+    if power > 308 + len(mantissa.partition(".")[2]) or (not power and math.isinf(value)):
+        raise _TooBigError(text)
+    return value
+
+
+def _mend_surrogate(found: re.Match[str]) -> str:
+    """The second half of a pair alone as the bytes that RapidJSON makes of it."""
+    if found["alone"]:
+        half = chr(int(found["alone"], 16))
+        return half.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
+    if found["first"] and not found["second"]:
+        return "\\!" + found[0][2:]  # RapidJSON refuses it, and so will the standard library
+    return found[0]
+
+
+def _mend_number(found: re.Match[str]) -> str:
+    if found[0] == "-NaN":
+        return " NaN"
+    return found[0] + "inity" if found[0].endswith("Inf") else found[0]
+
+
+def _describe_error(error: json.JSONDecodeError, body: bytes, text: str) -> str:
+    """RapidJSON's words, and the offset in bytes unless the text was mended before it."""
+    words = (one for begin, one in _MESSAGES.items() if error.msg.startswith(begin))
+    said = next(words, error.msg)
+    if len(error.doc) != len(text):
+        return said
+    mark = len(_BYTE_ORDER_MARK) if body.startswith(_BYTE_ORDER_MARK) else 0
+    before = error.doc[: error.pos].encode("utf-8", "surrogateescape")
+    return f"{said} at offset: {mark + len(before)}"
 
 
 class JsonObject(dict[str, Any]):
@@ -106,259 +239,9 @@ def list_members(value: dict[str, Any]) -> Collection[tuple[str, Any]]:
     return value.members if isinstance(value, JsonObject) else value.items()
 
 
-# RapidJSON 1.1's iterative parser, with its errors and offsets.
-#
-# NaN, Infinity and -Infinity are numbers; what follows the document is ignored; equal keys are
-# all kept (`JsonObject`); bytes that are no UTF-8 pass through strings (as surrogate escapes).
-# Source of the rules: rapidjson/reader.h and rapidjson/error/en.h of release 1.1.0, which
-# TensorFlow Serving is built with.
-
-
-_VALUE_INVALID = "Invalid value."
-_DOCUMENT_EMPTY = "The document is empty."
-_MISS_NAME = "Missing a name for object member."
-_MISS_COLON = "Missing a colon after a name of object member."
-_MISS_CURLY = "Missing a comma or '}' after an object member."
-_MISS_SQUARE = "Missing a comma or ']' after an array element."
-_BAD_HEX = "Incorrect hex digit after \\u escape in string."
-_BAD_SURROGATE = "The surrogate pair in string is invalid."
-_BAD_ESCAPE = "Invalid escape character in string."
-_MISS_QUOTE = "Missing a closing quotation mark in string."
-_TOO_BIG = "Number too big to be stored in double."
-_MISS_FRACTION = "Miss fraction part in number."
-_MISS_EXPONENT = "Miss exponent in number."
-
-_SPACE = re.compile(rb"[ \n\r\t]*")
-_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?(?:[eE]([+-]?[0-9]+))?")
-_SPECIAL = re.compile(rb"(-?)(NaN|Inf(?:inity)?)")
-_PLAIN = re.compile(rb'[^"\\\x00-\x1f]*')
-_HEX = re.compile(rb"[0-9A-Fa-f]{4}")
-_ESCAPES = {
-    **{ord(char): char for char in '"\\/'},
-    **dict(zip(b"bfnrt", "\b\f\n\r\t", strict=True)),
-}
-_LITERALS = {ord("t"): (b"true", True), ord("f"): (b"false", False), ord("n"): (b"null", None)}
-
-# States are what was read last; what may follow is told by `_Parser.step`.
-_START, _OBJECT, _KEY, _COLON, _MEMBER, _NEXT_MEMBER, _ARRAY, _ELEMENT, _NEXT_ELEMENT = range(9)
-_ERRORS = {
-    _START: _DOCUMENT_EMPTY,
-    _OBJECT: _MISS_NAME,
-    _NEXT_MEMBER: _MISS_NAME,
-    _KEY: _MISS_COLON,
-    _MEMBER: _MISS_CURLY,
-    _ELEMENT: _MISS_SQUARE,
-}
-
-
-def parse_exactly(body: bytes, *, max_depth: int) -> Any:
-    """The value of a JSON text; objects are dicts, integers within 64 bits are int.
-
-    Raises:
-        RequestError: In RapidJSON's words, with the offset in bytes; or nested too deep.
-    """
-    return _Parser(body, max_depth).parse()
-
-
-def describe_depth(max_depth: int) -> str:
-    """The text of the error for a document nested deeper than `max_depth`."""
-    return f"JSON Parse error: nested deeper than {max_depth} levels (--max_json_depth)"
-
-
-class _Parser:
-    """RapidJSON's state machine (`GenericReader::IterativeParse`)."""
-
-    def __init__(self, body: bytes, max_depth: int) -> None:
-        self._body = body + b"\0"
-        self._at = 3 if body.startswith(b"\xef\xbb\xbf") else 0
-        self._max_depth = max_depth
-        self._stack: list[tuple[list[Any], str | None]] = []  # a key: it is an object
-
-    def parse(self) -> Any:
-        state, root = _START, None
-        self._skip_space()
-        while self._body[self._at]:
-            if state in (_START, _COLON, _ARRAY, _NEXT_ELEMENT):
-                state, root = self._read_value(state)
-            else:
-                state, root = self._read_punctuation(state)
-            if state == _START:
-                return root
-            self._skip_space()
-        raise self._error(_ERRORS.get(state, _VALUE_INVALID))
-
-    def _read_value(self, state: int) -> tuple[int, Any]:
-        char = self._body[self._at]
-        if char in b"[{":
-            self._at += 1
-            if len(self._stack) >= self._max_depth:
-                raise RequestError(describe_depth(self._max_depth))
-            self._stack.append(([], None if char == ord("[") else ""))
-            return (_ARRAY if char == ord("[") else _OBJECT), None
-        if char == ord("]") and state == _ARRAY:
-            self._at += 1
-            return self._close()
-        if char in b"]},:":
-            raise self._error(_DOCUMENT_EMPTY if state == _START else _VALUE_INVALID)
-        return self._put(self._read_scalar(char))
-
-    def _read_punctuation(self, state: int) -> tuple[int, Any]:
-        char = self._body[self._at]
-        if state in (_OBJECT, _NEXT_MEMBER) and char == ord('"'):
-            items, _ = self._stack[-1]
-            self._stack[-1] = (items, self._read_string())
-            return _KEY, None
-        self._at += 1
-        if state == _KEY and char == ord(":"):
-            return _COLON, None
-        if state in (_MEMBER, _OBJECT) and char == ord("}"):
-            return self._close()
-        if state == _ELEMENT and char == ord("]"):
-            return self._close()
-        if state in (_MEMBER, _ELEMENT) and char == ord(","):
-            return (_NEXT_MEMBER if state == _MEMBER else _NEXT_ELEMENT), None
-        self._at -= 1
-        raise self._error(_ERRORS[state])
-
-    def _close(self) -> tuple[int, Any]:
-        items, key = self._stack.pop()
-        return self._put(items if key is None else make_object(items))
-
-    def _put(self, value: Any) -> tuple[int, Any]:
-        """Puts a finished value where it belongs; the state _START says that it is the root."""
-        if not self._stack:
-            return _START, value
-        items, key = self._stack[-1]
-        items.append(value if key is None else (key, value))
-        return (_ELEMENT if key is None else _MEMBER), None
-
-    def _read_scalar(self, char: int) -> Any:
-        if char == ord('"'):
-            return self._read_string()
-        if char in _LITERALS:
-            word, value = _LITERALS[char]
-            for expected in word:
-                if self._body[self._at] != expected:
-                    raise self._error(_VALUE_INVALID)
-                self._at += 1
-            return value
-        return self._read_number()
-
-    def _read_number(self) -> float | int:
-        start = self._at
-        found = _NUMBER.match(self._body, start)
-        if found is None:
-            return self._read_special()
-        self._at = found.end()
-        following = self._body[self._at]
-        if following == ord(".") and found[1] is None and found[2] is None:
-            raise self._error(_MISS_FRACTION, self._at + 1)
-        if following in b"eE" and found[2] is None:
-            signed = self._body[self._at + 1] in b"+-"
-            raise self._error(_MISS_EXPONENT, self._at + 1 + signed)
-        if found[1] is None and found[2] is None:
-            number = int(found[0]) if len(found[0]) < 21 else 2**64
-            if -(2**63) <= number < 2**64:
-                return number
-        value = float(found[0])
-        # Too big is an exponent, or an integer without one; 9e308 becomes infinite.
-        fraction = len(found[1] or b".") - 1
-        exponent = int(found[2][:20]) if found[2] else 0
-        if exponent > 308 + fraction or (not exponent and math.isinf(value)):
-            raise self._error(_TOO_BIG, start)
-        return value
-
-    def _read_special(self) -> float:
-        found = _SPECIAL.match(self._body, self._at)
-        if found is None or (found[2] == b"Inf" and self._body[found.end()] == ord("i")):
-            self._at += self._count_special_prefix()
-            raise self._error(_VALUE_INVALID)
-        self._at = found.end()
-        value = math.nan if found[2] == b"NaN" else math.inf
-        return -value if found[1] else value
-
-    def _count_special_prefix(self) -> int:
-        """How many bytes RapidJSON takes of a word that turns out not to be a number."""
-        rest = self._body[self._at : self._at + 9]
-        sign = rest.startswith(b"-")
-        for word in (b"NaN", b"Infinity"):
-            if rest[sign : sign + 1] == word[:1]:
-                same = 0
-                while (
-                    same < len(word)
-                    and rest[sign + same : sign + same + 1] == word[same : same + 1]
-                ):
-                    same += 1
-                return sign + same
-        return int(sign)
-
-    def _read_string(self) -> str:
-        self._at += 1
-        parts: list[str] = []
-        while True:
-            found = _PLAIN.match(self._body, self._at)
-            assert found is not None  # it matches the empty string
-            parts.append(found[0].decode("utf-8", "surrogateescape"))
-            self._at = found.end()
-            char = self._body[self._at]
-            if char == ord('"'):
-                self._at += 1
-                return "".join(parts)
-            if char == ord("\\"):
-                parts.append(self._read_escape())
-            else:
-                raise self._error(_BAD_ESCAPE if char else _MISS_QUOTE)
-
-    def _read_escape(self) -> str:
-        start = self._at
-        char = self._body[start + 1]
-        self._at += 2
-        if char in _ESCAPES:
-            return _ESCAPES[char]
-        if char != ord("u"):
-            raise self._error(_BAD_ESCAPE, start)
-        high = self._read_hex(start)
-        if not 0xD800 <= high <= 0xDBFF:  # the second half of a pair may stand alone
-            return chr(high).encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
-        if self._body[self._at : self._at + 2] != b"\\u":
-            raise self._error(_BAD_SURROGATE, start)
-        self._at += 2
-        low = self._read_hex(start)
-        if not 0xDC00 <= low <= 0xDFFF:
-            raise self._error(_BAD_SURROGATE, start)
-        return chr(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))
-
-    def _read_hex(self, start: int) -> int:
-        found = _HEX.match(self._body, self._at)
-        if found is None:
-            raise self._error(_BAD_HEX, start)
-        self._at += 4
-        return int(found[0], 16)
-
-    def _skip_space(self) -> None:
-        found = _SPACE.match(self._body, self._at)
-        assert found is not None  # it matches the empty string
-        self._at = found.end()
-
-    def _error(self, text: str, offset: int | None = None) -> RequestError:
-        at = self._at if offset is None else offset
-        return RequestError(f"JSON Parse error: {text} at offset: {at}")
-
-
-# JSON as RapidJSON's PrettyWriter prints it, for the texts of errors.
-#
-# Arrays stand on one line, objects on several; the text ends after 256 bytes, wherever that is
-# (`util/json_tensor.cc`, `JsonValueToDebugString`).
-
-
-MAX_DEBUG_BYTES = 256
-
-_ESCAPED = re.compile(rb'["\\\x00-\x1f]')
-_SHORT = {
-    ord('"'): b'\\"',
-    ord("\\"): b"\\\\",
-    **dict(zip(b"\b\f\n\r\t", (b"\\b", b"\\f", b"\\n", b"\\r", b"\\t"), strict=True)),
-}
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=make_object, parse_float=_read_float, parse_int=_read_int
+)
 
 
 class _Full(Exception):
@@ -366,7 +249,11 @@ class _Full(Exception):
 
 
 def describe_json(value: Any) -> str:
-    """The beginning of `value` as JSON; bytes that are no UTF-8 as surrogate escapes."""
+    """The beginning of `value` as RapidJSON's PrettyWriter prints it, for the texts of errors.
+
+    Arrays stand on one line, objects on several (`util/json_tensor.cc`, `JsonValueToDebugString`).
+    Bytes that are no UTF-8 are surrogate escapes.
+    """
     printer = _Printer()
     with contextlib.suppress(_Full):
         printer.write(value, 0)
@@ -388,8 +275,8 @@ def name_json_type(value: Any) -> str:
 def quote_json(text: str | bytes) -> bytes:
     """A JSON string; bytes that are no UTF-8 pass as they are."""
     data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
-    if _ESCAPED.search(data) is not None:
-        data = _ESCAPED.sub(_escape, data)
+    if _TO_ESCAPE.search(data) is not None:
+        data = _TO_ESCAPE.sub(_escape, data)
     return b'"' + data + b'"'
 
 

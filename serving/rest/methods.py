@@ -1,4 +1,4 @@
-"""The methods of the REST face: bodies in, bodies out, around `Handlers`."""
+"""The methods of the REST server: bodies in, bodies out, around `Handlers`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from contract.errors import RequestError
 from contract.servable import ModelSpec
+from contract.wire.plumbline_wire import example_pb2
 from contract.wire.predict import model_spec_to_proto
 from contract.wire.rpc import CLASSIFY, REGRESS, Method
 from serving.api.handlers import Handlers
@@ -90,13 +92,18 @@ class RestMethods:
         self._log(REGRESS, (spec, message), (answered, result))
         return encode_regression(result)
 
-    async def _read_examples(self, spec: ModelSpec, body: bytes) -> tuple[ModelSpec, Any]:
+    async def _read_examples(
+        self, spec: ModelSpec, body: bytes
+    ) -> tuple[ModelSpec, example_pb2.Input]:
         document = await self._parse(body)
         spec = ModelSpec(spec.name, spec.version, spec.version_label, read_signature_name(document))
         return spec, await self._run(lambda: read_examples(document), len(body))
 
     def _log(
-        self, method: Method, asked: tuple[ModelSpec, Any], answered: tuple[ModelSpec, Any]
+        self,
+        method: Method,
+        asked: tuple[ModelSpec, example_pb2.Input],
+        answered: tuple[ModelSpec, Message],
     ) -> None:
         if self._handlers.request_log is not None:
             self._handlers.request_log.offer_examples(method, asked, answered)
@@ -130,7 +137,7 @@ class RestMethods:
         return encode_document(document)
 
 
-def _to_dict(message: Any) -> dict[str, Any]:
+def _to_dict(message: Message) -> dict[str, Any]:
     return json_format.MessageToDict(
         message,
         preserving_proto_field_name=True,

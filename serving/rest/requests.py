@@ -1,8 +1,8 @@
-"""JSON of a predict request to arrays, in TensorFlow Serving's row and column formats.
+"""JSON of a request to arrays, in TensorFlow Serving's row and column formats, or to tf.Examples.
 
 What is regular and of one kind is converted level by level at the speed of C; anything else
-goes through `json_items`, which finds the words of the error, or what else is allowed.
-Source of the rules: `util/json_tensor.cc`.
+goes value by value through `ItemReader`, which finds the words of the error, or what else is
+allowed. Source of the rules: `util/json_tensor.cc`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,25 @@ from serving.rest.json_text import describe_json, list_members, name_json_type
 SIGNATURE_NAME = "signature_name"
 INSTANCES = "instances"
 INPUTS = "inputs"
+EXAMPLES = "examples"
+CONTEXT = "context"
+BASE64 = "b64"
+
+_INT32 = (-(2**31), 2**31 - 1)
+INT_RANGES = {
+    **dict.fromkeys(("int32", "int16", "int8", "uint8"), _INT32),
+    "int64": (-(2**63), 2**63 - 1),
+    "uint32": (0, 2**32 - 1),
+    "uint64": (0, 2**64 - 1),
+}
+"""What RapidJSON's IsInt, IsInt64, IsUint and IsUint64 admit for each dtype."""
+
+_TENSORFLOW_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*")
+_PADDING = re.compile(rb"[=.]*\Z")
+_KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
+_MAX_FLOAT32 = 3.4028235677973366e38
+"""From here on (halfway to the next power of two) a double is an infinite float32."""
 
 
 def read_signature_name(document: Mapping[str, Any]) -> str:
@@ -196,29 +215,7 @@ def _is_named(value: Any) -> bool:
 
 
 def _format_error(document: Mapping[str, Any], text: str) -> RequestError:
-    return RequestError(f"JSON Value: {describe_json(document)} {text}", code=Code.INVALID_ARGUMENT)
-
-
-# One JSON value after the other into tensors, with TensorFlow Serving's words for errors.
-#
-# What a value may be for each dtype, how shapes are found, and what is said when they do not
-# fit are the rules of `util/json_tensor.cc`.
-
-
-BASE64 = "b64"
-
-_INT32 = (-(2**31), 2**31 - 1)
-INT_RANGES = {
-    **dict.fromkeys(("int32", "int16", "int8", "uint8"), _INT32),
-    "int64": (-(2**63), 2**63 - 1),
-    "uint32": (0, 2**32 - 1),
-    "uint64": (0, 2**64 - 1),
-}
-"""What RapidJSON's IsInt, IsInt64, IsUint and IsUint64 admit for each dtype."""
-
-_TENSORFLOW_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]*")
-_PADDING = re.compile(rb"[=.]*\Z")
+    return RequestError(f"JSON Value: {describe_json(document)} {text}")
 
 
 class ItemReader:
@@ -399,18 +396,7 @@ def _print_shape(shape: tuple[int, ...]) -> str:
     return f"[{','.join(map(str, shape))}]"
 
 
-# JSON of a classify or regress request to tf.Examples (`util/json_tensor.cc`).
-
-
-EXAMPLES = "examples"
-CONTEXT = "context"
-
-_KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
-_MAX_FLOAT32 = 3.4028235677973366e38
-"""From here on (halfway to the next power of two) a double is an infinite float32."""
-
-
-def read_examples(document: dict[str, Any]) -> Any:
+def read_examples(document: dict[str, Any]) -> example_pb2.Input:
     """The `Input` of a classify or regress request.
 
     Raises:
@@ -421,21 +407,21 @@ def read_examples(document: dict[str, Any]) -> Any:
     if has_context:
         _fill_example(document[CONTEXT], message.example_list_with_context.context)
     if EXAMPLES not in document:
-        raise _example_error(
+        raise _format_error(
             document, "When method is classify, key 'examples' is expected and was not found"
         )
     examples = document[EXAMPLES]
     if not isinstance(examples, list):
-        raise _example_error(document, "Expecting 'examples' value to be an list/array")
+        raise _format_error(document, "Expecting 'examples' value to be an list/array")
     if not examples:
-        raise _example_error(document, "'examples' value is an empty array")
+        raise _format_error(document, "'examples' value is an empty array")
     target = message.example_list_with_context if has_context else message.example_list
     for example in examples:
         _fill_example(example, target.examples.add())
     return message
 
 
-def _fill_example(value: Any, example: Any) -> None:
+def _fill_example(value: Any, example: example_pb2.Example) -> None:
     if not isinstance(value, dict):
         raise RequestError(f"Example must be JSON object but got JSON {name_json_type(value)}")
     example.SetInParent()
@@ -446,7 +432,7 @@ def _fill_example(value: Any, example: Any) -> None:
             _add_value(one, name, feature)
 
 
-def _add_value(value: Any, name: str, feature: Any) -> None:
+def _add_value(value: Any, name: str, feature: example_pb2.Feature) -> None:
     kind = _find_kind(value, name)
     if feature.WhichOneof("kind") not in (None, kind):
         raise RequestError(
@@ -456,7 +442,7 @@ def _add_value(value: Any, name: str, feature: Any) -> None:
     getattr(feature, kind).value.append(_read_element(value, name))
 
 
-def _find_kind(value: Any, name: str) -> str:
+def _find_kind(value: Any, name: str) -> Literal["bytes_list", "float_list", "int64_list"]:
     if isinstance(value, bool | int):
         return "int64_list"
     if isinstance(value, float):
@@ -489,7 +475,3 @@ def _narrow(value: float) -> float:
 def _to_key(name: str) -> str:
     # A name that is no UTF-8 cannot travel in a string field.
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _example_error(document: dict[str, Any], text: str) -> RequestError:
-    return RequestError(f"JSON Value: {describe_json(document)} {text}")

@@ -1,4 +1,9 @@
-"""The REST server as a process runs it: port, TLS, probes, metrics, tokens, and how it stops."""
+"""The REST server: HTTP as TensorFlow Serving has it, and what a process wants around it.
+
+Port, TLS, probes, metrics, tokens and the end are `RestFace`'s; paths, methods, headers and bodies
+that are no JSON, those of its HTTP server (`model_servers/http_server.cc`, `util/net_http`), are
+`RestApi`'s. What is asked for is done by `RestMethods`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,8 @@ import asyncio
 import logging
 import re
 import time
+import zlib
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from aiohttp import ClientError, web
 from aiohttp.typedefs import Handler
@@ -31,13 +36,30 @@ from serving.draining import CallCounter
 from serving.monitoring.health import Health
 from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
-from serving.rest.inflation import inflate_gzip
 from serving.rest.methods import LARGE_BYTES, RestMethods
 from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
 from serving.security import check_token, make_ssl_context
 
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
+
+UNLIMITED = 2**31 - 1
+"""What --strict_compat allows instead of the limits on bodies: TensorFlow Serving has none."""
+
+CRASH_TEXT = "the server failed; its log has the reason"
+_ALLOWED = frozenset(("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"))
+_JSON = {"Content-Type": "application/json"}
+_HTML = {"Content-Type": "text/html"}
+_NO_JSON = {"Content-Type": "text/html; charset=ISO-8859-1"}
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
+_ORIGIN = re.compile("https?://")
+_GZIP = 16 + zlib.MAX_WBITS
+
+_log = logging.getLogger(__name__)
 
 
 class RestFace:
@@ -69,7 +91,7 @@ class RestFace:
             app.router.add_get(READY_PATH, self._answer_ready)
         if config.metrics_path:
             app.router.add_get(config.metrics_path, self._answer_metrics)
-        self._runner = create_rest_runner(app, handle_signals=False, shutdown_timeout=1.0)
+        self._runner = create_rest_runner(app, shutdown_timeout=1.0)
         self.port = 0
 
     async def start(self) -> None:
@@ -151,30 +173,6 @@ class RestFace:
         return web.Response(text=await self._render_metrics(), content_type=CONTENT_TYPE)
 
 
-# The REST face: HTTP requests and answers as TensorFlow Serving has them.
-#
-# Paths, methods, headers and bodies that are no JSON are those of its HTTP server
-# (`model_servers/http_server.cc`, `util/net_http`); what is asked for is done by `RestMethods`.
-
-
-_log = logging.getLogger(__name__)
-
-UNLIMITED = 2**31 - 1
-"""What --strict_compat allows instead of the limits on bodies: TensorFlow Serving has none."""
-
-CRASH_TEXT = "the server failed; its log has the reason"
-_ALLOWED = frozenset(("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"))
-_JSON = {"Content-Type": "application/json"}
-_HTML = {"Content-Type": "text/html"}
-_NO_JSON = {"Content-Type": "text/html; charset=ISO-8859-1"}
-_CORS = {
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Allow-Methods": "POST, GET",
-    "Access-Control-Allow-Headers": "Content-Type",
-}
-_ORIGIN = re.compile("https?://")
-
-
 def create_rest_app(handlers: Handlers, config: ServerConfig) -> web.Application:
     """An application that answers every path; more specific routes may be added to it.
 
@@ -192,9 +190,17 @@ def create_rest_app(handlers: Handlers, config: ServerConfig) -> web.Application
     return app
 
 
-def create_rest_runner(app: web.Application, **options: Any) -> web.AppRunner:
+def create_rest_runner(
+    app: web.Application, *, handle_signals: bool = False, shutdown_timeout: float = 60.0
+) -> web.AppRunner:
     """A runner that leaves gzip bodies alone, so that the limit on their size is ours."""
-    return web.AppRunner(app, auto_decompress=False, access_log=None, **options)
+    return web.AppRunner(
+        app,
+        auto_decompress=False,
+        access_log=None,
+        handle_signals=handle_signals,
+        shutdown_timeout=shutdown_timeout,
+    )
 
 
 class RestApi:
@@ -251,7 +257,7 @@ class RestApi:
         except TimeoutError:
             text = f"no answer within {self._timeout_s:g} s (--rest_api_timeout_in_ms)"
             return self._refuse(name, DeadlineExceededError(text))
-        except Exception:  # the rim
+        except Exception:  # the boundary: a caller learns nothing of it, the log all
             _log.exception("%s %s failed", method, path)
             return self._refuse(name, InternalError(CRASH_TEXT))
         elapsed_us = (time.perf_counter() - started) * 1e6
@@ -289,6 +295,27 @@ class RestApi:
         if len(body) < LARGE_BYTES // 4:
             return inflate_gzip(body, max_bytes=self._max_inflated_bytes)
         return await self._pool.run(lambda: inflate_gzip(body, max_bytes=self._max_inflated_bytes))
+
+
+def inflate_gzip(data: bytes, *, max_bytes: int) -> bytes:
+    """The content of a gzip body; b"" when it is damaged, as TensorFlow Serving takes it.
+
+    Never allocates more than `max_bytes` and a little.
+
+    Raises:
+        ResourceExhaustedError: The content is larger.
+    """
+    inflater = zlib.decompressobj(_GZIP)
+    try:
+        content = inflater.decompress(data, max_bytes + 1)
+    except zlib.error:
+        return b""
+    if len(content) > max_bytes:
+        raise ResourceExhaustedError(
+            f"the body is larger than {max_bytes} bytes after gunzip (--max_inflated_bytes); "
+            "send fewer rows at a time, or use gRPC"
+        )
+    return content if inflater.eof else b""
 
 
 def _read_path(request: web.Request) -> str:

@@ -1,4 +1,9 @@
-"""A models.config that several operators change: locked, edited, replaced by one rename."""
+"""A models.config that several operators change: locked, edited, replaced by one rename.
+
+The text is edited in place, so that people's comments and layout stay. What was changed is then
+read again and compared with the message that it should be; a text written in a way that the
+editing does not know is written anew from the message, without its comments.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +29,29 @@ from serving.rollout.audit import append_line
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.1
+
+Policy = config_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+_POLICY, _LABELS = "model_version_policy", "version_labels"
+_TOKEN = re.compile(
+    r"""(?P<skip>\s+|\#[^\n]*)|(?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
+    r"""|(?P<mark>[{}<>\[\]:;,])|(?P<word>[^\s\#"'{}<>\[\]:;,]+)"""
+)
+_CLOSING = {"{": "}", "<": ">"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelEdit:
+    """What to change about one model.
+
+    Attributes:
+        model_name: Of an entry that is there.
+        labels: Label to version, or to None to take it away; others stay.
+        policy: The version policy; an empty one takes it away, None leaves it.
+    """
+
+    model_name: str
+    labels: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    policy: Policy | None = None
 
 
 @final
@@ -112,9 +140,9 @@ class ModelConfigFile:
             return False
         self._replace(edited)
         labels = {
-            label: (_find_label(before, label), version)
+            label: (before.version_labels.get(label), version)
             for label, version in edit.labels.items()
-            if _find_label(before, label) != version
+            if before.version_labels.get(label) != version
         }
         policies = describe_policy(before), describe_policy(after)
         append_line(
@@ -143,22 +171,6 @@ class ModelConfigFile:
             ) from error
         finally:
             partial.unlink(missing_ok=True)
-
-
-def describe_policy(model: config_pb2.ModelConfig) -> str:
-    """For example `latest 1`, `all` or `specific 1 2`."""
-    policy = model.model_version_policy
-    match policy.WhichOneof("policy_choice"):
-        case "all":
-            return "all"
-        case "specific":
-            return " ".join(["specific", *map(str, policy.specific.versions)])
-        case _:
-            return f"latest {max(policy.latest.num_versions, 1)}"
-
-
-def _find_label(model: config_pb2.ModelConfig, label: str) -> int | None:
-    return model.version_labels.get(label)
 
 
 def _wait_for_lock(descriptor: int, path: Path, timeout_s: float) -> None:
@@ -198,48 +210,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# Changes one model's labels and version policy in the text of a models.config.
-#
-# The text is edited in place, so that people's comments and layout stay. What was changed is
-# then read again and compared with the message that it should be; a text written in a way that
-# the editing does not know is written anew from the message, without its comments.
-
-
-Policy = config_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
-_POLICY, _LABELS = "model_version_policy", "version_labels"
-_TOKEN = re.compile(
-    r"""(?P<skip>\s+|\#[^\n]*)|(?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
-    r"""|(?P<mark>[{}<>\[\]:;,])|(?P<word>[^\s\#"'{}<>\[\]:;,]+)"""
-)
-_CLOSING = {"{": "}", "<": ">"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ModelEdit:
-    """What to change about one model.
-
-    Attributes:
-        model_name: Of an entry that is there.
-        labels: Label to version, or to None to take it away; others stay.
-        policy: The version policy; an empty one takes it away, None leaves it.
-    """
-
-    model_name: str
-    labels: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
-    policy: Policy | None = None
-
-
-class _Unusual(Exception):
-    """A text that the editing does not know."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Field:
-    name: str
-    start: int
-    end: int
-    inner: tuple[int, int] | None = None
-    children: tuple[_Field, ...] = ()
+def describe_policy(model: config_pb2.ModelConfig) -> str:
+    """For example `latest 1`, `all` or `specific 1 2`."""
+    policy = model.model_version_policy
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return "all"
+        case "specific":
+            return " ".join(["specific", *map(str, policy.specific.versions)])
+        case _:
+            return f"latest {max(policy.latest.num_versions, 1)}"
 
 
 def parse_config(text: str, place: str) -> config_pb2.ModelServerConfig:
@@ -271,6 +251,29 @@ def find_model(
         raise ConfigError(f"{place}: lists model {model_name!r} {len(found)} times; leave one")
     names = ", ".join(one.name for one in config.model_config_list.config) or "none"
     raise ConfigError(f"{place}: lists no model {model_name!r} (its models: {names})")
+
+
+class _Unusual(Exception):
+    """A text that the editing does not know."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Token:
+    """A piece of the text; its kind, a group of `_TOKEN`, is "" at the end."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Field:
+    name: str
+    start: int
+    end: int
+    inner: tuple[int, int] | None = None
+    children: tuple[_Field, ...] = ()
 
 
 def edit_text(text: str, edit: ModelEdit, place: str) -> str:
@@ -380,45 +383,44 @@ def _find_block(text: str, model_name: str) -> _Field:
     raise _Unusual
 
 
-def _next(text: str, position: int) -> tuple[str, str, int, int]:
-    """Kind, text, start and end of the next token; kind "" at the end."""
+def _next(text: str, position: int) -> _Token:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
             raise _Unusual
         if match.lastgroup != "skip":
-            return str(match.lastgroup), match[0], position, match.end()
+            return _Token(str(match.lastgroup), match[0], position, match.end())
         position = match.end()
-    return "", "", position, position
+    return _Token("", "", position, position)
 
 
 def _read_fields(text: str, position: int, closing: str) -> tuple[tuple[_Field, ...], int]:
     """The fields up to `closing`, and where it starts."""
     fields: list[_Field] = []
     while True:
-        kind, token, start, end = _next(text, position)
-        if token == closing and kind != "text":
-            return tuple(fields), start
-        if kind != "word":
+        token = _next(text, position)
+        if token.text == closing and token.kind != "text":
+            return tuple(fields), token.start
+        if token.kind != "word":
             raise _Unusual  # an extension, a list, or nothing that we know
-        field = _read_value(text, token, start, end)
+        field = _read_value(text, token)
         separator = _next(text, field.end)
-        position = separator[3] if separator[1] in (",", ";") else field.end
+        position = separator.end if separator.text in (",", ";") else field.end
         fields.append(dataclasses.replace(field, end=position))
 
 
-def _read_value(text: str, name: str, start: int, position: int) -> _Field:
-    kind, token, _, end = _next(text, position)
-    if token == ":" and kind == "mark":
-        kind, token, _, end = _next(text, end)
-    if token in _CLOSING and kind == "mark":
-        children, close = _read_fields(text, end, _CLOSING[token])
-        return _Field(name, start, close + 1, (end, close), children)
-    if kind not in ("word", "text"):
+def _read_value(text: str, name: _Token) -> _Field:
+    token = _next(text, name.end)
+    if token.text == ":" and token.kind == "mark":
+        token = _next(text, token.end)
+    if token.text in _CLOSING and token.kind == "mark":
+        children, close = _read_fields(text, token.end, _CLOSING[token.text])
+        return _Field(name.text, name.start, close + 1, (token.end, close), children)
+    if token.kind not in ("word", "text"):
         raise _Unusual
-    while kind == "text":  # adjacent strings are one value
-        following = _next(text, end)
-        if following[0] != "text":
-            break
-        end = following[3]
-    return _Field(name, start, end)
+    end = token.end
+    while token.kind == "text":  # adjacent strings are one value
+        token = _next(text, end)
+        if token.kind == "text":
+            end = token.end
+    return _Field(name.text, name.start, end)

@@ -1,4 +1,11 @@
-"""What the commands of a rollout share: the file, the servers that read it, and the way back."""
+"""Moving a label to a version, forwards with a way back, or back at all costs; and retiring.
+
+    promote: serve the version → AVAILABLE everywhere → golden by number → label → golden by label
+    └─ fails ──── label and policy as they were, label first ─────┘
+
+A label may point only at a version that is AVAILABLE (TensorFlow Serving refuses the whole
+configuration otherwise), so a version comes before its label and goes after it.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +32,7 @@ from contract.wire.plumbline_wire import config_pb2
 from serving.rollout.audit import (
     PROMOTE,
     RESTORE,
+    RETIRE,
     ROLLBACK,
     append_line,
     find_last_label,
@@ -53,6 +61,45 @@ class RolloutOptions:
     is_parity_skipped: bool = False
     is_every_signature_checked: bool = False
     version_dir: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VersionGolden:
+    """What servers of a version are asked.
+
+    Attributes:
+        golden: Inputs, and what the in-process model answered.
+        tolerance: How far a server's answers may be from that.
+    """
+
+    golden: Golden
+    tolerance: Tolerance
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServerParity:
+    """One server against golden.
+
+    Attributes:
+        address: Of the server.
+        reports: One per signature that it could be asked.
+        untested: Signatures that this server cannot run, with its reason.
+    """
+
+    address: str
+    reports: tuple[ParityReport, ...]
+    untested: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """All signatures agree (and there is at least one)."""
+        return bool(self.reports) and all(report.passed for report in self.reports)
+
+    def describe(self) -> str:
+        """For example `10.0.0.1:8500: serving_default passed, max abs difference 1.2e-07`."""
+        parts = [_describe_report(report) for report in self.reports]
+        parts += [f"{name} untested" for name in self.untested]
+        return f"{self.address}: {'; '.join(parts) or 'no signature could be asked'}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,72 +234,11 @@ class Rollout:
         return dataclasses.replace(outcome, policy=policy, seconds=round(seconds, 3))
 
 
-def add_version(
-    model: config_pb2.ModelConfig, version: int, available: Iterable[int]
-) -> list[int] | None:
-    """The versions of the specific policy that serves one more; None when no change is needed.
-
-    A policy that follows the newest is replaced too: the version behind a label must stay
-    when the next one is published.
-    """
-    kind = model.model_version_policy.WhichOneof("policy_choice")
-    if kind == "all":
-        return None
-    if kind == "specific":
-        versions = list(model.model_version_policy.specific.versions)
-        return None if version in versions else sorted({*versions, version})
-    return sorted({*available, *model.version_labels.values(), version})
-
-
-def make_policy(versions: Iterable[int]) -> Policy:
-    """A `specific` policy."""
-    policy = Policy()
-    policy.specific.versions.extend(versions)
-    return policy
-
-
-def find_problem(parity: Iterable[ServerParity]) -> str:
-    """What golden found wrong, or ""."""
-    failed = [one.describe() for one in parity if not one.passed]
-    return f"golden examples differ: {'; '.join(failed)}" if failed else ""
-
-
-def _find_version_dir(base_path: Path, version: int) -> Path:
-    try:
-        found = layout.find_versions(base_path)
-    except OSError:
-        return base_path / str(version)  # of another machine: reading golden says what to do
-    if version not in found:
-        there = ", ".join(map(str, found)) or "none"
-        raise ConfigError(f"{base_path}: there is no version {version} (versions: {there})")
-    return found[version]
-
-
-def _describe_edit(edit: ModelEdit) -> str:
-    parts = [
-        f"label {label} -> version {version}" if version is not None else f"no label {label}"
-        for label, version in edit.labels.items()
-    ]
-    if edit.policy is not None:
-        model = config_pb2.ModelConfig(model_version_policy=edit.policy)
-        parts.append(f"policy {describe_policy(model)}")
-    return f"{edit.model_name}: {', '.join(parts)}"
-
-
-# Moving a label to a version, forwards with a way back, or back at all costs.
-#
-# promote: serve the version → AVAILABLE everywhere → golden by number → label → golden by label
-# └─ fails ──── label and policy as they were, label first ─────┘
-#
-# A label may point only at a version that is AVAILABLE (TensorFlow Serving refuses the whole
-# configuration otherwise), so a version comes before its label and goes after it.
-
-
 def promote(rollout: Rollout, model_name: str, *, version: int, label: str) -> Outcome:
     """Serves a version and points a label at it, or leaves everything as it was.
 
     Raises:
-        ConfigError: The file, the version's golden examples or an argument is of no use.
+        ConfigError: The file, the version's golden examples or an argument cannot be used.
         ServableUnavailableError: A server cannot be reached; nothing was changed.
         DeadlineExceededError: Another rollout holds the file.
     """
@@ -328,7 +314,7 @@ def rollback(rollout: Rollout, model_name: str, *, label: str = "") -> Outcome:
         label: Which; the one that was moved last without it.
 
     Raises:
-        ConfigError: The file is of no use, or its audit knows no version before.
+        ConfigError: The file cannot be used, or its audit knows no version before.
         ServableUnavailableError: A server cannot be reached, or the version fails to load.
         DeadlineExceededError: The servers did not follow in time.
     """
@@ -382,46 +368,165 @@ def _check_after_rollback(
     return rollout.check(expected, ModelSpec(model.name, version_label=label), version)
 
 
-# Golden examples through the servers of a rollout: does each give the answers of the model?
+def retire(rollout: Rollout, model_name: str, *, version: int) -> Outcome:
+    """Takes a version out of the policy, and waits until every server has unloaded it.
+
+    Raises:
+        ConfigError: A label points at it, it is the only one, or it is not served.
+        ServableUnavailableError: A server cannot be reached.
+        DeadlineExceededError: A server still serves it.
+    """
+    start = time.monotonic()
+    with rollout.config.hold(timeout_s=rollout.servers.timeout_s):
+        model = rollout.config.read_model(model_name)
+        available = rollout.servers.list_available(model_name)
+        versions = _list_remaining(model, version, available)
+        rollout.change(ModelEdit(model_name, policy=make_policy(versions)), RETIRE)
+        rollout.servers.wait_until_gone(model_name, version)
+        outcome = Outcome(action=RETIRE, model_name=model_name, version=version)
+        return rollout.conclude(outcome, seconds=time.monotonic() - start)
+
+
+def _list_remaining(
+    model: config_pb2.ModelConfig, version: int, available: frozenset[int]
+) -> list[int]:
+    labels = sorted(label for label, number in model.version_labels.items() if number == version)
+    if labels:
+        raise ConfigError(
+            f"version {version} of {model.name} bears the label {', '.join(labels)}; promote "
+            "another version to it first"
+        )
+    served = {*available, *model.version_labels.values()}
+    if model.model_version_policy.WhichOneof("policy_choice") == "specific":
+        served = set(model.model_version_policy.specific.versions)
+    if version not in served:
+        raise ConfigError(
+            f"version {version} of {model.name} is not served (policy {describe_policy(model)}; "
+            f"served: {', '.join(map(str, sorted(served))) or 'none'})"
+        )
+    if served == {version}:
+        raise ConfigError(f"version {version} is the only one of {model.name}; promote another")
+    return sorted(served - {version})
+
+
+def add_version(
+    model: config_pb2.ModelConfig, version: int, available: Iterable[int]
+) -> list[int] | None:
+    """The versions of the specific policy that serves one more; None when no change is needed.
+
+    A policy that follows the newest is replaced too: the version behind a label must stay
+    when the next one is published.
+    """
+    kind = model.model_version_policy.WhichOneof("policy_choice")
+    if kind == "all":
+        return None
+    if kind == "specific":
+        versions = list(model.model_version_policy.specific.versions)
+        return None if version in versions else sorted({*versions, version})
+    return sorted({*available, *model.version_labels.values(), version})
+
+
+def make_policy(versions: Iterable[int]) -> Policy:
+    """A `specific` policy."""
+    policy = Policy()
+    policy.specific.versions.extend(versions)
+    return policy
+
+
+def find_problem(parity: Iterable[ServerParity]) -> str:
+    """What golden found wrong, or ""."""
+    failed = [one.describe() for one in parity if not one.passed]
+    return f"golden examples differ: {'; '.join(failed)}" if failed else ""
+
+
+def _find_version_dir(base_path: Path, version: int) -> Path:
+    try:
+        found = layout.find_versions(base_path)
+    except OSError:
+        return base_path / str(version)  # of another machine: reading golden says what to do
+    if version not in found:
+        there = ", ".join(map(str, found)) or "none"
+        raise ConfigError(f"{base_path}: there is no version {version} (versions: {there})")
+    return found[version]
+
+
+def _describe_edit(edit: ModelEdit) -> str:
+    parts = [
+        f"label {label} -> version {version}" if version is not None else f"no label {label}"
+        for label, version in edit.labels.items()
+    ]
+    if edit.policy is not None:
+        model = config_pb2.ModelConfig(model_version_policy=edit.policy)
+        parts.append(f"policy {describe_policy(model)}")
+    return f"{edit.model_name}: {', '.join(parts)}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class VersionGolden:
-    """What servers of a version are asked.
+class LabelReport:
+    """Where one label leads.
 
     Attributes:
-        golden: Inputs, and what the in-process model answered.
-        tolerance: How far a server's answers may be from that.
+        label: Its name.
+        version: Where the file points it.
+        servers: Address to the version that answers to it there, or None.
     """
 
-    golden: Golden
-    tolerance: Tolerance
+    label: str
+    version: int
+    servers: dict[str, int | None]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ServerParity:
-    """One server against golden.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LabelsReport:
+    """What a models.config says of a model, and what the servers that read it do.
 
     Attributes:
-        address: Of the server.
-        reports: One per signature that it could be asked.
-        untested: Signatures that this server cannot run, with its reason.
+        model_name: Which model.
+        policy: Its version policy, as text.
+        labels: Every label of the file.
+        versions: Address to version to what the server says of it.
+        unreachable: Address to why it does not answer.
+        agrees: Whether every server answers, and every label leads where it points.
     """
 
-    address: str
-    reports: tuple[ParityReport, ...]
-    untested: tuple[str, ...] = ()
+    model_name: str
+    policy: str
+    labels: tuple[LabelReport, ...]
+    versions: dict[str, dict[int, str]]
+    unreachable: dict[str, str]
+    agrees: bool
 
-    @property
-    def passed(self) -> bool:
-        """All signatures agree (and there is at least one)."""
-        return bool(self.reports) and all(report.passed for report in self.reports)
 
-    def describe(self) -> str:
-        """For example `10.0.0.1:8500: serving_default passed, max abs difference 1.2e-07`."""
-        parts = [_describe_report(report) for report in self.reports]
-        parts += [f"{name} untested" for name in self.untested]
-        return f"{self.address}: {'; '.join(parts) or 'no signature could be asked'}"
+def read_labels(config: ModelConfigFile, servers: Servers, model_name: str) -> LabelsReport:
+    """What the file says of a model's labels and versions, and what each server does.
+
+    Raises:
+        ConfigError: The file cannot be read, or does not list the model.
+    """
+    model = config.read_model(model_name)
+    wanted = dict(sorted(model.version_labels.items()))
+    states: dict[str, dict[int, str]] = {}
+    found: dict[str, dict[str, int | None]] = {}
+    unreachable: dict[str, str] = {}
+    for server in servers.all:
+        try:
+            versions = server.list_versions(model_name)
+            found[server.address] = {one: server.find_label(model_name, one) for one in wanted}
+        except PlumblineError as error:
+            unreachable[server.address] = error.message
+            continue
+        states[server.address] = {one: str(report) for one, report in versions.items()}
+    return LabelsReport(
+        model_name=model_name,
+        policy=describe_policy(model),
+        labels=tuple(
+            LabelReport(label, version, {server: there[label] for server, there in found.items()})
+            for label, version in wanted.items()
+        ),
+        versions=states,
+        unreachable=unreachable,
+        agrees=not unreachable and all(there == wanted for there in found.values()),
+    )
 
 
 def read_version_golden(version_dir: Path) -> VersionGolden:

@@ -24,10 +24,10 @@ from serving.rollout.rollout import (
     leave_strings_out,
     promote,
     read_version_golden,
+    retire,
     rollback,
 )
 from serving.rollout.servers import Server
-from serving.rollout.verbs import retire
 from tests.serving.rollout_scene import (
     SERVERS,
     answer_labels_wrongly,
@@ -277,7 +277,7 @@ def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
 def test_labels_shows_where_each_server_leads(scene: Scene) -> None:
     code, out, _ = run_serving("labels", *scene.flags)
     assert code == 0
-    assert "stable  1        ok" in out and "AVAILABLE" in out
+    assert f"stable        1  {scene.server.address}  ok" in out and "AVAILABLE" in out
     code, document = run_json("labels", *scene.flags[:-2], f"--server={scene.server.address}")
     assert document["agrees"] and document["labels"][0]["servers"] == {scene.server.address: 1}
 

@@ -22,8 +22,7 @@ TEXT = """model_config_list {
 CHANGE_MANY = """
 import sys
 from pathlib import Path
-from serving.rollout.config_file import ModelConfigFile
-from serving.rollout.config_text import ModelEdit
+from serving.rollout.config_file import ModelConfigFile, ModelEdit
 file = ModelConfigFile(Path(sys.argv[1]))
 for number in range(15):
     with file.hold(timeout_s=60):
@@ -138,8 +137,7 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path\n"
         "from contract.errors import ConfigError\n"
-        "from serving.rollout.config_file import ModelConfigFile\n"
-        "from serving.rollout.config_text import ModelEdit\n"
+        "from serving.rollout.config_file import ModelConfigFile, ModelEdit\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))\n"
         "try: ModelConfigFile(Path(sys.argv[1])).change(ModelEdit('mlp', {'a': 2}), action='x')\n"
         "except ConfigError as error: print(error)\n"
