@@ -42,7 +42,7 @@ def names_in(base_path: Path) -> set[str]:
 def publish_in_child(candidate: Path, base_path: Path) -> subprocess.Popen[bytes]:
     code = (
         "import sys; from pathlib import Path\n"
-        "from exporter.publish import PublishOptions, publish_version\n"
+        "from exporter.publishing.publish import PublishOptions, publish_version\n"
         "print('ready', flush=True)\n"
         "done = publish_version(Path(sys.argv[1]), Path(sys.argv[2]), PublishOptions())\n"
         "print(done.version, flush=True)\n"
@@ -167,7 +167,7 @@ def test_a_publisher_killed_at_any_stage_leaves_nothing_half(tmp_path: Path, sta
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from exporter import publish, staging
+from exporter.publishing import publish, staging
 stage = {stage!r}
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
