@@ -299,11 +299,12 @@ def test_a_full_disk_leaves_the_base_path_as_it_was(
 ) -> None:
     candidate = make_candidate(tmp_path / "candidate", num_files=3)
     base_path = tmp_path / "models" / "mlp"
+    copy_file = staging.copy_file
 
     def fill_up(source: Path, target: Path) -> None:
         if "00001" in target.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        staging.copy_file(source, target)
+        copy_file(source, target)
 
     monkeypatch.setattr("exporter.publishing.staging.copy_file", fill_up)
     with pytest.raises(ExportError, match=r"disk is full.*base path is as it was"):

@@ -126,8 +126,8 @@ def test_variants_are_held_to_the_numbers_of_the_manifest(version: Path) -> None
 
 @pytest.mark.parametrize("verb", ["verify", "inspect"])
 def test_what_is_no_version_is_a_usage_error(
-    verb: str, published_mlp: Path, caplog: pytest.LogCaptureFixture
+    verb: str, published_mlp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([verb, str(published_mlp / "nothing here")]) == 2
     assert main([verb, str(published_mlp / "mlp")]) == 2
-    assert "it is a base path, give" in caplog.text
+    assert "it is a base path, give" in capsys.readouterr().err
