@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -31,8 +31,11 @@ from exporter.card import count_confusions, describe_candidate, draw_confusions,
 from exporter.config import Config
 from exporter.data.dataset import Dataset
 from exporter.processes import ChildProcess
+from exporter.publishing.publish import CANDIDATE, REPORT
 from exporter.training.train import TrainResult
 from exporter.verification.measurement import (
+    IN_PROCESS,
+    SAVED_MODEL,
     HeldOut,
     Measurement,
     measure_accuracy,
@@ -40,7 +43,11 @@ from exporter.verification.measurement import (
     write_held_out,
 )
 from exporter.verification.reload import MeasurementJob
-from exporter.verification.verdict import IN_PROCESS, SAVED_MODEL, Verification, judge
+from exporter.verification.verdict import Verification, judge
+
+if TYPE_CHECKING:
+    from exporter.artifacts.saved_model import InProcessPredictor
+    from exporter.artifacts.signatures import ServedModel
 
 _VERIFICATION_TIMEOUT_S = 600.0
 
@@ -98,11 +105,11 @@ def make_candidate(
 
     path = run_dir / CANDIDATE
     step("save")
-    predictor, face = save_model(result.model, result.heads, dataset, path)
+    predictor, served = save_model(result.model, result.heads, dataset, path)
     export = _Export(path, run_dir, config, dataset, predictor, processes)
     step("convert")
     fingerprint = export.ask_for_variants()
-    golden, held_out = export.write_golden_files(_find_scored_output(result, face))
+    golden, held_out = export.write_golden_files(_find_scored_output(result, served))
     export.ask_for_measurement(SAVED_MODEL, list(golden.signatures))
     write_warmup(path, config.model.name, golden, list(predictor.signatures.values()))
     counts = _draw_confusions(path, dataset, config, held_out)
@@ -134,7 +141,7 @@ class _Export:
     run_dir: Path
     config: Config
     dataset: Dataset
-    predictor: Any
+    predictor: InProcessPredictor
     processes: ExportProcesses
 
     def ask_for_variants(self) -> str:
@@ -208,13 +215,15 @@ class _Export:
         ]
 
 
-def _find_scored_output(result: TrainResult, face: Any) -> str:
+def _find_scored_output(result: TrainResult, served: ServedModel) -> str:
     main = result.heads.main
-    names = dict(zip(face.own_outputs, face.outputs, strict=True))
+    names = dict(zip(served.own_outputs, served.outputs, strict=True))
     return "" if main.kind == "value" else names[main.name]
 
 
-def _measure_in_process(predictor: Any, golden: Golden, held_out: HeldOut) -> Measurement:
+def _measure_in_process(
+    predictor: InProcessPredictor, golden: Golden, held_out: HeldOut
+) -> Measurement:
     answers = held_out.golden.signatures[DEFAULT_SIGNATURE_NAME].outputs
     return Measurement(
         name=IN_PROCESS,
@@ -242,13 +251,3 @@ def _draw_confusions(
 
 def _write_report(path: Path, verification: Verification) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(verification), indent=2))
-
-
-# Names of what a run leaves in its directory.
-
-
-RUNS = "runs"
-CANDIDATE = "candidate"
-REPORT = "verification.json"
-TRAINED = "trained.json"
-WEIGHTS = "weights.npz"

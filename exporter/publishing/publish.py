@@ -25,6 +25,7 @@ from contract.errors import (
     ExportError,
     ManifestError,
     SignatureChangedError,
+    VerificationError,
     VersionExistsError,
 )
 from contract.manifest import Manifest, check_files, from_entries, read_manifest, write_manifest
@@ -43,6 +44,10 @@ from exporter.publishing.staging import (
 
 _LOG = logging.getLogger(__name__)
 _MAX_VERSION = 2**63 - 1
+
+CANDIDATE = "candidate"
+REPORT = "verification.json"
+"""What an export leaves in its run directory; a candidate that did not pass has no manifest."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,6 +113,25 @@ def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -
         target = _seal_and_rename(stage, base_path / str(version), manifest)
         retired = _retire(base_path, manifest.model_name, options)
     return Published(target, version, tuple(retired), tuple(changes))
+
+
+def find_candidate(path: Path) -> tuple[Path, str]:
+    """The candidate at `path`, or in the run directory `path`, and its model name.
+
+    Raises:
+        ConfigError: There is none.
+        VerificationError: It did not pass.
+        ManifestError: It is damaged, or something else.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no directory; give a candidate, a run directory or a version")
+    found = path / CANDIDATE if (path / CANDIDATE).is_dir() else path
+    if found != path and not (found / layout.MANIFEST).exists():
+        raise VerificationError(
+            f"the candidate in {path} did not pass verification, so it is not published; its "
+            f"report is {path / REPORT}"
+        )
+    return found, read_manifest(found).model_name
 
 
 def check_base_path(base_path: Path) -> None:
