@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
+from contract.signature import Array
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tf_keras
 
 HeadKind = Literal["probabilities", "logits", "value"]
+
+Structure: TypeAlias = "tf.Tensor | list[tf.Tensor] | dict[str, tf.Tensor]"
+"""What a Keras model takes or gives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +55,11 @@ class ModelHeads:
         """The output that is measured: the first that classifies, else the first."""
         return next((head for head in self.outputs if head.kind != "value"), self.outputs[0])
 
-    def name_outputs(self, structure: Any) -> dict[str, Any]:
+    def name_outputs(self, structure: Structure) -> dict[str, tf.Tensor]:
         """Name a model's answers, or the targets made for them, by head."""
         return _by_name(structure, [head.name for head in self.outputs])
 
-    def shape_inputs(self, features: Any) -> Any:
+    def shape_inputs(self, features: tf.Tensor | Array) -> Structure:
         """Shape a batch (batch, ...) for each input: one tensor, or a dict by input name."""
         shaped = {
             name: features.reshape(len(features), *shape)
@@ -61,7 +69,7 @@ class ModelHeads:
         }
         return shaped if len(shaped) > 1 else next(iter(shaped.values()))
 
-    def shape_targets(self, targets: Any) -> Any:
+    def shape_targets(self, targets: tf.Tensor) -> Structure:
         """Turn one-hot (batch, classes) into what each head takes: one tensor, or a dict.
 
         A regression head takes the class number as a float32 (batch, 1); mixed targets give
@@ -76,12 +84,12 @@ class ModelHeads:
 
 
 def describe_heads(
-    model: Any, example: NDArray[np.float32], num_classes: int, *, loss: str
+    model: tf_keras.Model, example: NDArray[np.float32], num_classes: int, *, loss: str
 ) -> ModelHeads:
     """Read a model's inputs and outputs, and check them against the data.
 
     Args:
-        model: A built `tf_keras.Model`.
+        model: Built.
         example: A few rows, (examples, ...): run once, to tell probabilities from logits.
         num_classes: Classes of the data.
         loss: `training.loss`.
@@ -107,7 +115,7 @@ def describe_heads(
     return dataclasses.replace(heads, outputs=kinds)
 
 
-def _by_name(structure: Any, names: list[str]) -> dict[str, Any]:
+def _by_name(structure: Structure, names: list[str]) -> dict[str, tf.Tensor]:
     """Name the parts of a Keras structure: a dict has names, a tensor or list gets `names`."""
     if isinstance(structure, dict):
         return dict(structure)
@@ -150,7 +158,7 @@ def _check_output(
     )
 
 
-def _tell_kind(answers: NDArray[Any]) -> HeadKind:
+def _tell_kind(answers: Array) -> HeadKind:
     """Judge by numbers, not by layers: a softmax may hide in any of them."""
     if answers.shape[-1] == 1:
         return "value"
@@ -158,7 +166,7 @@ def _tell_kind(answers: NDArray[Any]) -> HeadKind:
     return "probabilities" if sums_to_one and (answers >= 0).all() else "logits"
 
 
-def _reshape(features: Any, shape: tuple[int, ...]) -> Any:
+def _reshape(features: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     import tensorflow as tf
 
     return tf.reshape(features, (-1, *shape))

@@ -11,16 +11,18 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contract.errors import ConfigError
 from exporter.config import ModelConfig
 
-Model = Any
-"""A `tf_keras.Model`; TensorFlow ships no types."""
+if TYPE_CHECKING:
+    import tf_keras
 
 
-def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> Model:
+def build_model(
+    config: ModelConfig, input_shape: tuple[int, ...], num_classes: int
+) -> tf_keras.Model:
     """Build the configured network, untrained.
 
     Args:
@@ -29,10 +31,10 @@ def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: 
         num_classes: Width of the output.
 
     Returns:
-        A built `tf_keras.Model`. An MLP takes the example flattened, (784,).
+        It, built. An MLP takes the example flattened, (784,).
 
     Raises:
-        ConfigError: The kind does not fit the data, or the builder is of no use.
+        ConfigError: The kind does not fit the data, or the builder gives no model that can be trained.
 
     Example:
         >>> build_model(config.model, (28, 28, 1), 10).output_shape
@@ -45,7 +47,7 @@ def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: 
     return build_custom(config.builder, input_shape, num_classes)
 
 
-def build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> Model:
+def build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> tf_keras.Model:
     """Build a Sequential of dense layers.
 
     Input (batch, num_features) float32, output (batch, num_classes) probabilities.
@@ -66,7 +68,9 @@ def build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> Model
     return model
 
 
-def build_cnn(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> Model:
+def build_cnn(
+    config: ModelConfig, input_shape: tuple[int, ...], num_classes: int
+) -> tf_keras.Model:
     """Build convolutions with pooling, through the functional API.
 
     Input (batch, height, width, channels) float32, output (batch, num_classes) probabilities.
@@ -109,7 +113,7 @@ def _check_cnn(config: ModelConfig, input_shape: tuple[int, ...]) -> None:
         )
 
 
-def build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) -> Model:
+def build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) -> tf_keras.Model:
     """Call the user's `package.module:function` with (input_shape, num_classes).
 
     Every input of the model gets the examples, in the shape it declares; every output must be
@@ -171,7 +175,7 @@ def import_function(reference: str, *, key: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _penalty(config: ModelConfig) -> Any:
+def _penalty(config: ModelConfig) -> tf_keras.regularizers.L2 | None:
     import tf_keras
 
     return tf_keras.regularizers.L2(config.l2) if config.l2 else None

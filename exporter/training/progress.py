@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from contract.console.terminal import open_rich
 from exporter.training.run import ProgressCallback, ProgressReport
 
-logger = logging.getLogger(__name__)
-
-LINES = 10
+_LOG = logging.getLogger(__name__)
+_LINES = 10
 
 
 @contextlib.contextmanager
@@ -66,9 +65,7 @@ def describe_metrics(metrics: dict[str, float]) -> str:
 
 
 def _log_progress(report: ProgressReport) -> None:
-    every = max(1, report.epochs // LINES)
+    every = max(1, report.epochs // _LINES)
     last = report.epoch == report.epochs
     if report.metrics and (last or report.epoch == 1 or report.epoch % every == 0):
-        logger.info(
-            "epoch %d/%d  %s", report.epoch, report.epochs, describe_metrics(report.metrics)
-        )
+        _LOG.info("epoch %d/%d  %s", report.epoch, report.epochs, describe_metrics(report.metrics))

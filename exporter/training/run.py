@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
+from contract.signature import Array
 from exporter.config import TrainingConfig
 from exporter.training.batches import BatchPlan, make_batches
-from exporter.training.heads import ModelHeads
+from exporter.training.heads import ModelHeads, Structure
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tf_keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ProgressReport:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-ProgressCallback = Callable[[ProgressReport], None]
+ProgressCallback: TypeAlias = Callable[[ProgressReport], None]
 
 
 @dataclasses.dataclass
@@ -56,7 +58,7 @@ class RunState:
     epochs_run: int = 0
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     best_epoch: int = 0
-    best_weights: list[NDArray[Any]] = dataclasses.field(default_factory=list)
+    best_weights: list[Array] = dataclasses.field(default_factory=list)
     stopped: bool = False
 
 
@@ -66,33 +68,37 @@ class TrainingParts:
 
     Attributes:
         config: How.
-        model: A `tf_keras.Model`.
-        optimizer: Built for it, in the strategy's scope.
+        model: Built, in the strategy's scope.
+        optimizer: Built for it, there too.
         heads: Its inputs and outputs.
         plan: Its batches.
-        strategy: The `tf.distribute.Strategy`.
+        strategy: Which devices and machines share the batches.
         features: float32 (examples, ...) of the training split.
         targets: float32 (examples, classes), one-hot.
     """
 
     config: TrainingConfig
-    model: Any
-    optimizer: Any
+    model: tf_keras.Model
+    optimizer: tf_keras.optimizers.Optimizer
     heads: ModelHeads
     plan: BatchPlan
-    strategy: Any
+    strategy: tf.distribute.Strategy
     features: NDArray[np.float32]
     targets: NDArray[np.float32]
 
-    def make_batches(self, first_epoch: int) -> Any:
-        """Return the `tf.data.Dataset` of all batches from an epoch on."""
+    def make_batches(self, first_epoch: int) -> tf.data.Dataset:
+        """Return all batches from an epoch on."""
 
-        def shape(features: Any, targets: Any) -> tuple[Any, Any]:
+        def shape(features: tf.Tensor, targets: tf.Tensor) -> tuple[Structure, Structure]:
             return self.heads.shape_inputs(features), self.heads.shape_targets(targets)
 
         return make_batches(
             self.features, self.targets, self.plan, first_epoch=first_epoch, shape=shape
         )
+
+
+EpochListener: TypeAlias = Callable[[RunState, dict[str, float]], None]
+"""Told the state and the metrics of an epoch when it ends."""
 
 
 class EpochRecorder:
@@ -102,7 +108,7 @@ class EpochRecorder:
         parts: What is trained.
         state: Empty, or read from a checkpoint.
         evaluate: () -> {"val_loss": ..., "val_accuracy": ...} with the model as it is.
-        listeners: Called in order after each epoch with (state, metrics): checkpoints, logs.
+        listeners: Called in order after each epoch: checkpoints, logs.
         progress: Called within and after epochs.
     """
 
@@ -112,7 +118,7 @@ class EpochRecorder:
         state: RunState,
         *,
         evaluate: Callable[[], dict[str, float]],
-        listeners: tuple[Callable[[RunState, dict[str, float]], None], ...] = (),
+        listeners: tuple[EpochListener, ...] = (),
         progress: ProgressCallback | None = None,
     ) -> None:
         self.state = state

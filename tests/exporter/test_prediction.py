@@ -42,15 +42,15 @@ def test_answers_can_be_replayed_through_any_copy(
 def test_pictures_go_to_the_signature_that_takes_files(published_mlp: Path, tmp_path: Path) -> None:
     for name in ("a.png", "b.jpg"):
         Image.new("L", (50, 40), 128).save(tmp_path / name)
-    document = predict_files(
+    prediction = predict_files(
         published_mlp / "mlp" / "1",
         [tmp_path / "a.png", tmp_path / "b.jpg"],
         tmp_path / "golden.npz",
         signature_name="",
         batch_size=32,
     )
-    assert document["signature_name"] == "serving_image_bytes"
-    assert document["num_examples"] == 2
+    assert prediction.signature_name == "serving_image_bytes"
+    assert prediction.num_examples == 2
 
 
 @pytest.mark.parametrize(
