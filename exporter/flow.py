@@ -18,7 +18,7 @@ from exporter.data.dataset import Dataset, load_dataset
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import Published, PublishOptions, check_base_path, publish_version
 from exporter.publishing.staging import explain_os_errors, remove_tree
-from exporter.training.progress import open_progress
+from exporter.training.run import open_progress
 from exporter.training.strategy import is_chief
 
 if TYPE_CHECKING:

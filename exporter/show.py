@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def show_training(trained: Trained) -> None:
     """What training came to."""
-    from exporter.training.progress import describe_metrics
+    from exporter.training.run import describe_metrics
 
     best = trained.best_epoch
     last = {name: values[best - 1] for name, values in trained.history.items()}

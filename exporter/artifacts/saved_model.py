@@ -28,7 +28,7 @@ from exporter.artifacts.signatures import (
 )
 from exporter.data.dataset import Dataset
 from exporter.training.checkpoints import translate_disk_errors
-from exporter.training.heads import ModelHeads
+from exporter.training.models import ModelHeads
 
 _LOG = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from exporter.training.heads import Structure
+from exporter.training.models import Structure
 
 if TYPE_CHECKING:
     import tensorflow as tf

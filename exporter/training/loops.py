@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from contract.errors import ConfigError
 from exporter.config import BUILT_IN_LOSSES, TrainingConfig
-from exporter.training.heads import Head, ModelHeads, Structure
-from exporter.training.models import import_function
+from exporter.training.models import Head, ModelHeads, Structure, import_function
 from exporter.training.run import EpochRecorder, TrainingParts
 
 if TYPE_CHECKING:

@@ -16,9 +16,8 @@ from exporter.config import Config
 from exporter.data.dataset import Dataset, to_float32
 from exporter.training.batches import BatchPlan, make_evaluation_batches
 from exporter.training.checkpoints import CheckpointStore, identify_run, translate_disk_errors
-from exporter.training.heads import ModelHeads, describe_heads
 from exporter.training.loops import build_example_losses, run_fit, run_gradient_tape
-from exporter.training.models import build_model
+from exporter.training.models import ModelHeads, build_model, describe_heads
 from exporter.training.optimizers import build_optimizer
 from exporter.training.run import (
     EpochListener,

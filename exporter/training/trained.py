@@ -10,8 +10,7 @@ import numpy as np
 from contract.errors import ConfigError
 from exporter.config import Config
 from exporter.data.dataset import Dataset, to_float32
-from exporter.training.heads import describe_heads
-from exporter.training.models import build_model
+from exporter.training.models import build_model, describe_heads
 from exporter.training.train import HEAD_EXAMPLES, TrainResult
 
 _RECORD = "trained.json"
