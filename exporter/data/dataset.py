@@ -89,6 +89,12 @@ def load_dataset(config: DataConfig) -> Dataset:
     The split is stratified and hangs on `config.seed` alone, so that training seeds can be
     compared on the same rows.
 
+    Args:
+        config: Which data, and how to split them.
+
+    Returns:
+        Training, validation and test split.
+
     Raises:
         DatasetError: The data are missing, unreadable, or cannot be trained on.
 

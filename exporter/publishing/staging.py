@@ -1,4 +1,9 @@
-"""Stages: copies of a candidate that no server sees, and what is left when publishing fails."""
+"""Stages: copies of a candidate that no server sees, and what is left when publishing fails.
+
+Two kinds of locks keep publishers apart: one on a model's base path, one on each stage that is
+being written. `flock` locks belong to an open file, so the kernel drops them when their process
+dies, however it dies. https://man7.org/linux/man-pages/man2/flock.2.html
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,9 @@ from contract.errors import ConfigError, ExportError, PlumblineError, VersionExi
 from contract.manifest import Manifest, check_files
 
 _LOG = logging.getLogger(__name__)
+
+WRITER = ".writer"
+"""File inside a stage that its living writer holds locked."""
 
 
 @contextlib.contextmanager
@@ -98,16 +106,6 @@ def rename_stage(stage: Path, target: Path, *, advice: str = "") -> None:
         ) from error
 
 
-# Locks of publishing: one on a model's base path, one on each stage that is being written.
-#
-# `flock` locks belong to an open file, so the kernel drops them when their process dies,
-# however it dies. https://man7.org/linux/man-pages/man2/flock.2.html
-
-
-WRITER = ".writer"
-"""File inside a stage that its living writer holds locked."""
-
-
 @contextlib.contextmanager
 def hold_base_path(base_path: Path) -> Iterator[None]:
     """Waits for, and holds, the lock of a base path.
@@ -179,9 +177,6 @@ def _names_the_same_file(descriptor: int, path: Path) -> bool:
         return False
     held = os.fstat(descriptor)
     return (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
-
-
-# Writing files so that they are on the disk, and saying plainly when that fails.
 
 
 def sync_path(path: Path) -> None:

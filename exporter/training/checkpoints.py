@@ -19,14 +19,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from contract.errors import ConfigError
 from contract.signature import Array
-from exporter.config import Config, config_to_dict
+from exporter.config import Config, Table, config_to_dict
 from exporter.data.dataset import Dataset
 from exporter.training.run import RunState, TrainingParts
 
@@ -51,8 +51,8 @@ class RunIdentity(msgspec.Struct, frozen=True):
         data: The fingerprint.
     """
 
-    model: dict[str, Any]
-    training: dict[str, Any]
+    model: Table
+    training: Table
     data: str
 
 

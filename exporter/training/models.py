@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,7 +164,7 @@ def build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) -
     return model
 
 
-def import_function(reference: str, *, key: str) -> Callable[..., Any]:
+def import_function(reference: str, *, key: str) -> Callable[..., object]:
     """Import `package.module:function`, also from the current folder.
 
     Raises:

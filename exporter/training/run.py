@@ -196,7 +196,13 @@ class EpochRecorder:
 def open_progress(title: str) -> Iterator[ProgressCallback]:
     """Show how far training is: a bar on a terminal, one line per tenth of the run elsewhere.
 
-    Yields a callback for `train`; it writes to stderr, since stdout is for results.
+    It writes to stderr, since stdout is for results.
+
+    Args:
+        title: Before the bar, usually the model's name.
+
+    Yields:
+        A callback for `train`.
 
     Example:
         >>> with open_progress("mlp") as progress:
