@@ -70,21 +70,14 @@ class Candidate:
     verification: Verification
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ExportProcesses:
-    """The two processes that an export uses besides its own."""
-
-    conversion: ChildProcess[ConversionJob, Path]
-    verification: ChildProcess[MeasurementJob, Measurement]
-
-
 def make_candidate(
     result: TrainResult,
     dataset: Dataset,
     config: Config,
     *,
     run_dir: Path,
-    processes: ExportProcesses,
+    conversion: ChildProcess[ConversionJob, Path],
+    verification: ChildProcess[MeasurementJob, Measurement],
     step: Step,
 ) -> Candidate:
     """Saves, converts, verifies and describes a trained model in `run_dir/candidate`.
@@ -94,7 +87,8 @@ def make_candidate(
         dataset: What it was trained on.
         config: The whole configuration.
         run_dir: Also gets the report, `verification.json`.
-        processes: Started, maybe still importing.
+        conversion: Makes the variants; started, maybe still importing.
+        verification: Measures the copies; likewise.
         step: Told what is going on.
 
     Raises:
@@ -106,7 +100,7 @@ def make_candidate(
     path = run_dir / CANDIDATE
     step("save")
     predictor, served = save_model(result.model, result.heads, dataset, path)
-    export = _Export(path, run_dir, config, dataset, predictor, processes)
+    export = _Export(path, run_dir, config, dataset, predictor, conversion, verification)
     step("convert")
     fingerprint = export.ask_for_variants()
     golden, held_out = export.write_golden_files(_find_scored_output(result, served))
@@ -116,21 +110,21 @@ def make_candidate(
     measurements = [_measure_in_process(predictor, golden, held_out)]
     step("verify")
     measurements += export.collect_measurements()
-    verification = judge(measurements, golden, config.export.tolerances)
+    verdict = judge(measurements, golden, config.export.tolerances)
     manifest = describe_candidate(
         result,
         dataset,
         config,
         signatures=predictor.signatures,
-        verification=verification,
+        verification=verdict,
         calibration_fingerprint=fingerprint,
     )
-    write_model_card(path, manifest, verification, counts)
-    _write_report(run_dir / REPORT, verification)
-    if verification.passed:
+    write_model_card(path, manifest, verdict, counts)
+    _write_report(run_dir / REPORT, verdict)
+    if verdict.passed:
         manifest = msgspec.structs.replace(manifest, files=hash_files(path))
         manifest = write_manifest(path, manifest)
-    return Candidate(path, manifest, verification)
+    return Candidate(path, manifest, verdict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,7 +136,8 @@ class _Export:
     config: Config
     dataset: Dataset
     predictor: InProcessPredictor
-    processes: ExportProcesses
+    conversion: ChildProcess[ConversionJob, Path]
+    verification: ChildProcess[MeasurementJob, Measurement]
 
     def ask_for_variants(self) -> str:
         """Sends the conversions; returns the fingerprint of the calibration set, or ""."""
@@ -159,7 +154,7 @@ class _Export:
                     seed=self.config.training.seed,
                 )
                 write_golden(calibration, examples)
-            self.processes.conversion.ask(
+            self.conversion.ask(
                 ConversionJob(
                     candidate=self.path.resolve(),
                     variant=variant,
@@ -188,7 +183,7 @@ class _Export:
 
     def ask_for_measurement(self, name: str, signature_names: list[str]) -> None:
         """Sends one copy to be verified."""
-        self.processes.verification.ask(
+        self.verification.ask(
             MeasurementJob(
                 candidate=self.path.resolve(),
                 name=name,
@@ -203,14 +198,14 @@ class _Export:
         """Passes each variant on as it is converted, then waits for all answers."""
         variants = self.config.export.variants
         for variant in variants:
-            self.processes.conversion.receive(
+            self.conversion.receive(
                 timeout_s=self.config.export.conversion_timeout_s,
                 remedy="raise export.conversion_timeout_s, or leave out a variant",
             )
             names = list_lite_signatures(self.predictor.signatures, variant)
             self.ask_for_measurement(variant, names)
         return [
-            self.processes.verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S)
+            self.verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S)
             for _ in (SAVED_MODEL, *variants)
         ]
 

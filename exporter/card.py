@@ -225,7 +225,14 @@ def draw_confusions(path: Path, counts: Array, class_names: tuple[str, ...], tit
     draw.text((12, 36), "rows: label, columns: predicted class", _INK, _load_font(12))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     for row, column in np.ndindex(counts.shape):
-        _draw_cell(draw, grid, (row, column), float(shares[row, column]), int(counts[row, column]))
+        _draw_cell(
+            draw,
+            grid,
+            row=row,
+            column=column,
+            share=float(shares[row, column]),
+            count=int(counts[row, column]),
+        )
     if grid.cell >= 10:
         _draw_names(draw, grid)
     image.save(path, "PNG")
@@ -255,9 +262,8 @@ def _shorten(name: str, index: int) -> str:
 
 
 def _draw_cell(
-    draw: ImageDraw.ImageDraw, grid: _Grid, place: tuple[int, int], share: float, count: int
+    draw: ImageDraw.ImageDraw, grid: _Grid, *, row: int, column: int, share: float, count: int
 ) -> None:
-    row, column = place
     colour = _RIGHT if row == column else _WRONG
     weight = 0.0 if share == 0 else max(_FAINTEST, share)
     red, green, blue = (round(p + (c - p) * weight) for p, c in zip(_PAPER, colour, strict=True))

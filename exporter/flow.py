@@ -167,14 +167,15 @@ def run_export(
             dataset, result = _train(config, run_dir, resume=resume, steps=steps)
         else:
             dataset, result = _take_up(trained, steps)
-        from exporter.candidate import ExportProcesses, make_candidate
+        from exporter.candidate import make_candidate
 
         candidate = make_candidate(
             result,
             dataset,
             config,
             run_dir=run_dir,
-            processes=ExportProcesses(conversion, verification),
+            conversion=conversion,
+            verification=verification,
             step=steps,
         )
         published = None

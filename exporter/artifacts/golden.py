@@ -59,7 +59,7 @@ def make_golden(
     return Golden(
         {
             name: answer_inputs(
-                predictor, make_inputs(signature, rows, dataset), name, batch_sizes=sizes
+                predictor, _make_inputs(signature, rows, dataset), name, batch_sizes=sizes
             )
             for name, signature in signatures.items()
         }
@@ -97,7 +97,7 @@ def make_held_out(
     return Golden(
         {
             name: answer_inputs(
-                predictor, make_inputs(signatures[name], rows, dataset), name, batch_sizes=sizes
+                predictor, _make_inputs(signatures[name], rows, dataset), name, batch_sizes=sizes
             )
             for name in (DEFAULT_SIGNATURE_NAME, UINT8)
             if name in signatures
@@ -116,7 +116,7 @@ def make_calibration(
     rows = dataset.x_train[choose_rows(dataset.y_train, count, seed=seed)]
     sizes = (1,) * len(rows)
     examples = {
-        signature.name: GoldenExamples(make_inputs(signature, rows, dataset), {}, sizes)
+        signature.name: GoldenExamples(_make_inputs(signature, rows, dataset), {}, sizes)
         for signature in signatures
     }
     return Golden(examples), fingerprint_arrays({"calibration": rows})
@@ -205,14 +205,8 @@ def answer_inputs(
     return GoldenExamples(inputs, outputs, batch_sizes)
 
 
-def make_inputs(signature: Signature, rows: Array, dataset: Dataset) -> dict[str, Array]:
-    """Raw rows of a data set as one signature takes them.
-
-    Args:
-        signature: One that `exporter.artifacts.signatures` made.
-        rows: (rows, *example_shape), uint8 pixels or float32 features.
-        dataset: Where they come from.
-    """
+def _make_inputs(signature: Signature, rows: Array, dataset: Dataset) -> dict[str, Array]:
+    """Raw rows of a data set, (rows, *example_shape), as one signature takes them."""
     if signature.name == UINT8:
         shape = signature.inputs["images"].shape or rows.shape
         return {"images": rows.reshape(len(rows), *(size or 1 for size in shape[1:]))}

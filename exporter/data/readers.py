@@ -26,7 +26,7 @@ _DIGITS_SIDE = 28
 URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 """Of that file, as Keras checks it."""
-DOWNLOAD_TIMEOUT_S = 60
+_DOWNLOAD_TIMEOUT_S = 60
 
 IDX_FILES = {
     "x_train": ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
@@ -182,7 +182,7 @@ def _download(target: Path) -> None:
     partial = target.with_suffix(f".{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(URL, timeout=DOWNLOAD_TIMEOUT_S) as response:
+        with urllib.request.urlopen(URL, timeout=_DOWNLOAD_TIMEOUT_S) as response:
             data = response.read()
         if hashlib.sha256(data).hexdigest() != SHA256:
             raise DatasetError(f"{URL} gave {len(data)} bytes that are not mnist.npz; try again")

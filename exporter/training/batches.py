@@ -19,7 +19,7 @@ from exporter.training.models import Structure
 if TYPE_CHECKING:
     import tensorflow as tf
 
-EVALUATION_BATCH = 256
+_EVALUATION_BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def make_evaluation_batches(
     import tensorflow as tf
 
     data = tf.data.Dataset.from_tensor_slices((features, targets))
-    return data.batch(EVALUATION_BATCH).cache()
+    return data.batch(_EVALUATION_BATCH).cache()
 
 
 def _plan_epochs(

@@ -47,7 +47,7 @@ def _compile(parts: TrainingParts) -> tf_keras.Model:
     import tf_keras
 
     model, main, name_outputs = parts.model, parts.heads.main, parts.heads.name_outputs
-    losses = build_keras_losses(parts.heads)
+    losses = _build_keras_losses(parts.heads)
     alone = len(losses) == 1
 
     class Trainee(tf_keras.Model):  # type: ignore[misc]
@@ -206,7 +206,7 @@ def _mean(values: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype))
 
 
-def build_keras_losses(heads: ModelHeads) -> dict[str, tf_keras.losses.Loss]:
+def _build_keras_losses(heads: ModelHeads) -> dict[str, tf_keras.losses.Loss]:
     """Return head name -> loss, averaged over the batch, as `compile` takes it."""
     return {head.name: _build_loss(head) for head in heads.outputs}
 

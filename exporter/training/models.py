@@ -52,13 +52,13 @@ def build_model(
         (None, 10)
     """
     if config.kind == "mlp":
-        return build_mlp(config, math.prod(input_shape), num_classes)
+        return _build_mlp(config, math.prod(input_shape), num_classes)
     if config.kind == "cnn":
-        return build_cnn(config, input_shape, num_classes)
-    return build_custom(config.builder, input_shape, num_classes)
+        return _build_cnn(config, input_shape, num_classes)
+    return _build_custom(config.builder, input_shape, num_classes)
 
 
-def build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> tf_keras.Model:
+def _build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> tf_keras.Model:
     """Build a Sequential of dense layers.
 
     Input (batch, num_features) float32, output (batch, num_classes) probabilities.
@@ -79,15 +79,12 @@ def build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> tf_ke
     return model
 
 
-def build_cnn(
+def _build_cnn(
     config: ModelConfig, input_shape: tuple[int, ...], num_classes: int
 ) -> tf_keras.Model:
     """Build convolutions with pooling, through the functional API.
 
     Input (batch, height, width, channels) float32, output (batch, num_classes) probabilities.
-
-    Raises:
-        ConfigError: The data are not images, or too small for the poolings.
     """
     import tf_keras
 
@@ -124,15 +121,11 @@ def _check_cnn(config: ModelConfig, input_shape: tuple[int, ...]) -> None:
         )
 
 
-def build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) -> tf_keras.Model:
+def _build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) -> tf_keras.Model:
     """Call the user's `package.module:function` with (input_shape, num_classes).
 
     Every input of the model gets the examples, in the shape it declares; every output must be
     as wide as there are classes, or 1 for a regression head.
-
-    Raises:
-        ConfigError: It does not import, is no function, fails, returns no built
-            `tf_keras.Model`, or one with a `train_step` of its own.
     """
     import tf_keras
 

@@ -22,7 +22,7 @@ def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> tf_keras.op
     """
     import tf_keras
 
-    rate = build_schedule(config, steps_per_epoch)
+    rate = _build_schedule(config, steps_per_epoch)
     if config.optimizer == "sgd":
         return tf_keras.optimizers.SGD(rate, momentum=config.momentum)
     if config.optimizer == "rmsprop":
@@ -32,7 +32,7 @@ def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> tf_keras.op
     return tf_keras.optimizers.Adam(rate)
 
 
-def build_schedule(config: TrainingConfig, steps_per_epoch: int) -> Rate:
+def _build_schedule(config: TrainingConfig, steps_per_epoch: int) -> Rate:
     """Build a schedule step -> learning rate, or the bare number when it is constant."""
     import tf_keras
 

@@ -56,14 +56,14 @@ def judge(measurements: list[Measurement], golden: Golden, tolerances: Tolerance
             problems += _judge_accuracy(found, in_process, getattr(tolerances, found.name))
         if problems:
             failures[found.name] = tuple(problems)
-    if problems := list_disagreeing_signatures(golden):
+    if problems := _list_disagreeing_signatures(golden):
         failures[IN_PROCESS] = tuple(problems)
     return Verification(
         measurements=tuple(measurements), failures=failures, notes=tuple(_list_notes(measurements))
     )
 
 
-def list_disagreeing_signatures(golden: Golden) -> list[str]:
+def _list_disagreeing_signatures(golden: Golden) -> list[str]:
     """Signatures whose golden answers differ from `serving_default`'s on the same pixels.
 
     They would, if the scaling in the graph were not the one that the model was trained with.
