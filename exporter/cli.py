@@ -20,12 +20,20 @@ from contract.console.extras import require_extra
 from contract.console.terminal import print_json, remark, show_progress
 from contract.errors import ConfigError, PlumblineError
 from contract.lite.runtime import hide_delegate_notes
-from exporter import show
 from exporter.config import Config, load_config
 from exporter.processes import silence_tensorflow
 from exporter.publishing.publish import PublishOptions, find_candidate, publish_version
 from exporter.publishing.remote import OnBytes
 from exporter.publishing.transfer import Copied, copy_to_remote, fetch_version
+from exporter.show import (
+    show_copied,
+    show_export,
+    show_inspection,
+    show_prediction,
+    show_published,
+    show_recheck,
+    show_training,
+)
 
 if TYPE_CHECKING:
     from exporter.verification.recheck import Check, Recheck
@@ -236,7 +244,7 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(trained)
     else:
-        show.show_training(trained)
+        show_training(trained)
     return ExitCode.DONE
 
 
@@ -255,7 +263,7 @@ def export(arguments: argparse.Namespace) -> int:
         trained=arguments.trained,
     )
     if not arguments.json:
-        show.show_export(exported)
+        show_export(exported)
     elif exported.candidate is None:
         print_json({"chief": False})
     else:
@@ -283,7 +291,7 @@ def verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(_encode_recheck(recheck))
     else:
-        show.show_recheck(recheck)
+        show_recheck(recheck)
     return ExitCode.DONE if recheck.passed else ExitCode.FAILED
 
 
@@ -298,7 +306,7 @@ def publish(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(published)
     else:
-        show.show_published(published)
+        show_published(published)
     return ExitCode.DONE
 
 
@@ -322,7 +330,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(inspection)
     else:
-        show.show_inspection(inspection)
+        show_inspection(inspection)
     return ExitCode.DONE
 
 
@@ -341,7 +349,7 @@ def predict(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(prediction)
     else:
-        show.show_prediction(prediction)
+        show_prediction(prediction)
     return ExitCode.DONE
 
 
@@ -436,5 +444,5 @@ def _copy(arguments: argparse.Namespace, title: str, copy: Callable[[OnBytes], C
     if arguments.json:
         print_json(dataclasses.asdict(copied) | {"seconds": round(seconds, 3)})
     else:
-        show.show_copied(copied, seconds)
+        show_copied(copied, seconds)
     return ExitCode.DONE
