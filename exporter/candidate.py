@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -31,8 +31,11 @@ from exporter.card import count_confusions, describe_candidate, draw_confusions,
 from exporter.config import Config
 from exporter.data.dataset import Dataset
 from exporter.processes import ChildProcess
+from exporter.publishing.publish import CANDIDATE, REPORT
 from exporter.training.train import TrainResult
 from exporter.verification.measurement import (
+    IN_PROCESS,
+    SAVED_MODEL,
     HeldOut,
     Measurement,
     measure_accuracy,
@@ -40,7 +43,11 @@ from exporter.verification.measurement import (
     write_held_out,
 )
 from exporter.verification.reload import MeasurementJob
-from exporter.verification.verdict import IN_PROCESS, SAVED_MODEL, Verification, judge
+from exporter.verification.verdict import Verification, judge
+
+if TYPE_CHECKING:
+    from exporter.artifacts.saved_model import InProcessPredictor
+    from exporter.artifacts.signatures import ServedModel
 
 _VERIFICATION_TIMEOUT_S = 600.0
 
@@ -63,21 +70,14 @@ class Candidate:
     verification: Verification
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ExportProcesses:
-    """The two processes that an export uses besides its own."""
-
-    conversion: ChildProcess[ConversionJob, Path]
-    verification: ChildProcess[MeasurementJob, Measurement]
-
-
 def make_candidate(
     result: TrainResult,
     dataset: Dataset,
     config: Config,
     *,
     run_dir: Path,
-    processes: ExportProcesses,
+    conversion: ChildProcess[ConversionJob, Path],
+    verification: ChildProcess[MeasurementJob, Measurement],
     step: Step,
 ) -> Candidate:
     """Saves, converts, verifies and describes a trained model in `run_dir/candidate`.
@@ -87,7 +87,8 @@ def make_candidate(
         dataset: What it was trained on.
         config: The whole configuration.
         run_dir: Also gets the report, `verification.json`.
-        processes: Started, maybe still importing.
+        conversion: Makes the variants; started, maybe still importing.
+        verification: Measures the copies; likewise.
         step: Told what is going on.
 
     Raises:
@@ -98,32 +99,32 @@ def make_candidate(
 
     path = run_dir / CANDIDATE
     step("save")
-    predictor, face = save_model(result.model, result.heads, dataset, path)
-    export = _Export(path, run_dir, config, dataset, predictor, processes)
+    predictor, served = save_model(result.model, result.heads, dataset, path)
+    export = _Export(path, run_dir, config, dataset, predictor, conversion, verification)
     step("convert")
     fingerprint = export.ask_for_variants()
-    golden, held_out = export.write_golden_files(_find_scored_output(result, face))
+    golden, held_out = export.write_golden_files(_find_scored_output(result, served))
     export.ask_for_measurement(SAVED_MODEL, list(golden.signatures))
     write_warmup(path, config.model.name, golden, list(predictor.signatures.values()))
     counts = _draw_confusions(path, dataset, config, held_out)
     measurements = [_measure_in_process(predictor, golden, held_out)]
     step("verify")
     measurements += export.collect_measurements()
-    verification = judge(measurements, golden, config.export.tolerances)
+    verdict = judge(measurements, golden, config.export.tolerances)
     manifest = describe_candidate(
         result,
         dataset,
         config,
         signatures=predictor.signatures,
-        verification=verification,
+        verification=verdict,
         calibration_fingerprint=fingerprint,
     )
-    write_model_card(path, manifest, verification, counts)
-    _write_report(run_dir / REPORT, verification)
-    if verification.passed:
+    write_model_card(path, manifest, verdict, counts)
+    _write_report(run_dir / REPORT, verdict)
+    if verdict.passed:
         manifest = msgspec.structs.replace(manifest, files=hash_files(path))
         manifest = write_manifest(path, manifest)
-    return Candidate(path, manifest, verification)
+    return Candidate(path, manifest, verdict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,8 +135,9 @@ class _Export:
     run_dir: Path
     config: Config
     dataset: Dataset
-    predictor: Any
-    processes: ExportProcesses
+    predictor: InProcessPredictor
+    conversion: ChildProcess[ConversionJob, Path]
+    verification: ChildProcess[MeasurementJob, Measurement]
 
     def ask_for_variants(self) -> str:
         """Sends the conversions; returns the fingerprint of the calibration set, or ""."""
@@ -152,7 +154,7 @@ class _Export:
                     seed=self.config.training.seed,
                 )
                 write_golden(calibration, examples)
-            self.processes.conversion.ask(
+            self.conversion.ask(
                 ConversionJob(
                     candidate=self.path.resolve(),
                     variant=variant,
@@ -181,7 +183,7 @@ class _Export:
 
     def ask_for_measurement(self, name: str, signature_names: list[str]) -> None:
         """Sends one copy to be verified."""
-        self.processes.verification.ask(
+        self.verification.ask(
             MeasurementJob(
                 candidate=self.path.resolve(),
                 name=name,
@@ -196,25 +198,27 @@ class _Export:
         """Passes each variant on as it is converted, then waits for all answers."""
         variants = self.config.export.variants
         for variant in variants:
-            self.processes.conversion.receive(
+            self.conversion.receive(
                 timeout_s=self.config.export.conversion_timeout_s,
                 remedy="raise export.conversion_timeout_s, or leave out a variant",
             )
             names = list_lite_signatures(self.predictor.signatures, variant)
             self.ask_for_measurement(variant, names)
         return [
-            self.processes.verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S)
+            self.verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S)
             for _ in (SAVED_MODEL, *variants)
         ]
 
 
-def _find_scored_output(result: TrainResult, face: Any) -> str:
+def _find_scored_output(result: TrainResult, served: ServedModel) -> str:
     main = result.heads.main
-    names = dict(zip(face.own_outputs, face.outputs, strict=True))
+    names = dict(zip(served.own_outputs, served.outputs, strict=True))
     return "" if main.kind == "value" else names[main.name]
 
 
-def _measure_in_process(predictor: Any, golden: Golden, held_out: HeldOut) -> Measurement:
+def _measure_in_process(
+    predictor: InProcessPredictor, golden: Golden, held_out: HeldOut
+) -> Measurement:
     answers = held_out.golden.signatures[DEFAULT_SIGNATURE_NAME].outputs
     return Measurement(
         name=IN_PROCESS,
@@ -242,13 +246,3 @@ def _draw_confusions(
 
 def _write_report(path: Path, verification: Verification) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(verification), indent=2))
-
-
-# Names of what a run leaves in its directory.
-
-
-RUNS = "runs"
-CANDIDATE = "candidate"
-REPORT = "verification.json"
-TRAINED = "trained.json"
-WEIGHTS = "weights.npz"

@@ -1,4 +1,7 @@
-"""MODEL_CARD.md: what a person should know before using a version."""
+"""What a version tells of itself: its manifest, its model card, its confusion matrix.
+
+The picture is drawn with Pillow: matplotlib takes a second to import.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import datetime
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,21 +21,89 @@ from contract.manifest import DataEntry, Manifest, from_entries, to_entries
 from contract.signature import Array, Signature
 from exporter.config import Config, config_to_dict
 from exporter.data.dataset import Dataset
-from exporter.show import HEADINGS, list_rows
 from exporter.training.train import TrainResult
-from exporter.verification.verdict import Verification
+from exporter.verification.verdict import HEADINGS, Verification, list_rows
+
+_TOOLS = ("tensorflow", "tf-keras", "ai-edge-litert", "numpy", "plumbline-tf")
+
+_MAX_PIXELS = 900
+_TOP, _MARGIN = 96, 24
+_INK, _PAPER, _GRID = (23, 43, 77), (255, 255, 255), (214, 219, 227)
+_RIGHT, _WRONG = (33, 113, 181), (203, 65, 45)
+_FAINTEST = 0.18
+"""A single wrong row out of hundreds must still be seen."""
+
+
+def describe_candidate(
+    result: TrainResult,
+    dataset: Dataset,
+    config: Config,
+    *,
+    signatures: Mapping[str, Signature],
+    verification: Verification,
+    calibration_fingerprint: str,
+) -> Manifest:
+    """The manifest of a candidate (version 0), but for its files.
+
+    Args:
+        result: Of training.
+        dataset: What it was trained on.
+        config: The whole configuration.
+        signatures: By name.
+        verification: What was measured.
+        calibration_fingerprint: Of the int8 calibration set, or "".
+    """
+    accuracy = verification.measurements[0].accuracy
+    metrics = {} if accuracy is None else {"test_accuracy": accuracy}
+    best = result.best_epoch - 1
+    metrics |= {
+        f"validation_{name.removeprefix('val_')}": values[best]
+        for name, values in result.history.items()
+        if name.startswith("val_")
+    }
+    return Manifest(
+        model_name=config.model.name,
+        version=0,
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        signatures=to_entries(signatures),
+        metrics=metrics | {"best_epoch": float(result.best_epoch)},
+        parity={one.name: msgspec.to_builtins(one) for one in verification.measurements},
+        config=config_to_dict(config),
+        data=DataEntry(
+            name=dataset.name,
+            fingerprint=dataset.fingerprint,
+            class_names=dataset.class_names,
+            num_examples={
+                "train": len(dataset.y_train),
+                "validation": len(dataset.y_validation),
+                "test": len(dataset.y_test),
+            },
+            dummy=dataset.dummy,
+        ),
+        seed=config.training.seed,
+        tool_versions=_list_tool_versions(),
+        calibration_fingerprint=calibration_fingerprint,
+    )
+
+
+def _list_tool_versions() -> dict[str, str]:
+    found = {}
+    for name in _TOOLS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def write_model_card(
     directory: Path, manifest: Manifest, verification: Verification, counts: Array | None
 ) -> None:
-    """Writes the card; the picture is written by `confusion_matrix`.
+    """Writes the card, but for its picture, which `draw_confusions` writes.
 
     Args:
         directory: Of the candidate.
         manifest: As far as it is known by now.
         verification: The table.
-        counts: Confusion counts (label, predicted), None without classes.
+        counts: From `count_confusions`; None without classes.
 
     Raises:
         OSError: The file cannot be written.
@@ -121,83 +191,6 @@ def _write_use(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-# Provenance: how a candidate came about, as its manifest keeps it.
-
-
-_TOOLS = ("tensorflow", "tf-keras", "ai-edge-litert", "numpy", "plumbline-tf")
-
-
-def describe_candidate(
-    result: TrainResult,
-    dataset: Dataset,
-    config: Config,
-    *,
-    signatures: Mapping[str, Signature],
-    verification: Verification,
-    calibration_fingerprint: str,
-) -> Manifest:
-    """The manifest of a candidate (version 0), but for its files.
-
-    Args:
-        result: Of training.
-        dataset: What it was trained on.
-        config: The whole configuration.
-        signatures: By name.
-        verification: What was measured.
-        calibration_fingerprint: Of the int8 calibration set, or "".
-    """
-    accuracy = verification.measurements[0].accuracy
-    metrics = {} if accuracy is None else {"test_accuracy": accuracy}
-    best = result.best_epoch - 1
-    metrics |= {
-        f"validation_{name.removeprefix('val_')}": values[best]
-        for name, values in result.history.items()
-        if name.startswith("val_")
-    }
-    return Manifest(
-        model_name=config.model.name,
-        version=0,
-        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        signatures=to_entries(signatures),
-        metrics=metrics | {"best_epoch": float(result.best_epoch)},
-        parity={one.name: msgspec.to_builtins(one) for one in verification.measurements},
-        config=config_to_dict(config),
-        data=DataEntry(
-            name=dataset.name,
-            fingerprint=dataset.fingerprint,
-            class_names=dataset.class_names,
-            num_examples={
-                "train": len(dataset.y_train),
-                "validation": len(dataset.y_validation),
-                "test": len(dataset.y_test),
-            },
-            dummy=dataset.dummy,
-        ),
-        seed=config.training.seed,
-        tool_versions=_list_tool_versions(),
-        calibration_fingerprint=calibration_fingerprint,
-    )
-
-
-def _list_tool_versions() -> dict[str, str]:
-    found = {}
-    for name in _TOOLS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-# The confusion matrix: counted, and drawn with Pillow (matplotlib takes a second to import).
-
-
-_MAX_PIXELS = 900
-_TOP, _MARGIN = 96, 24
-_INK, _PAPER, _GRID = (23, 43, 77), (255, 255, 255), (214, 219, 227)
-_RIGHT, _WRONG = (33, 113, 181), (203, 65, 45)
-_FAINTEST = 0.18
-"""A single wrong row out of hundreds must still be seen."""
-
-
 def count_confusions(labels: Array, predicted: Array, num_classes: int) -> Array:
     """int64 (labelled class, predicted class): how many rows of each kind.
 
@@ -232,7 +225,14 @@ def draw_confusions(path: Path, counts: Array, class_names: tuple[str, ...], tit
     draw.text((12, 36), "rows: label, columns: predicted class", _INK, _load_font(12))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     for row, column in np.ndindex(counts.shape):
-        _draw_cell(draw, grid, (row, column), float(shares[row, column]), int(counts[row, column]))
+        _draw_cell(
+            draw,
+            grid,
+            row=row,
+            column=column,
+            share=float(shares[row, column]),
+            count=int(counts[row, column]),
+        )
     if grid.cell >= 10:
         _draw_names(draw, grid)
     image.save(path, "PNG")
@@ -245,7 +245,7 @@ class _Grid:
     cell: int
     left: int
     names: tuple[str, ...]
-    font: Any
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def _measure_grid(class_names: tuple[str, ...]) -> _Grid:
@@ -262,9 +262,8 @@ def _shorten(name: str, index: int) -> str:
 
 
 def _draw_cell(
-    draw: ImageDraw.ImageDraw, grid: _Grid, place: tuple[int, int], share: float, count: int
+    draw: ImageDraw.ImageDraw, grid: _Grid, *, row: int, column: int, share: float, count: int
 ) -> None:
-    row, column = place
     colour = _RIGHT if row == column else _WRONG
     weight = 0.0 if share == 0 else max(_FAINTEST, share)
     red, green, blue = (round(p + (c - p) * weight) for p, c in zip(_PAPER, colour, strict=True))
@@ -284,5 +283,5 @@ def _draw_names(draw: ImageDraw.ImageDraw, grid: _Grid) -> None:
         draw.text((grid.left + middle, _TOP - 12), short, _INK, grid.font, anchor="mm")
 
 
-def _load_font(size: int) -> Any:
+def _load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

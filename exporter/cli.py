@@ -12,25 +12,35 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import msgspec
+from typing import TYPE_CHECKING, TypeAlias
 
 from contract import layout
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.extras import require_extra
-from contract.console.terminal import print_json, remark, say, show_progress
+from contract.console.terminal import print_json, remark, show_progress
 from contract.errors import ConfigError, PlumblineError
 from contract.lite.runtime import hide_delegate_notes
-from exporter import show
 from exporter.config import Config, load_config
 from exporter.processes import silence_tensorflow
-from exporter.publishing.publish import Published, PublishOptions, publish_version
+from exporter.publishing.publish import PublishOptions, find_candidate, publish_version
 from exporter.publishing.remote import OnBytes
-from exporter.publishing.staging import explain_os_errors
 from exporter.publishing.transfer import Copied, copy_to_remote, fetch_version
+from exporter.show import (
+    show_copied,
+    show_export,
+    show_inspection,
+    show_prediction,
+    show_published,
+    show_recheck,
+    show_training,
+)
+
+if TYPE_CHECKING:
+    from exporter.verification.recheck import Check, Recheck
 
 _LOG = logging.getLogger(__name__)
+_LOCAL_FLAGS = ("base_path", "keep", "version", "model_config_file", "allow_signature_change")
+"""Of `publish`: they have no meaning at a remote base path."""
 
 _Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -171,13 +181,27 @@ def _add_publish(subparsers: _Subparsers) -> None:
     )
     _add_publish_flags(parser)
     parser.add_argument("--version", type=int, metavar="N", help="default: the next free number")
-    add_publish_flag(parser)
+    parser.add_argument(
+        "--to",
+        metavar="URL",
+        help="copy the published version PATH to this remote base path instead, an fsspec "
+        "address such as s3://bucket/models/mlp",
+    )
     parser.set_defaults(run=publish)
 
 
-def _add_fetch(subparsers: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+def _add_fetch(subparsers: _Subparsers) -> None:
     parser = _add_verb(subparsers, "fetch", "Copy a version from a remote base path to this one.")
-    add_fetch_flags(parser)
+    parser.add_argument(
+        "url", metavar="URL", help="a remote base path, such as s3://bucket/models/mlp"
+    )
+    parser.add_argument(
+        "--base_path", type=Path, required=True, metavar="DIR", help="the model's own folder here"
+    )
+    parser.add_argument(
+        "--version", type=int, metavar="N", help="default: the highest that is complete there"
+    )
+    parser.set_defaults(run=fetch)
 
 
 def _add_inspect(subparsers: _Subparsers) -> None:
@@ -209,32 +233,19 @@ def _add_predict(subparsers: _Subparsers) -> None:
     parser.set_defaults(run=predict)
 
 
-# What each verb of the command line does: flags in, result out, exit code back.
-
-
 def train(arguments: argparse.Namespace) -> int:
     """`train`: the trained model goes into the run directory."""
     require_extra("tensorflow", "this command")
-    from exporter.flow import Steps, choose_run_dir, run_train
+    from exporter.flow import choose_run_dir, run_train
 
     config = _load_config(arguments)
     run_dir = choose_run_dir(config, arguments.run_dir, resume=arguments.resume)
-    with explain_os_errors(run_dir), Steps() as steps:
-        dataset, result = run_train(config, run_dir=run_dir, resume=arguments.resume, steps=steps)
-        from exporter.training.trained import save_trained
-
-        save_trained(run_dir, result, dataset, config)
-    document = {
-        "run_dir": str(run_dir),
-        "model_name": config.model.name,
-        "dummy": dataset.dummy,
-        "epochs_run": result.epochs_run,
-        "best_epoch": result.best_epoch,
-        "resumed_from": result.resumed_from,
-        "seconds": result.seconds,
-        "history": result.history,
-    }
-    return _print(document, arguments, show.show_training)
+    trained = run_train(config, run_dir=run_dir, resume=arguments.resume)
+    if arguments.json:
+        print_json(trained)
+    else:
+        show_training(trained)
+    return ExitCode.DONE
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -245,50 +256,30 @@ def export(arguments: argparse.Namespace) -> int:
     config = _load_config(arguments)
     exported = run_export(
         config,
-        base_path=_to_local_path(arguments.base_path) or choose_base_path(config, None),
+        base_path=_to_local_path(arguments.base_path) or choose_base_path(config),
         options=_read_options(arguments, keep=config.export.keep),
         run_dir=choose_run_dir(config, arguments.run_dir, resume=arguments.resume),
         resume=arguments.resume,
         trained=arguments.trained,
     )
-    if exported.candidate is None:
-        return _print({"chief": False}, arguments, show.show_worker)
-    verification = exported.candidate.verification
-    published = exported.published
-    document = {
-        "model_name": exported.candidate.manifest.model_name,
-        "dummy": bool(exported.candidate.manifest.data.dummy),
-        "passed": verification.passed,
-        "verification": msgspec.to_builtins(verification),
-        "published": None if published is None else _describe_published(published),
-        "run_dir": str(exported.run_dir),
-        "seconds": exported.seconds,
-    }
-    _print(document, arguments, show.show_export)
-    return ExitCode.DONE if verification.passed else ExitCode.FAILED
-
-
-def publish(arguments: argparse.Namespace) -> int:
-    """`publish`: a candidate becomes the next version, or with --to a version is copied away."""
-    from exporter.flow import find_candidate
-
-    if arguments.to:
-        return publish_to(arguments)
-    candidate, model_name = find_candidate(arguments.path)
-    base_path = _to_local_path(arguments.base_path) or Path("models", model_name)
-    published = publish_version(
-        candidate, base_path, _read_options(arguments, version=arguments.version)
-    )
-    return _print(_describe_published(published), arguments, show.show_published)
-
-
-def inspect(arguments: argparse.Namespace) -> int:
-    """`inspect`: what the manifest and the files say, without TensorFlow."""
-    from exporter.inspect import inspect_version
-
-    with hide_delegate_notes():
-        document = inspect_version(arguments.path)
-    return _print(document, arguments, show.show_inspection)
+    if not arguments.json:
+        show_export(exported)
+    elif exported.candidate is None:
+        print_json({"chief": False})
+    else:
+        print_json(
+            {
+                "model_name": exported.candidate.manifest.model_name,
+                "dummy": exported.dummy,
+                "passed": exported.candidate.verification.passed,
+                "verification": exported.candidate.verification,
+                "published": exported.published,
+                "run_dir": exported.run_dir,
+                "seconds": exported.seconds,
+            }
+        )
+    passed = exported.candidate is None or exported.candidate.verification.passed
+    return ExitCode.DONE if passed else ExitCode.FAILED
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -296,9 +287,51 @@ def verify(arguments: argparse.Namespace) -> int:
     from exporter.verification.recheck import recheck_version
 
     with hide_delegate_notes():
-        document = recheck_version(arguments.path, skip_tensorflow=arguments.skip_tensorflow)
-    _print(document, arguments, show.show_recheck)
-    return ExitCode.DONE if document["passed"] else ExitCode.FAILED
+        recheck = recheck_version(arguments.path, skip_tensorflow=arguments.skip_tensorflow)
+    if arguments.json:
+        print_json(_encode_recheck(recheck))
+    else:
+        show_recheck(recheck)
+    return ExitCode.DONE if recheck.passed else ExitCode.FAILED
+
+
+def publish(arguments: argparse.Namespace) -> int:
+    """`publish`: a candidate becomes the next version, or with --to a version is copied away."""
+    if arguments.to:
+        return _publish_to(arguments)
+    candidate, model_name = find_candidate(arguments.path)
+    base_path = _to_local_path(arguments.base_path) or Path("models", model_name)
+    options = _read_options(arguments, version=arguments.version)
+    published = publish_version(candidate, base_path, options)
+    if arguments.json:
+        print_json(published)
+    else:
+        show_published(published)
+    return ExitCode.DONE
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    """`fetch URL --base_path DIR`."""
+
+    def copy(on_bytes: OnBytes) -> Copied:
+        return fetch_version(
+            arguments.url, arguments.base_path, version=arguments.version, on_bytes=on_bytes
+        )
+
+    return _copy(arguments, "fetch", copy)
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """`inspect`: what the manifest and the files say, without TensorFlow."""
+    from exporter.inspect import inspect_version
+
+    with hide_delegate_notes():
+        inspection = inspect_version(arguments.path)
+    if arguments.json:
+        print_json(inspection)
+    else:
+        show_inspection(inspection)
+    return ExitCode.DONE
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -306,14 +339,18 @@ def predict(arguments: argparse.Namespace) -> int:
     require_extra("tensorflow", "this command")
     from exporter.predict import predict_files
 
-    document = predict_files(
+    prediction = predict_files(
         arguments.path,
         arguments.input,
         arguments.output,
         signature_name=arguments.signature_name,
         batch_size=arguments.batch_size,
     )
-    return _print(document, arguments, show.show_prediction)
+    if arguments.json:
+        print_json(prediction)
+    else:
+        show_prediction(prediction)
+    return ExitCode.DONE
 
 
 def _load_config(arguments: argparse.Namespace) -> Config:
@@ -342,58 +379,37 @@ def _to_local_path(text: str | None) -> Path | None:
     return Path(text) if text else None
 
 
-def _describe_published(published: Published) -> dict[str, Any]:
-    return {
-        "path": str(published.path),
-        "version": published.version,
-        "retired": list(published.retired),
-        "changes": list(published.changes),
+def _encode_recheck(recheck: Recheck) -> dict[str, object]:
+    document: dict[str, object] = {
+        "path": recheck.path,
+        "checks": [_encode_check(one) for one in recheck.checks],
     }
+    if recheck.manifest is not None:
+        document["model_name"] = recheck.manifest.model_name
+        document["version"] = recheck.manifest.version
+    return document | {"passed": recheck.passed}
 
 
-def _print(
-    document: dict[str, Any],
-    arguments: argparse.Namespace,
-    show: Callable[[dict[str, Any]], None],
-) -> int:
-    if arguments.json:
-        print_json(document)
-    else:
-        show(document)
-    return ExitCode.DONE
+def _encode_check(check: Check) -> dict[str, object]:
+    document: dict[str, object] = {
+        "name": check.name,
+        "result": check.result,
+        "detail": check.detail,
+    }
+    if (found := check.measurement) is not None:
+        document |= {
+            "num_examples": check.num_examples,
+            "max_abs_difference": found.max_abs_difference,
+            "max_ulp": found.max_ulp,
+            "top1_agreement": found.top1_agreement,
+            "us_per_row": found.us_per_row,
+        }
+    if check.signatures:
+        document["signatures"] = check.signatures
+    return document
 
 
-# `publish --to URL` and `fetch URL`: versions to and from remote base paths.
-
-
-_LOCAL_FLAGS = ("base_path", "keep", "version", "model_config_file", "allow_signature_change")
-
-
-def add_publish_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds --to."""
-    parser.add_argument(
-        "--to",
-        metavar="URL",
-        help="copy the published version PATH to this remote base path instead, an fsspec "
-        "address such as s3://bucket/models/mlp",
-    )
-
-
-def add_fetch_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of `fetch`."""
-    parser.add_argument(
-        "url", metavar="URL", help="a remote base path, such as s3://bucket/models/mlp"
-    )
-    parser.add_argument(
-        "--base_path", type=Path, required=True, metavar="DIR", help="the model's own folder here"
-    )
-    parser.add_argument(
-        "--version", type=int, metavar="N", help="default: the highest that is complete there"
-    )
-    parser.set_defaults(run=fetch)
-
-
-def publish_to(arguments: argparse.Namespace) -> int:
+def _publish_to(arguments: argparse.Namespace) -> int:
     """`publish PATH --to URL`."""
     given = [name for name in _LOCAL_FLAGS if getattr(arguments, name, None)]
     if given:
@@ -402,22 +418,11 @@ def publish_to(arguments: argparse.Namespace) -> int:
             "folder of this machine first, then copy that version with --to"
         )
     version_dir = _find_version_dir(arguments.path)
-    return _run(
-        arguments,
-        f"copy to {arguments.to}",
-        lambda on_bytes: copy_to_remote(version_dir, arguments.to, on_bytes=on_bytes),
-    )
 
+    def copy(on_bytes: OnBytes) -> Copied:
+        return copy_to_remote(version_dir, arguments.to, on_bytes=on_bytes)
 
-def fetch(arguments: argparse.Namespace) -> int:
-    """`fetch URL --base_path DIR`."""
-    return _run(
-        arguments,
-        "fetch",
-        lambda on_bytes: fetch_version(
-            arguments.url, arguments.base_path, version=arguments.version, on_bytes=on_bytes
-        ),
-    )
+    return _copy(arguments, f"copy to {arguments.to}", copy)
 
 
 def _find_version_dir(path: Path) -> Path:
@@ -431,19 +436,13 @@ def _find_version_dir(path: Path) -> Path:
     return versions[max(versions)]
 
 
-def _run(arguments: argparse.Namespace, title: str, copy: Callable[[OnBytes], Copied]) -> int:
+def _copy(arguments: argparse.Namespace, title: str, copy: Callable[[OnBytes], Copied]) -> int:
     start = time.perf_counter()
     with show_progress(title, unit="bytes") as progress:
         copied = copy(progress.advance)
     seconds = time.perf_counter() - start
-    document: dict[str, Any] = dataclasses.asdict(copied) | {"seconds": round(seconds, 3)}
     if arguments.json:
-        print_json(document)
+        print_json(dataclasses.asdict(copied) | {"seconds": round(seconds, 3)})
     else:
-        already = f", {copied.num_present} of them there already" if copied.num_present else ""
-        say(
-            f"{copied.model_name} version {copied.version}: {copied.num_files} files{already}, "
-            f"{copied.num_bytes / 1e6:.1f} MB, every sha256 checked, {seconds:.1f} s\n"
-            f"{copied.source} -> {copied.target}"
-        )
+        show_copied(copied, seconds)
     return ExitCode.DONE

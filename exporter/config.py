@@ -1,4 +1,8 @@
-"""Reads a configuration file, with `--set` overrides, into a `Config`."""
+"""The configuration of a run: what may be written in `configs/*.toml`, and how it is read.
+
+`configs/` is the only place where hyper-parameters are written as numbers; a value stands
+here only where leaving a key out has one plain meaning (0 = off, "" = none).
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,15 @@ import difflib
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta
 
 from contract.errors import ConfigError
 from contract.parity import Tolerances, fill_tolerances
-
-# The configuration of a run: what may be written in `configs/*.toml`, with types and ranges.
-#
-# `configs/` is the only place where hyper-parameters are written as numbers; a value stands
-# here only where leaving a key out has one plain meaning (0 = off, "" = none).
-
 
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Fraction = Annotated[float, Meta(gt=0, lt=1)]
@@ -34,13 +32,17 @@ BUILDER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 BUILT_IN_LOSSES = ("categorical_crossentropy", "mean_squared_error")
 LoopName = Literal["fit", "gradient_tape"]
 StrategyName = Literal["none", "mirrored", "multi_worker"]
+VariantName = Literal["float32", "float16", "dynamic_range", "int8"]
+
+Table: TypeAlias = dict[str, Any]
+"""A table of TOML, as it was read: nothing is known of it yet."""
 
 
-class Section(msgspec.Struct, frozen=True):
+class _Section(msgspec.Struct, frozen=True):
     """A table of the file; frozen, like every value here."""
 
 
-class ModelConfig(Section, frozen=True, kw_only=True):
+class ModelConfig(_Section, frozen=True, kw_only=True):
     """Which network to build.
 
     Attributes:
@@ -83,7 +85,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
                 raise ValueError(f"{key} is for kind = {kind!r}; the kind here is {self.kind!r}")
 
 
-class DataConfig(Section, frozen=True, kw_only=True):
+class DataConfig(_Section, frozen=True, kw_only=True):
     """Which data to train on and how to split them.
 
     Attributes:
@@ -105,7 +107,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
     num_examples: Annotated[int, Meta(ge=40)] = 2000
 
 
-class ScheduleConfig(Section, frozen=True, kw_only=True):
+class ScheduleConfig(_Section, frozen=True, kw_only=True):
     """How the learning rate moves over the run, in epochs.
 
     Attributes:
@@ -124,7 +126,7 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     factor: Annotated[float, Meta(gt=0)] = 0.1
 
 
-class TrainingConfig(Section, frozen=True, kw_only=True):
+class TrainingConfig(_Section, frozen=True, kw_only=True):
     """How to train.
 
     Attributes:
@@ -183,10 +185,7 @@ class TrainingConfig(Section, frozen=True, kw_only=True):
             raise ValueError(f"{', '.join(asked)}: only with loop = 'gradient_tape', not 'fit'")
 
 
-VariantName = Literal["float32", "float16", "dynamic_range", "int8"]
-
-
-class ExportConfig(Section, frozen=True, kw_only=True):
+class ExportConfig(_Section, frozen=True, kw_only=True):
     """What to write and where.
 
     Attributes:
@@ -209,26 +208,13 @@ class ExportConfig(Section, frozen=True, kw_only=True):
     tolerances: Tolerances = Tolerances()
 
 
-class Config(Section, frozen=True, kw_only=True):
+class Config(_Section, frozen=True, kw_only=True):
     """One runnable experiment."""
 
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
     export: ExportConfig = ExportConfig()
-
-
-__all__ = [
-    "Config",
-    "DataConfig",
-    "ExportConfig",
-    "ModelConfig",
-    "ScheduleConfig",
-    "TrainingConfig",
-    "config_to_dict",
-    "load_config",
-    "parse_config",
-]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -238,6 +224,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         path: For example `configs/mlp.toml`.
         overrides: `section.key=value` each, as `--set` takes them; the value is written as in
             TOML, a text may go without quotes.
+
+    Returns:
+        The whole configuration, checked.
 
     Raises:
         ConfigError: The file cannot be read, or a key is unknown, of the wrong type or out of
@@ -260,8 +249,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(table, source=str(path))
 
 
-def parse_config(table: dict[str, Any], *, source: str = "the configuration") -> Config:
+def parse_config(table: Table, *, source: str = "the configuration") -> Config:
     """Check a parsed table against the schema.
+
+    Args:
+        table: With the sections of a configuration file.
+        source: What to call it in an error.
+
+    Returns:
+        The whole configuration, checked.
 
     Raises:
         ConfigError: See `load_config`.
@@ -277,13 +273,13 @@ def parse_config(table: dict[str, Any], *, source: str = "the configuration") ->
         raise ConfigError(f"{source}: {_describe(error, table, valid)}") from error
 
 
-def config_to_dict(config: Config) -> dict[str, Any]:
+def config_to_dict(config: Config) -> Table:
     """Return plain values, as the manifest keeps them and `parse_config` reads them."""
-    plain: dict[str, Any] = msgspec.to_builtins(config)
+    plain: Table = msgspec.to_builtins(config)
     return plain
 
 
-def _apply_override(table: dict[str, Any], override: str) -> None:
+def _apply_override(table: Table, override: str) -> None:
     key, equals, text = override.partition("=")
     valid = dict(_iter_keys(Config))
     key = key.strip()
@@ -301,7 +297,7 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     table[leaf] = _parse_value(text.strip(), takes_text=valid[key] is str)
 
 
-def _parse_value(text: str, *, takes_text: bool) -> Any:
+def _parse_value(text: str, *, takes_text: bool) -> object:
     """Read a TOML value; whatever is none, or goes to a text key unquoted, is a text."""
     if takes_text and not text.startswith(('"', "'")):
         return text
@@ -311,14 +307,14 @@ def _parse_value(text: str, *, takes_text: bool) -> Any:
         return text
 
 
-def _section_of(kind: Any) -> type[msgspec.Struct] | None:
+def _section_of(kind: object) -> type[msgspec.Struct] | None:
     for candidate in (kind, *get_args(kind)):
         if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
             return candidate
     return None
 
 
-def _iter_keys(section: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _iter_keys(section: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield (dotted key, type) of every key the schema knows."""
     for field in msgspec.structs.fields(section):
         yield prefix + field.name, field.type
@@ -327,7 +323,7 @@ def _iter_keys(section: type[msgspec.Struct], prefix: str = "") -> Iterator[tupl
 
 
 def _iter_table_keys(
-    table: dict[str, Any], section: type[msgspec.Struct] | None, prefix: str = ""
+    table: Table, section: type[msgspec.Struct] | None, prefix: str = ""
 ) -> Iterator[str]:
     """Yield the dotted keys of a file, not looking into tables the schema does not know."""
     types = {f.name: f.type for f in msgspec.structs.fields(section)} if section else {}
@@ -337,7 +333,7 @@ def _iter_table_keys(
             yield from _iter_table_keys(value, inner, f"{prefix}{key}.")
 
 
-def _suggest_key(key: str, valid: dict[str, Any]) -> str:
+def _suggest_key(key: str, valid: Mapping[str, object]) -> str:
     leaf = key.rpartition(".")[2]
     same_leaf = [name for name in valid if name.rpartition(".")[2] == leaf]
     section = key.rpartition(".")[0]
@@ -353,7 +349,7 @@ def _suggest_key(key: str, valid: dict[str, Any]) -> str:
     return f"did you mean {close[0]!r}?"
 
 
-def _check_finite(table: dict[str, Any], source: str, prefix: str = "") -> None:
+def _check_finite(table: Table, source: str, prefix: str = "") -> None:
     """Refuse nan and inf, which TOML has and no setting takes."""
     for key, value in table.items():
         if isinstance(value, dict):
@@ -362,7 +358,7 @@ def _check_finite(table: dict[str, Any], source: str, prefix: str = "") -> None:
             raise ConfigError(f"{source}: {prefix}{key}: expected a finite number, got {value}")
 
 
-def _fill_tolerances(table: dict[str, Any]) -> dict[str, Any]:
+def _fill_tolerances(table: Table) -> Table:
     """Let a file change one number of a tolerance and keep the others as they are."""
     export = table.get("export")
     given = export.get("tolerances") if isinstance(export, dict) else None
@@ -371,7 +367,7 @@ def _fill_tolerances(table: dict[str, Any]) -> dict[str, Any]:
     return {**table, "export": {**export, "tolerances": fill_tolerances(given)}}
 
 
-def _describe(error: msgspec.ValidationError, table: dict[str, Any], valid: dict[str, Any]) -> str:
+def _describe(error: msgspec.ValidationError, table: Table, valid: Mapping[str, object]) -> str:
     """Turn msgspec's "Expected `int` - at `$.training.epochs`" round: key first, then value."""
     message, _, path = str(error).rpartition(" - at `$.")
     if not message:
@@ -388,7 +384,7 @@ def _describe(error: msgspec.ValidationError, table: dict[str, Any], valid: dict
     return f"{key}: {message}" if key else message
 
 
-def _look_up(table: Any, key: str) -> Any:
+def _look_up(table: object, key: str) -> object:
     """Return the value at a dotted key, or the list around it where it has an index."""
     for part in key.partition("[")[0].split("."):
         table = table[part] if isinstance(table, dict) else table

@@ -9,24 +9,51 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from contract import layout
 from contract.console.terminal import open_rich
-from contract.errors import ConfigError, VerificationError
-from contract.manifest import read_manifest
-from exporter.candidate import CANDIDATE, REPORT, RUNS, TRAINED
+from contract.errors import ConfigError
 from exporter.config import Config
+from exporter.data.dataset import Dataset, load_dataset
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import Published, PublishOptions, check_base_path, publish_version
 from exporter.publishing.staging import explain_os_errors, remove_tree
+from exporter.training.run import open_progress
 from exporter.training.strategy import is_chief
 
 if TYPE_CHECKING:
     from rich.status import Status
 
+    from exporter.candidate import Candidate
+    from exporter.training.train import TrainResult
 
 _LOG = logging.getLogger(__name__)
+_RUNS = Path("runs")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trained:
+    """What training ended with.
+
+    Attributes:
+        run_dir: Holds the trained model, for `run_export(trained=…)`, logs and checkpoints.
+        model_name: From the configuration.
+        dummy: The data mean nothing, and so does the model.
+        epochs_run: Epochs trained, those before a resume included.
+        best_epoch: The epoch, from 1, whose weights were kept.
+        resumed_from: Epoch the run was resumed after, or 0.
+        seconds: Wall time of training.
+        history: Metric name to one value per epoch.
+    """
+
+    run_dir: Path
+    model_name: str
+    dummy: bool
+    epochs_run: int
+    best_epoch: int
+    resumed_from: int
+    seconds: float
+    history: dict[str, list[float]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,69 +61,56 @@ class Exported:
     """What an export ended with.
 
     Attributes:
-        candidate: The `exporter.candidate.Candidate`; None for a worker that is not the
-            chief: it trains only.
+        candidate: None for a process that is not the chief of several: it trains only.
         published: None when verification failed.
         run_dir: Logs, report and, after a failure, the candidate.
         seconds: Step name to wall time.
     """
 
-    candidate: Any
+    candidate: Candidate | None
     published: Published | None
     run_dir: Path
     seconds: dict[str, float]
 
-
-def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:
-    """Makes the folder of a run: the one given, the newest to resume, or a new one.
-
-    Raises:
-        ConfigError: There is nothing to resume, or the folder cannot be made.
-    """
-    runs = Path(RUNS) / config.model.name
-    if given is None and resume:
-        found = sorted(path for path in runs.glob("*") if (path / "checkpoints").is_dir())
-        if not found:
-            raise ConfigError(
-                f"--resume: no run with checkpoints in {runs}; give --run_dir, or set "
-                "training.checkpoint_every and start one"
-            )
-        return found[-1]
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    run_dir = given or runs / f"{stamp}-{os.getpid()}"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--run_dir {run_dir} cannot be made: {error.strerror}; give another folder"
-        ) from error
-    return run_dir
+    @property
+    def dummy(self) -> bool:
+        """The data mean nothing, and so does the version."""
+        data = self.candidate.manifest.data if self.candidate else None
+        return data is not None and data.dummy
 
 
-def choose_base_path(config: Config, given: Path | None) -> Path:
-    """The model's own folder: the flag, else the configuration's, else models/<model name>."""
-    return given or Path(config.export.base_path or f"models/{config.model.name}")
+def run_train(config: Config, *, run_dir: Path, resume: bool = False) -> Trained:
+    """Trains, and keeps the trained model in a run directory.
 
+    Args:
+        config: The whole configuration; what concerns the export is kept with the model.
+        run_dir: For the trained model, checkpoints and logs, from `choose_run_dir`.
+        resume: Go on from the last checkpoint there.
 
-def run_train(config: Config, *, run_dir: Path, resume: bool, steps: Steps) -> tuple[Any, Any]:
-    """Loads the data and trains. Returns the `Dataset` and the `TrainResult`.
+    Returns:
+        Where the model is, and how training went.
 
     Raises:
         DatasetError: The data cannot be read or trained on.
-        ConfigError: See `exporter.training.train`.
+        ConfigError: The configuration does not fit the data, the model cannot be built, training
+            diverged, or the folder cannot be written.
+        ExportError: The disk is full.
     """
-    from exporter.data.dataset import load_dataset
-    from exporter.training.progress import open_progress
+    with explain_os_errors(run_dir), Steps() as steps:
+        dataset, result = _train(config, run_dir, resume=resume, steps=steps)
+        from exporter.training.trained import save_trained
 
-    steps("load data")
-    dataset = load_dataset(config.data)
-    if dataset.dummy:
-        _LOG.warning("dummy data: random numbers with random labels; the model means nothing")
-    from exporter.training.train import train
-
-    steps("train", live=False)
-    with open_progress(config.model.name) as progress:
-        return dataset, train(dataset, config, resume=resume, run_dir=run_dir, progress=progress)
+        save_trained(run_dir, result, dataset, config)
+    return Trained(
+        run_dir=run_dir,
+        model_name=config.model.name,
+        dummy=dataset.dummy,
+        epochs_run=result.epochs_run,
+        best_epoch=result.best_epoch,
+        resumed_from=result.resumed_from,
+        seconds=result.seconds,
+        history=result.history,
+    )
 
 
 def run_export(
@@ -116,17 +130,26 @@ def run_export(
         options: Of publishing.
         run_dir: For checkpoints, logs, the report and the candidate.
         resume: Go on from the last checkpoint.
-        trained: A run directory of `train`, instead of training.
+        trained: A run directory of `run_train`, instead of training.
+
+    Returns:
+        The candidate and, where it passed verification, the version it became.
 
     Raises:
-        PlumblineError: Whatever is wrong with the data, the model or the base path.
+        ConfigError: The configuration does not fit the data, or `base_path` is not usable.
+        DatasetError: The data cannot be read or trained on.
+        ExportError: A variant cannot be converted, or the disk is full.
+        SignatureChangedError: It would break the clients of the version before.
+        VersionExistsError: `options.version` is taken.
     """
     check_base_path(base_path)
     if trained is not None:
+        from exporter.training.trained import check_trained
+
         check_trained(trained)
     if not is_chief():
         with Steps() as steps:
-            run_train(config, run_dir=run_dir, resume=resume, steps=steps)
+            _train(config, run_dir, resume=resume, steps=steps)
         return Exported(None, None, run_dir, steps.seconds)
     from exporter.artifacts.tflite import convert, prepare_converting
     from exporter.verification.reload import measure_copy, prepare_measuring
@@ -141,17 +164,18 @@ def run_export(
         ) as verification,
     ):
         if trained is None:
-            dataset, result = run_train(config, run_dir=run_dir, resume=resume, steps=steps)
+            dataset, result = _train(config, run_dir, resume=resume, steps=steps)
         else:
             dataset, result = _take_up(trained, steps)
-        from exporter.candidate import ExportProcesses, make_candidate
+        from exporter.candidate import make_candidate
 
         candidate = make_candidate(
             result,
             dataset,
             config,
             run_dir=run_dir,
-            processes=ExportProcesses(conversion, verification),
+            conversion=conversion,
+            verification=verification,
             step=steps,
         )
         published = None
@@ -162,20 +186,60 @@ def run_export(
     return Exported(candidate, published, run_dir, steps.seconds)
 
 
-def check_trained(run_dir: Path) -> None:
-    """Finds out early, before any process is started, that nothing was trained there.
+def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:
+    """Makes the folder of a run: the one given, the newest to resume, or a new one.
+
+    Args:
+        config: For the model's name: runs lie in `runs/<model name>`.
+        given: The folder asked for.
+        resume: Whether the run is to go on.
+
+    Returns:
+        The folder.
 
     Raises:
-        ConfigError: The folder holds no trained model.
+        ConfigError: There is nothing to resume, or the folder cannot be made.
     """
-    if not (run_dir / TRAINED).exists():
+    runs = _RUNS / config.model.name
+    if given is None and resume:
+        found = sorted(path for path in runs.glob("*") if (path / "checkpoints").is_dir())
+        if not found:
+            raise ConfigError(
+                f"--resume: no run with checkpoints in {runs}; give --run_dir, or set "
+                "training.checkpoint_every and start one"
+            )
+        return found[-1]
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    run_dir = given or runs / f"{stamp}-{os.getpid()}"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise ConfigError(
-            f"{run_dir} holds no trained model; make one with: python -m exporter train"
-        )
+            f"--run_dir {run_dir} cannot be made: {error.strerror}; give another folder"
+        ) from error
+    return run_dir
 
 
-def _take_up(trained: Path, steps: Steps) -> tuple[Any, Any]:
-    from exporter.data.dataset import load_dataset
+def choose_base_path(config: Config) -> Path:
+    """The model's own folder: the configuration's, else models/<model name>."""
+    return Path(config.export.base_path or f"models/{config.model.name}")
+
+
+def _train(
+    config: Config, run_dir: Path, *, resume: bool, steps: Steps
+) -> tuple[Dataset, TrainResult]:
+    steps("load data")
+    dataset = load_dataset(config.data)
+    if dataset.dummy:
+        _LOG.warning("dummy data: random numbers with random labels; the model means nothing")
+    from exporter.training.train import train
+
+    steps("train", live=False)
+    with open_progress(config.model.name) as progress:
+        return dataset, train(dataset, config, resume=resume, run_dir=run_dir, progress=progress)
+
+
+def _take_up(trained: Path, steps: Steps) -> tuple[Dataset, TrainResult]:
     from exporter.training.trained import load_trained, read_record
 
     steps("load trained model")
@@ -191,33 +255,10 @@ def _tidy(run_dir: Path, candidate: Path) -> None:
         (run_dir / name).unlink(missing_ok=True)
 
 
-def find_candidate(path: Path) -> tuple[Path, str]:
-    """The candidate at `path`, or in the run directory `path`, and its model name.
-
-    Raises:
-        ConfigError: There is none.
-        VerificationError: It did not pass.
-        ManifestError: It is damaged, or something else.
-    """
-    if not path.is_dir():
-        raise ConfigError(f"{path} is no directory; give a candidate, a run directory or a version")
-    found = path / CANDIDATE if (path / CANDIDATE).is_dir() else path
-    if found != path and not (found / layout.MANIFEST).exists():
-        raise VerificationError(
-            f"the candidate in {path} did not pass verification, so it is not published; its "
-            f"report is {path / REPORT}"
-        )
-    return found, read_manifest(found).model_name
-
-
-# Tells which step of the flow runs, and for how long: a spinner on a terminal, lines elsewhere.
-
-
 class Steps:
-    """A context manager that is called with the name of each step as it begins.
+    """Tells which step of the flow runs, and for how long: a spinner on a terminal, else lines.
 
-    Args:
-        live: Show a spinner; training shows a bar of its own instead.
+    A context manager that is called with the name of each step as it begins.
 
     Attributes:
         seconds: Step name to wall time, of the steps that have ended.
@@ -236,7 +277,7 @@ class Steps:
         self._console = open_rich(sys.stderr)
 
     def __call__(self, name: str, *, live: bool = True) -> None:
-        """Ends the step before, and begins this one."""
+        """Ends the step before, and begins this one; `live` off where it shows its own progress."""
         self._end()
         self._name, self._began = name, time.perf_counter()
         if self._console is not None and live:

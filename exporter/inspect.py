@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -14,13 +13,100 @@ from contract.lite import LiteModel, Quantisation
 from contract.manifest import Manifest, read_manifest
 from contract.signature import Signature
 from exporter.publishing.publish import read_version_signatures
-from exporter.verification.measurement import list_variants, measure_saved_model_bytes
 
 
-def inspect_version(version_dir: Path) -> dict[str, Any]:
-    """Signatures, copies and provenance.
+class InspectedSignature(msgspec.Struct, frozen=True, kw_only=True):
+    """A signature, in words.
+
+    Attributes:
+        inputs: Name to dtype and shape, as `float32 (batch, 784)`.
+        outputs: Likewise.
+        method_name: TensorFlow Serving's name of what it answers.
+    """
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    method_name: str
+
+
+class InspectedSavedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """The SavedModel of a version.
+
+    Attributes:
+        num_bytes: Size of the graph and its variables; 0 where there is none.
+    """
+
+    num_bytes: int
+
+
+class InspectedTensor(msgspec.Struct, frozen=True, kw_only=True):
+    """A quantised input or output of a variant.
+
+    Attributes:
+        signature: Whose it is.
+        tensor: Its name.
+        dtype: Of its integers.
+        scale: The real value of one step.
+        zero_point: The integer that stands for 0.0.
+    """
+
+    signature: str
+    tensor: str
+    dtype: str
+    scale: float
+    zero_point: int
+
+
+class InspectedVariant(msgspec.Struct, frozen=True, kw_only=True):
+    """A TFLite variant of a version.
+
+    Attributes:
+        file: Its path in the version directory.
+        num_bytes: Its size.
+        signatures: By name, with the dtypes inside the file.
+        quantisation: Inputs and outputs that are quantised.
+        problem: Why it cannot be read here; "" where it can.
+    """
+
+    file: str
+    num_bytes: int
+    signatures: dict[str, InspectedSignature] = {}
+    quantisation: tuple[InspectedTensor, ...] = ()
+    problem: str = ""
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """What a version says of itself.
+
+    Attributes:
+        path: The version directory.
+        model_name: From the manifest, else the name of the folder around it.
+        version: From the manifest, else the folder's name where that is a number.
+        signatures: By name.
+        saved_model: Its SavedModel.
+        variants: Its TFLite variants, by name.
+        manifest: None where another tool made the version.
+    """
+
+    path: Path
+    model_name: str
+    version: int | None
+    signatures: dict[str, InspectedSignature]
+    saved_model: InspectedSavedModel
+    variants: dict[str, InspectedVariant]
+    manifest: Manifest | None
+
+
+def inspect_version(version_dir: Path) -> Inspection:
+    """Reads signatures, copies and provenance of a version; TensorFlow is not needed.
 
     A SavedModel that has no manifest (another tool's) is described as far as it goes.
+
+    Args:
+        version_dir: A published version, a candidate, or any SavedModel.
+
+    Returns:
+        What it says of itself. A variant that cannot be read here has a `problem`.
 
     Raises:
         ConfigError: `version_dir` is no directory.
@@ -30,19 +116,19 @@ def inspect_version(version_dir: Path) -> dict[str, Any]:
     has_manifest = (version_dir / layout.MANIFEST).exists()
     manifest = read_manifest(version_dir) if has_manifest else None
     signatures = read_version_signatures(version_dir)
-    variants = {name: _describe_variant(version_dir, name) for name in list_variants(version_dir)}
-    size = (
-        measure_saved_model_bytes(version_dir) if (version_dir / layout.SAVED_MODEL).exists() else 0
+    variants = {name: _inspect_variant(version_dir, name) for name in list_variants(version_dir)}
+    has_saved_model = (version_dir / layout.SAVED_MODEL).exists()
+    return Inspection(
+        path=version_dir,
+        model_name=manifest.model_name if manifest else version_dir.absolute().parent.name,
+        version=manifest.version if manifest else layout.parse_version(version_dir.name),
+        signatures=_describe_signatures(signatures),
+        saved_model=InspectedSavedModel(
+            num_bytes=measure_saved_model_bytes(version_dir) if has_saved_model else 0
+        ),
+        variants=variants,
+        manifest=manifest,
     )
-    return {
-        "path": str(version_dir),
-        "model_name": manifest.model_name if manifest else version_dir.absolute().parent.name,
-        "version": manifest.version if manifest else layout.parse_version(version_dir.name),
-        "signatures": {name: _describe_signature(one) for name, one in signatures.items()},
-        "saved_model": {"num_bytes": size},
-        "variants": variants,
-        "manifest": None if manifest is None else msgspec.to_builtins(manifest),
-    }
 
 
 def check_version_dir(path: Path) -> None:
@@ -60,96 +146,55 @@ def check_version_dir(path: Path) -> None:
     raise ConfigError(f"{path} is no version: it has neither manifest nor saved_model.pb{hint}")
 
 
-def list_signature_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row for each tensor of each signature, for a table."""
-    rows = []
-    for name, signature in document["signatures"].items():
-        tensors = [("in", *item) for item in signature["inputs"].items()]
-        tensors += [("out", *item) for item in signature["outputs"].items()]
-        rows += [("" if at else name, *tensor) for at, tensor in enumerate(tensors)]
-    return rows
+def list_variants(version_dir: Path) -> list[str]:
+    """TFLite variants that are there, in the order of every table."""
+    return [name for name in layout.VARIANTS if (version_dir / layout.variant_path(name)).exists()]
 
 
-def list_variant_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row per copy and quantised tensor, for a table."""
-    rows: list[tuple[str, ...]] = [
-        ("saved_model", _to_kib(document["saved_model"]["num_bytes"]), "", "", "", "")
-    ]
-    for name, variant in document["variants"].items():
-        size = _to_kib(variant["num_bytes"])
-        tensors = variant["quantisation"]
-        if variant["problem"] or not tensors:
-            rows.append(
-                (name, size, variant["problem"] or ", ".join(variant["signatures"]), *"   ")
-            )
-        for at, one in enumerate(tensors):
-            head = ("", "") if at else (name, size)
-            tensor = f"{one['tensor']} {one['dtype']}"
-            rows.append(
-                (*head, one["signature"], tensor, f"{one['scale']:.9g}", str(one["zero_point"]))
-            )
-    return rows
+def measure_saved_model_bytes(version_dir: Path) -> int:
+    """Size of the graph and its variables."""
+    files = [version_dir / layout.SAVED_MODEL, *(version_dir / layout.VARIABLES).glob("*")]
+    return sum(path.stat().st_size for path in files)
 
 
-def list_provenance(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Where a version comes from, for a table."""
-    if document["manifest"] is None:
-        return [("manifest", "none: not published by Plumbline")]
-    manifest = msgspec.convert(document["manifest"], Manifest)
-    rows = [("created", manifest.created), ("training seed", str(manifest.seed))]
-    if manifest.data is not None:
-        counts = ", ".join(f"{count} {name}" for name, count in manifest.data.num_examples.items())
-        dummy = ", DUMMY: predicts nothing real" if manifest.data.dummy else ""
-        rows.append(("data", f"{manifest.data.name} ({counts}){dummy}"))
-        rows.append(("data fingerprint", manifest.data.fingerprint))
-    if manifest.calibration_fingerprint:
-        rows.append(("int8 calibration", manifest.calibration_fingerprint))
-    rows += [(name, f"{value:.4g}") for name, value in sorted(manifest.metrics.items())]
-    rows += sorted(manifest.tool_versions.items())
-    rows.append(("manifest digest", manifest.digest))
-    return rows
-
-
-def _describe_signature(signature: Signature) -> dict[str, Any]:
-    return {
-        "inputs": {name: spec.describe() for name, spec in signature.inputs.items()},
-        "outputs": {name: spec.describe() for name, spec in signature.outputs.items()},
-        "method_name": signature.method_name,
-    }
-
-
-def _describe_variant(version_dir: Path, variant: str) -> dict[str, Any]:
-    path = version_dir / layout.variant_path(variant)
-    described: dict[str, Any] = {
-        "file": layout.variant_path(variant),
-        "num_bytes": path.stat().st_size,
-        "signatures": {},
-        "quantisation": [],
-        "problem": "",
-    }
+def _inspect_variant(version_dir: Path, variant: str) -> InspectedVariant:
+    file = layout.variant_path(variant)
+    path = version_dir / file
+    found = InspectedVariant(file=file, num_bytes=path.stat().st_size)
     try:
         with LiteModel(path) as model:
-            for name, signature in model.raw_signatures.items():
-                described["signatures"][name] = _describe_signature(signature)
-                for tensors in model.quantisation(name):
-                    described["quantisation"] += _list_tensors(name, tensors)
+            return msgspec.structs.replace(
+                found,
+                signatures=_describe_signatures(model.raw_signatures),
+                quantisation=tuple(
+                    _describe_tensor(name, tensor, quantisation)
+                    for name in model.raw_signatures
+                    for tensors in model.quantisation(name)
+                    for tensor, quantisation in tensors.items()
+                ),
+            )
     except PlumblineError as error:
-        described["problem"] = error.message
-    return described
+        return msgspec.structs.replace(found, problem=error.message)
 
 
-def _list_tensors(signature_name: str, tensors: Mapping[str, Quantisation]) -> list[dict[str, Any]]:
-    return [
-        {
-            "signature": signature_name,
-            "tensor": name,
-            "dtype": one.dtype,
-            "scale": one.scale,
-            "zero_point": one.zero_point,
-        }
-        for name, one in tensors.items()
-    ]
+def _describe_signatures(signatures: Mapping[str, Signature]) -> dict[str, InspectedSignature]:
+    return {
+        name: InspectedSignature(
+            inputs={key: spec.describe() for key, spec in signature.inputs.items()},
+            outputs={key: spec.describe() for key, spec in signature.outputs.items()},
+            method_name=signature.method_name,
+        )
+        for name, signature in signatures.items()
+    }
 
 
-def _to_kib(num_bytes: int) -> str:
-    return f"{num_bytes / 1024:.1f}" if num_bytes else "–"
+def _describe_tensor(
+    signature_name: str, tensor: str, quantisation: Quantisation
+) -> InspectedTensor:
+    return InspectedTensor(
+        signature=signature_name,
+        tensor=tensor,
+        dtype=quantisation.dtype,
+        scale=quantisation.scale,
+        zero_point=quantisation.zero_point,
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from contract.errors import ConfigError, DatasetError
@@ -16,14 +16,30 @@ from exporter.inspect import check_version_dir
 _PICTURES = {".png", ".jpg", ".jpeg"}
 
 
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What was answered.
+
+    Attributes:
+        output: The golden file that holds inputs and answers.
+        signature_name: Who answered.
+        num_examples: Rows.
+        batch_sizes: Of the calls, in order.
+    """
+
+    output: Path
+    signature_name: str
+    num_examples: int
+    batch_sizes: tuple[int, ...]
+
+
 def predict_files(
     version_dir: Path,
     files: list[Path],
     output: Path,
     *,
-    signature_name: str,
-    batch_size: int,
-) -> dict[str, Any]:
+    signature_name: str = "",
+    batch_size: int = 32,
+) -> Prediction:
     """Loads a version into this process, asks it, and writes inputs and answers.
 
     Args:
@@ -34,8 +50,11 @@ def predict_files(
             `serving_uint8` for uint8 arrays, else `serving_default`.
         batch_size: Rows per call; a replay sends the same batches.
 
+    Returns:
+        Where the answers are, and whose they are.
+
     Raises:
-        ConfigError: A flag is of no use, or `output` cannot be written.
+        ConfigError: `batch_size` is below 1, or `output` cannot be written.
         DatasetError: A file cannot be read.
         SignatureNotFoundError: The version has no such signature.
         RequestError: The arrays do not fit it, or a picture cannot be decoded.
@@ -61,12 +80,9 @@ def predict_files(
         write_golden(output, Golden({signature.name: examples}))
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
-    return {
-        "output": str(output),
-        "signature_name": signature.name,
-        "num_examples": rows,
-        "batch_sizes": list(sizes),
-    }
+    return Prediction(
+        output=output, signature_name=signature.name, num_examples=rows, batch_sizes=sizes
+    )
 
 
 def read_inputs(files: list[Path]) -> dict[str, Array]:

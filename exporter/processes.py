@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from contract.errors import ExportError, PlumblineError
 from exporter.chatter import hold_back_chatter
@@ -153,7 +153,7 @@ def run_child(descriptor: int) -> None:
             pipe.send(answer)
 
 
-def _iterate_jobs(pipe: Connection) -> Iterator[Any]:
+def _iterate_jobs(pipe: Connection) -> Iterator[object]:
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             yield pipe.recv()

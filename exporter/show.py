@@ -2,132 +2,150 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from contract.console.terminal import print_table, say
-from exporter.training.progress import describe_metrics
-from exporter.verification.measurement import Measurement
-from exporter.verification.verdict import IN_PROCESS, Verification
+
+if TYPE_CHECKING:
+    from exporter.flow import Exported, Trained
+    from exporter.inspect import Inspection
+    from exporter.predict import Prediction
+    from exporter.publishing.publish import Published
+    from exporter.publishing.transfer import Copied
+    from exporter.verification.recheck import Recheck
 
 
-def show_export(document: dict[str, Any]) -> None:
+def show_training(trained: Trained) -> None:
+    """What training came to."""
+    from exporter.training.run import describe_metrics
+
+    best = trained.best_epoch
+    last = {name: values[best - 1] for name, values in trained.history.items()}
+    dummy = " on DUMMY DATA" if trained.dummy else ""
+    say(f"Trained {trained.model_name}{dummy} in {trained.seconds:.1f} s")
+    say(f"Best of {trained.epochs_run} epochs: {best}  {describe_metrics(last)}")
+    say(f"Export it with: python -m exporter export --trained {trained.run_dir}")
+
+
+def show_export(exported: Exported) -> None:
     """The one table that says what was made and that every copy agrees."""
-    from exporter.verification.verdict import Verification
+    from exporter.verification.verdict import HEADINGS, list_rows
 
-    verification = msgspec.convert(document["verification"], Verification)
-    title = document["model_name"] + (
-        " — DUMMY DATA, predicts nothing real" if document["dummy"] else ""
-    )
+    if exported.candidate is None:
+        say("Trained as a worker; the chief exports.")
+        return
+    verification = exported.candidate.verification
+    title = exported.candidate.manifest.model_name
+    if exported.dummy:
+        title += " — DUMMY DATA, predicts nothing real"
     print_table(HEADINGS, list_rows(verification), title=title)
     for note in verification.notes:
         say(f"Note: {note}.")
     for name, problems in verification.failures.items():
         say(f"{name} FAILED: {'; '.join(problems)}.")
-    if document["published"] is None:
-        say(f"Not published. The candidate and its report stay in {document['run_dir']}.")
+    if exported.published is None:
+        say(f"Not published. The candidate and its report stay in {exported.run_dir}.")
     else:
-        show_published(document["published"])
+        show_published(exported.published)
 
 
-def show_worker(_: dict[str, Any]) -> None:
-    """A worker of several has nothing to show: the chief exports."""
-    say("Trained as a worker; the chief exports.")
-
-
-def show_published(document: dict[str, Any]) -> None:
+def show_published(published: Published) -> None:
     """Where the version is."""
-    for change in document["changes"]:
+    for change in published.changes:
         say(f"Allowed signature change: {change}.")
-    say(f"Published {document['path']}")
-    if document["retired"]:
-        say(f"Retired {', '.join(map(str, document['retired']))}")
+    say(f"Published {published.path}")
+    if published.retired:
+        say(f"Retired {', '.join(map(str, published.retired))}")
 
 
-def show_training(document: dict[str, Any]) -> None:
-    """What training came to."""
-    best = document["best_epoch"]
-    last = {name: values[best - 1] for name, values in document["history"].items()}
-    dummy = " on DUMMY DATA" if document["dummy"] else ""
-    say(f"Trained {document['model_name']}{dummy} in {document['seconds']:.1f} s")
-    say(f"Best of {document['epochs_run']} epochs: {best}  {describe_metrics(last)}")
-    say(f"Export it with: python -m exporter export --trained {document['run_dir']}")
-
-
-def show_inspection(document: dict[str, Any]) -> None:
-    """Signatures, variants, provenance."""
-    from exporter.inspect import list_provenance, list_signature_rows, list_variant_rows
-
-    print_table(
-        ("signature", "", "tensor", "takes or gives"),
-        list_signature_rows(document),
-        title=f"{document['model_name']} version {document['version']}",
+def show_copied(copied: Copied, seconds: float) -> None:
+    """What went from where to where."""
+    already = f", {copied.num_present} of them there already" if copied.num_present else ""
+    say(
+        f"{copied.model_name} version {copied.version}: {copied.num_files} files{already}, "
+        f"{copied.num_bytes / 1e6:.1f} MB, every sha256 checked, {seconds:.1f} s\n"
+        f"{copied.source} -> {copied.target}"
     )
-    print_table(
-        ("copy", "KiB", "signatures", "quantised tensor", "scale", "zero point"),
-        list_variant_rows(document),
-        title="copies",
-    )
-    print_table(("what", "value"), list_provenance(document), title="provenance")
 
 
-def show_recheck(document: dict[str, Any]) -> None:
+def show_recheck(recheck: Recheck) -> None:
     """What was checked, and what was not."""
     print_table(
         ("checked", "result", "detail"),
-        [(one["name"], one["result"], one["detail"]) for one in document["checks"]],
-        title=str(document["path"]),
+        [(one.name, one.result, one.detail) for one in recheck.checks],
+        title=str(recheck.path),
     )
-    say("Passed." if document["passed"] else "FAILED.")
+    say("Passed." if recheck.passed else "FAILED.")
 
 
-def show_prediction(document: dict[str, Any]) -> None:
+def show_prediction(prediction: Prediction) -> None:
     """Where the golden file is."""
     say(
-        f"{document['num_examples']} answers of {document['signature_name']} written to "
-        f"{document['output']}"
+        f"{prediction.num_examples} answers of {prediction.signature_name} written to "
+        f"{prediction.output}"
     )
 
 
-# The table of a verification, as cells of text.
-
-
-HEADINGS = (
-    "copy",
-    "KiB",
-    "accuracy",
-    "top-1 agreement",
-    "max abs difference",
-    "µs per row",
-    "verdict",
-)
-
-
-def list_rows(verification: Verification) -> list[tuple[str, ...]]:
-    """One row per copy, a cell per heading."""
-    return [_make_row(one, verification) for one in verification.measurements]
-
-
-def _make_row(found: Measurement, verification: Verification) -> tuple[str, ...]:
-    is_origin = found.name == IN_PROCESS
-    failed = found.name in verification.failures
-    if failed:
-        verdict = "FAILED"
-    elif is_origin:
-        verdict = "–"
-    else:
-        verdict = "bit for bit" if found.bit_equal else "passed"
-    return (
-        found.name.replace("_", " ") if is_origin else found.name,
-        f"{found.num_bytes / 1024:.1f}" if found.num_bytes else "–",
-        "–" if found.accuracy is None else f"{found.accuracy:.2%}",
-        "–" if found.top1_agreement is None or is_origin else f"{found.top1_agreement:.2%}",
-        "–" if is_origin else _describe_difference(found.max_abs_difference),
-        "–" if found.us_per_row is None else f"{found.us_per_row:.1f}",
-        verdict,
+def show_inspection(inspection: Inspection) -> None:
+    """Signatures, copies, provenance."""
+    print_table(
+        ("signature", "", "tensor", "takes or gives"),
+        _list_signature_rows(inspection),
+        title=f"{inspection.model_name} version {inspection.version}",
     )
+    print_table(
+        ("copy", "KiB", "signatures", "quantised tensor", "scale", "zero point"),
+        _list_copy_rows(inspection),
+        title="copies",
+    )
+    print_table(("what", "value"), _list_provenance(inspection), title="provenance")
 
 
-def _describe_difference(value: float) -> str:
-    return "0" if value == 0 else f"{value:.1e}"
+def _list_signature_rows(inspection: Inspection) -> list[tuple[str, ...]]:
+    """A row for each tensor of each signature."""
+    rows: list[tuple[str, ...]] = []
+    for name, signature in inspection.signatures.items():
+        tensors = [("in", *item) for item in signature.inputs.items()]
+        tensors += [("out", *item) for item in signature.outputs.items()]
+        rows += [("" if at else name, *tensor) for at, tensor in enumerate(tensors)]
+    return rows
+
+
+def _list_copy_rows(inspection: Inspection) -> list[tuple[str, ...]]:
+    """A row for each copy and quantised tensor."""
+    rows: list[tuple[str, ...]] = [
+        ("saved_model", _to_kib(inspection.saved_model.num_bytes), "", "", "", "")
+    ]
+    for name, variant in inspection.variants.items():
+        size = _to_kib(variant.num_bytes)
+        if variant.problem or not variant.quantisation:
+            # Blanks, not nothing: so the columns are text, and numbers begin one below the other.
+            rows.append((name, size, variant.problem or ", ".join(variant.signatures), *"   "))
+        for at, one in enumerate(variant.quantisation):
+            head = ("", "") if at else (name, size)
+            tensor = f"{one.tensor} {one.dtype}"
+            rows.append((*head, one.signature, tensor, f"{one.scale:.9g}", str(one.zero_point)))
+    return rows
+
+
+def _list_provenance(inspection: Inspection) -> list[tuple[str, str]]:
+    """Where a version comes from."""
+    manifest = inspection.manifest
+    if manifest is None:
+        return [("manifest", "none: not published by Plumbline")]
+    rows = [("created", manifest.created), ("training seed", str(manifest.seed))]
+    if manifest.data is not None:
+        counts = ", ".join(f"{count} {name}" for name, count in manifest.data.num_examples.items())
+        dummy = ", DUMMY: predicts nothing real" if manifest.data.dummy else ""
+        rows.append(("data", f"{manifest.data.name} ({counts}){dummy}"))
+        rows.append(("data fingerprint", manifest.data.fingerprint))
+    if manifest.calibration_fingerprint:
+        rows.append(("int8 calibration", manifest.calibration_fingerprint))
+    rows += [(name, f"{value:.4g}") for name, value in sorted(manifest.metrics.items())]
+    rows += sorted(manifest.tool_versions.items())
+    rows.append(("manifest digest", manifest.digest))
+    return rows
+
+
+def _to_kib(num_bytes: int) -> str:
+    return f"{num_bytes / 1024:.1f}" if num_bytes else "–"

@@ -261,6 +261,8 @@ def to_json(value: Any) -> Any:
         return {one.name: to_json(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if hasattr(value, "__struct_fields__"):  # a msgspec.Struct
         return {name: to_json(getattr(value, name)) for name in value.__struct_fields__}
+    if hasattr(value, "__fspath__"):  # a path
+        return value.__fspath__()
     if hasattr(value, "tolist"):  # an array of numpy, or one of its numbers
         return to_json(value.tolist())
     return value

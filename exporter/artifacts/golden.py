@@ -1,4 +1,8 @@
-"""Choosing real examples and asking the in-process model: golden and calibration files."""
+"""Real examples as files of a version: golden, calibration, warmup.
+
+Rows of the data set are chosen, given the form that each signature takes, and answered by the
+in-process model.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,126 @@ _CHUNK = 1024
 
 _JPEG_EVERY, _LARGE_EVERY = 8, 5
 
+_WARMUP_BATCHES = (1, 32)
+
+
+def make_golden(
+    predictor: Predictor, signatures: Mapping[str, Signature], dataset: Dataset, count: int
+) -> Golden:
+    """Real examples of every class with the in-process answers, for every signature.
+
+    Args:
+        predictor: The trained model in this process.
+        signatures: What it can be asked.
+        dataset: Rows come from the test split, then validation, then training, where it is small.
+        count: At least 64.
+    """
+    rows = _take_examples(dataset, count)
+    sizes = tuple(_iterate_batch_sizes(len(rows)))
+    return Golden(
+        {
+            name: answer_inputs(
+                predictor, _make_inputs(signature, rows, dataset), name, batch_sizes=sizes
+            )
+            for name, signature in signatures.items()
+        }
+    )
+
+
+def _take_examples(dataset: Dataset, count: int) -> Array:
+    rows: Array = np.concatenate([dataset.x_test, dataset.x_validation, dataset.x_train])
+    labels = np.concatenate([dataset.y_test, dataset.y_validation, dataset.y_train])
+    chosen = choose_rows(dataset.y_test, count)
+    if len(chosen) < count or len(np.unique(dataset.y_test)) < dataset.num_classes:
+        chosen = choose_rows(labels, count)
+    taken: Array = rows[np.resize(chosen, max(count, len(chosen)))]
+    return taken
+
+
+def _iterate_batch_sizes(count: int) -> Iterator[int]:
+    for size in _FIRST_BATCHES:
+        if count <= 0:
+            return
+        yield min(size, count)
+        count -= size
+    while count > 0:
+        yield min(_BATCH, count)
+        count -= _BATCH
+
+
+def make_held_out(
+    predictor: Predictor, signatures: Mapping[str, Signature], dataset: Dataset
+) -> Golden:
+    """The whole test split with the in-process answers, through the signatures without strings."""
+    rows = dataset.x_test
+    starts = range(0, len(rows), _CHUNK)
+    sizes = tuple(min(_CHUNK, len(rows) - start) for start in starts)
+    return Golden(
+        {
+            name: answer_inputs(
+                predictor, _make_inputs(signatures[name], rows, dataset), name, batch_sizes=sizes
+            )
+            for name in (DEFAULT_SIGNATURE_NAME, UINT8)
+            if name in signatures
+        }
+    )
+
+
+def make_calibration(
+    signatures: list[Signature], dataset: Dataset, count: int, *, seed: int
+) -> tuple[Golden, str]:
+    """A seeded, class-balanced set of training rows, one a batch, for int8.
+
+    Returns:
+        Inputs per signature (without outputs), and the sha256 of the rows.
+    """
+    rows = dataset.x_train[choose_rows(dataset.y_train, count, seed=seed)]
+    sizes = (1,) * len(rows)
+    examples = {
+        signature.name: GoldenExamples(_make_inputs(signature, rows, dataset), {}, sizes)
+        for signature in signatures
+    }
+    return Golden(examples), fingerprint_arrays({"calibration": rows})
+
+
+def write_warmup(
+    directory: Path, model_name: str, golden: Golden, signatures: list[Signature]
+) -> int:
+    """Writes what a server replays while it loads, so that no request is slow. Returns how many.
+
+    A record per signature and batch size, from golden inputs: TensorFlow Serving reads a TFRecord
+    of PredictionLog (servables/tensorflow/saved_model_warmup_util.cc).
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    records = [
+        _make_record(model_name, signature, _take(golden, signature.name, size))
+        for signature in signatures
+        for size in _WARMUP_BATCHES
+    ]
+    path = directory / layout.WARMUP
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_records(path, records)
+
+
+def _take(golden: Golden, signature_name: str, size: int) -> Batch:
+    inputs = golden.signatures[signature_name].inputs
+    return {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
+
+
+def _make_record(model_name: str, signature: Signature, batch: Batch) -> bytes:
+    spec = ModelSpec(model_name, signature_name=signature.name)
+    log = prediction_log_pb2.PredictionLog()
+    if signature.method_name == CLASSIFY_METHOD:
+        request = inference_pb2.ClassificationRequest(model_spec=model_spec_to_proto(spec))
+        for serialized in next(iter(batch.values())):
+            request.input.example_list.examples.add().ParseFromString(serialized)
+        log.classify_log.request.CopyFrom(request)
+    else:
+        log.predict_log.request.ParseFromString(encode_predict_request(spec, batch))
+    return bytes(log.SerializeToString(deterministic=True))
+
 
 def choose_rows(labels: Array, count: int, *, seed: int | None = None) -> Array:
     """Rows that take the classes in turn, so that all appear and equally often.
@@ -61,47 +185,6 @@ def choose_rows(labels: Array, count: int, *, seed: int | None = None) -> Array:
     return np.asarray(turns[: max(count, len(by_class))], np.int64)
 
 
-def make_golden(
-    predictor: Predictor, signatures: Mapping[str, Signature], dataset: Dataset, count: int
-) -> Golden:
-    """Real examples of every class with the in-process answers, for every signature.
-
-    Args:
-        predictor: The trained model in this process.
-        signatures: What it can be asked.
-        dataset: Rows come from the test split, then validation, then training, where it is small.
-        count: At least 64.
-    """
-    rows = _take_examples(dataset, count)
-    sizes = tuple(_iterate_batch_sizes(len(rows)))
-    return Golden(
-        {
-            name: answer_inputs(
-                predictor, make_inputs(signature, rows, dataset), name, batch_sizes=sizes
-            )
-            for name, signature in signatures.items()
-        }
-    )
-
-
-def make_held_out(
-    predictor: Predictor, signatures: Mapping[str, Signature], dataset: Dataset
-) -> Golden:
-    """The whole test split with the in-process answers, through the signatures without strings."""
-    rows = dataset.x_test
-    starts = range(0, len(rows), _CHUNK)
-    sizes = tuple(min(_CHUNK, len(rows) - start) for start in starts)
-    return Golden(
-        {
-            name: answer_inputs(
-                predictor, make_inputs(signatures[name], rows, dataset), name, batch_sizes=sizes
-            )
-            for name in (DEFAULT_SIGNATURE_NAME, UINT8)
-            if name in signatures
-        }
-    )
-
-
 def answer_inputs(
     predictor: Predictor,
     inputs: Batch,
@@ -122,31 +205,8 @@ def answer_inputs(
     return GoldenExamples(inputs, outputs, batch_sizes)
 
 
-def make_calibration(
-    signatures: list[Signature], dataset: Dataset, count: int, *, seed: int
-) -> tuple[Golden, str]:
-    """A seeded, class-balanced set of training rows, one a batch, for int8.
-
-    Returns:
-        Inputs per signature (without outputs), and the sha256 of the rows.
-    """
-    rows = dataset.x_train[choose_rows(dataset.y_train, count, seed=seed)]
-    sizes = (1,) * len(rows)
-    examples = {
-        signature.name: GoldenExamples(make_inputs(signature, rows, dataset), {}, sizes)
-        for signature in signatures
-    }
-    return Golden(examples), fingerprint_arrays({"calibration": rows})
-
-
-def make_inputs(signature: Signature, rows: Array, dataset: Dataset) -> dict[str, Array]:
-    """Raw rows of a data set as one signature takes them.
-
-    Args:
-        signature: One that `exporter.artifacts.signatures` made.
-        rows: (rows, *example_shape), uint8 pixels or float32 features.
-        dataset: Where they come from.
-    """
+def _make_inputs(signature: Signature, rows: Array, dataset: Dataset) -> dict[str, Array]:
+    """Raw rows of a data set, (rows, *example_shape), as one signature takes them."""
     if signature.name == UINT8:
         shape = signature.inputs["images"].shape or rows.shape
         return {"images": rows.reshape(len(rows), *(size or 1 for size in shape[1:]))}
@@ -163,47 +223,6 @@ def make_inputs(signature: Signature, rows: Array, dataset: Dataset) -> dict[str
         shape = sizes if fixed else dataset.input_shape
         shaped[name] = to_float32(rows, shape).astype(spec.numpy_dtype)
     return shaped
-
-
-def list_lite_signatures(signatures: dict[str, Signature], variant: str) -> list[str]:
-    """Signatures that a variant carries: those without strings; int8 leaves out the tutorial's."""
-    names = [
-        name
-        for name, signature in signatures.items()
-        if all(spec.dtype != "string" for spec in signature.inputs.values())
-    ]
-    wanted = (DEFAULT_SIGNATURE_NAME, UINT8)
-    return [name for name in names if variant != "int8" or name in wanted]
-
-
-def list_exact_rows(count: int) -> Array:
-    """Golden rows whose file holds exactly the pixels of the data: no JPEG, no other size."""
-    rows: Array = np.arange(count)
-    exact: Array = rows[
-        (rows % _JPEG_EVERY != _JPEG_EVERY - 1) & (rows % _LARGE_EVERY != _LARGE_EVERY - 1)
-    ]
-    return exact
-
-
-def _take_examples(dataset: Dataset, count: int) -> Array:
-    rows: Array = np.concatenate([dataset.x_test, dataset.x_validation, dataset.x_train])
-    labels = np.concatenate([dataset.y_test, dataset.y_validation, dataset.y_train])
-    chosen = choose_rows(dataset.y_test, count)
-    if len(chosen) < count or len(np.unique(dataset.y_test)) < dataset.num_classes:
-        chosen = choose_rows(labels, count)
-    taken: Array = rows[np.resize(chosen, max(count, len(chosen)))]
-    return taken
-
-
-def _iterate_batch_sizes(count: int) -> Iterator[int]:
-    for size in _FIRST_BATCHES:
-        if count <= 0:
-            return
-        yield min(size, count)
-        count -= size
-    while count > 0:
-        yield min(_BATCH, count)
-        count -= _BATCH
 
 
 def _encode_files(images: Array) -> Array:
@@ -229,46 +248,21 @@ def _encode_examples(files: Array) -> Array:
     return examples
 
 
-# Warmup records: requests that a server replays while it loads, so that none is slow.
-#
-# TensorFlow Serving reads `assets.extra/tf_serving_warmup_requests` (a TFRecord of
-# PredictionLog, servables/tensorflow/saved_model_warmup_util.cc).
-
-
-BATCH_SIZES = (1, 32)
-
-
-def write_warmup(
-    directory: Path, model_name: str, golden: Golden, signatures: list[Signature]
-) -> int:
-    """Writes one record per signature and batch size, from golden inputs. Returns how many.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    records = [
-        _make_record(model_name, signature, _take(golden, signature.name, size))
-        for signature in signatures
-        for size in BATCH_SIZES
+def list_exact_rows(count: int) -> Array:
+    """Golden rows whose file holds exactly the pixels of the data: no JPEG, no other size."""
+    rows: Array = np.arange(count)
+    exact: Array = rows[
+        (rows % _JPEG_EVERY != _JPEG_EVERY - 1) & (rows % _LARGE_EVERY != _LARGE_EVERY - 1)
     ]
-    path = directory / layout.WARMUP
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_records(path, records)
+    return exact
 
 
-def _take(golden: Golden, signature_name: str, size: int) -> Batch:
-    inputs = golden.signatures[signature_name].inputs
-    return {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
-
-
-def _make_record(model_name: str, signature: Signature, batch: Batch) -> bytes:
-    spec = ModelSpec(model_name, signature_name=signature.name)
-    log = prediction_log_pb2.PredictionLog()
-    if signature.method_name == CLASSIFY_METHOD:
-        request = inference_pb2.ClassificationRequest(model_spec=model_spec_to_proto(spec))
-        for serialized in next(iter(batch.values())):
-            request.input.example_list.examples.add().ParseFromString(serialized)
-        log.classify_log.request.CopyFrom(request)
-    else:
-        log.predict_log.request.ParseFromString(encode_predict_request(spec, batch))
-    return bytes(log.SerializeToString(deterministic=True))
+def list_lite_signatures(signatures: dict[str, Signature], variant: str) -> list[str]:
+    """Signatures that a variant carries: those without strings; int8 leaves out the tutorial's."""
+    names = [
+        name
+        for name, signature in signatures.items()
+        if all(spec.dtype != "string" for spec in signature.inputs.values())
+    ]
+    wanted = (DEFAULT_SIGNATURE_NAME, UINT8)
+    return [name for name in names if variant != "int8" or name in wanted]

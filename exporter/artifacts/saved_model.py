@@ -1,13 +1,13 @@
-"""The SavedModel: variables and the signatures that `exporter.artifacts.signatures` chose."""
+"""The SavedModel: written, and asked in this process through its signatures."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
+import tf_keras
 
 from contract import layout
 from contract.errors import RequestError
@@ -19,21 +19,27 @@ from contract.signature import (
     TensorSpec,
     find_signature,
 )
-from exporter.artifacts.signatures import CLASSIFY, ModelFace, look_at, trace_signatures
+from exporter.artifacts.signatures import (
+    CLASSIFY,
+    Functions,
+    ServedModel,
+    name_tensors,
+    trace_signatures,
+)
 from exporter.data.dataset import Dataset
 from exporter.training.checkpoints import translate_disk_errors
-from exporter.training.heads import ModelHeads
+from exporter.training.models import ModelHeads
 
 _LOG = logging.getLogger(__name__)
 
 
 def save_model(
-    model: Any, heads: ModelHeads, dataset: Dataset, directory: Path
-) -> tuple[InProcessPredictor, ModelFace]:
+    model: tf_keras.Model, heads: ModelHeads, dataset: Dataset, directory: Path
+) -> tuple[InProcessPredictor, ServedModel]:
     """Writes `saved_model.pb`, `variables/` and `assets/labels.txt`.
 
     Args:
-        model: A built, trained `tf_keras.Model`.
+        model: Built, trained.
         heads: Its inputs and outputs, as `train` found them.
         dataset: What it was trained on.
         directory: Made when missing.
@@ -45,8 +51,8 @@ def save_model(
     Raises:
         OSError: The disk is full or the folder not writable.
     """
-    face = look_at(model, heads, dataset)
-    functions = trace_signatures(face, dataset)
+    served = name_tensors(model, heads, dataset)
+    functions = trace_signatures(served, dataset)
     with translate_disk_errors(directory):
         _save(model, functions, directory)
         if CLASSIFY in functions:
@@ -54,20 +60,20 @@ def save_model(
     labels = directory / layout.LABELS
     labels.parent.mkdir(parents=True, exist_ok=True)
     labels.write_text("".join(f"{name}\n" for name in dataset.class_names), encoding="utf-8")
-    return InProcessPredictor(functions), face
+    return InProcessPredictor(functions), served
 
 
-def _save(model: Any, functions: Mapping[str, Any], directory: Path) -> None:
+def _save(model: tf_keras.Model, functions: Functions, directory: Path) -> None:
     # Tracks the variables alone: a tracked Keras model is traced again, layer by layer.
     module = tf.Module()
     module.variables_ = model.variables
     try:
-        tf.saved_model.save(module, str(directory), signatures=dict(functions))
+        tf.saved_model.save(module, str(directory), signatures=functions)
     except AssertionError:
         # A layer holds more than variables (a lookup table, a random generator).
         _LOG.debug("saving the whole model, for its untracked resources", exc_info=True)
         module.model = model
-        tf.saved_model.save(module, str(directory), signatures=dict(functions))
+        tf.saved_model.save(module, str(directory), signatures=functions)
 
 
 def _set_method_name(directory: Path, signature_name: str, method_name: str) -> None:
@@ -79,21 +85,23 @@ def _set_method_name(directory: Path, signature_name: str, method_name: str) -> 
     updater.save()
 
 
-# The model in this process, asked through its signatures.
-
-
 class InProcessPredictor:
     """The model in this process, asked through its signatures; a `contract.parity.Predictor`.
 
     Args:
         functions: Signature name to concrete function.
-        keep_alive: Whatever owns their variables.
+        keep_alive: What owns their variables: a loaded SavedModel does.
     """
 
-    def __init__(self, functions: Mapping[str, Any], *, keep_alive: Any = None) -> None:
+    def __init__(
+        self,
+        functions: Mapping[str, tf.types.experimental.ConcreteFunction],
+        *,
+        keep_alive: object = None,
+    ) -> None:
         self._functions = functions
-        self._keep_alive = keep_alive  # a loaded SavedModel owns the variables of its functions
-        self.signatures = {name: describe_function(name, f) for name, f in functions.items()}
+        self._keep_alive = keep_alive
+        self.signatures = {name: _describe_function(name, f) for name, f in functions.items()}
 
     def predict(self, batch: Batch, *, signature_name: str = "") -> dict[str, Array]:
         """Output name to ndarray; strings are arrays of bytes.
@@ -123,8 +131,7 @@ def _find_reason(error: Exception) -> str:
     return " ".join(said) or str(error)
 
 
-def describe_function(name: str, function: Any) -> Signature:
-    """The `contract` view of a concrete function."""
+def _describe_function(name: str, function: tf.types.experimental.ConcreteFunction) -> Signature:
     inputs = function.structured_input_signature[1]
     return Signature(
         name,
@@ -134,6 +141,6 @@ def describe_function(name: str, function: Any) -> Signature:
     )
 
 
-def _to_spec(name: str, spec: Any) -> TensorSpec:
+def _to_spec(name: str, spec: tf.TensorSpec) -> TensorSpec:
     shape = None if spec.shape.rank is None else tuple(spec.shape.as_list())
     return TensorSpec(name, spec.dtype.name, shape)

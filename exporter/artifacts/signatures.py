@@ -1,17 +1,23 @@
-"""Names of the signatures; apart from what needs TensorFlow to build them."""
+"""Which signatures a model gets, under which names, and the TensorFlow function behind each.
+
+The rules are written for users in `docs/signatures.md`. Whoever needs the names alone imports
+this module as well, so TensorFlow is imported inside functions.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Any
-
-import tensorflow as tf
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from exporter.data.dataset import Dataset
-from exporter.training.heads import ModelHeads
+from exporter.training.models import ModelHeads
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tf_keras
 
 UINT8 = "serving_uint8"
 IMAGE_BYTES = "serving_image_bytes"
@@ -24,39 +30,49 @@ TUTORIAL_VALUES = 784
 ENCODED_FEATURE = "image/encoded"
 """The feature of a tf.Example that holds a file, as in TensorFlow's own image data sets."""
 
+_MAX_PIXELS = 16 * 1024 * 1024
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_PNG_HEADER_BYTES = 24
+"""Magic (8), length and name of IHDR (8), width and height (4 + 4), big endian.
+https://www.w3.org/TR/png-3/#11IHDR: IHDR is the first chunk of every PNG."""
+_LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601, as JPEG and Pillow's mode L use it. (`decode_png(channels=1)` swaps weights.)"""
 
-# Which signatures a model gets, and the TensorFlow function behind each.
-#
-# The rules are written for users in `docs/signatures.md`.
+Tensors: TypeAlias = "Mapping[str, tf.Tensor]"
+Functions: TypeAlias = "dict[str, tf.types.experimental.ConcreteFunction]"
+"""Signature name to the function behind it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ModelFace:
+class ServedModel:
     """A model under the names that its signatures use.
 
     Attributes:
-        model: A built `tf_keras.Model`.
-        inputs: Name to tf.TensorSpec, in the model's order; axis 0 is the batch.
+        model: Built, trained.
+        inputs: Name to shape and dtype, in the model's order; axis 0 is the batch.
         own_inputs: The names of the same inputs inside the model.
         outputs: Names in the model's order.
         own_outputs: The names of the same outputs inside the model.
         is_classifier: One output, as wide as there are classes.
     """
 
-    model: Any
-    inputs: Mapping[str, Any]
+    model: tf_keras.Model
+    inputs: Mapping[str, tf.TensorSpec]
     own_inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     own_outputs: tuple[str, ...]
     is_classifier: bool
 
     @property
-    def single_input(self) -> Any | None:
-        """The tf.TensorSpec of the input, when there is only one."""
+    def single_input(self) -> tf.TensorSpec | None:
+        """The input, when there is only one."""
         return next(iter(self.inputs.values())) if len(self.inputs) == 1 else None
 
-    def call(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def call(self, tensors: Tensors) -> dict[str, tf.Tensor]:
         """Runs the model, for inference, on tensors by name; its outputs by name."""
+        import tensorflow as tf
+
         own = {own: tensors[name] for own, name in zip(self.own_inputs, self.inputs, strict=True)}
         answers = self.model(own if len(own) > 1 else next(iter(own.values())), training=False)
         if not isinstance(answers, dict):
@@ -66,45 +82,44 @@ class ModelFace:
         }
 
 
-def look_at(model: Any, heads: ModelHeads, dataset: Dataset) -> ModelFace:
+def name_tensors(model: tf_keras.Model, heads: ModelHeads, dataset: Dataset) -> ServedModel:
     """Names a model's inputs and outputs for its signatures.
 
     Args:
-        model: A built `tf_keras.Model`, trained.
+        model: Built, trained.
         heads: What `train` found out about it.
         dataset: What it was trained on.
     """
+    import tensorflow as tf
+
     dtypes = dict(zip(model.input_names, (tensor.dtype for tensor in model.inputs), strict=True))
     own_inputs = tuple(heads.inputs)
-    specs = [
-        tf.TensorSpec((None, *shape), dtypes.get(name, tf.float32))
-        for name, shape in heads.inputs.items()
-    ]
-    names = ["images"] if len(own_inputs) == 1 and dataset.is_image else None
+    if len(own_inputs) == 1 and dataset.is_image:
+        inputs = ["images"]
+    else:
+        inputs = _replace_generated(model, own_inputs, "features", "input")
     own_outputs = tuple(head.name for head in heads.outputs)
     only = heads.outputs[0] if len(heads.outputs) == 1 else None
-    is_classifier = only is not None and only.kind != "value" and only.width > 1
     if only is not None and only.kind == "probabilities":
         outputs = ["probabilities"]
     else:
         outputs = _replace_generated(model, own_outputs, "outputs", "output")
-    return ModelFace(
-        model,
-        dict(
-            zip(
-                names or _replace_generated(model, own_inputs, "features", "input"),
-                specs,
-                strict=True,
-            )
-        ),
-        own_inputs,
-        tuple(outputs),
-        own_outputs,
-        is_classifier,
+    return ServedModel(
+        model=model,
+        inputs={
+            name: tf.TensorSpec((None, *heads.inputs[own]), dtypes.get(own, tf.float32))
+            for name, own in zip(inputs, own_inputs, strict=True)
+        },
+        own_inputs=own_inputs,
+        outputs=tuple(outputs),
+        own_outputs=own_outputs,
+        is_classifier=only is not None and only.kind != "value" and only.width > 1,
     )
 
 
-def _replace_generated(model: Any, names: tuple[str, ...], single: str, several: str) -> list[str]:
+def _replace_generated(
+    model: tf_keras.Model, names: tuple[str, ...], single: str, several: str
+) -> list[str]:
     """Keras numbers the layers nobody named by order of creation: such names change."""
     own = [None if _is_generated(model, name) else name for name in names]
     if len(names) == 1:
@@ -112,7 +127,7 @@ def _replace_generated(model: Any, names: tuple[str, ...], single: str, several:
     return [name or f"{several}_{index}" for index, name in enumerate(own)]
 
 
-def _is_generated(model: Any, name: str) -> bool:
+def _is_generated(model: tf_keras.Model, name: str) -> bool:
     layer = next((layer for layer in model.layers if layer.name == name), None)
     if layer is None:  # the key of a dict: somebody wrote it
         return False
@@ -121,103 +136,95 @@ def _is_generated(model: Any, name: str) -> bool:
     return re.fullmatch(rf"({re.escape(snake)}|input)(_\d+)?", name) is not None
 
 
-def trace_signatures(face: ModelFace, dataset: Dataset) -> dict[str, Any]:
+def trace_signatures(served: ServedModel, dataset: Dataset) -> Functions:
     """Signature name to concrete function, `serving_default` first.
 
     Args:
-        face: The model with its names.
+        served: The model with its names.
         dataset: Shape of the raw examples, whether they are images, and class names.
     """
-    functions = {DEFAULT_SIGNATURE_NAME: _trace(face.call, face.inputs)}
-    only = face.single_input
+    functions = {DEFAULT_SIGNATURE_NAME: _trace(served.call, served.inputs)}
+    only = served.single_input
     if only is None:
         return functions
     if dataset.is_image:
-        functions |= _trace_image_signatures(face, dataset)
-    if face.is_classifier and only.shape[1:].num_elements() == TUTORIAL_VALUES:
-        functions[PREDICT_IMAGES] = _trace_tutorial_signature(face)
+        functions |= _trace_image_signatures(served, dataset)
+    if served.is_classifier and only.shape[1:].num_elements() == TUTORIAL_VALUES:
+        functions[PREDICT_IMAGES] = _trace_tutorial_signature(served)
     return functions
 
 
-def _trace(call: Any, inputs: Mapping[str, Any]) -> Any:
+def _trace(
+    call: Callable[[Tensors], Tensors], inputs: Mapping[str, tf.TensorSpec]
+) -> tf.types.experimental.ConcreteFunction:
     """A function whose tensors are keyword arguments, named as in the signature."""
+    import tensorflow as tf
+
     return tf.function(lambda **tensors: call(tensors), autograph=False).get_concrete_function(
         **{name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in inputs.items()}
     )
 
 
-def _trace_image_signatures(face: ModelFace, dataset: Dataset) -> dict[str, Any]:
-    shape = dataset.input_shape
-    ((name, only),) = face.inputs.items()
+def _trace_image_signatures(served: ServedModel, dataset: Dataset) -> Functions:
+    import tensorflow as tf
 
-    def answer(pixels: Any) -> dict[str, Any]:
-        # Division, as in datasets.to_float32: a product with 1/255 rounds differently.
+    shape = dataset.input_shape
+    ((name, only),) = served.inputs.items()
+
+    def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        # Division, as in dataset.to_float32: a product with 1/255 rounds differently.
         scaled = tf.cast(pixels, tf.float32) / tf.constant(255.0)
         shaped = tf.reshape(scaled, (-1, *only.shape[1:]))
-        return face.call({name: tf.cast(shaped, only.dtype)})
+        return served.call({name: tf.cast(shaped, only.dtype)})
 
-    def answer_files(tensors: Mapping[str, Any]) -> dict[str, Any]:
-        return answer(decode_images(tensors["image_bytes"], shape))
+    def answer_files(tensors: Tensors) -> dict[str, tf.Tensor]:
+        return answer(_decode_images(tensors["image_bytes"], shape))
 
-    def classify(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def classify(tensors: Tensors) -> dict[str, tf.Tensor]:
         parsed = tf.io.parse_example(
             tensors["inputs"], {ENCODED_FEATURE: tf.io.FixedLenFeature((), tf.string)}
         )
-        (scores,) = answer(decode_images(parsed[ENCODED_FEATURE], shape)).values()
+        (scores,) = answer(_decode_images(parsed[ENCODED_FEATURE], shape)).values()
         classes = tf.tile(tf.constant([dataset.class_names]), (tf.shape(scores)[0], 1))
         return {"classes": classes, "scores": scores}
 
-    strings = tf.TensorSpec((None,), tf.string)
+    # (28, 28) for (28, 28, 1): the shape that readers of grey images, Pillow's too, give.
+    raw_shape = shape[:-1] if shape[-1] == 1 else shape
     functions = {
         UINT8: _trace(
             lambda tensors: answer(tensors["images"]),
-            {"images": tf.TensorSpec((None, *_drop_single_channel(shape)), tf.uint8)},
+            {"images": tf.TensorSpec((None, *raw_shape), tf.uint8)},
         ),
     }
     if shape[-1] in (1, 3):
+        strings = tf.TensorSpec((None,), tf.string)
         functions[IMAGE_BYTES] = _trace(answer_files, {"image_bytes": strings})
-        if face.is_classifier:
+        if served.is_classifier:
             functions[CLASSIFY] = _trace(classify, {"inputs": strings})
     return functions
 
 
-def _drop_single_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(28, 28) for (28, 28, 1): the shape that readers of grey images, Pillow's too, give."""
-    return shape[:-1] if shape[-1] == 1 else shape
+def _trace_tutorial_signature(served: ServedModel) -> tf.types.experimental.ConcreteFunction:
+    import tensorflow as tf
 
+    ((name, only),) = served.inputs.items()
 
-def _trace_tutorial_signature(face: ModelFace) -> Any:
-    ((name, only),) = face.inputs.items()
-
-    def score(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def score(tensors: Tensors) -> dict[str, tf.Tensor]:
         shaped = tf.reshape(tensors["images"], (-1, *only.shape[1:]))
-        (scores,) = face.call({name: tf.cast(shaped, only.dtype)}).values()
+        (scores,) = served.call({name: tf.cast(shaped, only.dtype)}).values()
         return {"scores": scores}
 
     return _trace(score, {"images": tf.TensorSpec((None, TUTORIAL_VALUES), tf.float32)})
 
 
-# PNG and JPEG to pixels inside a graph, with the declared size checked before decoding.
-#
-# A few kilobytes can declare gigapixels. `tf.io.decode_*` allocates what the header declares,
-# so the header is read first and everything over `MAX_PIXELS` is refused.
-
-
-MAX_PIXELS = 16 * 1024 * 1024
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_JPEG_MAGIC = b"\xff\xd8\xff"
-_PNG_HEADER_BYTES = 24
-"""Magic (8), length and name of IHDR (8), width and height (4 + 4), big endian.
-https://www.w3.org/TR/png-3/#11IHDR: IHDR is the first chunk of every PNG."""
-_LUMA = (0.299, 0.587, 0.114)
-"""ITU-R BT.601, as JPEG and Pillow's mode L use it. (`decode_png(channels=1)` swaps weights.)"""
-
-
-def decode_images(image_bytes: Any, image_shape: tuple[int, ...]) -> Any:
+def _decode_images(image_bytes: tf.Tensor, image_shape: tuple[int, ...]) -> tf.Tensor:
     """Decodes, greyscales, resizes a batch of files to what a model was trained on.
 
+    A few kilobytes can declare gigapixels. `tf.io.decode_*` allocates what the header declares,
+    so the header is read first and everything over `_MAX_PIXELS` is refused.
+
     Args:
-        image_bytes: string (batch,), a PNG or JPEG file each, of any size up to `MAX_PIXELS`.
+        image_bytes: string (batch,), a PNG or JPEG file each, of any size up to `_MAX_PIXELS`.
         image_shape: (height, width, channels) of the data; channels is 1 or 3.
 
     Returns:
@@ -228,6 +235,8 @@ def decode_images(image_bytes: Any, image_shape: tuple[int, ...]) -> Any:
         tf.errors.InvalidArgumentError: When the graph runs, if one file is no PNG or JPEG, is
             damaged, or declares too many pixels. The whole batch fails with it.
     """
+    import tensorflow as tf
+
     height, width, channels = image_shape
     pixels = tf.map_fn(
         lambda one: _decode_image(one, (height, width)),
@@ -240,8 +249,10 @@ def decode_images(image_bytes: Any, image_shape: tuple[int, ...]) -> Any:
     return tf.clip_by_value(tf.round(pixels), 0.0, 255.0)
 
 
-def _decode_image(data: Any, size: tuple[int, int]) -> Any:
+def _decode_image(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """float32 (height, width, 3) of one file."""
+    import tensorflow as tf
+
     is_png = tf.strings.substr(data, 0, len(_PNG_MAGIC)) == _PNG_MAGIC
     is_jpeg = tf.strings.substr(data, 0, len(_JPEG_MAGIC)) == _JPEG_MAGIC
     long_enough = tf.strings.length(data) >= _PNG_HEADER_BYTES
@@ -264,16 +275,20 @@ def _decode_image(data: Any, size: tuple[int, int]) -> Any:
     return tf.image.resize(decoded, size, method="bilinear", antialias=True)
 
 
-def _refuse_large(shape: Any) -> Any:
+def _refuse_large(shape: tf.Tensor) -> tf.Operation:
+    import tensorflow as tf
+
     num_pixels = shape[0] * shape[1]
     return tf.debugging.Assert(
-        tf.logical_and(num_pixels > 0, num_pixels <= MAX_PIXELS),
-        [f"image declares 0 or more than {MAX_PIXELS} pixels; (height, width):", shape],
+        tf.logical_and(num_pixels > 0, num_pixels <= _MAX_PIXELS),
+        [f"image declares 0 or more than {_MAX_PIXELS} pixels; (height, width):", shape],
     )
 
 
-def _read_png_size(data: Any) -> Any:
+def _read_png_size(data: tf.Tensor) -> tf.Tensor:
     """int64 (2,): height and width."""
+    import tensorflow as tf
+
     field = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.uint8), tf.int64)
     powers = tf.constant([2**24, 2**16, 2**8, 1], tf.int64)
     # Each is below 2^32 and the product below 2^64; the spec forbids sides of 2^31 and more.
@@ -282,6 +297,8 @@ def _read_png_size(data: Any) -> Any:
     return tf.stack([tf.minimum(height, limit), tf.minimum(width, limit)])
 
 
-def _read_jpeg_size(data: Any) -> Any:
+def _read_jpeg_size(data: tf.Tensor) -> tf.Tensor:
     """int64 (2,): height and width."""
+    import tensorflow as tf
+
     return tf.image.extract_jpeg_shape(data, output_type=tf.int64)[:2]

@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import DatasetError
+from contract.signature import Array
 from exporter.config import DataConfig
-from exporter.data.readers import Array, RawData, read_digits, read_mnist, read_npz
+from exporter.data.readers import RawData, read_digits, read_mnist, read_npz
 
-RANDOM_FEATURES = 784
-RANDOM_CLASSES = 10
+_RANDOM_FEATURES = 784
+_RANDOM_CLASSES = 10
+_MAX_CLASSES = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,12 @@ def load_dataset(config: DataConfig) -> Dataset:
     The split is stratified and hangs on `config.seed` alone, so that training seeds can be
     compared on the same rows.
 
+    Args:
+        config: Which data, and how to split them.
+
+    Returns:
+        Training, validation and test split.
+
     Raises:
         DatasetError: The data are missing, unreadable, or cannot be trained on.
 
@@ -102,8 +110,8 @@ def load_dataset(config: DataConfig) -> Dataset:
         raw = read_npz(config.path)
     else:
         raw = _make_random(config)
-    raw = clean_features(raw)
-    num_classes = check_labels(raw)
+    raw = _clean_features(raw)
+    num_classes = _check_labels(raw)
     return _split(raw, config, num_classes)
 
 
@@ -177,20 +185,14 @@ def _make_random(config: DataConfig) -> RawData:
     return RawData(
         name="random",
         source="random data",
-        x_train=rng.random((rows, RANDOM_FEATURES), np.float32),
+        x_train=rng.random((rows, _RANDOM_FEATURES), np.float32),
         # Every class appears, however few the rows.
-        y_train=rng.permutation(np.arange(rows) % RANDOM_CLASSES),
+        y_train=rng.permutation(np.arange(rows) % _RANDOM_CLASSES),
         dummy=True,
     )
 
 
-# What data must be before anything is trained on them: each fault gets its own sentence.
-
-
-MAX_CLASSES = 100_000
-
-
-def clean_features(raw: RawData) -> RawData:
+def _clean_features(raw: RawData) -> RawData:
     """Return the data with uint8 images or float32 features; refuse all else.
 
     Integers in 0..255 of the shape of images are taken as pixels; floats are not guessed at,
@@ -259,7 +261,7 @@ def _clean_vectors(features: Array, what: str) -> Array:
     return numbers
 
 
-def check_labels(raw: RawData) -> int:
+def _check_labels(raw: RawData) -> int:
     """Refuse labels that are not the integers 0..n-1, each present; return n.
 
     Raises:
@@ -270,8 +272,8 @@ def check_labels(raw: RawData) -> int:
     highest = int(found[-1])
     if len(found) < 2:
         raise DatasetError(f"{raw.source}: y_train holds one class only ({highest}); give two")
-    if highest >= MAX_CLASSES or len(found) != highest + 1:
-        missing = int(np.setdiff1d(np.arange(min(highest, MAX_CLASSES)), found)[0])
+    if highest >= _MAX_CLASSES or len(found) != highest + 1:
+        missing = int(np.setdiff1d(np.arange(min(highest, _MAX_CLASSES)), found)[0])
         raise DatasetError(
             f"{raw.source}: labels must be 0..classes-1 without gaps; the highest is {highest} "
             f"but {missing} never appears in y_train"

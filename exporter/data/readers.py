@@ -14,15 +14,29 @@ import urllib.request
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import DatasetError
+from contract.signature import Array
 
-Array = NDArray[Any]
-DIGITS_SIDE = 28
+_DIGITS_SIDE = 28
+
+URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
+SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
+"""Of that file, as Keras checks it."""
+_DOWNLOAD_TIMEOUT_S = 60
+
+IDX_FILES = {
+    "x_train": ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
+    "y_train": ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
+    "x_test": ("t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"),
+    "y_test": ("t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"),
+}
+
+_IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +96,7 @@ def _enlarge(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     One matrix from either side does all images at once.
     """
-    weights = _interpolation_matrix(images.shape[1], DIGITS_SIDE)
+    weights = _interpolation_matrix(images.shape[1], _DIGITS_SIDE)
     enlarged = weights @ (images.astype(np.float64) * (255 / 16)) @ weights.T
     return np.clip(np.rint(enlarged), 0, 255).astype(np.uint8)[..., np.newaxis]
 
@@ -97,67 +111,8 @@ def _interpolation_matrix(old: int, new: int) -> NDArray[np.float64]:
     return matrix
 
 
-def read_npz(path: str) -> RawData:
-    """Read the user's own `x_train, y_train[, x_test, y_test][, class_names]`.
-
-    Raises:
-        DatasetError: The file cannot be read, is no npz, or lacks an array.
-    """
-    if not path:
-        raise DatasetError("data.kind is 'npz', so data.path must name the file")
-    arrays = read_npz_arrays(Path(path))
-    return RawData(Path(path).stem, path, **arrays_to_splits(arrays, path))
-
-
-def arrays_to_splits(arrays: dict[str, Array], source: str) -> dict[str, Any]:
-    """Sort the arrays of an npz file into the fields of `RawData`.
-
-    Raises:
-        DatasetError: `x_train` or `y_train` is missing, or one of the test arrays alone.
-    """
-    for name in ("x_train", "y_train"):
-        if name not in arrays:
-            raise DatasetError(
-                f"{source} has no array {name!r}, only {sorted(arrays)}; give x_train, y_train "
-                "and, if you have them, x_test, y_test"
-            )
-    if ("x_test" in arrays) != ("y_test" in arrays):
-        raise DatasetError(f"{source} has one of x_test and y_test; give both or neither")
-    names = ("x_train", "y_train", "x_test", "y_test")
-    splits: dict[str, Any] = {name: arrays[name] for name in names if name in arrays}
-    if "class_names" in arrays:
-        splits["class_names"] = tuple(str(name) for name in arrays["class_names"].ravel())
-    return splits
-
-
 def read_mnist(path: str, *, download: bool) -> RawData:
     """Read MNIST from a file or folder the user gives, else from Keras's cache.
-
-    Raises:
-        DatasetError: It is nowhere and `download` is off, or it cannot be read.
-    """
-    arrays, source = read_mnist_arrays(path, download=download)
-    return RawData("mnist", source, **arrays_to_splits(arrays, source))
-
-
-# MNIST from where the user has it; from the network only when asked.
-
-
-URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
-SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
-"""Of that file, as Keras checks it."""
-DOWNLOAD_TIMEOUT_S = 60
-
-IDX_FILES = {
-    "x_train": ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
-    "y_train": ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
-    "x_test": ("t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"),
-    "y_test": ("t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"),
-}
-
-
-def read_mnist_arrays(path: str, *, download: bool) -> tuple[dict[str, NDArray[Any]], str]:
-    """Read MNIST's four arrays; return them with where they came from.
 
     Args:
         path: Keras's `mnist.npz`, the folder of the four IDX files, or one of these; "" for
@@ -165,11 +120,18 @@ def read_mnist_arrays(path: str, *, download: bool) -> tuple[dict[str, NDArray[A
         download: Fetch `mnist.npz` into the cache when it is not there.
 
     Raises:
-        DatasetError: Not there, unreadable, or the download fails or differs.
+        DatasetError: It is nowhere and `download` is off, or it cannot be read, or the download
+            fails or differs.
     """
+    arrays, source = _read_mnist_arrays(path, download=download)
+    return _make_raw_data("mnist", source, arrays)
+
+
+def _read_mnist_arrays(path: str, *, download: bool) -> tuple[dict[str, Array], str]:
+    """Read MNIST's four arrays; return them with where they came from."""
     if path:
         return _read_path(Path(path)), path
-    cached = keras_cache_path()
+    cached = _find_keras_cache()
     if not cached.is_file():
         if not download:
             raise DatasetError(
@@ -177,31 +139,31 @@ def read_mnist_arrays(path: str, *, download: bool) -> tuple[dict[str, NDArray[A
                 "IDX files), or data.download = true to fetch it"
             )
         _download(cached)
-    return read_npz_arrays(cached), str(cached)
+    return _read_npz_arrays(cached), str(cached)
 
 
-def keras_cache_path() -> Path:
+def _find_keras_cache() -> Path:
     """Return where Keras keeps its `mnist.npz`."""
     home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
     return Path(home) / "datasets" / "mnist.npz"
 
 
-def _read_path(path: Path) -> dict[str, NDArray[Any]]:
+def _read_path(path: Path) -> dict[str, Array]:
     if path.is_dir():
         if (path / "mnist.npz").is_file():
-            return read_npz_arrays(path / "mnist.npz")
+            return _read_npz_arrays(path / "mnist.npz")
         return _read_idx_files(path)
     try:
         with path.open("rb") as file:
             magic = file.read(2)
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror}") from error
-    if magic in (GZIP_MAGIC, b"\0\0"):
+    if magic in (_GZIP_MAGIC, b"\0\0"):
         return _read_idx_files(path.parent)
-    return read_npz_arrays(path)
+    return _read_npz_arrays(path)
 
 
-def _read_idx_files(folder: Path) -> dict[str, NDArray[Any]]:
+def _read_idx_files(folder: Path) -> dict[str, Array]:
     arrays = {}
     for name, stems in IDX_FILES.items():
         candidates = [folder / (stem + end) for stem in stems for end in ("", ".gz")]
@@ -211,7 +173,7 @@ def _read_idx_files(folder: Path) -> dict[str, NDArray[Any]]:
                 f"{folder} has neither {stems[0]} nor {stems[0]}.gz; give the folder of MNIST's "
                 "four IDX files, or an npz"
             )
-        arrays[name] = read_idx(found)
+        arrays[name] = _read_idx(found)
     return arrays
 
 
@@ -220,7 +182,7 @@ def _download(target: Path) -> None:
     partial = target.with_suffix(f".{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(URL, timeout=DOWNLOAD_TIMEOUT_S) as response:
+        with urllib.request.urlopen(URL, timeout=_DOWNLOAD_TIMEOUT_S) as response:
             data = response.read()
         if hashlib.sha256(data).hexdigest() != SHA256:
             raise DatasetError(f"{URL} gave {len(data)} bytes that are not mnist.npz; try again")
@@ -233,25 +195,18 @@ def _download(target: Path) -> None:
         ) from error
 
 
-# The IDX format of the original MNIST files, gzipped or not.
-#
-# Big-endian: two zero bytes, a type code, the rank, then one uint32 per axis, then the values
-# (http://yann.lecun.com/exdb/mnist/).
+def _read_idx(path: Path) -> Array:
+    """Read one of MNIST's original files, gzipped or not, into an array of native byte order.
 
-
-DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-GZIP_MAGIC = b"\x1f\x8b"
-
-
-def read_idx(path: Path) -> NDArray[Any]:
-    """Read one IDX file into an array of native byte order.
+    The IDX format is big-endian: two zero bytes, a type code, the rank, then one uint32 per axis,
+    then the values (http://yann.lecun.com/exdb/mnist/).
 
     Raises:
         DatasetError: Missing, unreadable, truncated (gzip or not), or not IDX.
     """
     try:
         data = path.read_bytes()
-        if data[:2] == GZIP_MAGIC:
+        if data[:2] == _GZIP_MAGIC:
             data = gzip.decompress(data)
     except EOFError as error:
         raise DatasetError(f"{path} is a truncated gzip file; copy it again") from error
@@ -259,11 +214,11 @@ def read_idx(path: Path) -> NDArray[Any]:
         raise DatasetError(f"{path} is a damaged gzip file ({error}); copy it again") from error
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
-    return _parse(data, path)
+    return _parse_idx(data, path)
 
 
-def _parse(data: bytes, path: Path) -> NDArray[Any]:
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in DTYPES:
+def _parse_idx(data: bytes, path: Path) -> Array:
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_DTYPES:
         raise DatasetError(
             f"{path} is not an IDX file (it begins with {data[:4].hex() or 'nothing'}); give "
             "MNIST's four original files, gzipped or not, or an npz"
@@ -273,7 +228,7 @@ def _parse(data: bytes, path: Path) -> NDArray[Any]:
     if len(data) < start:
         raise DatasetError(f"{path} is a truncated IDX file; copy it again")
     shape = struct.unpack(f">{rank}I", data[4:start])
-    dtype = np.dtype(DTYPES[data[2]])
+    dtype = np.dtype(_IDX_DTYPES[data[2]])
     wanted = math.prod(shape) * dtype.itemsize
     if len(data) - start != wanted:
         raise DatasetError(
@@ -284,10 +239,44 @@ def _parse(data: bytes, path: Path) -> NDArray[Any]:
     return array.astype(dtype.newbyteorder("="))
 
 
-# Reads the arrays of an npz file, whoever wrote it.
+def read_npz(path: str) -> RawData:
+    """Read the user's own `x_train, y_train[, x_test, y_test][, class_names]`.
+
+    Raises:
+        DatasetError: The file cannot be read, is no npz, or lacks an array.
+    """
+    if not path:
+        raise DatasetError("data.kind is 'npz', so data.path must name the file")
+    return _make_raw_data(Path(path).stem, path, _read_npz_arrays(Path(path)))
 
 
-def read_npz_arrays(path: Path) -> dict[str, Array]:
+def _make_raw_data(name: str, source: str, arrays: dict[str, Array]) -> RawData:
+    """Sort arrays by their names, those of an npz file, into the splits.
+
+    Raises:
+        DatasetError: `x_train` or `y_train` is missing, or one of the test arrays alone.
+    """
+    for wanted in ("x_train", "y_train"):
+        if wanted not in arrays:
+            raise DatasetError(
+                f"{source} has no array {wanted!r}, only {sorted(arrays)}; give x_train, y_train "
+                "and, if you have them, x_test, y_test"
+            )
+    if ("x_test" in arrays) != ("y_test" in arrays):
+        raise DatasetError(f"{source} has one of x_test and y_test; give both or neither")
+    class_names = arrays.get("class_names")
+    return RawData(
+        name=name,
+        source=source,
+        x_train=arrays["x_train"],
+        y_train=arrays["y_train"],
+        x_test=arrays.get("x_test"),
+        y_test=arrays.get("y_test"),
+        class_names=() if class_names is None else tuple(str(one) for one in class_names.ravel()),
+    )
+
+
+def _read_npz_arrays(path: Path) -> dict[str, Array]:
     """Read every array of an npz file, never unpickling.
 
     Raises:

@@ -25,6 +25,7 @@ from contract.errors import (
     ExportError,
     ManifestError,
     SignatureChangedError,
+    VerificationError,
     VersionExistsError,
 )
 from contract.manifest import Manifest, check_files, from_entries, read_manifest, write_manifest
@@ -43,6 +44,10 @@ from exporter.publishing.staging import (
 
 _LOG = logging.getLogger(__name__)
 _MAX_VERSION = 2**63 - 1
+
+CANDIDATE = "candidate"
+REPORT = "verification.json"
+"""What an export leaves in its run directory; a candidate that did not pass has no manifest."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,6 +92,9 @@ def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -
         base_path: The model's own folder; made when missing.
         options: See `PublishOptions`.
 
+    Returns:
+        The new version, and what went with it.
+
     Raises:
         ManifestError: The candidate is incomplete or damaged.
         ConfigError: The base path is a file or may not be written, or an option is wrong.
@@ -108,20 +116,6 @@ def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -
         target = _seal_and_rename(stage, base_path / str(version), manifest)
         retired = _retire(base_path, manifest.model_name, options)
     return Published(target, version, tuple(retired), tuple(changes))
-
-
-def check_base_path(base_path: Path) -> None:
-    """Finds out early, before anybody trains for hours, that a base path is of no use.
-
-    Raises:
-        ConfigError: It is a file, or it (or the folder it will be made in) is not writable.
-    """
-    existing = next(path for path in (base_path, *base_path.absolute().parents) if path.exists())
-    with explain_os_errors(base_path):
-        if not existing.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
 
 
 def _check_options(options: PublishOptions, base_path: Path, model_name: str) -> None:
@@ -194,32 +188,6 @@ def read_version_signatures(version_dir: Path) -> dict[str, Signature]:
     return read_signatures(content)
 
 
-def _seal_and_rename(stage: Path, target: Path, manifest: Manifest) -> Path:
-    sealed = msgspec.structs.replace(manifest, version=int(target.name))
-    write_manifest(stage, sealed)
-    sync_path(stage / layout.MANIFEST)
-    sync_path(stage / layout.EXTRA)
-    (stage / WRITER).unlink()
-    sync_path(stage)
-    rename_stage(stage, target, advice="; publish again")
-    sync_path(target.parent)
-    return target
-
-
-def _retire(base_path: Path, model_name: str, options: PublishOptions) -> list[int]:
-    try:
-        return retire_versions(
-            base_path, model_name, keep=options.keep, config=options.model_config_file
-        )
-    except (OSError, ConfigError) as error:
-        # The new version is out: that its elders stay is worth a warning, not a failure.
-        _LOG.warning("%s: published, but old versions could not be retired: %s", base_path, error)
-        return []
-
-
-# What a new version may not change: the signatures of the version before it.
-
-
 def list_breaks(before: Mapping[str, Signature], after: Mapping[str, Signature]) -> list[str]:
     """Every way in which a client of `before` would fail on `after`, as short sentences.
 
@@ -254,28 +222,35 @@ def _compare_tensors(
             yield f"{where} {name!r} was {spec.describe()} and is {new[name].describe()}"
 
 
-# Retiring: old versions go, never the newest, never one that a models.config names.
+def _seal_and_rename(stage: Path, target: Path, manifest: Manifest) -> Path:
+    sealed = msgspec.structs.replace(manifest, version=int(target.name))
+    write_manifest(stage, sealed)
+    sync_path(stage / layout.MANIFEST)
+    sync_path(stage / layout.EXTRA)
+    (stage / WRITER).unlink()
+    sync_path(stage)
+    rename_stage(stage, target, advice="; publish again")
+    sync_path(target.parent)
+    return target
 
 
-def retire_versions(
+def _retire(base_path: Path, model_name: str, options: PublishOptions) -> list[int]:
+    try:
+        return _retire_versions(
+            base_path, model_name, keep=options.keep, config=options.model_config_file
+        )
+    except (OSError, ConfigError) as error:
+        # The new version is out: that its elders stay is worth a warning, not a failure.
+        _LOG.warning("%s: published, but old versions could not be retired: %s", base_path, error)
+        return []
+
+
+def _retire_versions(
     base_path: Path, model_name: str, *, keep: int, config: Path | None
 ) -> list[int]:
-    """Takes away all but the `keep` newest versions. Call it while holding the base path.
+    """Takes away all but the `keep` newest versions and those that `config` names; their numbers.
 
     A version is renamed to a dot-name first, so that a server never sees half of it.
-
-    Args:
-        base_path: The model's own folder.
-        model_name: As `config` names the model.
-        keep: How many stay; 0 for all.
-        config: A `models.config`; versions that it names for this model stay as well.
-
-    Returns:
-        The numbers retired, ascending.
-
-    Raises:
-        ConfigError: `config` cannot be read.
-        OSError: A version cannot be renamed.
     """
     if not keep:
         return []
@@ -322,3 +297,36 @@ def read_named_versions(config: Path, base_path: Path, model_name: str) -> froze
 
 def _is_same_folder(text: str, base_path: Path) -> bool:
     return bool(text) and Path(text).resolve() == base_path.resolve()
+
+
+def find_candidate(path: Path) -> tuple[Path, str]:
+    """The candidate at `path`, or in the run directory `path`, and its model name.
+
+    Raises:
+        ConfigError: There is none.
+        VerificationError: It did not pass.
+        ManifestError: It is damaged, or something else.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no directory; give a candidate, a run directory or a version")
+    found = path / CANDIDATE if (path / CANDIDATE).is_dir() else path
+    if found != path and not (found / layout.MANIFEST).exists():
+        raise VerificationError(
+            f"the candidate in {path} did not pass verification, so it is not published; its "
+            f"report is {path / REPORT}"
+        )
+    return found, read_manifest(found).model_name
+
+
+def check_base_path(base_path: Path) -> None:
+    """Finds out early, before anybody trains for hours, that a base path is not usable.
+
+    Raises:
+        ConfigError: It is a file, or it (or the folder it will be made in) is not writable.
+    """
+    existing = next(path for path in (base_path, *base_path.absolute().parents) if path.exists())
+    with explain_os_errors(base_path):
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))

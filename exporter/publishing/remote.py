@@ -13,7 +13,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, TypeAlias, final
 
 from contract import layout
 from contract.console.extras import import_extra
@@ -25,10 +25,13 @@ from contract.errors import (
 )
 from contract.manifest import FileEntry
 
-OnBytes = Callable[[int], None]
+if TYPE_CHECKING:
+    import fsspec
+
+OnBytes: TypeAlias = Callable[[int], None]
 """Told how many more bytes have been moved."""
 
-READ_BYTES = 8 * 2**20
+_READ_BYTES = 8 * 2**20
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs"}
 # Their folders are only a way of speaking, and making one may make a bucket.
 _WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
@@ -155,9 +158,9 @@ class RemoteBasePath:
         return frozenset([given] if isinstance(given, str) else given)
 
     def _read_pieces(self, name: str, num_bytes: int) -> Iterator[bytes]:
-        for start in range(0, num_bytes, READ_BYTES):
+        for start in range(0, num_bytes, _READ_BYTES):
             with self._explained():
-                end = min(start + READ_BYTES, num_bytes)
+                end = min(start + _READ_BYTES, num_bytes)
                 piece = bytes(self._files.cat_file(self._path(name), start=start, end=end))
             yield piece
 
@@ -178,7 +181,7 @@ class _Hook:
         self._on_bytes = on_bytes
         self._told = 0
 
-    def make_callback(self) -> Any:
+    def make_callback(self) -> fsspec.Callback:
         callbacks = importlib.import_module("fsspec.callbacks")
         return callbacks.Callback(hooks={"bytes": self._hear})
 
@@ -186,13 +189,13 @@ class _Hook:
         if num_bytes > self._told:
             self._on_bytes(num_bytes - self._told)
 
-    def _hear(self, _size: int | None, value: int, **_: Any) -> None:
+    def _hear(self, _size: int | None, value: int, **_: object) -> None:
         if value > self._told:
             self._on_bytes(value - self._told)
             self._told = value
 
 
-def _open_file_system(url: str, shown: str) -> tuple[Any, str]:
+def _open_file_system(url: str, shown: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if not re.match(r"[a-z][a-z0-9+.-]*:", url):
         raise ConfigError(
             f"{shown}: not a remote address; give one such as s3://bucket/models/mlp or "

@@ -1,4 +1,9 @@
-"""Stages: copies of a candidate that no server sees, and what is left when publishing fails."""
+"""Stages: copies of a candidate that no server sees, and what is left when publishing fails.
+
+Two kinds of locks keep publishers apart: one on a model's base path, one on each stage that is
+being written. `flock` locks belong to an open file, so the kernel drops them when their process
+dies, however it dies. https://man7.org/linux/man-pages/man2/flock.2.html
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,9 @@ from contract.manifest import Manifest, check_files
 
 _LOG = logging.getLogger(__name__)
 
+WRITER = ".writer"
+"""File inside a stage that its living writer holds locked."""
+
 
 @contextlib.contextmanager
 def opened(base_path: Path) -> Iterator[None]:
@@ -35,7 +43,8 @@ def opened(base_path: Path) -> Iterator[None]:
 def _leave_as_it_was(base_path: Path, made: list[Path], *, had_lock: bool) -> None:
     if not had_lock and base_path.is_dir():
         with contextlib.suppress(OSError), hold_base_path(base_path):
-            remove_lock_file(base_path)
+            # Only its holder may, and only if there was none when it came.
+            (base_path / layout.LOCK).unlink(missing_ok=True)
     for path in made:
         with contextlib.suppress(OSError):
             path.rmdir()  # refuses what somebody else uses by now
@@ -46,7 +55,7 @@ def staged(candidate: Path, base_path: Path, manifest: Manifest) -> Iterator[Pat
     """A copy of the candidate that no server sees, held alive by us; gone at the end."""
     stage = base_path / f"{layout.STAGE_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     with hold_base_path(base_path):
-        clean_up(base_path)
+        _clean_up(base_path)
         # Made and marked under the lock: a cleaner never sees a stage without its mark.
         stage.mkdir()
         try:
@@ -65,14 +74,13 @@ def staged(candidate: Path, base_path: Path, manifest: Manifest) -> Iterator[Pat
         os.close(descriptor)
 
 
-def clean_up(base_path: Path) -> list[Path]:
+def _clean_up(base_path: Path) -> None:
     """Deletes what dead publishers left. Call it only while holding the base path."""
-    dead = [path for path in base_path.glob(f"{layout.STAGE_PREFIX}*") if not is_alive(path)]
-    for path in dead:
-        _LOG.info("cleaning up %s, which a publisher that died left behind", path)
-        remove_tree(path)
+    for path in base_path.glob(f"{layout.STAGE_PREFIX}*"):
+        if not is_alive(path):
+            _LOG.info("cleaning up %s, which a publisher that died left behind", path)
+            remove_tree(path)
     remove_retired(base_path)
-    return dead
 
 
 def remove_retired(base_path: Path) -> None:
@@ -98,16 +106,6 @@ def rename_stage(stage: Path, target: Path, *, advice: str = "") -> None:
         ) from error
 
 
-# Locks of publishing: one on a model's base path, one on each stage that is being written.
-#
-# `flock` locks belong to an open file, so the kernel drops them when their process dies,
-# however it dies. https://man7.org/linux/man-pages/man2/flock.2.html
-
-
-WRITER = ".writer"
-"""File inside a stage that its living writer holds locked."""
-
-
 @contextlib.contextmanager
 def hold_base_path(base_path: Path) -> Iterator[None]:
     """Waits for, and holds, the lock of a base path.
@@ -129,11 +127,6 @@ def hold_base_path(base_path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def remove_lock_file(base_path: Path) -> None:
-    """Takes the lock file away; only for the holder, who found none when it came."""
-    (base_path / layout.LOCK).unlink(missing_ok=True)
 
 
 def mark_alive(stage: Path) -> int:
@@ -179,9 +172,6 @@ def _names_the_same_file(descriptor: int, path: Path) -> bool:
         return False
     held = os.fstat(descriptor)
     return (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
-
-
-# Writing files so that they are on the disk, and saying plainly when that fails.
 
 
 def sync_path(path: Path) -> None:
@@ -235,11 +225,10 @@ def explain_os_errors(base_path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise describe_os_error(error, base_path) from error
+        raise _describe_os_error(error, base_path) from error
 
 
-def describe_os_error(error: OSError, base_path: Path) -> PlumblineError:
-    """The error to raise for `error`, met while publishing below `base_path`."""
+def _describe_os_error(error: OSError, base_path: Path) -> PlumblineError:
     where = error.filename or base_path
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:

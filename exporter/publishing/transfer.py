@@ -1,10 +1,15 @@
-"""Copying a published version to a remote base path: data, then saved_model.pb, then manifest.
+"""Copying published versions to a remote base path, and fetching them from there.
 
-    check here → upload what is not there already → read back and compare → manifest
+There: check here → upload what is not there already → read back and compare → manifest
 
-The order makes a version whole when its manifest is there, and never before: `fetch` and a
-second copy go by that. TensorFlow Serving knows no manifest, so a folder that is being
-written must not be served.
+    Data, then saved_model.pb, then the manifest: a version is whole when its manifest is there,
+    and never before; `fetch` and a second copy go by that. TensorFlow Serving knows no manifest,
+    so a folder that is being written must not be served.
+
+Back: stage (what is there and right stays) → check every file → one rename into the base path
+
+    A server on the base path sees the version whole or not at all. Made for init containers:
+    run again after a kill it goes on, and with the version in place it checks it and is done.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from exporter.publishing.staging import (
 
 _LOG = logging.getLogger(__name__)
 _LATE = frozenset({layout.SAVED_MODEL, layout.MANIFEST})
+_POLL_S = 0.2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,6 +72,9 @@ def copy_to_remote(version_dir: Path, url: str, *, on_bytes: OnBytes = lambda _:
         version_dir: A published version: its folder is named by its number.
         url: The remote base path, an fsspec address of the model's own folder.
         on_bytes: Told of progress; bytes that were there already count as well.
+
+    Returns:
+        What is there now.
 
     Raises:
         ManifestError: The version is damaged, or its copy differs after writing.
@@ -156,17 +165,6 @@ def _check(remote: RemoteBasePath, folder: str, name: str, entry: FileEntry) -> 
     )
 
 
-# Fetching a version from a remote base path: the mirror image of copying one there.
-#
-# stage (what is there and right stays) → check every file → one rename into the base path
-#
-# A server on the base path sees the version whole or not at all. Made for init containers:
-# run again after a kill it goes on, and with the version in place it checks it and is done.
-
-
-_POLL_S = 0.2
-
-
 def fetch_version(
     url: str, base_path: Path, *, version: int | None = None, on_bytes: OnBytes = lambda _: None
 ) -> Copied:
@@ -177,6 +175,9 @@ def fetch_version(
         base_path: The model's own folder here; made when missing.
         version: Its number; the highest that is complete without one.
         on_bytes: Told of progress; bytes that were there already count as well.
+
+    Returns:
+        What is here now.
 
     Raises:
         ServableNotFoundError: No such version there, or none that is complete.

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
+from exporter.training.models import Structure
 
-EVALUATION_BATCH = 256
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_EVALUATION_BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +67,9 @@ def make_batches(
     plan: BatchPlan,
     *,
     first_epoch: int,
-    shape: Callable[[Any, Any], Any],
-) -> Any:
-    """Return a `tf.data.Dataset` of every batch from `first_epoch` to the last epoch.
+    shape: Callable[[tf.Tensor, tf.Tensor], tuple[Structure, Structure]],
+) -> tf.data.Dataset:
+    """Return every batch from `first_epoch` to the last epoch.
 
     One data set for the whole run: a new one per epoch costs a start-up each.
 
@@ -87,7 +91,9 @@ def make_batches(
     # Held once as tensors; the batches gather from them.
     x, y = tf.constant(features), tf.constant(targets)
 
-    def gather(rows: Any, partners: Any, weights: Any) -> Any:
+    def gather(
+        rows: tf.Tensor, partners: tf.Tensor, weights: tf.Tensor
+    ) -> tuple[Structure, Structure]:
         batch_x, batch_y = tf.gather(x, rows), tf.gather(y, rows)
         if plan.mixup:
             batch_x = _mix(batch_x, tf.gather(x, partners), weights)
@@ -98,22 +104,27 @@ def make_batches(
     return _shard_by_data(data)
 
 
-def make_evaluation_batches(features: NDArray[np.float32], targets: NDArray[np.float32]) -> Any:
-    """Return a `tf.data.Dataset` of (features, targets) in order, for measuring."""
+def make_evaluation_batches(
+    features: NDArray[np.float32], targets: NDArray[np.float32]
+) -> tf.data.Dataset:
+    """Return batches of (features, targets) in order, for measuring."""
     import tensorflow as tf
 
     data = tf.data.Dataset.from_tensor_slices((features, targets))
-    return data.batch(EVALUATION_BATCH).cache()
+    return data.batch(_EVALUATION_BATCH).cache()
 
 
-def _plan_epochs(plan: BatchPlan, first_epoch: int) -> tuple[NDArray[Any], ...]:
+def _plan_epochs(
+    plan: BatchPlan, first_epoch: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
     """Return rows, mixup partners (int32) and mixup weights, each (epochs, examples).
 
     Without mixup the last two are not looked at.
     """
     epochs = range(first_epoch, plan.epochs)
-    rows = np.empty((len(epochs), plan.num_rows), np.int32)
-    weights = np.zeros_like(rows, np.float32)
+    shape = (len(epochs), plan.num_rows)
+    rows = np.empty(shape, np.int32)
+    weights = np.zeros(shape, np.float32)
     for number, epoch in enumerate(epochs):
         rows[number] = order_rows(plan.seed, epoch, plan.num_rows)
     if not plan.mixup:
@@ -126,7 +137,7 @@ def _plan_epochs(plan: BatchPlan, first_epoch: int) -> tuple[NDArray[Any], ...]:
     return rows, partners, weights
 
 
-def _mix(first: Any, second: Any, weights: Any) -> Any:
+def _mix(first: tf.Tensor, second: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Blend (batch, ...) row by row: weights·first + (1 - weights)·second."""
     import tensorflow as tf
 
@@ -134,7 +145,7 @@ def _mix(first: Any, second: Any, weights: Any) -> Any:
     return shaped * first + (1 - shaped) * second
 
 
-def _shard_by_data(data: Any) -> Any:
+def _shard_by_data(data: tf.data.Dataset) -> tf.data.Dataset:
     """Let each worker take its share of every batch: there are no files to share out."""
     import tensorflow as tf
 

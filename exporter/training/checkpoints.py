@@ -19,28 +19,62 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from contract.errors import ConfigError
-from exporter.config import Config, config_to_dict
+from contract.signature import Array
+from exporter.config import Config, Table, config_to_dict
 from exporter.data.dataset import Dataset
 from exporter.training.run import RunState, TrainingParts
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tf_keras
 
-KEPT = 2
-EPOCH_DIRECTORY = re.compile(r"epoch-(\d+)")
-CHANGEABLE = ("checkpoint_every", "tensorboard")
+_LOG = logging.getLogger(__name__)
+
+_KEPT = 2
+_EPOCH_DIRECTORY = re.compile(r"epoch-(\d+)")
+_CHANGEABLE = ("checkpoint_every", "tensorboard")
 """Keys of [training] that a resumed run may change: they move no weight."""
 
 
-def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Return what must be equal for a checkpoint to be gone on from."""
+class RunIdentity(msgspec.Struct, frozen=True):
+    """What must be equal for a checkpoint to be gone on from.
+
+    Attributes:
+        model: The section of the configuration, as it was then: keys may have come or gone.
+        training: Likewise, without what moves no weight.
+        data: The fingerprint.
+    """
+
+    model: Table
+    training: Table
+    data: str
+
+
+def identify_run(config: Config, dataset: Dataset) -> RunIdentity:
+    """Return what a run is recognised by."""
     plain = config_to_dict(config)
-    training = {key: value for key, value in plain["training"].items() if key not in CHANGEABLE}
-    return {"model": plain["model"], "training": training, "data": dataset.fingerprint}
+    training = {key: value for key, value in plain["training"].items() if key not in _CHANGEABLE}
+    # As JSON keeps it, so that it equals what is read back: lists, not tuples.
+    return msgspec.json.decode(
+        msgspec.json.encode(RunIdentity(plain["model"], training, dataset.fingerprint)),
+        type=RunIdentity,
+    )
+
+
+class _SavedState(msgspec.Struct, frozen=True):
+    """`state.json`: what is kept of `RunState` but for the weights, and whose it is."""
+
+    epochs_run: int
+    best_epoch: int
+    stopped: bool
+    history: dict[str, list[float]]
+    run: RunIdentity
 
 
 class CheckpointStore:
@@ -49,17 +83,17 @@ class CheckpointStore:
     Args:
         directory: Where they lie.
         parts: What is saved and restored.
-        run: From `describe_run`; a checkpoint of another run is refused.
+        run: From `identify_run`; a checkpoint of another run is refused.
         chief: Whether this worker keeps what it writes; the others take part in the writing,
             as TensorFlow wants it, and throw their copy away.
     """
 
     def __init__(
-        self, directory: Path, parts: TrainingParts, run: dict[str, Any], *, chief: bool
+        self, directory: Path, parts: TrainingParts, run: RunIdentity, *, chief: bool
     ) -> None:
         self._directory = directory
         self._parts = parts
-        self._run = json.loads(json.dumps(run))
+        self._run = run
         self._chief = chief
 
     def clear(self) -> None:
@@ -90,7 +124,7 @@ class CheckpointStore:
             stage.mkdir(parents=True)
             with translate_disk_errors(stage):
                 self._make_checkpoint().write(str(stage / "variables"))
-            _write_state(stage, state, self._run)
+            _write_files(stage, state, self._run)
             if not self._chief:
                 shutil.rmtree(stage)
                 return final
@@ -101,7 +135,7 @@ class CheckpointStore:
                 f"cannot write a checkpoint to {self._directory}: {error.strerror}; give another "
                 "--run_dir, or training.checkpoint_every = 0"
             ) from error
-        for epoch in sorted(self._find())[:-KEPT]:
+        for epoch in sorted(self._find())[:-_KEPT]:
             shutil.rmtree(self._directory / f"epoch-{epoch:05}")
         return final
 
@@ -117,17 +151,16 @@ class CheckpointStore:
             self._remove_stages()
         found = self._find()
         if not found:
-            logger.warning("no checkpoint in %s: training starts over", self._directory)
+            _LOG.warning("no checkpoint in %s: training starts over", self._directory)
             return RunState()
         path = found[max(found)]
-        state, run = _read_state(path)
-        self._check_run(path, run)
+        state = self._read_state(path)
         restored = self._make_checkpoint().read(str(path / "variables"))
         restored.assert_existing_objects_matched()
-        logger.info("resuming after epoch %d from %s", state.epochs_run, path)
+        _LOG.info("resuming after epoch %d from %s", state.epochs_run, path)
         return state
 
-    def _make_checkpoint(self) -> Any:
+    def _make_checkpoint(self) -> tf.train.Checkpoint:
         import tensorflow as tf
 
         return tf.train.Checkpoint(
@@ -136,24 +169,33 @@ class CheckpointStore:
             generators=_find_generators(self._parts.model),
         )
 
-    def _check_run(self, path: Path, run: dict[str, Any]) -> None:
-        for section, now in self._run.items():
-            before = run.get(section)
-            if before == now:
-                continue
-            if not isinstance(before, dict):
-                raise ConfigError(f"{path} was trained on other data; leave --resume out")
-            keys = [key for key in now if before.get(key) != now[key]]
-            changed = ", ".join(f"{section}.{k} {before.get(k)} -> {now[k]}" for k in keys)
-            raise ConfigError(
-                f"{path} is of another run ({changed}); give its configuration, or leave "
-                "--resume out to start over"
-            )
+    def _read_state(self, path: Path) -> RunState:
+        saved, best_weights = _read_files(path)
+        for section in ("model", "training"):
+            before, now = getattr(saved.run, section), getattr(self._run, section)
+            if before != now:
+                keys = [key for key in now if before.get(key) != now[key]]
+                changed = ", ".join(f"{section}.{k} {before.get(k)} -> {now[k]}" for k in keys)
+                raise ConfigError(
+                    f"{path} is of another run ({changed}); give its configuration, or leave "
+                    "--resume out to start over"
+                )
+        if saved.run.data != self._run.data:
+            raise ConfigError(f"{path} was trained on other data; leave --resume out")
+        return RunState(
+            epochs_run=saved.epochs_run,
+            history=saved.history,
+            best_epoch=saved.best_epoch,
+            best_weights=best_weights,
+            stopped=saved.stopped,
+        )
 
     def _find(self) -> dict[int, Path]:
         if not self._directory.is_dir():
             return {}
-        matches = {path: EPOCH_DIRECTORY.fullmatch(path.name) for path in self._directory.iterdir()}
+        matches = {
+            path: _EPOCH_DIRECTORY.fullmatch(path.name) for path in self._directory.iterdir()
+        }
         return {int(match[1]): path for path, match in matches.items() if match}
 
     def _remove_stages(self) -> None:
@@ -161,7 +203,7 @@ class CheckpointStore:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def _find_generators(model: Any) -> list[Any]:
+def _find_generators(model: tf_keras.Model) -> list[tf.random.Generator]:
     """Return the random generators of a model's layers, in order.
 
     Keras does not track them; without their state a resumed run would drop other units.
@@ -171,33 +213,31 @@ def _find_generators(model: Any) -> list[Any]:
     return [generator for generator in found if generator is not None]
 
 
-def _write_state(directory: Path, state: RunState, run: dict[str, Any]) -> None:
+def _write_files(directory: Path, state: RunState, run: RunIdentity) -> None:
     with (directory / "best.npz").open("wb") as file:
         np.savez(file, **{f"{n:05}": w for n, w in enumerate(state.best_weights)})  # type: ignore[arg-type]
-    plain = {
-        "epochs_run": state.epochs_run,
-        "best_epoch": state.best_epoch,
-        "stopped": state.stopped,
-        "history": state.history,
-        "run": run,
-    }
-    (directory / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+    saved = _SavedState(
+        epochs_run=state.epochs_run,
+        best_epoch=state.best_epoch,
+        stopped=state.stopped,
+        history=state.history,
+        run=run,
+    )
+    # Not msgspec's own JSON, which has no NaN: a validation loss may be one.
+    text = json.dumps(msgspec.to_builtins(saved))
+    (directory / "state.json").write_text(text, encoding="utf-8")
 
 
-def _read_state(directory: Path) -> tuple[RunState, dict[str, Any]]:
+def _read_files(directory: Path) -> tuple[_SavedState, list[Array]]:
     try:
         plain = json.loads((directory / "state.json").read_text(encoding="utf-8"))
         with np.load(directory / "best.npz", allow_pickle=False) as arrays:
             best_weights = [arrays[name] for name in sorted(arrays.files)]
-        run = plain.pop("run")
-        return RunState(best_weights=best_weights, **plain), run
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return msgspec.convert(plain, _SavedState), best_weights
+    except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
         raise ConfigError(
             f"the checkpoint {directory} cannot be read ({error}); remove it, or leave --resume out"
         ) from error
-
-
-# Disks that fill up under TensorFlow, told as Python tells of them.
 
 
 @contextlib.contextmanager

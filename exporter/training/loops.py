@@ -1,85 +1,28 @@
-"""The loss of each head of a model, for both loops."""
+"""The two training loops, Keras's own `fit` and one of ours, and the losses of both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
 from contract.errors import ConfigError
 from exporter.config import BUILT_IN_LOSSES, TrainingConfig
-from exporter.training.heads import Head, ModelHeads
-from exporter.training.models import import_function
+from exporter.training.models import Head, ModelHeads, Structure, import_function
 from exporter.training.run import EpochRecorder, TrainingParts
 
-PerExampleLoss = Callable[[Any, Any], Any]
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tf_keras
+
+_STEPS_PER_CALL = 50
+"""Steps in one call of the compiled function: small models spend their time between calls."""
+
+PerExampleLoss: TypeAlias = "Callable[[tf.Tensor, tf.Tensor], tf.Tensor]"
 """(y_true, y_pred), each (batch, width) -> (batch,)."""
 
 
-def build_keras_losses(heads: ModelHeads) -> dict[str, Any]:
-    """Return head name -> `tf_keras` loss, averaged over the batch, as `compile` takes it."""
-    return {head.name: _build_loss(head) for head in heads.outputs}
-
-
-def build_example_losses(
-    config: TrainingConfig, heads: ModelHeads, *, smoothing: float
-) -> dict[str, PerExampleLoss]:
-    """Return head name -> loss per example, as the custom loop and the evaluation take it.
-
-    Raises:
-        ConfigError: `training.loss` names a function that does not import.
-    """
-    if config.loss not in BUILT_IN_LOSSES:
-        function = import_function(config.loss, key="training.loss")
-        return {
-            head.name: _check_custom(function, config.loss, head.width) for head in heads.outputs
-        }
-    return {
-        head.name: _build_loss(head, per_example=True, smoothing=smoothing)
-        for head in heads.outputs
-    }
-
-
-def _build_loss(head: Head, *, per_example: bool = False, smoothing: float = 0.0) -> Any:
-    import tf_keras
-
-    losses = tf_keras.losses
-    reduction = losses.Reduction.NONE if per_example else losses.Reduction.AUTO
-    if head.kind == "value":
-        return losses.MeanSquaredError(reduction=reduction)
-    return losses.CategoricalCrossentropy(
-        from_logits=head.kind == "logits", label_smoothing=smoothing, reduction=reduction
-    )
-
-
-def _check_custom(function: Callable[..., Any], reference: str, width: int) -> PerExampleLoss:
-    """Try a loss of the user's own on two examples, before the step is compiled."""
-    import tensorflow as tf
-
-    y_true = tf.one_hot([0, width - 1], width)
-    try:
-        shape = tuple(function(y_true, tf.fill((2, width), 1 / width)).shape)
-    except Exception as error:  # the user's code: whatever it raises is theirs to read
-        raise ConfigError(
-            f"training.loss {reference!r} failed on y_true and y_pred of shape (2, {width}): "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if shape != (2,):
-        raise ConfigError(
-            f"training.loss {reference!r} returned shape {shape} for 2 examples; return one loss "
-            "per example, shape (batch,)"
-        )
-    return function
-
-
-# Training with Keras's own `compile` and `fit`.
-
-
-STEPS_PER_CALL = 50
-"""Steps in one call of the compiled function: small models spend their time between calls."""
-
-
 def run_fit(parts: TrainingParts, recorder: EpochRecorder) -> None:
-    """Train until the recorder is done, from the epoch it has reached.
+    """Train with Keras's `compile` and `fit` until the recorder is done, from where it is.
 
     Validation, the best weights and checkpoints are the recorder's, the same for both loops.
     """
@@ -95,7 +38,7 @@ def run_fit(parts: TrainingParts, recorder: EpochRecorder) -> None:
     )
 
 
-def _compile(parts: TrainingParts) -> Any:
+def _compile(parts: TrainingParts) -> tf_keras.Model:
     """Wrap the model, so that the model itself is left as the builder made it.
 
     A compiled model would carry its optimizer into the SavedModel, and `predict_on_batch`
@@ -104,7 +47,7 @@ def _compile(parts: TrainingParts) -> Any:
     import tf_keras
 
     model, main, name_outputs = parts.model, parts.heads.main, parts.heads.name_outputs
-    losses = build_keras_losses(parts.heads)
+    losses = _build_keras_losses(parts.heads)
     alone = len(losses) == 1
 
     class Trainee(tf_keras.Model):  # type: ignore[misc]
@@ -112,7 +55,7 @@ def _compile(parts: TrainingParts) -> Any:
             super().__init__()
             self.model = model
 
-        def call(self, inputs: Any, training: Any = None) -> Any:
+        def call(self, inputs: Structure, training: bool | None = None) -> Structure:
             answers = name_outputs(self.model(inputs, training=training))
             return answers[main.name] if alone else answers
 
@@ -123,20 +66,20 @@ def _compile(parts: TrainingParts) -> Any:
             optimizer=parts.optimizer,
             loss=losses[main.name] if alone else losses,
             metrics=metrics if alone else {main.name: metrics},
-            steps_per_execution=min(STEPS_PER_CALL, parts.plan.steps_per_epoch),
+            steps_per_execution=min(_STEPS_PER_CALL, parts.plan.steps_per_epoch),
             jit_compile=parts.config.jit_compile or None,
         )
     return trainee
 
 
-def _make_callback(parts: TrainingParts, recorder: EpochRecorder) -> Any:
+def _make_callback(parts: TrainingParts, recorder: EpochRecorder) -> tf_keras.callbacks.Callback:
     import tf_keras
 
     class Recording(tf_keras.callbacks.Callback):  # type: ignore[misc]
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
             recorder.end_steps(batch + 1)
 
-        def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
             logs = logs or {}
             metrics = {"loss": float(logs["loss"])}
             for name in ("accuracy", f"{parts.heads.main.name}_accuracy"):
@@ -148,14 +91,12 @@ def _make_callback(parts: TrainingParts, recorder: EpochRecorder) -> Any:
     return Recording()
 
 
-# Training with a loop of our own: a `tf.function` step, GradientTape, `apply_gradients`.
-#
-# The place for what `fit` makes hard: a loss of the user's own, label smoothing, clipping by
-# the global norm, mixup (which the batches bring along).
-
-
 def run_gradient_tape(parts: TrainingParts, recorder: EpochRecorder) -> None:
-    """Train until the recorder is done, from the epoch it has reached."""
+    """Train with a `tf.function` step, GradientTape and `apply_gradients`, until it is done.
+
+    The place for what `fit` makes hard: a loss of the user's own, label smoothing, clipping by
+    the global norm, mixup (which the batches bring along).
+    """
     import tf_keras
 
     with parts.strategy.scope():
@@ -168,8 +109,8 @@ def run_gradient_tape(parts: TrainingParts, recorder: EpochRecorder) -> None:
     while not recorder.done:
         loss_metric.reset_state()
         accuracy_metric.reset_state()
-        for first in range(0, steps, STEPS_PER_CALL):
-            count = min(STEPS_PER_CALL, steps - first)
+        for first in range(0, steps, _STEPS_PER_CALL):
+            count = min(_STEPS_PER_CALL, steps - first)
             run_steps(iterator, count)
             recorder.end_steps(first + count)
         metrics = {"loss": float(loss_metric.result())}
@@ -179,8 +120,10 @@ def run_gradient_tape(parts: TrainingParts, recorder: EpochRecorder) -> None:
 
 
 def _make_run_steps(
-    parts: TrainingParts, loss_metric: Any, accuracy_metric: Any
-) -> Callable[[Any, int], None]:
+    parts: TrainingParts,
+    loss_metric: tf_keras.metrics.Metric,
+    accuracy_metric: tf_keras.metrics.Metric,
+) -> Callable[[Iterator[tuple[Structure, Structure]], int], None]:
     """Return a compiled function (iterator, count) that trains on `count` batches."""
     import tensorflow as tf
 
@@ -189,7 +132,7 @@ def _make_run_steps(
         step = tf.function(step, jit_compile=True)
 
     @tf.function  # type: ignore[untyped-decorator]
-    def run_steps(iterator: Any, count: Any) -> None:
+    def run_steps(iterator: Iterator[tuple[Structure, Structure]], count: tf.Tensor) -> None:
         for _ in tf.range(count):
             parts.strategy.run(step, args=next(iterator))
 
@@ -197,8 +140,10 @@ def _make_run_steps(
 
 
 def _make_step(
-    parts: TrainingParts, loss_metric: Any, accuracy_metric: Any
-) -> Callable[[Any, Any], None]:
+    parts: TrainingParts,
+    loss_metric: tf_keras.metrics.Metric,
+    accuracy_metric: tf_keras.metrics.Metric,
+) -> Callable[[Structure, Structure], None]:
     """Return one replica's step (features, targets): forward, backward, update."""
     import tensorflow as tf
 
@@ -206,7 +151,7 @@ def _make_step(
     compute_loss = _make_compute_loss(parts)
     main = parts.heads.main
 
-    def step(features: Any, targets: Any) -> None:
+    def step(features: Structure, targets: Structure) -> None:
         with tf.GradientTape() as tape:
             answers = parts.heads.name_outputs(model(features, training=True))
             loss, shown_loss = compute_loss(parts.heads.name_outputs(targets), answers)
@@ -231,7 +176,9 @@ def _make_step(
     return step
 
 
-def _make_compute_loss(parts: TrainingParts) -> Callable[[Any, Any], tuple[Any, Any]]:
+def _make_compute_loss(
+    parts: TrainingParts,
+) -> Callable[[dict[str, tf.Tensor], dict[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor]]:
     """Return (targets, answers) -> (the replica's share of the loss, the loss to show).
 
     Shares add up to the mean over the whole batch: each example's loss is divided by the rows
@@ -242,7 +189,9 @@ def _make_compute_loss(parts: TrainingParts) -> Callable[[Any, Any], tuple[Any, 
     losses = build_example_losses(parts.config, parts.heads, smoothing=parts.config.label_smoothing)
     replicas = parts.strategy.num_replicas_in_sync
 
-    def compute_loss(targets: Any, answers: Any) -> tuple[Any, Any]:
+    def compute_loss(
+        targets: dict[str, tf.Tensor], answers: dict[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         summed = [_mean(losses[name](targets[name], answers[name])) for name in losses]
         shown = tf.add_n([*summed, *parts.model.losses])
         return (shown if replicas == 1 else shown / replicas), shown
@@ -250,8 +199,66 @@ def _make_compute_loss(parts: TrainingParts) -> Callable[[Any, Any], tuple[Any, 
     return compute_loss
 
 
-def _mean(values: Any) -> Any:
+def _mean(values: tf.Tensor) -> tf.Tensor:
     """Average (batch,) as Keras does, sum over count: the gradients then agree to the bit."""
     import tensorflow as tf
 
     return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype))
+
+
+def _build_keras_losses(heads: ModelHeads) -> dict[str, tf_keras.losses.Loss]:
+    """Return head name -> loss, averaged over the batch, as `compile` takes it."""
+    return {head.name: _build_loss(head) for head in heads.outputs}
+
+
+def build_example_losses(
+    config: TrainingConfig, heads: ModelHeads, *, smoothing: float
+) -> dict[str, PerExampleLoss]:
+    """Return head name -> loss per example, as the custom loop and the evaluation take it.
+
+    Raises:
+        ConfigError: `training.loss` names a function that does not import.
+    """
+    if config.loss not in BUILT_IN_LOSSES:
+        function = import_function(config.loss, key="training.loss")
+        return {
+            head.name: _check_custom(function, config.loss, head.width) for head in heads.outputs
+        }
+    return {
+        head.name: _build_loss(head, per_example=True, smoothing=smoothing)
+        for head in heads.outputs
+    }
+
+
+def _build_loss(
+    head: Head, *, per_example: bool = False, smoothing: float = 0.0
+) -> tf_keras.losses.Loss:
+    import tf_keras
+
+    losses = tf_keras.losses
+    reduction = losses.Reduction.NONE if per_example else losses.Reduction.AUTO
+    if head.kind == "value":
+        return losses.MeanSquaredError(reduction=reduction)
+    return losses.CategoricalCrossentropy(
+        from_logits=head.kind == "logits", label_smoothing=smoothing, reduction=reduction
+    )
+
+
+def _check_custom(function: PerExampleLoss, reference: str, width: int) -> PerExampleLoss:
+    """Try a loss of the user's own on two examples, before the step is compiled."""
+    import tensorflow as tf
+
+    y_true = tf.one_hot([0, width - 1], width)
+    try:
+        shape = tuple(function(y_true, tf.fill((2, width), 1 / width)).shape)
+    except Exception as error:  # the user's code: whatever it raises is theirs to read
+        raise ConfigError(
+            f"training.loss {reference!r} failed on y_true and y_pred of shape (2, {width}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if shape != (2,):
+        raise ConfigError(
+            f"training.loss {reference!r} returned shape {shape} for 2 examples; return one loss "
+            "per example, shape (batch,)"
+        )
+    return function

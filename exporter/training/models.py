@@ -1,4 +1,4 @@
-"""The networks: an MLP, a CNN, or the user's own builder.
+"""Models: the networks, an MLP, a CNN or the user's own, and what each takes and gives, by name.
 
 `tf_keras` is Keras 2, whose SavedModel export TensorFlow Serving and TFLite read without
 renamed tensors. It is imported when the first model is built.
@@ -6,21 +6,34 @@ renamed tensors. It is imported when the first model is built.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from contract.errors import ConfigError
+from contract.signature import Array
 from exporter.config import ModelConfig
 
-Model = Any
-"""A `tf_keras.Model`; TensorFlow ships no types."""
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tf_keras
+
+HeadKind = Literal["probabilities", "logits", "value"]
+
+Structure: TypeAlias = "tf.Tensor | list[tf.Tensor] | dict[str, tf.Tensor]"
+"""What a Keras model takes or gives."""
 
 
-def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> Model:
+def build_model(
+    config: ModelConfig, input_shape: tuple[int, ...], num_classes: int
+) -> tf_keras.Model:
     """Build the configured network, untrained.
 
     Args:
@@ -29,23 +42,23 @@ def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: 
         num_classes: Width of the output.
 
     Returns:
-        A built `tf_keras.Model`. An MLP takes the example flattened, (784,).
+        It, built. An MLP takes the example flattened, (784,).
 
     Raises:
-        ConfigError: The kind does not fit the data, or the builder is of no use.
+        ConfigError: The kind does not fit the data, or the builder's model cannot be trained.
 
     Example:
         >>> build_model(config.model, (28, 28, 1), 10).output_shape
         (None, 10)
     """
     if config.kind == "mlp":
-        return build_mlp(config, math.prod(input_shape), num_classes)
+        return _build_mlp(config, math.prod(input_shape), num_classes)
     if config.kind == "cnn":
-        return build_cnn(config, input_shape, num_classes)
-    return build_custom(config.builder, input_shape, num_classes)
+        return _build_cnn(config, input_shape, num_classes)
+    return _build_custom(config.builder, input_shape, num_classes)
 
 
-def build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> Model:
+def _build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> tf_keras.Model:
     """Build a Sequential of dense layers.
 
     Input (batch, num_features) float32, output (batch, num_classes) probabilities.
@@ -66,13 +79,12 @@ def build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> Model
     return model
 
 
-def build_cnn(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> Model:
+def _build_cnn(
+    config: ModelConfig, input_shape: tuple[int, ...], num_classes: int
+) -> tf_keras.Model:
     """Build convolutions with pooling, through the functional API.
 
     Input (batch, height, width, channels) float32, output (batch, num_classes) probabilities.
-
-    Raises:
-        ConfigError: The data are not images, or too small for the poolings.
     """
     import tf_keras
 
@@ -109,15 +121,11 @@ def _check_cnn(config: ModelConfig, input_shape: tuple[int, ...]) -> None:
         )
 
 
-def build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) -> Model:
+def _build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) -> tf_keras.Model:
     """Call the user's `package.module:function` with (input_shape, num_classes).
 
     Every input of the model gets the examples, in the shape it declares; every output must be
     as wide as there are classes, or 1 for a regression head.
-
-    Raises:
-        ConfigError: It does not import, is no function, fails, returns no built
-            `tf_keras.Model`, or one with a `train_step` of its own.
     """
     import tf_keras
 
@@ -149,7 +157,7 @@ def build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) -
     return model
 
 
-def import_function(reference: str, *, key: str) -> Callable[..., Any]:
+def import_function(reference: str, *, key: str) -> Callable[..., object]:
     """Import `package.module:function`, also from the current folder.
 
     Raises:
@@ -171,7 +179,7 @@ def import_function(reference: str, *, key: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _penalty(config: ModelConfig) -> Any:
+def _penalty(config: ModelConfig) -> tf_keras.regularizers.L2 | None:
     import tf_keras
 
     return tf_keras.regularizers.L2(config.l2) if config.l2 else None
@@ -180,3 +188,153 @@ def _penalty(config: ModelConfig) -> Any:
 def _layer_name(name: str) -> str:
     """TensorFlow's scopes refuse some of the characters a model name may have."""
     return "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """One output of a model.
+
+    Attributes:
+        name: The key of the model's output dict, else the output layer's name.
+        width: Size of its last axis.
+        kind: `probabilities` (rows that sum to 1), `logits`, or `value` (a regression head,
+            one number per row).
+    """
+
+    name: str
+    width: int
+    kind: HeadKind
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelHeads:
+    """A model's named inputs and outputs.
+
+    Attributes:
+        inputs: Name to shape of one example; every input gets the same examples.
+        outputs: In the model's order; the first that classifies is the one measured.
+    """
+
+    inputs: dict[str, tuple[int, ...]]
+    outputs: tuple[Head, ...]
+
+    @property
+    def main(self) -> Head:
+        """The output that is measured: the first that classifies, else the first."""
+        return next((head for head in self.outputs if head.kind != "value"), self.outputs[0])
+
+    def name_outputs(self, structure: Structure) -> dict[str, tf.Tensor]:
+        """Name a model's answers, or the targets made for them, by head."""
+        return _by_name(structure, [head.name for head in self.outputs])
+
+    def shape_inputs(self, features: tf.Tensor | Array) -> Structure:
+        """Shape a batch (batch, ...) for each input: one tensor, or a dict by input name."""
+        shaped = {
+            name: features.reshape(len(features), *shape)
+            if isinstance(features, np.ndarray)
+            else _reshape(features, shape)
+            for name, shape in self.inputs.items()
+        }
+        return shaped if len(shaped) > 1 else next(iter(shaped.values()))
+
+    def shape_targets(self, targets: tf.Tensor) -> Structure:
+        """Turn one-hot (batch, classes) into what each head takes: one tensor, or a dict.
+
+        A regression head takes the class number as a float32 (batch, 1); mixed targets give
+        the mixed number.
+        """
+        import tensorflow as tf
+
+        numbers = tf.range(tf.shape(targets)[1], dtype=tf.int32)
+        values = tf.linalg.matvec(targets, tf.cast(numbers, tf.float32))[:, tf.newaxis]
+        by_name = {head.name: values if head.width == 1 else targets for head in self.outputs}
+        return by_name if len(by_name) > 1 else next(iter(by_name.values()))
+
+
+def describe_heads(
+    model: tf_keras.Model, example: NDArray[np.float32], num_classes: int, *, loss: str
+) -> ModelHeads:
+    """Read a model's inputs and outputs, and check them against the data.
+
+    Args:
+        model: Built.
+        example: A few rows, (examples, ...): run once, to tell probabilities from logits.
+        num_classes: Classes of the data.
+        loss: `training.loss`.
+
+    Raises:
+        ConfigError: An input does not fit the examples, or an output is not as wide as there
+            are classes.
+    """
+    inputs = {
+        name: _fit_shape(name, tuple(tensor.shape[1:]), example.shape[1:])
+        for name, tensor in _by_name(model.input, model.input_names).items()
+    }
+    outputs = _by_name(model.output, model.output_names)
+    for name, tensor in outputs.items():
+        _check_output(name, tuple(tensor.shape), num_classes, alone=len(outputs) == 1, loss=loss)
+    heads = ModelHeads(inputs, ())
+    answers = model(heads.shape_inputs(example), training=False)
+    found = _by_name(answers, list(outputs))
+    kinds = tuple(
+        Head(name, int(answer.shape[-1]), _tell_kind(np.asarray(answer)))
+        for name, answer in found.items()
+    )
+    return dataclasses.replace(heads, outputs=kinds)
+
+
+def _by_name(structure: Structure, names: list[str]) -> dict[str, tf.Tensor]:
+    """Name the parts of a Keras structure: a dict has names, a tensor or list gets `names`."""
+    if isinstance(structure, dict):
+        return dict(structure)
+    parts = structure if isinstance(structure, list | tuple) else [structure]
+    return dict(zip(names, parts, strict=True))
+
+
+def _fit_shape(
+    name: str, declared: tuple[int | None, ...], given: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the shape of one example for an input; a size left open is the data's."""
+    if len(declared) == len(given) and all(
+        a in (None, b) for a, b in zip(declared, given, strict=True)
+    ):
+        return given
+    known = tuple(size for size in declared if size is not None)
+    if len(known) == len(declared) and math.prod(known) == math.prod(given):
+        return known
+    raise ConfigError(
+        f"the model's input {name!r} takes {declared}, but the data have examples of {given}; "
+        "build the model with the input_shape that the builder is given"
+    )
+
+
+def _check_output(
+    name: str, shape: tuple[int | None, ...], num_classes: int, *, alone: bool, loss: str
+) -> None:
+    width = shape[-1] if len(shape) == 2 else None
+    regression = loss == "mean_squared_error"
+    allowed = {1} if regression else {num_classes}
+    if not alone or ":" in loss:  # beside a classifier, or judged by the user's own loss
+        allowed |= {1, num_classes}
+    if width in allowed:
+        return
+    hint = "; for a regression head give training.loss = 'mean_squared_error'" if width == 1 else ""
+    wanted = " or ".join(str(size) for size in sorted(allowed))
+    raise ConfigError(
+        f"the model's output {name!r} has shape {shape}, but its width must be {wanted}: the data "
+        f"have {num_classes} classes{hint}"
+    )
+
+
+def _tell_kind(answers: Array) -> HeadKind:
+    """Judge by numbers, not by layers: a softmax may hide in any of them."""
+    if answers.shape[-1] == 1:
+        return "value"
+    sums_to_one = np.allclose(answers.sum(axis=-1), 1, atol=1e-3)
+    return "probabilities" if sums_to_one and (answers >= 0).all() else "logits"
+
+
+def _reshape(features: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.reshape(features, (-1, *shape))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from exporter.config import TrainingConfig
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tf_keras
 
-def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> Any:
-    """Build the `tf_keras` optimizer of a run; call it inside the strategy's scope.
+Rate: TypeAlias = "float | tf_keras.optimizers.schedules.LearningRateSchedule"
+
+
+def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> tf_keras.optimizers.Optimizer:
+    """Build the optimizer of a run; call it inside the strategy's scope.
 
     Args:
         config: Name, learning rate, schedule, momentum, weight decay.
@@ -16,7 +22,7 @@ def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> Any:
     """
     import tf_keras
 
-    rate = build_schedule(config, steps_per_epoch)
+    rate = _build_schedule(config, steps_per_epoch)
     if config.optimizer == "sgd":
         return tf_keras.optimizers.SGD(rate, momentum=config.momentum)
     if config.optimizer == "rmsprop":
@@ -26,7 +32,7 @@ def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> Any:
     return tf_keras.optimizers.Adam(rate)
 
 
-def build_schedule(config: TrainingConfig, steps_per_epoch: int) -> Any:
+def _build_schedule(config: TrainingConfig, steps_per_epoch: int) -> Rate:
     """Build a schedule step -> learning rate, or the bare number when it is constant."""
     import tf_keras
 
@@ -35,7 +41,7 @@ def build_schedule(config: TrainingConfig, steps_per_epoch: int) -> Any:
     rate = config.learning_rate
     warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
     steps = max(1, config.epochs * steps_per_epoch - warmup_steps)
-    after: Any = rate
+    after: Rate = rate
     if schedule.kind == "cosine":
         after = schedules.CosineDecay(rate, steps, alpha=schedule.final_fraction)
     elif schedule.kind == "exponential":
@@ -49,18 +55,18 @@ def build_schedule(config: TrainingConfig, steps_per_epoch: int) -> Any:
     return _add_warmup(after, rate, warmup_steps) if warmup_steps else after
 
 
-def _add_warmup(after: Any, rate: float, warmup_steps: int) -> Any:
+def _add_warmup(after: Rate, rate: float, warmup_steps: int) -> Rate:
     """Rise from 0 to `rate` over `warmup_steps`, then follow `after`."""
     import tensorflow as tf
     import tf_keras
 
     class Warmup(tf_keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-        def __call__(self, step: Any) -> Any:
+        def __call__(self, step: tf.Tensor) -> tf.Tensor:
             step = tf.cast(step, tf.float32)
             later = after(step - warmup_steps) if callable(after) else tf.constant(rate)
             return tf.where(step < warmup_steps, rate * (step + 1) / warmup_steps, later)
 
-        def get_config(self) -> dict[str, Any]:
+        def get_config(self) -> dict[str, float]:
             return {"rate": rate, "warmup_steps": warmup_steps}
 
     return Warmup()

@@ -1,22 +1,31 @@
-"""One run while it trains: the model's parts, and what happens at the end of each epoch."""
+"""One run while it trains: its parts, what happens at the end of each epoch, how far it is."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.console.terminal import open_rich
 from contract.errors import ConfigError
+from contract.signature import Array
 from exporter.config import TrainingConfig
 from exporter.training.batches import BatchPlan, make_batches
-from exporter.training.heads import ModelHeads
+from exporter.training.models import ModelHeads, Structure
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tf_keras
+
+_LOG = logging.getLogger(__name__)
+_LINES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +47,7 @@ class ProgressReport:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-ProgressCallback = Callable[[ProgressReport], None]
+ProgressCallback: TypeAlias = Callable[[ProgressReport], None]
 
 
 @dataclasses.dataclass
@@ -56,7 +65,7 @@ class RunState:
     epochs_run: int = 0
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     best_epoch: int = 0
-    best_weights: list[NDArray[Any]] = dataclasses.field(default_factory=list)
+    best_weights: list[Array] = dataclasses.field(default_factory=list)
     stopped: bool = False
 
 
@@ -66,33 +75,37 @@ class TrainingParts:
 
     Attributes:
         config: How.
-        model: A `tf_keras.Model`.
-        optimizer: Built for it, in the strategy's scope.
+        model: Built, in the strategy's scope.
+        optimizer: Built for it, there too.
         heads: Its inputs and outputs.
         plan: Its batches.
-        strategy: The `tf.distribute.Strategy`.
+        strategy: Which devices and machines share the batches.
         features: float32 (examples, ...) of the training split.
         targets: float32 (examples, classes), one-hot.
     """
 
     config: TrainingConfig
-    model: Any
-    optimizer: Any
+    model: tf_keras.Model
+    optimizer: tf_keras.optimizers.Optimizer
     heads: ModelHeads
     plan: BatchPlan
-    strategy: Any
+    strategy: tf.distribute.Strategy
     features: NDArray[np.float32]
     targets: NDArray[np.float32]
 
-    def make_batches(self, first_epoch: int) -> Any:
-        """Return the `tf.data.Dataset` of all batches from an epoch on."""
+    def make_batches(self, first_epoch: int) -> tf.data.Dataset:
+        """Return all batches from an epoch on."""
 
-        def shape(features: Any, targets: Any) -> tuple[Any, Any]:
+        def shape(features: tf.Tensor, targets: tf.Tensor) -> tuple[Structure, Structure]:
             return self.heads.shape_inputs(features), self.heads.shape_targets(targets)
 
         return make_batches(
             self.features, self.targets, self.plan, first_epoch=first_epoch, shape=shape
         )
+
+
+EpochListener: TypeAlias = Callable[[RunState, dict[str, float]], None]
+"""Told the state and the metrics of an epoch when it ends."""
 
 
 class EpochRecorder:
@@ -102,7 +115,7 @@ class EpochRecorder:
         parts: What is trained.
         state: Empty, or read from a checkpoint.
         evaluate: () -> {"val_loss": ..., "val_accuracy": ...} with the model as it is.
-        listeners: Called in order after each epoch with (state, metrics): checkpoints, logs.
+        listeners: Called in order after each epoch: checkpoints, logs.
         progress: Called within and after epochs.
     """
 
@@ -112,7 +125,7 @@ class EpochRecorder:
         state: RunState,
         *,
         evaluate: Callable[[], dict[str, float]],
-        listeners: tuple[Callable[[RunState, dict[str, float]], None], ...] = (),
+        listeners: tuple[EpochListener, ...] = (),
         progress: ProgressCallback | None = None,
     ) -> None:
         self.state = state
@@ -177,3 +190,68 @@ class EpochRecorder:
         if self._progress is not None:
             plan = self._parts.plan
             self._progress(ProgressReport(epoch, plan.epochs, step, plan.steps_per_epoch, metrics))
+
+
+@contextlib.contextmanager
+def open_progress(title: str) -> Iterator[ProgressCallback]:
+    """Show how far training is: a bar on a terminal, one line per tenth of the run elsewhere.
+
+    It writes to stderr, since stdout is for results.
+
+    Args:
+        title: Before the bar, usually the model's name.
+
+    Yields:
+        A callback for `train`.
+
+    Example:
+        >>> with open_progress("mlp") as progress:
+        ...     train(dataset, config, progress=progress)
+    """
+    console = open_rich(sys.stderr)
+    if console is None:
+        yield _log_progress
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[epoch]}{task.fields[metrics]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, expand=True) as bar:
+        task = bar.add_task(title, total=None, epoch="importing TensorFlow", metrics="")
+
+        def show(report: ProgressReport) -> None:
+            done = (report.epoch - 1) * report.steps + report.step
+            bar.update(
+                task,
+                total=report.epochs * report.steps,
+                completed=done,
+                epoch=f"epoch {report.epoch}/{report.epochs}",
+            )
+            if report.metrics:
+                # Those of validation alone: all of them leave no room for the bar.
+                shown = {name: n for name, n in report.metrics.items() if name.startswith("val_")}
+                bar.update(task, metrics=f"  {describe_metrics(shown)}")
+
+        yield show
+
+
+def describe_metrics(metrics: dict[str, float]) -> str:
+    """Return the metrics of an epoch for people: `loss 0.0123  accuracy 98.7 %`."""
+    parts = []
+    for name, value in metrics.items():
+        if name.endswith("accuracy"):
+            parts.append(f"{name} {100 * value:.1f} %")
+        elif name.endswith("loss"):
+            parts.append(f"{name} {value:.4f}")
+    return "  ".join(parts)
+
+
+def _log_progress(report: ProgressReport) -> None:
+    every = max(1, report.epochs // _LINES)
+    last = report.epoch == report.epochs
+    if report.metrics and (last or report.epoch == 1 or report.epoch % every == 0):
+        _LOG.info("epoch %d/%d  %s", report.epoch, report.epochs, describe_metrics(report.metrics))

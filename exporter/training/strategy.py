@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from contract.errors import ConfigError
 from exporter.config import StrategyName
 
-Strategy = Any
-"""A `tf.distribute.Strategy`."""
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
-def open_strategy(name: StrategyName) -> Strategy:
+def open_strategy(name: StrategyName) -> tf.distribute.Strategy:
     """Open the strategy a run trains under.
 
     `multi_worker` connects to the other workers, so it must come before any other work of
@@ -43,11 +45,35 @@ def open_strategy(name: StrategyName) -> Strategy:
 
 
 @functools.cache
-def _connect_workers() -> Strategy:
+def _connect_workers() -> tf.distribute.Strategy:
     """Connect once: a second strategy of this kind in a process breaks the first's collectives."""
     import tensorflow as tf
 
     return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+class Task(msgspec.Struct, frozen=True):
+    """Who a process is in a cluster.
+
+    Attributes:
+        type: The name of its group, usually `chief` or `worker`.
+        index: Its place there, from 0.
+    """
+
+    type: str
+    index: int
+
+
+class TfConfig(msgspec.Struct, frozen=True):
+    """The environment variable TF_CONFIG, as far as it is looked at here.
+
+    Attributes:
+        cluster: Name of a group to its addresses.
+        task: Who this process is.
+    """
+
+    cluster: dict[str, list[str]]
+    task: Task
 
 
 def is_chief() -> bool:
@@ -60,30 +86,30 @@ def is_chief() -> bool:
         ConfigError: TF_CONFIG cannot be used.
     """
     tf_config = read_tf_config()
-    if not tf_config:
+    if tf_config is None:
         return True
-    task = tf_config["task"]
-    if "chief" in tf_config["cluster"]:
-        return bool(task["type"] == "chief")
-    return bool(task["type"] == "worker" and int(task["index"]) == 0)
+    if "chief" in tf_config.cluster:
+        return tf_config.task.type == "chief"
+    return tf_config.task == Task("worker", 0)
 
 
-def read_tf_config() -> dict[str, Any]:
-    """Return TF_CONFIG parsed, or {} where it is not set.
+def read_tf_config() -> TfConfig | None:
+    """Return TF_CONFIG, or None where it is not set.
 
     Raises:
         ConfigError: It is not JSON, or its task is not in its cluster.
     """
     text = os.environ.get("TF_CONFIG", "")
     if not text.strip():
-        return {}
+        return None
     try:
-        tf_config: dict[str, Any] = json.loads(text)
-        cluster, task = tf_config["cluster"], tf_config["task"]
-        cluster[task["type"]][int(task["index"])]
+        plain = json.loads(text)
+        cluster, task = plain["cluster"], plain["task"]
+        kind, index = task["type"], int(task["index"])  # TensorFlow takes "0" as well
+        cluster[kind][index]
+        return TfConfig(cluster, Task(kind, index))
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ConfigError(
             f"TF_CONFIG is {text!r}: {type(error).__name__}: {error}; give "
             '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
         ) from error
-    return tf_config

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,15 +15,25 @@ from contract.errors import ConfigError
 from exporter.config import Config
 from exporter.data.dataset import Dataset, to_float32
 from exporter.training.batches import BatchPlan, make_evaluation_batches
-from exporter.training.checkpoints import CheckpointStore, describe_run, translate_disk_errors
-from exporter.training.heads import ModelHeads, describe_heads
+from exporter.training.checkpoints import CheckpointStore, identify_run, translate_disk_errors
 from exporter.training.loops import build_example_losses, run_fit, run_gradient_tape
-from exporter.training.models import build_model
+from exporter.training.models import ModelHeads, build_model, describe_heads
 from exporter.training.optimizers import build_optimizer
-from exporter.training.run import EpochRecorder, ProgressCallback, RunState, TrainingParts
+from exporter.training.run import (
+    EpochListener,
+    EpochRecorder,
+    ProgressCallback,
+    RunState,
+    TrainingParts,
+)
 from exporter.training.strategy import is_chief, open_strategy
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tf_keras
+
 HEAD_EXAMPLES = 8
+"""Rows that a model is shown to tell what its heads give."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +41,7 @@ class TrainResult:
     """A trained model and how it came about.
 
     Attributes:
-        model: A `tf_keras.Model` with the best epoch's weights.
+        model: With the best epoch's weights.
         heads: Its named inputs and outputs.
         history: Metric name (`loss`, `accuracy`, `val_loss`, `val_accuracy`,
             `learning_rate`) to one value per epoch; a resumed run's is whole.
@@ -41,7 +51,7 @@ class TrainResult:
         resumed_from: Epoch the run was resumed after, or 0.
     """
 
-    model: Any
+    model: tf_keras.Model
     heads: ModelHeads
     history: dict[str, list[float]]
     epochs_run: int
@@ -68,6 +78,9 @@ def train(
         run_dir: Folder for checkpoints and TensorBoard logs; None writes neither.
         progress: Called within and after each epoch, see `open_progress`.
 
+    Returns:
+        The model with the best epoch's weights, and how it came about.
+
     Raises:
         ConfigError: The configuration does not fit the data, the model cannot be built,
             training diverged, or the checkpoint is of another run.
@@ -81,10 +94,10 @@ def train(
         raise ConfigError("resuming and TensorBoard logs need a run folder; give --run_dir")
     parts = _build_parts(dataset, config)
     state = RunState()
-    listeners: list[Any] = []
+    listeners: list[EpochListener] = []
     if run_dir is not None:
         store = CheckpointStore(
-            run_dir / "checkpoints", parts, describe_run(config, dataset), chief=is_chief()
+            run_dir / "checkpoints", parts, identify_run(config, dataset), chief=is_chief()
         )
         if resume:
             state = store.restore_latest()
@@ -92,12 +105,12 @@ def train(
             store.clear()
         listeners.append(store.save_when_due)
         if config.training.tensorboard and is_chief():
-            listeners.append(TensorBoardLog(run_dir / "tensorboard").write)
+            listeners.append(_TensorBoardLog(run_dir / "tensorboard").write)
     resumed_from = state.epochs_run
     recorder = EpochRecorder(
         parts,
         state,
-        evaluate=make_evaluate(parts, dataset),
+        evaluate=_make_evaluate(parts, dataset),
         listeners=tuple(listeners),
         progress=progress,
     )
@@ -117,7 +130,7 @@ def train(
     )
 
 
-def set_seeds(seed: int) -> None:
+def _set_seeds(seed: int) -> None:
     """Seed Python, numpy and TensorFlow, and give every Keras layer a generator of its own.
 
     Layers with generators of their own (dropout) draw the same numbers in both loops, and
@@ -150,7 +163,7 @@ def _keep_operation_order() -> Iterator[None]:
 def _build_parts(dataset: Dataset, config: Config) -> TrainingParts:
     training = config.training
     strategy = open_strategy(training.strategy)
-    set_seeds(training.seed)
+    _set_seeds(training.seed)
     plan = BatchPlan(
         num_rows=len(dataset.y_train),
         batch_size=training.batch_size,
@@ -177,11 +190,8 @@ def _build_parts(dataset: Dataset, config: Config) -> TrainingParts:
     )
 
 
-# Measures a model on the validation split, the same way for both loops.
-
-
-def make_evaluate(parts: TrainingParts, dataset: Dataset) -> Callable[[], dict[str, float]]:
-    """Return () -> {"val_loss", "val_accuracy"} over the whole validation split.
+def _make_evaluate(parts: TrainingParts, dataset: Dataset) -> Callable[[], dict[str, float]]:
+    """Return () -> {"val_loss", "val_accuracy"} over the whole validation split, for both loops.
 
     `val_accuracy` is of the main head, and absent for a regression head. Each worker of a
     strategy measures the whole split by itself: the answers agree, so all stop together.
@@ -202,7 +212,9 @@ def make_evaluate(parts: TrainingParts, dataset: Dataset) -> Callable[[], dict[s
     return evaluate
 
 
-def _make_measure(parts: TrainingParts) -> Callable[[Any, Any], tuple[Any, Any]]:
+def _make_measure(
+    parts: TrainingParts,
+) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Return a compiled (features, one-hot targets) -> (summed loss, rows that are right)."""
     import tensorflow as tf
 
@@ -210,7 +222,7 @@ def _make_measure(parts: TrainingParts) -> Callable[[Any, Any], tuple[Any, Any]]
     losses = build_example_losses(parts.config, heads, smoothing=0.0)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-    def measure(features: Any, one_hot: Any) -> tuple[Any, Any]:
+    def measure(features: tf.Tensor, one_hot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         answers = heads.name_outputs(parts.model(heads.shape_inputs(features), training=False))
         targets = heads.name_outputs(heads.shape_targets(one_hot))
         rows = tf.cast(tf.shape(one_hot)[0], tf.float32)
@@ -223,11 +235,8 @@ def _make_measure(parts: TrainingParts) -> Callable[[Any, Any], tuple[Any, Any]]
     return measure  # type: ignore[no-any-return]
 
 
-# Scalars of each epoch for TensorBoard.
-
-
-class TensorBoardLog:
-    """Writes one event file below a folder: `tensorboard --logdir <run_dir>` shows it."""
+class _TensorBoardLog:
+    """Writes scalars of each epoch below a folder: `tensorboard --logdir <run_dir>` shows them."""
 
     def __init__(self, directory: Path) -> None:
         import tensorflow as tf

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from contract.errors import ConfigError
-from exporter.candidate import TRAINED, WEIGHTS
 from exporter.config import Config
 from exporter.data.dataset import Dataset, to_float32
+from exporter.training.models import build_model, describe_heads
 from exporter.training.train import HEAD_EXAMPLES, TrainResult
+
+_RECORD = "trained.json"
+_WEIGHTS = "weights.npz"
 
 
 class TrainedRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,11 +52,23 @@ def save_trained(run_dir: Path, result: TrainResult, dataset: Dataset, config: C
         best_epoch=result.best_epoch,
         seconds=result.seconds,
     )
-    path = run_dir / WEIGHTS
+    path = run_dir / _WEIGHTS
     with path.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **weights)
-    (run_dir / TRAINED).write_bytes(msgspec.json.encode(record))
+    (run_dir / _RECORD).write_bytes(msgspec.json.encode(record))
     return path
+
+
+def check_trained(run_dir: Path) -> None:
+    """Finds out early, before any process is started, that nothing was trained there.
+
+    Raises:
+        ConfigError: The folder holds no trained model.
+    """
+    if not (run_dir / _RECORD).exists():
+        raise ConfigError(
+            f"{run_dir} holds no trained model; make one with: python -m exporter train"
+        )
 
 
 def read_record(run_dir: Path) -> TrainedRecord:
@@ -64,7 +78,7 @@ def read_record(run_dir: Path) -> TrainedRecord:
         ConfigError: The folder holds no trained model.
     """
     try:
-        return msgspec.json.decode((run_dir / TRAINED).read_bytes(), type=TrainedRecord)
+        return msgspec.json.decode((run_dir / _RECORD).read_bytes(), type=TrainedRecord)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(
             f"{run_dir} holds no trained model ({error}); make one with: python -m exporter train"
@@ -77,9 +91,6 @@ def load_trained(run_dir: Path, record: TrainedRecord, dataset: Dataset) -> Trai
     Raises:
         ConfigError: The weights are missing or do not fit, or the data are other data.
     """
-    from exporter.training.heads import describe_heads
-    from exporter.training.models import build_model
-
     if dataset.fingerprint != record.data_fingerprint:
         raise ConfigError(
             f"{run_dir} was trained on data {record.data_fingerprint[:12]}, and those found now "
@@ -88,19 +99,21 @@ def load_trained(run_dir: Path, record: TrainedRecord, dataset: Dataset) -> Trai
     config = record.config
     model = build_model(config.model, dataset.input_shape, dataset.num_classes)
     try:
-        with np.load(run_dir / WEIGHTS, allow_pickle=False) as archive:
+        with np.load(run_dir / _WEIGHTS, allow_pickle=False) as archive:
             model.set_weights([archive[name] for name in sorted(archive.files)])
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{run_dir / WEIGHTS} does not fit its model: {error}") from error
+        raise ConfigError(f"{run_dir / _WEIGHTS} does not fit its model: {error}") from error
     heads = describe_heads(
         model,
         to_float32(dataset.x_train[:HEAD_EXAMPLES]),
         dataset.num_classes,
         loss=config.training.loss,
     )
-    values = {
-        field.name: getattr(record, field.name)
-        for field in dataclasses.fields(TrainResult)
-        if hasattr(record, field.name)
-    }
-    return TrainResult(model=model, heads=heads, **values)
+    return TrainResult(
+        model=model,
+        heads=heads,
+        history=record.history,
+        epochs_run=record.epochs_run,
+        best_epoch=record.best_epoch,
+        seconds=record.seconds,
+    )

@@ -10,7 +10,6 @@ import math
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,6 +21,10 @@ from contract.lite import LiteModel
 from contract.parity import ParityReport, Predictor, Tolerance, compare, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch
+
+IN_PROCESS = "in_process"
+SAVED_MODEL = "saved_model"
+"""Names of measurements, beside those of the TFLite variants."""
 
 _TIMED_CALLS = 200
 _TIMED_SECONDS = 0.5
@@ -111,16 +114,57 @@ def measure(
         ]
         rows = len(held_out.labels)
         accuracy = measure_accuracy(answers.get(DEFAULT_SIGNATURE_NAME, {}), held_out)
+    outputs = [output for report in reports + whole for output in report.outputs]
     return Measurement(
         name=name,
         num_bytes=num_bytes,
         num_test_rows=rows,
         accuracy=accuracy,
         top1_agreement=_find_agreement(whole or reports),
+        max_abs_difference=max((one.max_abs_difference for one in outputs), default=math.inf),
+        max_ulp=max((one.max_ulp for one in outputs), default=0),
         us_per_row=time_one_row(predictor, golden),
+        bit_equal=all(one.max_ulp == 0 and one.max_abs_difference == 0 for one in outputs),
         problems=_list_problems({"golden": reports, "the test split": whole}),
-        **_summarise(reports + whole),
     )
+
+
+def measure_variant(
+    version_dir: Path,
+    variant: str,
+    golden: Golden,
+    tolerance: Tolerance,
+    *,
+    signature_names: list[str] | None = None,
+    held_out: HeldOut | None = None,
+) -> Measurement:
+    """Measures a TFLite variant, without TensorFlow.
+
+    Args:
+        version_dir: Of a candidate or a published version.
+        variant: One of `layout.VARIANTS`.
+        golden: What it is held to.
+        tolerance: How closely.
+        signature_names: Those it has to have; None for those that it has.
+        held_out: See `measure`.
+
+    Raises:
+        ManifestError: The file is missing or no TFLite model.
+        SignatureNotFoundError: It lacks a signature that it has to have.
+        UnimplementedError: No TFLite runtime is installed.
+    """
+    path = version_dir / layout.variant_path(variant)
+    with LiteModel(path) as model:
+        shared = [name for name in golden.signatures if name in model.signatures]
+        return measure(
+            variant,
+            model,
+            golden,
+            tolerance,
+            signature_names=shared if signature_names is None else signature_names,
+            held_out=held_out,
+            num_bytes=path.stat().st_size,
+        )
 
 
 def _answer(predictor: Predictor, golden: Golden, signature_name: str) -> dict[str, Array]:
@@ -135,15 +179,6 @@ def _find_agreement(reports: list[ParityReport]) -> float | None:
     outputs = [output for report in reports for output in report.outputs]
     found = [one.top1_agreement for one in outputs if one.top1_agreement is not None]
     return min(found, default=None)
-
-
-def _summarise(reports: list[ParityReport]) -> dict[str, Any]:
-    outputs = [output for report in reports for output in report.outputs]
-    return {
-        "max_abs_difference": max((one.max_abs_difference for one in outputs), default=math.inf),
-        "max_ulp": max((one.max_ulp for one in outputs), default=0),
-        "bit_equal": all(one.max_ulp == 0 and one.max_abs_difference == 0 for one in outputs),
-    }
 
 
 def _list_problems(reports_by_rows: dict[str, list[ParityReport]]) -> tuple[str, ...]:
@@ -204,55 +239,3 @@ def read_held_out(directory: Path) -> HeldOut:
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path}: unreadable labels: {error}") from error
     return HeldOut(read_golden(directory / _ROWS), labels, key.removeprefix("labels."))
-
-
-# The copies of a model that a version holds: its SavedModel's size, its TFLite variants.
-
-
-def list_variants(version_dir: Path) -> list[str]:
-    """TFLite variants that are there, in the order of every table."""
-    return [name for name in layout.VARIANTS if (version_dir / layout.variant_path(name)).exists()]
-
-
-def measure_saved_model_bytes(version_dir: Path) -> int:
-    """Size of the graph and its variables."""
-    files = [version_dir / layout.SAVED_MODEL, *(version_dir / layout.VARIABLES).glob("*")]
-    return sum(path.stat().st_size for path in files)
-
-
-def measure_variant(
-    version_dir: Path,
-    variant: str,
-    golden: Golden,
-    tolerance: Tolerance,
-    *,
-    signature_names: list[str] | None = None,
-    held_out: HeldOut | None = None,
-) -> Measurement:
-    """Measures a TFLite variant, without TensorFlow.
-
-    Args:
-        version_dir: Of a candidate or a published version.
-        variant: One of `layout.VARIANTS`.
-        golden: What it is held to.
-        tolerance: How closely.
-        signature_names: Those it has to have; None for those that it has.
-        held_out: See `measurement.measure`.
-
-    Raises:
-        ManifestError: The file is missing or no TFLite model.
-        SignatureNotFoundError: It lacks a signature that it has to have.
-        UnimplementedError: No TFLite runtime is installed.
-    """
-    path = version_dir / layout.variant_path(variant)
-    with LiteModel(path) as model:
-        shared = [name for name in golden.signatures if name in model.signatures]
-        return measure(
-            variant,
-            model,
-            golden,
-            tolerance,
-            signature_names=shared if signature_names is None else signature_names,
-            held_out=held_out,
-            num_bytes=path.stat().st_size,
-        )

@@ -8,140 +8,147 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeAlias
+
+import msgspec
 
 from contract import layout
 from contract.errors import ManifestError, PlumblineError, UnimplementedError
 from contract.golden import Golden, read_golden
 from contract.manifest import Manifest, check_files, read_manifest
 from contract.parity import FLOAT32, Tolerance, find_tolerances
-from exporter.inspect import check_version_dir
-from exporter.verification.measurement import Measurement, list_variants, measure, measure_variant
+from exporter.inspect import check_version_dir, list_variants
+from exporter.verification.measurement import SAVED_MODEL, Measurement, measure, measure_variant
 
-PASSED, FAILED, UNTESTED = "passed", "FAILED", "untested"
+Result: TypeAlias = Literal["passed", "FAILED", "untested"]
 
 
-def recheck_version(version_dir: Path, *, skip_tensorflow: bool = False) -> dict[str, Any]:
-    """Checks files, then golden through every copy.
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was checked.
+
+    Attributes:
+        name: `manifest`, `files`, `golden`, `saved_model` or a TFLite variant.
+        result: `passed`, `FAILED`, or `untested` where it could not be run.
+        detail: What was found, or why it could not be run.
+        measurement: Of a copy that golden was replayed through.
+        num_examples: Golden rows that were replayed.
+        signatures: Those that a copy had to have; none where it may lack some.
+    """
+
+    name: str
+    result: Result
+    detail: str
+    measurement: Measurement | None = None
+    num_examples: int = 0
+    signatures: tuple[str, ...] = ()
+
+
+class Recheck(msgspec.Struct, frozen=True, kw_only=True):
+    """What re-checking a version found.
+
+    Attributes:
+        path: The version directory.
+        manifest: None where it cannot be read.
+        checks: In the order that they were made in.
+    """
+
+    path: Path
+    manifest: Manifest | None
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """No check failed; one that could not be run fails nothing."""
+        return all(one.result != "FAILED" for one in self.checks)
+
+
+def recheck_version(version_dir: Path, *, skip_tensorflow: bool = False) -> Recheck:
+    """Checks every file of a version, then replays golden through every copy.
 
     Args:
         version_dir: Of a published version, or a candidate.
         skip_tensorflow: Leave the SavedModel out.
 
     Returns:
-        `path`, `passed`, `checks` (each with `name`, `result`, `detail`), and what identifies
-        the version. A check that could not run is `untested` and fails nothing.
+        Each check with its result. A check that could not run is `untested` and fails nothing.
 
     Raises:
         ConfigError: `version_dir` is no version.
     """
     check_version_dir(version_dir)
-    document: dict[str, Any] = {"path": str(version_dir), "checks": []}
-    checks: list[dict[str, Any]] = document["checks"]
-    manifest = _check_manifest(version_dir, checks)
-    if manifest is not None:
-        document |= {"model_name": manifest.model_name, "version": manifest.version}
-        # A damaged file is never loaded: neither TensorFlow nor TFLite survives every one.
-        if _check_every_file(version_dir, manifest, checks):
-            _check_golden(version_dir, manifest, checks, skip_tensorflow=skip_tensorflow)
-    document["passed"] = all(one["result"] != FAILED for one in checks)
-    return document
-
-
-def _check_manifest(version_dir: Path, checks: list[dict[str, Any]]) -> Manifest | None:
     try:
         manifest = read_manifest(version_dir)
     except ManifestError as error:
-        checks.append(_report("manifest", FAILED, error.message))
-        return None
-    checks.append(
-        _report(
-            "manifest",
-            PASSED,
-            f"{manifest.model_name} version {manifest.version}, schema {manifest.schema}",
-        )
-    )
-    return manifest
+        unreadable = Check(name="manifest", result="FAILED", detail=error.message)
+        return Recheck(path=version_dir, manifest=None, checks=(unreadable,))
+    identity = f"{manifest.model_name} version {manifest.version}, schema {manifest.schema}"
+    checks = [
+        Check(name="manifest", result="passed", detail=identity),
+        _check_every_file(version_dir, manifest),
+    ]
+    # A damaged file is never loaded: neither TensorFlow nor TFLite survives every one.
+    if checks[-1].result == "passed":
+        checks += _check_golden(version_dir, manifest, skip_tensorflow=skip_tensorflow)
+    return Recheck(path=version_dir, manifest=manifest, checks=tuple(checks))
 
 
-def _check_every_file(version_dir: Path, manifest: Manifest, checks: list[dict[str, Any]]) -> bool:
+def _check_every_file(version_dir: Path, manifest: Manifest) -> Check:
     try:
         check_files(version_dir, manifest)
     except ManifestError as error:
-        checks.append(_report("files", FAILED, error.message))
-        return False
-    checks.append(_report("files", PASSED, f"sha256 of {len(manifest.files)} files"))
-    return True
+        return Check(name="files", result="FAILED", detail=error.message)
+    return Check(name="files", result="passed", detail=f"sha256 of {len(manifest.files)} files")
 
 
-def _check_golden(
-    version_dir: Path, manifest: Manifest, checks: list[dict[str, Any]], *, skip_tensorflow: bool
-) -> None:
+def _check_golden(version_dir: Path, manifest: Manifest, *, skip_tensorflow: bool) -> list[Check]:
     try:
         golden = read_golden(version_dir / layout.GOLDEN)
     except ManifestError as error:
-        checks.append(_report("golden", FAILED, error.message))
-        return
-    checks.append(_check_saved_model(version_dir, golden, skip=skip_tensorflow))
+        return [Check(name="golden", result="FAILED", detail=error.message)]
     tolerances = find_tolerances(manifest)
-    for variant in list_variants(version_dir):
-        tolerance = tolerances.of_variant(variant)
-        checks.append(_check_variant(version_dir, variant, golden, tolerance))
+    return [
+        _check_saved_model(version_dir, golden, skip=skip_tensorflow),
+        *(
+            _check_variant(version_dir, variant, golden, tolerances.of_variant(variant))
+            for variant in list_variants(version_dir)
+        ),
+    ]
 
 
-def _check_saved_model(version_dir: Path, golden: Golden, *, skip: bool) -> dict[str, Any]:
-    name = "saved_model"
+def _check_saved_model(version_dir: Path, golden: Golden, *, skip: bool) -> Check:
     if skip or importlib.util.find_spec("tensorflow") is None:
         why = "--skip_tensorflow" if skip else "TensorFlow is not installed"
-        return _report(name, UNTESTED, why)
+        return Check(name=SAVED_MODEL, result="untested", detail=why)
     from exporter.verification.reload import load_saved_model
 
+    names = list(golden.signatures)
     try:
-        found = measure(
-            name,
-            load_saved_model(version_dir),
-            golden,
-            FLOAT32,
-            signature_names=list(golden.signatures),
-        )
+        predictor = load_saved_model(version_dir)
+        found = measure(SAVED_MODEL, predictor, golden, FLOAT32, signature_names=names)
     except PlumblineError as error:
-        return _report(name, FAILED, error.message)
-    return _conclude(found, golden, list(golden.signatures))
+        return Check(name=SAVED_MODEL, result="FAILED", detail=error.message)
+    return _conclude(found, golden, signatures=tuple(names))
 
 
-def _check_variant(
-    version_dir: Path, variant: str, golden: Golden, tolerance: Tolerance
-) -> dict[str, Any]:
+def _check_variant(version_dir: Path, variant: str, golden: Golden, tolerance: Tolerance) -> Check:
     try:
         found = measure_variant(version_dir, variant, golden, tolerance)
     except UnimplementedError as error:
-        return _report(variant, UNTESTED, error.message)
+        return Check(name=variant, result="untested", detail=error.message)
     except PlumblineError as error:
-        return _report(variant, FAILED, error.message)
-    return _conclude(found, golden, None)
+        return Check(name=variant, result="FAILED", detail=error.message)
+    return _conclude(found, golden)
 
 
-def _count_rows(golden: Golden) -> int:
-    return max((one.num_examples for one in golden.signatures.values()), default=1)
-
-
-def _conclude(found: Measurement, golden: Golden, signatures: list[str] | None) -> dict[str, Any]:
+def _conclude(found: Measurement, golden: Golden, *, signatures: tuple[str, ...] = ()) -> Check:
     detail = "; ".join(found.problems) or (
         "equal bit for bit" if found.bit_equal else f"differs by {found.max_abs_difference:.1e}"
     )
-    report = _report(found.name, FAILED if found.problems else PASSED, detail)
-    return (
-        report
-        | {
-            "num_examples": _count_rows(golden),
-            "max_abs_difference": found.max_abs_difference,
-            "max_ulp": found.max_ulp,
-            "top1_agreement": found.top1_agreement,
-            "us_per_row": found.us_per_row,
-        }
-        | ({"signatures": signatures} if signatures else {})
+    return Check(
+        name=found.name,
+        result="FAILED" if found.problems else "passed",
+        detail=detail,
+        measurement=found,
+        num_examples=max((one.num_examples for one in golden.signatures.values()), default=1),
+        signatures=signatures,
     )
-
-
-def _report(name: str, result: str, detail: str) -> dict[str, Any]:
-    return {"name": name, "result": result, "detail": detail}

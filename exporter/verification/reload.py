@@ -13,10 +13,11 @@ import msgspec
 from contract.errors import ManifestError
 from contract.golden import read_golden
 from contract.parity import EXACT, Tolerances
+from exporter.inspect import measure_saved_model_bytes
 from exporter.verification.measurement import (
+    SAVED_MODEL,
     Measurement,
     measure,
-    measure_saved_model_bytes,
     measure_variant,
     read_held_out,
 )
@@ -77,7 +78,7 @@ def measure_copy(job: MeasurementJob) -> Measurement:
     """
     golden = read_golden(job.golden)
     held_out = read_held_out(job.held_out)
-    if job.name != "saved_model":
+    if job.name != SAVED_MODEL:
         return measure_variant(
             job.candidate,
             job.name,

@@ -1,4 +1,7 @@
-"""Whether a candidate is good enough: what was measured, and the accuracy that was lost."""
+"""Whether a candidate is good enough: what was measured, and the accuracy that was lost.
+
+The verdict is also a table, which the terminal and the model card show.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,7 @@ from contract.parity import Tolerance, Tolerances, VariantTolerance, compare
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from exporter.artifacts.golden import list_exact_rows
 from exporter.artifacts.signatures import IMAGE_BYTES, PREDICT_IMAGES, UINT8
-from exporter.verification.measurement import Measurement
-
-SAVED_MODEL = "saved_model"
-IN_PROCESS = "in_process"
+from exporter.verification.measurement import IN_PROCESS, SAVED_MODEL, Measurement
 
 _SAME_PIXELS = Tolerance(atol=1e-5, rtol=1e-5)
 
@@ -39,10 +39,6 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         """Nothing is out of tolerance."""
         return not self.failures
 
-    def find(self, name: str) -> Measurement | None:
-        """One row of the table."""
-        return next((one for one in self.measurements if one.name == name), None)
-
 
 def judge(measurements: list[Measurement], golden: Golden, tolerances: Tolerances) -> Verification:
     """Adds to what each measurement found wrong what takes two of them to tell.
@@ -60,14 +56,14 @@ def judge(measurements: list[Measurement], golden: Golden, tolerances: Tolerance
             problems += _judge_accuracy(found, in_process, getattr(tolerances, found.name))
         if problems:
             failures[found.name] = tuple(problems)
-    if problems := list_disagreeing_signatures(golden):
+    if problems := _list_disagreeing_signatures(golden):
         failures[IN_PROCESS] = tuple(problems)
     return Verification(
         measurements=tuple(measurements), failures=failures, notes=tuple(_list_notes(measurements))
     )
 
 
-def list_disagreeing_signatures(golden: Golden) -> list[str]:
+def _list_disagreeing_signatures(golden: Golden) -> list[str]:
     """Signatures whose golden answers differ from `serving_default`'s on the same pixels.
 
     They would, if the scaling in the graph were not the one that the model was trained with.
@@ -130,3 +126,43 @@ def _list_notes(measurements: list[Measurement]) -> list[str]:
         f"int8 is slower here than float32: {timed['int8']:.1f} µs per row against "
         f"{timed['float32']:.1f} µs; on this processor it saves space, not time"
     ]
+
+
+HEADINGS = (
+    "copy",
+    "KiB",
+    "accuracy",
+    "top-1 agreement",
+    "max abs difference",
+    "µs per row",
+    "verdict",
+)
+
+
+def list_rows(verification: Verification) -> list[tuple[str, ...]]:
+    """The table of a verification, for people: a row for each copy, a cell for each heading."""
+    return [_make_row(one, verification) for one in verification.measurements]
+
+
+def _make_row(found: Measurement, verification: Verification) -> tuple[str, ...]:
+    is_origin = found.name == IN_PROCESS
+    failed = found.name in verification.failures
+    if failed:
+        verdict = "FAILED"
+    elif is_origin:
+        verdict = "–"
+    else:
+        verdict = "bit for bit" if found.bit_equal else "passed"
+    return (
+        found.name.replace("_", " ") if is_origin else found.name,
+        f"{found.num_bytes / 1024:.1f}" if found.num_bytes else "–",
+        "–" if found.accuracy is None else f"{found.accuracy:.2%}",
+        "–" if found.top1_agreement is None or is_origin else f"{found.top1_agreement:.2%}",
+        "–" if is_origin else _describe_difference(found.max_abs_difference),
+        "–" if found.us_per_row is None else f"{found.us_per_row:.1f}",
+        verdict,
+    )
+
+
+def _describe_difference(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from exporter.data.dataset import Dataset, fingerprint_arrays
-from exporter.training.heads import ModelHeads, describe_heads
+from exporter.training.models import ModelHeads, describe_heads
 
 
 def make_dataset(

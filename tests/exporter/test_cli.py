@@ -64,12 +64,14 @@ def test_publish_finds_the_candidate_in_a_run_directory(tmp_path: Path) -> None:
     assert main(flags) == 0
 
 
-def test_a_broken_contract_is_exit_code_1(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_contract_is_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base_path = ["--base_path", str(tmp_path / "mlp")]
     assert main(["publish", str(make_candidate(tmp_path / "a")), *base_path]) == 0
     other = make_candidate(tmp_path / "b", make_signature(given="pixels"))
     assert main(["publish", str(other), *base_path]) == 1
-    assert "'images' is gone or renamed" in caplog.text
+    assert "'images' is gone or renamed" in capsys.readouterr().err
     assert main(["publish", str(other), *base_path, "--allow_signature_change"]) == 0
 
 
@@ -110,18 +112,18 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 
 def test_a_directory_that_is_no_candidate_is_exit_code_2(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["publish", str(tmp_path)]) == 2
-    assert "no manifest" in caplog.text
+    assert "no manifest" in capsys.readouterr().err
 
 
 def test_a_candidate_that_did_not_pass_is_exit_code_1(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "candidate").mkdir()
     assert main(["publish", str(tmp_path)]) == 1
-    assert "did not pass verification" in caplog.text
+    assert "did not pass verification" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["export", "--nonsense"]])

@@ -93,7 +93,7 @@ def test_digits_are_those_of_scikit_learn(digits: Dataset) -> None:
 def test_loading_imports_neither_tensorflow_nor_scikit_learn() -> None:
     program = (
         "import sys; from exporter.config import load_config\n"
-        "from exporter.datasets import load_dataset\n"
+        "from exporter.data.dataset import load_dataset\n"
         "load_dataset(load_config('configs/mlp.toml').data)\n"
         "print([m for m in ('tensorflow', 'tf_keras', 'sklearn', 'scipy') if m in sys.modules])"
     )

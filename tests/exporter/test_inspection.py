@@ -33,8 +33,11 @@ def test_signatures_variants_and_provenance_are_shown(
         assert text in shown
 
 
-def test_the_json_holds_quantisation_and_the_whole_manifest(published_mlp: Path) -> None:
-    document = inspect_version(published_mlp / "mlp" / "1")
+def test_the_json_holds_quantisation_and_the_whole_manifest(
+    published_mlp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(published_mlp / "mlp" / "1"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
     assert document["manifest"]["data"]["name"] == "digits"
     assert document["manifest"]["config"]["model"]["kind"] == "mlp"
     (images,) = [
@@ -51,10 +54,10 @@ def test_the_json_holds_quantisation_and_the_whole_manifest(published_mlp: Path)
 
 def test_a_saved_model_of_another_tool_is_shown_as_far_as_it_goes() -> None:
     path = next((ROOT / "tests" / "tfserving_models" / "affine").iterdir())
-    document = inspect_version(path)
-    assert document["manifest"] is None
-    assert "serving_default" in document["signatures"]
-    assert document["variants"] == {}
+    found = inspect_version(path)
+    assert found.manifest is None
+    assert "serving_default" in found.signatures
+    assert found.variants == {}
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import pytest
 
 from contract.errors import ConfigError
 from exporter.config import ModelConfig, load_config
-from exporter.training.heads import describe_heads
-from exporter.training.models import build_model
+from exporter.training.models import build_model, describe_heads
 
 pytestmark = pytest.mark.tensorflow
 

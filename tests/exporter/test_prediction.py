@@ -42,15 +42,15 @@ def test_answers_can_be_replayed_through_any_copy(
 def test_pictures_go_to_the_signature_that_takes_files(published_mlp: Path, tmp_path: Path) -> None:
     for name in ("a.png", "b.jpg"):
         Image.new("L", (50, 40), 128).save(tmp_path / name)
-    document = predict_files(
+    prediction = predict_files(
         published_mlp / "mlp" / "1",
         [tmp_path / "a.png", tmp_path / "b.jpg"],
         tmp_path / "golden.npz",
         signature_name="",
         batch_size=32,
     )
-    assert document["signature_name"] == "serving_image_bytes"
-    assert document["num_examples"] == 2
+    assert prediction.signature_name == "serving_image_bytes"
+    assert prediction.num_examples == 2
 
 
 @pytest.mark.parametrize(
@@ -66,12 +66,12 @@ def test_what_does_not_fit_is_one_sentence_and_a_usage_error(
     tmp_path: Path,
     flags: list[str],
     text: str,
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     np.save(tmp_path / "mine.npy", np.zeros((3, 28, 28, 1), np.uint8))
     given = ["--input", str(tmp_path / "mine.npy"), "--output", str(tmp_path / "golden.npz")]
     assert main(["predict", str(published_mlp / "mlp" / "1"), *given, *flags]) == 2
-    assert text in caplog.text
+    assert text in capsys.readouterr().err
     assert not (tmp_path / "golden.npz").exists()
 
 
@@ -94,7 +94,7 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
 
 
 def test_a_damaged_picture_is_one_sentence(
-    published_mlp: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    published_mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream = io.BytesIO()
     Image.new("L", (28, 28), 7).save(stream, "PNG")
@@ -103,6 +103,6 @@ def test_a_damaged_picture_is_one_sentence(
     output = tmp_path / "golden.npz"
     flags = ["--input", str(picture), "--output", str(output)]
     assert main(["predict", str(published_mlp / "mlp" / "1"), *flags]) == 2
-    (said,) = [record.message for record in caplog.records]
+    (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("the graph of 'serving_image_bytes' refused the inputs: Invalid PNG")
     assert not output.exists()

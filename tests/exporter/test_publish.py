@@ -42,7 +42,7 @@ def names_in(base_path: Path) -> set[str]:
 def publish_in_child(candidate: Path, base_path: Path) -> subprocess.Popen[bytes]:
     code = (
         "import sys; from pathlib import Path\n"
-        "from exporter.publish import PublishOptions, publish_version\n"
+        "from exporter.publishing.publish import PublishOptions, publish_version\n"
         "print('ready', flush=True)\n"
         "done = publish_version(Path(sys.argv[1]), Path(sys.argv[2]), PublishOptions())\n"
         "print(done.version, flush=True)\n"
@@ -167,7 +167,7 @@ def test_a_publisher_killed_at_any_stage_leaves_nothing_half(tmp_path: Path, sta
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from exporter import publish, staging
+from exporter.publishing import publish, staging
 stage = {stage!r}
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -299,11 +299,12 @@ def test_a_full_disk_leaves_the_base_path_as_it_was(
 ) -> None:
     candidate = make_candidate(tmp_path / "candidate", num_files=3)
     base_path = tmp_path / "models" / "mlp"
+    copy_file = staging.copy_file
 
     def fill_up(source: Path, target: Path) -> None:
         if "00001" in target.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        staging.copy_file(source, target)
+        copy_file(source, target)
 
     monkeypatch.setattr("exporter.publishing.staging.copy_file", fill_up)
     with pytest.raises(ExportError, match=r"disk is full.*base path is as it was"):

@@ -12,7 +12,7 @@ import pytest
 
 from contract import layout
 from exporter.cli import main
-from exporter.verification.recheck import recheck_version
+from exporter.verification.recheck import Recheck, recheck_version
 from tests.versions import write_tolerances
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,16 +23,14 @@ def version(published_mlp: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(published_mlp / "mlp" / "1", tmp_path / "elsewhere" / "1"))
 
 
-def results(document: dict[str, object]) -> dict[str, str]:
-    checks = document["checks"]
-    assert isinstance(checks, list)
-    return {one["name"]: one["result"] for one in checks}
+def results(found: Recheck) -> dict[str, str]:
+    return {one.name: one.result for one in found.checks}
 
 
 def test_a_copied_version_passes_and_says_what_was_not_tested(version: Path) -> None:
-    document = recheck_version(version, skip_tensorflow=True)
-    assert document["passed"]
-    assert results(document) == {
+    found = recheck_version(version, skip_tensorflow=True)
+    assert found.passed
+    assert results(found) == {
         "manifest": "passed",
         "files": "passed",
         "saved_model": "untested",
@@ -42,11 +40,11 @@ def test_a_copied_version_passes_and_says_what_was_not_tested(version: Path) -> 
 
 @pytest.mark.tensorflow
 def test_the_saved_model_is_replayed_where_tensorflow_is_installed(version: Path) -> None:
-    document = recheck_version(version)
-    assert results(document)["saved_model"] == "passed"
-    (check,) = [one for one in document["checks"] if one["name"] == "saved_model"]
-    assert check["num_examples"] == 64
-    assert len(check["signatures"]) == 5
+    found = recheck_version(version)
+    assert results(found)["saved_model"] == "passed"
+    (check,) = [one for one in found.checks if one.name == "saved_model"]
+    assert check.num_examples == 64
+    assert len(check.signatures) == 5
 
 
 def test_without_tensorflow_verify_still_checks_the_rest(version: Path) -> None:
@@ -75,18 +73,18 @@ def test_a_flipped_byte_in_any_file_is_found(version: Path) -> None:
         whole = path.read_bytes()
         middle = len(whole) // 2
         path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-        document = recheck_version(version, skip_tensorflow=True)
-        assert not document["passed"], name
-        assert "FAILED" in results(document).values()
+        found = recheck_version(version, skip_tensorflow=True)
+        assert not found.passed, name
+        assert "FAILED" in results(found).values()
         path.write_bytes(whole)
-    assert recheck_version(version, skip_tensorflow=True)["passed"]
+    assert recheck_version(version, skip_tensorflow=True).passed
 
 
 def test_missing_and_additional_files_are_found(version: Path) -> None:
     (version / layout.LABELS).unlink()
     (version / "assets" / "more.txt").write_text("not ours")
-    document = recheck_version(version, skip_tensorflow=True)
-    detail = document["checks"][1]["detail"]
+    found = recheck_version(version, skip_tensorflow=True)
+    detail = found.checks[1].detail
     assert "assets/labels.txt is missing" in detail
     assert "assets/more.txt is not listed" in detail
 
@@ -110,24 +108,24 @@ def test_a_variant_that_answers_otherwise_fails(version: Path) -> None:
     shutil.copy(version / layout.variant_path("int8"), version / layout.variant_path("float32"))
     manifest = read_manifest(version)
     write_manifest(version, replace(manifest, files=hash_files(version)))
-    document = recheck_version(version, skip_tensorflow=True)
-    assert results(document)["float32"] == "FAILED"
-    assert results(document)["int8"] == "passed"
+    found = recheck_version(version, skip_tensorflow=True)
+    assert results(found)["float32"] == "FAILED"
+    assert results(found)["int8"] == "passed"
 
 
 def test_variants_are_held_to_the_numbers_of_the_manifest(version: Path) -> None:
     write_tolerances(version, {"int8": {"max_abs_difference": 1e-9}})
-    document = recheck_version(version, skip_tensorflow=True)
-    assert results(document)["int8"] == "FAILED"
-    assert results(document)["float16"] == "passed"
-    (check,) = [one for one in document["checks"] if one["name"] == "int8"]
-    assert "(at most 1e-09)" in check["detail"]
+    found = recheck_version(version, skip_tensorflow=True)
+    assert results(found)["int8"] == "FAILED"
+    assert results(found)["float16"] == "passed"
+    (check,) = [one for one in found.checks if one.name == "int8"]
+    assert "(at most 1e-09)" in check.detail
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect"])
 def test_what_is_no_version_is_a_usage_error(
-    verb: str, published_mlp: Path, caplog: pytest.LogCaptureFixture
+    verb: str, published_mlp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([verb, str(published_mlp / "nothing here")]) == 2
     assert main([verb, str(published_mlp / "mlp")]) == 2
-    assert "it is a base path, give" in caplog.text
+    assert "it is a base path, give" in capsys.readouterr().err

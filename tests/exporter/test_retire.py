@@ -86,7 +86,7 @@ def test_what_a_publisher_that_died_had_retired_is_deleted_by_the_next(tmp_path:
 import os, signal, sys
 from pathlib import Path
 from contract import layout
-from exporter import publish, staging
+from exporter.publishing import publish, staging
 remove = staging.remove_tree
 def die_over_the_retired(path):
     if path.name.startswith(layout.RETIRED_PREFIX):

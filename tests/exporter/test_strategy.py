@@ -29,8 +29,8 @@ if strategy == "mirrored":
     import tensorflow as tf
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from exporter.strategy import is_chief
-from exporter.training import train
+from exporter.training.strategy import is_chief
+from exporter.training.train import train
 from tests.exporter.small_training import make_config, make_dataset
 
 def run(loop, strategy, folder):

@@ -273,7 +273,7 @@ def test_what_needs_a_run_folder_says_so(keys: dict[str, bool]) -> None:
 KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
-from exporter.training import train
+from exporter.training.train import train
 from tests.exporter.small_training import make_config, make_dataset
 
 def kill(report):

@@ -7,9 +7,8 @@ import pytest
 
 from contract.golden import Golden, GoldenExamples
 from contract.parity import Tolerances, VariantTolerance
-from exporter.show import list_rows
 from exporter.verification.measurement import Measurement
-from exporter.verification.verdict import Verification, judge
+from exporter.verification.verdict import Verification, judge, list_rows
 
 ROWS = 400
 
