@@ -16,28 +16,23 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Generic, TypeVar
 
 from contract.errors import ExportError, PlumblineError
-from exporter.chatter import hold_back_chatter
 
+_CHATTER = (b"I0000 ", b"WARNING: All log messages before absl::InitializeLog()")
 _LOG_TAIL_LINES = 8
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
-
-
-def silence_tensorflow() -> None:
-    """Sets what TensorFlow reads when it is imported; call it first thing in a process."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    # An export is three processes; each would take all of a GPU's memory.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    hold_back_chatter()
 
 
 class ChildProcess(Generic[Job, Answer]):
@@ -157,3 +152,63 @@ def _iterate_jobs(pipe: Connection) -> Iterator[object]:
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             yield pipe.recv()
+
+
+def silence_tensorflow() -> None:
+    """Sets what TensorFlow reads when it is imported; call it first thing in a process."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # An export is three processes; each would take all of a GPU's memory.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    _hold_back_chatter()
+
+
+def _hold_back_chatter() -> None:
+    """Makes the process's first import of TensorFlow a quiet one.
+
+    TensorFlow 2.21's libraries log as they load, before TensorFlow has read
+    TF_CPP_MIN_LOG_LEVEL, which keeps the rest away; no variable stops them.
+    """
+    if "tensorflow" not in sys.modules and not any(
+        isinstance(finder, _QuietFinder) for finder in sys.meta_path
+    ):
+        sys.meta_path.insert(0, _QuietFinder())
+
+
+class _QuietFinder(MetaPathFinder):
+    """Finds TensorFlow as usual, and filters stderr while its modules run."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "tensorflow":
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_quietly(module: ModuleType) -> None:
+            sys.meta_path.remove(self)
+            with _filter_stderr():
+                execute(module)
+
+        spec.loader.exec_module = execute_quietly  # type: ignore[method-assign]
+        return spec
+
+
+@contextlib.contextmanager
+def _filter_stderr() -> Iterator[None]:
+    """Holds what is written to the descriptor, then lets through all that is no chatter."""
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+            held.seek(0)
+            for line in held:
+                if not line.startswith(_CHATTER):
+                    os.write(2, line)

@@ -15,9 +15,9 @@ I0000 00:00:1795655226.239630   10416 port.cc:153] oneDNN custom operations are 
 """
 IMPORT = """
 import importlib.util
-from exporter.chatter import hold_back_chatter
-hold_back_chatter()
-hold_back_chatter()
+from exporter.processes import silence_tensorflow
+silence_tensorflow()
+silence_tensorflow()
 importlib.util.find_spec("tensorflow")
 import tensorflow
 """
