@@ -18,14 +18,7 @@ COMMANDS = (status, predict, parity, on_device, load, doctor, replay)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-        argv: Arguments after `python -m clients`; those of the process when None.
-
-    Returns:
-        An `ExitCode`.
-    """
+    """Runs one command."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.verbose else logging.WARNING,

@@ -54,15 +54,7 @@ class Hop:
 
 
 def list_hops(via: str, version_dir: Path | None) -> list[str]:
-    """The names of the hops that `--via` asks for.
-
-    Args:
-        via: Names with commas between, or `all`.
-        version_dir: Whose variants belong to `all`.
-
-    Raises:
-        ConfigError: An unknown name; the message lists the known ones.
-    """
+    """The names of the hops that `--via` asks for."""
     variants = list_variants(version_dir) if version_dir is not None else []
     everything = [*SERVER_HOPS, *(f"{ON_DEVICE}{variant}" for variant in variants)]
     names: list[str] = []
@@ -74,12 +66,7 @@ def list_hops(via: str, version_dir: Path | None) -> list[str]:
 
 
 def make_device_hop(name: str, version_dir: Path | None, *, num_threads: int = 1) -> Hop:
-    """The hop `on-device:VARIANT`.
-
-    Raises:
-        ConfigError: There is no version directory, or no such variant in it.
-        PlumblineError: The variant cannot be read.
-    """
+    """The hop `on-device:VARIANT`."""
     if version_dir is None:
         raise ConfigError(f"--via {name} needs --version_dir, where the variant is")
     variant = name.removeprefix(ON_DEVICE)
@@ -156,13 +143,7 @@ class HopReport:
 
 
 def check_hop(hop: Hop, golden: Golden) -> HopReport:
-    """Replays golden examples through one hop.
-
-    Args:
-        hop: How to ask.
-        golden: Inputs and in-process outputs; signatures that the hop cannot have (strings
-            on a device) are left out.
-    """
+    """Replays golden examples through one hop."""
     names = [
         name
         for name in golden.signatures

@@ -81,11 +81,7 @@ def add_version_dir_flag(parser: argparse.ArgumentParser, purpose: str) -> None:
 
 
 def connection_options(args: argparse.Namespace) -> ConnectionOptions:
-    """TLS and token of the flags.
-
-    Raises:
-        ConfigError: A file cannot be read, or a key comes without its certificate.
-    """
+    """TLS and token of the flags."""
     wants_tls = args.tls or args.ca_file or args.cert_file or args.key_file or args.tls_server_name
     tls = (
         TlsOptions(args.ca_file, args.cert_file, args.key_file, args.tls_server_name)
@@ -126,11 +122,7 @@ def find_manifest(path: Path) -> Manifest | None:
 def open_client(
     args: argparse.Namespace, *, allow_non_finite: bool = False, server: str = ""
 ) -> PredictionClient:
-    """The gRPC client of the flags.
-
-    Raises:
-        ConfigError: An address or a TLS file cannot be used, or it is one of REST.
-    """
+    """The gRPC client of the flags."""
     address = server or args.server
     if is_rest(address):
         raise ConfigError(f"{address} is REST, and this command speaks gRPC: give host:port of it")
@@ -146,11 +138,7 @@ def open_client(
 def open_aio_client(
     args: argparse.Namespace, *, allow_non_finite: bool = False
 ) -> AsyncPredictionClient:
-    """The asyncio client of the flags.
-
-    Raises:
-        ConfigError: An address or a TLS file cannot be used.
-    """
+    """The asyncio client of the flags."""
     from clients.aio import AsyncPredictionClient
 
     return AsyncPredictionClient(
@@ -165,12 +153,7 @@ def open_aio_client(
 def open_rest_client(
     args: argparse.Namespace, *, allow_non_finite: bool = False, server: str = ""
 ) -> RestClient:
-    """The REST client of the flags.
-
-    Raises:
-        ConfigError: The address or a TLS file cannot be used.
-        UnimplementedError: httpx is not installed.
-    """
+    """The REST client of the flags."""
     import_extra("httpx", "REST")
     return RestClient(
         server or args.server,

@@ -80,21 +80,7 @@ def make_candidate(
     verification: ChildProcess[MeasurementJob, Measurement],
     step: Step,
 ) -> Candidate:
-    """Saves, converts, verifies and describes a trained model in `run_dir/candidate`.
-
-    Args:
-        result: Of training.
-        dataset: What it was trained on.
-        config: The whole configuration.
-        run_dir: Also gets the report, `verification.json`.
-        conversion: Makes the variants; started, maybe still importing.
-        verification: Measures the copies; likewise.
-        step: Told what is going on.
-
-    Raises:
-        ExportError: A variant cannot be converted.
-        OSError: The disk is full.
-    """
+    """Saves, converts, verifies and describes a trained model in `run_dir/candidate`."""
     from exporter.artifacts.saved_model import save_model
 
     path = run_dir / CANDIDATE

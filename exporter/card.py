@@ -97,17 +97,7 @@ def _list_tool_versions() -> dict[str, str]:
 def write_model_card(
     directory: Path, manifest: Manifest, verification: Verification, counts: Array | None
 ) -> None:
-    """Writes the card, but for its picture, which `draw_confusions` writes.
-
-    Args:
-        directory: Of the candidate.
-        manifest: As far as it is known by now.
-        verification: The table.
-        counts: From `count_confusions`; None without classes.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Writes the card, but for its picture, which `draw_confusions` writes."""
     sections = [
         _write_head(manifest),
         _write_table(verification),
@@ -205,17 +195,7 @@ def count_confusions(labels: Array, predicted: Array, num_classes: int) -> Array
 
 
 def draw_confusions(path: Path, counts: Array, class_names: tuple[str, ...], title: str) -> None:
-    """Writes a PNG: a row per labelled class, right answers blue, wrong ones red.
-
-    Args:
-        path: Of the picture.
-        counts: From `count_confusions`.
-        class_names: Labels of both axes.
-        title: Above the picture.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Writes a PNG: a row per labelled class, right answers blue, wrong ones red."""
     grid = _measure_grid(class_names)
     side = grid.cell * len(counts)
     width = max(grid.left + side + _MARGIN, int(_load_font(15).getlength(title)) + _MARGIN)

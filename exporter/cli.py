@@ -46,14 +46,7 @@ _Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-        argv: Without the program's name; None for the process's own.
-
-    Returns:
-        An `ExitCode`.
-    """
+    """Runs one command."""
     silence_tensorflow()
     arguments = build_parser().parse_args(argv)
     level = logging.DEBUG if arguments.verbose else logging.INFO

@@ -86,12 +86,7 @@ def predict_files(
 
 
 def read_inputs(files: list[Path]) -> dict[str, Array]:
-    """Arrays by input name; "" stands for the only input.
-
-    Raises:
-        ConfigError: The kinds of the files do not go together.
-        DatasetError: A file cannot be read.
-    """
+    """Arrays by input name; "" stands for the only input."""
     kinds = {path.suffix.lower() for path in files}
     if kinds <= _PICTURES:
         contents = np.empty(len(files), dtype=object)

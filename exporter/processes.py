@@ -75,27 +75,14 @@ class ChildProcess(Generic[Job, Answer]):
         return self._process.pid
 
     def ask(self, job: Job) -> None:
-        """Sends a job; the child starts on it when it has done those before.
-
-        Raises:
-            ExportError: The child is dead.
-        """
+        """Sends a job; the child starts on it when it has done those before."""
         try:
             self._pipe.send(job)
         except ConnectionError:
             raise self._describe_death() from None
 
     def receive(self, *, timeout_s: float, remedy: str = "") -> Answer:
-        """Waits for the next answer.
-
-        Args:
-            timeout_s: Time limit.
-            remedy: What to do when it is over, for the message.
-
-        Raises:
-            PlumblineError: Of the class that the job raised in the child.
-            ExportError: The child died, or took too long; it is killed then.
-        """
+        """Waits for the next answer."""
         if not self._pipe.poll(timeout_s):
             self.close()
             raise ExportError(

@@ -323,11 +323,7 @@ class LoadRun:
     _calls: list[_TimedCall] = dataclasses.field(default_factory=list)
 
     async def run(self, send: Callable[[], Awaitable[object]]) -> None:
-        """Sends calls when they are due until the time is over, then awaits the last ones.
-
-        Args:
-            send: Makes one call; raises PlumblineError when it fails.
-        """
+        """Sends calls when they are due until the time is over, then awaits the last ones."""
         tasks: set[asyncio.Task[None]] = set()
         start = time.perf_counter()
         try:
@@ -398,17 +394,7 @@ def _percentile(values: Array, percentile: float) -> float:
 
 
 def write_plot(path: Path, results: Sequence[LoadResult], *, title: str) -> None:
-    """Writes the latency curve; the suffix chooses the format (png, svg, pdf).
-
-    Args:
-        path: Where to.
-        results: One per rate, at least one with a good answer.
-        title: A line above the picture.
-
-    Raises:
-        ConfigError: matplotlib cannot write this format, or the path is not writable.
-        UnimplementedError: matplotlib is not installed.
-    """
+    """Writes the latency curve; the suffix chooses the format (png, svg, pdf)."""
     import_extra("matplotlib.figure", "--plot")
     from matplotlib.figure import Figure
 

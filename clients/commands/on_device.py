@@ -173,17 +173,6 @@ def bench_variant(
 
     It runs in a process of its own, so that its peak memory is its own. Rounds of the predictor
     and of the bare loop alternate, so that a machine that slows down slows both.
-
-    Args:
-        path: A version directory, base path or `.tflite` file.
-        variant: Its name.
-        batch_size: Rows per call.
-        num_threads: Threads inside one call.
-        num_calls: Calls to time.
-
-    Raises:
-        ConfigError: No such variant.
-        PlumblineError: It cannot be run.
     """
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as p:

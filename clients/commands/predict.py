@@ -60,12 +60,7 @@ def answer_pipelined(
     version: int | None = None,
     version_label: str | None = None,
 ) -> Iterator[Answer]:
-    """Asks a server for many blocks at once, by `PredictionClient.predict_many`.
-
-    Raises:
-        UnansweredRowsError: The server went away; says which rows have no answer.
-        PlumblineError: What the server says to the first rows.
-    """
+    """Asks a server for many blocks at once, by `PredictionClient.predict_many`."""
     sent: collections.deque[tuple[int, FileRows]] = collections.deque()
 
     def send() -> Iterator[Batch]:

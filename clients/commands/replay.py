@@ -228,14 +228,6 @@ def read_recordings(path: Path, *, on_skipped: OnSkipped) -> Iterator[Recording]
 
     Such a file is what TensorFlow Serving's request logging writes and replays as warmup
     (apis/prediction_log.proto).
-
-    Args:
-        path: A TFRecord file of PredictionLog.
-        on_skipped: Called with a record that is of another kind.
-
-    Raises:
-        ManifestError: The file is damaged or holds something else.
-        OSError: It cannot be read.
     """
     for number, data in enumerate(read_records(path)):
         try:
@@ -253,13 +245,7 @@ def read_recordings(path: Path, *, on_skipped: OnSkipped) -> Iterator[Recording]
 
 
 def redirect(recording: Recording, spec: ModelSpec) -> Request:
-    """The request, asked of another model or version.
-
-    Args:
-        recording: The call.
-        spec: Name, version and label to ask for; a name of "" keeps the recorded one. The
-            recorded version is dropped: it is what answered then.
-    """
+    """The request, asked of another model or version."""
     request = copy.deepcopy(recording.request)
     holders = request.tasks if isinstance(request, MultiInferenceRequest) else [request]
     for holder in holders:
@@ -274,17 +260,7 @@ def redirect(recording: Recording, spec: ModelSpec) -> Request:
 def replay_recordings(
     recordings: Iterable[Recording], ask: Ask, against: Ask | None, tolerance: Tolerance
 ) -> Iterator[Comparison]:
-    """Sends each call and compares the answers.
-
-    Args:
-        recordings: What to send.
-        ask: The server that is judged.
-        against: The server that is right; the recorded answers are when None.
-        tolerance: How far answers may be apart.
-
-    Raises:
-        ServableUnavailableError: A server went away.
-    """
+    """Sends each call and compares the answers."""
     for recording in recordings:
         got = _catch(ask, recording)
         golden = recording.response if against is None else _catch(against, recording)
@@ -306,14 +282,7 @@ def compare_answers(
     got: Response | PlumblineError,
     tolerance: Tolerance,
 ) -> Comparison:
-    """Holds one answer to another.
-
-    Args:
-        recording: The call.
-        golden: The answer that is right: a response message, a PlumblineError, or None.
-        got: The answer that is judged: a response message or a PlumblineError.
-        tolerance: How far numbers may be apart.
-    """
+    """Holds one answer to another."""
     spec = getattr(recording.request, "model_spec", None)
     signature_name = spec.signature_name if spec is not None else ""
     blank = Comparison(recording.number, recording.method.name, signature_name)

@@ -42,10 +42,6 @@ def name_inputs(batch: BatchLike, signature: Signature | None) -> dict[str, Arra
 
     What is no ndarray has no dtype of its own (a list, a number, bytes) and takes the one
     that the signature wants.
-
-    Raises:
-        TensorMismatchError: One array for a signature of several inputs, or a list that
-            cannot become an array.
     """
     if not isinstance(batch, Mapping):
         if signature is None:
@@ -100,14 +96,7 @@ class SignatureChecker:
         self._replies: set[tuple[Layout, int, tuple[str, ...]]] = set()
 
     def check_request(self, batch: Batch) -> int:
-        """Holds a batch to the signature.
-
-        Returns:
-            The number of rows.
-
-        Raises:
-            TensorMismatchError: A name, dtype or shape is wrong, or a value is not finite.
-        """
+        """Holds a batch to the signature."""
         layout = _describe_layout(batch)
         num_rows = self._requests.get(layout)
         if num_rows is None:
@@ -122,17 +111,7 @@ class SignatureChecker:
         return num_rows
 
     def check_reply(self, outputs: Batch, num_rows: int, output_filter: tuple[str, ...]) -> None:
-        """Holds an answer to the signature.
-
-        Args:
-            outputs: What came.
-            num_rows: Rows that were sent.
-            output_filter: The outputs asked for; empty for all.
-
-        Raises:
-            InternalError: Names the output that is missing, of another dtype or shape
-                (code DATA_LOSS), or not finite (code INTERNAL).
-        """
+        """Holds an answer to the signature."""
         if not self._checks.reply:
             return
         key = (_describe_layout(outputs), num_rows, output_filter)
@@ -159,11 +138,7 @@ class CachedSignatures(NamedTuple):
     fetched_at: float
 
     def find(self, signature_name: str) -> SignatureChecker:
-        """The checker of a signature; "" stands for `serving_default`.
-
-        Raises:
-            SignatureNotFoundError: The version has no such signature.
-        """
+        """The checker of a signature; "" stands for `serving_default`."""
         found = self.checkers.get(signature_name or DEFAULT_SIGNATURE_NAME)
         return found or self.checkers[find_signature(self.signatures, signature_name).name]
 

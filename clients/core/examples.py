@@ -18,12 +18,7 @@ Examples = Mapping[str, Any] | Sequence[Features]
 
 
 def split_examples(examples: Examples) -> list[dict[str, Array]]:
-    """One mapping of feature name to a flat array per example.
-
-    Raises:
-        TensorMismatchError: There are none, columns differ in length, or a value is of a
-            kind that no feature holds.
-    """
+    """One mapping of feature name to a flat array per example."""
     if isinstance(examples, Mapping):
         columns = {name: np.asarray(column) for name, column in examples.items()}
         lengths = {name: len(column) if column.ndim else -1 for name, column in columns.items()}
@@ -43,11 +38,7 @@ def split_examples(examples: Examples) -> list[dict[str, Array]]:
 
 
 def read_features(features: Features, where: str) -> dict[str, Array]:
-    """Feature name to a flat array of float32, int64, or objects of bytes.
-
-    Raises:
-        TensorMismatchError: A value is of a kind that no feature holds.
-    """
+    """Feature name to a flat array of float32, int64, or objects of bytes."""
     if not isinstance(features, Mapping):
         raise TensorMismatchError(
             f"{where} is a {type(features).__name__}; it must map feature names to values"

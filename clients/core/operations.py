@@ -101,11 +101,7 @@ class Operations:
     def specify(
         self, version: int | None, version_label: str | None, signature_name: str = ""
     ) -> ModelSpec:
-        """The ModelSpec of a call.
-
-        Raises:
-            RequestError: Both a version and a label are given.
-        """
+        """The ModelSpec of a call."""
         key = (version, version_label, signature_name)
         spec = self._specs.get(key)
         if spec is None:
@@ -146,12 +142,7 @@ class Operations:
         return self.hold(batch, (yield from self.learn(spec, deadline)), spec)
 
     def hold(self, batch: BatchLike, cached: CachedSignatures, spec: ModelSpec) -> Prepared:
-        """A batch held to a cached signature.
-
-        Raises:
-            SignatureNotFoundError: The version has no such signature.
-            TensorMismatchError: The batch does not fit.
-        """
+        """A batch held to a cached signature."""
         checker = cached.find(spec.signature_name)
         named = name_inputs(batch, checker.signature)
         if not self.checks.batch:
@@ -283,19 +274,7 @@ def wait_until_available(
     clock: Callable[[], float],
     call_s: float,
 ) -> Effects[VersionStatus]:
-    """Asks until a version is AVAILABLE, has failed, or time is up.
-
-    Args:
-        dialect: How questions and answers are written.
-        spec: The version waited for; any without a version or label.
-        timeout_s: Seconds to wait at most.
-        clock: Seconds, monotonic.
-        call_s: Seconds for one call.
-
-    Raises:
-        DeadlineExceededError: None was in time; says what was seen last.
-        ServableUnavailableError: The version ended with an error.
-    """
+    """Asks until a version is AVAILABLE, has failed, or time is up."""
     deadline, pause_s, seen = clock() + timeout_s, _POLL_S, "no answer yet"
     # A label says nothing about states; but only an available version has metadata.
     labelled = spec.version_label is not None

@@ -186,11 +186,7 @@ class PredictRun:
 
 
 def require_rows(outputs: Batch, num_rows: int) -> None:
-    """Refuses outputs that cannot be told apart by row.
-
-    Raises:
-        InternalError: Names the output; code DATA_LOSS.
-    """
+    """Refuses outputs that cannot be told apart by row."""
     for name, array in outputs.items():
         if array.ndim == 0 or len(array) != num_rows:
             raise InternalError(
@@ -257,13 +253,7 @@ class BatchFlow:
         return self._ended and not self._slots
 
     def add(self, batch: Batch, num_rows: int, bad_rows: dict[int, PlumblineError]) -> None:
-        """Takes in the next batch.
-
-        Args:
-            batch: Input name to array.
-            num_rows: Its rows.
-            bad_rows: Row of this batch to why it is not sent.
-        """
+        """Takes in the next batch."""
         rows = range(self.num_rows, self.num_rows + num_rows)
         self.num_rows = rows.stop
         indices = np.arange(rows.start, rows.stop, dtype=np.int64)
@@ -335,12 +325,7 @@ class BatchFlow:
                 self._stop(piece, outcome)
 
     def take_parts(self) -> list[Part]:
-        """What may be delivered, in order.
-
-        Raises:
-            PlumblineError: The run ends here, and nothing was delivered before.
-            UnansweredRowsError: The same, after something was.
-        """
+        """What may be delivered, in order."""
         parts = []
         while self._slots and self._slots[0].error is None and self._slots[0].resolved:
             parts.append(self._slots.popleft().make_part())

@@ -134,11 +134,7 @@ def _write_features(features: Mapping[str, Array]) -> dict[str, object]:
 
 
 def write_array(name: str, array: Array) -> object:
-    """Nested lists of numbers, booleans or `{"b64": ...}`.
-
-    Raises:
-        TensorMismatchError: JSON has no such numbers.
-    """
+    """Nested lists of numbers, booleans or `{"b64": ...}`."""
     if array.dtype.kind == "c":
         raise TensorMismatchError(
             f"`{name}` is {array.dtype.name}, which JSON cannot hold: use PredictionClient"
@@ -158,11 +154,7 @@ def _write_strings(value: Any) -> object:
 
 
 def read_array(name: str, value: Any, spec: TensorSpec | None) -> Array:
-    """The array in nested lists; of the signature's dtype where there is one.
-
-    Raises:
-        InternalError: It is none, and says which output; code DATA_LOSS.
-    """
+    """The array in nested lists; of the signature's dtype where there is one."""
     try:
         if spec is None:
             found = np.asarray(value)

@@ -46,11 +46,7 @@ class BatchCutter:
         self._num_held = 0
 
     def cut(self, item: BatchLike) -> Iterator[dict[str, Array]]:
-        """Full batches, after one more item; views of it where possible.
-
-        Raises:
-            TensorMismatchError: The item is neither a row nor a batch of the signature.
-        """
+        """Full batches, after one more item; views of it where possible."""
         batch = self._read(item)
         num_rows = check_batch(batch, self._signature)
         if not self.batch_size:
@@ -134,11 +130,7 @@ def count_all(data: AsyncRowsLike) -> int | None:
 
 
 def require_batch_axis(signature: Signature) -> None:
-    """Refuses a signature whose inputs cannot be cut into batches.
-
-    Raises:
-        TensorMismatchError: An input has no free first axis.
-    """
+    """Refuses a signature whose inputs cannot be cut into batches."""
     for spec in signature.inputs.values():
         if spec.shape is not None and (not spec.shape or spec.shape[0] is not None):
             raise TensorMismatchError(

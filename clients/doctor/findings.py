@@ -72,11 +72,7 @@ def merge_findings(findings: list[Finding]) -> list[Finding]:
 
 
 def check_package(search_path: Sequence[str] | None = None) -> list[Finding]:
-    """Looks for other packages of our name along the import path.
-
-    Args:
-        search_path: Folders to look into; `sys.path` when None.
-    """
+    """Looks for other packages of our name along the import path."""
     own = Path(__file__).resolve().parent.parent
     others = _find_others(sys.path if search_path is None else search_path, own)
     if not others:

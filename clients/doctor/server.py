@@ -50,14 +50,7 @@ _METRICS_PATH = "/monitoring/prometheus/metrics"
 def check_server(
     client: PredictionClient, address: str, *, model_name: str, rest_server: str
 ) -> list[Finding]:
-    """All that can be told from outside.
-
-    Args:
-        client: Of the server; it lets NaN and infinity through.
-        address: host:port or unix:/path of it.
-        model_name: What the client asks.
-        rest_server: Where the names of served models are looked up.
-    """
+    """All that can be told from outside."""
     try:
         versions = client.status()
     except ServableNotFoundError:

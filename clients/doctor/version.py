@@ -39,13 +39,7 @@ _GRPC_DEFAULT_BYTES = 4 * 2**20
 
 
 def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
-    """All that can be told without a server.
-
-    Args:
-        path: A version directory, or a base path for its newest version.
-        server_tensorflow: The version of TensorFlow that will serve it; the installed one
-            when empty.
-    """
+    """All that can be told without a server."""
     version_dir, finding = _find_leaf(path)
     if version_dir is None:
         return [finding]

@@ -128,15 +128,6 @@ def choose_signature(
     Whole numbers from 0 to 255 (and beyond 1) are raw pixels: `serving_uint8` too, since
     `serving_default` wants them scaled. Everything else goes to `serving_default`, or to
     the first signature that it fits.
-
-    Args:
-        signatures: What the version has.
-        rows: The first rows to be sent.
-        signature_name: Overrides the rule.
-
-    Raises:
-        SignatureNotFoundError: There is no signature of that name.
-        TensorMismatchError: No signature fits; says why `serving_default` does not.
     """
     if signature_name:
         return find_signature(signatures, signature_name)
@@ -171,19 +162,7 @@ def fit_rows(
     invert: bool = False,
     on_skipped: OnSkipped,
 ) -> FileRows:
-    """The rows as `signature` wants them.
-
-    Args:
-        rows: As they were read.
-        signature: From `choose_signature`.
-        pixel_shape: Height, width and perhaps channels of an image, where the signature
-            itself wants flat rows.
-        invert: Turn dark ink on paper into light ink on a dark ground.
-        on_skipped: Called with an image that cannot be decoded.
-
-    Raises:
-        TensorMismatchError: They do not fit; says what is wanted and the likely fix.
-    """
+    """The rows as `signature` wants them."""
     if rows.is_image:
         return _fit_images(rows, signature, pixel_shape or None, invert, on_skipped)
     batch = _shape_batch(rows, signature)

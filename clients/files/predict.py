@@ -81,20 +81,7 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
 def predict_files(
     args: argparse.Namespace, signatures: Mapping[str, Signature], answer: Answering
 ) -> ExitCode:
-    """Reads, asks and writes: what `predict` and `on-device run` share.
-
-    Args:
-        args: The flags of `add_input_flags`.
-        signatures: What can be asked.
-        answer: Blocks of rows and a signature name to answers, in order.
-
-    Returns:
-        0, or 1 when something was skipped or failed.
-
-    Raises:
-        Interrupted: Ctrl-C; says what was kept.
-        PlumblineError: Nothing could be read, nothing fits, or the predictor failed.
-    """
+    """Reads, asks and writes: what `predict` and `on-device run` share."""
     reader = InputReader(
         choose_inputs(args),
         signatures,
@@ -118,11 +105,7 @@ def predict_files(
 
 
 def choose_inputs(args: argparse.Namespace) -> list[Path]:
-    """The files given, else the golden inputs of --version_dir.
-
-    Raises:
-        ConfigError: Neither is given.
-    """
+    """The files given, else the golden inputs of --version_dir."""
     if args.inputs:
         return list(args.inputs)
     if args.version_dir is None:
@@ -164,11 +147,7 @@ def _predict_json(args: argparse.Namespace, reader: InputReader, answer: Answeri
 
 
 def find_labels(args: argparse.Namespace) -> list[str]:
-    """Class names: of --labels, else of --version_dir's assets, else none.
-
-    Raises:
-        ConfigError: --labels cannot be read.
-    """
+    """Class names: of --labels, else of --version_dir's assets, else none."""
     path: Path | None = getattr(args, "labels", None)
     if path is None and getattr(args, "version_dir", None) and args.version_dir.is_dir():
         path = find_version_dir(args.version_dir) / layout.LABELS
@@ -188,9 +167,6 @@ def answer_one_by_one(
     """Asks for one block after the other.
 
     A block that the model refuses is halved until the rows at fault are found.
-
-    Raises:
-        PlumblineError: What the predictor raises, other than for a bad row.
     """
     for rows in blocks:
         yield from _ask(predictor, rows, range(rows.num_rows), signature_name)

@@ -90,11 +90,7 @@ OnSkipped = Callable[[Skipped], None]
 
 
 def list_files(paths: Iterable[Path]) -> list[Path]:
-    """The files to read: a folder stands for the images in it, at any depth, sorted.
-
-    Raises:
-        ConfigError: A path does not exist, a folder holds no image, or a suffix is unknown.
-    """
+    """The files to read: a folder stands for the images in it, at any depth, sorted."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -121,14 +117,7 @@ def read_files(
     array_name: str = "",
     signature_name: str = DEFAULT_SIGNATURE_NAME,
 ) -> Iterator[FileRows]:
-    """The rows of all files, in order, in blocks.
-
-    Args:
-        files: From `list_files`.
-        on_skipped: Called with what cannot be read.
-        array_name: The array to take of an npz that holds several.
-        signature_name: Whose inputs to take of a golden file.
-    """
+    """The rows of all files, in order, in blocks."""
     for are_images, group in itertools.groupby(
         files, lambda path: path.suffix.lower() in IMAGE_SUFFIXES
     ):
@@ -299,10 +288,6 @@ def decode_image(content: bytes, shape: tuple[int, ...], *, invert: bool = False
     Light ink on a dark ground, as in MNIST; `invert` is for dark ink on paper. Pillow's
     resizing and the one inside `serving_image_bytes` differ by a few grey levels: send the
     bytes themselves (`--signature_name serving_image_bytes`) where that matters.
-
-    Raises:
-        DatasetError: No PNG or JPEG, damaged, or larger than 16 megapixels.
-        UnimplementedError: Pillow is not installed.
     """
     import_extra("PIL.Image", "reading images")
     import PIL.Image

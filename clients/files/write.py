@@ -66,11 +66,7 @@ class Sink(abc.ABC):
 
 
 def open_sink(output: Path | None, labels: Sequence[str]) -> Sink:
-    """The sink for `--output`; a table without.
-
-    Raises:
-        ConfigError: The suffix is unknown, or the file cannot be written.
-    """
+    """The sink for `--output`; a table without."""
     if output is None:
         return TableSink(labels)
     kinds: dict[str, Callable[[Path, Sequence[str]], Sink]]

@@ -40,14 +40,7 @@ _TORN = ("RST_STREAM", "Stream removed", "GOAWAY", "Connection reset", "Socket c
 
 
 def parse_target(address: str | Iterable[str]) -> tuple[str, bool]:
-    """grpcio's target for an address, and whether there may be several servers behind it.
-
-    Args:
-        address: See the module; several as one string with commas, or as a sequence.
-
-    Raises:
-        ConfigError: There is none, one cannot be read or found, or kinds are mixed.
-    """
+    """grpcio's target for an address, and whether there may be several servers behind it."""
     given = address.split(",") if isinstance(address, str) else list(address)
     parts = [part.strip() for part in given if part.strip()]
     if not parts:
@@ -127,16 +120,7 @@ def channel_options(options: ConnectionOptions, *, several: bool) -> list[tuple[
 def open_channel(
     grpc_module: ModuleType, address: str | Iterable[str], options: ConnectionOptions
 ) -> tuple[grpc.Channel | grpc.aio.Channel, str]:
-    """A channel, and what to call the server in messages.
-
-    Args:
-        grpc_module: `grpc`, or `grpc.aio` for a channel of the running event loop.
-        address: See the module.
-        options: TLS, keepalive, compression.
-
-    Raises:
-        ConfigError: The address or a TLS file cannot be used.
-    """
+    """A channel, and what to call the server in messages."""
     target, several = parse_target(address)
     arguments = channel_options(options, several=several)
     compression = _COMPRESSION[options.compression]
@@ -167,11 +151,7 @@ def _name_to_expect(address: str | Iterable[str], target: str) -> str | None:
 
 
 def make_credentials(tls: TlsOptions) -> grpc.ChannelCredentials:
-    """grpcio's credentials for TLS or mutual TLS.
-
-    Raises:
-        ConfigError: A file cannot be read.
-    """
+    """grpcio's credentials for TLS or mutual TLS."""
     return grpc.ssl_channel_credentials(
         root_certificates=tls.read(tls.ca_file),
         private_key=tls.read(tls.key_file),

@@ -114,11 +114,7 @@ def read_error(status: int, class_name: str | None, body: bytes) -> PlumblineErr
 
 
 def parse_url(address: str, *, encrypted: bool) -> str:
-    """`http://host:port` of an address in which the scheme or the port may be left out.
-
-    Raises:
-        ConfigError: It cannot be read, or plain http was given together with TLS.
-    """
+    """`http://host:port` of an address in which the scheme or the port may be left out."""
     given = address if "://" in address else f"{'https' if encrypted else 'http'}://{address}"
     try:
         url = httpx.URL(given)
@@ -134,11 +130,7 @@ def parse_url(address: str, *, encrypted: bool) -> str:
 
 
 def make_ssl_context(tls: TlsOptions) -> ssl.SSLContext:
-    """Python's context for TLS or mutual TLS.
-
-    Raises:
-        ConfigError: A file cannot be read.
-    """
+    """Python's context for TLS or mutual TLS."""
     trusted = tls.read(tls.ca_file)
     try:
         context = ssl.create_default_context(cadata=None if trusted is None else trusted.decode())

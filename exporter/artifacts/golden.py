@@ -46,14 +46,7 @@ _WARMUP_BATCHES = (1, 32)
 def make_golden(
     predictor: Predictor, signatures: Mapping[str, Signature], dataset: Dataset, count: int
 ) -> Golden:
-    """Real examples of every class with the in-process answers, for every signature.
-
-    Args:
-        predictor: The trained model in this process.
-        signatures: What it can be asked.
-        dataset: Rows come from the test split, then validation, then training, where it is small.
-        count: At least 64.
-    """
+    """Real examples of every class with the in-process answers, for every signature."""
     rows = _take_examples(dataset, count)
     sizes = tuple(_iterate_batch_sizes(len(rows)))
     return Golden(
@@ -108,11 +101,7 @@ def make_held_out(
 def make_calibration(
     signatures: list[Signature], dataset: Dataset, count: int, *, seed: int
 ) -> tuple[Golden, str]:
-    """A seeded, class-balanced set of training rows, one a batch, for int8.
-
-    Returns:
-        Inputs per signature (without outputs), and the sha256 of the rows.
-    """
+    """A seeded, class-balanced set of training rows, one a batch, for int8."""
     rows = dataset.x_train[choose_rows(dataset.y_train, count, seed=seed)]
     sizes = (1,) * len(rows)
     examples = {
@@ -129,9 +118,6 @@ def write_warmup(
 
     A record per signature and batch size, from golden inputs: TensorFlow Serving reads a TFRecord
     of PredictionLog (servables/tensorflow/saved_model_warmup_util.cc).
-
-    Raises:
-        OSError: The file cannot be written.
     """
     records = [
         _make_record(model_name, signature, _take(golden, signature.name, size))
@@ -192,11 +178,7 @@ def answer_inputs(
     *,
     batch_sizes: tuple[int, ...],
 ) -> GoldenExamples:
-    """Golden examples out of inputs: the model is asked in batches of these sizes.
-
-    Raises:
-        SignatureNotFoundError: The model has no such signature.
-    """
+    """Golden examples out of inputs: the model is asked in batches of these sizes."""
     asked = GoldenExamples(inputs, {}, batch_sizes)
     answers = [
         predictor.predict(batch, signature_name=signature_name) for batch, _ in asked.iter_batches()

@@ -36,21 +36,7 @@ _LOG = logging.getLogger(__name__)
 def save_model(
     model: tf_keras.Model, heads: ModelHeads, dataset: Dataset, directory: Path
 ) -> tuple[InProcessPredictor, ServedModel]:
-    """Writes `saved_model.pb`, `variables/` and `assets/labels.txt`.
-
-    Args:
-        model: Built, trained.
-        heads: Its inputs and outputs, as `train` found them.
-        dataset: What it was trained on.
-        directory: Made when missing.
-
-    Returns:
-        The same functions in this process: what the SavedModel is compared with; and the
-        model's names.
-
-    Raises:
-        OSError: The disk is full or the folder not writable.
-    """
+    """Writes `saved_model.pb`, `variables/` and `assets/labels.txt`."""
     served = name_tensors(model, heads, dataset)
     functions = trace_signatures(served, dataset)
     with translate_disk_errors(directory):
@@ -104,12 +90,7 @@ class InProcessPredictor:
         self.signatures = {name: _describe_function(name, f) for name, f in functions.items()}
 
     def predict(self, batch: Batch, *, signature_name: str = "") -> dict[str, Array]:
-        """Output name to ndarray; strings are arrays of bytes.
-
-        Raises:
-            SignatureNotFoundError: The model has no such signature.
-            RequestError: The graph refused the inputs: a damaged picture, or one too large.
-        """
+        """Output name to ndarray; strings are arrays of bytes."""
         signature = find_signature(self.signatures, signature_name)
         tensors = {
             name: tf.constant(array, signature.inputs[name].dtype) for name, array in batch.items()

@@ -83,13 +83,7 @@ class ServedModel:
 
 
 def name_tensors(model: tf_keras.Model, heads: ModelHeads, dataset: Dataset) -> ServedModel:
-    """Names a model's inputs and outputs for its signatures.
-
-    Args:
-        model: Built, trained.
-        heads: What `train` found out about it.
-        dataset: What it was trained on.
-    """
+    """Names a model's inputs and outputs for its signatures."""
     import tensorflow as tf
 
     dtypes = dict(zip(model.input_names, (tensor.dtype for tensor in model.inputs), strict=True))
@@ -137,12 +131,7 @@ def _is_generated(model: tf_keras.Model, name: str) -> bool:
 
 
 def trace_signatures(served: ServedModel, dataset: Dataset) -> Functions:
-    """Signature name to concrete function, `serving_default` first.
-
-    Args:
-        served: The model with its names.
-        dataset: Shape of the raw examples, whether they are images, and class names.
-    """
+    """Signature name to concrete function, `serving_default` first."""
     functions = {DEFAULT_SIGNATURE_NAME: _trace(served.call, served.inputs)}
     only = served.single_input
     if only is None:
@@ -230,10 +219,6 @@ def _decode_images(image_bytes: tf.Tensor, image_shape: tuple[int, ...]) -> tf.T
     Returns:
         float32 (batch, height, width, channels), whole numbers 0..255: a file of the data's
         own size gives exactly the pixels it holds. Transparency is dropped.
-
-    Raises:
-        tf.errors.InvalidArgumentError: When the graph runs, if one file is no PNG or JPEG, is
-            damaged, or declares too many pixels. The whole batch fails with it.
     """
     import tensorflow as tf
 

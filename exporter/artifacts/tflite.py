@@ -51,11 +51,7 @@ def prepare_converting() -> None:
 
 
 def convert(job: ConversionJob) -> Path:
-    """Converts one variant. Returns the file.
-
-    Raises:
-        ExportError: The model needs an operator that TFLite lacks, or does not convert.
-    """
+    """Converts one variant. Returns the file."""
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_saved_model(

@@ -133,9 +133,6 @@ def split_stratified(
         labels: int64 (examples,).
         fraction: Share of the second part, 0..1; at least one row of each class goes there.
         seed: Of the choice.
-
-    Returns:
-        Sorted row numbers of the first and the second part.
     """
     rng = np.random.default_rng(seed)
     second: list[NDArray[np.int64]] = []
@@ -197,9 +194,6 @@ def _clean_features(raw: RawData) -> RawData:
 
     Integers in 0..255 of the shape of images are taken as pixels; floats are not guessed at,
     for a wrong guess (0..1 or 0..255?) trains a model that is wrong only when it serves.
-
-    Raises:
-        DatasetError: Wrong type or shape, values out of range, NaN, splits that differ.
     """
     x_train = _clean(raw.x_train, f"{raw.source}: x_train")
     if raw.x_test is None:
@@ -262,11 +256,7 @@ def _clean_vectors(features: Array, what: str) -> Array:
 
 
 def _check_labels(raw: RawData) -> int:
-    """Refuse labels that are not the integers 0..n-1, each present; return n.
-
-    Raises:
-        DatasetError: Wrong length, not integers, negative, gaps, one class only.
-    """
+    """Refuse labels that are not the integers 0..n-1, each present; return n."""
     _check_label_array(raw.x_train, raw.y_train, raw.source, split="train")
     found = np.unique(raw.y_train)
     highest = int(found[-1])

@@ -68,9 +68,6 @@ def read_digits() -> RawData:
     """Read the 1,797 scanned digits that ship inside scikit-learn, as 28×28×1.
 
     The file is read without importing scikit-learn, which takes over a second.
-
-    Raises:
-        DatasetError: scikit-learn is not installed, or its file is damaged.
     """
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
@@ -112,17 +109,7 @@ def _interpolation_matrix(old: int, new: int) -> NDArray[np.float64]:
 
 
 def read_mnist(path: str, *, download: bool) -> RawData:
-    """Read MNIST from a file or folder the user gives, else from Keras's cache.
-
-    Args:
-        path: Keras's `mnist.npz`, the folder of the four IDX files, or one of these; "" for
-            Keras's own cache.
-        download: Fetch `mnist.npz` into the cache when it is not there.
-
-    Raises:
-        DatasetError: It is nowhere and `download` is off, or it cannot be read, or the download
-            fails or differs.
-    """
+    """Read MNIST from a file or folder the user gives, else from Keras's cache."""
     arrays, source = _read_mnist_arrays(path, download=download)
     return _make_raw_data("mnist", source, arrays)
 
@@ -200,9 +187,6 @@ def _read_idx(path: Path) -> Array:
 
     The IDX format is big-endian: two zero bytes, a type code, the rank, then one uint32 per axis,
     then the values (http://yann.lecun.com/exdb/mnist/).
-
-    Raises:
-        DatasetError: Missing, unreadable, truncated (gzip or not), or not IDX.
     """
     try:
         data = path.read_bytes()
@@ -240,22 +224,14 @@ def _parse_idx(data: bytes, path: Path) -> Array:
 
 
 def read_npz(path: str) -> RawData:
-    """Read the user's own `x_train, y_train[, x_test, y_test][, class_names]`.
-
-    Raises:
-        DatasetError: The file cannot be read, is no npz, or lacks an array.
-    """
+    """Read the user's own `x_train, y_train[, x_test, y_test][, class_names]`."""
     if not path:
         raise DatasetError("data.kind is 'npz', so data.path must name the file")
     return _make_raw_data(Path(path).stem, path, _read_npz_arrays(Path(path)))
 
 
 def _make_raw_data(name: str, source: str, arrays: dict[str, Array]) -> RawData:
-    """Sort arrays by their names, those of an npz file, into the splits.
-
-    Raises:
-        DatasetError: `x_train` or `y_train` is missing, or one of the test arrays alone.
-    """
+    """Sort arrays by their names, those of an npz file, into the splits."""
     for wanted in ("x_train", "y_train"):
         if wanted not in arrays:
             raise DatasetError(
@@ -277,11 +253,7 @@ def _make_raw_data(name: str, source: str, arrays: dict[str, Array]) -> RawData:
 
 
 def _read_npz_arrays(path: Path) -> dict[str, Array]:
-    """Read every array of an npz file, never unpickling.
-
-    Raises:
-        DatasetError: Missing, unreadable, not npz, truncated, or holding Python objects.
-    """
+    """Read every array of an npz file, never unpickling."""
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)

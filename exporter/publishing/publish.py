@@ -172,11 +172,7 @@ def _check_signatures(
 
 
 def read_version_signatures(version_dir: Path) -> dict[str, Signature]:
-    """The signatures of a version, from its manifest, else from its SavedModel.
-
-    Raises:
-        ManifestError: It has neither, or they are unreadable.
-    """
+    """The signatures of a version, from its manifest, else from its SavedModel."""
     if (version_dir / layout.MANIFEST).exists():
         return from_entries(read_manifest(version_dir).signatures)
     try:
@@ -268,16 +264,7 @@ def _retire_versions(
 
 
 def read_named_versions(config: Path, base_path: Path, model_name: str) -> frozenset[int]:
-    """Versions of one model that a `models.config` names by label or by specific policy.
-
-    Args:
-        config: Text-format `ModelServerConfig`.
-        base_path: Entries match by this base path ...
-        model_name: ... or by this name: either protects.
-
-    Raises:
-        ConfigError: The file is missing or does not parse.
-    """
+    """Versions of one model that a `models.config` names by label or by specific policy."""
     from contract.wire.plumbline_wire import config_pb2
 
     parsed = config_pb2.ModelServerConfig()
@@ -300,13 +287,7 @@ def _is_same_folder(text: str, base_path: Path) -> bool:
 
 
 def find_candidate(path: Path) -> tuple[Path, str]:
-    """The candidate at `path`, or in the run directory `path`, and its model name.
-
-    Raises:
-        ConfigError: There is none.
-        VerificationError: It did not pass.
-        ManifestError: It is damaged, or something else.
-    """
+    """The candidate at `path`, or in the run directory `path`, and its model name."""
     if not path.is_dir():
         raise ConfigError(f"{path} is no directory; give a candidate, a run directory or a version")
     found = path / CANDIDATE if (path / CANDIDATE).is_dir() else path
@@ -319,11 +300,7 @@ def find_candidate(path: Path) -> tuple[Path, str]:
 
 
 def check_base_path(base_path: Path) -> None:
-    """Finds out early, before anybody trains for hours, that a base path is not usable.
-
-    Raises:
-        ConfigError: It is a file, or it (or the folder it will be made in) is not writable.
-    """
+    """Finds out early, before anybody trains for hours, that a base path is not usable."""
     existing = next(path for path in (base_path, *base_path.absolute().parents) if path.exists())
     with explain_os_errors(base_path):
         if not existing.is_dir():

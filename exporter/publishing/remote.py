@@ -110,12 +110,7 @@ class RemoteBasePath:
                 return None
 
     def hash_file(self, name: str, *, num_bytes: int) -> FileEntry:
-        """sha256 of a file as it is read back.
-
-        Args:
-            name: Of the file.
-            num_bytes: Its size, from `find_size` or `list_files`.
-        """
+        """sha256 of a file as it is read back."""
         digest = hashlib.sha256()
         size = 0
         for piece in self._read_pieces(name, num_bytes):
@@ -134,11 +129,7 @@ class RemoteBasePath:
         hook.complete(source.stat().st_size)
 
     def download(self, name: str, target: Path, *, num_bytes: int, on_bytes: OnBytes) -> None:
-        """Reads a file into `target`, whose folder is made.
-
-        Raises:
-            OSError: `target` cannot be written: the disk is full, for example.
-        """
+        """Reads a file into `target`, whose folder is made."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as stream:
             for piece in self._read_pieces(name, num_bytes):

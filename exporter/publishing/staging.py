@@ -90,12 +90,7 @@ def remove_retired(base_path: Path) -> None:
 
 
 def rename_stage(stage: Path, target: Path, *, advice: str = "") -> None:
-    """The one rename that makes a stage a version; it never overwrites.
-
-    Raises:
-        VersionExistsError: `target` is there already; `advice` ends the sentence.
-        OSError: The file system refuses for another reason.
-    """
+    """The one rename that makes a stage a version; it never overwrites."""
     try:
         stage.rename(target)
     except OSError as error:
@@ -108,11 +103,7 @@ def rename_stage(stage: Path, target: Path, *, advice: str = "") -> None:
 
 @contextlib.contextmanager
 def hold_base_path(base_path: Path) -> Iterator[None]:
-    """Waits for, and holds, the lock of a base path.
-
-    Raises:
-        OSError: The lock file cannot be made.
-    """
+    """Waits for, and holds, the lock of a base path."""
     path = base_path / layout.LOCK
     while True:
         try:
@@ -130,11 +121,7 @@ def hold_base_path(base_path: Path) -> Iterator[None]:
 
 
 def mark_alive(stage: Path) -> int:
-    """Locks a stage for its writer. Returns the descriptor to close when it is done.
-
-    Raises:
-        OSError: The mark cannot be written.
-    """
+    """Locks a stage for its writer. Returns the descriptor to close when it is done."""
     return _lock(stage / WRITER)
 
 
@@ -175,11 +162,7 @@ def _names_the_same_file(descriptor: int, path: Path) -> bool:
 
 
 def sync_path(path: Path) -> None:
-    """Waits until a file's or folder's content is on the disk.
-
-    Raises:
-        OSError: The disk failed or is full.
-    """
+    """Waits until a file's or folder's content is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -188,11 +171,7 @@ def sync_path(path: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """The same for every file and folder of a tree, contents before the folders that name them.
-
-    Raises:
-        OSError: The disk failed or is full.
-    """
+    """The same for every file and folder of a tree, contents before the folders that name them."""
     for folder, _, names in os.walk(directory, topdown=False):
         for name in names:
             sync_path(Path(folder, name))
@@ -200,11 +179,7 @@ def sync_tree(directory: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copies content only: a candidate's mode and owner say nothing about the published file.
-
-    Raises:
-        OSError: One of them cannot be read or written.
-    """
+    """Copies content only: a candidate's mode and owner say nothing about the published file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 
@@ -216,12 +191,7 @@ def remove_tree(directory: Path) -> None:
 
 @contextlib.contextmanager
 def explain_os_errors(base_path: Path) -> Iterator[None]:
-    """Turns an OSError into one sentence that names the base path and the way out.
-
-    Raises:
-        ConfigError: The base path is a file, or may not be written.
-        ExportError: The disk is full, or failed otherwise.
-    """
+    """Turns an OSError into one sentence that names the base path and the way out."""
     try:
         yield
     except OSError as error:

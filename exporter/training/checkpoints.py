@@ -113,11 +113,7 @@ class CheckpointStore:
             self.save(state)
 
     def save(self, state: RunState) -> Path:
-        """Write one checkpoint.
-
-        Raises:
-            ConfigError: The folder cannot be written to.
-        """
+        """Write one checkpoint."""
         stage = self._directory / f".stage-{os.getpid()}-{state.epochs_run:05}"
         final = self._directory / f"epoch-{state.epochs_run:05}"
         try:
@@ -143,9 +139,6 @@ class CheckpointStore:
         """Give model and optimizer the newest checkpoint's variables; return its state.
 
         Without a checkpoint (the run died before its first) training starts over.
-
-        Raises:
-            ConfigError: It is of another model, training configuration or data, or damaged.
         """
         if self._chief:
             self._remove_stages()
@@ -245,9 +238,6 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
     """Turns what TensorFlow raises while it writes below `path` into an OSError.
 
     Its own errors are no OSError, and their messages speak of operators.
-
-    Raises:
-        OSError: ENOSPC, EFBIG, EACCES, or EIO for all others.
     """
     import tensorflow as tf
 

@@ -214,11 +214,7 @@ def _build_keras_losses(heads: ModelHeads) -> dict[str, tf_keras.losses.Loss]:
 def build_example_losses(
     config: TrainingConfig, heads: ModelHeads, *, smoothing: float
 ) -> dict[str, PerExampleLoss]:
-    """Return head name -> loss per example, as the custom loop and the evaluation take it.
-
-    Raises:
-        ConfigError: `training.loss` names a function that does not import.
-    """
+    """Return head name -> loss per example, as the custom loop and the evaluation take it."""
     if config.loss not in BUILT_IN_LOSSES:
         function = import_function(config.loss, key="training.loss")
         return {

@@ -36,17 +36,6 @@ def build_model(
 ) -> tf_keras.Model:
     """Build the configured network, untrained.
 
-    Args:
-        config: Kind and sizes.
-        input_shape: Shape of one example of the data, for example (28, 28, 1).
-        num_classes: Width of the output.
-
-    Returns:
-        It, built. An MLP takes the example flattened, (784,).
-
-    Raises:
-        ConfigError: The kind does not fit the data, or the builder's model cannot be trained.
-
     Example:
         >>> build_model(config.model, (28, 28, 1), 10).output_shape
         (None, 10)
@@ -158,11 +147,7 @@ def _build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) 
 
 
 def import_function(reference: str, *, key: str) -> Callable[..., object]:
-    """Import `package.module:function`, also from the current folder.
-
-    Raises:
-        ConfigError: It does not import or is not callable; `key` names the setting.
-    """
+    """Import `package.module:function`, also from the current folder."""
     module_name, _, name = reference.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -261,10 +246,6 @@ def describe_heads(
         example: A few rows, (examples, ...): run once, to tell probabilities from logits.
         num_classes: Classes of the data.
         loss: `training.loss`.
-
-    Raises:
-        ConfigError: An input does not fit the examples, or an output is not as wide as there
-            are classes.
     """
     inputs = {
         name: _fit_shape(name, tuple(tensor.shape[1:]), example.shape[1:])

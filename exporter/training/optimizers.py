@@ -14,12 +14,7 @@ Rate: TypeAlias = "float | tf_keras.optimizers.schedules.LearningRateSchedule"
 
 
 def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> tf_keras.optimizers.Optimizer:
-    """Build the optimizer of a run; call it inside the strategy's scope.
-
-    Args:
-        config: Name, learning rate, schedule, momentum, weight decay.
-        steps_per_epoch: Turns the schedule's epochs into steps.
-    """
+    """Build the optimizer of a run; call it inside the strategy's scope."""
     import tf_keras
 
     rate = _build_schedule(config, steps_per_epoch)

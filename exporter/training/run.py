@@ -144,11 +144,7 @@ class EpochRecorder:
         self._report(self.state.epochs_run + 1, step, {})
 
     def end_epoch(self, metrics: dict[str, float]) -> None:
-        """Take the training metrics of an epoch that has just ended.
-
-        Raises:
-            ConfigError: The loss is no longer a finite number.
-        """
+        """Take the training metrics of an epoch that has just ended."""
         state = self.state
         if not math.isfinite(metrics["loss"]):
             raise ConfigError(

@@ -21,13 +21,6 @@ def open_strategy(name: StrategyName) -> tf.distribute.Strategy:
 
     `multi_worker` connects to the other workers, so it must come before any other work of
     TensorFlow in the process, and waits until all of them are there.
-
-    Args:
-        name: `none`, `mirrored` (every GPU of this machine, else every logical CPU device),
-            or `multi_worker` (every worker of the environment variable TF_CONFIG).
-
-    Raises:
-        ConfigError: `multi_worker` without a TF_CONFIG it can use.
     """
     if name == "multi_worker" and not read_tf_config():
         raise ConfigError(
@@ -81,9 +74,6 @@ def is_chief() -> bool:
 
     Without TF_CONFIG it is; with it, the task `chief`, or worker 0 where there is no chief,
     as TensorFlow has it.
-
-    Raises:
-        ConfigError: TF_CONFIG cannot be used.
     """
     tf_config = read_tf_config()
     if tf_config is None:
@@ -94,11 +84,7 @@ def is_chief() -> bool:
 
 
 def read_tf_config() -> TfConfig | None:
-    """Return TF_CONFIG, or None where it is not set.
-
-    Raises:
-        ConfigError: It is not JSON, or its task is not in its cluster.
-    """
+    """Return TF_CONFIG, or None where it is not set."""
     text = os.environ.get("TF_CONFIG", "")
     if not text.strip():
         return None

@@ -245,11 +245,7 @@ class _TensorBoardLog:
         self._writer = tf.summary.create_file_writer(str(directory))
 
     def write(self, state: RunState, metrics: dict[str, float]) -> None:
-        """Write the metrics of the epoch that has just ended, under `epoch_<metric>`.
-
-        Raises:
-            OSError: The disk is full.
-        """
+        """Write the metrics of the epoch that has just ended, under `epoch_<metric>`."""
         import tensorflow as tf
 
         with translate_disk_errors(self._directory):

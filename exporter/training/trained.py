@@ -38,11 +38,7 @@ class TrainedRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def save_trained(run_dir: Path, result: TrainResult, dataset: Dataset, config: Config) -> Path:
-    """Writes weights, history and configuration. Returns the weights' path.
-
-    Raises:
-        OSError: The disk is full or the folder not writable.
-    """
+    """Writes weights, history and configuration. Returns the weights' path."""
     weights = {f"w{at:04d}": array for at, array in enumerate(result.model.get_weights())}
     record = TrainedRecord(
         config=config,
@@ -60,11 +56,7 @@ def save_trained(run_dir: Path, result: TrainResult, dataset: Dataset, config: C
 
 
 def check_trained(run_dir: Path) -> None:
-    """Finds out early, before any process is started, that nothing was trained there.
-
-    Raises:
-        ConfigError: The folder holds no trained model.
-    """
+    """Finds out early, before any process is started, that nothing was trained there."""
     if not (run_dir / _RECORD).exists():
         raise ConfigError(
             f"{run_dir} holds no trained model; make one with: python -m exporter train"
@@ -72,11 +64,7 @@ def check_trained(run_dir: Path) -> None:
 
 
 def read_record(run_dir: Path) -> TrainedRecord:
-    """Reads what `train` wrote beside the weights.
-
-    Raises:
-        ConfigError: The folder holds no trained model.
-    """
+    """Reads what `train` wrote beside the weights."""
     try:
         return msgspec.json.decode((run_dir / _RECORD).read_bytes(), type=TrainedRecord)
     except (OSError, msgspec.DecodeError) as error:
@@ -86,11 +74,7 @@ def read_record(run_dir: Path) -> TrainedRecord:
 
 
 def load_trained(run_dir: Path, record: TrainedRecord, dataset: Dataset) -> TrainResult:
-    """Builds the model again and gives it its weights.
-
-    Raises:
-        ConfigError: The weights are missing or do not fit, or the data are other data.
-    """
+    """Builds the model again and gives it its weights."""
     if dataset.fingerprint != record.data_fingerprint:
         raise ConfigError(
             f"{run_dir} was trained on data {record.data_fingerprint[:12]}, and those found now "

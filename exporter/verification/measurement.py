@@ -86,20 +86,7 @@ def measure(
     held_out: HeldOut | None = None,
     num_bytes: int = 0,
 ) -> Measurement:
-    """Replays golden through every signature named, then the test split, then the clock.
-
-    Args:
-        name: For the table.
-        predictor: The copy.
-        golden: What it is held to.
-        tolerance: How closely, on golden as on the test split.
-        signature_names: The signatures that this copy has to have.
-        held_out: For accuracy and agreement on all rows; None measures golden alone.
-        num_bytes: Size of the copy, for the table.
-
-    Raises:
-        PlumblineError: The copy cannot answer at all.
-    """
+    """Replays golden through every signature named, then the test split, then the clock."""
     reports = [
         replay(golden.signatures[key], predictor, tolerance, signature_name=key)
         for key in signature_names
@@ -138,21 +125,7 @@ def measure_variant(
     signature_names: list[str] | None = None,
     held_out: HeldOut | None = None,
 ) -> Measurement:
-    """Measures a TFLite variant, without TensorFlow.
-
-    Args:
-        version_dir: Of a candidate or a published version.
-        variant: One of `layout.VARIANTS`.
-        golden: What it is held to.
-        tolerance: How closely.
-        signature_names: Those it has to have; None for those that it has.
-        held_out: See `measure`.
-
-    Raises:
-        ManifestError: The file is missing or no TFLite model.
-        SignatureNotFoundError: It lacks a signature that it has to have.
-        UnimplementedError: No TFLite runtime is installed.
-    """
+    """Measures a TFLite variant, without TensorFlow."""
     path = version_dir / layout.variant_path(variant)
     with LiteModel(path) as model:
         shared = [name for name in golden.signatures if name in model.signatures]
@@ -215,22 +188,14 @@ def time_one_row(predictor: Predictor, golden: Golden) -> float | None:
 
 
 def write_held_out(directory: Path, held_out: HeldOut) -> None:
-    """Writes a test split for another process; it is no part of a version.
-
-    Raises:
-        OSError: The files cannot be written.
-    """
+    """Writes a test split for another process; it is no part of a version."""
     write_golden(directory / _ROWS, held_out.golden, compress=False)
     with (directory / _LABELS).open("wb") as stream:
         np.savez(stream, allow_pickle=False, **{f"labels.{held_out.scored}": held_out.labels})
 
 
 def read_held_out(directory: Path) -> HeldOut:
-    """Reads what `write_held_out` wrote.
-
-    Raises:
-        ManifestError: Missing or damaged.
-    """
+    """Reads what `write_held_out` wrote."""
     path = directory / _LABELS
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 
 
 def load_saved_model(directory: Path) -> InProcessPredictor:
-    """The signatures of a SavedModel, ready to be asked.
-
-    Raises:
-        ManifestError: TensorFlow cannot load it.
-    """
+    """The signatures of a SavedModel, ready to be asked."""
     import tensorflow as tf
 
     from exporter.artifacts.saved_model import InProcessPredictor
@@ -71,11 +67,7 @@ def prepare_measuring() -> None:
 
 
 def measure_copy(job: MeasurementJob) -> Measurement:
-    """Measures one copy in a candidate.
-
-    Raises:
-        ManifestError: The copy cannot be read.
-    """
+    """Measures one copy in a candidate."""
     golden = read_golden(job.golden)
     held_out = read_held_out(job.held_out)
     if job.name != SAVED_MODEL:

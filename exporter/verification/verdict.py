@@ -41,13 +41,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge(measurements: list[Measurement], golden: Golden, tolerances: Tolerances) -> Verification:
-    """Adds to what each measurement found wrong what takes two of them to tell.
-
-    Args:
-        measurements: `in_process` first.
-        golden: Its signatures must agree with one another on the same pixels.
-        tolerances: For the accuracy that a variant may lose.
-    """
+    """Adds to what each measurement found wrong what takes two of them to tell."""
     in_process = measurements[0]
     failures = {}
     for found in measurements[1:]:
