@@ -229,7 +229,7 @@ def test_reading_the_configuration_loads_no_engine(tmp_path: Path) -> None:
     path = write(tmp_path / "batching.config", "max_batch_size { value: 4 }")
     check = (
         "import sys, serving.cli, serving.embedded\n"
-        "from serving.config import parse_config\n"
+        "from serving.config.server import parse_config\n"
         f"config = parse_config([*{ONE_MODEL}, '--engine=litert', '--enable_batching', "
         f"'--batching_parameters_file={path}'])\n"
         "assert config.batching.max_batch_size == 4\n"

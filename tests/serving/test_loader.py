@@ -100,7 +100,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from contract.servable import ServableId
-from serving.loader import LoadOptions, load_servable
+from serving.engines.loading import LoadOptions, load_servable
 servable = load_servable(ServableId("mlp", 1), Path(sys.argv[1]), LoadOptions())
 spec = servable.signatures["serving_default"].inputs["images"]
 rows = np.zeros([size or 3 for size in spec.shape], np.float32)
@@ -120,7 +120,7 @@ from pathlib import Path
 import numpy as np
 from contract.errors import UnimplementedError
 from contract.servable import ServableId
-from serving.loader import LoadOptions, load_servable
+from serving.engines.loading import LoadOptions, load_servable
 servable = load_servable(ServableId("mlp", 1), Path(sys.argv[1]), LoadOptions())
 try:
     servable.run("classify", {"inputs": np.array([b""], object)})
