@@ -186,7 +186,7 @@ class RequestLog:
             except OSError as error:
                 self._observe("failed")
                 logger.error("--request_log_dir: %s", error)
-            except Exception:  # the rim of this thread: the next request may be fine
+            except Exception:  # the boundary of this thread: the next request may be fine
                 self._observe("failed")
                 logger.exception("a fault of ours while a request was logged")
             finally:

@@ -29,7 +29,7 @@ from contract.errors import (
 from contract.servable import ServableId
 from contract.signature import Array, Batch
 from serving.config.server import BatchingParameters
-from serving.engines.servable import Observer
+from serving.observer import Observer
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class Batcher:
             return list(split_outputs(outputs, [task.size for task in batch.tasks], size))
         except PlumblineError as error:
             return [error] * len(batch.tasks)
-        except Exception:  # the outermost rim of this thread: nobody else would answer
+        except Exception:  # the boundary of this thread: nobody else would answer
             _log.exception("a batch of %s failed", self._id)
             return [InternalError("the batch failed; its traceback is in the server's log")] * len(
                 batch.tasks

@@ -15,7 +15,8 @@ from contract.servable import ServableId
 from contract.signature import Batch
 from serving.config.server import BatchingParameters
 from serving.engines.batching import Batcher
-from serving.engines.servable import Engine, Observer
+from serving.engines.servable import Engine
+from serving.observer import Observer
 
 _log = logging.getLogger(__name__)
 

@@ -21,16 +21,9 @@ from serving.config.server import BatchingParameters
 from serving.engines.lazy import LazyEngine
 from serving.engines.litert import LiteRTEngine
 from serving.engines.self_test import Examination, load_golden, replay_golden
-from serving.engines.servable import (
-    LITERT,
-    TENSORFLOW,
-    Engine,
-    EngineChoice,
-    EngineServable,
-    Observer,
-    Servable,
-)
+from serving.engines.servable import LITERT, TENSORFLOW, Engine, Servable
 from serving.engines.tensorflow import SessionOptions, TensorFlowEngine
+from serving.observer import EngineChoice, Observer
 
 _log = logging.getLogger(__name__)
 
@@ -149,7 +142,7 @@ class _Assembly:
                 tensorflow.load()
             else:
                 examination.report_untested(by_tensorflow)
-        return EngineServable(
+        return Servable(
             self.servable_id,
             signatures=signatures_from_map(self.signature_defs),
             signature_defs=self._make_map(),

@@ -21,8 +21,9 @@ from contract.signature import Batch
 from contract.wire.codec import from_tensor_proto
 from contract.wire.plumbline_wire import prediction_log_pb2
 from contract.wire.tfrecord import read_records
-from serving.engines.servable import Engine, Observer
+from serving.engines.servable import Engine
 from serving.engines.signatures import serialize_examples
+from serving.observer import Observer
 
 _log = logging.getLogger(__name__)
 

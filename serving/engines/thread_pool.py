@@ -13,7 +13,7 @@ from contract.errors import ServableUnavailableError
 Result = TypeVar("Result")
 
 
-class WorkerPool:
+class ThreadPool:
     """A thread per core and a few more; calls beyond them wait, up to a limit.
 
     Used from one event loop.

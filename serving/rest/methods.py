@@ -13,6 +13,7 @@ from contract.wire.predict import model_spec_to_proto
 from contract.wire.rpc import CLASSIFY, REGRESS, Method
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
+from serving.engines.signatures import UNKNOWN_IN_REST
 from serving.rest.answers import (
     encode_classification,
     encode_columns,
@@ -67,13 +68,13 @@ class RestMethods:
         document = await self._parse(body)
         name = read_signature_name(document)
         with self._handlers.acquire(spec) as servable:
-            form = servable.forms.find_for_rest(name)
-            if not form.input_names:
+            check = servable.checks.find(name, UNKNOWN_IN_REST)
+            if not check.input_names:
                 raise RequestError(f"Failed to get input map for signature: {name or 'DEFAULT'}")
             inputs, by_row = await self._run(
-                lambda: read_inputs(document, form.input_dtypes), len(body)
+                lambda: read_inputs(document, check.input_dtypes), len(body)
             )
-            outputs = await self._handlers.predict_arrays(servable, form, inputs)
+            outputs = await self._handlers.predict_arrays(servable, check, inputs)
         encode = encode_rows if by_row else encode_columns
         size = sum(array.nbytes for array in outputs.values())
         return await self._run(lambda: encode(outputs), size)

@@ -27,8 +27,7 @@ from contract.wire.rpc import ERROR_KEY, http_status
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
-from serving.draining import CallCounter
-from serving.monitoring.health import Health
+from serving.monitoring.health import CallCounter, Health
 from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
 from serving.rest.inflation import inflate_gzip
@@ -40,7 +39,7 @@ LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
 
 
-class RestFace:
+class RestServer:
     """One HTTP server with TensorFlow Serving's REST API, metrics and probes.
 
     Args:
@@ -251,7 +250,7 @@ class RestApi:
         except TimeoutError:
             text = f"no answer within {self._timeout_s:g} s (--rest_api_timeout_in_ms)"
             return self._refuse(name, DeadlineExceededError(text))
-        except Exception:  # the rim
+        except Exception:  # the boundary
             _log.exception("%s %s failed", method, path)
             return self._refuse(name, InternalError(CRASH_TEXT))
         elapsed_us = (time.perf_counter() - started) * 1e6

@@ -19,7 +19,8 @@ from contract.errors import (
 from contract.golden import Golden, GoldenExamples, read_golden, write_golden
 from contract.servable import ServableId
 from serving.engines.loading import LoadOptions, load_servable
-from serving.engines.servable import LITERT, TENSORFLOW, EngineChoice, Observer
+from serving.engines.servable import LITERT, TENSORFLOW
+from serving.observer import EngineChoice, Observer
 from tests.conformance.recordings import MODELS
 from tests.versions import write_tolerances
 
