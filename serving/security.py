@@ -10,10 +10,13 @@ import ssl
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from contract.errors import ConfigError, UnauthenticatedError
 from serving.config.server import TlsConfig
+
+if TYPE_CHECKING:
+    import grpc
 
 Authorize = Callable[[Sequence[tuple[str, str | bytes]]], None]
 """Looks at a call's metadata or headers; raises UnauthenticatedError."""
@@ -53,7 +56,7 @@ def make_authorizer(tokens: Sequence[str]) -> Authorize | None:
     return authorize
 
 
-def make_grpc_credentials(tls: TlsConfig) -> Any:
+def make_grpc_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
     """grpcio's server credentials; `check_tls` has looked at the texts before."""
     import grpc
 

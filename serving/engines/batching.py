@@ -3,7 +3,8 @@
 Calls of one signature meet in a queue of batches; a batch is run when it is full, or when
 its first call has waited `batch_timeout_micros`, by one of `num_batch_threads` threads that
 all signatures share (`batching/batching_session.cc`, tensorflow's
-`shared_batch_scheduler.h`).
+`shared_batch_scheduler.h`). How calls' arrays become one batch and the answer is cut up again
+has its rules and words from `batching/batching_session.cc` and `batching_util.cc`.
 """
 
 from __future__ import annotations
@@ -190,24 +191,6 @@ class Batcher:
             )
 
 
-def measure_rows(inputs: Batch) -> int:
-    """The common size of the first axes.
-
-    Raises:
-        RequestError: There is none; TensorFlow Serving's words (`batching_util.h`).
-    """
-    if not inputs:
-        raise RequestError("Batching Run() must have at least one input tensor")
-    sizes = set()
-    for array in inputs.values():
-        if array.ndim == 0:
-            raise RequestError("Batching Run() input tensors must have at least one dimension")
-        sizes.add(array.shape[0])
-    if len(sizes) > 1:
-        raise RequestError("Batching Run() input tensors must have equal 0th-dimension size")
-    return int(sizes.pop())
-
-
 def _deliver(tasks: Sequence[_Task], answers: Sequence[Batch | PlumblineError]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Task, Batch | PlumblineError]]] = {}
     for task, answer in zip(tasks, answers, strict=True):
@@ -229,10 +212,22 @@ def _settle(pairs: Sequence[tuple[_Task, Batch | PlumblineError]]) -> None:
             task.future.set_result(answer)
 
 
-# Several calls' arrays as one batch, and the answer cut up again.
-#
-# The rules and words are TensorFlow Serving's (`batching/batching_session.cc`,
-# `batching_util.cc`).
+def measure_rows(inputs: Batch) -> int:
+    """The common size of the first axes.
+
+    Raises:
+        RequestError: There is none; TensorFlow Serving's words (`batching_util.h`).
+    """
+    if not inputs:
+        raise RequestError("Batching Run() must have at least one input tensor")
+    sizes = set()
+    for array in inputs.values():
+        if array.ndim == 0:
+            raise RequestError("Batching Run() input tensors must have at least one dimension")
+        sizes.add(array.shape[0])
+    if len(sizes) > 1:
+        raise RequestError("Batching Run() input tensors must have equal 0th-dimension size")
+    return int(sizes.pop())
 
 
 def merge_inputs(calls: Sequence[Batch], *, padding: int, pad_axes: bool) -> Batch:

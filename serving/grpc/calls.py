@@ -12,7 +12,7 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
 import grpc.aio
@@ -36,6 +36,9 @@ from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
 from serving.observer import Observer
 from serving.security import Authorize
+
+if TYPE_CHECKING:
+    from serving.api.request_log import RequestLog
 
 _log = logging.getLogger(__name__)
 
@@ -156,7 +159,10 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
         ),
     }
     if handlers.request_log is not None:
-        methods |= handlers.request_log.wrap(methods)
+        from serving.api.request_log import LOGGED
+
+        for path in LOGGED:
+            methods[path] = _log_answers(path, methods[path], handlers.request_log)
     return methods
 
 
@@ -213,6 +219,15 @@ class _Call(Generic[Request]):
             observer.observe_request_latency(model_name, self._name, "GRPC", elapsed_us)
             observer.observe_request(model_name, "OK")
         return reply
+
+
+def _log_answers(path: str, respond: Respond, log: RequestLog) -> Respond:
+    async def respond_and_log(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        reply = await respond(body, context)
+        log.offer(path, lambda: (body, reply), len(body) + len(reply))
+        return reply
+
+    return respond_and_log
 
 
 def _parse_predict(body: bytes) -> PredictCall:

@@ -238,9 +238,6 @@ def _render_number(value: float) -> str:
     return str(int(value)) if math.isfinite(value) else "NaN"
 
 
-# What the kernel says of this process.
-
-
 def find_start_time_s() -> float:
     """Seconds since the epoch, from the kernel where it says so."""
     try:
