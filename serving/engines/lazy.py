@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from contract.errors import PlumblineError
 from contract.servable import ServableId
@@ -24,10 +23,8 @@ RETRY_S = 5.0
 """After a load that failed, calls are answered with its error for so long before another try."""
 
 
-class Check(Protocol):
-    """Proves a freshly loaded engine; raises when it is not fit to serve."""
-
-    def __call__(self, engine: Engine) -> None: ...
+Check = Callable[[Engine], None]
+"""Proves a freshly loaded engine; raises when it is not fit to serve."""
 
 
 class LazyEngine(Engine):

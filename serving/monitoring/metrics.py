@@ -218,10 +218,19 @@ class Metrics(Observer):
     def list_counters(self) -> list[Family | HistogramFamily]:
         """What only grows, over all that this process has seen."""
         return [
-            *(self._requests, self._request_latency, self._runtime_latency),
-            *(self._examples, self._example_total, self._warmup),
-            *(self._queuing, self._padding, self._input_size, self._processed_size),
-            *(self._runtime, self._queue_wait, self._request_log),
+            self._requests,
+            self._request_latency,
+            self._runtime_latency,
+            self._examples,
+            self._example_total,
+            self._warmup,
+            self._queuing,
+            self._padding,
+            self._input_size,
+            self._processed_size,
+            self._runtime,
+            self._queue_wait,
+            self._request_log,
         ]
 
     def take_gauges(self) -> list[Family]:
@@ -240,21 +249,31 @@ class Metrics(Observer):
         )
         # Asked here, since asking costs more than a tenth of the server's start.
         build.child(find_product_version(), platform.python_version()).value = 1
-        single: dict[str, tuple[str, float, Callable[[Iterable[float]], float]]] = {
-            "ready": ("1 when every model is served.", float(self._is_ready()), min),
-            "process_start_time_seconds": (
+        return [
+            self._self_test,
+            self._engine,
+            states,
+            build,
+            _make_gauge("ready", "1 when every model is served.", float(self._is_ready()), min),
+            _make_gauge(
+                "process_start_time_seconds",
                 "Start time of the process since the epoch.",
                 self._start_time_s,
                 min,
             ),
-            "process_resident_memory_bytes": ("Resident memory.", measure_resident_bytes(), sum),
-            "process_cpu_seconds_total": ("CPU time.", time.process_time(), sum),
-        }
-        gauges = [self._self_test, self._engine, states, build]
-        for name, (description, value, combine) in single.items():
-            gauges.append(Family(f"plumbline_{name}", description, kind="gauge", combine=combine))
-            gauges[-1].child().value = value
-        return gauges
+            _make_gauge(
+                "process_resident_memory_bytes", "Resident memory.", measure_resident_bytes(), sum
+            ),
+            _make_gauge("process_cpu_seconds_total", "CPU time.", time.process_time(), sum),
+        ]
+
+
+def _make_gauge(
+    name: str, description: str, value: float, combine: Callable[[Iterable[float]], float]
+) -> Family:
+    gauge = Family(f"plumbline_{name}", description, kind="gauge", combine=combine)
+    gauge.child().value = value
+    return gauge
 
 
 def find_product_version() -> str:

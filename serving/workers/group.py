@@ -65,7 +65,7 @@ class WorkerGroup:
         self._noting = threading.Lock()  # the state and the dumps of this worker
         self._has_joined = False
         self._noted = WorkerState()
-        self._dumped = float("-inf")
+        self._dump = MetricsDump()
         self._following = threading.Lock()  # the models, and the two that tell which
         self._generation = -1
         self._refusal: Refusal | None = None
@@ -206,13 +206,15 @@ class WorkerGroup:
                 )
 
     def _keep_up(self) -> None:
-        looked = float("-inf")
+        looked = counted = float("-inf")
         while not self._has_left.wait(_LISTEN_S):
             try:
                 now = time.monotonic()
                 self._follow(now)
-                if self._shared.read_wish() > self._dumped or now - self._dumped > _NOTE_S:
-                    self._write_dump()
+                wish = self._shared.read_wish()
+                if wish > self._dump.wish or now - counted > _NOTE_S:
+                    counted = now
+                    self._write_dump(wish)
                 if now - self._noted.heartbeat > _NOTE_S:
                     self._note_state(is_forced=True)
                 if now - looked > _LOOK_S:
@@ -287,18 +289,17 @@ class WorkerGroup:
 
     # Metrics.
 
-    def _write_dump(self) -> MetricsDump:
-        """Says what this worker's metrics hold, for others and in case that it dies."""
+    def _write_dump(self, wish: float = 0.0) -> MetricsDump:
+        """Says what this worker has counted, and how things stand if that is a new wish."""
         with self._noting:  # so that what was counted first is not written last
-            taken = time.monotonic()
-            dump = MetricsDump(
-                taken,
-                _dump(self.metrics.list_counters()),
-                _dump(self.metrics.take_gauges()),
+            last = self._dump
+            self._dump = MetricsDump(
+                max(wish, last.wish),
+                _dump_families(self.metrics.list_counters()),
+                _dump_families(self.metrics.take_gauges()) if wish > last.wish else last.gauges,
             )
-            self._shared.write_dump(self._slot, dump)
-            self._dumped = taken
-        return dump
+            self._shared.write_dump(self._slot, self._dump)
+            return self._dump
 
     def _render(self) -> str:
         dumps = self._collect_dumps()
@@ -315,25 +316,27 @@ class WorkerGroup:
 
     def _collect_dumps(self) -> list[MetricsDump]:
         """Of every worker as of now; of one that does not answer, what it had counted."""
-        wish = self._shared.ask_for_dumps()
-        dumps = {self._slot: self._write_dump()}
+        wish = time.monotonic()
+        dumps = {self._slot: self._write_dump(wish)}
         others = [slot for slot in range(self._shared.num_slots) if slot != self._slot]
         while True:
+            if self._shared.read_wish() < wish:  # or an older one has taken its place
+                self._shared.write_wish(wish)
             dumps |= {slot: self._shared.read_dump(slot) for slot in others}
             states = self._shared.read_states(but=self._slot)
             awaited = [slot for slot, one in states.items() if not one.is_hanging()]
             is_late = time.monotonic() - wish > _DUMP_TIMEOUT_S
-            if is_late or all(dumps[slot].taken >= wish for slot in awaited):
+            if is_late or all(dumps[slot].wish >= wish for slot in awaited):
                 break
             if self._has_left.wait(_LISTEN_S / 5):
                 break
         return [
-            one if one.taken >= wish else MetricsDump(one.taken, one.counters)
+            one if one.wish >= wish else MetricsDump(one.wish, one.counters)
             for one in dumps.values()
         ]
 
 
-def _dump(families: Sequence[Family | HistogramFamily]) -> Dump:
+def _dump_families(families: Sequence[Family | HistogramFamily]) -> Dump:
     return {family.name: family.dump() for family in families}
 
 

@@ -98,12 +98,12 @@ class MetricsDump:
     """What the metrics of one worker hold.
 
     Attributes:
-        taken: When (`time.monotonic`).
-        counters: What only grows.
-        gauges: How things stand.
+        wish: The newest wish for a dump that it fulfils.
+        counters: What only grows; also between two wishes, in case that the worker dies.
+        gauges: How things stood when the wish was read.
     """
 
-    taken: float = float("-inf")
+    wish: float = 0.0
     counters: Dump = dataclasses.field(default_factory=dict)
     gauges: Dump = dataclasses.field(default_factory=dict)
 
@@ -171,16 +171,14 @@ class SharedState:
 
     # Metrics.
 
-    def ask_for_dumps(self) -> float:
-        """Asks every worker for a dump; gives the time after which it must have been taken."""
-        wish = time.monotonic()
+    def write_wish(self, wish: float) -> None:
+        """Asks every worker for a dump; `wish` is now (`time.monotonic`)."""
         self._replace(_WISH, pickle.dumps(wish))
-        return wish
 
     def read_wish(self) -> float:
-        """Since when somebody waits for dumps."""
+        """The newest wish for dumps; wishes grow."""
         found: float | None = self._unpickle(_WISH)
-        return float("-inf") if found is None else found
+        return 0.0 if found is None else found
 
     def write_dump(self, slot: int, dump: MetricsDump) -> None:
         """Keeps what a worker's metrics hold, for others and in case it dies."""

@@ -204,7 +204,7 @@ def read_page_of_any(server: ServerProcess) -> str:
     url = f"{server.url}/monitoring/prometheus/metrics"
     for _ in range(NUM_TRIES):
         try:
-            with urllib.request.urlopen(url, timeout=3) as answer:
+            with urllib.request.urlopen(url, timeout=1) as answer:
                 return str(answer.read().decode())
         except (TimeoutError, urllib.error.URLError):
             continue
