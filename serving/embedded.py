@@ -36,9 +36,8 @@ def describe() -> str:
 def run_embedded(arguments: argparse.Namespace) -> int:
     """Serves until a signal; returns the exit code.
 
-    Raises:
-        ConfigError: A flag cannot be used: that is exit code 2, where files that cannot be
-            used are 3, as the server fails to start.
+    A flag that cannot be used is a ConfigError, so 2, where files that cannot be used are 3:
+    the server fails to start.
     """
     flags, unknown_flags = parse_server_flags(arguments.flags)
     if flags.version:

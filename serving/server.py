@@ -58,11 +58,7 @@ class Server:
         return RequestLog(self._config, lambda: manager.models, observe)
 
     async def start(self) -> None:
-        """Begins to load, and listens. Calls to models that still load are UNAVAILABLE.
-
-        Raises:
-            PlumblineError: Nothing can be served, or a port cannot be had.
-        """
+        """Begins to load, and listens. Calls to models that still load are UNAVAILABLE."""
         config = self._config
         loop = asyncio.get_running_loop()
         self._front.watch(functools.partial(_announce, loop, self._health))
@@ -101,9 +97,6 @@ class Server:
 
         Returns:
             0 when every call was answered, 1 when some were cut off by --drain_timeout_s.
-
-        Raises:
-            PlumblineError: The server has nothing to serve.
         """
         failing = asyncio.ensure_future(self._wait_for_failure())
         stopping = asyncio.ensure_future(stop.wait())
@@ -118,11 +111,7 @@ class Server:
         return ExitCode.FAILED
 
     async def _wait_for_failure(self) -> None:
-        """Returns never, unless the configuration turns out to serve nothing.
-
-        Raises:
-            PlumblineError: Why nothing is served.
-        """
+        """Returns never, unless the configuration turns out to serve nothing."""
         if self._config.enable_reload_config or self._poller is not None:
             return  # another configuration may come
         await asyncio.to_thread(self._wait_or_fail)

@@ -213,11 +213,7 @@ class InferenceHandlers:
     async def classify(
         self, request: inference_pb2.ClassificationRequest
     ) -> inference_pb2.ClassificationResponse:
-        """A ClassificationResponse for a ClassificationRequest.
-
-        Raises:
-            PlumblineError: See `classify_examples`; or there is no ModelSpec.
-        """
+        """A ClassificationResponse for a ClassificationRequest."""
         spec, result = await self.classify_examples(read_model_spec(request), request.input)
         return inference_pb2.ClassificationResponse(
             model_spec=model_spec_to_proto(spec), result=result
@@ -226,22 +222,14 @@ class InferenceHandlers:
     async def regress(
         self, request: inference_pb2.RegressionRequest
     ) -> inference_pb2.RegressionResponse:
-        """A RegressionResponse for a RegressionRequest.
-
-        Raises:
-            PlumblineError: See `regress_examples`; or there is no ModelSpec.
-        """
+        """A RegressionResponse for a RegressionRequest."""
         spec, result = await self.regress_examples(read_model_spec(request), request.input)
         return inference_pb2.RegressionResponse(model_spec=model_spec_to_proto(spec), result=result)
 
     async def classify_examples(
         self, spec: ModelSpec, message: Input
     ) -> tuple[ModelSpec, inference_pb2.ClassificationResult]:
-        """Who answered, and a ClassificationResult, for an `Input`.
-
-        Raises:
-            PlumblineError: See `Servable.run`, `Manager.acquire`, `serving.api.results`.
-        """
+        """Who answered, and a ClassificationResult, for an `Input`."""
         with self._manager.acquire(spec) as servable:
             check = servable.checks.find(spec.signature_name, UNKNOWN_IN_EXAMPLES)
             if self._is_method_checked:
@@ -253,11 +241,7 @@ class InferenceHandlers:
     async def regress_examples(
         self, spec: ModelSpec, message: Input
     ) -> tuple[ModelSpec, inference_pb2.RegressionResult]:
-        """Who answered, and a RegressionResult, for an `Input`.
-
-        Raises:
-            PlumblineError: See `Servable.run`, `Manager.acquire`, `serving.api.results`.
-        """
+        """Who answered, and a RegressionResult, for an `Input`."""
         with self._manager.acquire(spec) as servable:
             check = servable.checks.find(spec.signature_name, UNKNOWN_IN_EXAMPLES)
             if self._is_method_checked:
@@ -271,9 +255,8 @@ class InferenceHandlers:
     ) -> inference_pb2.MultiInferenceResponse:
         """A MultiInferenceResponse for a MultiInferenceRequest.
 
-        Raises:
-            PlumblineError: As Classify and Regress; the tasks must name one model and
-                different signatures (`servables/tensorflow/multi_inference.cc`).
+        The tasks must name one model and different signatures
+        (`servables/tensorflow/multi_inference.cc`).
         """
         spec = (
             model_spec_from_proto(request.tasks[0].model_spec) if request.tasks else ModelSpec("")
@@ -308,11 +291,7 @@ class InferenceHandlers:
 
 
 def read_model_spec(request: HasModelSpec) -> ModelSpec:
-    """The ModelSpec of a request.
-
-    Raises:
-        RequestError: It has none.
-    """
+    """The ModelSpec of a request."""
     if not request.HasField("model_spec"):
         raise RequestError("Missing ModelSpec")
     return model_spec_from_proto(request.model_spec)
@@ -363,10 +342,6 @@ class ModelHandlers:
 
         A version label is not looked at, as in TensorFlow Serving
         (`model_servers/get_model_status_impl.cc`).
-
-        Raises:
-            RequestError: No ModelSpec.
-            ServableNotFoundError: The model or version is not known.
         """
         spec = read_model_spec(request)
         return self.describe_versions(spec.name, spec.version)
@@ -374,11 +349,7 @@ class ModelHandlers:
     def describe_versions(
         self, name: str, version: int | None
     ) -> status_pb2.GetModelStatusResponse:
-        """A GetModelStatusResponse of one version of a model, or of all.
-
-        Raises:
-            ServableNotFoundError: The model or version is not known.
-        """
+        """A GetModelStatusResponse of one version of a model, or of all."""
         response = status_pb2.GetModelStatusResponse()
         for status in self._manager.list_states(name, version):
             response.model_version_status.add(
@@ -393,13 +364,7 @@ class ModelHandlers:
     async def reload_config(
         self, request: status_pb2.ReloadConfigRequest
     ) -> status_pb2.ReloadConfigResponse:
-        """A ReloadConfigResponse for a ReloadConfigRequest, once new models are AVAILABLE.
-
-        Raises:
-            PermissionDeniedError: The server was started without `--enable_reload_config`.
-            RequestError: Not a list of models.
-            PlumblineError: See `ServableManager.reload`.
-        """
+        """A ReloadConfigResponse for a ReloadConfigRequest, once new models are AVAILABLE."""
         if not self._is_reload_enabled:
             raise PermissionDeniedError(
                 "HandleReloadConfigRequest is off; start the server with --enable_reload_config"

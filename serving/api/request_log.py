@@ -262,11 +262,7 @@ class LogFiles:
             raise ConfigError(f"--request_log_dir={folder}: it cannot be written to")
 
     def append(self, prefix: str, record: bytes) -> None:
-        """Adds a record to the file of `prefix`, whole or not at all.
-
-        Raises:
-            OSError: The disk is full, the folder is gone, ….
-        """
+        """Adds a record to the file of `prefix`, whole or not at all."""
         descriptor, size = self._open.get(prefix) or (self._create(prefix), 0)
         if size and size + len(record) > self._max_file_bytes:
             os.close(descriptor)

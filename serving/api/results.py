@@ -27,9 +27,6 @@ def check_classify_signature(proto: SignatureDef) -> tuple[str, ...]:
 
     Args:
         proto: A SignatureDef.
-
-    Raises:
-        RequestError: The signature cannot classify.
     """
     if len(proto.inputs) != 1:
         raise RequestError("Expected one input Tensor.")
@@ -55,9 +52,6 @@ def make_classification_result(
         outputs: `classes` (strings) and `scores` (float32), either or both, of shape
             (examples, classes).
         num_examples: How many examples were asked about.
-
-    Raises:
-        RequestError: The outputs have other dtypes or shapes.
     """
     classes, scores = outputs.get(CLASSES), outputs.get(SCORES)
     _check_output(CLASSES, classes, num_examples)
@@ -88,9 +82,6 @@ def check_regress_signature(proto: SignatureDef) -> tuple[str, ...]:
 
     Args:
         proto: A SignatureDef.
-
-    Raises:
-        RequestError: The signature cannot regress.
     """
     if len(proto.inputs) != 1:
         raise RequestError("Expected one input Tensor.")
@@ -109,9 +100,6 @@ def make_regression_result(outputs: Batch, num_examples: int) -> inference_pb2.R
     Args:
         outputs: `outputs`, float32 of shape (examples,) or (examples, 1).
         num_examples: How many examples were asked about.
-
-    Raises:
-        RequestError: The output has another dtype or shape.
     """
     array = outputs[OUTPUTS]
     if not (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)):

@@ -93,13 +93,7 @@ class Batcher:
     async def answer(
         self, signature_name: str, inputs: Batch, output_filter: Sequence[str] = ()
     ) -> Batch:
-        """The outputs for one call, computed together with others'.
-
-        Raises:
-            RequestError: The inputs have no common first axis, or too many rows.
-            ServableUnavailableError: `max_enqueued_batches` batches wait already.
-            PlumblineError: What running the batch raised.
-        """
+        """The outputs for one call, computed together with others'."""
         loop = asyncio.get_running_loop()
         task = _Task(inputs, measure_rows(inputs), time.monotonic(), loop.create_future(), loop)
         if task.size > self._parameters.max_batch_size:
@@ -213,11 +207,7 @@ def _settle(pairs: Sequence[tuple[_Task, Batch | PlumblineError]]) -> None:
 
 
 def measure_rows(inputs: Batch) -> int:
-    """The common size of the first axes.
-
-    Raises:
-        RequestError: There is none; TensorFlow Serving's words (`batching_util.h`).
-    """
+    """The common size of the first axes."""
     if not inputs:
         raise RequestError("Batching Run() must have at least one input tensor")
     sizes = set()
@@ -237,9 +227,6 @@ def merge_inputs(calls: Sequence[Batch], *, padding: int, pad_axes: bool) -> Bat
         calls: Each call's inputs, all with the same names.
         padding: Rows to add at the end; they repeat the first row of the last call.
         pad_axes: Make axes other than the first equal by repeating an array's first element.
-
-    Raises:
-        RequestError: The other axes differ (FAILED_PRECONDITION, unless `pad_axes`).
     """
     merged = {}
     for name in calls[0]:
@@ -274,10 +261,6 @@ def split_outputs(outputs: Batch, sizes: Sequence[int], total: int) -> Iterator[
         outputs: Output name to array.
         sizes: Each call's rows, in order.
         total: Rows of the batch that was run, padding included.
-
-    Raises:
-        RequestError: An output has no batch axis, or another number of rows
-            (FAILED_PRECONDITION).
     """
     for array in outputs.values():
         if array.ndim == 0:

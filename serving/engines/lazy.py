@@ -68,11 +68,7 @@ class LazyEngine(Engine):
         return self._engine is not None
 
     def load(self) -> Engine:
-        """The engine, loaded now if it was not.
-
-        Raises:
-            PlumblineError: It cannot be loaded, or it failed its check.
-        """
+        """The engine, loaded now if it was not."""
         if self._engine is not None:
             return self._engine
         with self._lock:

@@ -222,10 +222,6 @@ def select_engines(
         engine: `auto`, `tensorflow` or `litert`.
         prefer_tflite_model: TensorFlow Serving's flag.
         num_threads: Threads inside one run of LiteRT.
-
-    Raises:
-        UnimplementedError: `litert` is forced and cannot be had.
-        ManifestError: `litert` is forced and `model.tflite` cannot be read.
     """
     if engine == TENSORFLOW:
         return _give_all(signatures, "--engine=tensorflow")

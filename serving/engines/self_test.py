@@ -46,20 +46,12 @@ class _EnginePredictor:
 def replay_golden(
     engine: Engine, signature_name: str, examples: GoldenExamples, tolerance: Tolerance
 ) -> ParityReport:
-    """Golden examples of one signature through an engine.
-
-    Raises:
-        PlumblineError: The engine cannot run them.
-    """
+    """Golden examples of one signature through an engine."""
     return replay(examples, _EnginePredictor(engine), tolerance, signature_name=signature_name)
 
 
 def load_golden(version_dir: Path) -> Mapping[str, GoldenExamples]:
-    """Golden examples by signature name; none when the version carries no such file.
-
-    Raises:
-        ManifestError: The file is there and cannot be read.
-    """
+    """Golden examples by signature name; none when the version carries no such file."""
     path = version_dir / layout.GOLDEN
     return read_golden(path).signatures if path.is_file() else {}
 
@@ -91,10 +83,6 @@ class Examination:
             engine: Which has been loaded.
             signature_names: What it answers.
             tolerance: How far its answers may be from golden.
-
-        Raises:
-            VerificationError: Answers differ from golden.
-            PlumblineError: A warmup record failed; the version must not serve.
         """
         if self.warmup_iterations:
             self._warm_up(engine, signature_names)

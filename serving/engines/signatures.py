@@ -89,11 +89,7 @@ class SignatureCheck:
         }
 
     def check_names(self, given: Iterable[str]) -> None:
-        """Checks the names of a request's inputs, before any of them is decoded.
-
-        Raises:
-            TensorMismatchError: Too many, or one is missing that has no default.
-        """
+        """Checks the names of a request's inputs, before any of them is decoded."""
         names = frozenset(given)
         wanted = self.input_names
         if names == wanted:
@@ -122,11 +118,7 @@ class SignatureCheck:
         return {**self._defaults, **known}
 
     def check_filter(self, output_filter: Sequence[str]) -> None:
-        """Checks a request's output filter.
-
-        Raises:
-            RequestError: An unknown or a repeated name.
-        """
+        """Checks a request's output filter."""
         seen = set()
         for alias in output_filter:
             if alias not in self._known:
@@ -162,9 +154,6 @@ class SignatureChecks:
         Args:
             name: As in the request's ModelSpec.
             unknown: What the method that is asked says when there is no such signature.
-
-        Raises:
-            SignatureNotFoundError: There is none.
         """
         check = self._by_name.get(name)
         if check is None:
@@ -184,9 +173,6 @@ def check_method_name(proto: SignatureDef, kind: str, wanted: str) -> None:
         proto: A SignatureDef.
         kind: `classification` or `regression`.
         wanted: The method name that such signatures have.
-
-    Raises:
-        RequestError: The signature has another one.
     """
     if proto.method_name != wanted:
         raise RequestError(
@@ -208,9 +194,6 @@ def serialize_examples(message: Input) -> Array:
 
     Returns:
         Objects of bytes, shape (examples,).
-
-    Raises:
-        RequestError: There are no examples.
     """
     kind = message.WhichOneof("kind")
     examples = getattr(message, kind).examples if kind else ()

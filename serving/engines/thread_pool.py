@@ -30,11 +30,7 @@ class ThreadPool:
         self._in_flight = 0
 
     async def run(self, call: Callable[[], Result]) -> Result:
-        """`call()` on a thread.
-
-        Raises:
-            ServableUnavailableError: `max_queued_calls` calls wait already.
-        """
+        """`call()` on a thread."""
         waiting = self._in_flight - self._num_threads
         if self._max_queued_calls and waiting >= self._max_queued_calls:
             raise ServableUnavailableError(

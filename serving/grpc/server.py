@@ -38,11 +38,7 @@ class GrpcServer:
         self.port = 0
 
     async def start(self) -> None:
-        """Opens the port and the socket.
-
-        Raises:
-            ServableUnavailableError: A port or path cannot be had.
-        """
+        """Opens the port and the socket."""
         config = self._config
         if config.port:
             address = join_address(config.host, max(config.port, 0))

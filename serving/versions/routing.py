@@ -91,12 +91,7 @@ class Table:
         return dataclasses.replace(self, labels=labels)
 
     def find(self, spec: ModelSpec) -> Handle:
-        """The handle that `spec` asks for.
-
-        Raises:
-            RequestError: No model name, or a label that the model does not have.
-            ServableNotFoundError: Nothing AVAILABLE answers to it.
-        """
+        """The handle that `spec` asks for."""
         route = self.routes.get(spec.name)
         if spec.version is None and spec.version_label is None:
             if route is not None:
@@ -117,11 +112,7 @@ class Table:
         return handle
 
     def find_label(self, name: str, label: str) -> int:
-        """The version that a label points at.
-
-        Raises:
-            RequestError: In TensorFlow Serving's words.
-        """
+        """The version that a label points at."""
         version = self.labels.get(name, {}).get(label)
         if version is None:
             raise RequestError(f"Unrecognized servable version label: {label}")
@@ -186,9 +177,6 @@ def assign_labels(
         is_available: Whether a version of a model is AVAILABLE.
         allow_unavailable: --allow_version_labels_for_unavailable_models; it does not hold for a
             label that points elsewhere already.
-
-    Raises:
-        PlumblineError: FAILED_PRECONDITION: a label points at a version that is not AVAILABLE.
     """
     assigned: dict[str, dict[str, int]] = {}
     for model in models:

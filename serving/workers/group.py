@@ -76,12 +76,7 @@ class WorkerGroup:
     # Coming and going; see `Front`.
 
     async def start(self, models: Sequence[ModelConfig]) -> None:
-        """Loads the models in force: `models`, unless a reload came since.
-
-        Raises:
-            PlumblineError: They cannot be served together.
-            ServableUnavailableError: Nothing can be served here, though others serve.
-        """
+        """Loads the models in force: `models`, unless a reload came since."""
         # Before the models in force are read; a reload that comes meanwhile waits for them.
         self._note_state()
         found = self._shared.read_models()
@@ -141,11 +136,7 @@ class WorkerGroup:
         }
 
     def list_states(self, name: str, version: int | None = None) -> list[VersionStatus]:
-        """See `ServableManager.list_states`; a version is AVAILABLE once it is everywhere.
-
-        Raises:
-            ServableNotFoundError: The model or version is not known.
-        """
+        """See `ServableManager.list_states`; a version is AVAILABLE once it is everywhere."""
         versions = {key.version: one for key, one in self.snapshot().items() if key.name == name}
         return choose_states(versions, name, version)
 
@@ -189,9 +180,6 @@ class WorkerGroup:
 
         Whoever takes the place of a dead one starts with the models in force, and one that
         hangs follows when it comes to.
-
-        Raises:
-            ServableUnavailableError: This worker takes its leave.
         """
         while True:
             states = self._shared.read_states(but=self._slot)

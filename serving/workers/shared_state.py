@@ -210,11 +210,7 @@ class SharedState:
 
     @contextlib.contextmanager
     def lock_models(self) -> Iterator[None]:
-        """One reload at a time, whichever worker is asked.
-
-        Raises:
-            ServableUnavailableError: Another one does not end.
-        """
+        """One reload at a time, whichever worker is asked."""
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         with (self.folder / "lock").open("w") as file:
             while True:

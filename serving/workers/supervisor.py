@@ -75,12 +75,7 @@ class Supervisor:
         self._code: int = ExitCode.DONE
 
     def run(self) -> int:
-        """Serves until a signal; returns the exit code.
-
-        Raises:
-            ServableUnavailableError: A port cannot be had.
-            ConfigError: Workers cannot share ports on this system.
-        """
+        """Serves until a signal; returns the exit code."""
         if not hasattr(signal, "sigtimedwait") or not hasattr(os, "fork"):
             raise ConfigError("--workers: processes can share ports on Linux only; leave it out")
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

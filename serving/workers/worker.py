@@ -45,11 +45,7 @@ class Worker:
             )
 
     async def serve(self) -> int:
-        """Serves; returns the exit code.
-
-        Raises:
-            PlumblineError: It could not start or has nothing to serve.
-        """
+        """Serves; returns the exit code."""
         stop = asyncio.Event()
         self._listen_to_supervisor(stop)
         config = self._read_again()
