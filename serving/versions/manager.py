@@ -111,14 +111,6 @@ class ServableManager:
     ) -> None:
         self.stop()
 
-    def find_label(self, name: str, label: str) -> int:
-        """The version a label points at.
-
-        Raises:
-            RequestError: The model has no such label.
-        """
-        return self._router.table.find_label(name, label)
-
     def list_states(self, name: str, version: int | None = None) -> list[VersionStatus]:
         """The states of a model's versions, the highest first, for GetModelStatus.
 

@@ -108,6 +108,8 @@ class WorkerGroup:
         await asyncio.to_thread(self._withdraw)
 
     def _withdraw(self) -> None:
+        if self._thread.is_alive():
+            self._thread.join(_NOTE_S)
         with self._noting:
             self._has_joined = False
             self._shared.withdraw(self._slot)
