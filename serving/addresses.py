@@ -51,11 +51,7 @@ def log_addresses(addresses: Addresses) -> None:
 
 
 def write_port_file(path: Path, addresses: Addresses) -> None:
-    """Writes pid and addresses as JSON; whoever sees the file sees it whole.
-
-    Raises:
-        ConfigError: It cannot be written.
-    """
+    """Writes pid and addresses as JSON; whoever sees the file sees it whole."""
     document = json.dumps({"pid": os.getpid(), **dataclasses.asdict(addresses)})
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 from contract.console.exits import ExitCode
@@ -17,8 +17,7 @@ from serving.config.flags import ServerFlags, describe_flags, list_flags
 from serving.config.server import ServerConfig, parse_server_flags, read_config
 
 if TYPE_CHECKING:
-    from serving.workers.board import Board
-
+    from serving.workers.shared_state import Place
 
 TAKES_FLAGS = True
 
@@ -37,13 +36,14 @@ def describe() -> str:
 def run_embedded(arguments: argparse.Namespace) -> int:
     """Serves until a signal; returns the exit code.
 
-    Raises:
-        ConfigError: A flag cannot be used: that is exit code 2, where files that cannot be
-            used are 3, as the server fails to start.
+    A flag that cannot be used is a ConfigError, so 2, where files that cannot be used are 3:
+    the server fails to start.
     """
     flags, unknown_flags = parse_server_flags(arguments.flags)
     if flags.version:
-        say(f"Plumbline: {find_version()}")
+        from serving.monitoring.metrics import find_product_version
+
+        say(f"Plumbline: {find_product_version()}")
         return ExitCode.DONE
     _set_up_logging(flags)
     for one in unknown_flags:
@@ -54,10 +54,9 @@ def run_embedded(arguments: argparse.Namespace) -> int:
         raise ConfigError("--use_alts_credentials: only TensorFlow Serving has ALTS; use TLS")
     try:
         config = read_config(flags, unknown_flags)
-        code = _run_on_loop(config) if config.workers == 1 else _run_workers(config)
+        code = _serve_alone(config) if config.workers == 1 else _serve_as_group(config)
     except PlumblineError as error:
-        logger.error("Failed to start server. Error: %s: %s", error.code.name, error.message)
-        code = ExitCode.UNREACHABLE
+        code = _report(error)
     if code:
         # A run or a load that never ends must not hold the process: its thread would be joined.
         logging.shutdown()
@@ -74,40 +73,37 @@ def find_ignored(flags: ServerFlags) -> list[str]:
     ]
 
 
-def find_version() -> str:
-    """The version of the distribution, or "unknown" in a checkout that is not installed."""
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("plumbline-tf")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def _run_on_loop(config: ServerConfig) -> int:
+def _serve_alone(config: ServerConfig) -> int:
     from serving.server import run_server
 
-    with asyncio.Runner(loop_factory=_find_loop_factory()) as runner:
-        return runner.run(run_server(config, find_product_version=find_version))
+    return _run_on_loop(run_server(config))
 
 
-def _run_workers(config: ServerConfig) -> int:
+def _serve_as_group(config: ServerConfig) -> int:
     from serving.workers.supervisor import Supervisor
 
-    def serve(config: ServerConfig, board: Board, slot: int, is_new: bool, lifeline: int) -> int:
+    def serve(config: ServerConfig, place: Place) -> int:
         from serving.workers.worker import Worker
 
-        worker = Worker(
-            config,
-            board,
-            slot,
-            is_replacement=is_new,
-            lifeline=lifeline,
-            find_product_version=find_version,
-        )
-        return worker.run(_find_loop_factory())
+        worker = Worker(config, place)
+        worker.settle_in()
+        try:
+            return _run_on_loop(worker.serve())
+        except PlumblineError as error:
+            return _report(error)
 
     return Supervisor(config, serve).run()
+
+
+def _run_on_loop(serving: Coroutine[None, None, int]) -> int:
+    with asyncio.Runner(loop_factory=_find_loop_factory()) as runner:
+        return runner.run(serving)
+
+
+def _report(error: PlumblineError) -> int:
+    """Says why nothing is served; gives the exit code."""
+    logger.error("Failed to start server. Error: %s: %s", error.code.name, error.message)
+    return ExitCode.UNREACHABLE
 
 
 def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

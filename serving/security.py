@@ -10,10 +10,13 @@ import ssl
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from contract.errors import ConfigError, UnauthenticatedError
 from serving.config.server import TlsConfig
+
+if TYPE_CHECKING:
+    import grpc
 
 Authorize = Callable[[Sequence[tuple[str, str | bytes]]], None]
 """Looks at a call's metadata or headers; raises UnauthenticatedError."""
@@ -25,9 +28,6 @@ def check_token(tokens: Sequence[str], header: str | None) -> None:
     """Refuses a call whose `authorization` header carries none of `tokens`.
 
     Every token is compared, in constant time, so that an answer's delay says nothing.
-
-    Raises:
-        UnauthenticatedError: Says what is missing, never what was given.
     """
     if header is None or header[: len(_SCHEME)].lower() != _SCHEME:
         raise UnauthenticatedError(
@@ -53,7 +53,7 @@ def make_authorizer(tokens: Sequence[str]) -> Authorize | None:
     return authorize
 
 
-def make_grpc_credentials(tls: TlsConfig) -> Any:
+def make_grpc_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
     """grpcio's server credentials; `check_tls` has looked at the texts before."""
     import grpc
 
@@ -65,11 +65,7 @@ def make_grpc_credentials(tls: TlsConfig) -> Any:
 
 
 def make_ssl_context(tls: TlsConfig) -> ssl.SSLContext:
-    """The same credentials for the REST port.
-
-    Raises:
-        ConfigError: The PEM texts are unreadable or the key is not the certificate's.
-    """
+    """The same credentials for the REST port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:

@@ -8,131 +8,25 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from contract.console.exits import ExitCode
 from contract.errors import Code, PlumblineError
-from serving.addresses import Addresses, log_addresses, write_port_file
+from serving.addresses import Addresses
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
-from serving.engines.loading import LoadOptions, load_servable
-from serving.engines.servable import Manager
-from serving.grpc.server import GrpcFace
+from serving.front import Front, SingleProcess
+from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
-from serving.monitoring.metrics import Metrics
-from serving.versions.lifecycle import LoadPolicy
-from serving.versions.manager import Failure, Lack, ServableManager, describe_failures
+from serving.versions.manager import Failure, FailureKind, ServableManager, describe_failures
 from serving.versions.polling import ConfigPoller
 
 if TYPE_CHECKING:
     from serving.api.request_log import RequestLog
-    from serving.config.models import ModelConfig
-    from serving.rest.server import RestFace
-    from serving.versions.states import VersionStatus
-
+    from serving.rest.server import RestServer
 
 logger = logging.getLogger(__name__)
-
-
-class Front(Manager, Protocol):
-    """Whom a server answers for: this process alone, or all the workers that share its ports.
-
-    Attributes:
-        manager: Of this process.
-        metrics: Of this process.
-        is_replacement: Whether other workers serve already, so that this one listens only once
-            it can answer as they do.
-    """
-
-    manager: ServableManager
-    metrics: Metrics
-    is_replacement: bool
-
-    async def start(self, models: Sequence[ModelConfig]) -> None:
-        """Begins to load; a replacement returns once it can answer as the others do.
-
-        Raises:
-            PlumblineError: `models` cannot be served together, or not by this replacement.
-        """
-        ...
-
-    async def join(self, addresses: Addresses) -> None:
-        """Says that this process takes calls now.
-
-        Args:
-            addresses: Where it listens.
-
-        Raises:
-            ConfigError: --port_file cannot be written.
-        """
-        ...
-
-    async def leave(self) -> None:
-        """Says that this process takes no more calls."""
-        ...
-
-    def is_ready(self) -> bool:
-        """Whether every model is served."""
-        ...
-
-    def watch(self, watcher: Callable[[], None]) -> None:
-        """Calls `watcher`, on any thread, whenever readiness may have changed."""
-        ...
-
-    async def render_metrics(self) -> str:
-        """The page that Prometheus scrapes."""
-        ...
-
-
-class SingleProcess:
-    """The `Front` of a process that serves alone.
-
-    Args:
-        config: Everything the server is told.
-        find_product_version: For the build metric.
-    """
-
-    is_replacement = False
-
-    def __init__(
-        self, config: ServerConfig, *, find_product_version: Callable[[], str] = str
-    ) -> None:
-        self._port_file = config.port_file
-        self.metrics = Metrics(
-            list_versions=lambda: self.manager.monitor.snapshot(),
-            is_ready=self.is_ready,
-            find_product_version=find_product_version,
-        )
-        self.manager = make_manager(config, self.metrics)
-        self.acquire = self.manager.acquire  # the hot path: nothing in between
-
-    def list_states(self, name: str, version: int | None = None) -> list[VersionStatus]:
-        return self.manager.list_states(name, version)
-
-    def reload(self, models: Sequence[ModelConfig]) -> None:
-        self.manager.reload(models)
-
-    async def start(self, models: Sequence[ModelConfig]) -> None:
-        self.manager.start(models)
-
-    async def join(self, addresses: Addresses) -> None:
-        log_addresses(addresses)
-        if self._port_file:
-            write_port_file(Path(self._port_file), addresses)
-
-    async def leave(self) -> None:
-        """Nobody else is to be told."""
-
-    def is_ready(self) -> bool:
-        return self.manager.is_ready()
-
-    def watch(self, watcher: Callable[[], None]) -> None:
-        self.manager.monitor.watch(watcher)
-
-    async def render_metrics(self) -> str:
-        return self.metrics.render()
 
 
 class Server:
@@ -152,8 +46,8 @@ class Server:
             front, config, front.metrics, request_log=self._make_request_log()
         )
         self._poller: ConfigPoller | None = None
-        self._grpc: GrpcFace | None = None
-        self._rest: RestFace | None = None
+        self._grpc: GrpcServer | None = None
+        self._rest: RestServer | None = None
 
     def _make_request_log(self) -> RequestLog | None:
         if not self._config.request_log_dir:
@@ -164,11 +58,7 @@ class Server:
         return RequestLog(self._config, lambda: manager.models, observe)
 
     async def start(self) -> None:
-        """Begins to load, and listens. Calls to models that still load are UNAVAILABLE.
-
-        Raises:
-            PlumblineError: Nothing can be served, or a port cannot be had.
-        """
+        """Begins to load, and listens. Calls to models that still load are UNAVAILABLE."""
         config = self._config
         loop = asyncio.get_running_loop()
         self._front.watch(functools.partial(_announce, loop, self._health))
@@ -176,13 +66,15 @@ class Server:
         if config.strict_compat and not self._front.is_replacement:
             # TensorFlow Serving opens its ports once every model is AVAILABLE.
             await asyncio.to_thread(self._wait_or_fail)
-        self._grpc = GrpcFace(self._handlers, config, self._health)
+        self._grpc = GrpcServer(self._handlers, config, self._health)
         await self._grpc.start()
         if config.rest_api_port:
             # aiohttp costs a gRPC-only server a tenth of its start.
-            from serving.rest.server import RestFace
+            from serving.rest.server import RestServer
 
-            self._rest = RestFace(self._handlers, config, self._health, self._front.render_metrics)
+            self._rest = RestServer(
+                self._handlers, config, self._health, self._front.render_metrics
+            )
             await self._rest.start()
         if config.model_config_file and config.model_config_file_poll_wait_seconds > 0:
             self._poller = ConfigPoller(
@@ -205,9 +97,6 @@ class Server:
 
         Returns:
             0 when every call was answered, 1 when some were cut off by --drain_timeout_s.
-
-        Raises:
-            PlumblineError: The server has nothing to serve.
         """
         failing = asyncio.ensure_future(self._wait_for_failure())
         stopping = asyncio.ensure_future(stop.wait())
@@ -222,11 +111,7 @@ class Server:
         return ExitCode.FAILED
 
     async def _wait_for_failure(self) -> None:
-        """Returns never, unless the configuration turns out to serve nothing.
-
-        Raises:
-            PlumblineError: Why nothing is served.
-        """
+        """Returns never, unless the configuration turns out to serve nothing."""
         if self._config.enable_reload_config or self._poller is not None:
             return  # another configuration may come
         await asyncio.to_thread(self._wait_or_fail)
@@ -263,7 +148,7 @@ class Server:
         return all(are_answered)
 
 
-async def run_server(config: ServerConfig, *, find_product_version: Callable[[], str] = str) -> int:
+async def run_server(config: ServerConfig) -> int:
     """Serves until SIGTERM or SIGINT; a second signal ends the process at once.
 
     Returns:
@@ -272,8 +157,7 @@ async def run_server(config: ServerConfig, *, find_product_version: Callable[[],
     Raises:
         PlumblineError: The server could not start or has nothing to serve.
     """
-    front = SingleProcess(config, find_product_version=find_product_version)
-    server = Server(config, front=front)
+    server = Server(config, front=SingleProcess(config))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -306,46 +190,7 @@ def _is_hopeless(manager: ServableManager, *, strict: bool) -> list[Failure]:
     found = [manager.find_failure(model.name) for model in manager.models]
     failures = [failure for failure in found if failure is not None]
     if strict:
-        return [failure for failure in failures if failure.lack is Lack.LOADED_VERSION]
-    if len(failures) < len(found) or any(one.lack is Lack.VERSIONS for one in failures):
+        return [failure for failure in failures if failure.kind is FailureKind.LOADED_VERSION]
+    if len(failures) < len(found) or any(one.kind is FailureKind.VERSIONS for one in failures):
         return []
     return failures
-
-
-# A manager as a server's configuration wants it.
-
-
-def make_manager(config: ServerConfig, metrics: Metrics) -> ServableManager:
-    """A manager that loads with `serving.engines.loading` and tells `metrics`."""
-    options = make_load_options(config, metrics)
-    manager = ServableManager(
-        functools.partial(load_servable, options=options),
-        policy=LoadPolicy(
-            max_num_load_retries=config.max_num_load_retries,
-            load_retry_interval_s=config.load_retry_interval_micros / 1e6,
-            num_load_threads=config.num_load_threads,
-            strict=config.strict_compat,
-        ),
-        poll_wait_s=config.file_system_poll_wait_seconds,
-        allow_labels_for_unavailable=config.allow_version_labels_for_unavailable_models,
-    )
-    manager.monitor.subscribe(metrics.observe_state)
-    return manager
-
-
-def make_load_options(config: ServerConfig, metrics: Metrics) -> LoadOptions:
-    """The flags that concern loading."""
-    both = config.tensorflow_session_parallelism
-    return LoadOptions(
-        engine=config.engine,
-        preload_signatures=config.preload_signatures,
-        prefer_tflite_model=config.prefer_tflite_model,
-        batching=config.batching,
-        num_threads=config.litert_num_threads,
-        tensorflow_intra_op_threads=config.tensorflow_intra_op_parallelism or both,
-        tensorflow_inter_op_threads=config.tensorflow_inter_op_parallelism or both,
-        enable_model_warmup=config.enable_model_warmup,
-        num_warmup_iterations=config.num_request_iterations_for_warmup,
-        saved_model_tags=tuple(config.saved_model_tags.split(",")),
-        observer=metrics,
-    )

@@ -14,14 +14,14 @@ import random
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from contract.errors import ConfigError
 from contract.servable import ModelSpec
 from contract.signature import Batch
-from contract.wire.plumbline_wire import inference_pb2, predict_pb2, prediction_log_pb2
+from contract.wire.plumbline_wire import inference_pb2, model_pb2, prediction_log_pb2
 from contract.wire.predict import (
     encode_predict_request,
     encode_predict_response,
@@ -32,6 +32,16 @@ from contract.wire.tfrecord import frame_record
 from contract.wire.varints import write_varint
 from serving.config.models import ModelConfig
 from serving.config.server import ServerConfig
+
+if TYPE_CHECKING:
+    from contract.wire.plumbline_wire import predict_pb2
+    from contract.wire.plumbline_wire.example_pb2 import Input
+
+ExamplesResult: TypeAlias = "inference_pb2.ClassificationResult | inference_pb2.RegressionResult"
+Response: TypeAlias = (
+    "predict_pb2.PredictResponse | inference_pb2.ClassificationResponse"
+    " | inference_pb2.RegressionResponse | inference_pb2.MultiInferenceResponse"
+)
 
 MAX_QUEUED_BYTES = 32 * 2**20
 """Beyond these, requests are dropped from the sample rather than kept in memory."""
@@ -47,13 +57,12 @@ LOGGED = {
 }
 """Method path to the field of PredictionLog that holds its requests, and the method."""
 
+SUFFIX = ".tfrecord"
 _PREFIX = "requests"
+_OURS = re.compile(r"-\d{8}T\d{6}-\d+-\d+" + re.escape(SUFFIX))
 
 Exchange = Callable[[], tuple[bytes, bytes]]
 """Makes a serialized request and its response; called on the writer's thread."""
-
-Respond = Callable[[bytes, Any], Awaitable[bytes]]
-"""A gRPC method: request bytes and context in, response bytes out."""
 
 logger = logging.getLogger(__name__)
 
@@ -111,18 +120,6 @@ class RequestLog:
         self._queued_bytes += num_bytes
         self._queue.put((path, exchange, num_bytes, draw))
 
-    def wrap(self, methods: Mapping[str, Respond]) -> dict[str, Respond]:
-        """Those of `methods` that are logged, so that their answers are offered."""
-        return {path: self._wrap(path, methods[path]) for path in LOGGED if path in methods}
-
-    def _wrap(self, path: str, respond: Respond) -> Respond:
-        async def respond_and_log(body: bytes, context: Any) -> bytes:
-            reply = await respond(body, context)
-            self.offer(path, lambda: (body, reply), len(body) + len(reply))
-            return reply
-
-        return respond_and_log
-
     def offer_arrays(self, spec: ModelSpec, inputs: Batch, outputs: Batch) -> None:
         """`offer` for a Predict that came without messages.
 
@@ -140,23 +137,22 @@ class RequestLog:
         )
 
     def offer_examples(
-        self, method: Method, asked: tuple[ModelSpec, Any], answered: tuple[ModelSpec, Any]
+        self,
+        method: Method,
+        asked: ModelSpec,
+        examples: Input,
+        answered: ModelSpec,
+        result: ExamplesResult,
     ) -> None:
-        """`offer` for a Classify or Regress that came without messages.
-
-        Args:
-            method: Which of them.
-            asked: Of whom, and its `Input`.
-            answered: By whom, and its result.
-        """
+        """`offer` for a Classify or Regress that came without messages."""
 
         def exchange() -> tuple[bytes, bytes]:
-            request = method.request(model_spec=model_spec_to_proto(asked[0]), input=asked[1])
-            response = method.response(model_spec=model_spec_to_proto(answered[0]))
-            response.result.CopyFrom(answered[1])
+            request = method.request(model_spec=model_spec_to_proto(asked), input=examples)
+            response = method.response(model_spec=model_spec_to_proto(answered))
+            response.result.CopyFrom(result)
             return request.SerializeToString(), response.SerializeToString()
 
-        self.offer(method.path, exchange, 2 * asked[1].ByteSize() + answered[1].ByteSize())
+        self.offer(method.path, exchange, 2 * examples.ByteSize() + result.ByteSize())
 
     def close(self, *, timeout_s: float = 5.0) -> None:
         """Writes what waits, for at most `timeout_s`."""
@@ -186,7 +182,7 @@ class RequestLog:
             except OSError as error:
                 self._observe("failed")
                 logger.error("--request_log_dir: %s", error)
-            except Exception:  # the rim of this thread: the next request may be fine
+            except Exception:  # the boundary of this thread: the next request may be fine
                 self._observe("failed")
                 logger.exception("a fault of ours while a request was logged")
             finally:
@@ -204,14 +200,17 @@ class RequestLog:
             self._observe("written")
 
 
-def find_model_spec(response: Any) -> Any:
+def find_model_spec(response: Response) -> model_pb2.ModelSpec:
     """The ModelSpec of who answered."""
     if isinstance(response, inference_pb2.MultiInferenceResponse):
-        response = response.results[0] if response.results else predict_pb2.PredictResponse()
+        results = response.results
+        return results[0].model_spec if results else model_pb2.ModelSpec()
     return response.model_spec
 
 
-def encode_log(field: int, request: bytes, response: bytes, *, spec: Any, rate: float) -> bytes:
+def encode_log(
+    field: int, request: bytes, response: bytes, *, spec: model_pb2.ModelSpec, rate: float
+) -> bytes:
     """A serialized PredictionLog around messages that are serialized already.
 
     Args:
@@ -231,15 +230,10 @@ def _delimit(number: int, data: bytes) -> bytes:
     return bytes([number << 3 | 2]) + write_varint(len(data)) + data
 
 
-# Files that grow by whole records, are replaced when they are full, and are few in the end.
-
-
-SUFFIX = ".tfrecord"
-_OURS = re.compile(r"-\d{8}T\d{6}-\d+-\d+" + re.escape(SUFFIX))
-
-
 class LogFiles:
     """The newest records below one folder; for one thread.
+
+    Files grow by whole records, are replaced when they are full, and are few in the end.
 
     Args:
         folder: Made if it is not there.
@@ -264,11 +258,7 @@ class LogFiles:
             raise ConfigError(f"--request_log_dir={folder}: it cannot be written to")
 
     def append(self, prefix: str, record: bytes) -> None:
-        """Adds a record to the file of `prefix`, whole or not at all.
-
-        Raises:
-            OSError: The disk is full, the folder is gone, ….
-        """
+        """Adds a record to the file of `prefix`, whole or not at all."""
         descriptor, size = self._open.get(prefix) or (self._create(prefix), 0)
         if size and size + len(record) > self._max_file_bytes:
             os.close(descriptor)

@@ -1,30 +1,32 @@
-"""Classify: a signature's `classes` and `scores` as labelled scores, example by example.
+"""What a signature's outputs are as results of Classify and Regress, example by example.
 
-The checks and their words are TensorFlow Serving's (`servables/tensorflow/classifier.cc`).
+The checks and their words are TensorFlow Serving's (`servables/tensorflow/classifier.cc`,
+`servables/tensorflow/regressor.cc`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from contract.errors import RequestError
 from contract.signature import Array, Batch, dtype_name
 from contract.wire.plumbline_wire import inference_pb2, tensor_pb2
 from contract.wire.tensors import layout_of_dtype
 
+if TYPE_CHECKING:
+    from contract.wire.plumbline_wire.saved_model_pb2 import SignatureDef
+
 INPUTS = "inputs"
 CLASSES = "classes"
 SCORES = "scores"
+OUTPUTS = "outputs"
 
 
-def check_classify_signature(proto: Any) -> tuple[str, ...]:
+def check_classify_signature(proto: SignatureDef) -> tuple[str, ...]:
     """The outputs to ask for.
 
     Args:
         proto: A SignatureDef.
-
-    Raises:
-        RequestError: The signature cannot classify.
     """
     if len(proto.inputs) != 1:
         raise RequestError("Expected one input Tensor.")
@@ -41,16 +43,15 @@ def check_classify_signature(proto: Any) -> tuple[str, ...]:
     return wanted
 
 
-def make_classification_result(outputs: Batch, num_examples: int) -> Any:
+def make_classification_result(
+    outputs: Batch, num_examples: int
+) -> inference_pb2.ClassificationResult:
     """A ClassificationResult.
 
     Args:
         outputs: `classes` (strings) and `scores` (float32), either or both, of shape
             (examples, classes).
         num_examples: How many examples were asked about.
-
-    Raises:
-        RequestError: The outputs have other dtypes or shapes.
     """
     classes, scores = outputs.get(CLASSES), outputs.get(SCORES)
     _check_output(CLASSES, classes, num_examples)
@@ -76,53 +77,11 @@ def make_classification_result(outputs: Batch, num_examples: int) -> Any:
     return result
 
 
-def describe_dims(array: Array) -> str:
-    """`[2,3]`, as TensorFlow prints shapes."""
-    return f"[{','.join(map(str, array.shape))}]"
-
-
-def enum_name(array: Array) -> str:
-    """`DT_FLOAT` and so on."""
-    return str(tensor_pb2.DataType.Name(layout_of_dtype(array.dtype).number))
-
-
-def _check_output(name: str, array: Array | None, num_examples: int) -> None:
-    if array is None:
-        return
-    if array.ndim != 2:
-        raise RequestError(
-            f"Expected Tensor shape: [batch_size num_classes] but got {describe_dims(array)}"
-        )
-    dtype, wanted = ("string", "DT_STRING") if name == CLASSES else ("float32", "DT_FLOAT")
-    if dtype_name(array.dtype) != dtype:
-        raise RequestError(f"Expected {name} Tensor of {wanted}. Got: {enum_name(array)}")
-    if array.shape[0] != num_examples:
-        raise RequestError(
-            f"Expected {name} output batch size of {num_examples}. Got: {array.shape[0]}"
-        )
-
-
-def _decode_label(label: bytes | str) -> str:
-    # A label that is no UTF-8 cannot travel in a string field.
-    return label.decode(errors="replace") if isinstance(label, bytes) else label
-
-
-# Regress: a signature's `outputs` as one number per example.
-#
-# The checks and their words are TensorFlow Serving's (`servables/tensorflow/regressor.cc`).
-
-
-OUTPUTS = "outputs"
-
-
-def check_regress_signature(proto: Any) -> tuple[str, ...]:
+def check_regress_signature(proto: SignatureDef) -> tuple[str, ...]:
     """The outputs to ask for.
 
     Args:
         proto: A SignatureDef.
-
-    Raises:
-        RequestError: The signature cannot regress.
     """
     if len(proto.inputs) != 1:
         raise RequestError("Expected one input Tensor.")
@@ -135,29 +94,57 @@ def check_regress_signature(proto: Any) -> tuple[str, ...]:
     return (OUTPUTS,)
 
 
-def make_regression_result(outputs: Batch, num_examples: int) -> Any:
+def make_regression_result(outputs: Batch, num_examples: int) -> inference_pb2.RegressionResult:
     """A RegressionResult.
 
     Args:
         outputs: `outputs`, float32 of shape (examples,) or (examples, 1).
         num_examples: How many examples were asked about.
-
-    Raises:
-        RequestError: The output has another dtype or shape.
     """
     array = outputs[OUTPUTS]
     if not (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)):
         raise RequestError(
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
-            f"{describe_dims(array)}"
+            f"{_describe_dims(array)}"
         )
     if array.shape[0] != num_examples:
         raise RequestError(
             f"Input batch size did not match output batch size: {num_examples} vs. {array.shape[0]}"
         )
     if dtype_name(array.dtype) != "float32":
-        raise RequestError(f"Expected output Tensor of DT_FLOAT.  Got: {enum_name(array)}")
+        raise RequestError(f"Expected output Tensor of DT_FLOAT.  Got: {_enum_name(array)}")
     result = inference_pb2.RegressionResult()
     for value in array.reshape(-1).tolist():
         result.regressions.add().value = value
     return result
+
+
+def _check_output(name: str, array: Array | None, num_examples: int) -> None:
+    if array is None:
+        return
+    if array.ndim != 2:
+        raise RequestError(
+            f"Expected Tensor shape: [batch_size num_classes] but got {_describe_dims(array)}"
+        )
+    dtype, wanted = ("string", "DT_STRING") if name == CLASSES else ("float32", "DT_FLOAT")
+    if dtype_name(array.dtype) != dtype:
+        raise RequestError(f"Expected {name} Tensor of {wanted}. Got: {_enum_name(array)}")
+    if array.shape[0] != num_examples:
+        raise RequestError(
+            f"Expected {name} output batch size of {num_examples}. Got: {array.shape[0]}"
+        )
+
+
+def _decode_label(label: bytes | str) -> str:
+    # A label that is no UTF-8 cannot travel in a string field.
+    return label.decode(errors="replace") if isinstance(label, bytes) else label
+
+
+def _describe_dims(array: Array) -> str:
+    """`[2,3]`, as TensorFlow prints shapes."""
+    return f"[{','.join(map(str, array.shape))}]"
+
+
+def _enum_name(array: Array) -> str:
+    """`DT_FLOAT` and so on."""
+    return str(tensor_pb2.DataType.Name(layout_of_dtype(array.dtype).number))

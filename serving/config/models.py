@@ -52,22 +52,14 @@ class ModelConfig:
 
 
 def read_model_configs(path: Path) -> tuple[ModelConfig, ...]:
-    """The models of a `--model_config_file`.
-
-    Raises:
-        ConfigError: It cannot be read, does not parse, or lists what cannot be served.
-    """
+    """The models of a `--model_config_file`."""
     return model_configs_from_message(read_text_message(path, config_pb2.ModelServerConfig()))
 
 
 def model_configs_from_message(
     message: config_pb2.ModelServerConfig,
 ) -> tuple[ModelConfig, ...]:
-    """The models of a `ModelServerConfig`, from a file or from HandleReloadConfigRequest.
-
-    Raises:
-        ConfigError: A duplicate name, a relative base path, an unknown platform, …
-    """
+    """The models of a `ModelServerConfig`, from a file or from HandleReloadConfigRequest."""
     if message.WhichOneof("config") == "custom_model_config":
         raise ConfigError("custom_model_config is not supported; list models in model_config_list")
     models: list[ModelConfig] = []
@@ -139,11 +131,7 @@ def _logging_from_message(message: config_pb2.LoggingConfig) -> RequestLogging |
 
 
 def check_platforms(models: Iterable[ModelConfig], old_models: Iterable[ModelConfig]) -> None:
-    """Refuses platforms that are unknown, or that differ from those in force.
-
-    Raises:
-        ConfigError: In TensorFlow Serving's words.
-    """
+    """Refuses platforms that are unknown, or that differ from those in force."""
     old = {model.name: model.platform for model in old_models}
     for model in models:
         if model.platform != old.get(model.name, model.platform):
@@ -156,11 +144,7 @@ def check_platforms(models: Iterable[ModelConfig], old_models: Iterable[ModelCon
 
 
 def check_local_path(name: str, base_path: str) -> None:
-    """Refuses addresses: TensorFlow Serving reads buckets, but neither command here does.
-
-    Raises:
-        ConfigError: Says what to do instead.
-    """
+    """Refuses addresses: TensorFlow Serving reads buckets, but neither command here does."""
     if "://" in base_path:
         raise ConfigError(
             f"model {name}: base path {base_path} is not a folder of this machine; "
@@ -169,11 +153,7 @@ def check_local_path(name: str, base_path: str) -> None:
 
 
 def check_model_name(name: str) -> None:
-    """Refuses names that are empty, walk a path, or break a line.
-
-    Raises:
-        ConfigError: Says which name.
-    """
+    """Refuses names that are empty, walk a path, or break a line."""
     # A name stands in URLs, log files and metrics: nothing that walks a path or breaks a line.
     if not name or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise ConfigError(f"model name {name!r}: give one without slashes and control characters")

@@ -3,7 +3,8 @@
 Calls of one signature meet in a queue of batches; a batch is run when it is full, or when
 its first call has waited `batch_timeout_micros`, by one of `num_batch_threads` threads that
 all signatures share (`batching/batching_session.cc`, tensorflow's
-`shared_batch_scheduler.h`).
+`shared_batch_scheduler.h`). How calls' arrays become one batch and the answer is cut up again
+has its rules and words from `batching/batching_session.cc` and `batching_util.cc`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from contract.errors import (
 from contract.servable import ServableId
 from contract.signature import Array, Batch
 from serving.config.server import BatchingParameters
-from serving.engines.servable import Observer
+from serving.observer import Observer
 
 _log = logging.getLogger(__name__)
 
@@ -92,13 +93,7 @@ class Batcher:
     async def answer(
         self, signature_name: str, inputs: Batch, output_filter: Sequence[str] = ()
     ) -> Batch:
-        """The outputs for one call, computed together with others'.
-
-        Raises:
-            RequestError: The inputs have no common first axis, or too many rows.
-            ServableUnavailableError: `max_enqueued_batches` batches wait already.
-            PlumblineError: What running the batch raised.
-        """
+        """The outputs for one call, computed together with others'."""
         loop = asyncio.get_running_loop()
         task = _Task(inputs, measure_rows(inputs), time.monotonic(), loop.create_future(), loop)
         if task.size > self._parameters.max_batch_size:
@@ -183,29 +178,11 @@ class Batcher:
             return list(split_outputs(outputs, [task.size for task in batch.tasks], size))
         except PlumblineError as error:
             return [error] * len(batch.tasks)
-        except Exception:  # the outermost rim of this thread: nobody else would answer
+        except Exception:  # the boundary of this thread: nobody else would answer
             _log.exception("a batch of %s failed", self._id)
             return [InternalError("the batch failed; its traceback is in the server's log")] * len(
                 batch.tasks
             )
-
-
-def measure_rows(inputs: Batch) -> int:
-    """The common size of the first axes.
-
-    Raises:
-        RequestError: There is none; TensorFlow Serving's words (`batching_util.h`).
-    """
-    if not inputs:
-        raise RequestError("Batching Run() must have at least one input tensor")
-    sizes = set()
-    for array in inputs.values():
-        if array.ndim == 0:
-            raise RequestError("Batching Run() input tensors must have at least one dimension")
-        sizes.add(array.shape[0])
-    if len(sizes) > 1:
-        raise RequestError("Batching Run() input tensors must have equal 0th-dimension size")
-    return int(sizes.pop())
 
 
 def _deliver(tasks: Sequence[_Task], answers: Sequence[Batch | PlumblineError]) -> None:
@@ -229,10 +206,18 @@ def _settle(pairs: Sequence[tuple[_Task, Batch | PlumblineError]]) -> None:
             task.future.set_result(answer)
 
 
-# Several calls' arrays as one batch, and the answer cut up again.
-#
-# The rules and words are TensorFlow Serving's (`batching/batching_session.cc`,
-# `batching_util.cc`).
+def measure_rows(inputs: Batch) -> int:
+    """The common size of the first axes."""
+    if not inputs:
+        raise RequestError("Batching Run() must have at least one input tensor")
+    sizes = set()
+    for array in inputs.values():
+        if array.ndim == 0:
+            raise RequestError("Batching Run() input tensors must have at least one dimension")
+        sizes.add(array.shape[0])
+    if len(sizes) > 1:
+        raise RequestError("Batching Run() input tensors must have equal 0th-dimension size")
+    return int(sizes.pop())
 
 
 def merge_inputs(calls: Sequence[Batch], *, padding: int, pad_axes: bool) -> Batch:
@@ -242,9 +227,6 @@ def merge_inputs(calls: Sequence[Batch], *, padding: int, pad_axes: bool) -> Bat
         calls: Each call's inputs, all with the same names.
         padding: Rows to add at the end; they repeat the first row of the last call.
         pad_axes: Make axes other than the first equal by repeating an array's first element.
-
-    Raises:
-        RequestError: The other axes differ (FAILED_PRECONDITION, unless `pad_axes`).
     """
     merged = {}
     for name in calls[0]:
@@ -279,10 +261,6 @@ def split_outputs(outputs: Batch, sizes: Sequence[int], total: int) -> Iterator[
         outputs: Output name to array.
         sizes: Each call's rows, in order.
         total: Rows of the batch that was run, padding included.
-
-    Raises:
-        RequestError: An output has no batch axis, or another number of rows
-            (FAILED_PRECONDITION).
     """
     for array in outputs.values():
         if array.ndim == 0:

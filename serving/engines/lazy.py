@@ -8,14 +8,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from contract.errors import PlumblineError
 from contract.servable import ServableId
 from contract.signature import Batch
 from serving.config.server import BatchingParameters
 from serving.engines.batching import Batcher
-from serving.engines.servable import Engine, Observer
+from serving.engines.servable import Engine
+from serving.observer import Observer
 
 _log = logging.getLogger(__name__)
 
@@ -23,10 +23,8 @@ RETRY_S = 5.0
 """After a load that failed, calls are answered with its error for so long before another try."""
 
 
-class Check(Protocol):
-    """Proves a freshly loaded engine; raises when it is not fit to serve."""
-
-    def __call__(self, engine: Engine) -> None: ...
+Check = Callable[[Engine], None]
+"""Proves a freshly loaded engine; raises when it is not fit to serve."""
 
 
 class LazyEngine(Engine):
@@ -70,11 +68,7 @@ class LazyEngine(Engine):
         return self._engine is not None
 
     def load(self) -> Engine:
-        """The engine, loaded now if it was not.
-
-        Raises:
-            PlumblineError: It cannot be loaded, or it failed its check.
-        """
+        """The engine, loaded now if it was not."""
         if self._engine is not None:
             return self._engine
         with self._lock:

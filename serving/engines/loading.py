@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from contract import layout
 from contract.errors import ManifestError, PlumblineError, ServableNotFoundError, UnimplementedError
@@ -21,16 +21,12 @@ from serving.config.server import BatchingParameters
 from serving.engines.lazy import LazyEngine
 from serving.engines.litert import LiteRTEngine
 from serving.engines.self_test import Examination, load_golden, replay_golden
-from serving.engines.servable import (
-    LITERT,
-    TENSORFLOW,
-    Engine,
-    EngineChoice,
-    EngineServable,
-    Observer,
-    Servable,
-)
+from serving.engines.servable import LITERT, TENSORFLOW, Engine, Servable
 from serving.engines.tensorflow import SessionOptions, TensorFlowEngine
+from serving.observer import EngineChoice, Observer
+
+if TYPE_CHECKING:
+    from contract.wire.plumbline_wire.saved_model_pb2 import SignatureDef
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +98,7 @@ def load_servable(servable_id: ServableId, version_dir: Path, options: LoadOptio
     return _Assembly(servable_id, version_dir, options, signature_defs, selection).build()
 
 
-def _read_signature_defs(version_dir: Path, options: LoadOptions) -> dict[str, Any]:
+def _read_signature_defs(version_dir: Path, options: LoadOptions) -> dict[str, SignatureDef]:
     saved_model = version_dir / layout.SAVED_MODEL
     tflite = version_dir / layout.variant_path(layout.FLOAT32)
     try:
@@ -127,15 +123,19 @@ def _read_signature_defs(version_dir: Path, options: LoadOptions) -> dict[str, A
 
 @dataclasses.dataclass(frozen=True)
 class _Assembly:
+    """What a servable is put together from."""
+
     servable_id: ServableId
     version_dir: Path
     options: LoadOptions
-    signature_defs: dict[str, Any]
+    signature_defs: dict[str, SignatureDef]
     selection: Selection
 
     def build(self) -> Servable:
         litert = self.selection.engine
-        by_litert, by_tensorflow = self._divide()
+        choices = self.selection.choices
+        by_litert = [name for name, one in choices.items() if one.engine == LITERT]
+        by_tensorflow = [name for name, one in choices.items() if one.engine == TENSORFLOW]
         examination = self._prepare_examination()
         engines: dict[str, Engine] = {}
         tensorflow = self._make_lazy_engine(examination, by_tensorflow)
@@ -149,20 +149,13 @@ class _Assembly:
                 tensorflow.load()
             else:
                 examination.report_untested(by_tensorflow)
-        return EngineServable(
+        return Servable(
             self.servable_id,
             signatures=signatures_from_map(self.signature_defs),
             signature_defs=self._make_map(),
             choices=self.selection.choices,
             engines=engines,
             observer=self.options.observer,
-        )
-
-    def _divide(self) -> tuple[list[str], list[str]]:
-        choices = self.selection.choices
-        return (
-            [name for name, choice in choices.items() if choice.engine == LITERT],
-            [name for name, choice in choices.items() if choice.engine == TENSORFLOW],
         )
 
     def _prepare_examination(self) -> Examination:
@@ -197,9 +190,6 @@ class _Assembly:
         return signature_map
 
 
-# Which engine answers which signature of a version, and why.
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Selection:
     """The outcome.
@@ -232,10 +222,6 @@ def select_engines(
         engine: `auto`, `tensorflow` or `litert`.
         prefer_tflite_model: TensorFlow Serving's flag.
         num_threads: Threads inside one run of LiteRT.
-
-    Raises:
-        UnimplementedError: `litert` is forced and cannot be had.
-        ManifestError: `litert` is forced and `model.tflite` cannot be read.
     """
     if engine == TENSORFLOW:
         return _give_all(signatures, "--engine=tensorflow")

@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from google.protobuf.message import DecodeError
 
@@ -21,8 +21,13 @@ from contract.signature import Batch
 from contract.wire.plumbline_wire import prediction_log_pb2
 from contract.wire.tensors import from_tensor_proto
 from contract.wire.tfrecord import read_records
-from serving.engines.servable import Engine, Observer
+from serving.engines.servable import Engine
 from serving.engines.signatures import serialize_examples
+from serving.observer import Observer
+
+if TYPE_CHECKING:
+    from contract.wire.plumbline_wire import inference_pb2, predict_pb2
+    from contract.wire.plumbline_wire.example_pb2 import Input
 
 _log = logging.getLogger(__name__)
 
@@ -41,20 +46,12 @@ class _EnginePredictor:
 def replay_golden(
     engine: Engine, signature_name: str, examples: GoldenExamples, tolerance: Tolerance
 ) -> ParityReport:
-    """Golden examples of one signature through an engine.
-
-    Raises:
-        PlumblineError: The engine cannot run them.
-    """
+    """Golden examples of one signature through an engine."""
     return replay(examples, _EnginePredictor(engine), tolerance, signature_name=signature_name)
 
 
 def load_golden(version_dir: Path) -> Mapping[str, GoldenExamples]:
-    """Golden examples by signature name; none when the version carries no such file.
-
-    Raises:
-        ManifestError: The file is there and cannot be read.
-    """
+    """Golden examples by signature name; none when the version carries no such file."""
     path = version_dir / layout.GOLDEN
     return read_golden(path).signatures if path.is_file() else {}
 
@@ -86,10 +83,6 @@ class Examination:
             engine: Which has been loaded.
             signature_names: What it answers.
             tolerance: How far its answers may be from golden.
-
-        Raises:
-            VerificationError: Answers differ from golden.
-            PlumblineError: A warmup record failed; the version must not serve.
         """
         if self.warmup_iterations:
             self._warm_up(engine, signature_names)
@@ -140,6 +133,12 @@ class Examination:
 
 
 _Call = tuple[str, Batch, tuple[str, ...]]
+"""Signature name, inputs and output filter."""
+
+_Asked: TypeAlias = (
+    "predict_pb2.PredictRequest | inference_pb2.ClassificationRequest"
+    " | inference_pb2.RegressionRequest | inference_pb2.InferenceTask"
+)
 
 
 def _list_calls(data: bytes, where: str) -> list[_Call]:
@@ -148,52 +147,32 @@ def _list_calls(data: bytes, where: str) -> list[_Call]:
     except DecodeError as error:
         raise ManifestError(f"{where} is no PredictionLog: {error}") from error
     kind = log.WhichOneof("log_type")
-    reader = _READERS.get(kind)
-    if reader is None:
-        raise ManifestError(
-            f"{where} is a {kind or 'PredictionLog without a request'}; warmup replays {_REPLAYED}"
-        )
-    return reader(getattr(log, kind))
+    if kind == "predict_log":
+        return [_read_predict(log.predict_log.request)]
+    if kind == "predict_streamed_log":
+        return [_read_predict(request) for request in log.predict_streamed_log.request]
+    if kind == "classify_log":
+        return _read_examples(log.classify_log.request.input, [log.classify_log.request])
+    if kind == "regress_log":
+        return _read_examples(log.regress_log.request.input, [log.regress_log.request])
+    if kind == "multi_inference_log":
+        request = log.multi_inference_log.request
+        return _read_examples(request.input, request.tasks)
+    raise ManifestError(
+        f"{where} is a {kind or 'PredictionLog without a request'}; warmup replays predict, "
+        "classify, regress and multi-inference logs"
+    )
 
 
-def _read_predict(log: Any) -> list[_Call]:
-    request = log.request
+def _read_predict(request: predict_pb2.PredictRequest) -> _Call:
     inputs = {alias: from_tensor_proto(proto) for alias, proto in request.inputs.items()}
-    return [(_name_of(request.model_spec), inputs, tuple(request.output_filter))]
+    return _name_signature(request), inputs, tuple(request.output_filter)
 
 
-def _read_streamed(log: Any) -> list[_Call]:
-    return [
-        (
-            _name_of(request.model_spec),
-            {alias: from_tensor_proto(proto) for alias, proto in request.inputs.items()},
-            tuple(request.output_filter),
-        )
-        for request in log.request
-    ]
+def _read_examples(examples: Input, asked: Iterable[_Asked]) -> list[_Call]:
+    inputs = {"inputs": serialize_examples(examples)}
+    return [(_name_signature(one), inputs, ()) for one in asked]
 
 
-def _read_examples(log: Any) -> list[_Call]:
-    inputs = {"inputs": serialize_examples(log.request.input)}
-    return [(_name_of(log.request.model_spec), inputs, ())]
-
-
-def _read_multi(log: Any) -> list[_Call]:
-    inputs = {"inputs": serialize_examples(log.request.input)}
-    return [(_name_of(task.model_spec), inputs, ()) for task in log.request.tasks]
-
-
-_READERS: dict[str | None, Callable[[Any], list[_Call]]] = {
-    "predict_log": _read_predict,
-    "predict_streamed_log": _read_streamed,
-    "classify_log": _read_examples,
-    "regress_log": _read_examples,
-    "multi_inference_log": _read_multi,
-}
-
-
-_REPLAYED = "predict, classify, regress and multi-inference logs"
-
-
-def _name_of(model_spec: Any) -> str:
-    return model_spec.signature_name or DEFAULT_SIGNATURE_NAME
+def _name_signature(asked: _Asked) -> str:
+    return asked.model_spec.signature_name or DEFAULT_SIGNATURE_NAME

@@ -1,185 +1,25 @@
-"""A servable: one loaded version that answers batches, and what is told of it.
+"""A servable: one loaded version that answers batches, each signature by an engine.
 
-Handlers, manager and faces know this interface only; engines stand behind it.
+Handlers and managers know `Servable`; it knows `Engine`, which LiteRT and TensorFlow implement.
 """
 
 from __future__ import annotations
 
 import abc
-import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from contract.errors import SignatureNotFoundError, UnimplementedError
-from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec, ServableId
+from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
 from contract.signature import Batch, Signature
-from serving.engines.signatures import Forms
+from serving.engines.signatures import SignatureChecks
+from serving.observer import EngineChoice, Observer
 
 if TYPE_CHECKING:
     from contract.wire.plumbline_wire.metadata_pb2 import SignatureDefMap
-    from serving.config.models import ModelConfig
-    from serving.engines.batching import Batcher
-    from serving.engines.signatures import Forms
-    from serving.engines.thread_pool import WorkerPool
-    from serving.versions.states import VersionStatus
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EngineChoice:
-    """Who answers a signature, and why.
-
-    Attributes:
-        engine: `litert` or `tensorflow`.
-        reason: One clause for a log line.
-    """
-
-    engine: str
-    reason: str
-
-
-class Observer:
-    """What the request path reports; every method does nothing here.
-
-    Times are microseconds. Methods may be called from any thread and must be quick.
-    """
-
-    def observe_engine(
-        self, servable_id: ServableId, signature_name: str, choice: EngineChoice
-    ) -> None:
-        """An engine was chosen for a signature at load."""
-
-    def observe_self_test(self, servable_id: ServableId, signature_name: str, result: str) -> None:
-        """A golden self-test ended: `passed`, `failed` or `untested`."""
-
-    def observe_warmup(self, servable_id: ServableId, latency_us: float) -> None:
-        """All warmup records of a version were replayed."""
-
-    def observe_request(self, model_name: str, status: str) -> None:
-        """A request was answered; `status` is a canonical code's name."""
-
-    def observe_request_latency(
-        self, model_name: str, api: str, entrypoint: str, latency_us: float
-    ) -> None:
-        """A successful request took so long; `entrypoint` is `GRPC` or `REST`."""
-
-    def observe_runtime_latency(
-        self, servable_id: ServableId, signature_name: str, api: str, latency_us: float
-    ) -> None:
-        """An engine took so long."""
-
-    def observe_examples(self, model_name: str, num_examples: int) -> None:
-        """A request carried so many rows or tf.Examples."""
-
-    def observe_batch_input(self, servable_id: ServableId, num_rows: int) -> None:
-        """A call of so many rows joined a batch."""
-
-    def observe_queue_wait(self, servable_id: ServableId, latency_us: float) -> None:
-        """A call waited so long for its batch to start."""
-
-    def observe_batch(self, servable_id: ServableId, padding: int, num_rows: int) -> None:
-        """A batch was run: `num_rows` rows, of which `padding` were added to fill it."""
-
-    def observe_request_log(self, result: str) -> None:
-        """A sampled request was `written`, `dropped` as too many wait, or `failed`."""
-
-
-class Servable(abc.ABC):
-    """One version of one model, loaded.
-
-    Attributes:
-        id: Model name and version.
-        signatures: Signature name to signature. Names and shapes are the version's own.
-        signature_defs: What GetModelMetadata answers.
-        forms: The same, made ready to check requests with.
-        engines: Signature name to the engine that answers it.
-    """
-
-    id: ServableId
-    signatures: Mapping[str, Signature]
-    signature_defs: SignatureDefMap
-    forms: Forms
-    engines: Mapping[str, EngineChoice]
-
-    @abc.abstractmethod
-    def run(
-        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
-    ) -> Batch:
-        """The outputs for `inputs`; blocks, and may be called by any number of threads.
-
-        Args:
-            signature_name: A key of `signatures`.
-            inputs: Input name to ndarray; strings are object arrays of bytes.
-            output_filter: Output names wanted; empty for all.
-
-        Returns:
-            Output name to ndarray.
-
-        Raises:
-            SignatureNotFoundError: There is no such signature.
-            TensorMismatchError: The inputs do not fit.
-            UnimplementedError: The signature needs an extra that is not installed.
-            PlumblineError: Whatever the engine says, under the code of TensorFlow Serving.
-        """
-
-    def is_quick(self, signature_name: str, inputs: Batch) -> bool:
-        """Whether `run` takes so little time that an event loop may call it directly."""
-        return False
-
-    async def answer(
-        self,
-        signature_name: str,
-        inputs: Batch,
-        *,
-        output_filter: Sequence[str] = (),
-        pool: WorkerPool,
-    ) -> Batch:
-        """`run` for an event loop: directly when it is quick, else on a thread of `pool`."""
-        if self.is_quick(signature_name, inputs):
-            return self.run(signature_name, inputs, output_filter=output_filter)
-        return await pool.run(
-            functools.partial(self.run, signature_name, inputs, output_filter=output_filter)
-        )
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Frees what was loaded. Nobody runs it any more: the manager sees to that."""
-
-
-class Manager(Protocol):
-    """What handlers need of a `ServableManager`."""
-
-    def acquire(self, spec: ModelSpec) -> AbstractContextManager[Servable]:
-        """Holds the servable that a request asks for.
-
-        Raises:
-            RequestError: No name, or an unknown label.
-            ServableNotFoundError: Nothing AVAILABLE answers to it.
-            ServableUnavailableError: The model's first load has not been decided yet.
-        """
-        ...
-
-    def list_states(self, name: str, version: int | None = None) -> Sequence[VersionStatus]:
-        """The states of a model's versions, the highest first.
-
-        Raises:
-            ServableNotFoundError: The model or version is not known.
-        """
-        ...
-
-    def reload(self, models: Sequence[ModelConfig]) -> None:
-        """Replaces the configuration and waits until new models are AVAILABLE; blocks.
-
-        Raises:
-            PlumblineError: See `ServableManager.reload`.
-        """
-        ...
-
-
-# What runs a signature, and the servable that sends each signature to its engine.
-
+    from serving.engines.thread_pool import ThreadPool
 
 LITERT = "litert"
 TENSORFLOW = "tensorflow"
@@ -190,11 +30,25 @@ QUICK_S = 200e-6
 _UNKNOWN_S = 1.0
 
 
+class Batching(Protocol):
+    """Where calls meet to be run as one."""
+
+    async def answer(
+        self, signature_name: str, inputs: Batch, output_filter: Sequence[str] = ()
+    ) -> Batch:
+        """The outputs for one call, computed together with others'.
+
+        Raises:
+            PlumblineError: The call fits no batch, too many wait, or running failed.
+        """
+        ...
+
+
 class Engine(abc.ABC):
     """Runs the signatures of one version; any number of threads may call it."""
 
     @property
-    def batcher(self) -> Batcher | None:
+    def batcher(self) -> Batching | None:
         """Where calls meet to be run as one, if they do."""
         return None
 
@@ -252,8 +106,8 @@ class CostMeter:
         self._seconds[key] = known + weight * (seconds - known)
 
 
-class EngineServable(Servable):
-    """A version whose signatures are answered by one engine or another.
+class Servable:
+    """One version of one model, loaded; each signature is answered by one engine or another.
 
     Args:
         servable_id: Model name and version.
@@ -262,6 +116,13 @@ class EngineServable(Servable):
         choices: Signature name to who answers it.
         engines: Engine name to engine.
         observer: Is told how long runs take.
+
+    Attributes:
+        id: Model name and version.
+        signatures: Signature name to signature. Names and shapes are the version's own.
+        signature_defs: What GetModelMetadata answers.
+        checks: The same, made ready to check requests with.
+        engines: Signature name to the engine that answers it.
     """
 
     def __init__(
@@ -269,7 +130,7 @@ class EngineServable(Servable):
         servable_id: ServableId,
         *,
         signatures: Mapping[str, Signature],
-        signature_defs: Any,
+        signature_defs: SignatureDefMap,
         choices: Mapping[str, EngineChoice],
         engines: Mapping[str, Engine],
         observer: Observer,
@@ -277,7 +138,7 @@ class EngineServable(Servable):
         self.id = servable_id
         self.signatures = signatures
         self.signature_defs = signature_defs
-        self.forms = Forms(servable_id, signature_defs.signature_def)
+        self.checks = SignatureChecks(servable_id, signature_defs.signature_def)
         self.engines = choices
         self._by_signature = {name: engines[choice.engine] for name, choice in choices.items()}
         if DEFAULT_SIGNATURE_NAME in self._by_signature:
@@ -289,13 +150,24 @@ class EngineServable(Servable):
     def run(
         self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
     ) -> Batch:
+        """The outputs for `inputs`; blocks, and may be called by any number of threads.
+
+        Args:
+            signature_name: A key of `signatures`.
+            inputs: Input name to ndarray; strings are object arrays of bytes.
+            output_filter: Output names wanted; empty for all.
+
+        Returns:
+            Output name to ndarray.
+
+        Raises:
+            SignatureNotFoundError: There is no such signature.
+            TensorMismatchError: The inputs do not fit.
+            UnimplementedError: The signature needs an extra that is not installed.
+            PlumblineError: Whatever the engine says, under the code of TensorFlow Serving.
+        """
         key = CostMeter.key(signature_name, inputs)
         return self._run_timed(self._find(signature_name), key, inputs, output_filter)
-
-    def is_quick(self, signature_name: str, inputs: Batch) -> bool:
-        engine = self._find(signature_name)
-        key = CostMeter.key(signature_name, inputs)
-        return engine.batcher is None and engine.is_ready and self._meter.estimate(key) < QUICK_S
 
     async def answer(
         self,
@@ -303,8 +175,10 @@ class EngineServable(Servable):
         inputs: Batch,
         *,
         output_filter: Sequence[str] = (),
-        pool: WorkerPool,
+        pool: ThreadPool,
     ) -> Batch:
+        """`run` for an event loop: in a batch where there are batches, directly when it is quick,
+        else on a thread of `pool`."""
         engine = self._find(signature_name)
         if not engine.is_ready:
             await engine.prepare()
@@ -318,6 +192,7 @@ class EngineServable(Servable):
         )
 
     def close(self) -> None:
+        """Frees what was loaded. Nobody runs it any more: the manager sees to that."""
         for engine in self._engines.values():
             engine.close()
 

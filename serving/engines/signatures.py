@@ -6,8 +6,9 @@ The order of the checks and their words are TensorFlow Serving's
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,8 +18,33 @@ from contract.signature import Array
 from contract.wire.signatures import signature_from_proto
 from contract.wire.tensors import from_tensor_proto
 
+if TYPE_CHECKING:
+    from contract.wire.plumbline_wire.example_pb2 import Input
+    from contract.wire.plumbline_wire.saved_model_pb2 import SignatureDef
 
-class SignatureForm:
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UnknownSignature:
+    """What a method of TensorFlow Serving says of a signature that there is not.
+
+    Attributes:
+        text: With {} for the name.
+        code: The canonical code.
+    """
+
+    text: str
+    code: Code = Code.INVALID_ARGUMENT
+
+
+UNKNOWN_IN_PREDICT = UnknownSignature(
+    'Serving signature key "{}" not found.', Code.FAILED_PRECONDITION
+)
+UNKNOWN_IN_REST = UnknownSignature('Serving signature name: "{}" not found in signature def')
+UNKNOWN_IN_EXAMPLES = UnknownSignature("No signature was found with the name: {}")
+UNKNOWN_IN_MULTI_INFERENCE = UnknownSignature("Requested signature not found in model graph: {}")
+
+
+class SignatureCheck:
     """One signature of one version, made ready for requests.
 
     Args:
@@ -46,7 +72,7 @@ class SignatureForm:
         "proto",
     )
 
-    def __init__(self, servable_id: ServableId, name: str, proto: Any) -> None:
+    def __init__(self, servable_id: ServableId, name: str, proto: SignatureDef) -> None:
         self.name = name
         self.proto = proto
         self.input_names = frozenset(proto.inputs)
@@ -63,11 +89,7 @@ class SignatureForm:
         }
 
     def check_names(self, given: Iterable[str]) -> None:
-        """Checks the names of a request's inputs, before any of them is decoded.
-
-        Raises:
-            TensorMismatchError: Too many, or one is missing that has no default.
-        """
+        """Checks the names of a request's inputs, before any of them is decoded."""
         names = frozenset(given)
         wanted = self.input_names
         if names == wanted:
@@ -96,11 +118,7 @@ class SignatureForm:
         return {**self._defaults, **known}
 
     def check_filter(self, output_filter: Sequence[str]) -> None:
-        """Checks a request's output filter.
-
-        Raises:
-            RequestError: An unknown or a repeated name.
-        """
+        """Checks a request's output filter."""
         seen = set()
         for alias in output_filter:
             if alias not in self._known:
@@ -113,8 +131,8 @@ class SignatureForm:
             seen.add(alias)
 
 
-class Forms:
-    """The forms of all signatures of a version, the initialiser's entry included.
+class SignatureChecks:
+    """The checks of all signatures of a version, the initialiser's entry included.
 
     Args:
         servable_id: Who answers.
@@ -123,84 +141,38 @@ class Forms:
 
     __slots__ = ("_by_name",)
 
-    def __init__(self, servable_id: ServableId, signature_defs: Mapping[str, Any]) -> None:
+    def __init__(self, servable_id: ServableId, signature_defs: Mapping[str, SignatureDef]) -> None:
         self._by_name = {
-            name: SignatureForm(servable_id, name, proto) for name, proto in signature_defs.items()
+            name: SignatureCheck(servable_id, name, proto) for name, proto in signature_defs.items()
         }
         if DEFAULT_SIGNATURE_NAME in self._by_name:
             self._by_name[""] = self._by_name[DEFAULT_SIGNATURE_NAME]
 
-    def find_for_predict(self, name: str) -> SignatureForm:
-        """The form of a gRPC Predict; "" stands for `serving_default`.
+    def find(self, name: str, unknown: UnknownSignature) -> SignatureCheck:
+        """The check of a signature; "" stands for `serving_default`.
 
-        Raises:
-            SignatureNotFoundError: FAILED_PRECONDITION.
+        Args:
+            name: As in the request's ModelSpec.
+            unknown: What the method that is asked says when there is no such signature.
         """
-        form = self._by_name.get(name)
-        if form is None:
-            raise SignatureNotFoundError(
-                f'Serving signature key "{name or DEFAULT_SIGNATURE_NAME}" not found.'
-            )
-        return form
-
-    def find_for_rest(self, name: str) -> SignatureForm:
-        """The form of a REST predict.
-
-        Raises:
-            SignatureNotFoundError: INVALID_ARGUMENT.
-        """
-        form = self._by_name.get(name)
-        if form is None:
-            raise SignatureNotFoundError(
-                f'Serving signature name: "{name or DEFAULT_SIGNATURE_NAME}" not found in '
-                "signature def",
-                code=Code.INVALID_ARGUMENT,
-            )
-        return form
-
-    def find_for_examples(self, name: str) -> SignatureForm:
-        """The form of a Classify or Regress.
-
-        Raises:
-            SignatureNotFoundError: INVALID_ARGUMENT.
-        """
-        form = self._by_name.get(name)
-        if form is None:
-            raise SignatureNotFoundError(
-                f"No signature was found with the name: {name or DEFAULT_SIGNATURE_NAME}",
-                code=Code.INVALID_ARGUMENT,
-            )
-        return form
-
-    def find_for_multi_inference(self, name: str) -> SignatureForm:
-        """The form of one task of a MultiInference.
-
-        Raises:
-            SignatureNotFoundError: INVALID_ARGUMENT.
-        """
-        form = self._by_name.get(name)
-        if form is None:
-            raise SignatureNotFoundError(
-                f"Requested signature not found in model graph: {name or DEFAULT_SIGNATURE_NAME}",
-                code=Code.INVALID_ARGUMENT,
-            )
-        return form
+        check = self._by_name.get(name)
+        if check is None:
+            text = unknown.text.format(name or DEFAULT_SIGNATURE_NAME)
+            raise SignatureNotFoundError(text, code=unknown.code)
+        return check
 
 
 def _join(names: Iterable[str]) -> str:
     return ",".join(sorted(names))
 
 
-def check_method_name(proto: Any, kind: str, wanted: str) -> None:
+def check_method_name(proto: SignatureDef, kind: str, wanted: str) -> None:
     """The check of `--enable_signature_method_name_check`.
 
     Args:
         proto: A SignatureDef.
         kind: `classification` or `regression`.
         wanted: The method name that such signatures have.
-
-    Raises:
-        RequestError: The signature has another one.
     """
     if proto.method_name != wanted:
         raise RequestError(
@@ -211,7 +183,7 @@ def check_method_name(proto: Any, kind: str, wanted: str) -> None:
 # The examples of a Classify or Regress request, as the tensor of strings a graph parses.
 
 
-def serialize_examples(message: Any) -> Array:
+def serialize_examples(message: Input) -> Array:
     """Serialized tf.Examples, one per row.
 
     A context is put before each example's own bytes: protobuf merges what is concatenated,
@@ -222,9 +194,6 @@ def serialize_examples(message: Any) -> Array:
 
     Returns:
         Objects of bytes, shape (examples,).
-
-    Raises:
-        RequestError: There are no examples.
     """
     kind = message.WhichOneof("kind")
     examples = getattr(message, kind).examples if kind else ()

@@ -9,7 +9,6 @@ costs 25 µs a call where a restored `tf.function` costs 360 µs and `Session.ru
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import logging
 import os
 import threading
@@ -57,14 +56,6 @@ class SessionOptions:
     tags: tuple[str, ...] = ("serve",)
     intra_op_threads: int = 0
     inter_op_threads: int = 0
-
-
-def is_installed() -> bool:
-    """Whether TensorFlow can be imported, found out without importing it."""
-    try:
-        return importlib.util.find_spec("tensorflow") is not None
-    except (ImportError, ValueError):
-        return False
 
 
 class TensorFlowEngine(Engine):

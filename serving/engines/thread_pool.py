@@ -13,7 +13,7 @@ from contract.errors import ServableUnavailableError
 Result = TypeVar("Result")
 
 
-class WorkerPool:
+class ThreadPool:
     """A thread per core and a few more; calls beyond them wait, up to a limit.
 
     Used from one event loop.
@@ -30,11 +30,7 @@ class WorkerPool:
         self._in_flight = 0
 
     async def run(self, call: Callable[[], Result]) -> Result:
-        """`call()` on a thread.
-
-        Raises:
-            ServableUnavailableError: `max_queued_calls` calls wait already.
-        """
+        """`call()` on a thread."""
         waiting = self._in_flight - self._num_threads
         if self._max_queued_calls and waiting >= self._max_queued_calls:
             raise ServableUnavailableError(

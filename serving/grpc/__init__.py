@@ -1,1 +1,1 @@
-"""The gRPC face of the API."""
+"""The API over gRPC."""

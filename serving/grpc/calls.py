@@ -1,4 +1,4 @@
-"""The gRPC face: bytes in, bytes out, around `Handlers`.
+"""The calls of gRPC: bytes in, bytes out, around `Handlers`.
 
 Predict, the hot path, is read and written by `contract.wire.predict` without messages; the
 other methods use protobuf. Texts longer than 1024 bytes are cut as TensorFlow Serving cuts
@@ -7,18 +7,19 @@ them (`model_servers/grpc_status_util.cc`).
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from contract.errors import Code, InternalError, PlumblineError, RequestError
-from contract.wire.predict import encode_predict_response, parse_predict_request
+from contract.wire.predict import PredictCall, encode_predict_response, parse_predict_request
 from contract.wire.rpc import (
     CLASSIFY,
     GET_MODEL_METADATA,
@@ -33,193 +34,221 @@ from contract.wire.rpc import (
 )
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
-from serving.engines.servable import Observer
+from serving.observer import Observer
+from serving.security import Authorize
+
+if TYPE_CHECKING:
+    from serving.api.request_log import RequestLog
 
 _log = logging.getLogger(__name__)
 
 MAX_TEXT_BYTES = 1024
 TRUNCATED = "...TRUNCATED"
 CRASH_TEXT = "the server failed; its log has the reason"
+DRAINING_TEXT = "the server is shutting down; ask another one, or again later"
 
-Respond = Callable[[bytes, Any], Awaitable[bytes]]
+_LINGER_S = 0.1
+_QUIET_S = 0.1
+_MAX_REFUSING_S = 1.0
+_POLL_S = 0.02
+
+Respond = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
 """A method: request bytes and grpcio's context in, response bytes out."""
 
-Authorize = Callable[[Sequence[tuple[str, str | bytes]]], None]
-"""Looks at a call's metadata and raises UnauthenticatedError or PermissionDeniedError."""
+Request = TypeVar("Request")
 
 
-def create_grpc_server(
-    handlers: Handlers,
-    config: ServerConfig,
-    *,
-    extra_handlers: Sequence[grpc.GenericRpcHandler] = (),
-    authorize: Authorize | None = None,
-    options: Sequence[tuple[str, Any]] = (),
-) -> grpc.aio.Server:
-    """A server of both services, not yet listening; call it on the loop that runs it.
+class GrpcCalls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no types
+    """Path to handler, and how a server takes leave.
+
+    Every path that nobody knows is UNIMPLEMENTED, without words.
+
+    grpcio's own `stop` cancels calls that have arrived but whose handler has not begun, so a
+    client in full swing would see CANCELLED, which nobody retries. So calls pass for a moment
+    while health says NOT_SERVING, then new ones are refused with UNAVAILABLE, and the server
+    stops once it is quiet.
 
     Args:
-        handlers: What answers.
-        config: Limits and switches.
-        extra_handlers: Other services, for example health. They are asked first: the
-            server's own handler answers every path that is left with UNIMPLEMENTED.
-        authorize: Is asked before every call of the server's own methods.
-        options: More arguments of grpcio's server; they win.
+        methods: Path to what answers it.
+        always: Path to handlers that answer to the end, as probes want.
+        authorize: Is asked before every call of `methods`.
     """
-    max_bytes = -1 if config.strict_compat else config.max_message_bytes  # -1: 2^31 - 1
-    arguments = [
-        ("grpc.max_receive_message_length", max_bytes),
-        ("grpc.max_send_message_length", max_bytes),
-        *options,
-    ]
-    server = grpc.aio.server(
-        options=arguments, maximum_concurrent_rpcs=config.max_concurrent_calls or None
-    )
-    own = _Methods(list_methods(handlers, config), authorize)
-    server.add_generic_rpc_handlers((*extra_handlers, own))
-    return server
-
-
-def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]:
-    """Path to what answers it."""
-    inference, models = handlers.inference, handlers.models
-    table: tuple[tuple[Method, Callable[[Any], Any], bool], ...] = (
-        (CLASSIFY, inference.classify, True),
-        (REGRESS, inference.regress, True),
-        (MULTI_INFERENCE, inference.multi_infer, False),
-        (GET_MODEL_METADATA, handlers.get_model_metadata, False),
-        (GET_MODEL_STATUS, models.get_model_status, False),
-        (HANDLE_RELOAD_CONFIG, models.reload_config, False),
-    )
-    methods: dict[str, Respond] = {
-        method.path: _Message(method, answer, handlers.observer, counted=counted).respond
-        for method, answer, counted in table
-    }
-    methods[PREDICT.path] = _Predict(
-        handlers, use_tensor_content=config.enable_serialization_as_tensor_content
-    ).respond
-    if handlers.request_log is not None:
-        methods |= handlers.request_log.wrap(methods)
-    return methods
-
-
-def cut_text(text: str) -> str:
-    """A status text of at most 1024 bytes and the mark that it was cut."""
-    encoded = text.encode(errors="replace")
-    if len(encoded) <= MAX_TEXT_BYTES:
-        return text
-    return encoded[:MAX_TEXT_BYTES].decode(errors="ignore") + TRUNCATED
-
-
-async def _fail(context: Any, error: PlumblineError) -> None:
-    await context.abort(
-        grpc_status(error.code), cut_text(error.message), trailing_metadata_for(error)
-    )
-
-
-class _Predict:
-    """The hot path."""
-
-    def __init__(self, handlers: Handlers, *, use_tensor_content: bool) -> None:
-        self._predict = handlers.predict
-        self._observer = handlers.observer
-        self._use_tensor_content = use_tensor_content
-
-    async def respond(self, body: bytes, context: Any) -> bytes:
-        started = time.perf_counter()
-        name = ""
-        try:
-            call = parse_predict_request(body)
-            name = call.model_spec.name
-            spec, outputs = await self._predict(call)
-            reply = encode_predict_response(
-                spec, outputs, use_tensor_content=self._use_tensor_content
-            )
-        except PlumblineError as error:
-            if isinstance(error.__cause__, DecodeError):
-                error = _describe_garbage()
-            self._observer.observe_request(name, error.code.name)
-            await _fail(context, error)
-            raise AssertionError from error  # abort() has raised
-        except Exception:  # the rim
-            _log.exception("Predict failed")
-            self._observer.observe_request(name, Code.INTERNAL.name)
-            await _fail(context, InternalError(CRASH_TEXT))
-            raise
-        elapsed_us = (time.perf_counter() - started) * 1e6
-        self._observer.observe_request_latency(name, "Predict", "GRPC", elapsed_us)
-        self._observer.observe_request(name, "OK")
-        return reply
-
-
-class _Message:
-    """A method whose request and response are protobuf messages."""
 
     def __init__(
-        self, method: Method, answer: Callable[[Any], Any], observer: Observer, *, counted: bool
+        self,
+        methods: Mapping[str, Respond],
+        *,
+        always: Mapping[str, grpc.RpcMethodHandler] | None = None,
+        authorize: Authorize | None = None,
     ) -> None:
-        self._method = method
-        self._answer = answer
-        self._observer = observer
-        self._counted = counted
-
-    async def respond(self, body: bytes, context: Any) -> bytes:
-        started = time.perf_counter()
-        name = ""
-        try:
-            request = self._parse(body)
-            name = request.model_spec.name if self._counted else ""
-            answer = self._answer(request)
-            response = await answer if inspect.isawaitable(answer) else answer
-            reply: bytes = response.SerializeToString()
-        except PlumblineError as error:
-            self._count(name, error.code.name)
-            await _fail(context, error)
-            raise AssertionError from error  # abort() has raised
-        except Exception:  # the rim
-            _log.exception("%s failed", self._method.name)
-            self._count(name, Code.INTERNAL.name)
-            await _fail(context, InternalError(CRASH_TEXT))
-            raise
-        if self._counted:
-            elapsed_us = (time.perf_counter() - started) * 1e6
-            self._observer.observe_request_latency(name, self._method.name, "GRPC", elapsed_us)
-        self._count(name, "OK")
-        return reply
-
-    def _parse(self, body: bytes) -> Any:
-        try:
-            return self._method.request.FromString(body)
-        except DecodeError as error:
-            raise _describe_garbage() from error
-
-    def _count(self, name: str, status: str) -> None:
-        if self._counted:
-            self._observer.observe_request(name, status)
-
-
-class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no types
-    """Path to handler; every path that nobody knows is UNIMPLEMENTED, without words."""
-
-    def __init__(self, methods: dict[str, Respond], authorize: Authorize | None) -> None:
         if authorize is not None:
             methods = {path: _guard(respond, authorize) for path, respond in methods.items()}
         self._handlers = {
             path: grpc.unary_unary_rpc_method_handler(respond) for path, respond in methods.items()
         }
-        self._unknown = grpc.unary_unary_rpc_method_handler(_refuse)
+        self._always = dict(always or {})
+        self._unknown = _refuse_with(grpc.StatusCode.UNIMPLEMENTED, "")
+        self._num_calls = 0
 
-    def service(self, handler_call_details: Any) -> Any:
-        return self._handlers.get(handler_call_details.method, self._unknown)
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        """The handler of a call; grpcio asks."""
+        path = handler_call_details.method
+        if path in self._always:
+            return self._always[path]
+        self._num_calls += 1
+        return self._handlers.get(path, self._unknown)
+
+    async def shut(self, grace_s: float) -> None:
+        """Lets calls pass a moment longer, then refuses them until none come any more.
+
+        Takes 0.2 s when nobody calls, and at most 1.1 s or a third of `grace_s`.
+        """
+        await asyncio.sleep(min(_LINGER_S, grace_s / 10))
+        self._handlers = {}
+        self._unknown = _refuse_with(grpc.StatusCode.UNAVAILABLE, DRAINING_TEXT)
+        begin = last_call = time.monotonic()
+        seen = self._num_calls
+        while (now := time.monotonic()) - begin < min(_MAX_REFUSING_S, grace_s / 5):
+            if self._num_calls != seen:
+                seen, last_call = self._num_calls, now
+            if now - last_call >= min(_QUIET_S, grace_s / 10):
+                return
+            await asyncio.sleep(_POLL_S)
 
 
-async def _refuse(body: bytes, context: Any) -> bytes:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
-    raise AssertionError(body)  # abort() has raised
+def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]:
+    """Path to what answers it."""
+    inference, models, observer = handlers.inference, handlers.models, handlers.observer
+
+    def answer_with(
+        method: Method, answer: Callable[[Any], Message | Awaitable[Message]], *, counted: bool
+    ) -> Respond:
+        async def exchange(request: Message) -> bytes:
+            answered = answer(request)
+            response = await answered if inspect.isawaitable(answered) else answered
+            return bytes(response.SerializeToString())
+
+        return _Call(
+            method.name, method.request.FromString, exchange, observer if counted else None
+        ).respond
+
+    use_tensor_content = config.enable_serialization_as_tensor_content
+
+    async def predict(call: PredictCall) -> bytes:
+        try:
+            spec, outputs = await handlers.predict(call)
+        except PlumblineError as error:
+            if isinstance(error.__cause__, DecodeError):  # one of the tensors
+                raise error.__cause__ from None
+            raise
+        return encode_predict_response(spec, outputs, use_tensor_content=use_tensor_content)
+
+    methods = {
+        PREDICT.path: _Call(PREDICT.name, _parse_predict, predict, observer).respond,
+        CLASSIFY.path: answer_with(CLASSIFY, inference.classify, counted=True),
+        REGRESS.path: answer_with(REGRESS, inference.regress, counted=True),
+        MULTI_INFERENCE.path: answer_with(MULTI_INFERENCE, inference.multi_infer, counted=False),
+        GET_MODEL_METADATA.path: answer_with(
+            GET_MODEL_METADATA, handlers.get_model_metadata, counted=False
+        ),
+        GET_MODEL_STATUS.path: answer_with(
+            GET_MODEL_STATUS, models.get_model_status, counted=False
+        ),
+        HANDLE_RELOAD_CONFIG.path: answer_with(
+            HANDLE_RELOAD_CONFIG, models.reload_config, counted=False
+        ),
+    }
+    if handlers.request_log is not None:
+        from serving.api.request_log import LOGGED
+
+        for path in LOGGED:
+            methods[path] = _log_answers(path, methods[path], handlers.request_log)
+    return methods
+
+
+class _Call(Generic[Request]):
+    """One method, from bytes to bytes; whatever goes wrong becomes a status.
+
+    Args:
+        name: The method's.
+        parse: Reads a request; raises DecodeError when it is none.
+        exchange: Answers it.
+        observer: Is told of calls; None when they are not counted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parse: Callable[[bytes], Request],
+        exchange: Callable[[Request], Awaitable[bytes]],
+        observer: Observer | None,
+    ) -> None:
+        self._name = name
+        self._parse = parse
+        self._exchange = exchange
+        self._observer = observer
+
+    async def respond(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        started = time.perf_counter()
+        observer = self._observer
+        model_name = ""
+        try:
+            request: Any = self._parse(body)
+            if observer is not None:
+                model_name = request.model_spec.name
+            reply = await self._exchange(request)
+        except (PlumblineError, DecodeError) as error:
+            told: PlumblineError
+            # What is no message is INTERNAL without words, as grpc++ answers it.
+            if isinstance(error, PlumblineError):
+                told = error
+            else:
+                told = RequestError("", code=Code.INTERNAL)
+            if observer is not None:
+                observer.observe_request(model_name, told.code.name)
+            await _fail(context, told)
+            raise AssertionError from error  # abort() has raised
+        except Exception:  # the boundary: whatever fails, the caller gets a status
+            _log.exception("%s failed", self._name)
+            if observer is not None:
+                observer.observe_request(model_name, Code.INTERNAL.name)
+            await _fail(context, InternalError(CRASH_TEXT))
+            raise
+        if observer is not None:
+            elapsed_us = (time.perf_counter() - started) * 1e6
+            observer.observe_request_latency(model_name, self._name, "GRPC", elapsed_us)
+            observer.observe_request(model_name, "OK")
+        return reply
+
+
+def _log_answers(path: str, respond: Respond, log: RequestLog) -> Respond:
+    async def respond_and_log(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        reply = await respond(body, context)
+        log.offer(path, lambda: (body, reply), len(body) + len(reply))
+        return reply
+
+    return respond_and_log
+
+
+def _parse_predict(body: bytes) -> PredictCall:
+    try:
+        return parse_predict_request(body)
+    except PlumblineError as error:
+        if isinstance(error.__cause__, DecodeError):
+            raise error.__cause__ from None
+        raise
+
+
+def _refuse_with(code: grpc.StatusCode, text: str) -> grpc.RpcMethodHandler:
+    async def refuse(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        await context.abort(code, text)
+        raise AssertionError(body)  # abort() has raised
+
+    return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 def _guard(respond: Respond, authorize: Authorize) -> Respond:
-    async def respond_if_allowed(body: bytes, context: Any) -> bytes:
+    async def respond_if_allowed(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         try:
             authorize(context.invocation_metadata() or ())
         except PlumblineError as error:
@@ -229,6 +258,15 @@ def _guard(respond: Respond, authorize: Authorize) -> Respond:
     return respond_if_allowed
 
 
-def _describe_garbage() -> PlumblineError:
-    """What is no message is INTERNAL without words, as grpc++ answers it."""
-    return RequestError("", code=Code.INTERNAL)
+async def _fail(context: grpc.aio.ServicerContext, error: PlumblineError) -> None:
+    await context.abort(
+        grpc_status(error.code), cut_text(error.message), trailing_metadata_for(error)
+    )
+
+
+def cut_text(text: str) -> str:
+    """A status text of at most 1024 bytes and the mark that it was cut."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= MAX_TEXT_BYTES:
+        return text
+    return encoded[:MAX_TEXT_BYTES].decode(errors="ignore") + TRUNCATED

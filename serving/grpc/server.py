@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+
+import grpc.aio
 
 from contract.errors import ServableUnavailableError
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
-from serving.draining import Gate
-from serving.grpc.calls import create_grpc_server
-from serving.monitoring.health import Health, HealthHandler
+from serving.grpc.calls import GrpcCalls, list_methods
+from serving.grpc.health import list_health_methods
+from serving.monitoring.health import Health
 from serving.security import make_authorizer, make_grpc_credentials
 
 
-class GrpcFace:
+class GrpcServer:
     """One gRPC server on a TCP port, a UNIX socket, or both.
 
     Args:
@@ -28,25 +29,16 @@ class GrpcFace:
     def __init__(self, handlers: Handlers, config: ServerConfig, health: Health) -> None:
         self._config = config
         is_health_served = config.enable_grpc_healthcheck_service or not config.strict_compat
-        self._gate = Gate()
-        # Health comes before the gate: probes get their answer to the end.
-        self._server = create_grpc_server(
-            handlers,
-            config,
-            extra_handlers=(HealthHandler(health), self._gate)
-            if is_health_served
-            else (self._gate,),
+        self._calls = GrpcCalls(
+            list_methods(handlers, config),
+            always=list_health_methods(health) if is_health_served else None,
             authorize=make_authorizer(config.auth_tokens),
-            options=parse_channel_arguments(config),
         )
+        self._server = create_grpc_server(self._calls, config)
         self.port = 0
 
     async def start(self) -> None:
-        """Opens the port and the socket.
-
-        Raises:
-            ServableUnavailableError: A port or path cannot be had.
-        """
+        """Opens the port and the socket."""
         config = self._config
         if config.port:
             address = join_address(config.host, max(config.port, 0))
@@ -74,7 +66,7 @@ class GrpcFace:
             Whether all of them were answered.
         """
         begin = time.monotonic()
-        await self._gate.shut(grace_s)
+        await self._calls.shut(grace_s)
         left_s = max(0.0, grace_s - (time.monotonic() - begin))
         stop_begin = time.monotonic()
         await self._server.stop(left_s)
@@ -83,12 +75,27 @@ class GrpcFace:
         return time.monotonic() - stop_begin < left_s
 
 
-def parse_channel_arguments(config: ServerConfig) -> list[tuple[str, Any]]:
+def create_grpc_server(calls: GrpcCalls, config: ServerConfig) -> grpc.aio.Server:
+    """A server of `calls`, not yet listening; call it on the loop that runs it."""
+    max_bytes = -1 if config.strict_compat else config.max_message_bytes  # -1: 2^31 - 1
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", max_bytes),
+            ("grpc.max_send_message_length", max_bytes),
+            *parse_channel_arguments(config),
+        ],
+        maximum_concurrent_rpcs=config.max_concurrent_calls or None,
+    )
+    server.add_generic_rpc_handlers((calls,))
+    return server
+
+
+def parse_channel_arguments(config: ServerConfig) -> list[tuple[str, int | str]]:
     """Arguments for grpcio: --grpc_channel_arguments, numbers as numbers.
 
     Two servers on one port would share it silently; that is wanted among workers only.
     """
-    arguments: list[tuple[str, Any]] = [("grpc.so_reuseport", int(config.workers > 1))]
+    arguments: list[tuple[str, int | str]] = [("grpc.so_reuseport", int(config.workers > 1))]
     for pair in filter(None, config.grpc_channel_arguments.split(",")):
         key, _, value = pair.partition("=")
         is_number = value.lstrip("-").isdecimal() and value.isascii()

@@ -1,4 +1,4 @@
-"""Whether the server lives and is ready, over HTTP and over grpc.health.v1.
+"""Whether the server lives, is ready, and still answers calls.
 
 Ready means: every configured model has an AVAILABLE version, its first load is decided, and
 the server is not on its way out. With --strict_compat gRPC answers SERVING from the start and
@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
-
-import grpc
 
 from contract.wire.plumbline_wire import health_pb2
-from contract.wire.rpc import HEALTH_CHECK, HEALTH_WATCH, MODEL_SERVICE, PREDICTION_SERVICE
+from contract.wire.rpc import MODEL_SERVICE, PREDICTION_SERVICE
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -83,30 +80,27 @@ class Health:
             await changed.wait()
 
 
-class HealthHandler(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no types
-    """grpc.health.v1.Health over a `Health`."""
+class CallCounter:
+    """How many calls are being answered, and a way to wait until none is."""
 
-    def __init__(self, health: Health) -> None:
-        self._health = health
-        codec = {
-            "request_deserializer": health_pb2.HealthCheckRequest.FromString,
-            "response_serializer": health_pb2.HealthCheckResponse.SerializeToString,
-        }
-        self._handlers = {
-            HEALTH_CHECK.path: grpc.unary_unary_rpc_method_handler(self._check, **codec),
-            HEALTH_WATCH.path: grpc.unary_stream_rpc_method_handler(self._watch, **codec),
-        }
+    def __init__(self) -> None:
+        self.num_in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
-    def service(self, handler_call_details: Any) -> Any:
-        """grpcio asks for the handler of a path; None when it is not ours."""
-        return self._handlers.get(handler_call_details.method)
+    def __enter__(self) -> None:
+        self.num_in_flight += 1
+        self._idle.clear()
 
-    async def _check(self, request: Any, context: Any) -> Any:
-        status = self._health.find_status(request.service)
-        if status == _SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "service name unknown")
-        return health_pb2.HealthCheckResponse(status=status)
+    def __exit__(self, *error: object) -> None:
+        self.num_in_flight -= 1
+        if not self.num_in_flight:
+            self._idle.set()
 
-    async def _watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        async for status in self._health.watch(request.service):
-            yield health_pb2.HealthCheckResponse(status=status)
+    async def wait_until_idle(self, timeout_s: float) -> bool:
+        """Whether no call was in flight within `timeout_s`."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True

@@ -15,13 +15,15 @@ import math
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 Labels = tuple[str, ...]
-Dump = dict[str, dict[Labels, Any]]
-"""Family name to what its children hold: a number, or the counts and the total of a histogram."""
+Value = float | tuple[list[int], float]
+"""What a child holds: a number, or the counts and the total of a histogram."""
+
+Dump = dict[str, dict[Labels, Value]]
+"""Family name to labels to what the children hold."""
 
 MAX_CHILDREN = 1000
 """Label values of one family; clients choose some of them, so there must be an end."""
@@ -107,13 +109,14 @@ class Family:
             self.name, self.description, self._label_names, kind=self.kind, combine=self._combine
         )
 
-    def dump(self) -> dict[Labels, float]:
+    def dump(self) -> dict[Labels, Value]:
         """What the children hold, for another process."""
         return {labels: child.value for labels, child in list(self._children.items())}
 
-    def absorb(self, dumped: dict[Labels, float]) -> None:
+    def absorb(self, dumped: Mapping[Labels, Value]) -> None:
         """Combines with what another process holds."""
         for labels, value in dumped.items():
+            assert not isinstance(value, tuple)
             is_new = labels not in self._children
             child = self.child(*labels)
             child.value = value if is_new else self._combine((child.value, value))
@@ -157,16 +160,18 @@ class HistogramFamily:
         """A family like this one, without children."""
         return HistogramFamily(self.name, self.description, self._label_names, bounds=self._bounds)
 
-    def dump(self) -> dict[Labels, tuple[list[int], float]]:
+    def dump(self) -> dict[Labels, Value]:
         """What the children hold, for another process."""
         return {
             labels: (list(child.counts), child.total)
             for labels, child in list(self._children.items())
         }
 
-    def absorb(self, dumped: dict[Labels, tuple[list[int], float]]) -> None:
+    def absorb(self, dumped: Mapping[Labels, Value]) -> None:
         """Adds what another process holds."""
-        for labels, (counts, total) in dumped.items():
+        for labels, value in dumped.items():
+            assert isinstance(value, tuple)
+            counts, total = value
             child = self.child(*labels)
             child.counts = [a + b for a, b in zip(child.counts, counts, strict=True)]
             child.total += total
@@ -201,9 +206,11 @@ def add_dumps(dumps: Iterable[Dump]) -> Dump:
     return total
 
 
-def _add(one: Any, other: Any) -> Any:
-    if isinstance(one, tuple):
+def _add(one: Value, other: Value) -> Value:
+    if isinstance(one, tuple) and isinstance(other, tuple):
         return [a + b for a, b in zip(one[0], other[0], strict=True)], one[1] + other[1]
+    assert not isinstance(one, tuple)
+    assert not isinstance(other, tuple)
     return one + other
 
 
@@ -229,9 +236,6 @@ def _render_number(value: float) -> str:
     if isinstance(value, float) and math.isfinite(value) and not value.is_integer():
         return repr(value)
     return str(int(value)) if math.isfinite(value) else "NaN"
-
-
-# What the kernel says of this process.
 
 
 def find_start_time_s() -> float:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from contract.servable import ServableId, VersionState
-from serving.engines.servable import EngineChoice, Observer
 from serving.monitoring.instruments import (
     Family,
     HistogramFamily,
@@ -20,6 +19,7 @@ from serving.monitoring.instruments import (
     measure_resident_bytes,
     render_families,
 )
+from serving.observer import EngineChoice, Observer
 from serving.versions.states import VersionStatus
 
 CONTENT_TYPE = "text/plain"
@@ -41,8 +41,6 @@ class Metrics(Observer):
     Args:
         list_versions: Every version's status, for the gauges.
         is_ready: Whether every model is served.
-        find_product_version: For `plumbline_build_info`; asked when somebody reads the page,
-            since asking costs more than a tenth of the server's start.
     """
 
     def __init__(
@@ -50,11 +48,9 @@ class Metrics(Observer):
         *,
         list_versions: Callable[[], Mapping[ServableId, VersionStatus]],
         is_ready: Callable[[], bool],
-        find_product_version: Callable[[], str] = str,
     ) -> None:
         self._list_versions = list_versions
         self._is_ready = is_ready
-        self._find_product_version = find_product_version
         self._start_time_s = find_start_time_s()
         self._runtimes: dict[tuple[ServableId, str], str] = {}
         self._make_tensorflow_serving_families()
@@ -222,10 +218,19 @@ class Metrics(Observer):
     def list_counters(self) -> list[Family | HistogramFamily]:
         """What only grows, over all that this process has seen."""
         return [
-            *(self._requests, self._request_latency, self._runtime_latency),
-            *(self._examples, self._example_total, self._warmup),
-            *(self._queuing, self._padding, self._input_size, self._processed_size),
-            *(self._runtime, self._queue_wait, self._request_log),
+            self._requests,
+            self._request_latency,
+            self._runtime_latency,
+            self._examples,
+            self._example_total,
+            self._warmup,
+            self._queuing,
+            self._padding,
+            self._input_size,
+            self._processed_size,
+            self._runtime,
+            self._queue_wait,
+            self._request_log,
         ]
 
     def take_gauges(self) -> list[Family]:
@@ -242,19 +247,40 @@ class Metrics(Observer):
         build = Family(
             "plumbline_build_info", "Versions of the server.", ("version", "python"), kind="gauge"
         )
-        build.child(self._find_product_version(), platform.python_version()).value = 1
-        single: dict[str, tuple[str, float, Callable[[Iterable[float]], float]]] = {
-            "ready": ("1 when every model is served.", float(self._is_ready()), min),
-            "process_start_time_seconds": (
+        # Asked here, since asking costs more than a tenth of the server's start.
+        build.child(find_product_version(), platform.python_version()).value = 1
+        return [
+            self._self_test,
+            self._engine,
+            states,
+            build,
+            _make_gauge("ready", "1 when every model is served.", float(self._is_ready()), min),
+            _make_gauge(
+                "process_start_time_seconds",
                 "Start time of the process since the epoch.",
                 self._start_time_s,
                 min,
             ),
-            "process_resident_memory_bytes": ("Resident memory.", measure_resident_bytes(), sum),
-            "process_cpu_seconds_total": ("CPU time.", time.process_time(), sum),
-        }
-        gauges = [self._self_test, self._engine, states, build]
-        for name, (description, value, combine) in single.items():
-            gauges.append(Family(f"plumbline_{name}", description, kind="gauge", combine=combine))
-            gauges[-1].child().value = value
-        return gauges
+            _make_gauge(
+                "process_resident_memory_bytes", "Resident memory.", measure_resident_bytes(), sum
+            ),
+            _make_gauge("process_cpu_seconds_total", "CPU time.", time.process_time(), sum),
+        ]
+
+
+def _make_gauge(
+    name: str, description: str, value: float, combine: Callable[[Iterable[float]], float]
+) -> Family:
+    gauge = Family(f"plumbline_{name}", description, kind="gauge", combine=combine)
+    gauge.child().value = value
+    return gauge
+
+
+def find_product_version() -> str:
+    """The version of the distribution, or "unknown" in a checkout that is not installed."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("plumbline-tf")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -12,9 +12,10 @@ from contract.errors import RequestError
 from contract.servable import ModelSpec
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.predict import model_spec_to_proto
-from contract.wire.rpc import CLASSIFY, REGRESS, Method
+from contract.wire.rpc import CLASSIFY, REGRESS
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
+from serving.engines.signatures import UNKNOWN_IN_REST
 from serving.rest.answers import (
     encode_classification,
     encode_columns,
@@ -69,13 +70,13 @@ class RestMethods:
         document = await self._parse(body)
         name = read_signature_name(document)
         with self._handlers.acquire(spec) as servable:
-            form = servable.forms.find_for_rest(name)
-            if not form.input_names:
+            check = servable.checks.find(name, UNKNOWN_IN_REST)
+            if not check.input_names:
                 raise RequestError(f"Failed to get input map for signature: {name or 'DEFAULT'}")
             inputs, by_row = await self._run(
-                lambda: read_inputs(document, form.input_dtypes), len(body)
+                lambda: read_inputs(document, check.input_dtypes), len(body)
             )
-            outputs = await self._handlers.predict_arrays(servable, form, inputs)
+            outputs = await self._handlers.predict_arrays(servable, check, inputs)
         encode = encode_rows if by_row else encode_columns
         size = sum(array.nbytes for array in outputs.values())
         return await self._run(lambda: encode(outputs), size)
@@ -83,13 +84,15 @@ class RestMethods:
     async def _classify(self, spec: ModelSpec, body: bytes) -> bytes:
         spec, message = await self._read_examples(spec, body)
         answered, result = await self._handlers.inference.classify_examples(spec, message)
-        self._log(CLASSIFY, (spec, message), (answered, result))
+        if self._handlers.request_log is not None:
+            self._handlers.request_log.offer_examples(CLASSIFY, spec, message, answered, result)
         return encode_classification(result)
 
     async def _regress(self, spec: ModelSpec, body: bytes) -> bytes:
         spec, message = await self._read_examples(spec, body)
         answered, result = await self._handlers.inference.regress_examples(spec, message)
-        self._log(REGRESS, (spec, message), (answered, result))
+        if self._handlers.request_log is not None:
+            self._handlers.request_log.offer_examples(REGRESS, spec, message, answered, result)
         return encode_regression(result)
 
     async def _read_examples(
@@ -98,15 +101,6 @@ class RestMethods:
         document = await self._parse(body)
         spec = ModelSpec(spec.name, spec.version, spec.version_label, read_signature_name(document))
         return spec, await self._run(lambda: read_examples(document), len(body))
-
-    def _log(
-        self,
-        method: Method,
-        asked: tuple[ModelSpec, example_pb2.Input],
-        answered: tuple[ModelSpec, Message],
-    ) -> None:
-        if self._handlers.request_log is not None:
-            self._handlers.request_log.offer_examples(method, asked, answered)
 
     async def _parse(self, body: bytes) -> dict[str, Any]:
         return await self._run(

@@ -32,8 +32,7 @@ from contract.wire.rpc import ERROR_KEY, http_status
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
-from serving.draining import CallCounter
-from serving.monitoring.health import Health
+from serving.monitoring.health import CallCounter, Health
 from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
@@ -62,7 +61,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 _log = logging.getLogger(__name__)
 
 
-class RestFace:
+class RestServer:
     """One HTTP server with TensorFlow Serving's REST API, metrics and probes.
 
     Args:

@@ -1,4 +1,9 @@
-"""Loads what is aspired and unloads what is not, on threads of its own."""
+"""Loads what is aspired and unloads what is not, on threads of its own.
+
+The order in which versions move is that of TensorFlow Serving's
+`core/availability_preserving_policy.cc`: a version that is no longer aspired is unloaded only
+once an aspired one is AVAILABLE, or when nothing is aspired at all.
+"""
 
 from __future__ import annotations
 
@@ -10,377 +15,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from contract.errors import Code, InternalError, PlumblineError
 from contract.servable import ServableId, VersionState
 from serving.engines.servable import Servable
+from serving.versions.routing import Handle
 from serving.versions.states import StateMonitor
 
 logger = logging.getLogger(__name__)
 
-
-class Lifecycle:
-    """Moves harnesses through their phases.
-
-    Args:
-        load: Makes a servable of a version directory; blocks.
-        policy: How loads are tried.
-        monitor: Is told every state.
-        route: Called with a model's leases by version whenever they change, before a version
-            that left them is retired.
-    """
-
-    def __init__(
-        self,
-        load: LoadFunction,
-        *,
-        policy: LoadPolicy,
-        monitor: StateMonitor,
-        route: Callable[[str, dict[int, Lease]], None],
-    ) -> None:
-        self._load_servable = load
-        self._policy = policy
-        self._monitor = monitor
-        self._route = route
-        self._changed = threading.Condition()
-        self._models: dict[str, dict[int, Harness]] = {}
-        self._decided: set[str] = set()
-        self._num_loading = 0
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="manager", daemon=True)
-
-    def start(self) -> None:
-        """Starts the thread that decides; loads have threads of their own."""
-        self._thread.start()
-
-    def stop(self, *, timeout_s: float = 10.0) -> None:
-        """Unloads everything; waits for users and loads, at most `timeout_s`."""
-        with self._changed:
-            self._stopping = True
-            for harnesses in self._models.values():
-                for harness in harnesses.values():
-                    harness.aspired = False
-            self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-
-    def aspire(self, name: str, versions: dict[int, Path]) -> None:
-        """Sets the versions that should be served of one model, and looks whether failed ones
-        have new files."""
-        changed = self._find_changed(name)
-        with self._changed:
-            if self._stopping:
-                return
-            harnesses = self._models.setdefault(name, {})
-            for version, harness in harnesses.items():
-                harness.aspired = version in versions
-            for version, directory in versions.items():
-                if version not in harnesses:
-                    harnesses[version] = Harness(ServableId(name, version), directory)
-                    self._monitor.publish(harnesses[version].id, VersionState.START)
-            for harness in changed:
-                if harness.aspired and harness.phase in (Phase.FAILED, Phase.WAITING):
-                    logger.info("%s: files changed; trying again", harness.id)
-                    harness.phase, harness.num_tries = Phase.NEW, 0
-            self._changed.notify_all()
-
-    def is_decided(self, name: str) -> bool:
-        """Whether the first versions that a model aspired to have all been tried."""
-        return name in self._decided
-
-    def forget(self, name: str) -> None:
-        """Lets the next first load of a model be decided anew."""
-        self._decided.discard(name)
-
-    def _find_changed(self, name: str) -> list[Harness]:
-        if self._policy.strict:
-            return []
-        with self._changed:
-            failed = [
-                harness
-                for harness in self._models.get(name, {}).values()
-                if harness.phase in (Phase.FAILED, Phase.WAITING)
-            ]
-        return [one for one in failed if take_fingerprint(one.directory) != one.fingerprint]
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                step = self._choose_step()
-                while step is None:
-                    if self._stopping and not any(self._models.values()):
-                        return
-                    self._changed.wait(self._until_due())
-                    step = self._choose_step()
-            step()
-
-    def _choose_step(self) -> Callable[[], None] | None:
-        for name, harnesses in self._models.items():
-            self._drop_ended(name)
-            self._note_decided(name)
-            leaving = [one for one in harnesses.values() if one.phase is Phase.GONE]
-            if leaving:
-                return lambda harness=leaving[0]: self._finish_unload(harness)  # type: ignore[misc]
-            unload = choose_unload(list(harnesses.values()))
-            if unload is not None:
-                unload.phase = Phase.UNLOADING
-                return lambda: self._begin_unload(unload)
-        now = time.monotonic()
-        for harnesses in self._models.values():
-            load = choose_load(harnesses.values(), now)
-            if load is not None and self._num_loading < self._max_loading():
-                load.phase = Phase.LOADING
-                load.num_tries += 1
-                self._num_loading += 1
-                return lambda: self._begin_load(load)
-        return None
-
-    def _max_loading(self) -> int:
-        # The first loads of all models use every core, as nobody is served yet.
-        first = any(self._models[name] for name in self._models.keys() - self._decided)
-        return max(os.cpu_count() or 1 if first else 1, self._policy.num_load_threads)
-
-    def _until_due(self) -> float | None:
-        waiting = [
-            one.due
-            for harnesses in self._models.values()
-            for one in harnesses.values()
-            if one.phase is Phase.WAITING
-        ]
-        return max(0.0, min(waiting) - time.monotonic()) if waiting else None
-
-    def _drop_ended(self, name: str) -> None:
-        harnesses = self._models[name]
-        for version, harness in list(harnesses.items()):
-            if not harness.aspired and harness.phase in (Phase.NEW, Phase.WAITING, Phase.FAILED):
-                del harnesses[version]
-                if harness.phase is not Phase.FAILED:
-                    self._monitor.publish(harness.id, VersionState.END, error=harness.error)
-
-    def _note_decided(self, name: str) -> None:
-        if name in self._decided:
-            return
-        aspired = [one for one in self._models[name].values() if one.aspired]
-        if aspired and not any(one.phase in (Phase.NEW, Phase.LOADING) for one in aspired):
-            self._decided.add(name)
-            self._monitor.announce()
-
-    def _begin_load(self, harness: Harness) -> None:
-        if harness.num_tries == 1:
-            self._monitor.publish(harness.id, VersionState.LOADING)
-        threading.Thread(
-            target=self._load, args=(harness,), name=f"load {harness.id}", daemon=True
-        ).start()
-
-    def _load(self, harness: Harness) -> None:
-        begin = time.monotonic()
-        servable = try_load(self._load_servable, harness)
-        self._finish_load(harness, servable, time.monotonic() - begin)
-
-    def _finish_load(self, harness: Harness, servable: Servable | None, took_s: float) -> None:
-        with self._changed:
-            self._num_loading -= 1
-            if servable is not None:
-                harness.lease = Lease(servable)
-                harness.phase = Phase.READY
-                self._publish_routes(harness.id.name)
-                logger.info("Successfully loaded servable version %s in %.3f s", harness.id, took_s)
-                self._monitor.publish(harness.id, VersionState.AVAILABLE)
-            else:
-                self._note_failure(harness)
-            self._note_decided(harness.id.name)
-            self._changed.notify_all()
-
-    def _note_failure(self, harness: Harness) -> None:
-        error = harness.error or InternalError("no reason given")
-        again = harness.aspired and self._policy.allows_retry(error, harness.num_tries)
-        logger.error(
-            "Loading servable: %s failed: %s: %s (%s)",
-            harness.id,
-            error.code.name,
-            error.message,
-            f"try {harness.num_tries}" if again else "given up until its files change",
-        )
-        if again:
-            harness.phase = Phase.WAITING
-            harness.due = time.monotonic() + max(0.0, self._policy.load_retry_interval_s)
-            self._monitor.publish(
-                harness.id, VersionState.LOADING, error=None if self._policy.strict else error
-            )
-            return
-        harness.phase = Phase.FAILED
-        self._monitor.publish(harness.id, VersionState.END, error=error)
-
-    def _publish_routes(self, name: str) -> None:
-        ready = {
-            version: harness.lease
-            for version, harness in self._models[name].items()
-            if harness.phase is Phase.READY and harness.lease is not None
-        }
-        self._route(name, ready)
-
-    def _begin_unload(self, harness: Harness) -> None:
-        with self._changed:
-            self._publish_routes(harness.id.name)
-        self._monitor.publish(harness.id, VersionState.UNLOADING)
-        if harness.lease is not None:
-            harness.lease.retire(lambda: self._mark_gone(harness))
-
-    def _mark_gone(self, harness: Harness) -> None:
-        with self._changed:
-            harness.phase = Phase.GONE
-            self._changed.notify_all()
-
-    def _finish_unload(self, harness: Harness) -> None:
-        if harness.lease is not None:
-            close_quietly(harness.lease.servable)
-        harness.lease = None
-        logger.info("Done unloading servable version %s", harness.id)
-        self._monitor.publish(harness.id, VersionState.END)
-        with self._changed:
-            harnesses = self._models[harness.id.name]
-            del harnesses[harness.id.version]
-            if harness.aspired:  # again, while it was leaving
-                harnesses[harness.id.version] = Harness(harness.id, harness.directory)
-
-
-# One version on its way from aspired to ended, and the order in which versions move.
-#
-# The order is that of TensorFlow Serving's `core/availability_preserving_policy.cc`: a version
-# that is no longer aspired is unloaded only once an aspired one is AVAILABLE, or when nothing is
-# aspired at all.
-
+LoadFunction = Callable[[ServableId, Path], Servable]
 
 Fingerprint = tuple[tuple[str, int, int], ...]
 """Relative path, size and modification time (ns) of each file of a version."""
 
-
-class Phase(enum.Enum):
-    """Where a harness stands."""
-
-    NEW = enum.auto()
-    LOADING = enum.auto()
-    WAITING = enum.auto()  # between two tries of a load
-    READY = enum.auto()
-    UNLOADING = enum.auto()
-    FAILED = enum.auto()
-    GONE = enum.auto()
-
-
-class Harness:
-    """What the manager knows of one version.
-
-    Attributes:
-        id: Model name and version.
-        directory: Where its files are.
-        aspired: Whether the source still wants it.
-        phase: Where it stands.
-        num_tries: Loads begun since it was new or its files changed.
-        due: When the next try may begin (`time.monotonic`).
-        fingerprint: Of the files as they were when the last load began.
-        error: Why the last load failed.
-        lease: While READY or UNLOADING.
-    """
-
-    def __init__(self, servable_id: ServableId, directory: Path) -> None:
-        self.id = servable_id
-        self.directory = directory
-        self.aspired = True
-        self.phase = Phase.NEW
-        self.num_tries = 0
-        self.due = 0.0
-        self.fingerprint: Fingerprint = ()
-        self.error: PlumblineError | None = None
-        self.lease: Lease | None = None
-
-
-def choose_unload(harnesses: Sequence[Harness]) -> Harness | None:
-    """The version of one model to unload now: the lowest that nobody aspires to."""
-    aspired = [one for one in harnesses if one.aspired]
-    if aspired and not any(one.phase is Phase.READY for one in aspired):
-        return None
-    dropped = [one for one in harnesses if not one.aspired and one.phase is Phase.READY]
-    return min(dropped, key=lambda one: one.id.version, default=None)
-
-
-def choose_load(harnesses: Iterable[Harness], now: float) -> Harness | None:
-    """The version of one model to load now: the highest that is aspired and due."""
-    due = [
-        one
-        for one in harnesses
-        if one.aspired
-        and (one.phase is Phase.NEW or (one.phase is Phase.WAITING and one.due <= now))
-    ]
-    return max(due, key=lambda one: one.id.version, default=None)
-
-
-def take_fingerprint(directory: Path) -> Fingerprint:
-    """What changes when files below `directory` do; empty when it cannot be read."""
-    try:
-        found = []
-        for path in directory.rglob("*"):
-            stat = path.stat()
-            found.append((path.relative_to(directory).as_posix(), stat.st_size, stat.st_mtime_ns))
-        return tuple(sorted(found))
-    except OSError:
-        return ()
-
-
-# Holding a servable while a request uses it, so that unloading waits for the last one.
-
-
-class Lease:
-    """Counts who uses a servable.
-
-    One object per servable, not per request: `take` counts up, leaving the `with` block counts
-    down. It is on the path of every request and allocates nothing.
-    """
-
-    __slots__ = ("_count", "_lock", "_on_idle", "servable")
-
-    def __init__(self, servable: Servable) -> None:
-        self.servable = servable
-        self._count = 0
-        self._lock = threading.Lock()
-        self._on_idle: Callable[[], None] | None = None
-
-    def take(self) -> bool:
-        """Counts one more user; False when the servable is on its way out."""
-        with self._lock:
-            if self._on_idle is not None:
-                return False
-            self._count += 1
-            return True
-
-    def retire(self, on_idle: Callable[[], None]) -> None:
-        """Lets nobody in any more, and calls `on_idle` once the last user has left."""
-        with self._lock:
-            self._on_idle = on_idle
-            idle = self._count == 0
-        if idle:
-            on_idle()
-
-    def __enter__(self) -> Servable:
-        return self.servable
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with self._lock:
-            self._count -= 1
-            idle = self._on_idle if self._count == 0 else None
-        if idle is not None:
-            idle()
-
-
-# One try to load a version: what may go wrong, and whether another try makes sense.
-
-
-LoadFunction = Callable[[ServableId, Path], Servable]
 
 _PASSING = frozenset(
     (
@@ -418,22 +66,318 @@ class LoadPolicy:
         return passing and num_tries <= self.max_num_load_retries
 
 
-def try_load(load: LoadFunction, harness: Harness) -> Servable | None:
-    """Loads the harness's version; on failure returns None and leaves the reason in `error`."""
-    logger.info("Loading servable: %s from %s", harness.id, harness.directory)
-    harness.fingerprint = take_fingerprint(harness.directory)
-    harness.error = None
+class Phase(enum.Enum):
+    """Where a version stands."""
+
+    NEW = enum.auto()
+    LOADING = enum.auto()
+    WAITING = enum.auto()  # between two tries of a load
+    READY = enum.auto()
+    UNLOADING = enum.auto()
+    FAILED = enum.auto()
+    GONE = enum.auto()
+
+
+class VersionEntry:
+    """What the manager knows of one version: TensorFlow Serving's `LoaderHarness`.
+
+    Attributes:
+        id: Model name and version.
+        directory: Where its files are.
+        aspired: Whether the source still wants it.
+        phase: Where it stands.
+        num_tries: Loads begun since it was new or its files changed.
+        due: When the next try may begin (`time.monotonic`).
+        fingerprint: Of the files as they were when the last load began.
+        error: Why the last load failed.
+        handle: While READY or UNLOADING.
+    """
+
+    def __init__(self, servable_id: ServableId, directory: Path) -> None:
+        self.id = servable_id
+        self.directory = directory
+        self.aspired = True
+        self.phase = Phase.NEW
+        self.num_tries = 0
+        self.due = 0.0
+        self.fingerprint: Fingerprint = ()
+        self.error: PlumblineError | None = None
+        self.handle: Handle | None = None
+
+
+class Lifecycle:
+    """Moves versions through their phases.
+
+    Args:
+        load: Makes a servable of a version directory; blocks.
+        policy: How loads are tried.
+        monitor: Is told every state.
+        route: Called with a model's handles by version whenever they change, before a version
+            that left them is retired.
+    """
+
+    def __init__(
+        self,
+        load: LoadFunction,
+        *,
+        policy: LoadPolicy,
+        monitor: StateMonitor,
+        route: Callable[[str, dict[int, Handle]], None],
+    ) -> None:
+        self._load_servable = load
+        self._policy = policy
+        self._monitor = monitor
+        self._route = route
+        self._changed = threading.Condition()
+        self._models: dict[str, dict[int, VersionEntry]] = {}
+        self._decided: set[str] = set()
+        self._num_loading = 0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="manager", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread that decides; loads have threads of their own."""
+        self._thread.start()
+
+    def stop(self, *, timeout_s: float = 10.0) -> None:
+        """Unloads everything; waits for users and loads, at most `timeout_s`."""
+        with self._changed:
+            self._stopping = True
+            for entries in self._models.values():
+                for entry in entries.values():
+                    entry.aspired = False
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def aspire(self, name: str, versions: dict[int, Path]) -> None:
+        """Sets the versions that should be served of one model, and looks whether failed ones
+        have new files."""
+        changed = self._find_changed(name)
+        with self._changed:
+            if self._stopping:
+                return
+            entries = self._models.setdefault(name, {})
+            for version, entry in entries.items():
+                entry.aspired = version in versions
+            for version, directory in versions.items():
+                if version not in entries:
+                    entries[version] = VersionEntry(ServableId(name, version), directory)
+                    self._monitor.publish(entries[version].id, VersionState.START)
+            for entry in changed:
+                if entry.aspired and entry.phase in (Phase.FAILED, Phase.WAITING):
+                    logger.info("%s: files changed; trying again", entry.id)
+                    entry.phase, entry.num_tries = Phase.NEW, 0
+            self._changed.notify_all()
+
+    def is_decided(self, name: str) -> bool:
+        """Whether the first versions that a model aspired to have all been tried."""
+        return name in self._decided
+
+    def forget(self, name: str) -> None:
+        """Lets the next first load of a model be decided anew."""
+        self._decided.discard(name)
+
+    def _find_changed(self, name: str) -> list[VersionEntry]:
+        if self._policy.strict:
+            return []
+        with self._changed:
+            failed = [
+                entry
+                for entry in self._models.get(name, {}).values()
+                if entry.phase in (Phase.FAILED, Phase.WAITING)
+            ]
+        return [one for one in failed if take_fingerprint(one.directory) != one.fingerprint]
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                step = self._choose_step()
+                while step is None:
+                    if self._stopping and not any(self._models.values()):
+                        return
+                    self._changed.wait(self._until_due())
+                    step = self._choose_step()
+            step()
+
+    def _choose_step(self) -> Callable[[], None] | None:
+        for name, entries in self._models.items():
+            self._drop_ended(name)
+            self._note_decided(name)
+            leaving = [one for one in entries.values() if one.phase is Phase.GONE]
+            if leaving:
+                return lambda entry=leaving[0]: self._finish_unload(entry)  # type: ignore[misc]
+            unload = choose_unload(list(entries.values()))
+            if unload is not None:
+                unload.phase = Phase.UNLOADING
+                return lambda: self._begin_unload(unload)
+        now = time.monotonic()
+        for entries in self._models.values():
+            load = choose_load(entries.values(), now)
+            if load is not None and self._num_loading < self._max_loading():
+                load.phase = Phase.LOADING
+                load.num_tries += 1
+                self._num_loading += 1
+                return lambda: self._begin_load(load)
+        return None
+
+    def _max_loading(self) -> int:
+        # The first loads of all models use every core, as nobody is served yet.
+        first = any(self._models[name] for name in self._models.keys() - self._decided)
+        return max(os.cpu_count() or 1 if first else 1, self._policy.num_load_threads)
+
+    def _until_due(self) -> float | None:
+        waiting = [
+            one.due
+            for entries in self._models.values()
+            for one in entries.values()
+            if one.phase is Phase.WAITING
+        ]
+        return max(0.0, min(waiting) - time.monotonic()) if waiting else None
+
+    def _drop_ended(self, name: str) -> None:
+        entries = self._models[name]
+        for version, entry in list(entries.items()):
+            if not entry.aspired and entry.phase in (Phase.NEW, Phase.WAITING, Phase.FAILED):
+                del entries[version]
+                if entry.phase is not Phase.FAILED:
+                    self._monitor.publish(entry.id, VersionState.END, error=entry.error)
+
+    def _note_decided(self, name: str) -> None:
+        if name in self._decided:
+            return
+        aspired = [one for one in self._models[name].values() if one.aspired]
+        if aspired and not any(one.phase in (Phase.NEW, Phase.LOADING) for one in aspired):
+            self._decided.add(name)
+            self._monitor.announce()
+
+    def _begin_load(self, entry: VersionEntry) -> None:
+        if entry.num_tries == 1:
+            self._monitor.publish(entry.id, VersionState.LOADING)
+        threading.Thread(
+            target=self._load, args=(entry,), name=f"load {entry.id}", daemon=True
+        ).start()
+
+    def _load(self, entry: VersionEntry) -> None:
+        begin = time.monotonic()
+        servable = try_load(self._load_servable, entry)
+        self._finish_load(entry, servable, time.monotonic() - begin)
+
+    def _finish_load(self, entry: VersionEntry, servable: Servable | None, took_s: float) -> None:
+        with self._changed:
+            self._num_loading -= 1
+            if servable is not None:
+                entry.handle = Handle(servable)
+                entry.phase = Phase.READY
+                self._publish_routes(entry.id.name)
+                logger.info("Successfully loaded servable version %s in %.3f s", entry.id, took_s)
+                self._monitor.publish(entry.id, VersionState.AVAILABLE)
+            else:
+                self._note_failure(entry)
+            self._note_decided(entry.id.name)
+            self._changed.notify_all()
+
+    def _note_failure(self, entry: VersionEntry) -> None:
+        error = entry.error or InternalError("no reason given")
+        again = entry.aspired and self._policy.allows_retry(error, entry.num_tries)
+        logger.error(
+            "Loading servable: %s failed: %s: %s (%s)",
+            entry.id,
+            error.code.name,
+            error.message,
+            f"try {entry.num_tries}" if again else "given up until its files change",
+        )
+        if again:
+            entry.phase = Phase.WAITING
+            entry.due = time.monotonic() + max(0.0, self._policy.load_retry_interval_s)
+            self._monitor.publish(
+                entry.id, VersionState.LOADING, error=None if self._policy.strict else error
+            )
+            return
+        entry.phase = Phase.FAILED
+        self._monitor.publish(entry.id, VersionState.END, error=error)
+
+    def _publish_routes(self, name: str) -> None:
+        ready = {
+            version: entry.handle
+            for version, entry in self._models[name].items()
+            if entry.phase is Phase.READY and entry.handle is not None
+        }
+        self._route(name, ready)
+
+    def _begin_unload(self, entry: VersionEntry) -> None:
+        with self._changed:
+            self._publish_routes(entry.id.name)
+        self._monitor.publish(entry.id, VersionState.UNLOADING)
+        if entry.handle is not None:
+            entry.handle.retire(lambda: self._mark_gone(entry))
+
+    def _mark_gone(self, entry: VersionEntry) -> None:
+        with self._changed:
+            entry.phase = Phase.GONE
+            self._changed.notify_all()
+
+    def _finish_unload(self, entry: VersionEntry) -> None:
+        if entry.handle is not None:
+            close_quietly(entry.handle.servable)
+        entry.handle = None
+        logger.info("Done unloading servable version %s", entry.id)
+        self._monitor.publish(entry.id, VersionState.END)
+        with self._changed:
+            entries = self._models[entry.id.name]
+            del entries[entry.id.version]
+            if entry.aspired:  # again, while it was leaving
+                entries[entry.id.version] = VersionEntry(entry.id, entry.directory)
+
+
+def choose_unload(entries: Sequence[VersionEntry]) -> VersionEntry | None:
+    """The version of one model to unload now: the lowest that nobody aspires to."""
+    aspired = [one for one in entries if one.aspired]
+    if aspired and not any(one.phase is Phase.READY for one in aspired):
+        return None
+    dropped = [one for one in entries if not one.aspired and one.phase is Phase.READY]
+    return min(dropped, key=lambda one: one.id.version, default=None)
+
+
+def choose_load(entries: Iterable[VersionEntry], now: float) -> VersionEntry | None:
+    """The version of one model to load now: the highest that is aspired and due."""
+    due = [
+        one
+        for one in entries
+        if one.aspired
+        and (one.phase is Phase.NEW or (one.phase is Phase.WAITING and one.due <= now))
+    ]
+    return max(due, key=lambda one: one.id.version, default=None)
+
+
+def take_fingerprint(directory: Path) -> Fingerprint:
+    """What changes when files below `directory` do; empty when it cannot be read."""
     try:
-        return load(harness.id, harness.directory)
+        found = []
+        for path in directory.rglob("*"):
+            stat = path.stat()
+            found.append((path.relative_to(directory).as_posix(), stat.st_size, stat.st_mtime_ns))
+        return tuple(sorted(found))
+    except OSError:
+        return ()
+
+
+def try_load(load: LoadFunction, entry: VersionEntry) -> Servable | None:
+    """Loads the entry's version; on failure returns None and leaves the reason in `error`."""
+    logger.info("Loading servable: %s from %s", entry.id, entry.directory)
+    entry.fingerprint = take_fingerprint(entry.directory)
+    entry.error = None
+    try:
+        return load(entry.id, entry.directory)
     except PlumblineError as error:
-        harness.error = error
+        entry.error = error
     except (OSError, MemoryError) as error:
-        harness.error = InternalError(f"{type(error).__name__}: {error}")
+        entry.error = InternalError(f"{type(error).__name__}: {error}")
     except Exception as error:
-        # The outermost rim of a load: whatever a file does to a library, the other versions
+        # The boundary of a load: whatever a file does to a library, the other versions
         # serve on.
-        logger.exception("a fault of ours while loading %s", harness.id)
-        harness.error = InternalError(f"{type(error).__name__}: {error}")
+        logger.exception("a fault of ours while loading %s", entry.id)
+        entry.error = InternalError(f"{type(error).__name__}: {error}")
     return None
 
 
@@ -442,5 +386,5 @@ def close_quietly(servable: Servable) -> None:
     try:
         servable.close()
     except Exception:
-        # The outermost rim of an unload, as above.
+        # The boundary of an unload, as above.
         logger.exception("a fault of ours while unloading %s", servable.id)

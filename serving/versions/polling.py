@@ -64,7 +64,7 @@ class ConfigPoller:
             try:
                 self.poll()
             except Exception:
-                # The outermost rim of this thread: the next reading may go well.
+                # The boundary of this thread: the next reading may go well.
                 logger.exception("a fault of ours while reading %s", self._path)
 
     def _say(self, message: str) -> None:

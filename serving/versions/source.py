@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Sighting:
+class PollResult:
     """What one look at a model's base path found.
 
     Attributes:
@@ -39,12 +39,12 @@ class Sighting:
     warnings: tuple[str, ...] = ()
 
 
-def look(model: ModelConfig) -> Sighting:
+def poll(model: ModelConfig) -> PollResult:
     """Looks at the base path of `model` once."""
     try:
         found = find_versions(model.base_path)
     except OSError as error:
-        return Sighting(
+        return PollResult(
             model,
             error=ConfigError(
                 f"Could not find base path {model.base_path} for servable {model.name} "
@@ -67,14 +67,14 @@ def look(model: ModelConfig) -> Sighting:
             f"No versions of servable {model.name} found under base path {model.base_path}. "
             "Did you forget to name your leaf directory as a number (eg. '/1/')?"
         )
-    return Sighting(model, {version: found[version] for version in chosen}, None, tuple(warnings))
+    return PollResult(model, {version: found[version] for version in chosen}, None, tuple(warnings))
 
 
 class FileSystemSource:
     """A thread that looks at base paths every so often and tells a target what it saw.
 
     Args:
-        target: Called on the source's thread with each sighting. Models that left the
+        target: Called on the source's thread with each result. Models that left the
             configuration are told once, without versions.
         poll_wait_s: Seconds between two looks; 0 looks once per configuration, negative never.
         strict: As TensorFlow Serving: one missing base path holds back every model.
@@ -82,7 +82,7 @@ class FileSystemSource:
 
     def __init__(
         self,
-        target: Callable[[Sighting], None],
+        target: Callable[[PollResult], None],
         *,
         poll_wait_s: float = 1,
         strict: bool = False,
@@ -140,13 +140,13 @@ class FileSystemSource:
                 self._removed = []
             for model in removed:
                 self._said.pop(model.name, None)
-                self._target(Sighting(model))
-            sightings = [look(model) for model in models]
-            held = self._strict and any(sighting.error for sighting in sightings)
-            for sighting in sightings:
-                self._say(sighting)
-                if sighting.error or not held:
-                    self._target(sighting)
+                self._target(PollResult(model))
+            results = [poll(model) for model in models]
+            held = self._strict and any(result.error for result in results)
+            for result in results:
+                self._say(result)
+                if result.error or not held:
+                    self._target(result)
 
     def _run(self) -> None:
         while not self._stopped:
@@ -154,19 +154,19 @@ class FileSystemSource:
             try:
                 self.poll()
             except Exception:
-                # The outermost rim of this thread: one bad look must not end all looking.
+                # The boundary of this thread: one bad look must not end all looking.
                 logger.exception("FileSystemSource failed to look at the base paths")
             self._wake.wait(self._poll_wait_s or None)
 
-    def _say(self, sighting: Sighting) -> None:
+    def _say(self, result: PollResult) -> None:
         """Logs what is wrong, once per change rather than once per look."""
-        said = sighting.warnings
-        if sighting.error is not None:
-            message = sighting.error.message
+        said = result.warnings
+        if result.error is not None:
+            message = result.error.message
             said = (
                 f"FileSystemStoragePathSource encountered a filesystem access error: {message}",
             )
-        if self._said.get(sighting.model.name, ()) != said:
-            self._said[sighting.model.name] = said
+        if self._said.get(result.model.name, ()) != said:
+            self._said[result.model.name] = said
             for warning in said:
                 logger.warning("%s", warning)

@@ -90,11 +90,7 @@ class StateMonitor:
             return self._states.get(servable_id.name, {}).get(servable_id.version)
 
     def list_states(self, name: str, version: int | None = None) -> list[VersionStatus]:
-        """The states of a model's versions, the highest version first.
-
-        Raises:
-            ServableNotFoundError: In the words of TensorFlow Serving's get_model_status_impl.cc.
-        """
+        """The states of a model's versions, the highest version first."""
         with self.changed:
             versions = dict(self._states.get(name, {}))
         return choose_states(versions, name, version)
@@ -129,11 +125,7 @@ class StateMonitor:
 def choose_states(
     versions: Mapping[int, VersionStatus], name: str, version: int | None
 ) -> list[VersionStatus]:
-    """One version's status, or all of a model's, the highest version first.
-
-    Raises:
-        ServableNotFoundError: In the words of TensorFlow Serving's get_model_status_impl.cc.
-    """
+    """One version's status, or all of a model's, the highest version first."""
     if version is not None:
         if version not in versions:
             raise ServableNotFoundError(f"Could not find version {version} of model {name}")

@@ -19,13 +19,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from contract.console.exits import ExitCode
 from contract.errors import ConfigError, ServableUnavailableError
 from serving.addresses import Addresses, join_address, log_addresses, write_port_file
 from serving.config.server import ServerConfig
-from serving.workers.board import Board
+from serving.workers.shared_state import Place, SharedState
 
 _STOPPING = frozenset((signal.SIGTERM, signal.SIGINT))
 _LISTENING = signal.SIGUSR1  # a worker says that it takes calls
@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(slots=True)
-class _Place:
-    """A slot and who has it.
+class _Slot:
+    """A worker's place, and who has it.
 
     Attributes:
-        slot: Its number.
+        number: Its number.
         pid: The worker; 0 while there is none.
         started: When it was forked (`time.monotonic`).
         due: When the next one may be forked.
@@ -50,7 +50,7 @@ class _Place:
         num_failures: Workers that did not live long, one after the other.
     """
 
-    slot: int
+    number: int
     pid: int = 0
     started: float = 0.0
     due: float = 0.0
@@ -63,41 +63,36 @@ class Supervisor:
 
     Args:
         config: What to serve.
-        serve: What a worker does: gets its configuration, the board, its slot, whether it
-            replaces another, and a file that ends with the supervisor; gives the exit code.
+        serve: What a worker does with its configuration and its place; gives the exit code.
     """
 
-    def __init__(
-        self, config: ServerConfig, serve: Callable[[ServerConfig, Board, int, bool, int], int]
-    ) -> None:
+    def __init__(self, config: ServerConfig, serve: Callable[[ServerConfig, Place], int]) -> None:
         self._config = config
         self._serve = serve
-        self._places = [_Place(slot) for slot in range(config.workers)]
+        self._slots = [_Slot(number) for number in range(config.workers)]
         self._has_opened = False
         self._is_stopping = False
         self._code: int = ExitCode.DONE
 
     def run(self) -> int:
-        """Serves until a signal; returns the exit code.
-
-        Raises:
-            ServableUnavailableError: A port cannot be had.
-            ConfigError: Workers cannot share ports on this system.
-        """
+        """Serves until a signal; returns the exit code."""
         if not hasattr(signal, "sigtimedwait") or not hasattr(os, "fork"):
             raise ConfigError("--workers: processes can share ports on Linux only; leave it out")
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        with PortReservation(self._config) as ports, _make_board(self._config.workers) as board:
-            self._config, self._board = ports.fill_in(self._config), board
+        with (
+            PortReservation(self._config) as ports,
+            _make_shared_state(self._config.workers) as shared,
+        ):
+            self._config, self._shared = ports.fill_in(self._config), shared
             self._lifeline, self._lifeline_end = os.pipe()
             _preload(self._config)
             self._watch_over()
         return self._code
 
     def _watch_over(self) -> None:
-        while not self._is_stopping or any(place.pid for place in self._places):
+        while not self._is_stopping or any(slot.pid for slot in self._slots):
             if not self._is_stopping:
-                self._fill_places()
+                self._fill_slots()
             info = signal.sigtimedwait(_SIGNALS, self._find_wait())
             self._reap()
             if info is not None and info.si_signo in _STOPPING:
@@ -106,51 +101,53 @@ class Supervisor:
 
     def _find_wait(self) -> float:
         now = time.monotonic()
-        waiting = [place.due - now for place in self._places if not place.pid]
+        waiting = [slot.due - now for slot in self._slots if not slot.pid]
         return max(0.0, min([_IDLE_S, *([] if self._is_stopping else waiting)]))
 
     # Starting.
 
-    def _fill_places(self) -> None:
+    def _fill_slots(self) -> None:
         now = time.monotonic()
-        for place in self._places:
-            if not place.pid and place.due <= now:
-                self._start(place)
+        for slot in self._slots:
+            if not slot.pid and slot.due <= now:
+                self._start(slot)
 
-    def _start(self, place: _Place) -> None:
-        place.is_replacement = self._has_opened
+    def _start(self, slot: _Slot) -> None:
+        slot.is_replacement = self._has_opened
         try:
             pid = os.fork()
         except OSError as error:
-            logger.error("cannot start worker %d: %s; trying again", place.slot, error)
-            place.due = time.monotonic() + _MAX_DELAY_S
+            logger.error("cannot start worker %d: %s; trying again", slot.number, error)
+            slot.due = time.monotonic() + _MAX_DELAY_S
             return
         if pid == 0:
-            self._become_worker(place)
-        place.pid, place.started = pid, time.monotonic()
+            self._become_worker(slot)
+        slot.pid, slot.started = pid, time.monotonic()
 
-    def _become_worker(self, place: _Place) -> NoReturn:
+    def _become_worker(self, slot: _Slot) -> NoReturn:
         """Nothing of the supervisor's stack may run in the worker: it ends here."""
         code = 1
         try:
             os.close(self._lifeline_end)
-            config = self._make_config(place.slot)
-            code = self._serve(
-                config, self._board, place.slot, place.is_replacement, self._lifeline
-            )
+            config = self._make_config(slot)
+            place = Place(slot.number, self._shared, slot.is_replacement, self._lifeline)
+            code = self._serve(config, place)
         except BaseException:
-            logger.exception("a fault of ours in worker %d", place.slot)
+            logger.exception("a fault of ours in worker %d", slot.number)
         finally:
             logging.shutdown()
             os._exit(code)
 
-    def _make_config(self, slot: int) -> ServerConfig:
+    def _make_config(self, slot: _Slot) -> ServerConfig:
         # One process alone can listen on a path.
-        socket_path = self._config.grpc_socket_path if slot == 0 else ""
+        socket_path = self._config.grpc_socket_path if slot.number == 0 else ""
         return dataclasses.replace(self._config, grpc_socket_path=socket_path, port_file="")
 
     def _open_if_all_listen(self) -> None:
-        if self._has_opened or len(self._board.read_states()) < len(self._places):
+        if self._has_opened:
+            return
+        states = self._shared.read_states().values()
+        if sum(one.takes_calls for one in states) < len(self._slots):
             return
         self._has_opened = True
         config = self._config
@@ -161,39 +158,39 @@ class Supervisor:
             socket_path=config.grpc_socket_path,
         )
         log_addresses(addresses)
-        logger.info("%d workers share the ports", len(self._places))
+        logger.info("%d workers share the ports", len(self._slots))
         if config.port_file:
             write_port_file(Path(config.port_file), addresses)
 
     # Ending.
 
     def _reap(self) -> None:
-        for place in self._places:
-            if place.pid:
-                pid, status = os.waitpid(place.pid, os.WNOHANG)
+        for slot in self._slots:
+            if slot.pid:
+                pid, status = os.waitpid(slot.pid, os.WNOHANG)
                 if pid:
-                    place.pid = 0
-                    self._board.forget(place.slot)
-                    self._note_end(place, os.waitstatus_to_exitcode(status))
+                    slot.pid = 0
+                    self._shared.forget(slot.number)
+                    self._note_end(slot, os.waitstatus_to_exitcode(status))
 
-    def _note_end(self, place: _Place, code: int) -> None:
+    def _note_end(self, slot: _Slot, code: int) -> None:
         if self._is_stopping:
             # Killed by a signal counts as calls cut off.
             self._code = max(self._code, code if code >= 0 else 1)
             return
-        if code == ExitCode.UNREACHABLE and not place.is_replacement:
+        if code == ExitCode.UNREACHABLE and not slot.is_replacement:
             # What the first workers cannot serve, no other could.
             self._code = ExitCode.UNREACHABLE
             self._end_all(signal.SIGTERM)
             return
         now = time.monotonic()
-        place.num_failures = 0 if now - place.started > _LONG_ENOUGH_S else place.num_failures + 1
+        slot.num_failures = 0 if now - slot.started > _LONG_ENOUGH_S else slot.num_failures + 1
         delay_s = 0.0
-        if place.num_failures > 1:
-            delay_s = min(_MAX_DELAY_S, _MIN_DELAY_S * 2**place.num_failures)
-        place.due = now + delay_s
+        if slot.num_failures > 1:
+            delay_s = min(_MAX_DELAY_S, _MIN_DELAY_S * 2**slot.num_failures)
+        slot.due = now + delay_s
         how = f"signal {-code}" if code < 0 else f"code {code}"
-        logger.error("worker %d ended with %s; replacing it in %.1f s", place.slot, how, delay_s)
+        logger.error("worker %d ended with %s; replacing it in %.1f s", slot.number, how, delay_s)
 
     def _stop(self, number: signal.Signals) -> None:
         if self._is_stopping:
@@ -201,24 +198,24 @@ class Supervisor:
             self._end_all(signal.SIGKILL)
             self._code = ExitCode.INTERRUPTED
             return
-        logger.info("%s: not ready; draining %d workers", number.name, len(self._places))
+        logger.info("%s: not ready; draining %d workers", number.name, len(self._slots))
         self._end_all(signal.SIGTERM)
 
     def _end_all(self, number: signal.Signals) -> None:
         self._is_stopping = True
-        for place in self._places:
-            if place.pid:
+        for slot in self._slots:
+            if slot.pid:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(place.pid, number)
+                    os.kill(slot.pid, number)
 
 
 @contextlib.contextmanager
-def _make_board(num_slots: int) -> Iterator[Board]:
-    board = Board.create(num_slots)
+def _make_shared_state(num_slots: int) -> Iterator[SharedState]:
+    shared = SharedState.create(num_slots)
     try:
-        yield board
+        yield shared
     finally:
-        board.remove()
+        shared.remove()
 
 
 def _preload(config: ServerConfig) -> None:
@@ -235,11 +232,10 @@ def _preload(config: ServerConfig) -> None:
     gc.freeze()
 
 
-# Holds the TCP ports that workers share, from before the first to after the last of them.
-
-
 class PortReservation:
-    """Sockets that are bound and never listen; a context manager.
+    """Holds the TCP ports that workers share, from before the first to after the last of them.
+
+    Sockets that are bound and never listen; a context manager.
 
     Only sockets that listen get connections, so holding a port takes none away. It fixes the
     number of a port that was left open, and nobody else can have it while a worker is replaced.
@@ -255,11 +251,8 @@ class PortReservation:
     def __init__(self, config: ServerConfig) -> None:
         self._host = config.host.strip("[]")
         self._sockets: list[socket.socket] = []
-        self._ports: dict[str, Any] = {
-            name: self._reserve(name, getattr(config, name))
-            for name in ("port", "rest_api_port")
-            if getattr(config, name)
-        }
+        self._port = self._reserve("port", config.port)
+        self._rest_api_port = self._reserve("rest_api_port", config.rest_api_port)
 
     def __enter__(self) -> PortReservation:
         return self
@@ -275,9 +268,12 @@ class PortReservation:
 
     def fill_in(self, config: ServerConfig) -> ServerConfig:
         """`config` with the numbers of its ports."""
-        return dataclasses.replace(config, **self._ports)
+        return dataclasses.replace(config, port=self._port, rest_api_port=self._rest_api_port)
 
     def _reserve(self, flag: str, port: int) -> int:
+        """Holds a port, any if it is negative; gives its number, 0 when none is wanted."""
+        if not port:
+            return 0
         try:
             if port > 0:
                 # Somebody who listens is in the way of a socket that does not share.

@@ -9,16 +9,14 @@ import logging
 import os
 import select
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
-from contract.console.exits import ExitCode
-from contract.errors import ConfigError, PlumblineError
+from contract.errors import ConfigError
 from serving.config.models import read_model_configs
 from serving.config.server import ServerConfig
 from serving.server import Server
-from serving.workers.board import Board
 from serving.workers.group import WorkerGroup
+from serving.workers.shared_state import Place
 
 logger = logging.getLogger(__name__)
 
@@ -28,76 +26,46 @@ class Worker:
 
     Args:
         config: With the numbers of the ports.
-        board: Where workers meet.
-        slot: Which of them this is.
-        is_replacement: Whether others serve already.
-        lifeline: A file that ends with the supervisor.
-        find_product_version: For the build metric.
+        place: Which of them this is.
     """
 
-    def __init__(
-        self,
-        config: ServerConfig,
-        board: Board,
-        slot: int,
-        *,
-        is_replacement: bool,
-        lifeline: int,
-        find_product_version: Callable[[], str] = str,
-    ) -> None:
+    def __init__(self, config: ServerConfig, place: Place) -> None:
         self._config = config
-        self._board = board
-        self._slot = slot
-        self._is_replacement = is_replacement
-        self._lifeline = lifeline
+        self._place = place
         self._is_orphan = False
-        self._find_product_version = find_product_version
 
-    def run(self, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None) -> int:
-        """Serves; returns the exit code."""
+    def settle_in(self) -> None:
+        """Makes the fork a process of its own: its signals, and its name in the log."""
         # Ctrl-C reaches every process of a terminal; the supervisor tells what to make of it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        who = f"worker {self._place.slot}"
         for handler in logging.getLogger().handlers:
             handler.setFormatter(
-                logging.Formatter(
-                    f"%(asctime)s %(levelname).1s %(name)s] worker {self._slot}: %(message)s"
-                )
+                logging.Formatter(f"%(asctime)s %(levelname).1s %(name)s] {who}: %(message)s")
             )
-        try:
-            with asyncio.Runner(loop_factory=loop_factory) as runner:
-                return runner.run(self._serve())
-        except PlumblineError as error:
-            logger.error("Failed to start server. Error: %s: %s", error.code.name, error.message)
-            return ExitCode.UNREACHABLE
 
-    async def _serve(self) -> int:
+    async def serve(self) -> int:
+        """Serves; returns the exit code."""
         stop = asyncio.Event()
         self._listen_to_supervisor(stop)
         config = self._read_again()
-        group = WorkerGroup(
-            config,
-            self._board,
-            self._slot,
-            is_replacement=self._is_replacement,
-            find_product_version=self._find_product_version,
-        )
-        server = Server(config, front=group)
+        server = Server(config, front=WorkerGroup(config, self._place))
         await server.start()
         self._tell_supervisor()
         code = await server.serve_until(stop)
         if self._is_orphan:
-            self._board.remove()
+            self._place.shared.remove()
         return code
 
     def _tell_supervisor(self) -> None:
-        is_gone = bool(select.select([self._lifeline], [], [], 0)[0])
+        is_gone = bool(select.select([self._place.lifeline], [], [], 0)[0])
         if not is_gone:  # else its number may be another's by now
             os.kill(os.getppid(), signal.SIGUSR1)
 
     def _read_again(self) -> ServerConfig:
         """The configuration, with what a file that is polled says by now."""
         config = self._config
-        if not (self._is_replacement and config.model_config_file_poll_wait_seconds > 0):
+        if not (self._place.is_replacement and config.model_config_file_poll_wait_seconds > 0):
             return config
         with contextlib.suppress(ConfigError):
             models = read_model_configs(Path(config.model_config_file))
@@ -111,9 +79,9 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
         def end_with_supervisor() -> None:
-            loop.remove_reader(self._lifeline)
+            loop.remove_reader(self._place.lifeline)
             logger.error("the supervisor is gone: draining")
             self._is_orphan = True
             stop.set()
 
-        loop.add_reader(self._lifeline, end_with_supervisor)
+        loop.add_reader(self._place.lifeline, end_with_supervisor)

@@ -13,11 +13,12 @@ from typing import Any
 import grpc
 from aiohttp import web
 
-from serving.api.handlers import Handlers
+from serving.api.handlers import Handlers, Manager
 from serving.api.request_log import RequestLog
 from serving.config.server import ServerConfig
-from serving.engines.servable import Manager, Observer
-from serving.grpc.calls import create_grpc_server
+from serving.grpc.calls import GrpcCalls, list_methods
+from serving.grpc.server import create_grpc_server
+from serving.observer import Observer
 from serving.rest.server import create_rest_app, create_rest_runner
 
 
@@ -78,7 +79,8 @@ def serve(
             observer or Observer(),
             request_log=request_log,
         )
-        server = create_grpc_server(handlers, config or ServerConfig())
+        calls = GrpcCalls(list_methods(handlers, config or ServerConfig()))
+        server = create_grpc_server(calls, config or ServerConfig())
         grpc_port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         runner = create_rest_runner(create_rest_app(handlers, config or ServerConfig()))

@@ -22,14 +22,8 @@ from contract.signature import (
 from contract.wire.plumbline_wire import metadata_pb2
 from contract.wire.signatures import signature_to_proto
 from contract.wire.tensors import to_tensor_proto
-from serving.engines.servable import (
-    LITERT,
-    Engine,
-    EngineChoice,
-    EngineServable,
-    Observer,
-    Servable,
-)
+from serving.engines.servable import LITERT, Engine, Servable
+from serving.observer import EngineChoice, Observer
 from serving.versions.states import VersionStatus
 
 
@@ -95,14 +89,14 @@ class NumpyEngine(Engine):
         return None
 
 
-def make_servable(version: int = 3, *, observer: Observer | None = None) -> EngineServable:
+def make_servable(version: int = 3, *, observer: Observer | None = None) -> Servable:
     """A servable called `m` with every signature of `SIGNATURES`; `b` of `two` defaults to 1."""
     signature_map = metadata_pb2.SignatureDefMap()
     for name, signature in SIGNATURES.items():
         signature_map.signature_def[name].CopyFrom(signature_to_proto(signature))
     default = to_tensor_proto(np.ones(1, np.float32))
     signature_map.signature_def["two"].defaults["b"].CopyFrom(default)
-    return EngineServable(
+    return Servable(
         ServableId("m", version),
         signatures=SIGNATURES,
         signature_defs=signature_map,

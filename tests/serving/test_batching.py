@@ -19,7 +19,7 @@ from contract.servable import ServableId
 from contract.signature import Batch
 from serving.config.server import BatchingParameters
 from serving.engines.batching import FULL_TEXT, Batcher
-from serving.engines.servable import Observer
+from serving.observer import Observer
 
 Result = TypeVar("Result")
 

@@ -18,16 +18,9 @@ from contract.errors import (
 from contract.servable import ServableId
 from contract.signature import Batch
 from serving.engines.lazy import LazyEngine
-from serving.engines.servable import (
-    LITERT,
-    QUICK_S,
-    CostMeter,
-    Engine,
-    EngineChoice,
-    EngineServable,
-    Observer,
-)
-from serving.engines.thread_pool import WorkerPool
+from serving.engines.servable import LITERT, QUICK_S, CostMeter, Engine, Servable
+from serving.engines.thread_pool import ThreadPool
+from serving.observer import EngineChoice, Observer
 from tests.serving.numpy_servables import SIGNATURES, NumpyEngine, make_servable
 
 X = {"x": np.ones(2, np.float32)}
@@ -49,9 +42,9 @@ class SlowEngine(NumpyEngine):
         return super().run(signature_name, inputs, output_filter=output_filter)
 
 
-def serve_with(engine: Engine) -> EngineServable:
+def serve_with(engine: Engine) -> Servable:
     model = make_servable()
-    return EngineServable(
+    return Servable(
         ID,
         signatures=SIGNATURES,
         signature_defs=model.signature_defs,
@@ -61,9 +54,9 @@ def serve_with(engine: Engine) -> EngineServable:
     )
 
 
-def answer_often(servable: EngineServable, times: int) -> None:
+def answer_often(servable: Servable, times: int) -> None:
     async def answer() -> None:
-        pool = WorkerPool()
+        pool = ThreadPool()
         for _ in range(times):
             await servable.answer("serving_default", X, pool=pool)
         pool.close()
@@ -110,7 +103,7 @@ def test_an_unknown_signature_is_a_failed_precondition() -> None:
 
 def test_a_signature_that_no_engine_may_answer_is_unimplemented() -> None:
     model = make_servable()
-    servable = EngineServable(
+    servable = Servable(
         ID,
         signatures=SIGNATURES,
         signature_defs=model.signature_defs,
@@ -188,7 +181,7 @@ def test_a_pool_refuses_calls_beyond_its_queue() -> None:
     release = threading.Event()
 
     async def overfill() -> list[Any]:
-        pool = WorkerPool(num_threads=1, max_queued_calls=2)
+        pool = ThreadPool(num_threads=1, max_queued_calls=2)
         calls = [asyncio.ensure_future(pool.run(lambda: release.wait(20))) for _ in range(4)]
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         release.set()
@@ -207,7 +200,7 @@ def test_a_pool_hands_on_what_a_call_raises() -> None:
         raise PlumblineError("no", code=Code.ABORTED)
 
     async def run() -> None:
-        pool = WorkerPool()
+        pool = ThreadPool()
         with pytest.raises(PlumblineError, match="no"):
             await pool.run(fail)
         pool.close()

@@ -19,8 +19,8 @@ from contract.wire.rpc import (
     REGRESS,
 )
 from serving.config.server import ServerConfig
-from serving.engines.servable import Observer
 from serving.grpc.calls import TRUNCATED, cut_text
+from serving.observer import Observer
 from tests.serving.faces import Faces, serve
 from tests.serving.numpy_servables import OneModelManager, make_servable
 

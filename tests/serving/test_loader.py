@@ -19,7 +19,8 @@ from contract.errors import (
 from contract.golden import Golden, GoldenExamples, read_golden, write_golden
 from contract.servable import ServableId
 from serving.engines.loading import LoadOptions, load_servable
-from serving.engines.servable import LITERT, TENSORFLOW, EngineChoice, Observer
+from serving.engines.servable import LITERT, TENSORFLOW
+from serving.observer import EngineChoice, Observer
 from tests.conformance.recordings import MODELS
 from tests.versions import write_tolerances
 
@@ -100,7 +101,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from contract.servable import ServableId
-from serving.loader import LoadOptions, load_servable
+from serving.engines.loading import LoadOptions, load_servable
 servable = load_servable(ServableId("mlp", 1), Path(sys.argv[1]), LoadOptions())
 spec = servable.signatures["serving_default"].inputs["images"]
 rows = np.zeros([size or 3 for size in spec.shape], np.float32)
@@ -120,7 +121,7 @@ from pathlib import Path
 import numpy as np
 from contract.errors import UnimplementedError
 from contract.servable import ServableId
-from serving.loader import LoadOptions, load_servable
+from serving.engines.loading import LoadOptions, load_servable
 servable = load_servable(ServableId("mlp", 1), Path(sys.argv[1]), LoadOptions())
 try:
     servable.run("classify", {"inputs": np.array([b""], object)})

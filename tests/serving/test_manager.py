@@ -215,7 +215,7 @@ def test_a_base_path_that_vanishes_unloads_nothing(tmp_path: Path, make: Make) -
     assert manager.wait_until_ready(timeout_s=WAIT_S)
     (tmp_path / "m").rename(tmp_path / "elsewhere")
     assert manager.monitor.wait_for(
-        lambda: manager._sightings["m"].error is not None, timeout_s=WAIT_S
+        lambda: manager._polled["m"].error is not None, timeout_s=WAIT_S
     )
     assert answer(manager, ModelSpec("m")) == 10
 

@@ -10,7 +10,7 @@ import pytest
 
 from contract.servable import All, Latest, Specific, VersionPolicy
 from serving.config.models import ModelConfig
-from serving.versions.source import FileSystemSource, Sighting, look
+from serving.versions.source import FileSystemSource, PollResult, poll
 
 WAIT_S = 10
 
@@ -39,52 +39,52 @@ def test_a_policy_chooses_among_folders_named_by_integers(
 ) -> None:
     make_versions(tmp_path, "1", "3", "00000012", "12a", "-4", "saved", ".stage-9", "1.5")
     (tmp_path / "99").write_text("a file is no version")
-    sighting = look(model(tmp_path, policy))
-    assert sighting.versions == {number: tmp_path / name for number, name in versions.items()}
-    assert sighting.warnings == ()
+    result = poll(model(tmp_path, policy))
+    assert result.versions == {number: tmp_path / name for number, name in versions.items()}
+    assert result.warnings == ()
 
 
 def test_an_empty_base_path_is_warned_of_in_tensorflow_servings_words(tmp_path: Path) -> None:
-    sighting = look(model(tmp_path))
-    assert sighting.error is None
-    assert sighting.warnings == (
+    result = poll(model(tmp_path))
+    assert result.error is None
+    assert result.warnings == (
         f"No versions of servable m found under base path {tmp_path}. "
         "Did you forget to name your leaf directory as a number (eg. '/1/')?",
     )
 
 
 def test_a_missing_base_path_is_an_error_that_says_nothing_of_versions(tmp_path: Path) -> None:
-    sighting = look(model(tmp_path / "nope"))
-    assert sighting.error is not None
-    assert sighting.error.message.startswith(
+    result = poll(model(tmp_path / "nope"))
+    assert result.error is not None
+    assert result.error.message.startswith(
         f"Could not find base path {tmp_path / 'nope'} for servable m with error "
     )
-    assert sighting.versions == {}
+    assert result.versions == {}
 
 
 def test_a_specific_version_that_is_not_there_is_named(tmp_path: Path) -> None:
-    sighting = look(model(make_versions(tmp_path, "1"), Specific((1, 7))))
-    assert list(sighting.versions) == [1]
-    assert sighting.warnings[0].startswith("Version 7 of servable m, which was requested")
+    result = poll(model(make_versions(tmp_path, "1"), Specific((1, 7))))
+    assert list(result.versions) == [1]
+    assert result.warnings[0].startswith("Version 7 of servable m, which was requested")
 
 
 class Seen:
-    """Sightings as they come, from the source's thread."""
+    """Poll results as they come, from the source's thread."""
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[Sighting] = queue.Queue()
+        self._queue: queue.Queue[PollResult] = queue.Queue()
 
-    def __call__(self, sighting: Sighting) -> None:
-        self._queue.put(sighting)
+    def __call__(self, result: PollResult) -> None:
+        self._queue.put(result)
 
-    def next(self) -> Sighting:
+    def next(self) -> PollResult:
         return self._queue.get(timeout=WAIT_S)
 
-    def until(self, versions: set[int]) -> Sighting:
+    def until(self, versions: set[int]) -> PollResult:
         while True:
-            sighting = self.next()
-            if set(sighting.versions) == versions:
-                return sighting
+            result = self.next()
+            if set(result.versions) == versions:
+                return result
 
 
 def test_polling_sees_a_version_that_comes_and_one_that_goes(tmp_path: Path) -> None:
@@ -133,15 +133,15 @@ def test_a_model_that_left_the_configuration_is_told_without_versions(tmp_path: 
 def test_a_missing_base_path_holds_back_no_other_model_unless_strict(tmp_path: Path) -> None:
     models = [model(make_versions(tmp_path / "a", "1"), name="a"), model(tmp_path / "b", name="b")]
     for strict, expected in ((False, ["a", "b"]), (True, ["b"])):
-        told: list[Sighting] = []
+        told: list[PollResult] = []
         source = FileSystemSource(told.append, poll_wait_s=-1, strict=strict)
         source.start(models)
         source.poll()
-        assert [sighting.model.name for sighting in told] == expected
+        assert [result.model.name for result in told] == expected
 
 
 def test_the_same_warning_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source = FileSystemSource(lambda sighting: None, poll_wait_s=-1)
+    source = FileSystemSource(lambda result: None, poll_wait_s=-1)
     source.start([model(tmp_path)])
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

@@ -17,7 +17,7 @@ from serving.engines.loading import LoadOptions, load_servable
 from serving.engines.self_test import load_golden
 from serving.engines.servable import TENSORFLOW
 from serving.engines.tensorflow import SessionOptions, TensorFlowEngine
-from serving.engines.thread_pool import WorkerPool
+from serving.engines.thread_pool import ThreadPool
 from tests.conformance.recordings import MODELS
 from tests.versions import write_tolerances
 
@@ -140,7 +140,7 @@ def test_batching_answers_as_without_it() -> None:
     )
 
     async def ask() -> list[Any]:
-        pool = WorkerPool()
+        pool = ThreadPool()
         calls = [
             servable.answer("serving_default", {"x": np.full(2, n, np.float32)}, pool=pool)
             for n in range(10)

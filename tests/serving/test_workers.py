@@ -20,6 +20,7 @@ from contract.wire.plumbline_wire import predict_pb2, status_pb2, tensor_pb2
 from contract.wire.rpc import HANDLE_RELOAD_CONFIG, PREDICT
 from serving.monitoring.instruments import Dump, add_dumps
 from serving.workers.group import merge_statuses
+from serving.workers.shared_state import NotedStatus
 from tests.serving.server_process import ServerProcess, call, run_embedded
 from tests.serving.test_lifecycle import Callers, link_version, serve_version
 
@@ -89,14 +90,20 @@ def read_metric(server: ServerProcess, start: str) -> float:
     return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(start))
 
 
-def reload(server: ServerProcess, *, labels: dict[str, int] | None = None, **models: Path) -> None:
+def reload(
+    server: ServerProcess,
+    *,
+    labels: dict[str, int] | None = None,
+    address: str = "",
+    **models: Path,
+) -> None:
     request = status_pb2.ReloadConfigRequest()
     for name, path in models.items():
         request.config.model_config_list.config.add(
             name=name, base_path=str(path), model_platform="tensorflow", version_labels=labels
         )
-    with grpc.insecure_channel(server.address, OWN_CONNECTION) as channel:
-        call(channel, HANDLE_RELOAD_CONFIG, request)
+    with grpc.insecure_channel(address or server.address, OWN_CONNECTION) as channel:
+        call(channel, HANDLE_RELOAD_CONFIG, request, timeout_s=30)
 
 
 def test_ports_and_socket_are_shared_and_counts_are_the_sum(server: ServerProcess) -> None:
@@ -158,6 +165,50 @@ def test_a_refused_reload_changes_no_worker(server: ServerProcess, base_path: Pa
         with pytest.raises(grpc.RpcError):
             ask(server, make_request("other"))
         ask(server, make_request())
+
+
+def test_new_models_that_fail_are_told_and_stay_configured(
+    server: ServerProcess, tmp_path: Path, base_path: Path
+) -> None:
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    with pytest.raises(grpc.RpcError) as caught:
+        reload(server, mlp=base_path, broken=tmp_path / "broken")
+    assert caught.value.code() is grpc.StatusCode.UNKNOWN
+    assert (
+        "1 model(s) did not become available: {{{name: broken version: 1}" in caught.value.details()
+    )
+    for _ in range(NUM_TRIES):
+        ask(server, make_request())
+
+
+def test_a_worker_that_hangs_holds_up_neither_a_reload_nor_the_metrics(
+    server: ServerProcess, base_path: Path
+) -> None:
+    _, hanging = list_workers(server)
+    hanging.suspend()
+    try:
+        # The socket is the first worker's alone; a port may lead to either.
+        address = f"unix:{server.addresses['socket_path']}"
+        reload(server, address=address, mlp=base_path, other=base_path)
+        assert "worker 1 hangs and was not waited for" in server.log
+        assert "plumbline_ready" in read_page_of_any(server)
+    finally:
+        hanging.resume()
+    server.wait_for(lambda: server.list_states("other") == {1: "AVAILABLE"})
+    for _ in range(NUM_TRIES):
+        ask(server, make_request("other"))
+
+
+def read_page_of_any(server: ServerProcess) -> str:
+    """The metrics, from a worker that answers."""
+    url = f"{server.url}/monitoring/prometheus/metrics"
+    for _ in range(NUM_TRIES):
+        try:
+            with urllib.request.urlopen(url, timeout=1) as answer:
+                return str(answer.read().decode())
+        except (TimeoutError, urllib.error.URLError):
+            continue
+    raise AssertionError("nobody answers")
 
 
 def replace_worker(server: ServerProcess, worker: psutil.Process) -> None:
@@ -326,12 +377,12 @@ def test_what_can_serve_nothing_ends_with_code_3(base_path: Path) -> None:
     ],
 )
 def test_the_state_of_all_is_the_least_advanced(states: list[int | None], merged: int) -> None:
-    found = [None if state is None else (state, 0, "") for state in states]
+    found = [None if state is None else NotedStatus(state, 0, "") for state in states]
     assert merge_statuses(7, found).state == merged
 
 
 def test_a_version_that_failed_somewhere_has_failed() -> None:
-    merged = merge_statuses(7, [(AVAILABLE, 0, ""), (END, 13, "self-test")])
+    merged = merge_statuses(7, [NotedStatus(AVAILABLE, 0, ""), NotedStatus(END, 13, "self-test")])
     assert (merged.state, merged.code, merged.message) == (END, 13, "self-test")
 
 

@@ -3,27 +3,36 @@ import pytest
 
 from contract.errors import Code, RequestError, TensorMismatchError
 from contract.servable import ModelSpec
+from serving.engines.signatures import (
+    UNKNOWN_IN_EXAMPLES,
+    UNKNOWN_IN_MULTI_INFERENCE,
+    UNKNOWN_IN_PREDICT,
+    UNKNOWN_IN_REST,
+)
 from tests.serving.numpy_servables import make_servable
 
-FORMS = make_servable().forms
-TWO = FORMS.find_for_predict("two")
+CHECKS = make_servable().checks
+TWO = CHECKS.find("two", UNKNOWN_IN_PREDICT)
+METHODS = (
+    UNKNOWN_IN_PREDICT,
+    UNKNOWN_IN_REST,
+    UNKNOWN_IN_EXAMPLES,
+    UNKNOWN_IN_MULTI_INFERENCE,
+)
 
 
 def test_no_signature_name_means_serving_default() -> None:
-    for find in (FORMS.find_for_predict, FORMS.find_for_rest, FORMS.find_for_examples):
-        assert find("").answer_spec == ModelSpec("m", version=3, signature_name="serving_default")
+    for unknown in METHODS:
+        assert CHECKS.find("", unknown).answer_spec == ModelSpec(
+            "m", version=3, signature_name="serving_default"
+        )
 
 
 def test_each_method_has_its_own_words_and_code_for_an_unknown_signature() -> None:
     found = {}
-    for find in (
-        FORMS.find_for_predict,
-        FORMS.find_for_rest,
-        FORMS.find_for_examples,
-        FORMS.find_for_multi_inference,
-    ):
+    for unknown in METHODS:
         with pytest.raises(RequestError) as caught:
-            find("nope")
+            CHECKS.find("nope", unknown)
         found[caught.value.message] = caught.value.code
     assert found == {
         'Serving signature key "nope" not found.': Code.FAILED_PRECONDITION,

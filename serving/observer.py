@@ -1,0 +1,66 @@
+"""What is told of requests and loads as they happen, for metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from contract.servable import ServableId
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Who answers a signature, and why.
+
+    Attributes:
+        engine: `litert` or `tensorflow`.
+        reason: One clause for a log line.
+    """
+
+    engine: str
+    reason: str
+
+
+class Observer:
+    """What the request path reports; every method does nothing here.
+
+    Times are microseconds. Methods may be called from any thread and must be quick.
+    """
+
+    def observe_engine(
+        self, servable_id: ServableId, signature_name: str, choice: EngineChoice
+    ) -> None:
+        """An engine was chosen for a signature at load."""
+
+    def observe_self_test(self, servable_id: ServableId, signature_name: str, result: str) -> None:
+        """A golden self-test ended: `passed`, `failed` or `untested`."""
+
+    def observe_warmup(self, servable_id: ServableId, latency_us: float) -> None:
+        """All warmup records of a version were replayed."""
+
+    def observe_request(self, model_name: str, status: str) -> None:
+        """A request was answered; `status` is a canonical code's name."""
+
+    def observe_request_latency(
+        self, model_name: str, api: str, entrypoint: str, latency_us: float
+    ) -> None:
+        """A successful request took so long; `entrypoint` is `GRPC` or `REST`."""
+
+    def observe_runtime_latency(
+        self, servable_id: ServableId, signature_name: str, api: str, latency_us: float
+    ) -> None:
+        """An engine took so long."""
+
+    def observe_examples(self, model_name: str, num_examples: int) -> None:
+        """A request carried so many rows or tf.Examples."""
+
+    def observe_batch_input(self, servable_id: ServableId, num_rows: int) -> None:
+        """A call of so many rows joined a batch."""
+
+    def observe_queue_wait(self, servable_id: ServableId, latency_us: float) -> None:
+        """A call waited so long for its batch to start."""
+
+    def observe_batch(self, servable_id: ServableId, padding: int, num_rows: int) -> None:
+        """A batch was run: `num_rows` rows, of which `padding` were added to fill it."""
+
+    def observe_request_log(self, result: str) -> None:
+        """A sampled request was `written`, `dropped` as too many wait, or `failed`."""

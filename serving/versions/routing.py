@@ -1,0 +1,193 @@
+"""From what a request asks for to the servable that answers it, held while it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+
+from contract.errors import Code, PlumblineError, RequestError, ServableNotFoundError
+from contract.servable import ModelSpec
+from serving.config.models import ModelConfig
+from serving.engines.servable import Servable
+
+Labels = Mapping[str, Mapping[str, int]]
+"""Model name to label to version."""
+
+
+class Handle:
+    """Counts who uses a servable, so that unloading waits for the last: `ServableHandle` of
+    TensorFlow Serving.
+
+    One object per servable, not per request: `take` counts up, leaving the `with` block counts
+    down. It is on the path of every request and allocates nothing.
+    """
+
+    __slots__ = ("_count", "_lock", "_on_idle", "servable")
+
+    def __init__(self, servable: Servable) -> None:
+        self.servable = servable
+        self._count = 0
+        self._lock = threading.Lock()
+        self._on_idle: Callable[[], None] | None = None
+
+    def take(self) -> bool:
+        """Counts one more user; False when the servable is on its way out."""
+        with self._lock:
+            if self._on_idle is not None:
+                return False
+            self._count += 1
+            return True
+
+    def retire(self, on_idle: Callable[[], None]) -> None:
+        """Lets nobody in any more, and calls `on_idle` once the last user has left."""
+        with self._lock:
+            self._on_idle = on_idle
+            idle = self._count == 0
+        if idle:
+            on_idle()
+
+    def __enter__(self) -> Servable:
+        return self.servable
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._count -= 1
+            idle = self._on_idle if self._count == 0 else None
+        if idle is not None:
+            idle()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Route:
+    """A model's AVAILABLE versions; `latest` is the highest of them."""
+
+    latest: Handle
+    versions: Mapping[int, Handle]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """Every AVAILABLE version of every model, and the labels; never changed, only replaced."""
+
+    routes: Mapping[str, Route] = dataclasses.field(default_factory=dict)
+    labels: Labels = dataclasses.field(default_factory=dict)
+
+    def replace_route(self, name: str, handles: Mapping[int, Handle]) -> Table:
+        """A table in which `name` has these versions, or is gone if there are none."""
+        routes = {other: route for other, route in self.routes.items() if other != name}
+        if handles:
+            routes[name] = Route(handles[max(handles)], dict(handles))
+        return dataclasses.replace(self, routes=routes)
+
+    def replace_labels(self, labels: Labels) -> Table:
+        """A table with these labels instead."""
+        return dataclasses.replace(self, labels=labels)
+
+    def find(self, spec: ModelSpec) -> Handle:
+        """The handle that `spec` asks for."""
+        route = self.routes.get(spec.name)
+        if spec.version is None and spec.version_label is None:
+            if route is not None:
+                return route.latest
+            if not spec.name:
+                raise RequestError("ModelSpec has no name specified.")
+            raise ServableNotFoundError(f"Servable not found for request: Latest({spec.name})")
+        if not spec.name:
+            raise RequestError("ModelSpec has no name specified.")
+        version = spec.version
+        if version is None:
+            version = self.find_label(spec.name, str(spec.version_label))
+        handle = None if route is None else route.versions.get(version)
+        if handle is None:
+            raise ServableNotFoundError(
+                f"Servable not found for request: Specific({spec.name}, {version})"
+            )
+        return handle
+
+    def find_label(self, name: str, label: str) -> int:
+        """The version that a label points at."""
+        version = self.labels.get(name, {}).get(label)
+        if version is None:
+            raise RequestError(f"Unrecognized servable version label: {label}")
+        return version
+
+
+class Router:
+    """The table in force; any thread may ask, and asking takes no lock.
+
+    Args:
+        explain: The error to answer with, given what was asked for and the table's own.
+    """
+
+    def __init__(
+        self, explain: Callable[[ModelSpec, ServableNotFoundError], PlumblineError]
+    ) -> None:
+        self.table = Table()
+        self._explain = explain
+        self._lock = threading.Lock()
+
+    def acquire(self, spec: ModelSpec) -> Handle:
+        """Holds the servable that answers `spec`; use it as `with router.acquire(spec) as it`.
+
+        Every handle that is acquired must be entered and left, or the version never unloads.
+
+        Raises:
+            RequestError: No model name, or an unknown version label.
+            PlumblineError: Nothing AVAILABLE answers to it; as `explain` says.
+        """
+        while True:
+            try:
+                handle = self.table.find(spec)
+            except ServableNotFoundError as error:
+                raise self._explain(spec, error) from None
+            # A handle that is retired has left the table already: look again.
+            if handle.take():
+                return handle
+
+    def replace_route(self, name: str, handles: Mapping[int, Handle]) -> None:
+        """Lets `name` have these versions."""
+        with self._lock:
+            self.table = self.table.replace_route(name, handles)
+
+    def replace_labels(self, labels: Labels) -> None:
+        """Lets these labels be in force."""
+        with self._lock:
+            self.table = self.table.replace_labels(labels)
+
+
+def assign_labels(
+    models: Iterable[ModelConfig],
+    labels: Labels,
+    *,
+    is_available: Callable[[str, int], bool],
+    allow_unavailable: bool,
+) -> Labels:
+    """The labels of a new configuration, by the rules of `ServerCore::UpdateModelVersionLabelMap`.
+
+    Args:
+        models: The new configuration.
+        labels: Those in force.
+        is_available: Whether a version of a model is AVAILABLE.
+        allow_unavailable: --allow_version_labels_for_unavailable_models; it does not hold for a
+            label that points elsewhere already.
+    """
+    assigned: dict[str, dict[str, int]] = {}
+    for model in models:
+        for label, version in model.version_labels.items():
+            old = labels.get(model.name, {}).get(label)
+            allowed = allow_unavailable and old in (None, version)
+            if not allowed and not is_available(model.name, version):
+                raise PlumblineError(
+                    f"Request to assign label to version {version} of model {model.name}, "
+                    "which is not currently available for inference",
+                    code=Code.FAILED_PRECONDITION,
+                )
+            assigned.setdefault(model.name, {})[label] = version
+    return assigned
