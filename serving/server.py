@@ -93,11 +93,7 @@ class Server:
         )
 
     async def serve_until(self, stop: asyncio.Event) -> int:
-        """Serves what `start` has begun until `stop` is set, and drains.
-
-        Returns:
-            0 when every call was answered, 1 when some were cut off by --drain_timeout_s.
-        """
+        """Serves what `start` has begun until `stop` is set, and drains."""
         failing = asyncio.ensure_future(self._wait_for_failure())
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -126,11 +122,7 @@ class Server:
             raise PlumblineError(describe_failures(failures), code=Code.UNKNOWN)
 
     async def _drain(self) -> bool:
-        """Not ready, no new calls, wait for those in flight; then unload.
-
-        Returns:
-            Whether every call in flight was answered within --drain_timeout_s.
-        """
+        """Not ready, no new calls, wait for those in flight; then unload."""
         grace_s = self._config.drain_timeout_s
         begin = time.monotonic()
         self._health.drain()
@@ -149,14 +141,7 @@ class Server:
 
 
 async def run_server(config: ServerConfig) -> int:
-    """Serves until SIGTERM or SIGINT; a second signal ends the process at once.
-
-    Returns:
-        0 when every call was answered, 1 when some were cut off by --drain_timeout_s.
-
-    Raises:
-        PlumblineError: The server could not start or has nothing to serve.
-    """
+    """Serves until SIGTERM or SIGINT; a second signal ends the process at once."""
     server = Server(config, front=SingleProcess(config))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -130,14 +130,7 @@ class Handlers:
         return self._manager.acquire(spec)
 
     async def predict(self, call: PredictCall) -> tuple[ModelSpec, Batch]:
-        """Predict over gRPC.
-
-        Returns:
-            Who answered, and output name to array.
-
-        Raises:
-            PlumblineError: See `Servable.run`, `Manager.acquire` and `SignatureCheck`.
-        """
+        """Predict over gRPC."""
         spec = call.model_spec
         with self._manager.acquire(spec) as servable:
             check = servable.checks.find(spec.signature_name, UNKNOWN_IN_PREDICT)
@@ -153,11 +146,7 @@ class Handlers:
     async def predict_arrays(
         self, servable: Servable, check: SignatureCheck, inputs: Mapping[str, Array]
     ) -> Batch:
-        """Predict over REST, of a servable that the caller holds; all outputs.
-
-        Raises:
-            PlumblineError: See `Servable.run` and `SignatureCheck`.
-        """
+        """Predict over REST, of a servable that the caller holds; all outputs."""
         check.check_names(inputs)
         outputs = await servable.answer(check.name, check.complete(inputs), pool=self.pool)
         if self.request_log is not None:
@@ -167,12 +156,7 @@ class Handlers:
     def get_model_metadata(
         self, request: metadata_pb2.GetModelMetadataRequest
     ) -> metadata_pb2.GetModelMetadataResponse:
-        """A GetModelMetadataResponse for a GetModelMetadataRequest.
-
-        Raises:
-            RequestError: No ModelSpec, or a field that there is not.
-            PlumblineError: See `Manager.acquire`.
-        """
+        """A GetModelMetadataResponse for a GetModelMetadataRequest."""
         spec = read_model_spec(request)
         if not request.metadata_field:
             raise RequestError("GetModelMetadataRequest must specify at least one metadata_field")

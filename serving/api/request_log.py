@@ -104,13 +104,7 @@ class RequestLog:
         self._thread.start()
 
     def offer(self, path: str, exchange: Exchange, num_bytes: int) -> None:
-        """Perhaps logs a request that was answered; never waits and never raises.
-
-        Args:
-            path: A key of `LOGGED`.
-            exchange: What was asked and answered.
-            num_bytes: About how much memory it holds on to.
-        """
+        """Perhaps logs a request that was answered; never waits and never raises."""
         draw = random.random()
         if draw >= self._find_max_rate():
             return
@@ -121,13 +115,7 @@ class RequestLog:
         self._queue.put((path, exchange, num_bytes, draw))
 
     def offer_arrays(self, spec: ModelSpec, inputs: Batch, outputs: Batch) -> None:
-        """`offer` for a Predict that came without messages.
-
-        Args:
-            spec: Who answered.
-            inputs: Input name to array.
-            outputs: Output name to array.
-        """
+        """`offer` for a Predict that came without messages."""
         asked = ModelSpec(spec.name, signature_name=spec.signature_name)
         size = sum(array.nbytes for array in (*inputs.values(), *outputs.values()))
         self.offer(
@@ -211,15 +199,7 @@ def find_model_spec(response: Response) -> model_pb2.ModelSpec:
 def encode_log(
     field: int, request: bytes, response: bytes, *, spec: model_pb2.ModelSpec, rate: float
 ) -> bytes:
-    """A serialized PredictionLog around messages that are serialized already.
-
-    Args:
-        field: The number of the field for the method.
-        request: What was asked.
-        response: What was answered.
-        spec: Who answered.
-        rate: At which requests were sampled.
-    """
+    """A serialized PredictionLog around messages that are serialized already."""
     metadata = prediction_log_pb2.LogMetadata(model_spec=spec, timestamp_secs=int(time.time()))
     metadata.sampling_config.sampling_rate = rate
     exchange = _delimit(1, request) + _delimit(2, response)

@@ -23,11 +23,7 @@ OUTPUTS = "outputs"
 
 
 def check_classify_signature(proto: SignatureDef) -> tuple[str, ...]:
-    """The outputs to ask for.
-
-    Args:
-        proto: A SignatureDef.
-    """
+    """The outputs to ask for."""
     if len(proto.inputs) != 1:
         raise RequestError("Expected one input Tensor.")
     if len(proto.outputs) not in (1, 2):
@@ -78,11 +74,7 @@ def make_classification_result(
 
 
 def check_regress_signature(proto: SignatureDef) -> tuple[str, ...]:
-    """The outputs to ask for.
-
-    Args:
-        proto: A SignatureDef.
-    """
+    """The outputs to ask for."""
     if len(proto.inputs) != 1:
         raise RequestError("Expected one input Tensor.")
     if len(proto.outputs) != 1:

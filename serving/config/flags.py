@@ -97,18 +97,7 @@ def list_flags(table: type[TensorFlowServingFlags]) -> list[Flag]:
 def parse_flags(
     arguments: Sequence[str], flags: Iterable[Flag]
 ) -> tuple[dict[str, FlagValue], list[UnknownFlag]]:
-    """Reads a command line.
-
-    Args:
-        arguments: Without the program and the verb.
-        flags: From `list_flags`.
-
-    Returns:
-        The values given, by name (the last one wins), and the arguments that are no flag.
-
-    Raises:
-        ConfigError: A value is missing or is not of the flag's type.
-    """
+    """Reads a command line."""
     known = {one.name: one for one in flags}
     values: dict[str, FlagValue] = {}
     unknown: list[UnknownFlag] = []
@@ -163,12 +152,7 @@ def _suggest(argument: str, known: Iterable[str]) -> str:
 
 
 def describe_flags(flags: Iterable[Flag], server: ServerKind) -> str:
-    """The table of `--help`: a line with name and default, then what the flag is for.
-
-    Args:
-        flags: What to describe.
-        server: Whose help it is: what one of them ignores the other may honour.
-    """
+    """The table of `--help`: a line with name and default, then what the flag is for."""
     lines = []
     for one in flags:
         default = str(one.default).lower() if isinstance(one.default, bool) else repr(one.default)

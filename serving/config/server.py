@@ -113,9 +113,6 @@ def parse_config(arguments: Sequence[str]) -> ServerConfig:
     Example:
         >>> parse_config(["--model_name=mlp", "--model_base_path=/models/mlp"]).port
         8500
-
-    Raises:
-        ConfigError: A flag or file cannot be used.
     """
     return read_config(*parse_server_flags(arguments))
 
@@ -123,14 +120,7 @@ def parse_config(arguments: Sequence[str]) -> ServerConfig:
 def parse_server_flags(
     arguments: Sequence[str],
 ) -> tuple[ServerFlags, tuple[UnknownFlag, ...]]:
-    """Reads a command line alone.
-
-    Returns:
-        Every flag, and the arguments that are none.
-
-    Raises:
-        ConfigError: A flag cannot be used, alone or with another.
-    """
+    """Reads a command line alone."""
     values, unknown = parse_flags(arguments, list_flags(ServerFlags))
     given: dict[str, Any] = dict(values)
     if given.get("strict_compat"):
@@ -141,11 +131,7 @@ def parse_server_flags(
 
 
 def read_config(flags: ServerFlags, unknown_flags: Sequence[UnknownFlag] = ()) -> ServerConfig:
-    """Reads the files that flags name.
-
-    Raises:
-        ConfigError: A file cannot be used.
-    """
+    """Reads the files that flags name."""
     return ServerConfig(
         **dataclasses.asdict(flags),
         models=_read_models(flags),
@@ -250,11 +236,7 @@ def _read_metrics_path(flags: ServerFlags) -> str:
 
 
 def _check_flags(flags: ServerFlags) -> None:
-    """Refuses values out of range and flags that exclude each other.
-
-    Raises:
-        ConfigError: Names the flag, what was given and what it wants.
-    """
+    """Refuses values out of range and flags that exclude each other."""
     _check_choices(flags)
     _check_ranges(flags)
     _check_ports(flags)

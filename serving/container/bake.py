@@ -62,12 +62,7 @@ def add_bake_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_bake(arguments: argparse.Namespace) -> int:
-    """Builds the image, prints its reference; returns the exit code.
-
-    Raises:
-        ConfigError: There is no such version, or its model name fits no image.
-        ManifestError: The version is not what was published.
-    """
+    """Builds the image, prints its reference; returns the exit code."""
     version_dir = find_version_dir(arguments.version_dir)
     manifest = read_manifest(version_dir)
     check_files(version_dir, manifest)
@@ -89,11 +84,7 @@ def run_bake(arguments: argparse.Namespace) -> int:
 
 
 def find_version_dir(path: Path) -> Path:
-    """A version directory: `path` itself, or the newest below it.
-
-    Raises:
-        ConfigError: There is none.
-    """
+    """A version directory: `path` itself, or the newest below it."""
     if (path / layout.MANIFEST).exists() or layout.parse_version(path.name) is not None:
         return path
     try:
@@ -106,12 +97,7 @@ def find_version_dir(path: Path) -> Path:
 
 
 def name_image(manifest: Manifest, server: ImageServer, *, repository: str = "") -> str:
-    """`<model name>:<version>-<start of the manifest's digest>`, and the server if not ours.
-
-    Raises:
-        ConfigError: The model name cannot be written in an image.
-        ManifestError: A candidate, which has no version yet.
-    """
+    """`<model name>:<version>-<start of the manifest's digest>`, and the server if not ours."""
     if not _NAME.fullmatch(manifest.model_name):
         raise ConfigError(
             f"model name {manifest.model_name!r}: an image wants letters, digits and single signs "

@@ -67,11 +67,7 @@ class ContainerEngine:
     def call(
         self, *arguments: str, timeout_s: float = _CALL_TIMEOUT_S
     ) -> subprocess.CompletedProcess[str]:
-        """Runs one of its commands to its end and returns what it printed.
-
-        Raises:
-            ServableUnavailableError: It does not end in time.
-        """
+        """Runs one of its commands to its end and returns what it printed."""
         return call_program([self.program, *arguments], timeout_s)
 
     def start(self, *arguments: str, stdout: int | IO[str] | None = None) -> subprocess.Popen[str]:
@@ -86,11 +82,7 @@ class ContainerEngine:
 
 
 def call_program(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Runs a program in a session of its own, so that Ctrl-C does not cut it in the middle.
-
-    Raises:
-        ServableUnavailableError: It does not end in time, or cannot be run.
-    """
+    """Runs a program in a session of its own, so that Ctrl-C does not cut it in the middle."""
     try:
         return subprocess.run(
             command,
@@ -112,14 +104,7 @@ def call_program(command: Sequence[str], timeout_s: float) -> subprocess.Complet
 
 
 def find_engine(program: str = "") -> ContainerEngine:
-    """The first engine that answers `info`; being on PATH is not enough.
-
-    Args:
-        program: The only one to try; docker, then podman without it.
-
-    Raises:
-        ServableUnavailableError: None answers; says why of each, and what to do.
-    """
+    """The first engine that answers `info`; being on PATH is not enough."""
     reasons = []
     for name in [program] if program else PROGRAMS:
         found = _ask_for_info(name)
@@ -236,12 +221,7 @@ def find_image(engine: ContainerEngine, name: str) -> Image | None:
 
 
 def require_image(engine: ContainerEngine, name: str) -> Image:
-    """The image, pulled if it is not on this machine.
-
-    Raises:
-        ServableUnavailableError: It cannot be pulled: no network, no such image, no build for
-            this machine.
-    """
+    """The image, pulled if it is not on this machine."""
     found = find_image(engine, name)
     if found is None:
         _pull(engine, _qualify(engine, name))

@@ -108,19 +108,7 @@ def make_plan(
     name: str = "",
     mount_dirs: Sequence[Path] = (),
 ) -> ContainerPlan:
-    """Decides how the server is run.
-
-    Args:
-        config: What the user asked for.
-        given: The flags the user wrote, by name.
-        image: What to run.
-        engine: What runs it.
-        name: Of the container; one made from the port without it.
-        mount_dirs: More folders that the server may read.
-
-    Raises:
-        ConfigError: A path cannot be read, or a flag asks for what the image cannot give.
-    """
+    """Decides how the server is run."""
     chosen = name or f"plumbline-{config.port if config.port > 0 else os.getpid()}"
     mounts = list_base_path_mounts(_list_outer_base_paths(config, image), mount_dirs)
     files, paths = list_file_mounts(config)
@@ -184,11 +172,7 @@ def _list_endings(config: ServerConfig, image: Image) -> list[str]:
 
 
 def list_base_path_mounts(folders: Sequence[Path], more: Sequence[Path]) -> list[Mount]:
-    """Base paths and the folders of `--mount_dir`, each at its own path.
-
-    Raises:
-        ConfigError: One is missing, cannot be read by the server, or leads outside.
-    """
+    """Base paths and the folders of `--mount_dir`, each at its own path."""
     wanted = sorted({Path(os.path.normpath(folder.absolute())) for folder in (*folders, *more)})
     # A folder inside a mounted one is there already.
     kept = [one for one in wanted if not any(other in one.parents for other in wanted)]
@@ -200,11 +184,7 @@ def list_base_path_mounts(folders: Sequence[Path], more: Sequence[Path]) -> list
 
 
 def list_file_mounts(config: ServerConfig) -> tuple[list[Mount], dict[str, str]]:
-    """The files that flags name: their mounts, and flag name to the path inside.
-
-    Raises:
-        ConfigError: A file cannot be read by the server.
-    """
+    """The files that flags name: their mounts, and flag name to the path inside."""
     mounts: list[Mount] = []
     inside: dict[str, str] = {}
     for flag in FILE_FLAGS:
@@ -227,11 +207,7 @@ def list_file_mounts(config: ServerConfig) -> tuple[list[Mount], dict[str, str]]
 
 
 def list_socket_mounts(config: ServerConfig) -> list[Mount]:
-    """The folder of `--grpc_socket_path`, writable.
-
-    Raises:
-        ConfigError: It is a folder that others share, or none.
-    """
+    """The folder of `--grpc_socket_path`, writable."""
     if not config.grpc_socket_path:
         return []
     folder = Path(config.grpc_socket_path).absolute().parent
@@ -279,11 +255,7 @@ def _check_path(path: Path) -> None:
 
 
 def check_readable(path: Path, name: str) -> None:
-    """Refuses what the calling user cannot read inside, where even root has no capabilities.
-
-    Raises:
-        ConfigError: Names owner and mode, and the command that helps.
-    """
+    """Refuses what the calling user cannot read inside, where even root has no capabilities."""
     try:
         facts = path.stat()
     except OSError as error:
@@ -304,17 +276,7 @@ def list_server_flags(
     server: ImageServer,
     paths: Mapping[str, str],
 ) -> list[str]:
-    """The command line of the server inside.
-
-    Args:
-        config: What the user asked for.
-        given: The flags the user wrote, by name.
-        server: What is in the image.
-        paths: Flag name to the path inside, for flags that name files.
-
-    Raises:
-        ConfigError: A flag asks for safety that the image cannot give.
-    """
+    """The command line of the server inside."""
     flags = _list_places(config, server, paths)
     if server is ImageServer.EMBEDDED:
         return flags + _pass_all(config, given, paths)

@@ -131,11 +131,7 @@ class RunningContainer:
         self._kept = True
 
     def find_port(self, inside: int) -> int:
-        """The port on this machine of a port inside.
-
-        Raises:
-            ServableUnavailableError: It is not published, or the server has ended.
-        """
+        """The port on this machine of a port inside."""
         done = self._engine.call("port", self.name, f"{inside}/tcp")
         try:
             return int(done.stdout.split()[0].rpartition(":")[2])
@@ -148,12 +144,7 @@ class RunningContainer:
     def wait_until_available(
         self, models: Sequence[str], probe: Probe, *, timeout_s: float
     ) -> None:
-        """Waits until every model has a version that is AVAILABLE.
-
-        Raises:
-            ServableUnavailableError: The server ended, a model failed, or time is up; the last
-                lines of the log are in the message.
-        """
+        """Waits until every model has a version that is AVAILABLE."""
         began = looked = time.monotonic()
         line = WaitingLine()
         while True:
@@ -183,11 +174,7 @@ class RunningContainer:
             )
 
     def check_running(self) -> None:
-        """Raises what ended the server, if it did.
-
-        Raises:
-            ServableUnavailableError: It ended, or somebody removed it.
-        """
+        """Raises what ended the server, if it did."""
         done = self._engine.call("inspect", "--format", "{{json .State}}", self.name)
         if done.returncode != 0:
             raise ServableUnavailableError(f"somebody removed the container {self.name}")
@@ -201,11 +188,7 @@ class RunningContainer:
         return done.stdout + done.stderr
 
     def follow(self) -> None:
-        """Copies the server's log to stderr until it ends.
-
-        Raises:
-            ServableUnavailableError: Always, once the server has ended: nobody asked it to.
-        """
+        """Copies the server's log to stderr until it ends."""
         process = self._engine.start("logs", "--follow", "--tail=0", self.name, stdout=sys.stderr)
         try:
             process.wait()
@@ -231,12 +214,7 @@ def stop_container(engine: ContainerEngine, name: str, timeout_s: float) -> None
 
 
 def check_port_is_free(host: str, port: int, flag: str) -> None:
-    """Refuses a port that another process holds, before an engine says so in its own words.
-
-    Raises:
-        ServableUnavailableError: The port is in use.
-        ConfigError: The host is no address of this machine.
-    """
+    """Refuses a port that another process holds, before an engine says so in its own words."""
     bare = host.strip("[]")
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:

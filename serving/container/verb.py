@@ -103,11 +103,7 @@ class _Order:
 
 
 def run_container(arguments: argparse.Namespace) -> int:
-    """Serves until a signal; returns the exit code.
-
-    Raises:
-        ConfigError: A flag or path cannot be used.
-    """
+    """Serves until a signal; returns the exit code."""
     given, _ = parse_flags(arguments.flags, list_flags(ServerFlags))
     config = parse_config(arguments.flags + _find_baked_model(arguments, given))
     logging.basicConfig(
@@ -240,11 +236,7 @@ def add_stop_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_stop(arguments: argparse.Namespace) -> int:
-    """Stops and removes them; returns the exit code.
-
-    Raises:
-        ConfigError: None or several run and no name was given, or a name is unknown.
-    """
+    """Stops and removes them; returns the exit code."""
     try:
         engine = find_engine(arguments.container_engine)
         for name in _choose(arguments, _list_names(engine)):

@@ -221,13 +221,7 @@ def measure_rows(inputs: Batch) -> int:
 
 
 def merge_inputs(calls: Sequence[Batch], *, padding: int, pad_axes: bool) -> Batch:
-    """One batch of the rows of all calls, in order.
-
-    Args:
-        calls: Each call's inputs, all with the same names.
-        padding: Rows to add at the end; they repeat the first row of the last call.
-        pad_axes: Make axes other than the first equal by repeating an array's first element.
-    """
+    """One batch of the rows of all calls, in order."""
     merged = {}
     for name in calls[0]:
         arrays = [call[name] for call in calls]
@@ -255,13 +249,7 @@ def merge_inputs(calls: Sequence[Batch], *, padding: int, pad_axes: bool) -> Bat
 
 
 def split_outputs(outputs: Batch, sizes: Sequence[int], total: int) -> Iterator[Batch]:
-    """Each call's rows of the outputs.
-
-    Args:
-        outputs: Output name to array.
-        sizes: Each call's rows, in order.
-        total: Rows of the batch that was run, padding included.
-    """
+    """Each call's rows of the outputs."""
     for array in outputs.values():
         if array.ndim == 0:
             raise RequestError(

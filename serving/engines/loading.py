@@ -70,17 +70,6 @@ def load_servable(servable_id: ServableId, version_dir: Path, options: LoadOptio
     signature, warmup records, the golden self-test. TensorFlow is loaded now when no
     signature of the version is LiteRT's (or with `preload_signatures`), else when a
     signature that needs it is first asked for.
-
-    Args:
-        servable_id: Model name and version.
-        version_dir: `<base_path>/<version>`.
-        options: See `LoadOptions`.
-
-    Raises:
-        ManifestError: A checksum differs, or the files cannot be read.
-        VerificationError: The golden self-test failed.
-        UnimplementedError: An extra that the version needs is not installed.
-        PlumblineError: A warmup record failed, or the model cannot be loaded.
     """
     if (version_dir / layout.MANIFEST).is_file():
         check_files(version_dir, read_manifest(version_dir))
@@ -215,13 +204,6 @@ def select_engines(
 
     `auto` takes LiteRT when `model.tflite` has the signature and golden examples agree
     through it; `--prefer_tflite_model` and `litert` take it without golden examples too.
-
-    Args:
-        version_dir: The version's directory.
-        signatures: Signature name to signature, as the version promises them.
-        engine: `auto`, `tensorflow` or `litert`.
-        prefer_tflite_model: TensorFlow Serving's flag.
-        num_threads: Threads inside one run of LiteRT.
     """
     if engine == TENSORFLOW:
         return _give_all(signatures, "--engine=tensorflow")

@@ -77,13 +77,7 @@ class Examination:
     def examine(
         self, engine: Engine, signature_names: Collection[str], tolerance: Tolerance
     ) -> None:
-        """Warmup records, then golden examples, of the signatures an engine is in charge of.
-
-        Args:
-            engine: Which has been loaded.
-            signature_names: What it answers.
-            tolerance: How far its answers may be from golden.
-        """
+        """Warmup records, then golden examples, of the signatures an engine is in charge of."""
         if self.warmup_iterations:
             self._warm_up(engine, signature_names)
         for name in sorted(signature_names):

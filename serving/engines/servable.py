@@ -150,22 +150,7 @@ class Servable:
     def run(
         self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
     ) -> Batch:
-        """The outputs for `inputs`; blocks, and may be called by any number of threads.
-
-        Args:
-            signature_name: A key of `signatures`.
-            inputs: Input name to ndarray; strings are object arrays of bytes.
-            output_filter: Output names wanted; empty for all.
-
-        Returns:
-            Output name to ndarray.
-
-        Raises:
-            SignatureNotFoundError: There is no such signature.
-            TensorMismatchError: The inputs do not fit.
-            UnimplementedError: The signature needs an extra that is not installed.
-            PlumblineError: Whatever the engine says, under the code of TensorFlow Serving.
-        """
+        """The outputs for `inputs`; blocks, and may be called by any number of threads."""
         key = CostMeter.key(signature_name, inputs)
         return self._run_timed(self._find(signature_name), key, inputs, output_filter)
 

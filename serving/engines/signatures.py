@@ -149,12 +149,7 @@ class SignatureChecks:
             self._by_name[""] = self._by_name[DEFAULT_SIGNATURE_NAME]
 
     def find(self, name: str, unknown: UnknownSignature) -> SignatureCheck:
-        """The check of a signature; "" stands for `serving_default`.
-
-        Args:
-            name: As in the request's ModelSpec.
-            unknown: What the method that is asked says when there is no such signature.
-        """
+        """The check of a signature; "" stands for `serving_default`."""
         check = self._by_name.get(name)
         if check is None:
             text = unknown.text.format(name or DEFAULT_SIGNATURE_NAME)
@@ -167,13 +162,7 @@ def _join(names: Iterable[str]) -> str:
 
 
 def check_method_name(proto: SignatureDef, kind: str, wanted: str) -> None:
-    """The check of `--enable_signature_method_name_check`.
-
-    Args:
-        proto: A SignatureDef.
-        kind: `classification` or `regression`.
-        wanted: The method name that such signatures have.
-    """
+    """The check of `--enable_signature_method_name_check`."""
     if proto.method_name != wanted:
         raise RequestError(
             f"Expected {kind} signature method_name to be {wanted}. Was: {proto.method_name}"
@@ -188,9 +177,6 @@ def serialize_examples(message: Input) -> Array:
 
     A context is put before each example's own bytes: protobuf merges what is concatenated,
     and an example's own feature wins (`servables/tensorflow/util.cc`).
-
-    Args:
-        message: An `Input`.
 
     Returns:
         Objects of bytes, shape (examples,).

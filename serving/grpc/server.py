@@ -60,11 +60,7 @@ class GrpcServer:
             ) from None
 
     async def stop(self, grace_s: float) -> bool:
-        """Takes no new calls, and waits at most `grace_s` for those in flight.
-
-        Returns:
-            Whether all of them were answered.
-        """
+        """Takes no new calls, and waits at most `grace_s` for those in flight."""
         begin = time.monotonic()
         await self._calls.shut(grace_s)
         left_s = max(0.0, grace_s - (time.monotonic() - begin))

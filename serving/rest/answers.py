@@ -44,12 +44,7 @@ def encode_document(document: Mapping[str, Any]) -> bytes:
 
 
 def encode_rows(outputs: Batch) -> bytes:
-    """The body of a predict answer in row format: `{"predictions": [...]}`.
-
-    Raises:
-        RequestError: An output has no batch axis, another number of rows than the first, or
-            a dtype that JSON has no place for.
-    """
+    """The body of a predict answer in row format: `{"predictions": [...]}`."""
     names = sorted(outputs)
     num_rows = -1
     for name in names:
@@ -72,11 +67,7 @@ def encode_rows(outputs: Batch) -> bytes:
 
 
 def encode_columns(outputs: Batch) -> bytes:
-    """The body of a predict answer in column format: `{"outputs": ...}`.
-
-    Raises:
-        RequestError: A dtype that JSON has no place for.
-    """
+    """The body of a predict answer in column format: `{"outputs": ...}`."""
     if len(outputs) == 1:
         name, array = next(iter(outputs.items()))
         return b'{\n    "outputs": ' + _write_tensor(name, array, 1) + b"\n}"
@@ -88,11 +79,7 @@ def encode_columns(outputs: Batch) -> bytes:
 
 
 def encode_classification(result: inference_pb2.ClassificationResult) -> bytes:
-    """The body of a classify answer: pairs of label and score, example by example.
-
-    Raises:
-        RequestError: It is empty.
-    """
+    """The body of a classify answer: pairs of label and score, example by example."""
     if not result.classifications:
         raise RequestError("Cannot convert empty ClassificationResults to JSON")
     rows = []
@@ -107,11 +94,7 @@ def encode_classification(result: inference_pb2.ClassificationResult) -> bytes:
 
 
 def encode_regression(result: inference_pb2.RegressionResult) -> bytes:
-    """The body of a regress answer: a number per example.
-
-    Raises:
-        RequestError: It is empty.
-    """
+    """The body of a regress answer: a number per example."""
     if not result.regressions:
         raise RequestError("Cannot convert empty RegressionResults to JSON")
     values = format_decimals(np.array([one.value for one in result.regressions], np.float32))

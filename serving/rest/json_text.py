@@ -77,11 +77,7 @@ _SHORT = {
 
 
 def parse_json(body: bytes, *, max_depth: int) -> Any:
-    """The value of a JSON text; objects are dicts, integers within 64 bits are int.
-
-    Raises:
-        RequestError: It is no JSON, as RapidJSON would say it; or nested too deep.
-    """
+    """The value of a JSON text; objects are dicts, integers within 64 bits are int."""
     if not body:
         raise RequestError("JSON Parse error: The document is empty")
     if body.count(b"[") + body.count(b"{") > max_depth:
@@ -96,11 +92,7 @@ def parse_json(body: bytes, *, max_depth: int) -> Any:
 
 
 def parse_json_object(body: bytes, *, max_depth: int) -> dict[str, Any]:
-    """The object of a JSON text.
-
-    Raises:
-        RequestError: See `parse_json`; or another kind of value.
-    """
+    """The object of a JSON text."""
     value = parse_json(body, max_depth=max_depth)
     if not isinstance(value, dict):
         raise RequestError(f"JSON Value: {describe_json(value)} Is not object")

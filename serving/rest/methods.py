@@ -51,16 +51,7 @@ class RestMethods:
         }
 
     async def answer(self, method: str, target: Target, body: bytes) -> bytes | None:
-        """The body of the answer; None when there is no such thing to ask for.
-
-        Args:
-            method: GET or POST.
-            target: What the path asks for.
-            body: As sent, inflated.
-
-        Raises:
-            PlumblineError: What the method says.
-        """
+        """The body of the answer; None when there is no such thing to ask for."""
         if method == "GET":
             return self._describe(target)
         verb = self._verbs.get(target.verb)

@@ -48,15 +48,7 @@ def is_api_path(path: str) -> bool:
 
 
 def parse_path(method: str, path: str) -> Target | None:
-    """What a request asks for, or None if the path is malformed.
-
-    Args:
-        method: The HTTP method.
-        path: As it was sent: encoded, with its query.
-
-    Raises:
-        EmptyAnswer: A version beyond 2^63 - 1.
-    """
+    """What a request asks for, or None if the path is malformed."""
     pattern = {"POST": _PREDICTION, "GET": _STATUS}.get(method)
     found = pattern.fullmatch(path) if pattern is not None else None
     if found is None:

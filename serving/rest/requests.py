@@ -47,11 +47,7 @@ _MAX_FLOAT32 = 3.4028235677973366e38
 
 
 def read_signature_name(document: Mapping[str, Any]) -> str:
-    """The `signature_name` of a request, "" when it has none.
-
-    Raises:
-        RequestError: It is no string.
-    """
+    """The `signature_name` of a request, "" when it has none."""
     name = document.get(SIGNATURE_NAME, "")
     if not isinstance(name, str):
         raise RequestError(
@@ -64,18 +60,7 @@ def read_signature_name(document: Mapping[str, Any]) -> str:
 def read_inputs(
     document: dict[str, Any], dtypes: Mapping[str, str]
 ) -> tuple[dict[str, Array], bool]:
-    """The inputs of a predict request.
-
-    Args:
-        document: The request.
-        dtypes: Input name to numpy's name of its dtype, or `string`.
-
-    Returns:
-        Input name to array, and whether the request is in row format.
-
-    Raises:
-        RequestError: In TensorFlow Serving's words.
-    """
+    """The inputs of a predict request."""
     if INSTANCES in document:
         if INPUTS in document:
             raise _format_error(
@@ -169,12 +154,7 @@ def _read_columns(value: Any, dtypes: Mapping[str, str]) -> dict[str, Array]:
 
 
 def to_array(values: Any, dtype: str) -> Array | None:
-    """A regular list of lists of plain values as an array; None when it is anything else.
-
-    Args:
-        values: A list, at any depth, of one kind of values.
-        dtype: numpy's name of the wanted dtype, or `string`.
-    """
+    """A regular list of lists of plain values as an array; None when it is anything else."""
     shape: list[int] = []
     size = 0
     level = values
@@ -232,11 +212,7 @@ class ItemReader:
         self._sizes: dict[str, int] = {}
 
     def add_item(self, name: str, item: Any) -> None:
-        """Adds one row of one input.
-
-        Raises:
-            RequestError: No such input, a wrong type, or another shape than the row before.
-        """
+        """Adds one row of one input."""
         if name not in self._dtypes:
             raise RequestError(f"JSON object: does not have named input: {name}")
         values = self._values.setdefault(name, [])
@@ -266,11 +242,7 @@ class ItemReader:
         return arrays
 
     def read_tensor(self, name: str, value: Any) -> Array:
-        """A whole tensor in column format.
-
-        Raises:
-            RequestError: A wrong type, or rows of different lengths.
-        """
+        """A whole tensor in column format."""
         values: list[Any] = []
         shape = find_shape(value)
         _fill(value, 0, shape, self._dtypes[name], values)
@@ -290,9 +262,6 @@ def decode_base64_object(value: Any) -> bytes:
     """The bytes of `{"b64": "..."}`.
 
     White space is skipped and padding may be left out, as `absl::Base64Unescape` has it.
-
-    Raises:
-        RequestError: It is not such an object, or not base64.
     """
     if not is_base64_object(value):
         raise RequestError(
@@ -397,11 +366,7 @@ def _print_shape(shape: tuple[int, ...]) -> str:
 
 
 def read_examples(document: dict[str, Any]) -> example_pb2.Input:
-    """The `Input` of a classify or regress request.
-
-    Raises:
-        RequestError: In TensorFlow Serving's words.
-    """
+    """The `Input` of a classify or regress request."""
     message = example_pb2.Input()
     has_context = CONTEXT in document
     if has_context:

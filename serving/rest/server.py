@@ -94,12 +94,7 @@ class RestServer:
         self.port = 0
 
     async def start(self) -> None:
-        """Opens the port.
-
-        Raises:
-            ConfigError: The TLS files cannot be used.
-            ServableUnavailableError: The port cannot be had.
-        """
+        """Opens the port."""
         config = self._config
         await self._runner.setup()
         self._site = web.TCPSite(
@@ -125,9 +120,6 @@ class RestServer:
         aiohttp's own clean-up drops the rest of a body that is still being sent, so it comes
         only after the last call. Calls on open connections are answered until then, and told
         that the connection closes.
-
-        Returns:
-            Whether all of them were answered.
         """
         if self._site is not None:
             await self._site.stop()
@@ -176,10 +168,6 @@ def create_rest_app(handlers: Handlers, config: ServerConfig) -> web.Application
     """An application that answers every path; more specific routes may be added to it.
 
     Run it with `create_rest_runner`: bodies must reach it as they were sent.
-
-    Args:
-        handlers: What answers.
-        config: Limits and switches.
     """
     api = RestApi(handlers, config)
     app = web.Application(
@@ -300,9 +288,6 @@ def inflate_gzip(data: bytes, *, max_bytes: int) -> bytes:
     """The content of a gzip body; b"" when it is damaged, as TensorFlow Serving takes it.
 
     Never allocates more than `max_bytes` and a little.
-
-    Raises:
-        ResourceExhaustedError: The content is larger.
     """
     inflater = zlib.decompressobj(_GZIP)
     try:

@@ -62,11 +62,7 @@ def append_line(
     outcome: str = "",
     sha256: str = "",
 ) -> None:
-    """Adds a line and waits until it is on the disk.
-
-    Raises:
-        ConfigError: It cannot be written.
-    """
+    """Adds a line and waits until it is on the disk."""
     line = AuditLine(
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         user=_find_user(),
@@ -91,11 +87,7 @@ def append_line(
 
 
 def read_lines(config: Path) -> list[AuditLine]:
-    """Every line, the oldest first; none when there is no file.
-
-    Raises:
-        ConfigError: The file cannot be read, or holds something else.
-    """
+    """Every line, the oldest first; none when there is no file."""
     path = find_audit_file(config)
     try:
         text = path.read_bytes()
@@ -125,17 +117,7 @@ def find_last_label(lines: Sequence[AuditLine], model_name: str) -> str | None:
 def find_previous(
     lines: Sequence[AuditLine], model_name: str, label: str, *, current: int | None
 ) -> int | None:
-    """Where a label pointed before its last promotion that was not undone.
-
-    Args:
-        lines: The audit.
-        model_name: Whose label.
-        label: Which.
-        current: Where it points now, perhaps by somebody's hand.
-
-    Returns:
-        A version, or None when the audit knows none.
-    """
+    """Where a label pointed before its last promotion that was not undone."""
     history = _replay(lines, model_name, label)
     while history and history[-1] == current:
         history.pop()

@@ -72,12 +72,7 @@ class ModelConfigFile:
 
     @contextlib.contextmanager
     def hold(self, *, timeout_s: float) -> Iterator[None]:
-        """Keeps other commands of ours from changing the file; waits for one that does.
-
-        Raises:
-            DeadlineExceededError: It is still held after `timeout_s`.
-            ConfigError: The lock cannot be made.
-        """
+        """Keeps other commands of ours from changing the file; waits for one that does."""
         path = self.path.with_name(f"{self.path.name}.lock")
         try:
             # Never removed: whoever waits for it must wait for the same file.
@@ -91,44 +86,21 @@ class ModelConfigFile:
             os.close(descriptor)
 
     def read_model(self, model_name: str) -> config_pb2.ModelConfig:
-        """A model's entry.
-
-        Raises:
-            ConfigError: The file cannot be read, or does not list the model.
-        """
+        """A model's entry."""
         return find_model(self.read(), model_name, str(self.path))
 
     def read_text(self) -> str:
-        """The file as it is.
-
-        Raises:
-            ConfigError: It cannot be read.
-        """
+        """The file as it is."""
         return read_text(self.path)
 
     def read(self) -> config_pb2.ModelServerConfig:
-        """The whole file.
-
-        Raises:
-            ConfigError: It cannot be read or does not parse.
-        """
+        """The whole file."""
         return parse_config(read_text(self.path), str(self.path))
 
     def change(self, edit: ModelEdit, *, action: str, original: str = "") -> bool:
         """Edits what the file holds now, replaces it, and writes the audit line.
 
         Call it while holding the file.
-
-        Args:
-            edit: What to change.
-            action: For the audit.
-            original: A text to write instead if it means the same as the edited one.
-
-        Returns:
-            False when there was nothing to change.
-
-        Raises:
-            ConfigError: It cannot be read or written, or does not list the model.
         """
         text = read_text(self.path)
         before = find_model(parse_config(text, str(self.path)), edit.model_name, str(self.path))
@@ -223,11 +195,7 @@ def describe_policy(model: config_pb2.ModelConfig) -> str:
 
 
 def parse_config(text: str, place: str) -> config_pb2.ModelServerConfig:
-    """Reads a text-format ModelServerConfig.
-
-    Raises:
-        ConfigError: It does not parse.
-    """
+    """Reads a text-format ModelServerConfig."""
     try:
         return text_format.Parse(text, config_pb2.ModelServerConfig())
     except text_format.ParseError as error:
@@ -239,11 +207,7 @@ def parse_config(text: str, place: str) -> config_pb2.ModelServerConfig:
 def find_model(
     config: config_pb2.ModelServerConfig, model_name: str, place: str
 ) -> config_pb2.ModelConfig:
-    """A model's entry.
-
-    Raises:
-        ConfigError: The file does not list it, or lists it twice.
-    """
+    """A model's entry."""
     found = [one for one in config.model_config_list.config if one.name == model_name]
     if len(found) == 1:
         return found[0]
@@ -277,16 +241,7 @@ class _Field:
 
 
 def edit_text(text: str, edit: ModelEdit, place: str) -> str:
-    """The text with one model changed.
-
-    Args:
-        text: Text-format ModelServerConfig.
-        edit: What to change.
-        place: The file, for messages.
-
-    Raises:
-        ConfigError: The text does not parse, or does not list the model.
-    """
+    """The text with one model changed."""
     wanted = parse_config(text, place)
     _change_message(find_model(wanted, edit.model_name, place), edit)
     try:

@@ -153,24 +153,14 @@ class Rollout:
         self.options = options or RolloutOptions()
 
     def change(self, edit: ModelEdit, action: str, *, original: str = "") -> None:
-        """Edits the file, and tells the servers unless they poll.
-
-        Raises:
-            ConfigError: The file cannot be read or written.
-            PlumblineError: A server refuses it.
-        """
+        """Edits the file, and tells the servers unless they poll."""
         if self.config.change(edit, action=action, original=original):
             _LOG.info("%s: %s", self.config.path, _describe_edit(edit))
             if self.options.is_reload_sent:
                 self.servers.reload(self.config.read())
 
     def serve(self, model: config_pb2.ModelConfig, version: int, action: str) -> None:
-        """Has every server load a version, beside those that it serves.
-
-        Raises:
-            ServableUnavailableError: It fails to load.
-            DeadlineExceededError: It is not AVAILABLE in time.
-        """
+        """Has every server load a version, beside those that it serves."""
         available = self.servers.list_available(model.name)
         versions = add_version(model, version, available)
         if versions is not None:
@@ -202,21 +192,13 @@ class Rollout:
     def check(
         self, expected: VersionGolden | None, spec: ModelSpec, version: int
     ) -> tuple[ServerParity, ...]:
-        """Golden through every server; nothing without golden.
-
-        Raises:
-            PlumblineError: A server cannot be reached, or refuses.
-        """
+        """Golden through every server; nothing without golden."""
         if expected is None:
             return ()
         return tuple(check_parity(self.servers, expected, spec, version=version))
 
     def read_golden(self, model: config_pb2.ModelConfig, version: int) -> VersionGolden | None:
-        """The golden examples to check a version with; None when they are not wanted.
-
-        Raises:
-            ConfigError: The version, or its golden examples, cannot be found here.
-        """
+        """The golden examples to check a version with; None when they are not wanted."""
         if self.options.is_parity_skipped:
             return None
         expected = read_version_golden(
@@ -235,13 +217,7 @@ class Rollout:
 
 
 def promote(rollout: Rollout, model_name: str, *, version: int, label: str) -> Outcome:
-    """Serves a version and points a label at it, or leaves everything as it was.
-
-    Raises:
-        ConfigError: The file, the version's golden examples or an argument cannot be used.
-        ServableUnavailableError: A server cannot be reached; nothing was changed.
-        DeadlineExceededError: Another rollout holds the file.
-    """
+    """Serves a version and points a label at it, or leaves everything as it was."""
     start = time.monotonic()
     if not label or not label.isprintable():
         raise ConfigError(f"--label {label!r}: give a name, such as stable or canary")
@@ -307,16 +283,6 @@ def rollback(rollout: Rollout, model_name: str, *, label: str = "") -> Outcome:
     """Points a label back at the version before its last promotion, loading it if need be.
 
     Golden is checked afterwards and reported; the label stays where it was asked to go.
-
-    Args:
-        rollout: The file and its servers.
-        model_name: Whose label.
-        label: Which; the one that was moved last without it.
-
-    Raises:
-        ConfigError: The file cannot be used, or its audit knows no version before.
-        ServableUnavailableError: A server cannot be reached, or the version fails to load.
-        DeadlineExceededError: The servers did not follow in time.
     """
     start = time.monotonic()
     with rollout.config.hold(timeout_s=rollout.servers.timeout_s):
@@ -369,13 +335,7 @@ def _check_after_rollback(
 
 
 def retire(rollout: Rollout, model_name: str, *, version: int) -> Outcome:
-    """Takes a version out of the policy, and waits until every server has unloaded it.
-
-    Raises:
-        ConfigError: A label points at it, it is the only one, or it is not served.
-        ServableUnavailableError: A server cannot be reached.
-        DeadlineExceededError: A server still serves it.
-    """
+    """Takes a version out of the policy, and waits until every server has unloaded it."""
     start = time.monotonic()
     with rollout.config.hold(timeout_s=rollout.servers.timeout_s):
         model = rollout.config.read_model(model_name)
@@ -498,11 +458,7 @@ class LabelsReport:
 
 
 def read_labels(config: ModelConfigFile, servers: Servers, model_name: str) -> LabelsReport:
-    """What the file says of a model's labels and versions, and what each server does.
-
-    Raises:
-        ConfigError: The file cannot be read, or does not list the model.
-    """
+    """What the file says of a model's labels and versions, and what each server does."""
     model = config.read_model(model_name)
     wanted = dict(sorted(model.version_labels.items()))
     states: dict[str, dict[int, str]] = {}
@@ -530,11 +486,7 @@ def read_labels(config: ModelConfigFile, servers: Servers, model_name: str) -> L
 
 
 def read_version_golden(version_dir: Path) -> VersionGolden:
-    """The golden examples of a version, for a rollout that has to find them here.
-
-    Raises:
-        ConfigError: They are not here; says what to give.
-    """
+    """The golden examples of a version, for a rollout that has to find them here."""
     try:
         golden = read_golden(version_dir / layout.GOLDEN)
     except ManifestError as error:
@@ -564,17 +516,7 @@ def leave_strings_out(expected: VersionGolden) -> VersionGolden:
 def check_parity(
     servers: Servers, expected: VersionGolden, spec: ModelSpec, *, version: int
 ) -> list[ServerParity]:
-    """Asks every server all golden examples.
-
-    Args:
-        servers: Whom.
-        expected: What the in-process model answered.
-        spec: By which version or label to ask.
-        version: Which version has to answer.
-
-    Raises:
-        PlumblineError: A server cannot be reached, or refuses.
-    """
+    """Asks every server all golden examples."""
     found = []
     for server in servers.all:
         one = _check_server(server, expected, spec, version)

@@ -110,11 +110,7 @@ class Server:
         return model_spec_from_proto(response.model_spec).version
 
     def reload(self, config: config_pb2.ModelServerConfig) -> None:
-        """Hands over a configuration by HandleReloadConfigRequest.
-
-        Raises:
-            PlumblineError: The server refuses it, or allows no reloads.
-        """
+        """Hands over a configuration by HandleReloadConfigRequest."""
         request = status_pb2.ReloadConfigRequest(config=config)
         response = self._call(rpc.HANDLE_RELOAD_CONFIG, request, timeout_s=60.0)
         if response.status.error_code:
@@ -173,12 +169,7 @@ class Servers:
             server.reload(config)
 
     def wait_until_available(self, model_name: str, version: int) -> None:
-        """Waits until every server serves a version.
-
-        Raises:
-            ServableUnavailableError: It failed to load; says where and why.
-            DeadlineExceededError: It is not AVAILABLE in time; says what was seen last.
-        """
+        """Waits until every server serves a version."""
         start = time.monotonic()
         moved: set[str] = set()
 
@@ -200,11 +191,7 @@ class Servers:
         self._wait(f"version {version} of {model_name} AVAILABLE", is_available)
 
     def wait_until_gone(self, model_name: str, version: int) -> None:
-        """Waits until no server serves a version any more.
-
-        Raises:
-            DeadlineExceededError: One does after the time ran out.
-        """
+        """Waits until no server serves a version any more."""
 
         def is_gone(server: Server) -> tuple[bool, str]:
             report = server.list_versions(model_name).get(version)
@@ -213,11 +200,7 @@ class Servers:
         self._wait(f"version {version} of {model_name} unloaded", is_gone)
 
     def wait_until_labelled(self, model_name: str, label: str, version: int | None) -> None:
-        """Waits until a label leads to a version, or to none, on every server.
-
-        Raises:
-            DeadlineExceededError: It does not in time; says where it leads.
-        """
+        """Waits until a label leads to a version, or to none, on every server."""
 
         def is_labelled(server: Server) -> tuple[bool, str]:
             found = server.find_label(model_name, label)

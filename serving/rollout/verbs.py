@@ -170,11 +170,7 @@ def _positive_number(text: str) -> float:
 
 
 def _open_rollout(arguments: argparse.Namespace) -> Rollout:
-    """The file and the servers of the flags.
-
-    Raises:
-        ConfigError: A file cannot be read, or there is no address.
-    """
+    """The file and the servers of the flags."""
     options = RolloutOptions(
         is_reload_sent=getattr(arguments, "reload_config", False),
         is_parity_skipped=getattr(arguments, "skip_parity", True),
@@ -185,11 +181,7 @@ def _open_rollout(arguments: argparse.Namespace) -> Rollout:
 
 
 def _open_servers(arguments: argparse.Namespace) -> Servers:
-    """The servers of the flags.
-
-    Raises:
-        ConfigError: There is no address, or a credentials file cannot be read.
-    """
+    """The servers of the flags."""
     addresses = [one.strip() for one in arguments.server.split(",") if one.strip()]
     if not addresses:
         raise ConfigError("--server: give at least one address, such as 127.0.0.1:8500")

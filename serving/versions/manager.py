@@ -75,11 +75,7 @@ class ServableManager:
         return self._models
 
     def start(self, models: Sequence[ModelConfig]) -> None:
-        """Begins to serve `models`; returns at once.
-
-        Raises:
-            PlumblineError: The models cannot be served together, as in `reload`.
-        """
+        """Begins to serve `models`; returns at once."""
         try:
             self._apply(models)
         except PlumblineError as error:
@@ -112,11 +108,7 @@ class ServableManager:
         self.stop()
 
     def list_states(self, name: str, version: int | None = None) -> list[VersionStatus]:
-        """The states of a model's versions, the highest first, for GetModelStatus.
-
-        Raises:
-            ServableNotFoundError: The model or version is not known.
-        """
+        """The states of a model's versions, the highest first, for GetModelStatus."""
         return self.monitor.list_states(name, version)
 
     def is_ready(self) -> bool:
@@ -149,20 +141,7 @@ class ServableManager:
         wait: bool = True,
         timeout_s: float | None = None,
     ) -> None:
-        """Replaces the whole configuration and waits until new models are AVAILABLE.
-
-        Args:
-            models: The new configuration; models that are not in it are unloaded.
-            wait: Whether to wait at all.
-            timeout_s: How long to wait.
-
-        Raises:
-            ConfigError: A model's platform is unknown or changed; nothing is replaced.
-            PlumblineError: FAILED_PRECONDITION: a label's version is not AVAILABLE; nothing is
-                replaced. UNKNOWN: new models failed, with the reason of each; the
-                configuration is in force, and they are tried again when their files change.
-            DeadlineExceededError: New models were still loading after `timeout_s`.
-        """
+        """Replaces the whole configuration and waits until new models are AVAILABLE."""
         with self._reload_lock:
             known = {model.name for model in self._models}
             new = [model.name for model in models if model.name not in known]
@@ -187,12 +166,7 @@ class ServableManager:
         self._models = tuple(models)
 
     def wait_for_models(self, names: Sequence[str], *, timeout_s: float | None = None) -> None:
-        """Blocks until each of `names` serves or cannot.
-
-        Raises:
-            PlumblineError: UNKNOWN: some failed, with the reason of each.
-            DeadlineExceededError: Some were still loading after `timeout_s`.
-        """
+        """Blocks until each of `names` serves or cannot."""
 
         if not self.monitor.wait_for(
             lambda: not any(map(self.is_pending, names)), timeout_s=timeout_s

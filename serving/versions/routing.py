@@ -137,10 +137,6 @@ class Router:
         """Holds the servable that answers `spec`; use it as `with router.acquire(spec) as it`.
 
         Every handle that is acquired must be entered and left, or the version never unloads.
-
-        Raises:
-            RequestError: No model name, or an unknown version label.
-            PlumblineError: Nothing AVAILABLE answers to it; as `explain` says.
         """
         while True:
             try:
@@ -169,15 +165,7 @@ def assign_labels(
     is_available: Callable[[str, int], bool],
     allow_unavailable: bool,
 ) -> Labels:
-    """The labels of a new configuration, by the rules of `ServerCore::UpdateModelVersionLabelMap`.
-
-    Args:
-        models: The new configuration.
-        labels: Those in force.
-        is_available: Whether a version of a model is AVAILABLE.
-        allow_unavailable: --allow_version_labels_for_unavailable_models; it does not hold for a
-            label that points elsewhere already.
-    """
+    """The new labels, by the rules of `ServerCore::UpdateModelVersionLabelMap`."""
     assigned: dict[str, dict[str, int]] = {}
     for model in models:
         for label, version in model.version_labels.items():

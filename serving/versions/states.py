@@ -105,11 +105,7 @@ class StateMonitor:
             }
 
     def wait_for(self, predicate: Callable[[], bool], *, timeout_s: float | None = None) -> bool:
-        """Blocks until `predicate` holds; it is asked again after each change.
-
-        Returns:
-            What `predicate` said last: False when the time ran out or the monitor is closed.
-        """
+        """Blocks until `predicate` holds; it is asked again after each change."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self.changed:
             while not predicate():

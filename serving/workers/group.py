@@ -143,11 +143,7 @@ class WorkerGroup:
         return choose_states(versions, name, version)
 
     def reload(self, models: Sequence[ModelConfig]) -> None:
-        """See `ServableManager.reload`; waits for every worker that does not hang.
-
-        Raises:
-            PlumblineError: As one worker's reload, or one of the others did not accept it.
-        """
+        """See `ServableManager.reload`; waits for every worker that does not hang."""
         known = {model.name for model in self.manager.models}
         new = [model.name for model in models if model.name not in known]
         with self._shared.lock_models():
@@ -331,12 +327,7 @@ def _dump_families(families: Sequence[Family | HistogramFamily]) -> Dump:
 
 
 def merge_statuses(version: int, found: Sequence[NotedStatus | None]) -> VersionStatus:
-    """What the workers together say of a version: the least advanced, and what went wrong.
-
-    Args:
-        version: Its number.
-        found: What each worker says; None where it is not known (yet).
-    """
+    """What the workers together say of a version: the least advanced, and what went wrong."""
     known = [one for one in found if one is not None]
     states = {one.state for one in known}
     first = min(known, key=lambda one: one.state)
