@@ -28,11 +28,9 @@ DEFAULT_PORT = 8501
 
 
 class HttpCaller:
-    """Makes calls to one server.
+    """Makes calls to one server, at `http://host:port`, `https://...` or `host:port`.
 
-    Args:
-        address: `http://host:port`, `https://...` or `host:port`.
-        connection: TLS, token, compression (none or gzip); keepalive is the transport's.
+    Of the connection's options, keepalive is the transport's.
 
     Raises:
         ConfigError: The address or a TLS file cannot be used.
