@@ -61,8 +61,12 @@ def check_server(
         signatures = client.metadata().signatures
     except PlumblineError as error:
         return [*findings, Check.SHAPES.fails(error.message)]
-    findings += check_names(signatures)
-    return [*findings, _check_shapes(client, signatures), _check_limit(client, signatures)]
+    return [
+        *findings,
+        check_names(signatures),
+        _check_shapes(client, signatures),
+        _check_limit(client, signatures),
+    ]
 
 
 def _explain_name(model_name: str, address: str, rest_server: str) -> Finding:

@@ -33,10 +33,13 @@ def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
     findings = [finding, whole, _check_warmup(version_dir), _check_golden(version_dir)]
     findings.append(_check_tensorflow(version_dir, manifest, server_tensorflow))
     try:
-        signatures = _read_signatures(version_dir, manifest)
+        if manifest is not None:
+            signatures = from_entries(manifest.signatures)
+        else:
+            signatures = read_signatures((version_dir / layout.SAVED_MODEL).read_bytes())
     except (ManifestError, OSError) as error:
         return [*findings, Check.SIGNATURES.fails(str(error), _describe_copy(version_dir))]
-    return [*findings, *check_names(signatures), *_check_specs(signatures)]
+    return [*findings, check_names(signatures), *_check_specs(signatures)]
 
 
 def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
@@ -89,16 +92,14 @@ def _check_whole(version_dir: Path) -> tuple[Manifest | None, Finding]:
 
 def _check_files_alone(version_dir: Path) -> Finding:
     variables = version_dir / layout.VARIABLES
-    is_saved_model = (version_dir / layout.SAVED_MODEL).is_file()
     shards = list(variables.glob("variables.data-*"))
     wanted = {int(path.name.rpartition("-of-")[2]) for path in shards if "-of-" in path.name}
-    if is_saved_model and variables.is_dir():
-        is_whole = (variables / "variables.index").is_file() and wanted == {len(shards)}
-        if not is_whole:
-            return Check.WHOLE_VERSION.fails(
-                f"{variables} is incomplete: a copy ended early, or is still going on",
-                _describe_copy(version_dir),
-            )
+    is_whole = (variables / "variables.index").is_file() and wanted == {len(shards)}
+    if (version_dir / layout.SAVED_MODEL).is_file() and variables.is_dir() and not is_whole:
+        return Check.WHOLE_VERSION.fails(
+            f"{variables} is incomplete: a copy ended early, or is still going on",
+            _describe_copy(version_dir),
+        )
     return Check.WHOLE_VERSION.warns(
         "the files are there, but no manifest tells whether they are whole",
         _EXPORT_AGAIN.format(base=version_dir.parent),
@@ -186,23 +187,15 @@ def _parse_release(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers[:2])
 
 
-def _read_signatures(version_dir: Path, manifest: Manifest | None) -> Mapping[str, Signature]:
-    if manifest is not None:
-        return from_entries(manifest.signatures)
-    return read_signatures((version_dir / layout.SAVED_MODEL).read_bytes())
-
-
-def check_names(signatures: Mapping[str, Signature]) -> list[Finding]:
+def check_names(signatures: Mapping[str, Signature]) -> Finding:
     """Whether signatures and tensors are called what people will ask for."""
     if "serving_default" not in signatures:
-        return [
-            Check.SIGNATURES.fails(
-                f"no `serving_default`, only {', '.join(signatures) or 'nothing'}: a request "
-                "without a signature name fails",
-                "name the signature in each request (--signature_name), or export with "
-                "signatures={'serving_default': …}",
-            )
-        ]
+        return Check.SIGNATURES.fails(
+            f"no `serving_default`, only {', '.join(signatures) or 'nothing'}: a request "
+            "without a signature name fails",
+            "name the signature in each request (--signature_name), or export with "
+            "signatures={'serving_default': …}",
+        )
     generated = sorted(
         f"{signature.name}.{name}"
         for signature in signatures.values()
@@ -210,14 +203,12 @@ def check_names(signatures: Mapping[str, Signature]) -> list[Finding]:
         if _GENERATED.fullmatch(name)
     )
     if generated:
-        return [
-            Check.SIGNATURES.warns(
-                f"Keras made up the names {', '.join(generated)}; they change with every export",
-                "export with explicit names: tf.saved_model.save(…, signatures={…}), as "
-                "`python -m exporter export` does",
-            )
-        ]
-    return [Check.SIGNATURES.passes(", ".join(signatures))]
+        return Check.SIGNATURES.warns(
+            f"Keras made up the names {', '.join(generated)}; they change with every export",
+            "export with explicit names: tf.saved_model.save(…, signatures={…}), as "
+            "`python -m exporter export` does",
+        )
+    return Check.SIGNATURES.passes(", ".join(signatures))
 
 
 def _check_specs(signatures: Mapping[str, Signature]) -> list[Finding]:

@@ -162,7 +162,7 @@ def find_labels(args: argparse.Namespace) -> list[str]:
 
 
 def answer_one_by_one(
-    predictor: Predictor, blocks: Iterable[FileRows], *, signature_name: str
+    predictor: Predictor, blocks: Iterable[FileRows], signature_name: str
 ) -> Iterator[Answer]:
     """Asks for one block after the other.
 
