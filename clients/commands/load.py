@@ -31,7 +31,7 @@ from clients.transport.channel import explain_failure, open_channel
 from contract.console.exits import ExitCode
 from contract.console.extras import import_extra
 from contract.console.terminal import print_json, print_table, remark, show_progress
-from contract.errors import ConfigError, PlumblineError
+from contract.errors import ConfigError, DatasetError, PlumblineError
 from contract.servable import ModelSpec
 from contract.signature import Array, Batch, Signature, find_signature
 from contract.wire import rpc
@@ -144,7 +144,9 @@ def _choose_batch(args: argparse.Namespace, metadata: ModelMetadata) -> tuple[Si
         signature = find_signature(metadata.signatures, args.signature_name)
         return signature, make_random_batch(signature, args.batch_size)
     reader = InputReader([args.input], metadata.signatures, signature_name=args.signature_name)
-    rows = reader.take(1)[0]
+    rows = next(iter(reader), None)
+    if rows is None:
+        raise DatasetError(f"--input {args.input}: none of its rows can be sent")
     repeats = -(-args.batch_size // rows.num_rows)
     return reader.signature, {
         name: array.repeat(repeats, axis=0)[: args.batch_size] for name, array in rows.batch.items()

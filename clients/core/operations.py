@@ -73,16 +73,7 @@ class Prepared(NamedTuple):
 
 
 class Operations:
-    """The operations of one client on one model.
-
-    Args:
-        dialect: How questions and answers are written.
-        model_name: The model.
-        timeouts: Deadlines of calls that name none.
-        retry: When a call is made again.
-        checks: What is checked.
-        clock: Seconds, monotonic.
-    """
+    """The operations of one client on one model."""
 
     def __init__(
         self,
