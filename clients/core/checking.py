@@ -232,20 +232,17 @@ def _check_structure(
                 f"it answered {{{', '.join(outputs)}}}",
                 code=Code.DATA_LOSS,
             )
-        if spec is not None:
-            _check_output(array, spec, num_rows)
-
-
-def _check_output(array: Array, spec: TensorSpec, num_rows: int) -> None:
-    shape = spec.shape
-    wrong = dtype_name(array.dtype) != spec.dtype or not spec.admits_shape(array.shape)
-    if not wrong and shape and shape[0] is None and None not in shape[1:]:
-        # Only then is axis 0 surely the batch: a matrix (?, ?) may be transposed.
-        wrong = array.shape[0] != num_rows
-        shape = (num_rows, *shape[1:])
-    if wrong:
-        raise InternalError(
-            f"the server answered {spec.name!r} as {dtype_name(array.dtype)} {array.shape}; "
-            f"the signature promises {spec.dtype} {describe_shape(shape)}",
-            code=Code.DATA_LOSS,
-        )
+        if spec is None:
+            continue
+        shape = spec.shape
+        wrong = dtype_name(array.dtype) != spec.dtype or not spec.admits_shape(array.shape)
+        if not wrong and shape and shape[0] is None and None not in shape[1:]:
+            # Only then is axis 0 surely the batch: a matrix (?, ?) may be transposed.
+            wrong = array.shape[0] != num_rows
+            shape = (num_rows, *shape[1:])
+        if wrong:
+            raise InternalError(
+                f"the server answered {spec.name!r} as {dtype_name(array.dtype)} {array.shape}; "
+                f"the signature promises {spec.dtype} {describe_shape(shape)}",
+                code=Code.DATA_LOSS,
+            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -83,16 +83,15 @@ class Operations:
         timeouts: Timeouts,
         retry: RetryPolicy,
         checks: Checks,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.dialect = dialect
         self.timeouts = timeouts
         self.retry = retry
         self.checks = checks
-        self.clock = clock
+        self.clock = time.monotonic
         self._model_name = model_name
         self._specs: dict[tuple[int | None, str | None, str], ModelSpec] = {}
-        self._cache = SignatureCache(clock, checks)
+        self._cache = SignatureCache(self.clock, checks)
 
     def specify(
         self, version: int | None, version_label: str | None, signature_name: str = ""
