@@ -5,11 +5,11 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from clients.core.checking import BatchLike
 from clients.core.examples import Examples, Features
-from clients.core.grpc_dialect import Dialect, GrpcDialect
+from clients.core.grpc_dialect import GrpcDialect
 from clients.core.operations import Call, Effects, Operations
 from clients.core.predict_many import Piece, PredictRun, ProgressCallback, RunOptions
 from clients.core.retry import DEFAULT_RETRY, RetryPolicy
@@ -31,47 +31,21 @@ from contract.signature import Array
 if TYPE_CHECKING:
     import grpc
 
+    from clients.transport.http import HttpCaller
+
 T = TypeVar("T")
-Ended: TypeAlias = "tuple[Piece, Call, grpc.Future]"
-
-
-class Caller(Protocol):
-    """Carries bytes to one server and back."""
-
-    def make(self, call: Call) -> bytes | PlumblineError:
-        """Makes a call and waits for the reply's bytes, or the error."""
-        ...
-
-    def close(self) -> None:
-        """Closes the connection."""
-        ...
 
 
 class BlockingClient:
     """What can be asked in the calling thread, whatever carries it.
 
     Args:
-        dialect: How requests and answers are written.
-        caller: Carries them.
-        model_name: The model to ask.
-        timeouts: Deadlines of calls that name none.
-        retry: When a call is made again.
-        checks: What is checked before sending and after receiving.
+        operations: What is asked, and how it is written.
+        caller: Carries it.
     """
 
-    def __init__(
-        self,
-        dialect: Dialect,
-        caller: Caller,
-        *,
-        model_name: str,
-        timeouts: Timeouts,
-        retry: RetryPolicy,
-        checks: Checks,
-    ) -> None:
-        self._operations = Operations(
-            dialect, model_name=model_name, timeouts=timeouts, retry=retry, checks=checks
-        )
+    def __init__(self, operations: Operations, caller: GrpcCaller | HttpCaller) -> None:
+        self._operations = operations
         self._caller = caller
 
     def predict(
@@ -295,14 +269,10 @@ class PredictionClient(BlockingClient):
         connection: ConnectionOptions = DEFAULT_CONNECTION,
     ) -> None:
         self._grpc = GrpcCaller(address, connection)
-        super().__init__(
-            GrpcDialect(),
-            self._grpc,
-            model_name=model_name,
-            timeouts=timeouts,
-            retry=retry,
-            checks=checks,
+        operations = Operations(
+            GrpcDialect(), model_name=model_name, timeouts=timeouts, retry=retry, checks=checks
         )
+        super().__init__(operations, self._grpc)
 
     def predict_many(
         self,
@@ -394,14 +364,10 @@ class RestClient(BlockingClient):
         from clients.core.rest_dialect import RestDialect
         from clients.transport.http import HttpCaller
 
-        super().__init__(
-            RestDialect(),
-            HttpCaller(address, connection),
-            model_name=model_name,
-            timeouts=timeouts,
-            retry=retry,
-            checks=checks,
+        operations = Operations(
+            RestDialect(), model_name=model_name, timeouts=timeouts, retry=retry, checks=checks
         )
+        super().__init__(operations, HttpCaller(address, connection))
 
 
 def run_effects(effects: Effects[T], make: Callable[[Call], bytes | PlumblineError]) -> T:
@@ -435,14 +401,14 @@ def stream_parts(
     cached = run_effects(operations.learn_now(spec), caller.make)
     run = PredictRun(operations, spec, options, cached=cached, total_rows=count_all(data))
     source: Iterator[BatchLike] = iter((data,) if is_whole(data) else data)
-    ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
-    flying: set[grpc.Future] = set()
+    ended: queue.SimpleQueue[grpc.Future] = queue.SimpleQueue()
+    flying: dict[grpc.Future, tuple[Piece, Call]] = {}
     broken: Exception | None = None
     try:
         while not run.done:
             broken = _give_items(run, source) or broken
             for piece, call in run.take_sends():
-                flying.add(_start(caller, piece, call, ended))
+                flying[caller.start(call, ended.put)] = piece, call
             parts = run.take_parts()
             for part in parts:
                 run.tell(part)
@@ -469,21 +435,18 @@ def _give_items(run: PredictRun, source: Iterator[BatchLike]) -> Exception | Non
     return None
 
 
-def _start(
-    caller: GrpcCaller, piece: Piece, call: Call, ended: queue.SimpleQueue[Ended]
-) -> grpc.Future:
-    return caller.start(call, lambda future: ended.put((piece, call, future)))
-
-
 def _await_one(
-    caller: GrpcCaller, run: PredictRun, ended: queue.SimpleQueue[Ended], flying: set[grpc.Future]
+    caller: GrpcCaller,
+    run: PredictRun,
+    ended: queue.SimpleQueue[grpc.Future],
+    flying: dict[grpc.Future, tuple[Piece, Call]],
 ) -> None:
     """Waits for a call to end, or for the time to send one again."""
     try:
-        piece, call, future = ended.get(timeout=run.seconds_to_wait())
+        future = ended.get(timeout=run.seconds_to_wait())
     except queue.Empty:
         return
-    flying.discard(future)
+    piece, call = flying.pop(future)
     reply = caller.finish(call, future)
     if isinstance(reply, PlumblineError):
         run.record(piece, reply)

@@ -7,8 +7,8 @@ variant on the device.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from clients.on_device import OnDevicePredictor, list_variants
@@ -65,22 +65,14 @@ def list_hops(via: str, version_dir: Path | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def make_device_hop(name: str, version_dir: Path | None, *, num_threads: int = 1) -> Hop:
+def make_device_hop(name: str, version_dir: Path | None) -> Hop:
     """The hop `on-device:VARIANT`."""
     if version_dir is None:
         raise ConfigError(f"--via {name} needs --version_dir, where the variant is")
     variant = name.removeprefix(ON_DEVICE)
-    if variant not in layout.VARIANTS:
-        raise ConfigError(f"--via {name}: give one of {', '.join(layout.VARIANTS)}")
-    predictor = OnDevicePredictor(version_dir, variant=variant, num_threads=num_threads)
-
-    @contextmanager
-    def open_predictor() -> Iterator[Predictor]:
-        with predictor:
-            yield predictor
-
+    predictor = OnDevicePredictor(version_dir, variant=variant)
     tolerance = read_tolerances(version_dir).of_variant(variant)
-    return Hop(name, tolerance, open_predictor, frozenset(predictor.signatures))
+    return Hop(name, tolerance, lambda: predictor, frozenset(predictor.signatures))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from clients.blocking import BlockingClient, PredictionClient, RestClient
+from clients.blocking import PredictionClient, RestClient
 from clients.on_device import find_version_dir
 from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions
 from contract.console.extras import import_extra
@@ -16,6 +18,8 @@ from contract.signature import Batch
 
 if TYPE_CHECKING:
     from clients.aio import AsyncPredictionClient
+
+Client = TypeVar("Client")
 
 DEFAULT_SERVER = "127.0.0.1:8500"
 DEFAULT_REST_SERVER = "127.0.0.1:8501"
@@ -88,16 +92,13 @@ def connection_options(args: argparse.Namespace) -> ConnectionOptions:
         if wants_tls
         else None
     )
-    return ConnectionOptions(tls=tls, token=_read_token(args.auth_token_file))
-
-
-def _read_token(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--auth_token_file {path} cannot be read: {error}") from error
+    token, path = None, args.auth_token_file
+    if path is not None:
+        try:
+            token = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--auth_token_file {path} cannot be read: {error}") from error
+    return ConnectionOptions(tls=tls, token=token)
 
 
 def choose_model_name(args: argparse.Namespace) -> str:
@@ -126,13 +127,7 @@ def open_client(
     address = server or args.server
     if is_rest(address):
         raise ConfigError(f"{address} is REST, and this command speaks gRPC: give host:port of it")
-    return PredictionClient(
-        address.split(","),
-        model_name=choose_model_name(args),
-        timeouts=_choose_timeouts(args),
-        checks=Checks(allow_non_finite=allow_non_finite),
-        connection=connection_options(args),
-    )
+    return _open(PredictionClient, address.split(","), args, allow_non_finite)
 
 
 def open_aio_client(
@@ -141,13 +136,7 @@ def open_aio_client(
     """The asyncio client of the flags."""
     from clients.aio import AsyncPredictionClient
 
-    return AsyncPredictionClient(
-        args.server.split(","),
-        model_name=choose_model_name(args),
-        timeouts=_choose_timeouts(args),
-        checks=Checks(allow_non_finite=allow_non_finite),
-        connection=connection_options(args),
-    )
+    return _open(AsyncPredictionClient, args.server.split(","), args, allow_non_finite)
 
 
 def open_rest_client(
@@ -155,42 +144,35 @@ def open_rest_client(
 ) -> RestClient:
     """The REST client of the flags."""
     import_extra("httpx", "REST")
-    return RestClient(
-        server or args.server,
+    return _open(RestClient, server or args.server, args, allow_non_finite)
+
+
+def _open(
+    make: Callable[..., Client], address: object, args: argparse.Namespace, allow_non_finite: bool
+) -> Client:
+    return make(
+        address,
         model_name=choose_model_name(args),
-        timeouts=_choose_timeouts(args),
+        timeouts=Timeouts(predict_s=args.timeout_s, control_s=min(args.timeout_s, 10.0)),
         checks=Checks(allow_non_finite=allow_non_finite),
         connection=connection_options(args),
     )
 
 
-def _choose_timeouts(args: argparse.Namespace) -> Timeouts:
-    return Timeouts(predict_s=args.timeout_s, control_s=min(args.timeout_s, 10.0))
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """A client's `predict`, asked for the version of the flags only; a Predictor."""
 
-
-class PinnedClient:
-    """A client of a server, asked for one version only; a Predictor.
-
-    Args:
-        client: What asks.
-        version: The version, or None.
-        version_label: The label, or None.
-    """
-
-    def __init__(
-        self, client: BlockingClient, *, version: int | None, version_label: str | None
-    ) -> None:
-        self._client = client
-        self._version = version
-        self._version_label = version_label
+    ask: Callable[..., Batch]
+    args: argparse.Namespace
 
     def predict(self, batch: Batch, *, signature_name: str) -> Batch:
         """Asks the server; see `PredictionClient.predict`."""
-        return self._client.predict(
+        return self.ask(
             batch,
             signature_name=signature_name,
-            version=self._version,
-            version_label=self._version_label,
+            version=self.args.version,
+            version_label=self.args.version_label,
         )
 
 

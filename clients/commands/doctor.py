@@ -7,13 +7,8 @@ from pathlib import Path
 
 from clients.doctor.findings import (
     FAILS,
-    MODEL_NAME,
     NOT_CHECKED,
-    REACHABLE,
-    TENSORFLOW,
-    VERSION_NUMBER,
-    WARMUP,
-    WHOLE_VERSION,
+    Check,
     Finding,
     check_package,
     merge_findings,
@@ -83,7 +78,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     else:
         _print(merged, ", ".join(targets))
     failed = [finding for finding in merged if finding.verdict == FAILS]
-    if any(finding.check == REACHABLE for finding in failed):
+    if any(finding.check is Check.REACHABLE for finding in failed):
         return ExitCode.UNREACHABLE
     return ExitCode.FAILED if failed else ExitCode.DONE
 
@@ -96,20 +91,23 @@ def is_folder(target: str) -> bool:
 
 
 def _print(findings: list[Finding], title: str) -> None:
-    is_version = any(one.check == VERSION_NUMBER and one.verdict != NOT_CHECKED for one in findings)
+    is_version = any(
+        one.check is Check.VERSION_NUMBER and one.verdict != NOT_CHECKED for one in findings
+    )
     rows = [
         [one.check, one.verdict, one.explanation or _explain_gap(one.check, is_version=is_version)]
         for one in findings
     ]
     print_table(["check", "result", "what was seen"], rows, title=f"doctor {title}")
-    fixes = [one for one in findings if one.fix and one.verdict != NOT_CHECKED]
-    for one in fixes:
-        say(f"{one.check}: {one.fix}")
+    for one in findings:
+        if one.fix and one.verdict != NOT_CHECKED:
+            say(f"{one.check}: {one.fix}")
 
 
-def _explain_gap(check: str, *, is_version: bool) -> str:
-    if check in (VERSION_NUMBER, WHOLE_VERSION, TENSORFLOW, WARMUP) and not is_version:
+def _explain_gap(check: Check, *, is_version: bool) -> str:
+    of_version = (Check.VERSION_NUMBER, Check.WHOLE_VERSION, Check.TENSORFLOW, Check.WARMUP)
+    if check in of_version and not is_version:
         return "seen in a version directory only: give its path"
-    if check in (REACHABLE, MODEL_NAME):
+    if check in (Check.REACHABLE, Check.MODEL_NAME):
         return "seen at a running server only: give its address"
     return "not come to"

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from clients.transport.channel import explain_failure, open_channel
 from contract.console.exits import ExitCode
 from contract.console.extras import import_extra
 from contract.console.terminal import print_json, print_table, remark, show_progress
-from contract.errors import ConfigError, PlumblineError
+from contract.errors import ConfigError, DatasetError, PlumblineError
 from contract.servable import ModelSpec
 from contract.signature import Array, Batch, Signature, find_signature
 from contract.wire import rpc
@@ -38,8 +39,6 @@ from contract.wire.predict import encode_predict_request
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.ticker import Formatter
-
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 MAX_OUTSTANDING = 10_000
@@ -123,12 +122,21 @@ def run(args: argparse.Namespace) -> ExitCode:
     try:
         for rate in args.rate:
             plan = LoadPlan(rate, args.duration_s, args.warmup_s, seed=args.seed)
-            _load(args, plan, body, results)
+            total = int(plan.rate * (plan.warmup_s + plan.duration_s))
+            with show_progress(f"{rate:g} calls/s", total=total, unit="calls") as progress:
+                load = LoadRun(plan, on_answer=functools.partial(progress.advance, 1))
+                try:
+                    asyncio.run(_run_load(args, load, body))
+                finally:
+                    results.append(load.summarise())  # of an interrupted one too
     except KeyboardInterrupt:
         _report(args, results, signature)
         raise Interrupted(f"measured {sum(one.num_sent for one in results):,} calls") from None
     _report(args, results, signature)
-    return ExitCode.DONE if all(map(_is_reached, results)) else ExitCode.FAILED
+    is_reached = all(
+        one.num_ok == one.num_sent and one.achieved_rate >= 0.9 * one.asked_rate for one in results
+    )
+    return ExitCode.DONE if is_reached else ExitCode.FAILED
 
 
 def _choose_batch(args: argparse.Namespace, metadata: ModelMetadata) -> tuple[Signature, Batch]:
@@ -136,57 +144,49 @@ def _choose_batch(args: argparse.Namespace, metadata: ModelMetadata) -> tuple[Si
         signature = find_signature(metadata.signatures, args.signature_name)
         return signature, make_random_batch(signature, args.batch_size)
     reader = InputReader([args.input], metadata.signatures, signature_name=args.signature_name)
-    rows = reader.take(1)[0]
+    rows = next(iter(reader), None)
+    if rows is None:
+        raise DatasetError(f"--input {args.input}: none of its rows can be sent")
     repeats = -(-args.batch_size // rows.num_rows)
     return reader.signature, {
         name: array.repeat(repeats, axis=0)[: args.batch_size] for name, array in rows.batch.items()
     }
 
 
-def _load(args: argparse.Namespace, plan: LoadPlan, body: bytes, results: list[LoadResult]) -> None:
-    """Adds the result of one rate to `results`, of an interrupted one too."""
-    total = int(plan.rate * (plan.warmup_s + plan.duration_s))
-    with show_progress(f"{plan.rate:g} calls/s", total=total, unit="calls") as progress:
-        load = LoadRun(plan, lambda: progress.advance(1))
-        try:
-            asyncio.run(_run_load(args, load, body))
-        finally:
-            results.append(load.summarise())
-
-
 async def _run_load(args: argparse.Namespace, load: LoadRun, body: bytes) -> None:
     options = connection_options(args)
     channel, address = open_channel(grpc.aio, args.server, options)
-    async with channel:
-        await load.run(_make_send(channel, address, body, args.timeout_s, options.headers()))
-
-
-def _make_send(
-    channel: grpc.aio.Channel,
-    address: str,
-    body: bytes,
-    timeout_s: float,
-    headers: tuple[tuple[str, str], ...],
-) -> Callable[[], Awaitable[object]]:
-    path = rpc.PREDICT.path
+    path, headers = rpc.PREDICT.path, options.headers()
     call = channel.unary_unary(path)  # bytes out, bytes in: no message is built or read
 
     async def send() -> object:
         try:
-            return await call(body, timeout=timeout_s, metadata=headers)
+            return await call(body, timeout=args.timeout_s, metadata=headers)
         except grpc.RpcError as failure:
-            raise explain_failure(failure, address, path, timeout_s) from failure
+            raise explain_failure(failure, address, path, args.timeout_s) from failure
 
-    return send
-
-
-def _is_reached(result: LoadResult) -> bool:
-    return result.num_ok == result.num_sent and result.achieved_rate >= 0.9 * result.asked_rate
+    async with channel:
+        await load.run(send)
 
 
 def _report(args: argparse.Namespace, results: list[LoadResult], signature: Signature) -> None:
     if args.json:
-        _print_json(results)
+        print_json(
+            [
+                {
+                    "asked_rate": result.asked_rate,
+                    "achieved_rate": result.achieved_rate,
+                    "num_sent": result.num_sent,
+                    "num_ok": result.num_ok,
+                    "errors": result.errors,
+                    **{f"p{p:g}_ms": result.percentiles_ms[p] for p in PERCENTILES},
+                    "max_ms": result.max_ms,
+                    "late_p99_ms": result.late_p99_ms,
+                    "doubts": describe_doubts(result),
+                }
+                for result in results
+            ]
+        )
     elif results:
         _print(results, f"{signature.name}, {args.batch_size} rows a call, {args.duration_s:g} s")
     if args.plot and any(result.num_ok for result in results):
@@ -232,37 +232,11 @@ def describe_doubts(result: LoadResult) -> list[str]:
     return doubts
 
 
-def _print_json(results: list[LoadResult]) -> None:
-    print_json(
-        [
-            {
-                "asked_rate": result.asked_rate,
-                "achieved_rate": result.achieved_rate,
-                "num_sent": result.num_sent,
-                "num_ok": result.num_ok,
-                "errors": result.errors,
-                **{f"p{p:g}_ms": result.percentiles_ms[p] for p in PERCENTILES},
-                "max_ms": result.max_ms,
-                "late_p99_ms": result.late_p99_ms,
-                "doubts": describe_doubts(result),
-            }
-            for result in results
-        ]
-    )
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """How much is sent, and for how long.
+    """How much is sent, and for how long; calls of the warm-up are not counted."""
 
-    Attributes:
-        rate: Calls per second asked for.
-        duration_s: Seconds measured.
-        warmup_s: Seconds before them, whose calls are not counted.
-        seed: Of the arrival times.
-    """
-
-    rate: float
+    rate: float  # calls per second
     duration_s: float
     warmup_s: float = 1.0
     seed: int = 0
@@ -407,23 +381,15 @@ def write_plot(path: Path, results: Sequence[LoadResult], *, title: str) -> None
     axes.set_ylabel("latency from the intended send time [ms]")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(_make_minor_formatter(axes))
+    low, high = axes.get_ylim()
+    has_room = high / max(low, 1e-12) <= 30  # for numbers between the powers of ten
+    axes.yaxis.set_minor_formatter("{x:g}" if has_room else "")
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.set_title(title)
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--plot {path} cannot be written: {error}") from error
-
-
-def _make_minor_formatter(axes: Axes) -> Formatter:
-    """Numbers between the powers of ten where there is room for them."""
-    from matplotlib import ticker
-
-    low, high = axes.get_ylim()
-    if high / max(low, 1e-12) > 30:
-        return ticker.NullFormatter()
-    return ticker.StrMethodFormatter("{x:g}")
 
 
 def _draw_rates(axes: Axes, results: Sequence[LoadResult]) -> None:

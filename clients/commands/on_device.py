@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import multiprocessing
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clients.core.rows import make_random_batch
-from clients.files.predict import Answer, add_input_flags, answer_one_by_one, predict_files
-from clients.files.read import FileRows
+from clients.files.predict import add_input_flags, answer_one_by_one, predict_files
 from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
 from clients.targets import positive_count
 from contract import layout
@@ -105,11 +105,9 @@ def run(args: argparse.Namespace) -> ExitCode:
             allow_non_finite=args.allow_non_finite,
         )
     with predictor:
-
-        def answer(blocks: Iterator[FileRows], signature_name: str) -> Iterator[Answer]:
-            return answer_one_by_one(predictor, blocks, signature_name=signature_name)
-
-        return predict_files(args, predictor.signatures, answer)
+        return predict_files(
+            args, predictor.signatures, functools.partial(answer_one_by_one, predictor)
+        )
 
 
 def run_bench(args: argparse.Namespace) -> ExitCode:
@@ -117,16 +115,13 @@ def run_bench(args: argparse.Namespace) -> ExitCode:
     path: Path = args.version_dir
     variants = [layout.FLOAT32] if path.is_file() else list_variants(find_version_dir(path))
     measured = [
-        bench_variant(
-            path,
-            variant,
-            batch_size=args.batch_size,
-            num_threads=args.num_threads,
-            num_calls=args.calls,
-        )
+        bench_variant(path, variant, args.batch_size, args.num_threads, args.calls)
         for variant in args.variant or variants
     ]
-    print_bench(measured, as_json=args.json)
+    if args.json:
+        print_json({"variants": measured})
+    else:
+        print_bench(measured)
     return ExitCode.DONE
 
 
@@ -167,7 +162,7 @@ class VariantBench:
 
 
 def bench_variant(
-    path: Path, variant: str, *, batch_size: int, num_threads: int, num_calls: int
+    path: Path, variant: str, batch_size: int, num_threads: int, num_calls: int
 ) -> VariantBench:
     """Measures one variant beside a bare interpreter loop.
 
@@ -180,11 +175,8 @@ def bench_variant(
         return p.apply_async(_measure, job).get()
 
 
-def print_bench(measured: Sequence[VariantBench], *, as_json: bool) -> None:
+def print_bench(measured: Sequence[VariantBench]) -> None:
     """One row per variant."""
-    if as_json:
-        print_json({"variants": measured})
-        return
     numbers = ["KiB", "median µs", "p99 µs", "rows/s", "bare µs", "scaled µs", "ratio", "peak MiB"]
     print_table(
         ["variant", *numbers],
@@ -218,7 +210,11 @@ def _measure(
     with predictor:
         signature = _find_primary(bare_model, predictor)
         batch = make_random_batch(signature, batch_size)
-        call = _make_call(predictor, batch, signature.name)
+        array = next(iter(batch.values())) if len(batch) == 1 else batch
+
+        def call() -> object:
+            return predictor.predict(array, signature_name=signature.name)
+
         _time_calls(call, 50)
         peak_mib = _read_peak_mib()
         calls = [call, *_make_bare_calls(bare_model, batch_size)]
@@ -255,13 +251,6 @@ def _find_primary(interpreter: Any, predictor: OnDevicePredictor) -> Signature:
         if subgraph == 0 and sorted(given) == sorted(indexes):
             return predictor.signatures[name]
     return predictor.signatures[DEFAULT_SIGNATURE_NAME]
-
-
-def _make_call(
-    predictor: OnDevicePredictor, batch: dict[str, Array], signature_name: str
-) -> Callable[[], object]:
-    array = next(iter(batch.values())) if len(batch) == 1 else batch
-    return lambda: predictor.predict(array, signature_name=signature_name)
 
 
 def _make_bare_calls(

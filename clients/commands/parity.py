@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clients.blocking import BlockingClient
 from clients.interruption import Interrupted
 from clients.on_device import find_version_dir
 from clients.parity import (
@@ -31,7 +30,7 @@ from clients.parity import (
 )
 from clients.targets import (
     DEFAULT_REST_SERVER,
-    PinnedClient,
+    Pinned,
     add_server_flags,
     add_version_dir_flag,
     open_aio_client,
@@ -46,9 +45,6 @@ from contract.errors import ConfigError, PlumblineError, UnimplementedError
 from contract.golden import Golden, read_golden
 from contract.lite.runtime import hide_delegate_notes
 from contract.parity import Predictor, Tolerance, read_tolerances
-from contract.signature import Batch
-
-_NUMBERS = ("rows", "max diff", "max ULP", "top-1", "worst row")
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -89,7 +85,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(args: argparse.Namespace) -> ExitCode:
     """Prints one table: 0 all agree, 1 a difference or an error, 3 unreachable."""
     version_dir = find_version_dir(args.version_dir) if args.version_dir else None
-    path = _choose_golden(args.golden, version_dir)
+    path: Path | None = args.golden or (version_dir and version_dir / layout.GOLDEN)
+    if path is None:
+        raise ConfigError("parity needs golden examples: give --version_dir or --golden")
     golden = _keep_signatures(read_golden(path), args.signatures)
     if version_dir and not args.golden and args.version is None and args.version_label is None:
         # Golden examples belong to one version: a newer one may answer differently.
@@ -113,14 +111,6 @@ def choose_exit_code(reports: Sequence[HopReport]) -> ExitCode:
     if verdicts <= {AGREES}:
         return ExitCode.DONE
     return ExitCode.UNREACHABLE if verdicts <= {AGREES, UNREACHABLE} else ExitCode.FAILED
-
-
-def _choose_golden(golden: Path | None, version_dir: Path | None) -> Path:
-    if golden is not None:
-        return golden
-    if version_dir is None:
-        raise ConfigError("parity needs golden examples: give --version_dir or --golden")
-    return version_dir / layout.GOLDEN
 
 
 def _keep_signatures(golden: Golden, names: str | None) -> Golden:
@@ -161,58 +151,27 @@ def _make_server_hop(name: str, args: argparse.Namespace, tolerance: Tolerance) 
     @contextmanager
     def open_predictor() -> Iterator[Predictor]:
         if name == GRPC_AIO:
-            with AsyncioPredictor(args) as predictor:
-                yield predictor
-            return
-        client: BlockingClient = (
-            open_rest_client(args, allow_non_finite=True, server=args.rest_server)
-            if name == REST
-            else open_client(args, allow_non_finite=True)
-        )
-        with client:
-            yield PinnedClient(client, version=args.version, version_label=args.version_label)
+            client = open_aio_client(args, allow_non_finite=True)
+            with asyncio.Runner() as runner:
+                try:
+                    yield Pinned(lambda *a, **k: runner.run(client.predict(*a, **k)), args)
+                finally:
+                    runner.run(client.close())
+        elif name == REST:
+            with open_rest_client(args, allow_non_finite=True, server=args.rest_server) as rest:
+                yield Pinned(rest.predict, args)
+        else:
+            with open_client(args, allow_non_finite=True) as blocking:
+                yield Pinned(blocking.predict, args)
 
     return Hop(name, tolerance, open_predictor)
-
-
-class AsyncioPredictor:
-    """An AsyncPredictionClient behind plain calls, in an event loop of its own.
-
-    Args:
-        args: The flags of `add_server_flags`.
-    """
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
-        self._runner = asyncio.Runner()
-
-    def __enter__(self) -> AsyncioPredictor:
-        self._client = open_aio_client(self._args, allow_non_finite=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._runner.run(self._client.close())
-        finally:
-            self._runner.close()
-
-    def predict(self, batch: Batch, *, signature_name: str) -> Batch:
-        """Asks the server; see `AsyncPredictionClient.predict`."""
-        return self._runner.run(
-            self._client.predict(
-                batch,
-                signature_name=signature_name,
-                version=self._args.version,
-                version_label=self._args.version_label,
-            )
-        )
 
 
 def _print(args: argparse.Namespace, reports: Sequence[HopReport], path: Path) -> None:
     if args.json:
         _print_json(reports, path)
         return
-    columns = ["hop", *_NUMBERS, "verdict"]
+    columns = ["hop", "rows", "max diff", "max ULP", "top-1", "worst row", "verdict"]
     rows = [_make_row(report) for report in reports]
     if args.per_signature:
         columns.insert(1, "signature")

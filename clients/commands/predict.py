@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 from collections.abc import Iterable, Iterator
 
 from clients.blocking import PredictionClient
@@ -11,7 +12,7 @@ from clients.files.predict import Answer, add_input_flags, answer_one_by_one, pr
 from clients.files.read import FileRows, Skipped
 from clients.results import Part, flatten
 from clients.targets import (
-    PinnedClient,
+    Pinned,
     add_server_flags,
     add_version_dir_flag,
     is_rest,
@@ -36,29 +37,19 @@ def run(args: argparse.Namespace) -> ExitCode:
     version, label = args.version, args.version_label
     if is_rest(args.server):
         with open_rest_client(args, allow_non_finite=args.allow_non_finite) as rest:
-            pinned = PinnedClient(rest, version=version, version_label=label)
-            return predict_files(
-                args,
-                rest.metadata(version=version, version_label=label).signatures,
-                lambda blocks, name: answer_one_by_one(pinned, blocks, signature_name=name),
-            )
+            signatures = rest.metadata(version=version, version_label=label).signatures
+            answer = functools.partial(answer_one_by_one, Pinned(rest.predict, args))
+            return predict_files(args, signatures, answer)
     with open_client(args, allow_non_finite=args.allow_non_finite) as client:
-        return predict_files(
-            args,
-            client.metadata(version=version, version_label=label).signatures,
-            lambda blocks, name: answer_pipelined(
-                client, blocks, signature_name=name, version=version, version_label=label
-            ),
-        )
+        signatures = client.metadata(version=version, version_label=label).signatures
+        return predict_files(args, signatures, functools.partial(answer_pipelined, client, args))
 
 
 def answer_pipelined(
     client: PredictionClient,
+    args: argparse.Namespace,
     blocks: Iterable[FileRows],
-    *,
     signature_name: str,
-    version: int | None = None,
-    version_label: str | None = None,
 ) -> Iterator[Answer]:
     """Asks a server for many blocks at once, by `PredictionClient.predict_many`."""
     sent: collections.deque[tuple[int, FileRows]] = collections.deque()
@@ -71,7 +62,10 @@ def answer_pipelined(
             yield rows.batch
 
     parts = client.predict_many(
-        send(), signature_name=signature_name, version=version, version_label=version_label
+        send(),
+        signature_name=signature_name,
+        version=args.version,
+        version_label=args.version_label,
     )
     for part in parts:
         while part.rows.start >= sent[0][0] + sent[0][1].num_rows:

@@ -6,7 +6,8 @@ import argparse
 import collections
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,7 +25,7 @@ from contract.console.exits import ExitCode
 from contract.console.terminal import print_json, print_table, remark, show_progress
 from contract.errors import ConfigError, ManifestError, PlumblineError, ServableUnavailableError
 from contract.parity import FLOAT32, Tolerance, compare
-from contract.servable import ModelSpec
+from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec
 from contract.wire import rpc
 from contract.wire.plumbline_wire.inference_pb2 import (
     ClassificationRequest,
@@ -53,18 +54,7 @@ _METHODS = {
     "multi_inference_log": rpc.MULTI_INFERENCE,
 }
 _SHOWN = 20
-_HEADINGS = (
-    "method",
-    "signature",
-    "requests",
-    "rows",
-    AGREES,
-    DIFFERS,
-    FAILED,
-    NOT_COMPARED,
-    "max abs difference",
-    "class changed",
-)
+_VERDICTS = (AGREES, DIFFERS, FAILED, NOT_COMPARED)
 
 Request: TypeAlias = (
     PredictRequest | ClassificationRequest | RegressionRequest | MultiInferenceRequest
@@ -116,8 +106,8 @@ class Comparison:
     problem: str = ""
 
 
-Ask = Callable[[Recording], Response]
-"""Sends a recording to a server: gives the response message, raises PlumblineError."""
+Ask = Callable[[Recording], Response | PlumblineError]
+"""Sends a recording to a server; raises ServableUnavailableError alone."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -176,51 +166,45 @@ def _replay(args: argparse.Namespace, found: list[Comparison], skipped: list[Ski
     spec = ModelSpec(args.model_name, args.version, args.version_label)
     other = ModelSpec(args.model_name, args.against_version, args.against_version_label)
     with (
-        _Sender(args, args.server, spec) as ask,
-        _Sender(args, args.against or args.server, other) as against,
+        _open_server(args, args.server, spec) as ask,
+        _open_server(args, args.against or args.server, other) as against,
         show_progress("replay", unit="requests") as progress,
     ):
+        tolerance = Tolerance(atol=args.atol)
         for path in args.files:
-            recordings = read_recordings(path, on_skipped=skipped.append)
-            tolerance = Tolerance(atol=args.atol)
-            pairs = replay_recordings(
-                recordings, ask.send, against.send if compares else None, tolerance
-            )
-            for one in pairs:
-                found.append(one)
+            for recording in read_recordings(path, on_skipped=skipped.append):
+                got = ask(recording)
+                golden = against(recording) if compares else recording.response
+                found.append(compare_answers(recording, golden, got, tolerance))
                 progress.advance(1)
 
 
-class _Sender:
+@contextmanager
+def _open_server(args: argparse.Namespace, address: str, spec: ModelSpec) -> Iterator[Ask]:
     """One server, asked for one version."""
+    options = connection_options(args)
+    channel, target = open_channel(grpc, address, options)
+    headers = options.headers()
 
-    def __init__(self, args: argparse.Namespace, address: str, spec: ModelSpec) -> None:
-        options = connection_options(args)
-        self._channel, self._address = open_channel(grpc, address, options)
-        self._headers = options.headers()
-        self._spec = spec
-        self._timeout_s: float = args.timeout_s
-
-    def send(self, recording: Recording) -> Response:
-        """The answer to a recorded request; raises PlumblineError."""
+    def ask(recording: Recording) -> Response | PlumblineError:
         method = recording.method
-        call = self._channel.unary_unary(
+        call = channel.unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
-        request = redirect(recording, self._spec)
         try:
-            reply: Response = call(request, timeout=self._timeout_s, metadata=self._headers)
+            request = redirect(recording, spec)
+            reply: Response = call(request, timeout=args.timeout_s, metadata=headers)
         except grpc.RpcError as failure:
-            raise explain_failure(failure, self._address, method.path, self._timeout_s) from failure
+            error = explain_failure(failure, target, method.path, args.timeout_s)
+            if isinstance(error, ServableUnavailableError):
+                raise error from failure
+            return error
         return reply
 
-    def __enter__(self) -> _Sender:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._channel.close()
+    with channel:
+        yield ask
 
 
 def read_recordings(path: Path, *, on_skipped: OnSkipped) -> Iterator[Recording]:
@@ -255,25 +239,6 @@ def redirect(recording: Recording, spec: ModelSpec) -> Request:
         )
         holder.model_spec.CopyFrom(model_spec_to_proto(asked))
     return request
-
-
-def replay_recordings(
-    recordings: Iterable[Recording], ask: Ask, against: Ask | None, tolerance: Tolerance
-) -> Iterator[Comparison]:
-    """Sends each call and compares the answers."""
-    for recording in recordings:
-        got = _catch(ask, recording)
-        golden = recording.response if against is None else _catch(against, recording)
-        yield compare_answers(recording, golden, got, tolerance)
-
-
-def _catch(ask: Ask, recording: Recording) -> Response | PlumblineError:
-    try:
-        return ask(recording)
-    except ServableUnavailableError:
-        raise
-    except PlumblineError as error:
-        return error
 
 
 def compare_answers(
@@ -376,15 +341,16 @@ def _report(args: argparse.Namespace, found: list[Comparison], skipped: list[Ski
             }
         )
         return
+    groups: dict[tuple[str, str], list[Comparison]] = {}
+    for one in found:
+        key = one.method_name, one.signature_name or DEFAULT_SIGNATURE_NAME
+        groups.setdefault(key, []).append(one)
+    counted = ("method", "signature", "requests", "rows")
     print_table(
-        _HEADINGS,
-        [_summarise(key, group) for key, group in _group(found).items()],
+        [*counted, *_VERDICTS, "max abs difference", "class changed"],
+        [_summarise(key, group) for key, group in sorted(groups.items())],
         title=f"replay of {', '.join(map(str, args.files))}",
     )
-    _explain(found, skipped)
-
-
-def _explain(found: list[Comparison], skipped: list[Skipped]) -> None:
     bad = [one for one in found if one.verdict != AGREES]
     for one in bad[:_SHOWN]:
         reason = one.problem or f"by up to {one.max_abs_difference:.3g}"
@@ -397,23 +363,13 @@ def _explain(found: list[Comparison], skipped: list[Skipped]) -> None:
         remark("no request was found")
 
 
-def _group(found: list[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
-    groups: dict[tuple[str, str], list[Comparison]] = {}
-    for one in found:
-        groups.setdefault((one.method_name, one.signature_name or "serving_default"), []).append(
-            one
-        )
-    return dict(sorted(groups.items()))
-
-
 def _summarise(key: tuple[str, str], group: list[Comparison]) -> list[str]:
     counts = collections.Counter(one.verdict for one in group)
-    finite = [one.max_abs_difference for one in group]
     return [
         *key,
         f"{len(group):,}",
         f"{sum(one.num_rows for one in group):,}",
-        *(f"{counts[verdict]:,}" for verdict in (AGREES, DIFFERS, FAILED, NOT_COMPARED)),
-        f"{np.max(finite):.2e}",
+        *(f"{counts[verdict]:,}" for verdict in _VERDICTS),
+        f"{np.max([one.max_abs_difference for one in group]):.2e}",
         f"{sum(one.num_top1_changed for one in group):,}",
     ]

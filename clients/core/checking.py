@@ -83,10 +83,6 @@ class SignatureChecker:
 
     Calls mostly resemble one another; without the memory the checks would cost a tenth of
     the fastest calls.
-
-    Args:
-        signature: What the version promises.
-        checks: What is looked at.
     """
 
     def __init__(self, signature: Signature, checks: Checks) -> None:
@@ -123,8 +119,10 @@ class SignatureChecker:
         if not self._checks.allow_non_finite:
             for name, array in outputs.items():
                 if not is_finite(array):
+                    row = _find_row(array)
+                    where = f"output {name!r}" if row is None else f"output {name!r}, row {row}"
                     raise InternalError(
-                        f"the server answered NaN or infinity in {_describe_position(name, array)};"
+                        f"the server answered NaN or infinity in {where};"
                         " set Checks(allow_non_finite=True) if the model means it"
                     )
 
@@ -148,10 +146,6 @@ class SignatureCache:
 
     "The latest" and a label move. The server says with every prediction which version
     answered, so that a move is noticed at once and costs one fetch.
-
-    Args:
-        clock: Seconds, monotonic.
-        checks: What the checkers look at.
     """
 
     def __init__(self, clock: Callable[[], float], checks: Checks) -> None:
@@ -226,12 +220,6 @@ def refuse_non_finite(name: str, row: int | None = None) -> TensorMismatchError:
     )
 
 
-def _describe_position(name: str, array: Array) -> str:
-    """`output 'y'`, with its first row that is not finite."""
-    row = _find_row(array)
-    return f"output {name!r}" if row is None else f"output {name!r}, row {row}"
-
-
 def _check_structure(
     outputs: Batch, signature: Signature, num_rows: int, output_filter: Sequence[str]
 ) -> None:
@@ -244,20 +232,17 @@ def _check_structure(
                 f"it answered {{{', '.join(outputs)}}}",
                 code=Code.DATA_LOSS,
             )
-        if spec is not None:
-            _check_output(array, spec, num_rows)
-
-
-def _check_output(array: Array, spec: TensorSpec, num_rows: int) -> None:
-    shape = spec.shape
-    wrong = dtype_name(array.dtype) != spec.dtype or not spec.admits_shape(array.shape)
-    if not wrong and shape and shape[0] is None and None not in shape[1:]:
-        # Only then is axis 0 surely the batch: a matrix (?, ?) may be transposed.
-        wrong = array.shape[0] != num_rows
-        shape = (num_rows, *shape[1:])
-    if wrong:
-        raise InternalError(
-            f"the server answered {spec.name!r} as {dtype_name(array.dtype)} {array.shape}; "
-            f"the signature promises {spec.dtype} {describe_shape(shape)}",
-            code=Code.DATA_LOSS,
-        )
+        if spec is None:
+            continue
+        shape = spec.shape
+        wrong = dtype_name(array.dtype) != spec.dtype or not spec.admits_shape(array.shape)
+        if not wrong and shape and shape[0] is None and None not in shape[1:]:
+            # Only then is axis 0 surely the batch: a matrix (?, ?) may be transposed.
+            wrong = array.shape[0] != num_rows
+            shape = (num_rows, *shape[1:])
+        if wrong:
+            raise InternalError(
+                f"the server answered {spec.name!r} as {dtype_name(array.dtype)} {array.shape}; "
+                f"the signature promises {spec.dtype} {describe_shape(shape)}",
+                code=Code.DATA_LOSS,
+            )

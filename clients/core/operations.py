@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from clients.core.checking import BatchLike, CachedSignatures, SignatureCache, name_inputs
 from clients.core.examples import Examples, Features, read_features, split_examples
-from clients.core.grpc_dialect import Dialect, Question
+from clients.core.grpc_dialect import GrpcDialect, Question
 from clients.core.retry import RetryPolicy
 from clients.options import Checks, Timeouts
 from clients.results import Classification, ModelMetadata, VersionStatus
@@ -29,6 +30,10 @@ from contract.errors import (
 )
 from contract.servable import ModelSpec, VersionState
 from contract.signature import Array
+from contract.wire import rpc
+
+if TYPE_CHECKING:
+    from clients.core.rest_dialect import RestDialect
 
 T = TypeVar("T")
 
@@ -68,35 +73,25 @@ class Prepared(NamedTuple):
 
 
 class Operations:
-    """The operations of one client on one model.
-
-    Args:
-        dialect: How questions and answers are written.
-        model_name: The model.
-        timeouts: Deadlines of calls that name none.
-        retry: When a call is made again.
-        checks: What is checked.
-        clock: Seconds, monotonic.
-    """
+    """The operations of one client on one model."""
 
     def __init__(
         self,
-        dialect: Dialect,
+        dialect: GrpcDialect | RestDialect,
         *,
         model_name: str,
         timeouts: Timeouts,
         retry: RetryPolicy,
         checks: Checks,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.dialect = dialect
         self.timeouts = timeouts
         self.retry = retry
         self.checks = checks
-        self.clock = clock
+        self.clock = time.monotonic
         self._model_name = model_name
         self._specs: dict[tuple[int | None, str | None, str], ModelSpec] = {}
-        self._cache = SignatureCache(clock, checks)
+        self._cache = SignatureCache(self.clock, checks)
 
     def specify(
         self, version: int | None, version_label: str | None, signature_name: str = ""
@@ -166,9 +161,10 @@ class Operations:
         if output_filter:
             outputs = {name: outputs[name] for name in output_filter if name in outputs}
         if cached is not None and version is not None and version != cached.version:
-            cached = self._cache.follow(spec, version) or (
-                yield from self._learn_version(spec, version, deadline)
-            )
+            cached = self._cache.follow(spec, version)
+            if cached is None:
+                with suppress(PlumblineError):  # it is gone again, or elsewhere
+                    cached = yield from self.learn(ModelSpec(spec.name, version), deadline)
             checker = None if cached is None else cached.find(spec.signature_name)
         if checker is not None:
             checker.check_reply(outputs, ready.num_rows, tuple(output_filter))
@@ -176,43 +172,41 @@ class Operations:
 
     def learn(self, spec: ModelSpec, deadline: float) -> Effects[CachedSignatures]:
         """Fetches the signatures of the version that `spec` stands for now."""
-        body = yield from self._exchange(self.dialect.ask_metadata(_bare(spec)), deadline)
+        # Metadata is asked of a version; a signature name there is not looked at.
+        bare = ModelSpec(spec.name, spec.version, spec.version_label)
+        body = yield from self._exchange(self.dialect.ask_metadata(bare), deadline)
         return self._cache.learn(spec, self.dialect.read_metadata(body))
 
     def learn_now(self, spec: ModelSpec) -> Effects[CachedSignatures]:
         """The same, with the deadline of a control call."""
         return (yield from self.learn(spec, self.clock() + self.timeouts.control_s))
 
-    def _learn_version(
-        self, spec: ModelSpec, version: int, deadline: float
-    ) -> Effects[CachedSignatures | None]:
-        """The same of an exact version; None when it is gone again, or elsewhere."""
-        try:
-            return (yield from self.learn(ModelSpec(spec.name, version), deadline))
-        except PlumblineError:
-            return None
-
     def classify(
         self, examples: Examples, context: Features | None, spec: ModelSpec, timeout_s: float | None
     ) -> Effects[list[list[Classification]]]:
         """Classes of every example."""
-        rows, shared = split_examples(examples), read_features(context or {}, "context")
-        question = self.dialect.ask_classify(spec, rows, shared)
-        body = yield from self._exchange(
-            question, self._deadline(timeout_s, self.timeouts.predict_s)
-        )
+        body = yield from self._ask_examples(rpc.CLASSIFY, examples, context, spec, timeout_s)
         return self.dialect.read_classify(body)
 
     def regress(
         self, examples: Examples, context: Features | None, spec: ModelSpec, timeout_s: float | None
     ) -> Effects[Array]:
         """A value for every example."""
-        rows, shared = split_examples(examples), read_features(context or {}, "context")
-        question = self.dialect.ask_regress(spec, rows, shared)
-        body = yield from self._exchange(
-            question, self._deadline(timeout_s, self.timeouts.predict_s)
-        )
+        body = yield from self._ask_examples(rpc.REGRESS, examples, context, spec, timeout_s)
         return self.dialect.read_regress(body)
+
+    def _ask_examples(
+        self,
+        method: rpc.Method,
+        examples: Examples,
+        context: Features | None,
+        spec: ModelSpec,
+        timeout_s: float | None,
+    ) -> Effects[bytes]:
+        rows, shared = split_examples(examples), read_features(context or {}, "context")
+        question = self.dialect.ask_examples(method, spec, rows, shared)
+        deadline = self._deadline(timeout_s, self.timeouts.predict_s)
+        return (yield from self._exchange(question, deadline))
 
     def metadata(self, spec: ModelSpec, timeout_s: float | None) -> Effects[ModelMetadata]:
         """The signatures, fresh from the server."""
@@ -230,8 +224,30 @@ class Operations:
 
     def wait_until_available(self, spec: ModelSpec, timeout_s: float) -> Effects[VersionStatus]:
         """Asks until a version is AVAILABLE, has failed, or time is up."""
-        return wait_until_available(
-            self.dialect, spec, timeout_s, clock=self.clock, call_s=self.timeouts.control_s
+        deadline, pause_s, seen = self.clock() + timeout_s, _POLL_S, "no answer yet"
+        # A label says nothing about states; but only an available version has metadata.
+        labelled = spec.version_label is not None
+        ask = self.dialect.ask_metadata if labelled else self.dialect.ask_status
+        while (left := deadline - self.clock()) > 0:
+            reply = yield Call(*ask(spec), min(left, self.timeouts.control_s))
+            if isinstance(reply, PlumblineError):
+                if reply.code not in _WORTH_WAITING and not labelled:
+                    raise reply
+                seen = reply.message
+            elif labelled:
+                version = self.dialect.read_metadata(reply or b"").version
+                return VersionStatus(version, VersionState.AVAILABLE)
+            else:
+                found = self.dialect.read_status(reply or b"")
+                ready = [row for row in found if row.state is VersionState.AVAILABLE]
+                if ready:
+                    return max(ready, key=lambda row: row.version)
+                _refuse_failed(found, spec)
+                seen = ", ".join(f"version {row.version}: {row.state.name}" for row in found)
+            yield Pause(max(0.0, min(pause_s, deadline - self.clock())))
+            pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
+        raise DeadlineExceededError(
+            f"model {spec.name!r} was not available within {timeout_s:g} s; last seen: {seen}"
         )
 
     def _deadline(self, timeout_s: float | None, usual_s: float) -> float:
@@ -256,50 +272,9 @@ class Operations:
             yield Pause(pause_s)
 
 
-def _bare(spec: ModelSpec) -> ModelSpec:
-    """Metadata is asked of a version; a signature name there is not looked at."""
-    return ModelSpec(spec.name, spec.version, spec.version_label)
-
-
 def count_rows(batch: Mapping[str, Array]) -> int:
     """Entries along axis 0 of the first array that has one."""
     return next((len(array) for array in batch.values() if array.ndim), 1)
-
-
-def wait_until_available(
-    dialect: Dialect,
-    spec: ModelSpec,
-    timeout_s: float,
-    *,
-    clock: Callable[[], float],
-    call_s: float,
-) -> Effects[VersionStatus]:
-    """Asks until a version is AVAILABLE, has failed, or time is up."""
-    deadline, pause_s, seen = clock() + timeout_s, _POLL_S, "no answer yet"
-    # A label says nothing about states; but only an available version has metadata.
-    labelled = spec.version_label is not None
-    ask = dialect.ask_metadata if labelled else dialect.ask_status
-    while (left := deadline - clock()) > 0:
-        reply = yield Call(*ask(spec), min(left, call_s))
-        if isinstance(reply, PlumblineError):
-            if reply.code not in _WORTH_WAITING and not labelled:
-                raise reply
-            seen = reply.message
-        elif labelled:
-            version = dialect.read_metadata(reply or b"").version
-            return VersionStatus(version, VersionState.AVAILABLE)
-        else:
-            found = dialect.read_status(reply or b"")
-            ready = [row for row in found if row.state is VersionState.AVAILABLE]
-            if ready:
-                return max(ready, key=lambda row: row.version)
-            _refuse_failed(found, spec)
-            seen = ", ".join(f"version {row.version}: {row.state.name}" for row in found)
-        yield Pause(max(0.0, min(pause_s, deadline - clock())))
-        pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
-    raise DeadlineExceededError(
-        f"model {spec.name!r} was not available within {timeout_s:g} s; last seen: {seen}"
-    )
 
 
 def _refuse_failed(found: list[VersionStatus], spec: ModelSpec) -> None:

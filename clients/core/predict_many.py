@@ -54,14 +54,7 @@ class RunOptions:
 
 
 class PredictRun:
-    """The state of one run.
-
-    Args:
-        operations: Of the client.
-        spec: What is asked.
-        options: How.
-        cached: The signatures, just fetched.
-        total_rows: All rows there are; None for an iterator.
+    """The state of one run; `cached` are the signatures, just fetched.
 
     Raises:
         SignatureNotFoundError: The version has no such signature.
@@ -129,8 +122,10 @@ class PredictRun:
 
     def take_sends(self) -> list[tuple[Piece, Call]]:
         """The calls to make at once."""
+        ask, output_filter = self._operations.dialect.ask_predict, self._options.output_filter
         return [
-            (piece, self._write(piece)) for piece in self._flow.take_sends(self._operations.clock())
+            (piece, Call(*ask(self._spec, piece.batch, output_filter), self._options.timeout_s))
+            for piece in self._flow.take_sends(self._operations.clock())
         ]
 
     def seconds_to_wait(self) -> float | None:
@@ -148,9 +143,15 @@ class PredictRun:
                 self._options.output_filter,
                 deadline,
             )
-            require_rows(outputs, piece.num_rows)
         except PlumblineError as error:
             return error
+        for name, array in outputs.items():
+            if array.ndim == 0 or len(array) != piece.num_rows:
+                return InternalError(
+                    f"the server answered {name!r} with shape {array.shape} to {piece.num_rows} "
+                    "rows; an output without an entry per row needs predict",
+                    code=Code.DATA_LOSS,
+                )
         return outputs
 
     def record(self, piece: Piece, outcome: Outcome) -> None:
@@ -171,29 +172,12 @@ class PredictRun:
             self._options.progress(Progress(part.rows.stop, self._num_failed, self._total_rows))
 
     def _add(self, batch: Batch) -> None:
-        bad = find_bad_rows(batch, self._operations.checks)
         first = self._flow.num_rows
         errors: dict[int, PlumblineError] = {
-            row: refuse_non_finite(name, first + row) for row, name in bad.items()
+            row: refuse_non_finite(name, first + row)
+            for row, name in find_bad_rows(batch, self._operations.checks).items()
         }
         self._flow.add(batch, count_rows(batch), errors)
-
-    def _write(self, piece: Piece) -> Call:
-        question = self._operations.dialect.ask_predict(
-            self._spec, piece.batch, self._options.output_filter
-        )
-        return Call(*question, self._options.timeout_s)
-
-
-def require_rows(outputs: Batch, num_rows: int) -> None:
-    """Refuses outputs that cannot be told apart by row."""
-    for name, array in outputs.items():
-        if array.ndim == 0 or len(array) != num_rows:
-            raise InternalError(
-                f"the server answered {name!r} with shape {array.shape} to {num_rows} rows; "
-                "an output without an entry per row needs predict",
-                code=Code.DATA_LOSS,
-            )
 
 
 class BatchFlow:
@@ -208,12 +192,6 @@ class BatchFlow:
       flight (a server may merge batches, and then a bad row fails its neighbours too), and then
       in halves until the bad rows stand alone.
 
-    Args:
-        retry: When a batch is sent again.
-        max_in_flight: Batches held at a time, 1 or more.
-        jitter: Uniform numbers in 0..1.
-        total_rows: All rows there are; None for an iterator.
-
     Attributes:
         num_rows: Rows taken in so far.
         size_limit: The most rows of a batch that a server turned out to take, if it
@@ -225,7 +203,7 @@ class BatchFlow:
         retry: RetryPolicy,
         *,
         max_in_flight: int,
-        jitter: Callable[[], float],
+        jitter: Callable[[], float],  # uniform in 0..1
         total_rows: int | None = None,
     ) -> None:
         self.num_rows = 0

@@ -20,22 +20,23 @@ from clients.results import Classification, ModelMetadata, VersionStatus
 from contract.errors import Code, InternalError, TensorMismatchError
 from contract.servable import ModelSpec
 from contract.signature import STRING, Array, Batch, Signature, TensorSpec
+from contract.wire import rpc
 from contract.wire.plumbline_wire import metadata_pb2, status_pb2
 from contract.wire.signatures import signatures_from_map
 
 
 class RestDialect:
-    """See `clients.core.grpc_dialect.Dialect`; a question's path begins with the HTTP method."""
+    """As GrpcDialect, in JSON; a question's path begins with the HTTP method."""
 
     def ask_predict(self, spec: ModelSpec, batch: Batch, output_filter: Sequence[str]) -> Question:
-        """See Dialect. REST knows no output filter: all come, the client drops the rest."""
+        """REST knows no output filter: all come, the client drops the rest."""
         inputs = {name: write_array(name, array) for name, array in batch.items()}
         return _post(spec, "predict", {"inputs": inputs})
 
     def read_predict(
         self, body: bytes, signature: Signature | None
     ) -> tuple[int | None, dict[str, Array]]:
-        """See Dialect. REST does not say which version answered."""
+        """REST does not say which version answered."""
         specs = {} if signature is None else signature.outputs
         outputs = _field(body, "outputs")
         # A single output comes without its name; b64 is how a string comes, not a name.
@@ -46,39 +47,39 @@ class RestDialect:
             name: read_array(name, value, specs.get(name)) for name, value in outputs.items()
         }
 
-    def ask_classify(
-        self, spec: ModelSpec, examples: list[dict[str, Array]], context: dict[str, Array]
+    def ask_examples(
+        self,
+        method: rpc.Method,
+        spec: ModelSpec,
+        examples: list[dict[str, Array]],
+        context: Mapping[str, Array],
     ) -> Question:
-        """See Dialect."""
-        return _ask_examples(spec, "classify", examples, context)
+        """As GrpcDialect."""
+        fields: dict[str, object] = {"context": _write_features(context)} if context else {}
+        fields["examples"] = [_write_features(features) for features in examples]
+        return _post(spec, method.name.lower(), fields)
 
     def read_classify(self, body: bytes) -> list[list[Classification]]:
-        """See Dialect."""
+        """As GrpcDialect."""
         rows = _field(body, "results")
         try:
             return [[Classification(str(row[0]), float(row[1])) for row in found] for found in rows]
         except (TypeError, ValueError, IndexError) as error:
             raise _unreadable("results", error) from error
 
-    def ask_regress(
-        self, spec: ModelSpec, examples: list[dict[str, Array]], context: dict[str, Array]
-    ) -> Question:
-        """See Dialect."""
-        return _ask_examples(spec, "regress", examples, context)
-
     def read_regress(self, body: bytes) -> Array:
-        """See Dialect."""
+        """As GrpcDialect."""
         try:
             return np.array(_field(body, "results"), np.float32)
         except (TypeError, ValueError) as error:
             raise _unreadable("results", error) from error
 
     def ask_metadata(self, spec: ModelSpec) -> Question:
-        """See Dialect."""
+        """As GrpcDialect."""
         return Question(f"GET {_path(spec)}/metadata", b"")
 
     def read_metadata(self, body: bytes) -> ModelMetadata:
-        """See Dialect."""
+        """As GrpcDialect."""
         served, metadata = _field(body, "model_spec"), _field(body, "metadata")
         message = metadata_pb2.SignatureDefMap()
         try:
@@ -89,11 +90,11 @@ class RestDialect:
             raise _unreadable("metadata", error) from error
 
     def ask_status(self, spec: ModelSpec) -> Question:
-        """See Dialect."""
+        """As GrpcDialect."""
         return Question(f"GET {_path(spec)}", b"")
 
     def read_status(self, body: bytes) -> list[VersionStatus]:
-        """See Dialect."""
+        """As GrpcDialect."""
         rows = {"model_version_status": _field(body, "model_version_status")}
         message = status_pb2.GetModelStatusResponse()
         try:
@@ -116,17 +117,6 @@ def _post(spec: ModelSpec, verb: str, fields: Mapping[str, object]) -> Question:
     if spec.signature_name:
         fields = {"signature_name": spec.signature_name, **fields}
     return Question(f"POST {_path(spec)}:{verb}", json.dumps(fields).encode())
-
-
-def _ask_examples(
-    spec: ModelSpec,
-    verb: str,
-    examples: list[dict[str, Array]],
-    context: Mapping[str, Array],
-) -> Question:
-    fields: dict[str, object] = {"context": _write_features(context)} if context else {}
-    fields["examples"] = [_write_features(features) for features in examples]
-    return _post(spec, verb, fields)
 
 
 def _write_features(features: Mapping[str, Array]) -> dict[str, object]:

@@ -31,12 +31,8 @@ AsyncRowsLike: TypeAlias = "RowsLike | AsyncIterable[BatchLike]"
 class BatchCutter:
     """Takes rows and batches in, gives batches of `batch_size` rows out.
 
-    Args:
-        signature: What every batch is held to.
-        batch_size: Rows of a batch; None to choose it by the size of the first rows.
-
     Attributes:
-        batch_size: May be lowered on the way; 0 until it is chosen.
+        batch_size: May be lowered on the way; 0 until the size of the first rows chooses it.
     """
 
     def __init__(self, signature: Signature, batch_size: int | None) -> None:
@@ -47,7 +43,9 @@ class BatchCutter:
 
     def cut(self, item: BatchLike) -> Iterator[dict[str, Array]]:
         """Full batches, after one more item; views of it where possible."""
-        batch = self._read(item)
+        batch, specs = name_inputs(item, self._signature), self._signature.inputs
+        if batch.keys() == specs.keys() and all(_is_row(batch[n], specs[n]) for n in batch):
+            batch = {name: array[None] for name, array in batch.items()}
         num_rows = check_batch(batch, self._signature)
         if not self.batch_size:
             self.batch_size = choose_batch_size(batch, num_rows)
@@ -76,16 +74,9 @@ class BatchCutter:
             self._held.append(batch)
             self._num_held += num_rows
 
-    def _read(self, item: BatchLike) -> dict[str, Array]:
-        """A batch; an item with one axis less than the signature has is a row."""
-        named = name_inputs(item, self._signature)
-        specs = self._signature.inputs
-        if named.keys() == specs.keys() and all(_is_row(named[n], specs[n]) for n in named):
-            return {name: array[None] for name, array in named.items()}
-        return named
-
 
 def _is_row(array: Array, spec: TensorSpec) -> bool:
+    """Whether it has one axis less than the signature."""
     return spec.shape is not None and array.ndim == len(spec.shape) - 1
 
 

@@ -12,19 +12,7 @@ import numpy as np
 
 from clients.blocking import PredictionClient
 from clients.core.rows import make_random_batch
-from clients.doctor.findings import (
-    FAILS,
-    HEALTHY,
-    MESSAGE_LIMIT,
-    MODEL_NAME,
-    NOT_CHECKED,
-    OK,
-    REACHABLE,
-    SHAPES,
-    TENSORFLOW,
-    WARNING,
-    Finding,
-)
+from clients.doctor.findings import FAILS, NOT_CHECKED, OK, WARNING, Check, Finding
 from clients.doctor.version import check_names, describe_inputs
 from clients.results import VersionStatus
 from contract.errors import (
@@ -55,16 +43,16 @@ def check_server(
         versions = client.status()
     except ServableNotFoundError:
         return [
-            Finding(REACHABLE, OK, f"{address} answers"),
+            Check.REACHABLE.passes(f"{address} answers"),
             _explain_name(model_name, address, rest_server),
         ]
     except (ServableUnavailableError, DeadlineExceededError) as error:
         return [explain_silence(address, error, model_name)]
     except PlumblineError as error:
-        return [Finding(REACHABLE, FAILS, error.message, "see the flags --help names")]
+        return [Check.REACHABLE.fails(error.message, "see the flags --help names")]
     findings = [
-        Finding(REACHABLE, OK, f"{address} answers"),
-        Finding(MODEL_NAME, OK, f"{model_name} is served"),
+        Check.REACHABLE.passes(f"{address} answers"),
+        Check.MODEL_NAME.passes(f"{model_name} is served"),
         *check_versions(versions, model_name),
     ]
     if not any(one.state is VersionState.AVAILABLE for one in versions):
@@ -72,9 +60,13 @@ def check_server(
     try:
         signatures = client.metadata().signatures
     except PlumblineError as error:
-        return [*findings, Finding(SHAPES, FAILS, error.message)]
-    findings += check_names(signatures)
-    return [*findings, _check_shapes(client, signatures), _check_limit(client, signatures)]
+        return [*findings, Check.SHAPES.fails(error.message)]
+    return [
+        *findings,
+        check_names(signatures),
+        _check_shapes(client, signatures),
+        _check_limit(client, signatures),
+    ]
 
 
 def _explain_name(model_name: str, address: str, rest_server: str) -> Finding:
@@ -82,10 +74,8 @@ def _explain_name(model_name: str, address: str, rest_server: str) -> Finding:
     text = f"{address} does not serve a model called {model_name!r}"
     if served:
         fix = f"python -m clients doctor {address} --model_name {served[0]}"
-        return Finding(MODEL_NAME, FAILS, f"{text}; it serves {', '.join(served)}", fix)
-    return Finding(
-        MODEL_NAME,
-        FAILS,
+        return Check.MODEL_NAME.fails(f"{text}; it serves {', '.join(served)}", fix)
+    return Check.MODEL_NAME.fails(
         f"{text}, and no metrics at {rest_server} tell what it serves",
         "look at the server's flags --model_name and --model_config_file; the default name is "
         "`default`",
@@ -110,9 +100,7 @@ def check_versions(versions: list[VersionStatus], model_name: str) -> list[Findi
     available = [one.version for one in versions if one.state is VersionState.AVAILABLE]
     ended = [one for one in versions if one.state is VersionState.END and one.error_code]
     findings = [
-        Finding(
-            TENSORFLOW,
-            FAILS,
+        Check.TENSORFLOW.fails(
             f"version {one.version} needs an operator that this server's TensorFlow lacks: "
             f"{one.error_message}",
             "serve it with the TensorFlow that wrote it: docker pull tensorflow/serving:VERSION",
@@ -124,15 +112,15 @@ def check_versions(versions: list[VersionStatus], model_name: str) -> list[Findi
         text = f"version {one.version} ended with {one.error_code.name}: {one.error_message}"
         verdict = WARNING if available else FAILS
         fix = f"python -m exporter verify PATH/{one.version}, then publish a good version"
-        findings.append(Finding(HEALTHY, verdict, text, fix))
+        findings.append(Finding(Check.HEALTHY, verdict, text, fix))
     if not available:
         states = ", ".join(f"{one.version} {one.state.name}" for one in versions) or "none"
         fix = (
             f"python -m clients status --model_name {model_name}  # wait, or read the server's log"
         )
-        findings.append(Finding(HEALTHY, FAILS, f"no version is AVAILABLE ({states})", fix))
+        findings.append(Check.HEALTHY.fails(f"no version is AVAILABLE ({states})", fix))
     text = f"available: {', '.join(map(str, available))}"
-    return findings or [Finding(HEALTHY, OK, text)]
+    return findings or [Check.HEALTHY.passes(text)]
 
 
 def _check_shapes(client: PredictionClient, signatures: Mapping[str, Signature]) -> Finding:
@@ -148,9 +136,9 @@ def _check_shapes(client: PredictionClient, signatures: Mapping[str, Signature])
                 refused.append(f"{name}: {error.message}")
     if refused:
         fix = "compare with: python -m clients status"
-        return Finding(SHAPES, FAILS, "; ".join(refused), fix)
+        return Check.SHAPES.fails("; ".join(refused), fix)
     text = f"one row was answered by {', '.join(asked)}; send {describe_inputs(signatures)}"
-    return Finding(SHAPES, OK if asked else NOT_CHECKED, text)
+    return Finding(Check.SHAPES, OK if asked else NOT_CHECKED, text)
 
 
 def _check_limit(client: PredictionClient, signatures: Mapping[str, Signature]) -> Finding:
@@ -168,14 +156,14 @@ def _check_limit(client: PredictionClient, signatures: Mapping[str, Signature]) 
             client.predict(batch, signature_name=name)
         except PlumblineError as error:
             return Finding(
-                MESSAGE_LIMIT,
+                Check.MESSAGE_LIMIT,
                 FAILS if error.code is Code.RESOURCE_EXHAUSTED else WARNING,
                 f"{size} were refused: {error.message}",
                 "send less at a time: client.predict_many(rows, batch_size=256); or lift the limit "
                 "of the server (--max_message_bytes) or of the proxy before it",
             )
-        return Finding(MESSAGE_LIMIT, OK, f"{size} were answered")
-    return Finding(MESSAGE_LIMIT, NOT_CHECKED, "no signature takes numbers in bulk")
+        return Check.MESSAGE_LIMIT.passes(f"{size} were answered")
+    return Check.MESSAGE_LIMIT.is_not_checked("no signature takes numbers in bulk")
 
 
 def _is_numeric(signature: Signature) -> bool:
@@ -189,40 +177,32 @@ def explain_silence(address: str, error: PlumblineError, model_name: str) -> Fin
     """Why nobody answers gRPC at an address."""
     host, port = _split(address)
     if not port:
-        return Finding(REACHABLE, FAILS, error.message, f"ls -l {address.removeprefix('unix:')}")
+        return Check.REACHABLE.fails(error.message, f"ls -l {address.removeprefix('unix:')}")
     serve = _SERVE.format(port=port, name=model_name)
     try:
         with socket.create_connection((host, port), timeout=3):
             pass
     except socket.gaierror:
-        return Finding(REACHABLE, FAILS, f"no host is called {host}", f"getent hosts {host}")
+        return Check.REACHABLE.fails(f"no host is called {host}", f"getent hosts {host}")
     except ConnectionRefusedError:
-        return Finding(REACHABLE, FAILS, f"nothing listens at {host}:{port}", serve)
+        return Check.REACHABLE.fails(f"nothing listens at {host}:{port}", serve)
     except OSError as failure:
-        return Finding(
-            REACHABLE,
-            FAILS,
+        return Check.REACHABLE.fails(
             f"{host}:{port} does not answer ({failure}): a firewall, or a server that listens "
             "on its own loopback only",
             f"on the server: {serve} --host=0.0.0.0",
         )
     if _speaks_http(host, port):
-        return Finding(
-            REACHABLE,
-            FAILS,
+        return Check.REACHABLE.fails(
             f"{host}:{port} speaks HTTP: this is the REST port, and gRPC has another",
             f"python -m clients doctor {host}:8500",
         )
     if _speaks_tls(host, port):
-        return Finding(
-            REACHABLE,
-            FAILS,
+        return Check.REACHABLE.fails(
             f"{host}:{port} speaks TLS, or wants a certificate",
             f"python -m clients doctor {address} --ca_file CA.pem",
         )
-    return Finding(
-        REACHABLE, FAILS, f"{host}:{port} takes connections, but: {error.message}", serve
-    )
+    return Check.REACHABLE.fails(f"{host}:{port} takes connections, but: {error.message}", serve)
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -7,21 +7,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from clients.doctor.findings import (
-    FAILS,
-    HEALTHY,
-    MESSAGE_LIMIT,
-    NOT_CHECKED,
-    OK,
-    SHAPES,
-    SIGNATURES,
-    TENSORFLOW,
-    VERSION_NUMBER,
-    WARMUP,
-    WARNING,
-    WHOLE_VERSION,
-    Finding,
-)
+from clients.doctor.findings import OK, WARNING, Check, Finding
 from clients.parity import AGREES, ON_DEVICE, check_hop, make_device_hop
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
@@ -47,22 +33,23 @@ def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
     findings = [finding, whole, _check_warmup(version_dir), _check_golden(version_dir)]
     findings.append(_check_tensorflow(version_dir, manifest, server_tensorflow))
     try:
-        signatures = _read_signatures(version_dir, manifest)
+        if manifest is not None:
+            signatures = from_entries(manifest.signatures)
+        else:
+            signatures = read_signatures((version_dir / layout.SAVED_MODEL).read_bytes())
     except (ManifestError, OSError) as error:
-        return [*findings, Finding(SIGNATURES, FAILS, str(error), _describe_copy(version_dir))]
-    return [*findings, *check_names(signatures), *_check_specs(signatures)]
+        return [*findings, Check.SIGNATURES.fails(str(error), _describe_copy(version_dir))]
+    return [*findings, check_names(signatures), *_check_specs(signatures)]
 
 
 def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
     """The version directory meant by `path`, and whether its place and name are right."""
     if not path.is_dir():
-        return None, Finding(VERSION_NUMBER, FAILS, f"{path} is no directory", f"ls {path.parent}")
+        return None, Check.VERSION_NUMBER.fails(f"{path} is no directory", f"ls {path.parent}")
     if _is_saved_model(path):
         if layout.parse_version(path.name) is not None:
-            return path, Finding(VERSION_NUMBER, OK, f"{path} is version {path.name}")
-        return path, Finding(
-            VERSION_NUMBER,
-            FAILS,
+            return path, Check.VERSION_NUMBER.passes(f"{path} is version {path.name}")
+        return path, Check.VERSION_NUMBER.fails(
             f"{path} holds a model itself: servers look for numbered folders below a base path, "
             "and ignore everything else",
             f"mv {path} {path}.tmp && mkdir {path} && mv {path}.tmp {path / '1'}",
@@ -70,19 +57,15 @@ def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
     versions = layout.find_versions(path)
     if versions:
         newest = versions[max(versions)]
-        return newest, Finding(VERSION_NUMBER, OK, f"newest of {len(versions)}: {newest}")
+        return newest, Check.VERSION_NUMBER.passes(f"newest of {len(versions)}: {newest}")
     unnumbered = [child for child in sorted(path.iterdir()) if _is_saved_model(child)]
     if unnumbered:
         names = ", ".join(child.name for child in unnumbered)
-        return None, Finding(
-            VERSION_NUMBER,
-            FAILS,
+        return None, Check.VERSION_NUMBER.fails(
             f"{path} holds models in folders that are no numbers ({names}), which servers ignore",
             f"mv {unnumbered[0]} {path / '1'}",
         )
-    return None, Finding(
-        VERSION_NUMBER,
-        FAILS,
+    return None, Check.VERSION_NUMBER.fails(
         f"{path} holds no version: no numbered folder with a model in it",
         _EXPORT_AGAIN.format(base=path),
     )
@@ -98,32 +81,26 @@ def _check_whole(version_dir: Path) -> tuple[Manifest | None, Finding]:
         check_files(version_dir, manifest)
     except ManifestError as error:
         if (version_dir / layout.MANIFEST).exists():
-            return None, Finding(WHOLE_VERSION, FAILS, str(error), _describe_copy(version_dir))
+            return None, Check.WHOLE_VERSION.fails(str(error), _describe_copy(version_dir))
         return None, _check_files_alone(version_dir)
     text = f"all {len(manifest.files)} files are what the manifest says"
     if str(manifest.version) != version_dir.name.lstrip("0"):
         text = f"published as version {manifest.version}, but lies in {version_dir.name}"
-        return manifest, Finding(WHOLE_VERSION, WARNING, text, "publish it instead of renaming it")
-    return manifest, Finding(WHOLE_VERSION, OK, text)
+        return manifest, Check.WHOLE_VERSION.warns(text, "publish it instead of renaming it")
+    return manifest, Check.WHOLE_VERSION.passes(text)
 
 
 def _check_files_alone(version_dir: Path) -> Finding:
     variables = version_dir / layout.VARIABLES
-    is_saved_model = (version_dir / layout.SAVED_MODEL).is_file()
     shards = list(variables.glob("variables.data-*"))
     wanted = {int(path.name.rpartition("-of-")[2]) for path in shards if "-of-" in path.name}
-    if is_saved_model and variables.is_dir():
-        is_whole = (variables / "variables.index").is_file() and wanted == {len(shards)}
-        if not is_whole:
-            return Finding(
-                WHOLE_VERSION,
-                FAILS,
-                f"{variables} is incomplete: a copy ended early, or is still going on",
-                _describe_copy(version_dir),
-            )
-    return Finding(
-        WHOLE_VERSION,
-        WARNING,
+    is_whole = (variables / "variables.index").is_file() and wanted == {len(shards)}
+    if (version_dir / layout.SAVED_MODEL).is_file() and variables.is_dir() and not is_whole:
+        return Check.WHOLE_VERSION.fails(
+            f"{variables} is incomplete: a copy ended early, or is still going on",
+            _describe_copy(version_dir),
+        )
+    return Check.WHOLE_VERSION.warns(
         "the files are there, but no manifest tells whether they are whole",
         _EXPORT_AGAIN.format(base=version_dir.parent),
     )
@@ -139,10 +116,8 @@ def _describe_copy(version_dir: Path) -> str:
 
 def _check_warmup(version_dir: Path) -> Finding:
     if (version_dir / layout.WARMUP).is_file():
-        return Finding(WARMUP, OK, layout.WARMUP)
-    return Finding(
-        WARMUP,
-        WARNING,
+        return Check.WARMUP.passes(layout.WARMUP)
+    return Check.WARMUP.warns(
         f"no {layout.WARMUP}: the first requests after a load will be slow",
         _EXPORT_AGAIN.format(base=version_dir.parent),
     )
@@ -154,13 +129,13 @@ def _check_golden(version_dir: Path) -> Finding:
         with hide_delegate_notes():
             report = check_hop(make_device_hop(f"{ON_DEVICE}float32", version_dir), golden)
     except (UnimplementedError, ConfigError) as error:
-        return Finding(HEALTHY, NOT_CHECKED, str(error))
+        return Check.HEALTHY.is_not_checked(str(error))
     except PlumblineError as error:
-        return Finding(HEALTHY, WARNING, str(error), _EXPORT_AGAIN.format(base=version_dir.parent))
+        return Check.HEALTHY.warns(str(error), _EXPORT_AGAIN.format(base=version_dir.parent))
     if report.verdict == AGREES:
-        return Finding(HEALTHY, OK, f"{report.num_rows} golden rows agree through model.tflite")
-    return Finding(
-        HEALTHY, FAILS, "; ".join(report.problems), f"python -m exporter verify {version_dir}"
+        return Check.HEALTHY.passes(f"{report.num_rows} golden rows agree through model.tflite")
+    return Check.HEALTHY.fails(
+        "; ".join(report.problems), f"python -m exporter verify {version_dir}"
     )
 
 
@@ -169,29 +144,25 @@ def _check_tensorflow(
 ) -> Finding:
     written = _find_writer(version_dir, manifest)
     if not written:
-        return Finding(TENSORFLOW, NOT_CHECKED, "the version does not say what wrote it")
+        return Check.TENSORFLOW.is_not_checked("the version does not say what wrote it")
     serving = server_tensorflow or _find_installed_tensorflow()
     if not serving:
         text = f"written by TensorFlow {written}; a server of that or a later release reads it"
-        return Finding(TENSORFLOW, OK, text)
+        return Check.TENSORFLOW.passes(text)
     ours, theirs = _parse_release(written), _parse_release(serving)
     if ours > theirs:
-        return Finding(
-            TENSORFLOW,
-            FAILS,
+        return Check.TENSORFLOW.fails(
             f"written by TensorFlow {written}, to be served by the older {serving}: it may use "
             "operators that the server lacks (`Op type not registered`)",
             f"docker pull tensorflow/serving:{written}",
         )
     if ours[:1] != theirs[:1]:
-        return Finding(
-            TENSORFLOW,
-            WARNING,
+        return Check.TENSORFLOW.warns(
             f"written by TensorFlow {written}, to be served by {serving}: promises end with "
             "the major version",
             _EXPORT_AGAIN.format(base=version_dir.parent),
         )
-    return Finding(TENSORFLOW, OK, f"written by {written}, to be served by {serving}")
+    return Check.TENSORFLOW.passes(f"written by {written}, to be served by {serving}")
 
 
 def _find_writer(version_dir: Path, manifest: Manifest | None) -> str:
@@ -216,25 +187,15 @@ def _parse_release(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers[:2])
 
 
-def _read_signatures(version_dir: Path, manifest: Manifest | None) -> Mapping[str, Signature]:
-    if manifest is not None:
-        return from_entries(manifest.signatures)
-    return read_signatures((version_dir / layout.SAVED_MODEL).read_bytes())
-
-
-def check_names(signatures: Mapping[str, Signature]) -> list[Finding]:
+def check_names(signatures: Mapping[str, Signature]) -> Finding:
     """Whether signatures and tensors are called what people will ask for."""
     if "serving_default" not in signatures:
-        return [
-            Finding(
-                SIGNATURES,
-                FAILS,
-                f"no `serving_default`, only {', '.join(signatures) or 'nothing'}: a request "
-                "without a signature name fails",
-                "name the signature in each request (--signature_name), or export with "
-                "signatures={'serving_default': …}",
-            )
-        ]
+        return Check.SIGNATURES.fails(
+            f"no `serving_default`, only {', '.join(signatures) or 'nothing'}: a request "
+            "without a signature name fails",
+            "name the signature in each request (--signature_name), or export with "
+            "signatures={'serving_default': …}",
+        )
     generated = sorted(
         f"{signature.name}.{name}"
         for signature in signatures.values()
@@ -242,16 +203,12 @@ def check_names(signatures: Mapping[str, Signature]) -> list[Finding]:
         if _GENERATED.fullmatch(name)
     )
     if generated:
-        return [
-            Finding(
-                SIGNATURES,
-                WARNING,
-                f"Keras made up the names {', '.join(generated)}; they change with every export",
-                "export with explicit names: tf.saved_model.save(…, signatures={…}), as "
-                "`python -m exporter export` does",
-            )
-        ]
-    return [Finding(SIGNATURES, OK, ", ".join(signatures))]
+        return Check.SIGNATURES.warns(
+            f"Keras made up the names {', '.join(generated)}; they change with every export",
+            "export with explicit names: tf.saved_model.save(…, signatures={…}), as "
+            "`python -m exporter export` does",
+        )
+    return Check.SIGNATURES.passes(", ".join(signatures))
 
 
 def _check_specs(signatures: Mapping[str, Signature]) -> list[Finding]:
@@ -262,18 +219,16 @@ def _check_specs(signatures: Mapping[str, Signature]) -> list[Finding]:
         for name, spec in signature.inputs.items()
         if spec.shape is not None and (not spec.shape or spec.shape[0] is not None)
     ]
-    shapes = Finding(SHAPES, OK, describe_inputs(signatures))
+    shapes = Check.SHAPES.passes(describe_inputs(signatures))
     if fixed:
-        shapes = Finding(
-            SHAPES,
-            WARNING,
+        shapes = Check.SHAPES.warns(
             f"no free batch axis in {'; '.join(fixed)}: only this very shape can be sent",
             "export with shape (None, …)",
         )
     rows = [_count_rows(signature) for signature in signatures.values()]
     smallest = min((count for count in rows if count), default=0)
     limit = Finding(
-        MESSAGE_LIMIT,
+        Check.MESSAGE_LIMIT,
         OK if smallest != 1 else WARNING,
         f"{smallest:,} rows fit into gRPC's default of 4 MiB" if smallest else "depends on strings",
         "" if smallest != 1 else "lift the limit on both sides: PredictionClient does",

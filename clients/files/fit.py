@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -38,12 +38,7 @@ IMAGE_BYTES = "serving_image_bytes"
 class InputReader:
     """Reads files, names and skips what cannot be read, and fits the rest to a signature.
 
-    Args:
-        paths: Files, or folders of images.
-        signatures: What the version has.
-        signature_name: The signature to use; chosen by the first rows when empty.
-        array_name: The array to take of an npz that holds several.
-        invert: For images of dark ink on paper.
+    Without a signature name the first rows choose the signature.
 
     Attributes:
         signature: The signature that the rows fit.
@@ -95,15 +90,6 @@ class InputReader:
                 continue
             if fitted.num_rows:
                 yield fitted
-
-    def take(self, num_rows: int) -> list[FileRows]:
-        """The first blocks, as many as hold `num_rows` rows."""
-        blocks: list[FileRows] = []
-        for rows in itertools.takewhile(
-            lambda _: sum(block.num_rows for block in blocks) < num_rows, self
-        ):
-            blocks.append(rows)
-        return blocks
 
     def _fit(self, rows: FileRows) -> FileRows:
         return fit_rows(
@@ -164,12 +150,10 @@ def fit_rows(
 ) -> FileRows:
     """The rows as `signature` wants them."""
     if rows.is_image:
-        return _fit_images(rows, signature, pixel_shape or None, invert, on_skipped)
+        return _fit_images(rows, signature, pixel_shape, invert, on_skipped)
     batch = _shape_batch(rows, signature)
     check_batch(batch, signature)
-    return FileRows(
-        rows.source, batch, first_row=rows.first_row, names=rows.names, is_text=rows.is_text
-    )
+    return dataclasses.replace(rows, batch=batch)
 
 
 def find_pixel_shape(signatures: Mapping[str, Signature]) -> tuple[int, ...]:
@@ -262,16 +246,16 @@ def _convert(array: Array, dtype: str, *, is_text: bool) -> Array:
 def _fit_images(
     rows: FileRows,
     signature: Signature,
-    pixel_shape: tuple[int, ...] | None,
+    pixel_shape: tuple[int, ...],
     invert: bool,
     on_skipped: OnSkipped,
 ) -> FileRows:
-    (name, spec) = next(iter(signature.inputs.items()))
+    name, spec = next(iter(signature.inputs.items()))
     contents = rows.batch[UNNAMED]
     if spec.dtype == STRING:
         return rows.take(list(range(len(contents))), {name: contents})
     shape = tuple(size for size in (spec.shape or ())[1:] if size is not None)
-    shape = shape if len(shape) in (2, 3) else pixel_shape or ()
+    shape = shape if len(shape) in (2, 3) else pixel_shape
     if not shape or spec.dtype not in ("uint8", "float32"):
         raise TensorMismatchError(
             f"`{name}` of signature {signature.name!r} wants {spec.describe()}, which says not "

@@ -82,8 +82,10 @@ def predict_files(
     args: argparse.Namespace, signatures: Mapping[str, Signature], answer: Answering
 ) -> ExitCode:
     """Reads, asks and writes: what `predict` and `on-device run` share."""
+    if not args.inputs and args.version_dir is None:
+        raise ConfigError("nothing to predict: give INPUT files, or --version_dir for golden ones")
     reader = InputReader(
-        choose_inputs(args),
+        args.inputs or [find_version_dir(args.version_dir) / layout.GOLDEN],
         signatures,
         signature_name=args.signature_name,
         array_name=args.array_name,
@@ -102,15 +104,6 @@ def predict_files(
         sink.close()
     remark(sink.describe())
     return ExitCode.FAILED if failed or reader.skipped else ExitCode.DONE
-
-
-def choose_inputs(args: argparse.Namespace) -> list[Path]:
-    """The files given, else the golden inputs of --version_dir."""
-    if args.inputs:
-        return list(args.inputs)
-    if args.version_dir is None:
-        raise ConfigError("nothing to predict: give INPUT files, or --version_dir for golden ones")
-    return [find_version_dir(args.version_dir) / layout.GOLDEN]
 
 
 def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
@@ -148,8 +141,8 @@ def _predict_json(args: argparse.Namespace, reader: InputReader, answer: Answeri
 
 def find_labels(args: argparse.Namespace) -> list[str]:
     """Class names: of --labels, else of --version_dir's assets, else none."""
-    path: Path | None = getattr(args, "labels", None)
-    if path is None and getattr(args, "version_dir", None) and args.version_dir.is_dir():
+    path: Path | None = args.labels
+    if path is None and args.version_dir and args.version_dir.is_dir():
         path = find_version_dir(args.version_dir) / layout.LABELS
         if not path.is_file():
             return []
@@ -162,7 +155,7 @@ def find_labels(args: argparse.Namespace) -> list[str]:
 
 
 def answer_one_by_one(
-    predictor: Predictor, blocks: Iterable[FileRows], *, signature_name: str
+    predictor: Predictor, blocks: Iterable[FileRows], signature_name: str
 ) -> Iterator[Answer]:
     """Asks for one block after the other.
 

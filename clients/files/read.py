@@ -10,7 +10,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,10 +19,6 @@ from contract.errors import ConfigError, DatasetError, PlumblineError
 from contract.golden import read_golden
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array
-
-if TYPE_CHECKING:
-    import PIL.Image
-
 
 UNNAMED = ""
 """The key of an array that stands for the only input."""
@@ -100,10 +96,10 @@ def list_files(paths: Iterable[Path]) -> list[Path]:
             files += found
         elif not path.exists():
             raise ConfigError(f"{path} does not exist")
-        elif path.suffix.lower() not in IMAGE_SUFFIXES | _READERS.keys():
+        elif path.suffix.lower() not in {*IMAGE_SUFFIXES, *_READERS, ".npz"}:
             raise ConfigError(
                 f"{path}: unknown kind of file {path.suffix!r}; give "
-                f"{', '.join(sorted(_READERS))}, .png, .jpg, .jpeg or a folder of images"
+                f"{', '.join(sorted(_READERS))}, .npz, .png, .jpg, .jpeg or a folder of images"
             )
         else:
             files.append(path)
@@ -172,11 +168,6 @@ def _read_npz(path: Path, array_name: str, signature_name: str) -> Iterator[File
             f"{path} has golden examples of {', '.join(golden)}, not of {signature_name!r}"
         )
     yield from _cut(str(path), dict(golden[signature_name].inputs))
-
-
-def _read_npy(path: Path) -> Iterator[FileRows]:
-    array = np.load(path, allow_pickle=False, mmap_mode="r")
-    yield from _cut(str(path), {UNNAMED: array})
 
 
 def _cut(source: str, batch: dict[str, Array]) -> Iterator[FileRows]:
@@ -277,8 +268,9 @@ def _to_bytes(value: object) -> bytes:
 _READERS: dict[str, Callable[[Path], Iterator[FileRows]]] = {
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
-    ".npy": _read_npy,
-    ".npz": lambda path: _read_npz(path, "", DEFAULT_SIGNATURE_NAME),
+    ".npy": lambda path: _cut(
+        str(path), {UNNAMED: np.load(path, allow_pickle=False, mmap_mode="r")}
+    ),
 }
 
 
@@ -300,24 +292,16 @@ def decode_image(content: bytes, shape: tuple[int, ...], *, invert: bool = False
                 raise DatasetError(
                     f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
                 )
-            pixels = _to_mode(image, "L" if channels == 1 else "RGB")
+            pixels: PIL.Image.Image = image
+            if image.mode.startswith("I"):  # 16 bits: the high byte, as TensorFlow's decoder
+                high = np.asarray(image, dtype=np.uint32) >> 8
+                pixels = PIL.Image.fromarray(high.clip(0, 255).astype(np.uint8))
+            pixels = pixels.convert("L" if channels == 1 else "RGB")
             if pixels.size != (width, height):
                 pixels = pixels.resize((width, height), PIL.Image.Resampling.BILINEAR)
             array: Array = np.asarray(pixels, dtype=np.uint8).reshape(shape)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise DatasetError(f"not a readable PNG or JPEG ({_first_line(error)})") from error
+        text = str(error).partition("\n")[0].replace(" <_io.BytesIO object", "").strip()
+        reason = text.partition(" at 0x")[0] or type(error).__name__
+        raise DatasetError(f"not a readable PNG or JPEG ({reason})") from error
     return 255 - array if invert else array
-
-
-def _to_mode(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
-    if image.mode.startswith("I"):  # 16 bits: the high byte, as TensorFlow's decoder takes it
-        import PIL.Image
-
-        high = (np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-        image = PIL.Image.fromarray(high)
-    return image.convert(mode)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).partition("\n")[0].replace(" <_io.BytesIO object", "").strip()
-    return text.partition(" at 0x")[0] or type(error).__name__

@@ -9,12 +9,10 @@ from __future__ import annotations
 import abc
 import csv
 import io
-import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
@@ -24,22 +22,18 @@ from contract.console.terminal import print_table
 from contract.errors import ConfigError
 from contract.signature import STRING, Array, Batch, dtype_name
 
-SUFFIXES = (".npz", ".csv", ".jsonl")
 TABLE_ROWS = 20
 _CELL_WIDTH = 48
 
 
 class Sink(abc.ABC):
-    """Where predictions go.
-
-    Args:
-        labels: Class names, in the order of an output's last axis; may be empty.
+    """Where predictions go, with class names in the order of an output's last axis.
 
     Attributes:
         num_rows: Rows written so far.
     """
 
-    def __init__(self, labels: Sequence[str] = ()) -> None:
+    def __init__(self, labels: Sequence[str]) -> None:
         self.num_rows = 0
         self.labels = labels
 
@@ -48,13 +42,9 @@ class Sink(abc.ABC):
         with hold_interrupts():
             self._write([rows.name_row(index) for index in indices], outputs)
             self.num_rows += len(indices)
-            self._flush()
 
     @abc.abstractmethod
     def _write(self, names: list[str], outputs: Batch) -> None: ...
-
-    def _flush(self) -> None:  # noqa: B027  a file has something to do here, a table has not
-        """Brings to disk what was written."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -69,11 +59,11 @@ def open_sink(output: Path | None, labels: Sequence[str]) -> Sink:
     """The sink for `--output`; a table without."""
     if output is None:
         return TableSink(labels)
-    kinds: dict[str, Callable[[Path, Sequence[str]], Sink]]
+    kinds: dict[str, type[NpzSink | CsvSink | JsonlSink]]
     kinds = {".npz": NpzSink, ".csv": CsvSink, ".jsonl": JsonlSink}
     kind = kinds.get(output.suffix.lower())
     if kind is None:
-        raise ConfigError(f"--output {output}: give a file that ends in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"--output {output}: give a file that ends in {', '.join(kinds)}")
     try:
         return kind(output, labels)
     except OSError as error:
@@ -83,7 +73,7 @@ def open_sink(output: Path | None, labels: Sequence[str]) -> Sink:
 class TableSink(Sink):
     """The first rows as a table on stdout."""
 
-    def __init__(self, labels: Sequence[str] = ()) -> None:
+    def __init__(self, labels: Sequence[str]) -> None:
         super().__init__(labels)
         self._columns: list[str] = []
         self._cells: list[list[str]] = []
@@ -114,12 +104,16 @@ class TableSink(Sink):
 
 
 class _FileSink(Sink):
+    """A file; lines are on disk after every write."""
+
     def __init__(self, path: Path, labels: Sequence[str]) -> None:
         super().__init__(labels)
         self._path = path
-        self._file: TextIO = path.open("w", encoding="utf-8", newline="")
+        # Opened early: an unwritable path is better known before the work.
+        self._file = path.open("w", encoding="utf-8", newline="")
 
-    def _flush(self) -> None:
+    def write(self, rows: FileRows, indices: Sequence[int], outputs: Batch) -> None:
+        super().write(rows, indices, outputs)
         self._file.flush()
 
     def close(self) -> None:
@@ -136,7 +130,12 @@ class CsvSink(_FileSink):
         flat = {name: array.reshape(len(array), -1) for name, array in outputs.items()}
         writer = csv.writer(self._file, lineterminator="\n")
         if self.num_rows == 0:
-            writer.writerow(["row", *itertools.chain(*map(self._name_columns, outputs.items()))])
+            columns = ["row"]
+            for key, array in outputs.items():
+                columns += [f"{key}_class"] if has_classes(array) else []
+                many = range(flat[key].shape[1])
+                columns += [key] if array.ndim == 1 else [f"{key}_{index}" for index in many]
+            writer.writerow(columns)
         for index, name in enumerate(names):
             line: list[str] = [name]
             for key, array in flat.items():
@@ -144,12 +143,6 @@ class CsvSink(_FileSink):
                     line.append(name_class(int(array[index].argmax()), self.labels))
                 line += [format_value(value) for value in array[index]]
             writer.writerow(line)
-
-    def _name_columns(self, item: tuple[str, Array]) -> list[str]:
-        name, array = item
-        width = int(np.prod(array.shape[1:], dtype=np.int64))
-        values = [name] if array.ndim == 1 else [f"{name}_{index}" for index in range(width)]
-        return [f"{name}_class", *values] if has_classes(array) else values
 
 
 class JsonlSink(_FileSink):
@@ -160,15 +153,13 @@ class JsonlSink(_FileSink):
             self._file.write(json.dumps(describe_row(name, index, outputs, self.labels)) + "\n")
 
 
-class NpzSink(Sink):
+class NpzSink(_FileSink):
     """Every output as one array, and `row_names`; strings as `NAME` bytes and `NAME_offsets`."""
 
     def __init__(self, path: Path, labels: Sequence[str]) -> None:
-        super().__init__(labels)
-        self._path = path
+        super().__init__(path, labels)
         self._names: list[str] = []
         self._parts: dict[str, list[Array]] = {}
-        path.open("wb").close()  # an unwritable path is better known before the work
 
     def _write(self, names: list[str], outputs: Batch) -> None:
         self._names += names
@@ -181,10 +172,8 @@ class NpzSink(Sink):
             arrays |= _store(name, np.concatenate(parts))
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        self._file.close()
         self._path.write_bytes(buffer.getvalue())
-
-    def describe(self) -> str:
-        return f"{self.num_rows:,} rows in {self._path}"
 
 
 def drop_common_folder(names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import grpc
 
-from clients.options import ConnectionOptions, TlsOptions
+from clients.options import ConnectionOptions
 from contract.errors import Code, ConfigError, PlumblineError, ServableUnavailableError
 from contract.wire.rpc import ERROR_KEY, UNLIMITED, error_from_rpc
 
@@ -98,9 +98,12 @@ def _look_up(host: str, port: int) -> list[tuple[str, int]]:
     return [(str(info[4][0]), port) for info in found]
 
 
-def channel_options(options: ConnectionOptions, *, several: bool) -> list[tuple[str, int | str]]:
-    """grpcio's channel arguments."""
-    chosen: list[tuple[str, int | str]] = [
+def open_channel(
+    grpc_module: ModuleType, address: str | Iterable[str], options: ConnectionOptions
+) -> tuple[grpc.Channel | grpc.aio.Channel, str]:
+    """A channel, and what to call the server in messages."""
+    target, several = parse_target(address)
+    arguments: list[tuple[str, int | str]] = [
         *UNLIMITED,
         ("grpc.keepalive_time_ms", int(options.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", 20_000),
@@ -113,32 +116,24 @@ def channel_options(options: ConnectionOptions, *, several: bool) -> list[tuple[
         ("grpc.primary_user_agent", "plumbline-clients"),
     ]
     if several:
-        chosen.append(("grpc.service_config", json.dumps(_IN_TURN)))
-    return chosen
-
-
-def open_channel(
-    grpc_module: ModuleType, address: str | Iterable[str], options: ConnectionOptions
-) -> tuple[grpc.Channel | grpc.aio.Channel, str]:
-    """A channel, and what to call the server in messages."""
-    target, several = parse_target(address)
-    arguments = channel_options(options, several=several)
+        arguments.append(("grpc.service_config", json.dumps(_IN_TURN)))
     compression = _COMPRESSION[options.compression]
     if options.tls is None:
-        if options.token is not None and not _is_local(target):
+        local = ("unix:", "unix-abstract:", "localhost:", "127.", "[::1]")
+        if options.token is not None and not target.startswith(local):
             _LOG.warning("the bearer token goes to %s in plain text; set tls", target)
         channel = grpc_module.insecure_channel(target, arguments, compression)
     else:
         name = options.tls.server_name or _name_to_expect(address, target)
         if name:
             arguments += [("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)]
-        credentials = make_credentials(options.tls)
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=options.tls.read(options.tls.ca_file),
+            private_key=options.tls.read(options.tls.key_file),
+            certificate_chain=options.tls.read(options.tls.cert_file),
+        )
         channel = grpc_module.secure_channel(target, credentials, arguments, compression)
     return channel, target
-
-
-def _is_local(target: str) -> bool:
-    return target.startswith(("unix:", "unix-abstract:", "localhost:", "127.", "[::1]"))
 
 
 def _name_to_expect(address: str | Iterable[str], target: str) -> str | None:
@@ -150,32 +145,23 @@ def _name_to_expect(address: str | Iterable[str], target: str) -> str | None:
     return host if host and not _is_ip(host) else None
 
 
-def make_credentials(tls: TlsOptions) -> grpc.ChannelCredentials:
-    """grpcio's credentials for TLS or mutual TLS."""
-    return grpc.ssl_channel_credentials(
-        root_certificates=tls.read(tls.ca_file),
-        private_key=tls.read(tls.key_file),
-        certificate_chain=tls.read(tls.cert_file),
-    )
-
-
 def explain_failure(
     failure: grpc.RpcError, address: str, method: str, timeout_s: float
 ) -> PlumblineError:
     """The error behind a failed call, in words that name the server and the call."""
     error = error_from_rpc(failure)
     trailing = getattr(failure, "trailing_metadata", lambda: None)() or ()
-    if any(key == ERROR_KEY for key, _ in trailing):
-        return error
-    kind = type(error)
-    call = f"{method.rpartition('/')[2]} at {address}"
-    if error.code is Code.DEADLINE_EXCEEDED:
-        return kind(f"{call}: no answer within {timeout_s:.3g} s")
-    if error.code is Code.CANCELLED or (
-        error.code in (Code.INTERNAL, Code.UNKNOWN) and any(t in error.message for t in _TORN)
-    ):
-        # We cancel nothing that we still wait for: the server went away under the call.
-        return ServableUnavailableError(f"{call}: the connection broke: {error.message}")
-    if error.code is Code.UNAVAILABLE and "failed to connect" in error.message:
-        return kind(f"{call}: nobody answers; is a server running there? ({error.message})")
+    if not any(key == ERROR_KEY for key, _ in trailing):
+        call = f"{method.rpartition('/')[2]} at {address}"
+        if error.code is Code.DEADLINE_EXCEEDED:
+            error = type(error)(f"{call}: no answer within {timeout_s:.3g} s")
+        elif error.code is Code.CANCELLED or (
+            error.code in (Code.INTERNAL, Code.UNKNOWN) and any(t in error.message for t in _TORN)
+        ):
+            # We cancel nothing that we still wait for: the server went away under the call.
+            error = ServableUnavailableError(f"{call}: the connection broke: {error.message}")
+        elif error.code is Code.UNAVAILABLE and "failed to connect" in error.message:
+            text = f"{call}: nobody answers; is a server running there? ({error.message})"
+            error = type(error)(text)
+    error.__cause__ = failure
     return error

@@ -15,12 +15,7 @@ from contract.errors import ConfigError, PlumblineError
 
 
 class AsyncGrpcCaller:
-    """Makes calls on one channel, which belongs to the event loop that made the first one.
-
-    Args:
-        address: See `clients.transport.channel`.
-        connection: TLS, token, keepalive, compression.
-    """
+    """Makes calls on one channel, which belongs to the event loop that made the first one."""
 
     def __init__(self, address: str | Iterable[str], connection: ConnectionOptions) -> None:
         self._address = address if isinstance(address, str) else tuple(address)
@@ -46,9 +41,7 @@ class AsyncGrpcCaller:
         try:
             reply: bytes = await self._method(path)(body, timeout=timeout_s, metadata=headers)
         except grpc.RpcError as failure:
-            error = explain_failure(failure, self._target, path, timeout_s)
-            error.__cause__ = failure
-            return error
+            return explain_failure(failure, self._target, path, timeout_s)
         return reply
 
     def _method(self, path: str) -> grpc.aio.UnaryUnaryMultiCallable:

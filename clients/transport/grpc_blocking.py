@@ -14,12 +14,7 @@ from contract.errors import PlumblineError
 
 
 class GrpcCaller:
-    """Makes calls on one channel.
-
-    Args:
-        address: See `clients.transport.channel`.
-        connection: TLS, token, keepalive, compression.
-    """
+    """Makes calls on one channel; for the address see `clients.transport.channel`."""
 
     def __init__(self, address: str | Iterable[str], connection: ConnectionOptions) -> None:
         self._headers = connection.headers
@@ -37,7 +32,7 @@ class GrpcCaller:
         try:
             reply: bytes = self._method(path)(body, timeout=timeout_s, metadata=headers)
         except grpc.RpcError as failure:
-            return self._explain(failure, call)
+            return explain_failure(failure, self._address, path, timeout_s)
         return reply
 
     def start(self, call: Call, on_end: Callable[[grpc.Future], None]) -> grpc.Future:
@@ -53,13 +48,8 @@ class GrpcCaller:
         try:
             reply: bytes = future.result()
         except grpc.RpcError as failure:
-            return self._explain(failure, call)
+            return explain_failure(failure, self._address, call.path, call.timeout_s)
         return reply
-
-    def _explain(self, failure: grpc.RpcError, call: Call) -> PlumblineError:
-        error = explain_failure(failure, self._address, call.path, call.timeout_s)
-        error.__cause__ = failure
-        return error
 
     def _method(self, path: str) -> grpc.UnaryUnaryMultiCallable:
         """The bytes-in, bytes-out callable of a method, made once."""

@@ -28,11 +28,9 @@ DEFAULT_PORT = 8501
 
 
 class HttpCaller:
-    """Makes calls to one server.
+    """Makes calls to one server, at `http://host:port`, `https://...` or `host:port`.
 
-    Args:
-        address: `http://host:port`, `https://...` or `host:port`.
-        connection: TLS, token, compression (none or gzip); keepalive is the transport's.
+    Of the connection's options, keepalive is the transport's.
 
     Raises:
         ConfigError: The address or a TLS file cannot be used.
@@ -44,13 +42,9 @@ class HttpCaller:
         self._url = parse_url(address, encrypted=connection.tls is not None)
         self._headers = connection.headers
         self._gzip = connection.compression == "gzip"
-        self._extensions = (
-            {"sni_hostname": connection.tls.server_name}
-            if connection.tls and connection.tls.server_name
-            else {}
-        )
-        verify = make_ssl_context(connection.tls) if connection.tls else True
-        self._client = httpx.Client(verify=verify)
+        tls = connection.tls
+        self._extensions = {"sni_hostname": tls.server_name} if tls and tls.server_name else {}
+        self._client = httpx.Client(verify=make_ssl_context(tls) if tls else True)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -62,16 +56,18 @@ class HttpCaller:
         where = f"{call.path} at {self._url}"
         try:
             status, headers, body = self._send(method, path, call)
-        except (httpx.TimeoutException, TimeoutError) as failure:
-            return _caused(
-                DeadlineExceededError(f"{where}: no answer within {call.timeout_s:.3g} s"), failure
-            )
-        except httpx.ConnectError as failure:
-            text = f"{where}: nobody answers; is a server running there? ({failure})"
-            return _caused(ServableUnavailableError(text), failure)
-        except httpx.TransportError as failure:
-            text = f"{where}: the connection broke: {failure or type(failure).__name__}"
-            return _caused(ServableUnavailableError(text), failure)
+        except (httpx.TransportError, TimeoutError) as failure:
+            error: PlumblineError
+            if isinstance(failure, httpx.TimeoutException | TimeoutError):
+                error = DeadlineExceededError(f"{where}: no answer within {call.timeout_s:.3g} s")
+            elif isinstance(failure, httpx.ConnectError):
+                text = f"{where}: nobody answers; is a server running there? ({failure})"
+                error = ServableUnavailableError(text)
+            else:
+                text = f"{where}: the connection broke: {failure or type(failure).__name__}"
+                error = ServableUnavailableError(text)
+            error.__cause__ = failure
+            return error
         return body if 200 <= status < 300 else read_error(status, headers.get(ERROR_KEY), body)
 
     def _send(self, method: str, path: str, call: Call) -> tuple[int, httpx.Headers, bytes]:
@@ -95,11 +91,6 @@ class HttpCaller:
                 if time.monotonic() > deadline:
                     raise TimeoutError
             return response.status_code, response.headers, b"".join(pieces)
-
-
-def _caused(error: PlumblineError, failure: Exception) -> PlumblineError:
-    error.__cause__ = failure
-    return error
 
 
 def read_error(status: int, class_name: str | None, body: bytes) -> PlumblineError:

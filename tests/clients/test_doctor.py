@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from clients.cli import main
-from clients.doctor.findings import CHECKS, check_package
+from clients.doctor.findings import Check, check_package
 from contract import layout
 from contract.errors import ResourceExhaustedError
 from contract.signature import TensorSpec
@@ -49,8 +49,8 @@ def test_a_good_server_and_a_good_version_pass_all_eleven(
     with serve_mlp(version_dir) as server:
         status, findings = diagnose(server.address, version_dir)
     assert status == 0
-    assert list(findings) == list(CHECKS)
-    assert {check: one["verdict"] for check, one in findings.items()} == dict.fromkeys(CHECKS, "ok")
+    assert list(findings) == list(Check)
+    assert {check: one["verdict"] for check, one in findings.items()} == dict.fromkeys(Check, "ok")
 
 
 def test_nobody_there_gives_the_command_that_starts_a_server(diagnose: Any) -> None:
