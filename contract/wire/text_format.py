@@ -40,7 +40,7 @@ def read_text(path: Path) -> str:
 
 
 def read_text_message(path: Path, message: M) -> M:
-    """Reads a message in text format.
+    """Reads a message in text format from a file.
 
     Args:
         path: As `read_text` takes it.
@@ -50,13 +50,30 @@ def read_text_message(path: Path, message: M) -> M:
         `message`.
 
     Raises:
-        ConfigError: In TensorFlow Serving's words, "Error parsing text-format
-            tensorflow.serving.ModelServerConfig", then the file, place and reason.
+        ConfigError: As `read_text` and `parse_text_message`.
     """
-    name = f"tensorflow.serving.{message.DESCRIPTOR.name}"
+    return parse_text_message(read_text(path), message, place=str(path))
+
+
+def parse_text_message(text: str, message: M, *, place: str) -> M:
+    """Reads a message in text format.
+
+    Args:
+        text: The message.
+        message: One of `tensorflow.serving`, which is filled.
+        place: What to call the text in an error, for example its file.
+
+    Returns:
+        `message`.
+
+    Raises:
+        ConfigError: In TensorFlow Serving's words, "Error parsing text-format
+            tensorflow.serving.ModelServerConfig", then the place and the reason.
+    """
+    problem = f"Error parsing text-format tensorflow.serving.{message.DESCRIPTOR.name}: {place}"
     try:
-        return text_format.Parse(read_text(path), message)
+        return text_format.Parse(text, message)
     except text_format.ParseError as error:
-        raise ConfigError(f"Error parsing text-format {name}: {path}: {error}") from None
+        raise ConfigError(f"{problem}: {error}") from None
     except RecursionError:
-        raise ConfigError(f"Error parsing text-format {name}: {path}: nested too deep") from None
+        raise ConfigError(f"{problem}: nested too deep") from None
