@@ -137,19 +137,20 @@ def read_golden(path: Path) -> Golden:
             if not isinstance(archive, np.lib.npyio.NpzFile) or _INDEX not in archive:
                 raise ManifestError(f"{path}: not a golden file: it has no entry `{_INDEX}`")
             index = msgspec.json.decode(archive[_INDEX].tobytes(), type=dict[str, _SignatureIndex])
-            return Golden({name: _load_examples(archive, one) for name, one in index.items()})
+            return Golden(
+                {
+                    name: GoldenExamples(
+                        {key: _load(archive, entry) for key, entry in one.inputs.items()},
+                        {key: _load(archive, entry) for key, entry in one.outputs.items()},
+                        one.batch_sizes,
+                    )
+                    for name, one in index.items()
+                }
+            )
     except FileNotFoundError:
         raise ManifestError(f"{path}: no golden examples; export the version again") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ManifestError(f"{path}: unreadable golden examples: {error}") from error
-
-
-def _load_examples(archive: NpzFile, index: _SignatureIndex) -> GoldenExamples:
-    return GoldenExamples(
-        {name: _load(archive, entry) for name, entry in index.inputs.items()},
-        {name: _load(archive, entry) for name, entry in index.outputs.items()},
-        index.batch_sizes,
-    )
 
 
 def _store(arrays: dict[str, Array], array: Array) -> _TensorIndex:
@@ -160,9 +161,7 @@ def _store(arrays: dict[str, Array], array: Array) -> _TensorIndex:
         arrays[key] = np.frombuffer(b"".join(items), np.uint8)
         arrays[f"{key}_offsets"] = np.cumsum([0, *map(len, items)], dtype=np.int64)
     elif array.dtype.kind == "V":
-        arrays[key] = np.ascontiguousarray(array).view(
-            np.uint8 if array.itemsize == 1 else np.uint16
-        )
+        arrays[key] = np.ascontiguousarray(array).view(f"u{array.itemsize}")
     else:
         arrays[key] = np.ascontiguousarray(array)
     return _TensorIndex(key, name, array.shape)

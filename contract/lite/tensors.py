@@ -179,32 +179,29 @@ def read_signatures(interpreter: Interpreter) -> dict[str, LiteSignature]:
         entries[name] = LiteSignature(
             name,
             interpreter._interpreter.GetSubgraphIndexFromSignature(name),
-            _read_tensors(runner.get_input_details(), is_input=True),
-            _read_tensors(runner.get_output_details(), is_input=False),
+            _read_tensors(runner.get_input_details(), _HIDDEN_INPUTS),
+            _read_tensors(runner.get_output_details(), _HIDDEN_OUTPUTS),
         )
-    return entries or {DEFAULT_SIGNATURE_NAME: _read_primary_subgraph(interpreter)}
-
-
-def _read_primary_subgraph(interpreter: Interpreter) -> LiteSignature:
-    inputs = {details["name"]: details for details in interpreter.get_input_details()}
-    outputs = {details["name"]: details for details in interpreter.get_output_details()}
-    return LiteSignature(
-        DEFAULT_SIGNATURE_NAME,
-        0,
-        _read_tensors(inputs, is_input=True),
-        _read_tensors(outputs, is_input=False),
-    )
+    if not entries:
+        inputs = {details["name"]: details for details in interpreter.get_input_details()}
+        outputs = {details["name"]: details for details in interpreter.get_output_details()}
+        entries[DEFAULT_SIGNATURE_NAME] = LiteSignature(
+            DEFAULT_SIGNATURE_NAME,
+            0,
+            _read_tensors(inputs, _HIDDEN_INPUTS),
+            _read_tensors(outputs, _HIDDEN_OUTPUTS),
+        )
+    return entries
 
 
 def _read_tensors(
-    details_by_name: Mapping[str, TensorDetails], *, is_input: bool
+    details_by_name: Mapping[str, TensorDetails], hidden: frozenset[str]
 ) -> tuple[LiteTensor, ...]:
-    return tuple(
-        _read_tensor(name, details, is_input=is_input) for name, details in details_by_name.items()
-    )
+    """The tensors; callers see those of the `hidden` dtypes that have a scale as float32."""
+    return tuple(_read_tensor(name, details, hidden) for name, details in details_by_name.items())
 
 
-def _read_tensor(name: str, details: TensorDetails, *, is_input: bool) -> LiteTensor:
+def _read_tensor(name: str, details: TensorDetails, hidden: frozenset[str]) -> LiteTensor:
     dtype = dtype_name(np.dtype(details["dtype"]))
     sizes = details["shape_signature"]
     # A scalar and a tensor of static shape may both come without a shape signature.
@@ -214,20 +211,8 @@ def _read_tensor(name: str, details: TensorDetails, *, is_input: bool) -> LiteTe
         _ = spec.numpy_dtype
     except KeyError as error:
         raise UnimplementedError(f"tensor `{name}` of the TFLite model is {dtype}") from error
-    quantisation = _read_quantisation(details)
-    hidden = _is_hidden(quantisation, is_input=is_input)
-    return LiteTensor(spec, int(details["index"]), quantisation, hidden)
-
-
-def _read_quantisation(details: TensorDetails) -> Quantisation | None:
-    """The quantisation in an interpreter's tensor details, None for a tensor without one."""
     scale, zero_point = details["quantization"]
-    if not scale:
-        return None
-    return Quantisation(np.dtype(details["dtype"]).name, float(scale), int(zero_point))
-
-
-def _is_hidden(quantisation: Quantisation | None, *, is_input: bool) -> bool:
-    """Whether callers see this tensor as float32 (the rule at the top of this module)."""
-    hidden = _HIDDEN_INPUTS if is_input else _HIDDEN_OUTPUTS
-    return quantisation is not None and quantisation.dtype in hidden
+    quantisation = Quantisation(dtype, float(scale), int(zero_point)) if scale else None
+    return LiteTensor(
+        spec, int(details["index"]), quantisation, hidden=bool(scale) and dtype in hidden
+    )

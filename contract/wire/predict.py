@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -109,7 +109,11 @@ def parse_predict_request(body: bytes) -> PredictCall:
     try:
         scan = scan_predict(body, _REQUEST_TAGS)
     except Unusual:
-        scan = _parse_request(body)
+        try:
+            proto = predict_pb2.PredictRequest.FromString(body)
+        except DecodeError as error:
+            raise RequestError(f"these {len(body)} bytes are no PredictRequest: {error}") from error
+        scan = _collect(proto, proto.inputs, list(proto.output_filter))
     if scan.model_spec is None:
         raise RequestError("Missing ModelSpec")
     return PredictCall(decode_model_spec(scan.model_spec), tuple(scan.output_filter), scan)
@@ -154,7 +158,13 @@ def decode_predict_response(
     try:
         scan = scan_predict(body, _RESPONSE_TAGS)
     except Unusual:
-        scan = _parse_response(body)
+        try:
+            proto = predict_pb2.PredictResponse.FromString(body)
+        except DecodeError as error:
+            raise InternalError(
+                f"the server's {len(body)} bytes are no PredictResponse: {error}"
+            ) from error
+        scan = _collect(proto, proto.outputs, [])
     arrays = {}
     for name in scan.tensors:
         try:
@@ -287,24 +297,6 @@ def _decode_part(scan: Scan, name: str, max_fill_bytes: int) -> tuple[Array, int
         return array, max(0, array.nbytes - _CARRIED_FACTOR * (stop - start))
 
 
-def _parse_request(body: bytes) -> Scan:
-    try:
-        proto = predict_pb2.PredictRequest.FromString(body)
-    except DecodeError as error:
-        raise RequestError(f"these {len(body)} bytes are no PredictRequest: {error}") from error
-    return _collect(proto, proto.inputs, list(proto.output_filter))
-
-
-def _parse_response(body: bytes) -> Scan:
-    try:
-        proto = predict_pb2.PredictResponse.FromString(body)
-    except DecodeError as error:
-        raise InternalError(
-            f"the server's {len(body)} bytes are no PredictResponse: {error}"
-        ) from error
-    return _collect(proto, proto.outputs, [])
-
-
 def _collect(
     proto: predict_pb2.PredictRequest | predict_pb2.PredictResponse,
     tensors: Mapping[str, tensor_pb2.TensorProto],
@@ -326,17 +318,12 @@ class Unusual(Exception):
     """Bytes that are left to protobuf."""
 
 
-class Tags(NamedTuple):
-    """The one-byte tags of the fields of one of the two messages; all are length-delimited."""
+Tags: TypeAlias = tuple[int, int, int]
+"""The one-byte tags of a message's fields, all of them length-delimited: model spec, tensors,
+output filter."""
 
-    model_spec: int
-    tensors: int
-    output_filter: int = -1
-    """No byte: an answer has none."""
-
-
-_REQUEST_TAGS = Tags(model_spec=1 << 3 | 2, tensors=2 << 3 | 2, output_filter=3 << 3 | 2)
-_RESPONSE_TAGS = Tags(model_spec=2 << 3 | 2, tensors=1 << 3 | 2)
+_REQUEST_TAGS: Tags = (1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2)
+_RESPONSE_TAGS: Tags = (2 << 3 | 2, 1 << 3 | 2, -1)  # no byte: an answer has no filter
 
 
 @dataclasses.dataclass(slots=True)
