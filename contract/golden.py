@@ -171,13 +171,8 @@ def _load(archive: NpzFile, entry: _TensorIndex) -> Array:
     stored: Array = archive[entry.key]
     dtype = TensorSpec(entry.key, entry.dtype, None).numpy_dtype
     if entry.dtype == STRING:
-        return _load_strings(stored, archive[f"{entry.key}_offsets"]).reshape(entry.shape)
+        data, offsets = stored.tobytes(), archive[f"{entry.key}_offsets"].tolist()
+        strings = np.empty(len(offsets) - 1, dtype=object)
+        strings[:] = [data[start:end] for start, end in itertools.pairwise(offsets)]
+        return strings.reshape(entry.shape)
     return (stored if stored.dtype == dtype else stored.view(dtype)).reshape(entry.shape)
-
-
-def _load_strings(blob: Array, offsets: Array) -> Array:
-    data = blob.tobytes()
-    strings = np.empty(len(offsets) - 1, dtype=object)
-    for row, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
-        strings[row] = data[start:end]
-    return strings

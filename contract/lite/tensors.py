@@ -118,11 +118,6 @@ class LiteTensor:
     hidden: bool
 
     @property
-    def shown(self) -> TensorSpec:
-        """The spec as callers see it who do not want to know of integers."""
-        return dataclasses.replace(self.spec, dtype="float32") if self.hidden else self.spec
-
-    @property
     def is_batched(self) -> bool:
         """Whether axis 0 is free, which makes it the batch."""
         return bool(self.spec.shape) and self.spec.shape is not None and self.spec.shape[0] is None
@@ -130,14 +125,7 @@ class LiteTensor:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiteSignature:
-    """One signature: the subgraph that computes it and its tensors in order.
-
-    Attributes:
-        name: For example `serving_default`.
-        subgraph: The interpreter's index of what computes it.
-        inputs: In the order of the file.
-        outputs: In the order of the file.
-    """
+    """One signature: the index of the subgraph that computes it, and its tensors in file order."""
 
     name: str
     subgraph: int
@@ -153,22 +141,23 @@ class LiteSignature:
     def describe(self, *, dequantise: bool) -> Signature:
         """The signature as callers see it: float32 or the integers of the file."""
 
-        def specs(tensors: tuple[LiteTensor, ...]) -> Mapping[str, TensorSpec]:
-            return {t.spec.name: t.shown if dequantise else t.spec for t in tensors}
-
-        return Signature(self.name, specs(self.inputs), specs(self.outputs))
+        inputs, outputs = (
+            {
+                one.spec.name: dataclasses.replace(one.spec, dtype="float32")
+                if dequantise and one.hidden
+                else one.spec
+                for one in tensors
+            }
+            for tensors in (self.inputs, self.outputs)
+        )
+        return Signature(self.name, inputs, outputs)
 
 
 def read_signatures(interpreter: Interpreter) -> dict[str, LiteSignature]:
-    """Every signature of the model; one without any has `serving_default` by tensor names.
+    """Every signature of the model, by name; one without any has `serving_default` by tensor names.
 
-    That is how TensorFlow Serving names them (`servables/tensorflow/tflite_session.cc`).
-
-    Args:
-        interpreter: With its tensors allocated.
-
-    Returns:
-        Name to signature.
+    That is how TensorFlow Serving names them (`servables/tensorflow/tflite_session.cc`). The
+    interpreter's tensors are allocated.
 
     Raises:
         UnimplementedError: A tensor's dtype has no counterpart in numpy.

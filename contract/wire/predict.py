@@ -30,7 +30,6 @@ from contract.wire.plumbline_wire import model_pb2, predict_pb2, tensor_pb2
 from contract.wire.tensors import (
     LAYOUTS,
     MAX_FILL_BYTES,
-    Layout,
     Packing,
     Piece,
     count_elements,
@@ -346,10 +345,6 @@ class Scan:
 def scan_predict(body: bytes, tags: Tags) -> Scan:
     """Finds the parts of a message.
 
-    Args:
-        body: The serialized message.
-        tags: Those of a request or those of a response.
-
     Raises:
         Unusual: A field that is not one of the three, out of place, or cut off.
     """
@@ -393,12 +388,7 @@ def _scan_entry(body: bytes, position: int, stop: int) -> tuple[str, int]:
 
 
 def scan_tensor(body: bytes, start: int, stop: int) -> Array:
-    """Reads a serialized TensorProto, into a view where it can be.
-
-    Args:
-        body: A message that holds it.
-        start: Where it starts.
-        stop: Where it ends.
+    """Reads the serialized TensorProto from `start` to `stop`, into a view where it can be.
 
     Raises:
         Unusual: Fields out of place, a dtype that is not read in place, or values that are not
@@ -423,30 +413,17 @@ def scan_tensor(body: bytes, start: int, stop: int) -> Array:
         raise Unusual from None
     if position + length != stop or length == 0:
         raise Unusual
-    return _read_payload(body, position, length, tag, layout, shape, count)
-
-
-def _read_payload(
-    body: bytes,
-    position: int,
-    length: int,
-    tag: int,
-    layout: Layout,
-    shape: tuple[int, ...],
-    count: int,
-) -> Array:
-    """The `count` elements in the field of `tag`, of which `length` bytes lie at `position`."""
-    packing = layout.packing
+    packing, is_typed = layout.packing, tag == layout.field_number << 3 | 2
     if (
         length == count * layout.itemsize
         and packing is not Packing.STRINGS
         and (
             (tag == _CONTENT_TAG and layout.dtype.kind != "b")
-            or (packing is Packing.FIXED and tag == layout.field_number << 3 | 2)
+            or (packing is Packing.FIXED and is_typed)
         )
     ):
         return np.ndarray(shape, layout.dtype, body, position)
-    if packing in (Packing.VARINT, Packing.BITS) and tag == layout.field_number << 3 | 2:
+    if packing in (Packing.VARINT, Packing.BITS) and is_typed:
         values = read_varints(body, position, position + length)
         if values is not None and values.size == count:
             return narrow(values, layout).reshape(shape)

@@ -255,7 +255,8 @@ def error_from_rpc(error: grpc.RpcError) -> PlumblineError:
     if code is None or details is None:
         return PlumblineError(f"the call failed: {error}", code=Code.UNKNOWN)
     trailing = getattr(error, "trailing_metadata", None)
-    name = dict((trailing and trailing()) or ()).get(ERROR_KEY)
+    metadata = (trailing() if trailing else None) or ()
+    name = next((value for key, value in metadata if key == ERROR_KEY), None)
     if isinstance(name, bytes):
         name = name.decode("ascii", "replace")
     return error_from_status(code_of_grpc(code()), details() or "", name)

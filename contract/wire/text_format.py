@@ -21,9 +21,6 @@ MAX_FILE_BYTES = 16 * 2**20
 def read_text(path: Path) -> str:
     """The text of a file that a flag names.
 
-    Args:
-        path: A file in UTF-8 of at most `MAX_FILE_BYTES`.
-
     Raises:
         ConfigError: It cannot be read, is larger than 16 MiB, or is not UTF-8.
     """
@@ -40,31 +37,17 @@ def read_text(path: Path) -> str:
 
 
 def read_text_message(path: Path, message: M) -> M:
-    """Reads a message in text format from a file.
-
-    Args:
-        path: As `read_text` takes it.
-        message: One of `tensorflow.serving`, which is filled.
-
-    Returns:
-        `message`.
-
-    Raises:
-        ConfigError: As `read_text` and `parse_text_message`.
-    """
+    """As `parse_text_message`, of the text of a file."""
     return parse_text_message(read_text(path), message, place=str(path))
 
 
 def parse_text_message(text: str, message: M, *, place: str) -> M:
-    """Reads a message in text format.
+    """Fills a message of `tensorflow.serving` from text format, and returns it.
 
     Args:
-        text: The message.
-        message: One of `tensorflow.serving`, which is filled.
+        text: The message in text format.
+        message: What to fill.
         place: What to call the text in an error, for example its file.
-
-    Returns:
-        `message`.
 
     Raises:
         ConfigError: In TensorFlow Serving's words, "Error parsing text-format
