@@ -28,7 +28,6 @@ A message says what was given, what was expected, and what to do.
 from __future__ import annotations
 
 import enum
-from typing import ClassVar
 
 
 class Code(enum.IntEnum):
@@ -62,7 +61,7 @@ class PlumblineError(Exception):
             Serving answers one kind of fault with different codes on different methods.
     """
 
-    default_code: ClassVar[Code] = Code.UNKNOWN
+    default_code: Code = Code.UNKNOWN
 
     def __init__(self, message: str, *, code: Code | None = None) -> None:
         super().__init__(message)
@@ -178,12 +177,9 @@ class InternalError(PlumblineError):
     default_code = Code.INTERNAL
 
 
-def _walk(root: type[PlumblineError]) -> dict[str, type[PlumblineError]]:
-    found = {root.__name__: root}
-    for child in root.__subclasses__():
-        found.update(_walk(child))
-    return found
-
-
-ERRORS_BY_NAME: dict[str, type[PlumblineError]] = _walk(PlumblineError)
+ERRORS_BY_NAME: dict[str, type[PlumblineError]] = {
+    name: kind
+    for name, kind in dict(globals()).items()
+    if isinstance(kind, type) and issubclass(kind, PlumblineError)
+}
 """Class name to class: how the wire names an error, so that a client raises the same one."""

@@ -137,19 +137,20 @@ def read_golden(path: Path) -> Golden:
             if not isinstance(archive, np.lib.npyio.NpzFile) or _INDEX not in archive:
                 raise ManifestError(f"{path}: not a golden file: it has no entry `{_INDEX}`")
             index = msgspec.json.decode(archive[_INDEX].tobytes(), type=dict[str, _SignatureIndex])
-            return Golden({name: _load_examples(archive, one) for name, one in index.items()})
+            return Golden(
+                {
+                    name: GoldenExamples(
+                        {key: _load(archive, entry) for key, entry in one.inputs.items()},
+                        {key: _load(archive, entry) for key, entry in one.outputs.items()},
+                        one.batch_sizes,
+                    )
+                    for name, one in index.items()
+                }
+            )
     except FileNotFoundError:
         raise ManifestError(f"{path}: no golden examples; export the version again") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ManifestError(f"{path}: unreadable golden examples: {error}") from error
-
-
-def _load_examples(archive: NpzFile, index: _SignatureIndex) -> GoldenExamples:
-    return GoldenExamples(
-        {name: _load(archive, entry) for name, entry in index.inputs.items()},
-        {name: _load(archive, entry) for name, entry in index.outputs.items()},
-        index.batch_sizes,
-    )
 
 
 def _store(arrays: dict[str, Array], array: Array) -> _TensorIndex:
@@ -160,9 +161,7 @@ def _store(arrays: dict[str, Array], array: Array) -> _TensorIndex:
         arrays[key] = np.frombuffer(b"".join(items), np.uint8)
         arrays[f"{key}_offsets"] = np.cumsum([0, *map(len, items)], dtype=np.int64)
     elif array.dtype.kind == "V":
-        arrays[key] = np.ascontiguousarray(array).view(
-            np.uint8 if array.itemsize == 1 else np.uint16
-        )
+        arrays[key] = np.ascontiguousarray(array).view(f"u{array.itemsize}")
     else:
         arrays[key] = np.ascontiguousarray(array)
     return _TensorIndex(key, name, array.shape)
@@ -172,13 +171,8 @@ def _load(archive: NpzFile, entry: _TensorIndex) -> Array:
     stored: Array = archive[entry.key]
     dtype = TensorSpec(entry.key, entry.dtype, None).numpy_dtype
     if entry.dtype == STRING:
-        return _load_strings(stored, archive[f"{entry.key}_offsets"]).reshape(entry.shape)
+        data, offsets = stored.tobytes(), archive[f"{entry.key}_offsets"].tolist()
+        strings = np.empty(len(offsets) - 1, dtype=object)
+        strings[:] = [data[start:end] for start, end in itertools.pairwise(offsets)]
+        return strings.reshape(entry.shape)
     return (stored if stored.dtype == dtype else stored.view(dtype)).reshape(entry.shape)
-
-
-def _load_strings(blob: Array, offsets: Array) -> Array:
-    data = blob.tobytes()
-    strings = np.empty(len(offsets) - 1, dtype=object)
-    for row, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
-        strings[row] = data[start:end]
-    return strings

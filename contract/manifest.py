@@ -156,12 +156,11 @@ def write_manifest(version_dir: Path, manifest: Manifest) -> Manifest:
     Raises:
         OSError: The disk is full or the folder is not writable.
     """
-    sealed = msgspec.structs.replace(
-        manifest, digest=_compute_digest(msgspec.to_builtins(manifest))
-    )
+    digest = _compute_digest(msgspec.to_builtins(manifest))
+    sealed = msgspec.structs.replace(manifest, digest=digest)
     path = version_dir / layout.MANIFEST
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_encode_canonically(msgspec.to_builtins(sealed)))
+    path.write_bytes(msgspec.json.encode(sealed, order="sorted"))
     return sealed
 
 
@@ -183,10 +182,6 @@ def read_manifest(version_dir: Path) -> Manifest:
         ) from None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: unreadable manifest: {error}") from error
-    return _parse_document(document, path)
-
-
-def _parse_document(document: object, path: Path) -> Manifest:
     if not isinstance(document, dict):
         raise ManifestError(f"{path}: a manifest is a JSON object, not {type(document).__name__}")
     schema = document.get("schema")
@@ -255,11 +250,7 @@ def to_entries(signatures: Mapping[str, Signature]) -> dict[str, SignatureEntry]
         Name to entry.
     """
     return {
-        name: SignatureEntry(
-            _to_tensor_entries(signature.inputs),
-            _to_tensor_entries(signature.outputs),
-            signature.method_name,
-        )
+        name: msgspec.convert(signature, SignatureEntry, from_attributes=True)
         for name, signature in signatures.items()
     }
 
@@ -284,18 +275,10 @@ def from_entries(entries: Mapping[str, SignatureEntry]) -> dict[str, Signature]:
     }
 
 
-def _to_tensor_entries(specs: Mapping[str, TensorSpec]) -> dict[str, TensorEntry]:
-    return {name: TensorEntry(spec.dtype, spec.shape) for name, spec in specs.items()}
-
-
 def _from_tensor_entries(entries: Mapping[str, TensorEntry]) -> dict[str, TensorSpec]:
     return {name: TensorSpec(name, entry.dtype, entry.shape) for name, entry in entries.items()}
 
 
 def _compute_digest(document: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in document.items() if key != "digest"}
-    return hashlib.sha256(_encode_canonically(rest)).hexdigest()
-
-
-def _encode_canonically(document: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode(document, order="sorted")
+    return hashlib.sha256(msgspec.json.encode(rest, order="sorted")).hexdigest()

@@ -361,11 +361,12 @@ def _compare_output(
         )
     if golden.size == 0:
         return OutputParity(name, golden.shape[0], 0.0, 0, None, None, passed=True)
+    num_rows = golden.shape[0] if golden.ndim else 1
     differences = _measure_differences(golden, got)
     allowed = np.broadcast_to(_allowed(golden, tolerance), golden.shape)
     agreement = _measure_top1_agreement(golden, got)
-    largest = float(differences.max())
-    limit = float(allowed.flat[int(differences.argmax())])
+    worst = int(differences.argmax())
+    largest, limit = float(differences.flat[worst]), float(allowed.flat[worst])
     # An infinite difference is none that any atol allows, an infinite one included.
     passed = (
         math.isfinite(largest)
@@ -374,11 +375,11 @@ def _compare_output(
     )
     return OutputParity(
         name=name,
-        num_rows=golden.shape[0] if golden.ndim else 1,
+        num_rows=num_rows,
         max_abs_difference=largest,
         max_ulp=_measure_max_ulp(golden, got),
         top1_agreement=agreement,
-        worst_row=_find_row(differences) if largest > 0 else None,
+        worst_row=worst // (golden.size // num_rows) if largest > 0 else None,
         passed=passed,
         max_allowed=limit if math.isfinite(limit) else None,
         min_top1_agreement=tolerance.min_top1_agreement,
@@ -400,20 +401,17 @@ def _widen(array: Array) -> Array:
 
 def _measure_differences(golden: Array, got: Array) -> Array:
     """float64 array of golden's shape; inf where a non-finite value is not matched by its like."""
-    if not _is_float(golden):
-        return np.where(golden == got, 0.0, _distance(golden, got))
+    if golden.dtype.kind in "iu":
+        # Not less than 1, since int64 neighbours may be the same float64.
+        distance = np.maximum(np.abs(got.astype(np.float64) - golden.astype(np.float64)), 1.0)
+        return np.where(golden == got, 0.0, distance)
+    if not _is_float(golden):  # strings and booleans: equal or not
+        return np.where(golden == got, 0.0, 1.0)
     wide_golden, wide_got = _widen(golden), _widen(got)
     same = (wide_golden == wide_got) | (np.isnan(wide_golden) & np.isnan(wide_got))
     with np.errstate(invalid="ignore", over="ignore"):
         distance = np.abs(wide_got - wide_golden)
     return np.where(same, 0.0, np.where(np.isfinite(distance), distance, np.inf))
-
-
-def _distance(golden: Array, got: Array) -> Array:
-    if golden.dtype.kind not in "iu":
-        return np.ones(golden.shape)  # strings and booleans: equal or not
-    # Not less than 1, since int64 neighbours may be the same float64.
-    return np.maximum(np.abs(got.astype(np.float64) - golden.astype(np.float64)), 1.0)
 
 
 def _allowed(golden: Array, tolerance: Tolerance) -> Array | float:
@@ -447,11 +445,3 @@ def _order_floats(array: Array) -> Array:
     width = array.dtype.itemsize
     bits = np.ascontiguousarray(array).view(f"i{width}").astype(np.int64)
     return np.where(bits < 0, np.int64(-(2 ** (8 * width - 1))) - bits, bits)
-
-
-def _find_row(differences: Array) -> int:
-    return (
-        int(np.unravel_index(int(differences.argmax()), differences.shape)[0])
-        if differences.ndim
-        else 0
-    )

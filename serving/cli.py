@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from contract.console.exits import ExitCode
-from contract.console.extras import make_missing_error
-from contract.console.terminal import remark, say
 from contract.errors import PlumblineError
 
 VERBS = {
@@ -34,6 +32,8 @@ The module has `add_VERB_arguments(parser)` and `run_VERB(arguments) -> exit cod
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit code: see `docs/` for their meaning."""
+    from contract.console.terminal import remark, say
+
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         say(_describe_verbs())
@@ -60,6 +60,8 @@ def _run_verb(verb: str, given: list[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in ("serving", "contract"):
             raise
+        from contract.console.extras import make_missing_error
+
         raise make_missing_error(verb, [error.name or "a package"], "serving") from None
     arguments = _parse_arguments(module, verb, description, given)
     code: int = getattr(module, f"run_{verb}")(arguments)

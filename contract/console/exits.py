@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import enum
 
-from contract.errors import (
-    Code,
-    ConfigError,
-    DatasetError,
-    ManifestError,
-    PermissionDeniedError,
-    PlumblineError,
-    RequestError,
-    ServableNotFoundError,
-    UnauthenticatedError,
-    UnimplementedError,
-)
+from contract import errors
+from contract.errors import Code, PlumblineError
 
 
 class ExitCode(enum.IntEnum):
@@ -40,14 +30,14 @@ EXIT_CODES = (
 
 _UNREACHABLE = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
 _USAGE = (
-    ConfigError,
-    DatasetError,
-    ManifestError,
-    PermissionDeniedError,
-    RequestError,
-    ServableNotFoundError,
-    UnauthenticatedError,
-    UnimplementedError,
+    errors.ConfigError,
+    errors.DatasetError,
+    errors.ManifestError,
+    errors.PermissionDeniedError,
+    errors.RequestError,
+    errors.ServableNotFoundError,
+    errors.UnauthenticatedError,
+    errors.UnimplementedError,
 )
 
 

@@ -41,26 +41,14 @@ def import_extra(module: str, purpose: str) -> ModuleType:
 
 
 def require_extra(extra: str, purpose: str) -> None:
-    """Finds out, without importing it, whether a whole extra is there.
-
-    Args:
-        extra: `tensorflow`.
-        purpose: What needs it, the beginning of the message: "training".
-
-    Raises:
-        UnimplementedError: Something of it is not installed.
-    """
+    """Raises UnimplementedError where something of a whole extra is missing; imports none of it."""
     missing = [name for name in _WHOLE_EXTRAS[extra] if not is_installed(name)]
     if missing:
         raise make_missing_error(purpose, missing, extra)
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package or module can be imported; of a module, its package is.
-
-    Args:
-        package: For example `PIL` or `ai_edge_litert.interpreter`.
-    """
+    """Whether a package or module can be imported; of a module, its package is."""
     try:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):

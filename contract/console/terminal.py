@@ -55,11 +55,9 @@ def remark(text: str) -> None:
 
 
 def print_json(document: object, *, indent: int | None = 2) -> None:
-    """Writes one JSON document to stdout.
+    """Writes one JSON document to stdout, in one line where `indent` is None.
 
-    Args:
-        document: Arrays become lists, dataclasses and Structs objects, NaN and infinity strings.
-        indent: None for a document of one line.
+    Arrays become lists, dataclasses and Structs objects, NaN and infinity strings.
     """
     import json
 
@@ -74,12 +72,8 @@ def print_table(
 
     Columns of numbers are aligned to the right. Numbers and verdicts are never broken; where
     room is short headings fold, then names and sentences between their words, then within them,
-    and where even that is not enough every row becomes a block of lines, one for each cell.
-
-    Args:
-        headings: One for each column.
-        rows: As many cells in each as there are headings.
-        title: A line above; such a table also has an empty line below.
+    and where even that is not enough every row becomes a block of lines, one for each cell. A
+    table with a title also has an empty line below.
     """
     columns = [_Column(_clean(heading)) for heading in headings]
     for row in rows:
@@ -157,10 +151,7 @@ def show_progress(
 ) -> Iterator[Progress]:
     """A bar with a rate on a terminal; a line now and then and one at the end elsewhere.
 
-    Args:
-        label: What is being done.
-        total: How many there are in all, None when nobody knows yet.
-        unit: What is counted; `bytes` are shown as MB.
+    `total` is None when nobody knows yet; the unit `bytes` is shown as MB.
     """
     console = open_rich(sys.stderr)
     if console is None:
@@ -228,12 +219,7 @@ def find_width() -> int:
 
 
 def fold(text: str, *, indent: str = "") -> str:
-    """A text in lines that fit, broken between words; words too long for a line stay whole.
-
-    Args:
-        text: One or more lines.
-        indent: Before each line.
-    """
+    """A text in lines that fit, broken between words; words too long for a line stay whole."""
     room = find_width() - len(indent)
     folded = itertools.chain.from_iterable(
         _fold(line, room, breaks_words=False) for line in text.split("\n")
@@ -294,11 +280,15 @@ class _Column:
         return max(map(_measure, self.cells), default=0)
 
     @property
+    def heading_width(self) -> int:
+        """Of the heading's longest word."""
+        return max(map(_measure, self.heading.split()), default=0)
+
+    @property
     def least_width(self) -> int:
         """Of the longest word of cells and heading; of the widest cell where none is broken."""
-        words = self.heading.split() + ([] if self.is_whole else " ".join(self.cells).split())
-        longest = max(map(_measure, words), default=0)
-        return max(longest, self.width) if self.is_whole else longest
+        words = self.cells if self.is_whole else " ".join(self.cells).split()
+        return max(self.heading_width, *map(_measure, words), 0)
 
 
 def _lay_out(columns: Sequence[_Column], room: int, *, has_rule: bool) -> list[_Line]:
@@ -351,7 +341,7 @@ def _choose_widths(columns: Sequence[_Column], room: int) -> list[int] | None:
     least = [column.least_width for column in columns]
     widths = [max(_measure(column.heading), column.width) for column in columns]
     broken = [
-        width if column.is_whole else min(width, max(_MIN_COLUMN, _measure_heading(column)))
+        width if column.is_whole else min(width, max(_MIN_COLUMN, column.heading_width))
         for column, width in zip(columns, least, strict=True)
     ]
     # First headings fold, then cells between their words, then cells within them.
@@ -360,10 +350,6 @@ def _choose_widths(columns: Sequence[_Column], room: int) -> list[int] | None:
         if sum(widths) <= room:
             return widths
     return None
-
-
-def _measure_heading(column: _Column) -> int:
-    return max(map(_measure, column.heading.split()), default=0)
 
 
 def _shrink(widths: list[int], floors: Sequence[int], room: int) -> None:

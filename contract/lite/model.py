@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from contract.errors import ConfigError, ManifestError
@@ -51,10 +52,9 @@ class LiteModel:
             if value < 1:
                 raise ConfigError(f"{key} is {value}; give 1 or more")
         content, label = _read_model(source)
-        self._pool = LanePool(
-            lambda: create_interpreter(content, num_threads=num_threads, source=label)
-        )
-        interpreter = create_interpreter(content, num_threads=num_threads, source=label)
+        create = partial(create_interpreter, content, num_threads=num_threads, source=label)
+        self._pool = LanePool(create)
+        interpreter = create()
         self._entries = read_signatures(interpreter)
         self._pool.idle.append(Lane(interpreter))
         self._shown = self._compile(max_chunk_rows, dequantise=True)

@@ -125,17 +125,15 @@ class Program:
         if num_rows <= size or not self._entry.is_divisible:
             return self._run_chunk(native, keep=num_rows <= size)
         # Through `run`: from the second chunk on, the lane is allocated already.
-        parts = [self.run(self._cut(native, start)) for start in range(0, num_rows, size)]
+        batched = {tensor.spec.name for tensor in self._entry.inputs if tensor.is_batched}
+        parts = []
+        for start in range(0, num_rows, size):
+            rows = slice(start, start + size)
+            chunk = {
+                name: native[name][rows] if name in batched else native[name] for name in native
+            }
+            parts.append(self.run(chunk))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _cut(self, batch: Batch, start: int) -> dict[str, Array]:
-        rows = slice(start, start + self._max_chunk_rows)
-        return {
-            tensor.spec.name: batch[tensor.spec.name][rows]
-            if tensor.is_batched
-            else batch[tensor.spec.name]
-            for tensor in self._entry.inputs
-        }
 
     def _run_chunk(self, batch: Batch, *, keep: bool) -> dict[str, Array]:
         """Runs rows on a lane of their size. Not kept: one with an indivisible batch's arena."""
@@ -213,11 +211,9 @@ class Lane:
         """Allocates `subgraph` for these inputs: 2 µs for the MLP, 10 µs for the CNN.
 
         Args:
-            subgraph: Index of the subgraph.
-            key: Of the program whose callers these inputs come from; it is the subgraph
-                or its complement.
-            inputs: Name, tensor index, array as callers give it, and the quantisation to
-                apply to it, if any.
+            subgraph: Its index.
+            key: Of the program whose callers these inputs come from.
+            inputs: Name, tensor index, array as callers give it, quantisation to apply, if any.
 
         Raises:
             RuntimeError: The model cannot be allocated for these shapes.

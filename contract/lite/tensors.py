@@ -118,11 +118,6 @@ class LiteTensor:
     hidden: bool
 
     @property
-    def shown(self) -> TensorSpec:
-        """The spec as callers see it who do not want to know of integers."""
-        return dataclasses.replace(self.spec, dtype="float32") if self.hidden else self.spec
-
-    @property
     def is_batched(self) -> bool:
         """Whether axis 0 is free, which makes it the batch."""
         return bool(self.spec.shape) and self.spec.shape is not None and self.spec.shape[0] is None
@@ -130,14 +125,7 @@ class LiteTensor:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiteSignature:
-    """One signature: the subgraph that computes it and its tensors in order.
-
-    Attributes:
-        name: For example `serving_default`.
-        subgraph: The interpreter's index of what computes it.
-        inputs: In the order of the file.
-        outputs: In the order of the file.
-    """
+    """One signature: the index of the subgraph that computes it, and its tensors in file order."""
 
     name: str
     subgraph: int
@@ -153,22 +141,23 @@ class LiteSignature:
     def describe(self, *, dequantise: bool) -> Signature:
         """The signature as callers see it: float32 or the integers of the file."""
 
-        def specs(tensors: tuple[LiteTensor, ...]) -> Mapping[str, TensorSpec]:
-            return {t.spec.name: t.shown if dequantise else t.spec for t in tensors}
-
-        return Signature(self.name, specs(self.inputs), specs(self.outputs))
+        inputs, outputs = (
+            {
+                one.spec.name: dataclasses.replace(one.spec, dtype="float32")
+                if dequantise and one.hidden
+                else one.spec
+                for one in tensors
+            }
+            for tensors in (self.inputs, self.outputs)
+        )
+        return Signature(self.name, inputs, outputs)
 
 
 def read_signatures(interpreter: Interpreter) -> dict[str, LiteSignature]:
-    """Every signature of the model; one without any has `serving_default` by tensor names.
+    """Every signature of the model, by name; one without any has `serving_default` by tensor names.
 
-    That is how TensorFlow Serving names them (`servables/tensorflow/tflite_session.cc`).
-
-    Args:
-        interpreter: With its tensors allocated.
-
-    Returns:
-        Name to signature.
+    That is how TensorFlow Serving names them (`servables/tensorflow/tflite_session.cc`). The
+    interpreter's tensors are allocated.
 
     Raises:
         UnimplementedError: A tensor's dtype has no counterpart in numpy.
@@ -179,32 +168,29 @@ def read_signatures(interpreter: Interpreter) -> dict[str, LiteSignature]:
         entries[name] = LiteSignature(
             name,
             interpreter._interpreter.GetSubgraphIndexFromSignature(name),
-            _read_tensors(runner.get_input_details(), is_input=True),
-            _read_tensors(runner.get_output_details(), is_input=False),
+            _read_tensors(runner.get_input_details(), _HIDDEN_INPUTS),
+            _read_tensors(runner.get_output_details(), _HIDDEN_OUTPUTS),
         )
-    return entries or {DEFAULT_SIGNATURE_NAME: _read_primary_subgraph(interpreter)}
-
-
-def _read_primary_subgraph(interpreter: Interpreter) -> LiteSignature:
-    inputs = {details["name"]: details for details in interpreter.get_input_details()}
-    outputs = {details["name"]: details for details in interpreter.get_output_details()}
-    return LiteSignature(
-        DEFAULT_SIGNATURE_NAME,
-        0,
-        _read_tensors(inputs, is_input=True),
-        _read_tensors(outputs, is_input=False),
-    )
+    if not entries:
+        inputs = {details["name"]: details for details in interpreter.get_input_details()}
+        outputs = {details["name"]: details for details in interpreter.get_output_details()}
+        entries[DEFAULT_SIGNATURE_NAME] = LiteSignature(
+            DEFAULT_SIGNATURE_NAME,
+            0,
+            _read_tensors(inputs, _HIDDEN_INPUTS),
+            _read_tensors(outputs, _HIDDEN_OUTPUTS),
+        )
+    return entries
 
 
 def _read_tensors(
-    details_by_name: Mapping[str, TensorDetails], *, is_input: bool
+    details_by_name: Mapping[str, TensorDetails], hidden: frozenset[str]
 ) -> tuple[LiteTensor, ...]:
-    return tuple(
-        _read_tensor(name, details, is_input=is_input) for name, details in details_by_name.items()
-    )
+    """The tensors; callers see those of the `hidden` dtypes that have a scale as float32."""
+    return tuple(_read_tensor(name, details, hidden) for name, details in details_by_name.items())
 
 
-def _read_tensor(name: str, details: TensorDetails, *, is_input: bool) -> LiteTensor:
+def _read_tensor(name: str, details: TensorDetails, hidden: frozenset[str]) -> LiteTensor:
     dtype = dtype_name(np.dtype(details["dtype"]))
     sizes = details["shape_signature"]
     # A scalar and a tensor of static shape may both come without a shape signature.
@@ -214,20 +200,8 @@ def _read_tensor(name: str, details: TensorDetails, *, is_input: bool) -> LiteTe
         _ = spec.numpy_dtype
     except KeyError as error:
         raise UnimplementedError(f"tensor `{name}` of the TFLite model is {dtype}") from error
-    quantisation = _read_quantisation(details)
-    hidden = _is_hidden(quantisation, is_input=is_input)
-    return LiteTensor(spec, int(details["index"]), quantisation, hidden)
-
-
-def _read_quantisation(details: TensorDetails) -> Quantisation | None:
-    """The quantisation in an interpreter's tensor details, None for a tensor without one."""
     scale, zero_point = details["quantization"]
-    if not scale:
-        return None
-    return Quantisation(np.dtype(details["dtype"]).name, float(scale), int(zero_point))
-
-
-def _is_hidden(quantisation: Quantisation | None, *, is_input: bool) -> bool:
-    """Whether callers see this tensor as float32 (the rule at the top of this module)."""
-    hidden = _HIDDEN_INPUTS if is_input else _HIDDEN_OUTPUTS
-    return quantisation is not None and quantisation.dtype in hidden
+    quantisation = Quantisation(dtype, float(scale), int(zero_point)) if scale else None
+    return LiteTensor(
+        spec, int(details["index"]), quantisation, hidden=bool(scale) and dtype in hidden
+    )

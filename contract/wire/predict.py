@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -30,7 +30,6 @@ from contract.wire.plumbline_wire import model_pb2, predict_pb2, tensor_pb2
 from contract.wire.tensors import (
     LAYOUTS,
     MAX_FILL_BYTES,
-    Layout,
     Packing,
     Piece,
     count_elements,
@@ -109,7 +108,11 @@ def parse_predict_request(body: bytes) -> PredictCall:
     try:
         scan = scan_predict(body, _REQUEST_TAGS)
     except Unusual:
-        scan = _parse_request(body)
+        try:
+            proto = predict_pb2.PredictRequest.FromString(body)
+        except DecodeError as error:
+            raise RequestError(f"these {len(body)} bytes are no PredictRequest: {error}") from error
+        scan = _collect(proto, proto.inputs, list(proto.output_filter))
     if scan.model_spec is None:
         raise RequestError("Missing ModelSpec")
     return PredictCall(decode_model_spec(scan.model_spec), tuple(scan.output_filter), scan)
@@ -154,7 +157,13 @@ def decode_predict_response(
     try:
         scan = scan_predict(body, _RESPONSE_TAGS)
     except Unusual:
-        scan = _parse_response(body)
+        try:
+            proto = predict_pb2.PredictResponse.FromString(body)
+        except DecodeError as error:
+            raise InternalError(
+                f"the server's {len(body)} bytes are no PredictResponse: {error}"
+            ) from error
+        scan = _collect(proto, proto.outputs, [])
     arrays = {}
     for name in scan.tensors:
         try:
@@ -287,24 +296,6 @@ def _decode_part(scan: Scan, name: str, max_fill_bytes: int) -> tuple[Array, int
         return array, max(0, array.nbytes - _CARRIED_FACTOR * (stop - start))
 
 
-def _parse_request(body: bytes) -> Scan:
-    try:
-        proto = predict_pb2.PredictRequest.FromString(body)
-    except DecodeError as error:
-        raise RequestError(f"these {len(body)} bytes are no PredictRequest: {error}") from error
-    return _collect(proto, proto.inputs, list(proto.output_filter))
-
-
-def _parse_response(body: bytes) -> Scan:
-    try:
-        proto = predict_pb2.PredictResponse.FromString(body)
-    except DecodeError as error:
-        raise InternalError(
-            f"the server's {len(body)} bytes are no PredictResponse: {error}"
-        ) from error
-    return _collect(proto, proto.outputs, [])
-
-
 def _collect(
     proto: predict_pb2.PredictRequest | predict_pb2.PredictResponse,
     tensors: Mapping[str, tensor_pb2.TensorProto],
@@ -326,17 +317,12 @@ class Unusual(Exception):
     """Bytes that are left to protobuf."""
 
 
-class Tags(NamedTuple):
-    """The one-byte tags of the fields of one of the two messages; all are length-delimited."""
+Tags: TypeAlias = tuple[int, int, int]
+"""The one-byte tags of a message's fields, all of them length-delimited: model spec, tensors,
+output filter."""
 
-    model_spec: int
-    tensors: int
-    output_filter: int = -1
-    """No byte: an answer has none."""
-
-
-_REQUEST_TAGS = Tags(model_spec=1 << 3 | 2, tensors=2 << 3 | 2, output_filter=3 << 3 | 2)
-_RESPONSE_TAGS = Tags(model_spec=2 << 3 | 2, tensors=1 << 3 | 2)
+_REQUEST_TAGS: Tags = (1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2)
+_RESPONSE_TAGS: Tags = (2 << 3 | 2, 1 << 3 | 2, -1)  # no byte: an answer has no filter
 
 
 @dataclasses.dataclass(slots=True)
@@ -358,10 +344,6 @@ class Scan:
 
 def scan_predict(body: bytes, tags: Tags) -> Scan:
     """Finds the parts of a message.
-
-    Args:
-        body: The serialized message.
-        tags: Those of a request or those of a response.
 
     Raises:
         Unusual: A field that is not one of the three, out of place, or cut off.
@@ -406,12 +388,7 @@ def _scan_entry(body: bytes, position: int, stop: int) -> tuple[str, int]:
 
 
 def scan_tensor(body: bytes, start: int, stop: int) -> Array:
-    """Reads a serialized TensorProto, into a view where it can be.
-
-    Args:
-        body: A message that holds it.
-        start: Where it starts.
-        stop: Where it ends.
+    """Reads the serialized TensorProto from `start` to `stop`, into a view where it can be.
 
     Raises:
         Unusual: Fields out of place, a dtype that is not read in place, or values that are not
@@ -436,30 +413,17 @@ def scan_tensor(body: bytes, start: int, stop: int) -> Array:
         raise Unusual from None
     if position + length != stop or length == 0:
         raise Unusual
-    return _read_payload(body, position, length, tag, layout, shape, count)
-
-
-def _read_payload(
-    body: bytes,
-    position: int,
-    length: int,
-    tag: int,
-    layout: Layout,
-    shape: tuple[int, ...],
-    count: int,
-) -> Array:
-    """The `count` elements in the field of `tag`, of which `length` bytes lie at `position`."""
-    packing = layout.packing
+    packing, is_typed = layout.packing, tag == layout.field_number << 3 | 2
     if (
         length == count * layout.itemsize
         and packing is not Packing.STRINGS
         and (
             (tag == _CONTENT_TAG and layout.dtype.kind != "b")
-            or (packing is Packing.FIXED and tag == layout.field_number << 3 | 2)
+            or (packing is Packing.FIXED and is_typed)
         )
     ):
         return np.ndarray(shape, layout.dtype, body, position)
-    if packing in (Packing.VARINT, Packing.BITS) and tag == layout.field_number << 3 | 2:
+    if packing in (Packing.VARINT, Packing.BITS) and is_typed:
         values = read_varints(body, position, position + length)
         if values is not None and values.size == count:
             return narrow(values, layout).reshape(shape)

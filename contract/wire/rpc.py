@@ -11,27 +11,19 @@ a command's `--help` do without.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
 
+from contract import errors
 from contract.errors import (
     ERRORS_BY_NAME,
-    CancelledError,
     Code,
     DeadlineExceededError,
-    InternalError,
-    PermissionDeniedError,
     PlumblineError,
     RequestError,
-    ResourceExhaustedError,
-    ServableNotFoundError,
     ServableUnavailableError,
-    SignatureNotFoundError,
-    TensorMismatchError,
-    UnauthenticatedError,
-    UnimplementedError,
 )
 from contract.wire.plumbline_wire import (
     health_pb2,
@@ -141,22 +133,22 @@ ERROR_KEY = "plumbline-error"
 # Canonical code, HTTP status, and the class of error that a client takes it for.
 _TABLE: tuple[tuple[Code, int, type[PlumblineError]], ...] = (
     (Code.OK, 200, PlumblineError),
-    (Code.CANCELLED, 499, CancelledError),
+    (Code.CANCELLED, 499, errors.CancelledError),
     (Code.UNKNOWN, 500, PlumblineError),
     (Code.INVALID_ARGUMENT, 400, RequestError),
     (Code.DEADLINE_EXCEEDED, 504, DeadlineExceededError),
-    (Code.NOT_FOUND, 404, ServableNotFoundError),
+    (Code.NOT_FOUND, 404, errors.ServableNotFoundError),
     (Code.ALREADY_EXISTS, 409, PlumblineError),
-    (Code.PERMISSION_DENIED, 403, PermissionDeniedError),
-    (Code.RESOURCE_EXHAUSTED, 429, ResourceExhaustedError),
+    (Code.PERMISSION_DENIED, 403, errors.PermissionDeniedError),
+    (Code.RESOURCE_EXHAUSTED, 429, errors.ResourceExhaustedError),
     (Code.FAILED_PRECONDITION, 400, RequestError),
     (Code.ABORTED, 409, PlumblineError),
     (Code.OUT_OF_RANGE, 400, RequestError),
-    (Code.UNIMPLEMENTED, 501, UnimplementedError),
-    (Code.INTERNAL, 500, InternalError),
+    (Code.UNIMPLEMENTED, 501, errors.UnimplementedError),
+    (Code.INTERNAL, 500, errors.InternalError),
     (Code.UNAVAILABLE, 503, ServableUnavailableError),
     (Code.DATA_LOSS, 500, PlumblineError),
-    (Code.UNAUTHENTICATED, 401, UnauthenticatedError),
+    (Code.UNAUTHENTICATED, 401, errors.UnauthenticatedError),
 )
 _HTTP = {code: status for code, status, _ in _TABLE}
 _CLASS = {code: kind for code, _, kind in _TABLE}
@@ -166,16 +158,16 @@ _CODE_OF_HTTP = {status: code for code, status, _ in reversed(_TABLE)} | {500: C
 # How TensorFlow Serving's texts begin (servables/tensorflow/{predict_util,util}.cc, and the
 # recordings); the rest of a text names the offending tensor or signature.
 _TEXTS: tuple[tuple[str, type[PlumblineError]], ...] = (
-    ("Serving signature key ", SignatureNotFoundError),
-    ("No signature was found with the name", SignatureNotFoundError),
-    ("Unrecognized servable version label", ServableNotFoundError),
-    ("Serving signature name: ", SignatureNotFoundError),
-    ("tensor parsing error: ", TensorMismatchError),
-    ("input size does not match signature", TensorMismatchError),
-    ("Signature input alias", TensorMismatchError),
-    ("output tensor alias not found", TensorMismatchError),
-    ("Expects arg[", TensorMismatchError),
-    ("Matrix size-incompatible", TensorMismatchError),
+    ("Serving signature key ", errors.SignatureNotFoundError),
+    ("No signature was found with the name", errors.SignatureNotFoundError),
+    ("Unrecognized servable version label", errors.ServableNotFoundError),
+    ("Serving signature name: ", errors.SignatureNotFoundError),
+    ("tensor parsing error: ", errors.TensorMismatchError),
+    ("input size does not match signature", errors.TensorMismatchError),
+    ("Signature input alias", errors.TensorMismatchError),
+    ("output tensor alias not found", errors.TensorMismatchError),
+    ("Expects arg[", errors.TensorMismatchError),
+    ("Matrix size-incompatible", errors.TensorMismatchError),
 )
 
 
@@ -263,16 +255,11 @@ def error_from_rpc(error: grpc.RpcError) -> PlumblineError:
     if code is None or details is None:
         return PlumblineError(f"the call failed: {error}", code=Code.UNKNOWN)
     trailing = getattr(error, "trailing_metadata", None)
-    return error_from_status(
-        code_of_grpc(code()), details() or "", _named_class(trailing() if trailing else None)
-    )
-
-
-def _named_class(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
-    for key, value in metadata or ():
-        if key == ERROR_KEY:
-            return value.decode("ascii", "replace") if isinstance(value, bytes) else value
-    return None
+    metadata = (trailing() if trailing else None) or ()
+    name = next((value for key, value in metadata if key == ERROR_KEY), None)
+    if isinstance(name, bytes):
+        name = name.decode("ascii", "replace")
+    return error_from_status(code_of_grpc(code()), details() or "", name)
 
 
 UNLIMITED = (

@@ -191,18 +191,13 @@ def signatures_from_metadata(
 
 
 def _read_info(alias: str, info: saved_model_pb2.TensorInfo) -> TensorSpec:
-    layout = LAYOUTS.get(info.dtype)
-    if layout is None:
+    if layout := LAYOUTS.get(info.dtype):
+        name = layout.name
+    else:
         known = tensor_pb2.DataType.values()
-        label = tensor_pb2.DataType.Name(info.dtype) if info.dtype in known else str(info.dtype)
-        return TensorSpec(alias, label, _read_axes(info.tensor_shape))
-    return TensorSpec(alias, layout.name, _read_axes(info.tensor_shape))
-
-
-def _read_axes(shape: tensor_pb2.TensorShapeProto) -> tuple[int | None, ...] | None:
-    if shape.unknown_rank:
-        return None
-    return tuple(dim.size if dim.size >= 0 else None for dim in shape.dim)
+        name = tensor_pb2.DataType.Name(info.dtype) if info.dtype in known else str(info.dtype)
+    axes = tuple(dim.size if dim.size >= 0 else None for dim in info.tensor_shape.dim)
+    return TensorSpec(alias, name, None if info.tensor_shape.unknown_rank else axes)
 
 
 def _write_info(info: saved_model_pb2.TensorInfo, spec: TensorSpec, tensor_name: str) -> None:

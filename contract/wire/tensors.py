@@ -138,25 +138,6 @@ LAYOUTS: dict[int, Layout] = {row[0]: _lay_out(*row) for row in _TABLE}
 
 _BY_NAME = {layout.name: layout for layout in LAYOUTS.values()}
 _BY_DTYPE = {layout.dtype: layout for layout in LAYOUTS.values() if layout.number not in _QUANTISED}
-_STRING_LAYOUT = _BY_NAME["string"]
-
-
-def layout_of_number(number: int) -> Layout:
-    """The layout of a dtype by its number in `DataType` (tensorflow/core/framework/types.proto).
-
-    Args:
-        number: For example 1, DT_FLOAT.
-
-    Raises:
-        TensorMismatchError: No ndarray can hold it (resources, variants, references, none).
-    """
-    layout = LAYOUTS.get(number)
-    if layout is None:
-        raise TensorMismatchError(
-            f"tensors of DataType {number} cannot be read: give one of "
-            f"{', '.join(sorted(_BY_NAME))}"
-        )
-    return layout
 
 
 def layout_of_dtype(dtype: np.dtype[Any]) -> Layout:
@@ -169,7 +150,7 @@ def layout_of_dtype(dtype: np.dtype[Any]) -> Layout:
     if layout is not None:
         return layout
     if dtype.kind in "SUT":
-        return _STRING_LAYOUT
+        return _BY_NAME["string"]
     raise TensorMismatchError(
         f"got an array of dtype {dtype}; TensorFlow's dtypes are {', '.join(sorted(_BY_NAME))}"
     )
@@ -226,29 +207,33 @@ def from_tensor_proto(proto: TensorProto, *, max_fill_bytes: int = MAX_FILL_BYTE
         TensorMismatchError: The dtype cannot be read, an axis is negative or too large, the
             content's size is not the shape's, or repeated values exceed `max_fill_bytes`.
     """
-    layout = layout_of_number(proto.dtype)
+    layout = LAYOUTS.get(proto.dtype)
+    if layout is None:  # resources, variants, references, none
+        raise TensorMismatchError(
+            f"tensors of DataType {proto.dtype} cannot be read: give one of "
+            f"{', '.join(sorted(_BY_NAME))}"
+        )
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
     count = count_elements(shape)
     if count == 0:
-        return _reshape(np.empty(0, layout.dtype), shape)
+        return np.empty(shape, layout.dtype)
     if proto.tensor_content:
-        return _reshape(_read_content(proto.tensor_content, layout, count), shape)
-    carried = _count_carried(proto, layout)
+        return _read_content(proto.tensor_content, layout, count).reshape(shape)
+    carried = len(getattr(proto, layout.field))
+    if layout.dtype.kind == "c":
+        carried //= 2
     if carried < count and count * layout.itemsize > max_fill_bytes:
         raise TensorMismatchError(
             f"shape {shape} of {layout.name} declares {count} elements and carries {carried}; "
             f"at most {max_fill_bytes} bytes are filled in by repeating a value"
         )
     values = _read_values(proto, layout, min(carried, count))
-    return _reshape(_fill(values, layout, count) if carried < count else values, shape)
-
-
-def _fill(values: Array, layout: Layout, count: int) -> Array:
-    empty = b"" if layout.packing is Packing.STRINGS else 0
-    filled = np.empty(count, layout.dtype)
-    filled[: values.size] = values
-    filled[values.size :] = values[-1] if values.size else empty
-    return filled
+    if carried < count:
+        filled = np.empty(count, layout.dtype)
+        filled[:carried] = values
+        filled[carried:] = values[-1] if carried else b"" if layout.dtype.kind == "O" else 0
+        values = filled
+    return values.reshape(shape)
 
 
 def count_elements(shape: tuple[int, ...]) -> int:
@@ -265,10 +250,6 @@ def count_elements(shape: tuple[int, ...]) -> int:
     if math.prod(size for size in shape if size) >= 2**58:
         raise TensorMismatchError(f"got shape {shape}, which has too many elements")
     return math.prod(shape)
-
-
-def _reshape(values: Array, shape: tuple[int, ...]) -> Array:
-    return values if values.shape == shape else values.reshape(shape)
 
 
 def _read_content(content: bytes, layout: Layout, count: int) -> Array:
@@ -313,11 +294,6 @@ def _to_objects(strings: Sequence[bytes]) -> Array:
     array = np.empty(len(strings), object)
     array[:] = strings
     return array
-
-
-def _count_carried(proto: TensorProto, layout: Layout) -> int:
-    length = len(getattr(proto, layout.field))
-    return length // 2 if layout.dtype.kind == "c" else length
 
 
 def _read_values(proto: TensorProto, layout: Layout, count: int) -> Array:

@@ -21,9 +21,6 @@ MAX_FILE_BYTES = 16 * 2**20
 def read_text(path: Path) -> str:
     """The text of a file that a flag names.
 
-    Args:
-        path: A file in UTF-8 of at most `MAX_FILE_BYTES`.
-
     Raises:
         ConfigError: It cannot be read, is larger than 16 MiB, or is not UTF-8.
     """
@@ -40,23 +37,26 @@ def read_text(path: Path) -> str:
 
 
 def read_text_message(path: Path, message: M) -> M:
-    """Reads a message in text format.
+    """As `parse_text_message`, of the text of a file."""
+    return parse_text_message(read_text(path), message, place=str(path))
+
+
+def parse_text_message(text: str, message: M, *, place: str) -> M:
+    """Fills a message of `tensorflow.serving` from text format, and returns it.
 
     Args:
-        path: As `read_text` takes it.
-        message: One of `tensorflow.serving`, which is filled.
-
-    Returns:
-        `message`.
+        text: The message in text format.
+        message: What to fill.
+        place: What to call the text in an error, for example its file.
 
     Raises:
         ConfigError: In TensorFlow Serving's words, "Error parsing text-format
-            tensorflow.serving.ModelServerConfig", then the file, place and reason.
+            tensorflow.serving.ModelServerConfig", then the place and the reason.
     """
-    name = f"tensorflow.serving.{message.DESCRIPTOR.name}"
+    problem = f"Error parsing text-format tensorflow.serving.{message.DESCRIPTOR.name}: {place}"
     try:
-        return text_format.Parse(read_text(path), message)
+        return text_format.Parse(text, message)
     except text_format.ParseError as error:
-        raise ConfigError(f"Error parsing text-format {name}: {path}: {error}") from None
+        raise ConfigError(f"{problem}: {error}") from None
     except RecursionError:
-        raise ConfigError(f"Error parsing text-format {name}: {path}: nested too deep") from None
+        raise ConfigError(f"{problem}: nested too deep") from None

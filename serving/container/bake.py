@@ -70,7 +70,8 @@ def run_bake(arguments: argparse.Namespace) -> int:
     reference = name_image(manifest, server, repository=arguments.repository)
     try:
         engine = find_engine(arguments.container_engine)
-        base = require_image(engine, arguments.image or _choose_base(server))
+        default = EMBEDDED_IMAGE if server is ImageServer.EMBEDDED else name_default_image()
+        base = require_image(engine, arguments.image or default)
         if base.server is not server:
             raise ConfigError(
                 f"--image={base.name}: holds {base.server.value}, and --server={server.value}"
@@ -109,10 +110,6 @@ def name_image(manifest: Manifest, server: ImageServer, *, repository: str = "")
     if server is ImageServer.TENSORFLOW_SERVING:
         tag += "-tensorflow-serving"
     return f"{repository or manifest.model_name.lower()}:{tag}"
-
-
-def _choose_base(server: ImageServer) -> str:
-    return EMBEDDED_IMAGE if server is ImageServer.EMBEDDED else name_default_image()
 
 
 def _build(

@@ -9,8 +9,6 @@ import logging
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
-from typing import IO
 
 import msgspec
 
@@ -67,40 +65,26 @@ class ContainerEngine:
     def call(
         self, *arguments: str, timeout_s: float = _CALL_TIMEOUT_S
     ) -> subprocess.CompletedProcess[str]:
-        """Runs one of its commands to its end and returns what it printed."""
-        return call_program([self.program, *arguments], timeout_s)
-
-    def start(self, *arguments: str, stdout: int | IO[str] | None = None) -> subprocess.Popen[str]:
-        """Starts a command that goes on, out of reach of the terminal's Ctrl-C."""
-        return subprocess.Popen(
-            [self.program, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            text=True,
-            start_new_session=True,
-        )
-
-
-def call_program(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Runs a program in a session of its own, so that Ctrl-C does not cut it in the middle."""
-    try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            start_new_session=True,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ServableUnavailableError(
-            f"`{' '.join(command[:3])}` did not end within {timeout_s:g} s; is the container "
-            "engine stuck?"
-        ) from None
-    except OSError as error:
-        raise ServableUnavailableError(f"{command[0]}: {error.strerror or error}") from None
+        """Runs one of its commands to its end, out of reach of the terminal's Ctrl-C."""
+        command = [self.program, *arguments]
+        try:
+            return subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+                start_new_session=True,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ServableUnavailableError(
+                f"`{' '.join(command[:3])}` did not end within {timeout_s:g} s; is the container "
+                "engine stuck?"
+            ) from None
+        except OSError as error:
+            raise ServableUnavailableError(f"{self.program}: {error.strerror or error}") from None
 
 
 def find_engine(program: str = "") -> ContainerEngine:
@@ -118,10 +102,12 @@ def find_engine(program: str = "") -> ContainerEngine:
 
 
 def _ask_for_info(program: str) -> ContainerEngine | str:
+    """The engine, or why it does not work."""
     if shutil.which(program) is None:
         return "not installed"
+    engine = ContainerEngine(program)
     try:
-        done = call_program([program, "info", "--format", "{{json .}}"], _INFO_TIMEOUT_S)
+        done = engine.call("info", "--format", "{{json .}}", timeout_s=_INFO_TIMEOUT_S)
     except ServableUnavailableError as error:
         return error.message
     if done.returncode != 0:
@@ -130,7 +116,12 @@ def _ask_for_info(program: str) -> ContainerEngine | str:
         info = msgspec.json.decode(done.stdout, type=_Info)
     except msgspec.DecodeError:
         return f"`{program} info` answered no JSON"
-    return _read_info(program, info)
+    if info.host is not None:  # `docker` may be podman's stand-in
+        return ContainerEngine(program, True, info.host.security.rootless, info.host.arch)
+    if info.server_errors:
+        return info.server_errors[0]
+    rootless = any("name=rootless" in option for option in info.security_options or ())
+    return ContainerEngine(program, False, rootless, info.architecture)
 
 
 class _Security(msgspec.Struct):
@@ -149,15 +140,6 @@ class _Info(msgspec.Struct, rename="pascal"):
     architecture: str = ""
     security_options: list[str] | None = None
     server_errors: list[str] | None = None
-
-
-def _read_info(program: str, info: _Info) -> ContainerEngine | str:
-    if info.host is not None:  # `docker` may be podman's stand-in
-        return ContainerEngine(program, True, info.host.security.rootless, info.host.arch)
-    if info.server_errors:
-        return info.server_errors[0]
-    rootless = any("name=rootless" in option for option in info.security_options or ())
-    return ContainerEngine(program, False, rootless, info.architecture)
 
 
 def last_line(text: str) -> str:
@@ -284,14 +266,9 @@ def _read_image(reference: str, answer: str) -> Image:
     return Image(reference, server, facts.architecture, labels.get(MODEL_LABEL, ""))
 
 
-def is_emulated(engine: ContainerEngine, image: Image) -> bool:
-    """Whether the image is built for another architecture than the engine's machine."""
-    host, built = _MACHINES.get(engine.machine, ""), _MACHINES.get(image.machine, "")
-    return bool(host and built and host != built)
-
-
 def _warn_of_emulation(engine: ContainerEngine, image: Image) -> None:
-    if is_emulated(engine, image):
+    host, built = _MACHINES.get(engine.machine), _MACHINES.get(image.machine)
+    if host and built and host != built:
         logger.warning(
             "image %s is built for %s and this machine is %s: it is emulated, slow, and may end "
             "with an illegal instruction; python -m serving embedded runs natively",

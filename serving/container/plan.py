@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from contract import layout
 from contract.errors import ConfigError
-from serving.config.flags import Flag, FlagValue, ServerFlags, list_flags
+from serving.config.flags import FlagValue, ServerFlags, list_flags
 from serving.config.server import ServerConfig
 from serving.container.engine import MODELS_FOLDER, ContainerEngine, Image, ImageServer
 
@@ -62,7 +62,10 @@ _REASONS = {
 }
 _LOG_LEVELS = {"debug": "0", "info": "0", "warning": "1", "error": "2"}
 _HANDLED_OUTSIDE = frozenset(
-    {"host", "port", "rest_api_port", "model_base_path", "port_file", "version", "grpc_max_threads"}
+    {
+        *("host", "port", "rest_api_port", "model_name", "model_base_path", "port_file", "version"),
+        "grpc_max_threads",
+    }
 )
 
 logger = logging.getLogger(__name__)
@@ -85,20 +88,6 @@ class ContainerPlan:
         return " \\\n  ".join([" ".join(self.command[:2]), *map(shlex.quote, self.command[2:])])
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mount:
-    """A file or folder of this machine inside the container."""
-
-    source: Path
-    target: PurePosixPath
-    writable: bool = False
-
-    def describe(self) -> str:
-        """As an argument of `run`."""
-        mode = "" if self.writable else ",readonly"
-        return f"--mount=type=bind,source={self.source},target={self.target}{mode}"
-
-
 def make_plan(
     config: ServerConfig,
     given: Mapping[str, FlagValue],
@@ -110,32 +99,26 @@ def make_plan(
 ) -> ContainerPlan:
     """Decides how the server is run."""
     chosen = name or f"plumbline-{config.port if config.port > 0 else os.getpid()}"
-    mounts = list_base_path_mounts(_list_outer_base_paths(config, image), mount_dirs)
-    files, paths = list_file_mounts(config)
-    mounts += files + list_socket_mounts(config)
+    # Those on this machine: not what is baked into the image.
+    baked = Path(MODELS_FOLDER, image.model_name) if image.model_name else None
+    base_paths = [model.base_path for model in config.models if model.base_path != baked]
+    files, paths = _list_file_mounts(config)
+    mounts = _list_base_path_mounts(base_paths, mount_dirs) + files + _list_socket_mounts(config)
     stock = image.server is ImageServer.TENSORFLOW_SERVING
     if stock and config.rest_api_port and "monitoring_config_file" not in paths:
         target = CONFIG_FOLDER / "monitoring_config_file"  # metrics on, as in the embedded server
-        mounts.append(Mount(MONITORING_CONFIG, target))
+        mounts.append(_mount(MONITORING_CONFIG, target))
         paths["monitoring_config_file"] = str(target)
-    flags = list_server_flags(config, given, image.server, paths)
     command = [
         *(engine.program, "run", "--detach", f"--name={chosen}", f"--label={CONTAINER_LABEL}"),
         *_list_confinements(engine),
         *_list_ports(config),
-        *(mount.describe() for mount in mounts),
-        *(f"--env={variable}" for variable in list_environment(config, image.server)),
+        *mounts,
         *_list_endings(config, image),
         image.name,
-        *flags,
+        *_list_server_flags(config, given, image.server, paths),
     ]
     return ContainerPlan(chosen, tuple(command))
-
-
-def _list_outer_base_paths(config: ServerConfig, image: Image) -> list[Path]:
-    """Those on this machine: not what is baked into the image."""
-    inside = Path(MODELS_FOLDER, image.model_name) if image.model_name else None
-    return [model.base_path for model in config.models if model.base_path != inside]
 
 
 def _list_confinements(engine: ContainerEngine) -> list[str]:
@@ -168,10 +151,11 @@ def _list_endings(config: ServerConfig, image: Image) -> list[str]:
         return [f"--stop-timeout={int(config.drain_timeout_s) + 5}"]
     # tensorflow_model_server handles no signal, so as PID 1 it would ignore SIGTERM; the
     # image's own entry point is a shell that forwards none. It drains nothing either way.
-    return ["--entrypoint=tensorflow_model_server", "--stop-signal=SIGKILL"]
+    log_level = f"--env=TF_CPP_MIN_LOG_LEVEL={_LOG_LEVELS[config.log_level]}"  # it has no flag
+    return [log_level, "--entrypoint=tensorflow_model_server", "--stop-signal=SIGKILL"]
 
 
-def list_base_path_mounts(folders: Sequence[Path], more: Sequence[Path]) -> list[Mount]:
+def _list_base_path_mounts(folders: Sequence[Path], more: Sequence[Path]) -> list[str]:
     """Base paths and the folders of `--mount_dir`, each at its own path."""
     wanted = sorted({Path(os.path.normpath(folder.absolute())) for folder in (*folders, *more)})
     # A folder inside a mounted one is there already.
@@ -180,12 +164,12 @@ def list_base_path_mounts(folders: Sequence[Path], more: Sequence[Path]) -> list
         _check_folder(folder)
     for folder in folders:
         _check_versions(folder, kept)
-    return [Mount(folder, PurePosixPath(folder)) for folder in kept]
+    return [_mount(folder, PurePosixPath(folder)) for folder in kept]
 
 
-def list_file_mounts(config: ServerConfig) -> tuple[list[Mount], dict[str, str]]:
+def _list_file_mounts(config: ServerConfig) -> tuple[list[str], dict[str, str]]:
     """The files that flags name: their mounts, and flag name to the path inside."""
-    mounts: list[Mount] = []
+    mounts: list[str] = []
     inside: dict[str, str] = {}
     for flag in FILE_FLAGS:
         if value := str(getattr(config, flag)):
@@ -193,7 +177,7 @@ def list_file_mounts(config: ServerConfig) -> tuple[list[Mount], dict[str, str]]
             _check_path(source)
             check_readable(source, f"--{flag}={source}")
             inside[flag] = str(CONFIG_FOLDER / flag)
-            mounts.append(Mount(source, CONFIG_FOLDER / flag))
+            mounts.append(_mount(source, CONFIG_FOLDER / flag))
     if config.model_config_file:
         source = Path(config.model_config_file).absolute()
         _check_path(source)
@@ -202,11 +186,11 @@ def list_file_mounts(config: ServerConfig) -> tuple[list[Mount], dict[str, str]]
         # rollout replaces it by a rename.
         folder = CONFIG_FOLDER / "model_config"
         inside["model_config_file"] = str(folder / source.name)
-        mounts.append(Mount(source.parent, folder))
+        mounts.append(_mount(source.parent, folder))
     return mounts, inside
 
 
-def list_socket_mounts(config: ServerConfig) -> list[Mount]:
+def _list_socket_mounts(config: ServerConfig) -> list[str]:
     """The folder of `--grpc_socket_path`, writable."""
     if not config.grpc_socket_path:
         return []
@@ -218,7 +202,12 @@ def list_socket_mounts(config: ServerConfig) -> list[Mount]:
         )
     if not folder.is_dir():
         raise ConfigError(f"--grpc_socket_path={config.grpc_socket_path}: {folder} is no folder")
-    return [Mount(folder, PurePosixPath(folder), writable=True)]
+    return [_mount(folder, PurePosixPath(folder), writable=True)]
+
+
+def _mount(source: Path, target: PurePosixPath, *, writable: bool = False) -> str:
+    mode = "" if writable else ",readonly"
+    return f"--mount=type=bind,source={source},target={target}{mode}"
 
 
 def _check_folder(folder: Path) -> None:
@@ -270,28 +259,13 @@ def check_readable(path: Path, name: str) -> None:
         )
 
 
-def list_server_flags(
+def _list_server_flags(
     config: ServerConfig,
     given: Mapping[str, FlagValue],
     server: ImageServer,
     paths: Mapping[str, str],
 ) -> list[str]:
-    """The command line of the server inside."""
-    flags = _list_places(config, server, paths)
-    if server is ImageServer.EMBEDDED:
-        return flags + _pass_all(config, given, paths)
-    _refuse_unsafe(config, given)
-    return flags + _pass_some(config, given)
-
-
-def list_environment(config: ServerConfig, server: ImageServer) -> list[str]:
-    """Variables for `--env`, where TensorFlow Serving has no flag."""
-    if server is ImageServer.EMBEDDED:
-        return []
-    return [f"TF_CPP_MIN_LOG_LEVEL={_LOG_LEVELS[config.log_level]}"]
-
-
-def _list_places(config: ServerConfig, server: ImageServer, paths: Mapping[str, str]) -> list[str]:
+    """The command line of the server inside; `paths`: flag name to the path of its file inside."""
     embedded = server is ImageServer.EMBEDDED
     # The embedded server's health check asks REST inside, published or not.
     rest_port = REST_PORT if config.rest_api_port or embedded else 0
@@ -301,14 +275,12 @@ def _list_places(config: ServerConfig, server: ImageServer, paths: Mapping[str, 
     if not config.model_config_file:
         model = config.models[0]
         flags += [f"--model_name={model.name}", f"--model_base_path={model.base_path}"]
-    return flags + [f"--{name}={path}" for name, path in paths.items()]
-
-
-def _pass_all(
-    config: ServerConfig, given: Mapping[str, FlagValue], paths: Mapping[str, str]
-) -> list[str]:
-    skipped = _HANDLED_OUTSIDE | paths.keys() | {"model_name"}
-    return [_write(name, value) for name, value in given.items() if name not in skipped]
+    flags += [f"--{name}={path}" for name, path in paths.items()]
+    if embedded:
+        skipped = _HANDLED_OUTSIDE | paths.keys()
+        return flags + [_write(name, value) for name, value in given.items() if name not in skipped]
+    _refuse_unsafe(config, given)
+    return flags + _pass_some(config, given)
 
 
 def _pass_some(config: ServerConfig, given: Mapping[str, FlagValue]) -> list[str]:
@@ -316,20 +288,34 @@ def _pass_some(config: ServerConfig, given: Mapping[str, FlagValue]) -> list[str
     threads = config.grpc_max_threads or max(MIN_GRPC_THREADS, GRPC_THREADS_PER_CPU * cpus)
     flags = [f"--grpc_max_threads={threads}"]
     for one in list_flags(ServerFlags):
-        if one.name in given and one.container == "passed" and one.name != "model_name":
+        if one.name not in given:
+            continue
+        if one.container == "passed" and one.name != "model_name":
             flags.append(_write(one.name, given[one.name]))
+        if one.container == "ignored":
+            logger.info("--%s says nothing to TensorFlow Serving", one.name)
     if config.grpc_socket_path:
         flags.append(_write("grpc_socket_path", config.grpc_socket_path))
-    for one in list_flags(ServerFlags):
-        if one.container == "ignored" and one.name in given:
-            logger.info("--%s says nothing to TensorFlow Serving", one.name)
     return flags
 
 
 def _refuse_unsafe(config: ServerConfig, given: Mapping[str, FlagValue]) -> None:
     for one in list_flags(ServerFlags):
-        if one.container == "refused" and given.get(one.name, one.default) != one.default:
-            _refuse(one, given[one.name])
+        value = given.get(one.name, one.default)
+        if one.container != "refused" or value == one.default:
+            continue
+        if one.name == "engine":
+            if value == "litert":
+                raise ConfigError(
+                    "--engine=litert: TensorFlow Serving chooses TFLite with --prefer_tflite_model"
+                )
+            continue
+        reason = _REASONS.get(one.name, "it has no such flag")
+        raise ConfigError(
+            f"--{one.name}={value}: TensorFlow Serving cannot honour it: {reason} (it prints "
+            "unknown flags and serves on); leave the flag out, run an image of Plumbline's own "
+            "with --image, or use python -m serving embedded"
+        )
     if config.ssl_config_file and config.rest_api_port:
         raise ConfigError(
             f"--ssl_config_file with --rest_api_port={config.rest_api_port}: TensorFlow Serving "
@@ -341,21 +327,6 @@ def _refuse_unsafe(config: ServerConfig, given: Mapping[str, FlagValue]) -> None
             "--enable_reload_config=false: TensorFlow Serving always answers "
             "HandleReloadConfigRequest; use python -m serving embedded, which can turn it off"
         )
-
-
-def _refuse(flag: Flag, value: FlagValue) -> None:
-    if flag.name == "engine":
-        if value == "litert":
-            raise ConfigError(
-                "--engine=litert: TensorFlow Serving chooses TFLite with --prefer_tflite_model"
-            )
-        return
-    reason = _REASONS.get(flag.name, "it has no such flag")
-    raise ConfigError(
-        f"--{flag.name}={value}: TensorFlow Serving cannot honour it: {reason} (it prints unknown "
-        "flags and serves on); leave the flag out, run an image of Plumbline's own with --image, "
-        "or use python -m serving embedded"
-    )
 
 
 def _write(name: str, value: FlagValue) -> str:

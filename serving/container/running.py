@@ -1,7 +1,6 @@
 """A server in a container: started, waited for, followed, stopped and removed.
 
-How far its models are is asked by a `Probe`; why it did not start or ended is said in the container
-engine's words, with what to do.
+Why it did not start, or ended, is said in the container engine's words, with what to do.
 """
 
 from __future__ import annotations
@@ -11,11 +10,12 @@ import dataclasses
 import errno
 import re
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Self, TypeAlias
 
 import msgspec
 
@@ -27,9 +27,8 @@ from contract.errors import (
     ServableUnavailableError,
 )
 from contract.servable import VersionState
-from contract.wire import rpc
 from contract.wire.plumbline_wire import status_pb2
-from contract.wire.rpc import call_unary
+from contract.wire.rpc import GET_MODEL_STATUS, call_unary
 from serving.addresses import join_address
 from serving.config.server import ServerConfig
 from serving.container.engine import WAY_OUT, ContainerEngine, ImageServer, last_line
@@ -70,75 +69,60 @@ _OLD_CPU = (
 )
 
 
-class _State(msgspec.Struct):
+class _State(msgspec.Struct, rename="pascal"):
     """What `inspect` says of a container."""
 
-    status: str = msgspec.field(name="Status", default="")
-    exit_code: int = msgspec.field(name="ExitCode", default=-1)
+    status: str = ""
+    exit_code: int = -1
     out_of_memory: bool = msgspec.field(name="OOMKilled", default=False)
 
 
+@dataclasses.dataclass(slots=True)
 class RunningContainer:
     """Owns one container from `run` to `rm`; a context manager that leaves none behind.
 
-    Args:
+    Attributes:
         engine: What runs it.
         plan: What to run.
         image_name: For messages.
         stop_timeout_s: How long the server may drain.
+        is_kept: Whether it is left running when the context ends.
     """
 
-    def __init__(
-        self,
-        engine: ContainerEngine,
-        plan: ContainerPlan,
-        image_name: str,
-        *,
-        stop_timeout_s: float,
-    ) -> None:
-        self._engine = engine
-        self._plan = plan
-        self._image_name = image_name
-        self._stop_timeout_s = stop_timeout_s
-        self._kept = False
+    engine: ContainerEngine
+    plan: ContainerPlan
+    image_name: str
+    stop_timeout_s: float
+    is_kept: bool = False
 
     @property
     def name(self) -> str:
         """Of the container."""
-        return self._plan.name
+        return self.plan.name
 
     def __enter__(self) -> Self:
         self._remove_leftover()
-        done = self._engine.call(*self._plan.command[1:])
+        done = self.engine.call(*self.plan.command[1:])
         if done.returncode != 0:
             # What could not be started may have been made; but not where another has the name.
             if not is_name_in_use(done.stderr):
-                self._engine.call("rm", "--force", self.name)
-            raise explain_refusal(done.stderr, self._image_name)
+                self.engine.call("rm", "--force", self.name)
+            raise explain_refusal(done.stderr, self.image_name)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if not self._kept:
-            stop_container(self._engine, self.name, self._stop_timeout_s)
-
-    def keep(self) -> None:
-        """Leaves it running when the context ends."""
-        self._kept = True
+    def __exit__(self, *_: object) -> None:
+        if not self.is_kept:
+            stop_container(self.engine, self.name, self.stop_timeout_s)
 
     def find_port(self, inside: int) -> int:
         """The port on this machine of a port inside."""
-        done = self._engine.call("port", self.name, f"{inside}/tcp")
+        done = self.engine.call("port", self.name, f"{inside}/tcp")
         try:
             return int(done.stdout.split()[0].rpartition(":")[2])
         except (IndexError, ValueError):
             self.check_running()
             raise ServableUnavailableError(
-                f"{self._engine.program} does not say where port {inside} is: {done.stderr.strip()}"
+                f"{self.engine.program} does not say where port {inside} is: {done.stderr.strip()}"
             ) from None
 
     def wait_until_available(
@@ -148,51 +132,54 @@ class RunningContainer:
         began = looked = time.monotonic()
         line = WaitingLine()
         while True:
-            progress = {model: probe.look(model) for model in models}
+            progress = {model: probe(model) for model in models}
+            shown = ", ".join(
+                f"{name}: {one.failure or one.state}" for name, one in progress.items()
+            )
             waited = time.monotonic() - began
-            line.show(describe_progress(progress), waited)
+            line.show(shown, waited)
             if all(one.state == AVAILABLE for one in progress.values()):
                 return line.end()
             if time.monotonic() - looked > LOOK_AFTER_S:
                 looked = time.monotonic()
                 self.check_running()
-            self._check_failures(progress)
+            failures = [f"{name}: {one.failure}" for name, one in progress.items() if one.failure]
+            if failures:
+                raise ServableUnavailableError(
+                    f"no version can be served of {'; '.join(failures)}{quote_log(self.read_log())}"
+                )
             if waited > timeout_s:
                 raise ServableUnavailableError(
-                    f"not every model is AVAILABLE after {timeout_s:g} s ("
-                    + describe_progress(progress)
-                    + "); give it longer with --start_timeout_s"
-                    + quote_log(self.read_log())
+                    f"not every model is AVAILABLE after {timeout_s:g} s ({shown}); give it longer "
+                    f"with --start_timeout_s{quote_log(self.read_log())}"
                 )
             time.sleep(POLL_INTERVAL_S)
 
-    def _check_failures(self, progress: dict[str, ModelProgress]) -> None:
-        failures = [f"{name}: {one.failure}" for name, one in progress.items() if one.failure]
-        if failures:
-            raise ServableUnavailableError(
-                f"no version can be served of {'; '.join(failures)}{quote_log(self.read_log())}"
-            )
-
     def check_running(self) -> None:
         """Raises what ended the server, if it did."""
-        done = self._engine.call("inspect", "--format", "{{json .State}}", self.name)
+        done = self.engine.call("inspect", "--format", "{{json .State}}", self.name)
         if done.returncode != 0:
             raise ServableUnavailableError(f"somebody removed the container {self.name}")
         state = msgspec.json.decode(done.stdout, type=_State)
         if state.status in _STOPPED:
-            raise explain_ending(Ending(state.exit_code, self.read_log(), state.out_of_memory))
+            raise explain_ending(state, self.read_log())
 
     def read_log(self) -> str:
         """What the server printed so far."""
-        done = self._engine.call("logs", self.name)
+        done = self.engine.call("logs", self.name)
         return done.stdout + done.stderr
 
     def follow(self) -> None:
         """Copies the server's log to stderr until it ends."""
-        process = self._engine.start("logs", "--follow", "--tail=0", self.name, stdout=sys.stderr)
+        process = subprocess.Popen(
+            [self.engine.program, "logs", "--follow", "--tail=0", self.name],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            start_new_session=True,  # out of reach of the terminal's Ctrl-C
+        )
         try:
             process.wait()
-            self._engine.call("wait", self.name, timeout_s=10)
+            self.engine.call("wait", self.name, timeout_s=10)
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -201,9 +188,9 @@ class RunningContainer:
         raise ServableUnavailableError(f"lost sight of the container {self.name}")
 
     def _remove_leftover(self) -> None:
-        done = self._engine.call("inspect", "--format", "{{.State.Status}}", self.name)
+        done = self.engine.call("inspect", "--format", "{{.State.Status}}", self.name)
         if done.returncode == 0 and done.stdout.strip() in (*_STOPPED, "created"):
-            self._engine.call("rm", "--force", self.name)
+            self.engine.call("rm", "--force", self.name)
 
 
 def stop_container(engine: ContainerEngine, name: str, timeout_s: float) -> None:
@@ -232,11 +219,6 @@ def check_port_is_free(host: str, port: int, flag: str) -> None:
             raise ConfigError(f"--host={host}: {error.strerror or error}") from None
 
 
-def describe_progress(progress: dict[str, ModelProgress]) -> str:
-    """One line: each model and its state."""
-    return ", ".join(f"{name}: {one.failure or one.state}" for name, one in progress.items())
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelProgress:
     """How far a model is.
@@ -250,38 +232,40 @@ class ModelProgress:
     failure: str = ""
 
 
-class Probe(Protocol):
-    """Asks once."""
-
-    def look(self, model_name: str) -> ModelProgress:
-        """How far the model is."""
+Probe: TypeAlias = Callable[[str], ModelProgress]
+"""Asks once how far the model of a name is."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class StatusProbe:
+def choose_probe(
+    config: ServerConfig,
+    server: ImageServer,
+    address: str,
+    *,
+    engine: ContainerEngine,
+    container: str,
+) -> Probe:
+    """How to ask: with TLS only the server's own means know whom to trust."""
+    if not config.tls:
+        return partial(_ask_status, address, config.auth_tokens)
+    if server is ImageServer.EMBEDDED:
+        return partial(_run_health_check, engine, container)
+    return partial(_search_log, engine, container)
+
+
+def _ask_status(address: str, tokens: Sequence[str], model_name: str) -> ModelProgress:
     """Asks GetModelStatus over gRPC in the clear."""
-
-    address: str
-    tokens: Sequence[str] = ()
-
-    def look(self, model_name: str) -> ModelProgress:
-        """How far the model is."""
-        request = status_pb2.GetModelStatusRequest()
-        request.model_spec.name = model_name
-        metadata = [("authorization", f"Bearer {self.tokens[0]}")] if self.tokens else []
-        try:
-            answer = call_unary(
-                self.address,
-                rpc.GET_MODEL_STATUS,
-                request,
-                timeout_s=_CALL_TIMEOUT_S,
-                metadata=metadata,
-            )
-        except ServableNotFoundError:
-            return ModelProgress("no version found yet")
-        except PlumblineError:
-            return ModelProgress(WAITING)
-        return _summarize(answer)
+    request = status_pb2.GetModelStatusRequest()
+    request.model_spec.name = model_name
+    metadata = [("authorization", f"Bearer {tokens[0]}")] if tokens else []
+    try:
+        answer = call_unary(
+            address, GET_MODEL_STATUS, request, timeout_s=_CALL_TIMEOUT_S, metadata=metadata
+        )
+    except ServableNotFoundError:
+        return ModelProgress("no version found yet")
+    except PlumblineError:
+        return ModelProgress(WAITING)
+    return _summarize(answer)
 
 
 def _summarize(answer: status_pb2.GetModelStatusResponse) -> ModelProgress:
@@ -301,62 +285,17 @@ def _summarize(answer: status_pb2.GetModelStatusResponse) -> ModelProgress:
     return ModelProgress(listed or "no version found yet")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class HealthCheckProbe:
+def _run_health_check(engine: ContainerEngine, container: str, model_name: str) -> ModelProgress:
     """Runs the health check of Plumbline's own image inside: all models at once."""
-
-    engine: ContainerEngine
-    container: str
-
-    def look(self, model_name: str) -> ModelProgress:
-        """Ready, or not yet."""
-        done = self.engine.call("exec", self.container, *_HEALTH_CHECK)
-        return ModelProgress(AVAILABLE if done.returncode == 0 else WAITING)
+    done = engine.call("exec", container, *_HEALTH_CHECK)
+    return ModelProgress(AVAILABLE if done.returncode == 0 else WAITING)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LogProbe:
+def _search_log(engine: ContainerEngine, container: str, model_name: str) -> ModelProgress:
     """Reads TensorFlow Serving's log, where TLS keeps strangers from asking it."""
-
-    engine: ContainerEngine
-    container: str
-
-    def look(self, model_name: str) -> ModelProgress:
-        """Loaded, or not yet."""
-        done = self.engine.call("logs", self.container)
-        loaded = set(_LOADED.findall(done.stdout + done.stderr))
-        return ModelProgress(AVAILABLE if model_name in loaded else WAITING)
-
-
-def choose_probe(
-    config: ServerConfig,
-    server: ImageServer,
-    address: str,
-    *,
-    engine: ContainerEngine,
-    container: str,
-) -> Probe:
-    """How to ask: with TLS only the server's own means know whom to trust."""
-    if not config.tls:
-        return StatusProbe(address, config.auth_tokens)
-    if server is ImageServer.EMBEDDED:
-        return HealthCheckProbe(engine, container)
-    return LogProbe(engine, container)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ending:
-    """How a container ended.
-
-    Attributes:
-        exit_code: 128 + the signal's number where a signal ended it.
-        log: What it printed, both streams.
-        out_of_memory: Whether the kernel killed it for that.
-    """
-
-    exit_code: int
-    log: str
-    out_of_memory: bool = False
+    done = engine.call("logs", container)
+    loaded = set(_LOADED.findall(done.stdout + done.stderr))
+    return ModelProgress(AVAILABLE if model_name in loaded else WAITING)
 
 
 def is_name_in_use(stderr: str) -> bool:
@@ -390,16 +329,16 @@ def explain_refusal(stderr: str, image: str) -> PlumblineError:
     return ServableUnavailableError(f"the container did not start: {reason}. Mend that, {WAY_OUT}")
 
 
-def explain_ending(ending: Ending) -> ServableUnavailableError:
+def explain_ending(state: _State, log: str) -> ServableUnavailableError:
     """The error for a server that ended by itself, with the last lines of its log."""
-    code = ending.exit_code
-    if code == ILLEGAL_INSTRUCTION or _ILLEGAL.search(ending.log):
+    code = state.exit_code
+    if code == ILLEGAL_INSTRUCTION or _ILLEGAL.search(log):
         reason = _OLD_CPU
-    elif _FOREIGN.search(ending.log):
+    elif _FOREIGN.search(log):
         reason = (
             f"the image is built for another architecture; name another with --image, {WAY_OUT}"
         )
-    elif ending.out_of_memory:
+    elif state.out_of_memory:
         reason = (
             "it was killed for lack of memory; give the container engine more, serve less, "
             f"{WAY_OUT}"
@@ -411,7 +350,7 @@ def explain_ending(ending: Ending) -> ServableUnavailableError:
     else:
         reason = f"see its log; mend that, {WAY_OUT}"
     return ServableUnavailableError(
-        f"the server in the container ended with exit code {code}: {reason}{quote_log(ending.log)}"
+        f"the server in the container ended with exit code {code}: {reason}{quote_log(log)}"
     )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import FrameType
+from typing import TypeAlias
 
 from contract.console.exits import ExitCode
 from contract.console.terminal import print_json, remark, say
@@ -82,24 +81,8 @@ def describe() -> str:
     return "the server's flags:\n" + describe_flags(list_flags(ServerFlags), "container")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Order:
-    """What was asked for.
-
-    Attributes:
-        arguments: What only a container needs.
-        config: The server's flags and files.
-        given: Those flags that the user wrote.
-    """
-
-    arguments: argparse.Namespace
-    config: ServerConfig
-    given: dict[str, FlagValue]
-
-    def make_plan(self, image: Image, engine: ContainerEngine) -> ContainerPlan:
-        """How an image is run for it."""
-        name, mount_dirs = self.arguments.name, self.arguments.mount_dir
-        return make_plan(self.config, self.given, image, engine, name=name, mount_dirs=mount_dirs)
+_MakePlan: TypeAlias = Callable[[Image, ContainerEngine], ContainerPlan]
+"""How an image is run for what was asked."""
 
 
 def run_container(arguments: argparse.Namespace) -> int:
@@ -111,9 +94,11 @@ def run_container(arguments: argparse.Namespace) -> int:
     )
     for one in config.unknown_flags:
         logger.warning("%s", one)
-    order = _Order(arguments, config, given)
+    make = partial(make_plan, config, given, name=arguments.name, mount_dirs=arguments.mount_dir)
     try:
-        return _print_command(order) if arguments.dry_run else _serve(order)
+        if arguments.dry_run:
+            return _print_command(arguments, make)
+        return _serve(arguments, config, make)
     except ServableUnavailableError as error:
         remark(f"error: {error.message}")
         return ExitCode.UNREACHABLE
@@ -130,8 +115,7 @@ def _find_baked_model(arguments: argparse.Namespace, given: dict[str, FlagValue]
     return image.model_flags if image else []
 
 
-def _print_command(order: _Order) -> ExitCode:
-    arguments = order.arguments
+def _print_command(arguments: argparse.Namespace, make: _MakePlan) -> ExitCode:
     name = arguments.image or name_default_image()
     try:
         engine = find_engine(arguments.container_engine)
@@ -139,7 +123,7 @@ def _print_command(order: _Order) -> ExitCode:
     except ServableUnavailableError as error:
         logger.warning("%s", error.message)
         engine, image = ContainerEngine(arguments.container_engine or "docker"), Image(name)
-    plan = order.make_plan(image, engine)
+    plan = make(image, engine)
     if arguments.json:
         print_json(plan.command, indent=None)
     else:
@@ -147,54 +131,42 @@ def _print_command(order: _Order) -> ExitCode:
     return ExitCode.DONE
 
 
-def _serve(order: _Order) -> ExitCode:
-    arguments, config = order.arguments, order.config
+def _serve(arguments: argparse.Namespace, config: ServerConfig, make: _MakePlan) -> ExitCode:
     engine = find_engine(arguments.container_engine)
     image = require_image(engine, arguments.image or name_default_image())
-    plan = order.make_plan(image, engine)
+    plan = make(image, engine)
     for flag, port in (("port", config.port), ("rest_api_port", config.rest_api_port)):
         if port > 0:
             check_port_is_free(config.host, port, flag)
     logger.info("starting %s as %s with %s", image.name, plan.name, engine.program)
     container = RunningContainer(engine, plan, image.name, stop_timeout_s=config.drain_timeout_s)
     serving = False
-    with _signals_interrupt():
-        try:
-            with container:
-                addresses = _wait(arguments, config, container, engine=engine, image=image)
-                serving = True
-                _announce(arguments, config, addresses)
-                if arguments.detach:
-                    container.keep()
-                    logger.info("left running; python -m serving stop %s ends it", container.name)
-                    return ExitCode.DONE
-                container.follow()
-        except KeyboardInterrupt:
-            logger.info("stopped and removed the container %s", container.name)
-            return ExitCode.DONE if serving else ExitCode.INTERRUPTED
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        with container:
+            addresses = Addresses(
+                host=config.host,
+                grpc_port=container.find_port(GRPC_PORT) if config.port else 0,
+                rest_port=container.find_port(REST_PORT) if config.rest_api_port else 0,
+                socket_path=config.grpc_socket_path,
+            )
+            target = _choose_target(addresses)
+            probe = choose_probe(
+                config, image.server, target, engine=engine, container=container.name
+            )
+            models = [model.name for model in config.models]
+            container.wait_until_available(models, probe, timeout_s=arguments.start_timeout_s)
+            serving = True
+            _announce(arguments, config, addresses)
+            if arguments.detach:
+                container.is_kept = True
+                logger.info("left running; python -m serving stop %s ends it", container.name)
+                return ExitCode.DONE
+            container.follow()
+    except KeyboardInterrupt:
+        logger.info("stopped and removed the container %s", container.name)
+        return ExitCode.DONE if serving else ExitCode.INTERRUPTED
     return ExitCode.DONE
-
-
-def _wait(
-    arguments: argparse.Namespace,
-    config: ServerConfig,
-    container: RunningContainer,
-    *,
-    engine: ContainerEngine,
-    image: Image,
-) -> Addresses:
-    addresses = Addresses(
-        host=config.host,
-        grpc_port=container.find_port(GRPC_PORT) if config.port else 0,
-        rest_port=container.find_port(REST_PORT) if config.rest_api_port else 0,
-        socket_path=config.grpc_socket_path,
-    )
-    probe = choose_probe(
-        config, image.server, _choose_target(addresses), engine=engine, container=container.name
-    )
-    models = [model.name for model in config.models]
-    container.wait_until_available(models, probe, timeout_s=arguments.start_timeout_s)
-    return addresses
 
 
 def _choose_target(addresses: Addresses) -> str:
@@ -213,20 +185,6 @@ def _announce(arguments: argparse.Namespace, config: ServerConfig, addresses: Ad
         print_json({"host": addresses.host, **found}, indent=None)  # a line, as it serves on
 
 
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def add_stop_arguments(parser: argparse.ArgumentParser) -> None:
     """Which one, and how long it may take."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="containers (default: the one)")
@@ -239,18 +197,15 @@ def run_stop(arguments: argparse.Namespace) -> int:
     """Stops and removes them; returns the exit code."""
     try:
         engine = find_engine(arguments.container_engine)
-        for name in _choose(arguments, _list_names(engine)):
+        label = f"--filter=label={CONTAINER_LABEL}"
+        done = engine.call("ps", "--all", label, "--format={{.Names}}")
+        for name in _choose(arguments, done.stdout.split()):
             stop_container(engine, name, arguments.drain_timeout_s)
             say(name)
     except ServableUnavailableError as error:
         remark(f"error: {error.message}")
         return ExitCode.UNREACHABLE
     return ExitCode.DONE
-
-
-def _list_names(engine: ContainerEngine) -> list[str]:
-    done = engine.call("ps", "--all", f"--filter=label={CONTAINER_LABEL}", "--format={{.Names}}")
-    return done.stdout.split()
 
 
 def _choose(arguments: argparse.Namespace, running: list[str]) -> list[str]:

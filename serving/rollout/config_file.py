@@ -24,7 +24,7 @@ from google.protobuf import text_encoding, text_format
 
 from contract.errors import ConfigError, DeadlineExceededError
 from contract.wire.plumbline_wire import config_pb2
-from contract.wire.text_format import read_text
+from contract.wire.text_format import parse_text_message, read_text
 from serving.rollout.audit import append_line
 
 _LOG = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ Policy = config_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
 _POLICY, _LABELS = "model_version_policy", "version_labels"
 _TOKEN = re.compile(
     r"""(?P<skip>\s+|\#[^\n]*)|(?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
-    r"""|(?P<mark>[{}<>\[\]:;,])|(?P<word>[^\s\#"'{}<>\[\]:;,]+)"""
+    r"""|(?P<mark>[{}<>\[\]:;,])|(?P<word>[^\s\#"'{}<>\[\]:;,]+)|(?P<end>\Z)"""
 )
 _CLOSING = {"{": "}", "<": ">"}
 
@@ -149,11 +149,8 @@ def _wait_for_lock(descriptor: int, path: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     told = False
     while True:
-        try:
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        else:
             return
         if not told:
             _LOG.info("waiting: another rollout holds %s", path)
@@ -196,12 +193,7 @@ def describe_policy(model: config_pb2.ModelConfig) -> str:
 
 def parse_config(text: str, place: str) -> config_pb2.ModelServerConfig:
     """Reads a text-format ModelServerConfig."""
-    try:
-        return text_format.Parse(text, config_pb2.ModelServerConfig())
-    except text_format.ParseError as error:
-        raise ConfigError(
-            f"Error parsing text-format tensorflow.serving.ModelServerConfig: {place}: {error}"
-        ) from None
+    return parse_text_message(text, config_pb2.ModelServerConfig(), place=place)
 
 
 def find_model(
@@ -219,16 +211,6 @@ def find_model(
 
 class _Unusual(Exception):
     """A text that the editing does not know."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Token:
-    """A piece of the text; its kind, a group of `_TOKEN`, is "" at the end."""
-
-    kind: str
-    text: str
-    start: int
-    end: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -268,7 +250,6 @@ def _change_message(model: config_pb2.ModelConfig, edit: ModelEdit) -> None:
 
 def _edit_in_place(text: str, edit: ModelEdit) -> str:
     model = _find_block(text, edit.model_name)
-    assert model.inner is not None
     wanted: list[tuple[list[_Field], str]] = []
     for label, version in edit.labels.items():
         spans = [one for one in model.children if _read_label(text, one) == label]
@@ -338,15 +319,13 @@ def _find_block(text: str, model_name: str) -> _Field:
     raise _Unusual
 
 
-def _next(text: str, position: int) -> _Token:
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise _Unusual
-        if match.lastgroup != "skip":
-            return _Token(str(match.lastgroup), match[0], position, match.end())
+def _next(text: str, position: int) -> re.Match[str]:
+    """The next token; `lastgroup` is its kind."""
+    while (match := _TOKEN.match(text, position)) and match.lastgroup == "skip":
         position = match.end()
-    return _Token("", "", position, position)
+    if match is None:
+        raise _Unusual
+    return match
 
 
 def _read_fields(text: str, position: int, closing: str) -> tuple[tuple[_Field, ...], int]:
@@ -354,28 +333,27 @@ def _read_fields(text: str, position: int, closing: str) -> tuple[tuple[_Field, 
     fields: list[_Field] = []
     while True:
         token = _next(text, position)
-        if token.text == closing and token.kind != "text":
-            return tuple(fields), token.start
-        if token.kind != "word":
+        if token[0] == closing:
+            return tuple(fields), token.start()
+        if token.lastgroup != "word":
             raise _Unusual  # an extension, a list, or nothing that we know
         field = _read_value(text, token)
         separator = _next(text, field.end)
-        position = separator.end if separator.text in (",", ";") else field.end
+        position = separator.end() if separator[0] in (",", ";") else field.end
         fields.append(dataclasses.replace(field, end=position))
 
 
-def _read_value(text: str, name: _Token) -> _Field:
-    token = _next(text, name.end)
-    if token.text == ":" and token.kind == "mark":
-        token = _next(text, token.end)
-    if token.text in _CLOSING and token.kind == "mark":
-        children, close = _read_fields(text, token.end, _CLOSING[token.text])
-        return _Field(name.text, name.start, close + 1, (token.end, close), children)
-    if token.kind not in ("word", "text"):
+def _read_value(text: str, name: re.Match[str]) -> _Field:
+    token = _next(text, name.end())
+    if token[0] == ":":
+        token = _next(text, token.end())
+    if token[0] in _CLOSING:
+        children, close = _read_fields(text, token.end(), _CLOSING[token[0]])
+        return _Field(name[0], name.start(), close + 1, (token.end(), close), children)
+    if token.lastgroup not in ("word", "text"):
         raise _Unusual
-    end = token.end
-    while token.kind == "text":  # adjacent strings are one value
+    end = token.end()
+    while token.lastgroup == "text":  # adjacent strings are one value
+        end = token.end()
         token = _next(text, end)
-        if token.kind == "text":
-            end = token.end
-    return _Field(name.text, name.start, end)
+    return _Field(name[0], name.start(), end)

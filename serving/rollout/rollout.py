@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import final
 
 from contract import layout
 from contract.errors import (
@@ -97,7 +96,13 @@ class ServerParity:
 
     def describe(self) -> str:
         """For example `10.0.0.1:8500: serving_default passed, max abs difference 1.2e-07`."""
-        parts = [_describe_report(report) for report in self.reports]
+        parts = []
+        for report in self.reports:
+            part = f"{report.signature_name} {'passed' if report.passed else 'FAILED'}"
+            if report.outputs:
+                worst = report.worst
+                part += f", {worst.problem or f'max abs difference {worst.max_abs_difference:.1e}'}"
+            parts.append(part)
         parts += [f"{name} untested" for name in self.untested]
         return f"{self.address}: {'; '.join(parts) or 'no signature could be asked'}"
 
@@ -136,21 +141,13 @@ class Outcome:
         return not self.problem
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class Rollout:
-    """One models.config and the servers that read it. Change it only while holding the file.
+    """One models.config and the servers that read it. Change it only while holding the file."""
 
-    Attributes:
-        config: The file.
-        servers: Those that read it.
-        options: How.
-    """
-
-    def __init__(
-        self, config: ModelConfigFile, servers: Servers, options: RolloutOptions | None = None
-    ) -> None:
-        self.config = config
-        self.servers = servers
-        self.options = options or RolloutOptions()
+    config: ModelConfigFile
+    servers: Servers
+    options: RolloutOptions = RolloutOptions()
 
     def change(self, edit: ModelEdit, action: str, *, original: str = "") -> None:
         """Edits the file, and tells the servers unless they poll."""
@@ -161,8 +158,7 @@ class Rollout:
 
     def serve(self, model: config_pb2.ModelConfig, version: int, action: str) -> None:
         """Has every server load a version, beside those that it serves."""
-        available = self.servers.list_available(model.name)
-        versions = add_version(model, version, available)
+        versions = add_version(model, version, self.servers.list_available(model.name))
         if versions is not None:
             if describe_policy(model).startswith("latest"):
                 _LOG.info(
@@ -189,14 +185,6 @@ class Rollout:
             _LOG.error("restoring the version policy: %s", error.message)
         return is_label_back and self.config.read_model(model.name) == model
 
-    def check(
-        self, expected: VersionGolden | None, spec: ModelSpec, version: int
-    ) -> tuple[ServerParity, ...]:
-        """Golden through every server; nothing without golden."""
-        if expected is None:
-            return ()
-        return tuple(check_parity(self.servers, expected, spec, version=version))
-
     def read_golden(self, model: config_pb2.ModelConfig, version: int) -> VersionGolden | None:
         """The golden examples to check a version with; None when they are not wanted."""
         if self.options.is_parity_skipped:
@@ -206,14 +194,15 @@ class Rollout:
         )
         return expected if self.options.is_every_signature_checked else leave_strings_out(expected)
 
-    def conclude(self, outcome: Outcome, *, seconds: float) -> Outcome:
+    def conclude(self, outcome: Outcome, start: float) -> Outcome:
         """Adds what the file says now, and writes the last line of the audit."""
         policy = describe_policy(self.config.read_model(outcome.model_name))
         end = "passed" if outcome.passed else f"failed: {outcome.problem}"
         if outcome.is_restored:
             end += "; restored"
         append_line(self.config.path, outcome.action, outcome.model_name, outcome=end)
-        return dataclasses.replace(outcome, policy=policy, seconds=round(seconds, 3))
+        seconds = round(time.monotonic() - start, 3)
+        return dataclasses.replace(outcome, policy=policy, seconds=seconds)
 
 
 def promote(rollout: Rollout, model_name: str, *, version: int, label: str) -> Outcome:
@@ -223,60 +212,44 @@ def promote(rollout: Rollout, model_name: str, *, version: int, label: str) -> O
         raise ConfigError(f"--label {label!r}: give a name, such as stable or canary")
     if not 0 <= version <= MAX_VERSION:
         raise ConfigError(f"--version {version}: a version is 0 to {MAX_VERSION}")
-    with rollout.config.hold(timeout_s=rollout.servers.timeout_s):
+    servers = rollout.servers
+    with rollout.config.hold(timeout_s=servers.timeout_s):
         model = rollout.config.read_model(model_name)
         expected = rollout.read_golden(model, version)
-        rollout.servers.list_available(model_name)  # all of them answer
-        outcome = _Promotion(rollout, model, version, label).run(expected)
-        return rollout.conclude(outcome, seconds=time.monotonic() - start)
-
-
-class _Promotion:
-    def __init__(
-        self, rollout: Rollout, model: config_pb2.ModelConfig, version: int, label: str
-    ) -> None:
-        self._rollout = rollout
-        self._model = model
-        self._version = version
-        self._label = label
-        self._text = rollout.config.read_text()
-        self._parity: tuple[ServerParity, ...] = ()
-
-    def run(self, expected: VersionGolden | None) -> Outcome:
+        servers.list_available(model_name)  # all of them answer
+        text = rollout.config.read_text()
+        parity: tuple[ServerParity, ...] = ()
         try:
-            problem = self._try(expected)
+            rollout.serve(model, version, PROMOTE)
+            # By number first, so that a wrong version never answers to the label.
+            by_number = ModelSpec(model_name, version)
+            parity = check_parity(servers, expected, by_number, version=version)
+            problem = find_problem(parity)
+            if not problem:
+                rollout.change(ModelEdit(model_name, {label: version}), PROMOTE)
+                servers.wait_until_labelled(model_name, label, version)
+                by_label = ModelSpec(model_name, version_label=label)
+                parity = check_parity(servers, expected, by_label, version=version)
+                problem = find_problem(parity)
         except PlumblineError as error:
             problem = error.message
         except BaseException:
             _LOG.warning("interrupted: restoring what was before")
-            self._rollout.restore(self._text, self._model, self._label)
+            rollout.restore(text, model, label)
             raise
         if problem:
             _LOG.error("%s; restoring what was before", problem)
-        return Outcome(
+        outcome = Outcome(
             action=PROMOTE,
-            model_name=self._model.name,
-            version=self._version,
-            label=self._label,
-            version_before=self._model.version_labels.get(self._label),
+            model_name=model_name,
+            version=version,
+            label=label,
+            version_before=model.version_labels.get(label),
             problem=problem,
-            is_restored=bool(problem)
-            and self._rollout.restore(self._text, self._model, self._label),
-            parity=self._parity,
+            is_restored=bool(problem) and rollout.restore(text, model, label),
+            parity=parity,
         )
-
-    def _try(self, expected: VersionGolden | None) -> str:
-        name, version, label = self._model.name, self._version, self._label
-        self._rollout.serve(self._model, version, PROMOTE)
-        # By number first, so that a wrong version never answers to the label.
-        self._parity = self._rollout.check(expected, ModelSpec(name, version), version)
-        if problem := find_problem(self._parity):
-            return problem
-        self._rollout.change(ModelEdit(name, {label: version}), PROMOTE)
-        self._rollout.servers.wait_until_labelled(name, label, version)
-        spec = ModelSpec(name, version_label=label)
-        self._parity = self._rollout.check(expected, spec, version)
-        return find_problem(self._parity)
+        return rollout.conclude(outcome, start)
 
 
 def rollback(rollout: Rollout, model_name: str, *, label: str = "") -> Outcome:
@@ -296,7 +269,13 @@ def rollback(rollout: Rollout, model_name: str, *, label: str = "") -> Outcome:
             raise
         rollout.change(ModelEdit(model_name, {label: version}), ROLLBACK)
         rollout.servers.wait_until_labelled(model_name, label, version)
-        parity = _check_after_rollback(rollout, model, version, label)
+        try:
+            expected = rollout.read_golden(model, version)
+        except ConfigError as error:
+            _LOG.warning("parity is not checked: %s", error.message)
+            expected = None
+        by_label = ModelSpec(model_name, version_label=label)
+        parity = check_parity(rollout.servers, expected, by_label, version=version)
         outcome = Outcome(
             action=ROLLBACK,
             model_name=model_name,
@@ -306,7 +285,7 @@ def rollback(rollout: Rollout, model_name: str, *, label: str = "") -> Outcome:
             problem=find_problem(parity),
             parity=parity,
         )
-        return rollout.conclude(outcome, seconds=time.monotonic() - start)
+        return rollout.conclude(outcome, start)
 
 
 def _find_way_back(rollout: Rollout, model: config_pb2.ModelConfig, label: str) -> tuple[str, int]:
@@ -323,17 +302,6 @@ def _find_way_back(rollout: Rollout, model: config_pb2.ModelConfig, label: str) 
     return label, version
 
 
-def _check_after_rollback(
-    rollout: Rollout, model: config_pb2.ModelConfig, version: int, label: str
-) -> tuple[ServerParity, ...]:
-    try:
-        expected = rollout.read_golden(model, version)
-    except ConfigError as error:
-        _LOG.warning("parity is not checked: %s", error.message)
-        return ()
-    return rollout.check(expected, ModelSpec(model.name, version_label=label), version)
-
-
 def retire(rollout: Rollout, model_name: str, *, version: int) -> Outcome:
     """Takes a version out of the policy, and waits until every server has unloaded it."""
     start = time.monotonic()
@@ -344,7 +312,7 @@ def retire(rollout: Rollout, model_name: str, *, version: int) -> Outcome:
         rollout.change(ModelEdit(model_name, policy=make_policy(versions)), RETIRE)
         rollout.servers.wait_until_gone(model_name, version)
         outcome = Outcome(action=RETIRE, model_name=model_name, version=version)
-        return rollout.conclude(outcome, seconds=time.monotonic() - start)
+        return rollout.conclude(outcome, start)
 
 
 def _list_remaining(
@@ -514,51 +482,36 @@ def leave_strings_out(expected: VersionGolden) -> VersionGolden:
 
 
 def check_parity(
-    servers: Servers, expected: VersionGolden, spec: ModelSpec, *, version: int
-) -> list[ServerParity]:
-    """Asks every server all golden examples."""
+    servers: Servers, expected: VersionGolden | None, spec: ModelSpec, *, version: int
+) -> tuple[ServerParity, ...]:
+    """Asks every server all golden examples; nothing without golden."""
+    if expected is None:
+        return ()
     found = []
     for server in servers.all:
-        one = _check_server(server, expected, spec, version)
-        _LOG.info("parity %s", one.describe())
-        found.append(one)
-    return found
+        reports, untested = [], []
+        predictor = _Predictor(server, spec, version)
+        for name, examples in expected.golden.signatures.items():
+            try:
+                reports.append(replay(examples, predictor, expected.tolerance, signature_name=name))
+            except UnimplementedError as error:
+                untested.append(f"{name} ({error.message})")
+        found.append(ServerParity(server.address, tuple(reports), tuple(untested)))
+        _LOG.info("parity %s", found[-1].describe())
+    return tuple(found)
 
 
-def _check_server(
-    server: Server, expected: VersionGolden, spec: ModelSpec, version: int
-) -> ServerParity:
-    reports, untested = [], []
-    predictor = _Predictor(server, spec, version)
-    for name, examples in expected.golden.signatures.items():
-        try:
-            reports.append(replay(examples, predictor, expected.tolerance, signature_name=name))
-        except UnimplementedError as error:
-            untested.append(f"{name} ({error.message})")
-    return ServerParity(server.address, tuple(reports), tuple(untested))
-
-
-def _describe_report(report: ParityReport) -> str:
-    verdict = "passed" if report.passed else "FAILED"
-    worst = report.worst if report.outputs else None
-    if worst is None:
-        return f"{report.signature_name} {verdict}"
-    detail = worst.problem or f"max abs difference {worst.max_abs_difference:.1e}"
-    return f"{report.signature_name} {verdict}, {detail}"
-
-
-@final
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Predictor:
-    def __init__(self, server: Server, spec: ModelSpec, version: int) -> None:
-        self._server = server
-        self._spec = spec
-        self._version = version
+    server: Server
+    spec: ModelSpec
+    version: int
 
     def predict(self, batch: Batch, *, signature_name: str) -> Batch:
-        spec = dataclasses.replace(self._spec, signature_name=signature_name)
-        answered, outputs = self._server.predict(spec, batch)
-        if answered != self._version:
+        spec = dataclasses.replace(self.spec, signature_name=signature_name)
+        answered, outputs = self.server.predict(spec, batch)
+        if answered != self.version:
             raise InternalError(
-                f"{self._server.address}: version {answered} answered, not {self._version}"
+                f"{self.server.address}: version {answered} answered, not {self.version}"
             )
         return outputs

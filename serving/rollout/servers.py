@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
@@ -59,29 +59,22 @@ class VersionReport:
         return f"{self.state.name}: {self.error}" if self.error else self.state.name
 
 
-@final
+@dataclasses.dataclass(frozen=True, slots=True)
 class Server:
     """One server.
 
     Every method raises ServableUnavailableError or DeadlineExceededError when nobody answers,
     and the server's own error otherwise.
 
-    Args:
+    Attributes:
         address: Of gRPC.
         credentials: For TLS; plain text without.
         metadata: For example a bearer token.
     """
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        metadata: Sequence[tuple[str, str]] = (),
-    ) -> None:
-        self.address = address
-        self._credentials = credentials
-        self._metadata = metadata
+    address: str
+    credentials: grpc.ChannelCredentials | None = None
+    metadata: Sequence[tuple[str, str]] = ()
 
     def list_versions(self, model_name: str) -> dict[int, VersionReport]:
         """Version to what it is doing; empty when the server does not know the model."""
@@ -132,28 +125,22 @@ class Server:
             method,
             request,
             timeout_s=timeout_s,
-            credentials=self._credentials,
-            metadata=self._metadata,
+            credentials=self.credentials,
+            metadata=self.metadata,
         )
 
 
-@final
+@dataclasses.dataclass(frozen=True, slots=True)
 class Servers:
     """All of them, and waiting until all of them agree.
 
-    Args:
-        servers: At least one.
+    Attributes:
+        all: At least one.
         timeout_s: How long each wait may take.
     """
 
-    def __init__(self, servers: Sequence[Server], *, timeout_s: float) -> None:
-        self.all = tuple(servers)
-        self.timeout_s = timeout_s
-
-    @property
-    def addresses(self) -> str:
-        """Of all servers, with commas."""
-        return ", ".join(server.address for server in self.all)
+    all: Sequence[Server]
+    timeout_s: float
 
     def list_available(self, model_name: str) -> frozenset[int]:
         """The versions that are AVAILABLE on any server: asking also shows that all answer."""
@@ -206,8 +193,7 @@ class Servers:
             found = server.find_label(model_name, label)
             return found == version, f"{label} leads to version {found}"
 
-        goal = f"label {label} of {model_name} at version {version}"
-        self._wait(goal, is_labelled)
+        self._wait(f"label {label} of {model_name} at version {version}", is_labelled)
 
     def _wait(self, goal: str, is_reached: Callable[[Server], tuple[bool, str]]) -> None:
         deadline = time.monotonic() + self.timeout_s

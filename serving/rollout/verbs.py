@@ -185,21 +185,17 @@ def _open_servers(arguments: argparse.Namespace) -> Servers:
     addresses = [one.strip() for one in arguments.server.split(",") if one.strip()]
     if not addresses:
         raise ConfigError("--server: give at least one address, such as 127.0.0.1:8500")
-    credentials = _make_credentials(arguments)
+    credentials = None
+    files = (arguments.ca_file, arguments.key_file, arguments.cert_file)
+    if arguments.tls or any(files):
+        root, key, chain = (None if one is None else read_text(one).encode() for one in files)
+        credentials = grpc.ssl_channel_credentials(root, key, chain)
     metadata: list[tuple[str, str]] = []
     if arguments.auth_token_file:
         token = read_text(arguments.auth_token_file).strip()
         metadata.append(("authorization", f"Bearer {token}"))
     found = [Server(one, credentials=credentials, metadata=metadata) for one in addresses]
     return Servers(found, timeout_s=arguments.timeout_s)
-
-
-def _make_credentials(arguments: argparse.Namespace) -> grpc.ChannelCredentials | None:
-    files = (arguments.ca_file, arguments.key_file, arguments.cert_file)
-    if not arguments.tls and not any(files):
-        return None
-    root, key, chain = (None if one is None else read_text(one).encode() for one in files)
-    return grpc.ssl_channel_credentials(root, key, chain)
 
 
 def _run_change(arguments: argparse.Namespace, change: Callable[[Rollout], Outcome]) -> int:
@@ -235,18 +231,13 @@ def _run(command: Callable[[], ExitCode]) -> int:
 
 
 def _print_outcome_as_json(outcome: Outcome) -> None:
-    parity = [
-        {
-            "address": one.address,
-            "reports": [
-                {**dataclasses.asdict(report), "passed": report.passed} for report in one.reports
-            ],
-            "untested": one.untested,
-            "passed": one.passed,
-        }
-        for one in outcome.parity
-    ]
-    print_json({**dataclasses.asdict(outcome), "parity": parity, "passed": outcome.passed})
+    """Its fields, and the verdicts, which are properties."""
+    document = {**dataclasses.asdict(outcome), "passed": outcome.passed}
+    for shown, one in zip(document["parity"], outcome.parity, strict=True):
+        shown["passed"] = one.passed
+        for shown_report, report in zip(shown["reports"], one.reports, strict=True):
+            shown_report["passed"] = report.passed
+    print_json(document)
 
 
 def _summarize(outcome: Outcome) -> str:

@@ -97,7 +97,7 @@ def open_rollout(
 ) -> Rollout:
     """What the commands make of their flags."""
     servers = Servers([Server(one) for one in addresses], timeout_s=timeout_s)
-    return Rollout(ModelConfigFile(config), servers, options)
+    return Rollout(ModelConfigFile(config), servers, options or RolloutOptions())
 
 
 class ModelServerProcess(ServerProcess):
