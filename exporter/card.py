@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from contract import layout
 from contract.manifest import DataEntry, Manifest, from_entries, to_entries
 from contract.signature import Array, Signature
-from exporter.config import Config, config_to_dict
+from exporter.config import Config
 from exporter.data.dataset import Dataset
 from exporter.training.train import TrainResult
 from exporter.verification.verdict import HEADINGS, Verification, list_rows
@@ -61,7 +61,7 @@ def describe_candidate(
         signatures=to_entries(signatures),
         metrics=metrics | {"best_epoch": float(result.best_epoch)},
         parity={one.name: msgspec.to_builtins(one) for one in verification.measurements},
-        config=config_to_dict(config),
+        config=msgspec.to_builtins(config),
         data=DataEntry(
             name=dataset.name,
             fingerprint=dataset.fingerprint,

@@ -201,12 +201,13 @@ def train(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     """`export`: the whole flow."""
     require_extra("tensorflow", "this command")
-    from exporter.flow import choose_base_path, choose_run_dir, run_export
+    from exporter.flow import choose_run_dir, run_export
 
     config = _load_config(arguments)
+    default = config.export.base_path or f"models/{config.model.name}"
     exported = run_export(
         config,
-        base_path=_to_local_path(arguments.base_path) or choose_base_path(config),
+        base_path=_to_local_path(arguments.base_path) or Path(default),
         options=_read_options(arguments, keep=config.export.keep),
         run_dir=choose_run_dir(config, arguments.run_dir, resume=arguments.resume),
         resume=arguments.resume,

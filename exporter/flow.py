@@ -20,15 +20,15 @@ from exporter.publishing.publish import Published, PublishOptions, check_base_pa
 from exporter.publishing.staging import explain_os_errors, remove_tree
 from exporter.training.run import open_progress
 from exporter.training.strategy import is_chief
+from exporter.training.train import TrainResult, train
+from exporter.training.trained import check_trained, load_trained, save_trained
 
 if TYPE_CHECKING:
     from rich.status import Status
 
     from exporter.candidate import Candidate
-    from exporter.training.train import TrainResult
 
 _LOG = logging.getLogger(__name__)
-_RUNS = Path("runs")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,8 +98,6 @@ def run_train(config: Config, *, run_dir: Path, resume: bool = False) -> Trained
     """
     with explain_os_errors(run_dir), Steps() as steps:
         dataset, result = _train(config, run_dir, resume=resume, steps=steps)
-        from exporter.training.trained import save_trained
-
         save_trained(run_dir, result, dataset, config)
     return Trained(
         run_dir=run_dir,
@@ -144,8 +142,6 @@ def run_export(
     """
     check_base_path(base_path)
     if trained is not None:
-        from exporter.training.trained import check_trained
-
         check_trained(trained)
     if not is_chief():
         with Steps() as steps:
@@ -166,7 +162,8 @@ def run_export(
         if trained is None:
             dataset, result = _train(config, run_dir, resume=resume, steps=steps)
         else:
-            dataset, result = _take_up(trained, steps)
+            steps("load trained model")
+            dataset, result = load_trained(trained)
         from exporter.candidate import make_candidate
 
         candidate = make_candidate(
@@ -182,7 +179,10 @@ def run_export(
         if candidate.verification.passed:
             steps("publish")
             published = publish_version(candidate.path, base_path, options)
-            _tidy(run_dir, candidate.path)
+            # Only the logs and the report are worth keeping now.
+            remove_tree(candidate.path)
+            for name in ("test_split.npz", "test_labels.npz", "calibration.npz"):
+                (run_dir / name).unlink(missing_ok=True)
     return Exported(candidate, published, run_dir, steps.seconds)
 
 
@@ -200,7 +200,7 @@ def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:
     Raises:
         ConfigError: There is nothing to resume, or the folder cannot be made.
     """
-    runs = _RUNS / config.model.name
+    runs = Path("runs") / config.model.name
     if given is None and resume:
         found = sorted(path for path in runs.glob("*") if (path / "checkpoints").is_dir())
         if not found:
@@ -220,11 +220,6 @@ def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:
     return run_dir
 
 
-def choose_base_path(config: Config) -> Path:
-    """The model's own folder: the configuration's, else models/<model name>."""
-    return Path(config.export.base_path or f"models/{config.model.name}")
-
-
 def _train(
     config: Config, run_dir: Path, *, resume: bool, steps: Steps
 ) -> tuple[Dataset, TrainResult]:
@@ -232,27 +227,9 @@ def _train(
     dataset = load_dataset(config.data)
     if dataset.dummy:
         _LOG.warning("dummy data: random numbers with random labels; the model means nothing")
-    from exporter.training.train import train
-
     steps("train", live=False)
     with open_progress(config.model.name) as progress:
         return dataset, train(dataset, config, resume=resume, run_dir=run_dir, progress=progress)
-
-
-def _take_up(trained: Path, steps: Steps) -> tuple[Dataset, TrainResult]:
-    from exporter.training.trained import load_trained, read_record
-
-    steps("load trained model")
-    record = read_record(trained)
-    dataset = load_dataset(record.config.data)
-    return dataset, load_trained(trained, record, dataset)
-
-
-def _tidy(run_dir: Path, candidate: Path) -> None:
-    """Once it is published, only the logs and the report are worth keeping."""
-    remove_tree(candidate)
-    for name in ("test_split.npz", "test_labels.npz", "calibration.npz"):
-        (run_dir / name).unlink(missing_ok=True)
 
 
 class Steps:

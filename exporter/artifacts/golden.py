@@ -21,7 +21,7 @@ from contract.signature import CLASSIFY_METHOD, Array, Batch, Signature
 from contract.wire.plumbline_wire import example_pb2, inference_pb2, prediction_log_pb2
 from contract.wire.predict import encode_predict_request, model_spec_to_proto
 from contract.wire.tfrecord import write_records
-from exporter.artifacts.signatures import (
+from exporter.artifacts.names import (
     CLASSIFY,
     ENCODED_FEATURE,
     IMAGE_BYTES,

@@ -15,7 +15,7 @@ from contract.golden import Golden
 from contract.parity import Tolerance, Tolerances, VariantTolerance, compare
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from exporter.artifacts.golden import list_exact_rows
-from exporter.artifacts.signatures import IMAGE_BYTES, PREDICT_IMAGES, UINT8
+from exporter.artifacts.names import IMAGE_BYTES, PREDICT_IMAGES, UINT8
 from exporter.verification.measurement import IN_PROCESS, SAVED_MODEL, Measurement
 
 _SAME_PIXELS = Tolerance(atol=1e-5, rtol=1e-5)
