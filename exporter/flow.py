@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from contract.console.terminal import open_rich
 from contract.errors import ConfigError
+from exporter.artifacts.tflite import convert, prepare_converting
+from exporter.candidate import Candidate, make_candidate
 from exporter.config import Config
 from exporter.data.dataset import Dataset, load_dataset
 from exporter.processes import ChildProcess
@@ -22,11 +24,11 @@ from exporter.training.run import open_progress
 from exporter.training.strategy import is_chief
 from exporter.training.train import TrainResult, train
 from exporter.training.trained import check_trained, load_trained, save_trained
+from exporter.verification.reload import measure_copy, prepare_measuring
 
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from exporter.candidate import Candidate
 
 _LOG = logging.getLogger(__name__)
 
@@ -147,9 +149,6 @@ def run_export(
         with Steps() as steps:
             _train(config, run_dir, resume=resume, steps=steps)
         return Exported(None, None, run_dir, steps.seconds)
-    from exporter.artifacts.tflite import convert, prepare_converting
-    from exporter.verification.reload import measure_copy, prepare_measuring
-
     # Started now, so that their imports run while the model trains.
     with (
         Steps() as steps,
@@ -164,8 +163,6 @@ def run_export(
         else:
             steps("load trained model")
             dataset, result = load_trained(trained)
-        from exporter.candidate import make_candidate
-
         candidate = make_candidate(
             result,
             dataset,

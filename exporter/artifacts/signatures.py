@@ -228,8 +228,17 @@ def _decode_image(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     )
     with tf.control_dependencies([known]):
         data = tf.identity(data)
-    shape = tf.cond(is_png, lambda: _read_png_size(data), lambda: _read_jpeg_size(data))
-    with tf.control_dependencies([_refuse_large(shape)]):
+    shape = tf.cond(
+        is_png,
+        lambda: _read_png_size(data),
+        lambda: tf.image.extract_jpeg_shape(data, output_type=tf.int64)[:2],
+    )
+    num_pixels = shape[0] * shape[1]
+    small = tf.debugging.Assert(
+        tf.logical_and(num_pixels > 0, num_pixels <= _MAX_PIXELS),
+        [f"image declares 0 or more than {_MAX_PIXELS} pixels; (height, width):", shape],
+    )
+    with tf.control_dependencies([small]):
         data = tf.identity(data)
     decoded = tf.cond(
         is_png,
@@ -241,14 +250,6 @@ def _decode_image(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     return tf.image.resize(decoded, size, method="bilinear", antialias=True)
 
 
-def _refuse_large(shape: tf.Tensor) -> tf.Operation:
-    num_pixels = shape[0] * shape[1]
-    return tf.debugging.Assert(
-        tf.logical_and(num_pixels > 0, num_pixels <= _MAX_PIXELS),
-        [f"image declares 0 or more than {_MAX_PIXELS} pixels; (height, width):", shape],
-    )
-
-
 def _read_png_size(data: tf.Tensor) -> tf.Tensor:
     """int64 (2,): height and width."""
     field = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.uint8), tf.int64)
@@ -257,8 +258,3 @@ def _read_png_size(data: tf.Tensor) -> tf.Tensor:
     width, height = tf.reduce_sum(field[:4] * powers), tf.reduce_sum(field[4:] * powers)
     limit = tf.constant(2**31 - 1, tf.int64)
     return tf.stack([tf.minimum(height, limit), tf.minimum(width, limit)])
-
-
-def _read_jpeg_size(data: tf.Tensor) -> tf.Tensor:
-    """int64 (2,): height and width."""
-    return tf.image.extract_jpeg_shape(data, output_type=tf.int64)[:2]

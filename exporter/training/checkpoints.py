@@ -110,7 +110,7 @@ class CheckpointStore:
         if every and (last or state.epochs_run % every == 0):
             self.save(state)
 
-    def save(self, state: RunState) -> Path:
+    def save(self, state: RunState) -> None:
         """Write one checkpoint."""
         stage = self._directory / f".stage-{os.getpid()}-{state.epochs_run:05}"
         final = self._directory / f"epoch-{state.epochs_run:05}"
@@ -121,7 +121,7 @@ class CheckpointStore:
             _write_files(stage, state, self._run)
             if not self._chief:
                 shutil.rmtree(stage)
-                return final
+                return
             stage.rename(final)
         except OSError as error:
             shutil.rmtree(stage, ignore_errors=True)
@@ -131,7 +131,6 @@ class CheckpointStore:
             ) from error
         for epoch in sorted(self._find())[:-_KEPT]:
             shutil.rmtree(self._directory / f"epoch-{epoch:05}")
-        return final
 
     def restore_latest(self) -> RunState:
         """Give model and optimizer the newest checkpoint's variables; return its state.
