@@ -6,7 +6,6 @@ The picture is drawn with Pillow: matplotlib takes a second to import.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import importlib.metadata
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from contract import layout
 from contract.manifest import DataEntry, Manifest, from_entries, to_entries
 from contract.signature import Array, Signature
-from exporter.config import Config, config_to_dict
+from exporter.config import Config
 from exporter.data.dataset import Dataset
 from exporter.training.train import TrainResult
 from exporter.verification.verdict import HEADINGS, Verification, list_rows
@@ -45,13 +44,7 @@ def describe_candidate(
 ) -> Manifest:
     """The manifest of a candidate (version 0), but for its files.
 
-    Args:
-        result: Of training.
-        dataset: What it was trained on.
-        config: The whole configuration.
-        signatures: By name.
-        verification: What was measured.
-        calibration_fingerprint: Of the int8 calibration set, or "".
+    `calibration_fingerprint` is "" where nothing was calibrated.
     """
     accuracy = verification.measurements[0].accuracy
     metrics = {} if accuracy is None else {"test_accuracy": accuracy}
@@ -68,7 +61,7 @@ def describe_candidate(
         signatures=to_entries(signatures),
         metrics=metrics | {"best_epoch": float(result.best_epoch)},
         parity={one.name: msgspec.to_builtins(one) for one in verification.measurements},
-        config=config_to_dict(config),
+        config=msgspec.to_builtins(config),
         data=DataEntry(
             name=dataset.name,
             fingerprint=dataset.fingerprint,
@@ -184,10 +177,7 @@ def _write_use(manifest: Manifest) -> str:
 def count_confusions(labels: Array, predicted: Array, num_classes: int) -> Array:
     """int64 (labelled class, predicted class): how many rows of each kind.
 
-    Args:
-        labels: int64 (rows,).
-        predicted: int64 (rows,).
-        num_classes: Size of both axes.
+    `labels` and `predicted` are int64 (rows,).
     """
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (labels, predicted), 1)
@@ -196,72 +186,41 @@ def count_confusions(labels: Array, predicted: Array, num_classes: int) -> Array
 
 def draw_confusions(path: Path, counts: Array, class_names: tuple[str, ...], title: str) -> None:
     """Writes a PNG: a row per labelled class, right answers blue, wrong ones red."""
-    grid = _measure_grid(class_names)
-    side = grid.cell * len(counts)
-    width = max(grid.left + side + _MARGIN, int(_load_font(15).getlength(title)) + _MARGIN)
+    cell = max(4, min(44, _MAX_PIXELS // len(class_names)))
+    font, small, large = map(ImageFont.load_default, (max(8, cell // 3), 12, 15))
+    names = [_shorten(name, index) for index, name in enumerate(class_names)]
+    left, side = 24 + int(max(map(font.getlength, names))), cell * len(counts)
+    width = max(left + side + _MARGIN, int(large.getlength(title)) + _MARGIN)
     image = Image.new("RGB", (width, _TOP + side + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((12, 10), title, _INK, _load_font(15))
-    draw.text((12, 36), "rows: label, columns: predicted class", _INK, _load_font(12))
+    draw.text((12, 10), title, _INK, large)
+    draw.text((12, 36), "rows: label, columns: predicted class", _INK, small)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     for row, column in np.ndindex(counts.shape):
-        _draw_cell(
-            draw,
-            grid,
-            row=row,
-            column=column,
-            share=float(shares[row, column]),
-            count=int(counts[row, column]),
+        share = float(shares[row, column])
+        colour = _RIGHT if row == column else _WRONG
+        weight = 0.0 if share == 0 else max(_FAINTEST, share)
+        red, green, blue = (
+            round(p + (c - p) * weight) for p, c in zip(_PAPER, colour, strict=True)
         )
-    if grid.cell >= 10:
-        _draw_names(draw, grid)
+        x, y = left + column * cell, _TOP + row * cell
+        outline = _GRID if cell >= 8 else None
+        draw.rectangle((x, y, x + cell, y + cell), fill=(red, green, blue), outline=outline)
+        if share and cell >= 18:
+            ink = _PAPER if share > 0.5 else _INK
+            count = str(counts[row, column])
+            draw.text((x + cell / 2, y + cell / 2), count, ink, font, anchor="mm")
+    if cell >= 10:
+        for index, name in enumerate(names):
+            middle = index * cell + cell / 2
+            draw.text((left - 8, _TOP + middle), name, _INK, font, anchor="rm")
+            short = name if font.getlength(name) < cell else name[:3]
+            draw.text((left + middle, _TOP - 12), short, _INK, font, anchor="mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, "PNG")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Grid:
-    """Sizes in pixels, and the names that fit them."""
-
-    cell: int
-    left: int
-    names: tuple[str, ...]
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def _measure_grid(class_names: tuple[str, ...]) -> _Grid:
-    cell = max(4, min(44, _MAX_PIXELS // len(class_names)))
-    font = _load_font(max(8, cell // 3))
-    names = tuple(_shorten(name, index) for index, name in enumerate(class_names))
-    return _Grid(cell, 24 + int(max(map(font.getlength, names))), names, font)
 
 
 def _shorten(name: str, index: int) -> str:
     # Pillow's own font draws Latin letters; for others the class number is better than boxes.
     shown = name if all(ord(letter) < 0x250 for letter in name) else str(index)
     return shown if len(shown) <= 12 else f"{shown[:10]}.."
-
-
-def _draw_cell(
-    draw: ImageDraw.ImageDraw, grid: _Grid, *, row: int, column: int, share: float, count: int
-) -> None:
-    colour = _RIGHT if row == column else _WRONG
-    weight = 0.0 if share == 0 else max(_FAINTEST, share)
-    red, green, blue = (round(p + (c - p) * weight) for p, c in zip(_PAPER, colour, strict=True))
-    x, y, cell = grid.left + column * grid.cell, _TOP + row * grid.cell, grid.cell
-    outline = _GRID if cell >= 8 else None
-    draw.rectangle((x, y, x + cell, y + cell), fill=(red, green, blue), outline=outline)
-    if count and cell >= 18:
-        ink = _PAPER if share > 0.5 else _INK
-        draw.text((x + cell / 2, y + cell / 2), str(count), ink, grid.font, anchor="mm")
-
-
-def _draw_names(draw: ImageDraw.ImageDraw, grid: _Grid) -> None:
-    for index, name in enumerate(grid.names):
-        middle = index * grid.cell + grid.cell / 2
-        draw.text((grid.left - 8, _TOP + middle), name, _INK, grid.font, anchor="rm")
-        short = name if grid.font.getlength(name) < grid.cell else name[:3]
-        draw.text((grid.left + middle, _TOP - 12), short, _INK, grid.font, anchor="mm")
-
-
-def _load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
 import sys
 import time
@@ -23,7 +24,6 @@ from contract.lite.runtime import hide_delegate_notes
 from exporter.config import Config, load_config
 from exporter.processes import silence_tensorflow
 from exporter.publishing.publish import PublishOptions, find_candidate, publish_version
-from exporter.publishing.remote import OnBytes
 from exporter.publishing.transfer import Copied, copy_to_remote, fetch_version
 from exporter.show import (
     show_copied,
@@ -36,13 +36,13 @@ from exporter.show import (
 )
 
 if TYPE_CHECKING:
-    from exporter.verification.recheck import Check, Recheck
+    from exporter.verification.recheck import Check
 
 _LOG = logging.getLogger(__name__)
 _LOCAL_FLAGS = ("base_path", "keep", "version", "model_config_file", "allow_signature_change")
 """Of `publish`: they have no meaning at a remote base path."""
 
-_Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Parser: TypeAlias = argparse.ArgumentParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,27 +74,76 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.set_defaults(verbose=False)
-    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    _add_train(subparsers)
-    _add_export(subparsers)
-    _add_verify(subparsers)
-    _add_publish(subparsers)
-    _add_fetch(subparsers)
-    _add_inspect(subparsers)
-    _add_predict(subparsers)
-    return parser
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
+    def add(run: Callable[[argparse.Namespace], int], text: str, path: str = "") -> Parser:
+        verb = verbs.add_parser(run.__name__, help=text, description=text, allow_abbrev=False)
+        verb.add_argument("--json", action="store_true", help="print the result as JSON")
+        verb.add_argument("--verbose", action="store_true", help="log more, tracebacks included")
+        if path:
+            verb.add_argument("path", type=Path, metavar="PATH", help=path)
+        verb.set_defaults(run=run)
+        return verb
 
-def _add_verb(subparsers: _Subparsers, name: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name, help=text, description=text, allow_abbrev=False
+    verb = add(train, "Train, and keep the trained model in a run directory.")
+    _add_run_flags(verb)
+
+    verb = add(export, "Train, export, verify and publish.")
+    _add_run_flags(verb)
+    _add_publish_flags(verb)
+    verb.add_argument(
+        "--trained", type=Path, metavar="RUN_DIR", help="export what `train` left there"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--verbose", action="store_true", help="log more, tracebacks included")
+
+    text = "Check every file of a version, and replay its golden examples."
+    verb = add(verify, text, "a version directory")
+    verb.add_argument(
+        "--skip_tensorflow",
+        action="store_true",
+        help="do not load the SavedModel: files and TFLite variants only",
+    )
+
+    text = "Publish a candidate as the next version."
+    verb = add(publish, text, "a candidate, its run directory, or a version")
+    _add_publish_flags(verb)
+    verb.add_argument("--version", type=int, metavar="N", help="default: the next free number")
+    verb.add_argument(
+        "--to",
+        metavar="URL",
+        help="copy the published version PATH to this remote base path instead, an fsspec "
+        "address such as s3://bucket/models/mlp",
+    )
+
+    verb = add(fetch, "Copy a version from a remote base path to this one.")
+    verb.add_argument(
+        "url", metavar="URL", help="a remote base path, such as s3://bucket/models/mlp"
+    )
+    verb.add_argument(
+        "--base_path", type=Path, required=True, metavar="DIR", help="the model's own folder here"
+    )
+    verb.add_argument(
+        "--version", type=int, metavar="N", help="default: the highest that is complete there"
+    )
+
+    add(inspect, "Show a version's signatures, variants and provenance.", "a version directory")
+
+    text = "Answer your own inputs in this process, as a golden file to check any client with."
+    verb = add(predict, text, "a version directory")
+    verb.add_argument(
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="one .npy (the only input), one .npz (an array per input), or PNG and JPEG files",
+    )
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help="golden file")
+    verb.add_argument("--signature_name", default="", metavar="NAME")
+    verb.add_argument("--batch_size", type=int, default=32, metavar="ROWS")
     return parser
 
 
-def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+def _add_run_flags(parser: Parser) -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/mlp.toml"), metavar="FILE")
     parser.add_argument(
         "--set",
@@ -115,7 +164,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_publish_flags(parser: argparse.ArgumentParser) -> None:
+def _add_publish_flags(parser: Parser) -> None:
     parser.add_argument(
         "--base_path",
         metavar="DIR",
@@ -138,94 +187,6 @@ def _add_publish_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_train(subparsers: _Subparsers) -> None:
-    parser = _add_verb(subparsers, "train", "Train, and keep the trained model in a run directory.")
-    _add_run_flags(parser)
-    parser.set_defaults(run=train)
-
-
-def _add_export(subparsers: _Subparsers) -> None:
-    parser = _add_verb(subparsers, "export", "Train, export, verify and publish.")
-    _add_run_flags(parser)
-    _add_publish_flags(parser)
-    parser.add_argument(
-        "--trained", type=Path, metavar="RUN_DIR", help="export what `train` left there"
-    )
-    parser.set_defaults(run=export)
-
-
-def _add_verify(subparsers: _Subparsers) -> None:
-    parser = _add_verb(
-        subparsers, "verify", "Check every file of a version, and replay its golden examples."
-    )
-    parser.add_argument("path", type=Path, metavar="PATH", help="a version directory")
-    parser.add_argument(
-        "--skip_tensorflow",
-        action="store_true",
-        help="do not load the SavedModel: files and TFLite variants only",
-    )
-    parser.set_defaults(run=verify)
-
-
-def _add_publish(subparsers: _Subparsers) -> None:
-    parser = _add_verb(subparsers, "publish", "Publish a candidate as the next version.")
-    parser.add_argument(
-        "path", type=Path, metavar="PATH", help="a candidate, its run directory, or a version"
-    )
-    _add_publish_flags(parser)
-    parser.add_argument("--version", type=int, metavar="N", help="default: the next free number")
-    parser.add_argument(
-        "--to",
-        metavar="URL",
-        help="copy the published version PATH to this remote base path instead, an fsspec "
-        "address such as s3://bucket/models/mlp",
-    )
-    parser.set_defaults(run=publish)
-
-
-def _add_fetch(subparsers: _Subparsers) -> None:
-    parser = _add_verb(subparsers, "fetch", "Copy a version from a remote base path to this one.")
-    parser.add_argument(
-        "url", metavar="URL", help="a remote base path, such as s3://bucket/models/mlp"
-    )
-    parser.add_argument(
-        "--base_path", type=Path, required=True, metavar="DIR", help="the model's own folder here"
-    )
-    parser.add_argument(
-        "--version", type=int, metavar="N", help="default: the highest that is complete there"
-    )
-    parser.set_defaults(run=fetch)
-
-
-def _add_inspect(subparsers: _Subparsers) -> None:
-    parser = _add_verb(
-        subparsers, "inspect", "Show a version's signatures, variants and provenance."
-    )
-    parser.add_argument("path", type=Path, metavar="PATH", help="a version directory")
-    parser.set_defaults(run=inspect)
-
-
-def _add_predict(subparsers: _Subparsers) -> None:
-    parser = _add_verb(
-        subparsers,
-        "predict",
-        "Answer your own inputs in this process, as a golden file to check any client with.",
-    )
-    parser.add_argument("path", type=Path, metavar="PATH", help="a version directory")
-    parser.add_argument(
-        "--input",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="one .npy (the only input), one .npz (an array per input), or PNG and JPEG files",
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="golden file")
-    parser.add_argument("--signature_name", default="", metavar="NAME")
-    parser.add_argument("--batch_size", type=int, default=32, metavar="ROWS")
-    parser.set_defaults(run=predict)
-
-
 def train(arguments: argparse.Namespace) -> int:
     """`train`: the trained model goes into the run directory."""
     require_extra("tensorflow", "this command")
@@ -234,45 +195,38 @@ def train(arguments: argparse.Namespace) -> int:
     config = _load_config(arguments)
     run_dir = choose_run_dir(config, arguments.run_dir, resume=arguments.resume)
     trained = run_train(config, run_dir=run_dir, resume=arguments.resume)
-    if arguments.json:
-        print_json(trained)
-    else:
-        show_training(trained)
-    return ExitCode.DONE
+    return _tell(arguments, trained, lambda: show_training(trained))
 
 
 def export(arguments: argparse.Namespace) -> int:
     """`export`: the whole flow."""
     require_extra("tensorflow", "this command")
-    from exporter.flow import choose_base_path, choose_run_dir, run_export
+    from exporter.flow import choose_run_dir, run_export
 
     config = _load_config(arguments)
+    default = config.export.base_path or f"models/{config.model.name}"
     exported = run_export(
         config,
-        base_path=_to_local_path(arguments.base_path) or choose_base_path(config),
+        base_path=_to_local_path(arguments.base_path) or Path(default),
         options=_read_options(arguments, keep=config.export.keep),
         run_dir=choose_run_dir(config, arguments.run_dir, resume=arguments.resume),
         resume=arguments.resume,
         trained=arguments.trained,
     )
-    if not arguments.json:
-        show_export(exported)
-    elif exported.candidate is None:
-        print_json({"chief": False})
-    else:
-        print_json(
-            {
-                "model_name": exported.candidate.manifest.model_name,
-                "dummy": exported.dummy,
-                "passed": exported.candidate.verification.passed,
-                "verification": exported.candidate.verification,
-                "published": exported.published,
-                "run_dir": exported.run_dir,
-                "seconds": exported.seconds,
-            }
-        )
-    passed = exported.candidate is None or exported.candidate.verification.passed
-    return ExitCode.DONE if passed else ExitCode.FAILED
+    passed = True
+    document: dict[str, object] = {"chief": False}
+    if exported.candidate is not None:
+        passed = exported.candidate.verification.passed
+        document = {
+            "model_name": exported.candidate.manifest.model_name,
+            "dummy": exported.dummy,
+            "passed": passed,
+            "verification": exported.candidate.verification,
+            "published": exported.published,
+            "run_dir": exported.run_dir,
+            "seconds": exported.seconds,
+        }
+    return _tell(arguments, document, lambda: show_export(exported), passed=passed)
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -281,11 +235,13 @@ def verify(arguments: argparse.Namespace) -> int:
 
     with hide_delegate_notes():
         recheck = recheck_version(arguments.path, skip_tensorflow=arguments.skip_tensorflow)
-    if arguments.json:
-        print_json(_encode_recheck(recheck))
-    else:
-        show_recheck(recheck)
-    return ExitCode.DONE if recheck.passed else ExitCode.FAILED
+    checks = [_encode_check(one) for one in recheck.checks]
+    document: dict[str, object] = {"path": recheck.path, "checks": checks}
+    if recheck.manifest is not None:
+        document["model_name"] = recheck.manifest.model_name
+        document["version"] = recheck.manifest.version
+    document["passed"] = recheck.passed
+    return _tell(arguments, document, lambda: show_recheck(recheck), passed=recheck.passed)
 
 
 def publish(arguments: argparse.Namespace) -> int:
@@ -296,22 +252,15 @@ def publish(arguments: argparse.Namespace) -> int:
     base_path = _to_local_path(arguments.base_path) or Path("models", model_name)
     options = _read_options(arguments, version=arguments.version)
     published = publish_version(candidate, base_path, options)
-    if arguments.json:
-        print_json(published)
-    else:
-        show_published(published)
-    return ExitCode.DONE
+    return _tell(arguments, published, lambda: show_published(published))
 
 
 def fetch(arguments: argparse.Namespace) -> int:
     """`fetch URL --base_path DIR`."""
-
-    def copy(on_bytes: OnBytes) -> Copied:
-        return fetch_version(
-            arguments.url, arguments.base_path, version=arguments.version, on_bytes=on_bytes
-        )
-
-    return _copy(arguments, "fetch", copy)
+    fetch_here = functools.partial(
+        fetch_version, arguments.url, arguments.base_path, version=arguments.version
+    )
+    return _copy(arguments, "fetch", fetch_here)
 
 
 def inspect(arguments: argparse.Namespace) -> int:
@@ -320,11 +269,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
     with hide_delegate_notes():
         inspection = inspect_version(arguments.path)
-    if arguments.json:
-        print_json(inspection)
-    else:
-        show_inspection(inspection)
-    return ExitCode.DONE
+    return _tell(arguments, inspection, lambda: show_inspection(inspection))
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -339,11 +284,21 @@ def predict(arguments: argparse.Namespace) -> int:
         signature_name=arguments.signature_name,
         batch_size=arguments.batch_size,
     )
+    return _tell(arguments, prediction, lambda: show_prediction(prediction))
+
+
+def _tell(
+    arguments: argparse.Namespace,
+    result: object,
+    show: Callable[[], None],
+    *,
+    passed: bool = True,
+) -> int:
     if arguments.json:
-        print_json(prediction)
+        print_json(result)
     else:
-        show_prediction(prediction)
-    return ExitCode.DONE
+        show()
+    return ExitCode.DONE if passed else ExitCode.FAILED
 
 
 def _load_config(arguments: argparse.Namespace) -> Config:
@@ -370,17 +325,6 @@ def _to_local_path(text: str | None) -> Path | None:
     if text and "://" in text:
         raise ConfigError(f"--base_path {text}: give a folder of this machine")
     return Path(text) if text else None
-
-
-def _encode_recheck(recheck: Recheck) -> dict[str, object]:
-    document: dict[str, object] = {
-        "path": recheck.path,
-        "checks": [_encode_check(one) for one in recheck.checks],
-    }
-    if recheck.manifest is not None:
-        document["model_name"] = recheck.manifest.model_name
-        document["version"] = recheck.manifest.version
-    return document | {"passed": recheck.passed}
 
 
 def _encode_check(check: Check) -> dict[str, object]:
@@ -411,10 +355,7 @@ def _publish_to(arguments: argparse.Namespace) -> int:
             "folder of this machine first, then copy that version with --to"
         )
     version_dir = _find_version_dir(arguments.path)
-
-    def copy(on_bytes: OnBytes) -> Copied:
-        return copy_to_remote(version_dir, arguments.to, on_bytes=on_bytes)
-
+    copy = functools.partial(copy_to_remote, version_dir, arguments.to)
     return _copy(arguments, f"copy to {arguments.to}", copy)
 
 
@@ -429,13 +370,10 @@ def _find_version_dir(path: Path) -> Path:
     return versions[max(versions)]
 
 
-def _copy(arguments: argparse.Namespace, title: str, copy: Callable[[OnBytes], Copied]) -> int:
+def _copy(arguments: argparse.Namespace, title: str, copy: functools.partial[Copied]) -> int:
     start = time.perf_counter()
     with show_progress(title, unit="bytes") as progress:
-        copied = copy(progress.advance)
+        copied = copy(on_bytes=progress.advance)
     seconds = time.perf_counter() - start
-    if arguments.json:
-        print_json(dataclasses.asdict(copied) | {"seconds": round(seconds, 3)})
-    else:
-        show_copied(copied, seconds)
-    return ExitCode.DONE
+    document = dataclasses.asdict(copied) | {"seconds": round(seconds, 3)}
+    return _tell(arguments, document, lambda: show_copied(copied, seconds))

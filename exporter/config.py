@@ -38,11 +38,7 @@ Table: TypeAlias = dict[str, Any]
 """A table of TOML, as it was read: nothing is known of it yet."""
 
 
-class _Section(msgspec.Struct, frozen=True):
-    """A table of the file; frozen, like every value here."""
-
-
-class ModelConfig(_Section, frozen=True, kw_only=True):
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which network to build.
 
     Attributes:
@@ -85,7 +81,7 @@ class ModelConfig(_Section, frozen=True, kw_only=True):
                 raise ValueError(f"{key} is for kind = {kind!r}; the kind here is {self.kind!r}")
 
 
-class DataConfig(_Section, frozen=True, kw_only=True):
+class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which data to train on and how to split them.
 
     Attributes:
@@ -107,7 +103,7 @@ class DataConfig(_Section, frozen=True, kw_only=True):
     num_examples: Annotated[int, Meta(ge=40)] = 2000
 
 
-class ScheduleConfig(_Section, frozen=True, kw_only=True):
+class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How the learning rate moves over the run, in epochs.
 
     Attributes:
@@ -126,7 +122,7 @@ class ScheduleConfig(_Section, frozen=True, kw_only=True):
     factor: Annotated[float, Meta(gt=0)] = 0.1
 
 
-class TrainingConfig(_Section, frozen=True, kw_only=True):
+class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How to train.
 
     Attributes:
@@ -185,7 +181,7 @@ class TrainingConfig(_Section, frozen=True, kw_only=True):
             raise ValueError(f"{', '.join(asked)}: only with loop = 'gradient_tape', not 'fit'")
 
 
-class ExportConfig(_Section, frozen=True, kw_only=True):
+class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What to write and where.
 
     Attributes:
@@ -208,7 +204,7 @@ class ExportConfig(_Section, frozen=True, kw_only=True):
     tolerances: Tolerances = Tolerances()
 
 
-class Config(_Section, frozen=True, kw_only=True):
+class Config(msgspec.Struct, frozen=True, kw_only=True):
     """One runnable experiment."""
 
     model: ModelConfig
@@ -263,20 +259,22 @@ def parse_config(table: Table, *, source: str = "the configuration") -> Config:
         ConfigError: See `load_config`.
     """
     valid = dict(_iter_keys(Config))
-    for key in _iter_table_keys(table, Config):
+    given = dict(_iter_entries(table, Config))
+    for key in given:
         if key not in valid:
             raise ConfigError(f"{source}: unknown key {key!r}; {_suggest_key(key, valid)}")
-    _check_finite(table, source)
+    for key, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):  # which TOML has
+            raise ConfigError(f"{source}: {key}: expected a finite number, got {value}")
+    match table:
+        case {"export": {"tolerances": dict(tolerances)} as export}:
+            # A file may change one number of a tolerance and keep the others as they are.
+            export = {**export, "tolerances": fill_tolerances(tolerances)}
+            table = {**table, "export": export}
     try:
-        return msgspec.convert(_fill_tolerances(table), Config)
+        return msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_describe(error, table, valid)}") from error
-
-
-def config_to_dict(config: Config) -> Table:
-    """Return plain values, as the manifest keeps them and `parse_config` reads them."""
-    plain: Table = msgspec.to_builtins(config)
-    return plain
+        raise ConfigError(f"{source}: {_describe(error, given, valid)}") from error
 
 
 def _apply_override(table: Table, override: str) -> None:
@@ -322,70 +320,42 @@ def _iter_keys(section: type[msgspec.Struct], prefix: str = "") -> Iterator[tupl
             yield from _iter_keys(inner, f"{prefix}{field.name}.")
 
 
-def _iter_table_keys(
-    table: Table, section: type[msgspec.Struct] | None, prefix: str = ""
-) -> Iterator[str]:
-    """Yield the dotted keys of a file, not looking into tables the schema does not know."""
-    types = {f.name: f.type for f in msgspec.structs.fields(section)} if section else {}
+def _iter_entries(
+    table: Table, section: type[msgspec.Struct], prefix: str = ""
+) -> Iterator[tuple[str, object]]:
+    """Yield (dotted key, value) of a file, not looking into tables the schema does not know."""
+    types = {field.name: field.type for field in msgspec.structs.fields(section)}
     for key, value in table.items():
-        yield prefix + key
+        yield prefix + key, value
         if isinstance(value, dict) and (inner := _section_of(types.get(key))):
-            yield from _iter_table_keys(value, inner, f"{prefix}{key}.")
+            yield from _iter_entries(value, inner, f"{prefix}{key}.")
 
 
 def _suggest_key(key: str, valid: Mapping[str, object]) -> str:
-    leaf = key.rpartition(".")[2]
-    same_leaf = [name for name in valid if name.rpartition(".")[2] == leaf]
-    section = key.rpartition(".")[0]
-    siblings = {
-        name.rpartition(".")[2]: name for name in valid if name.rpartition(".")[0] == section
-    }
-    near = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.5)
-    close = (
-        same_leaf
-        or [siblings[name] for name in near]
-        or difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
-    )
+    section, _, leaf = key.rpartition(".")
+    split = {name: name.rpartition(".") for name in valid}
+    same_leaf = [name for name, parts in split.items() if parts[2] == leaf]
+    siblings = {parts[2]: name for name, parts in split.items() if parts[0] == section}
+    near = [siblings[name] for name in difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.5)]
+    close = same_leaf or near or difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
     return f"did you mean {close[0]!r}?"
 
 
-def _check_finite(table: Table, source: str, prefix: str = "") -> None:
-    """Refuse nan and inf, which TOML has and no setting takes."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            _check_finite(value, source, f"{prefix}{key}.")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{source}: {prefix}{key}: expected a finite number, got {value}")
-
-
-def _fill_tolerances(table: Table) -> Table:
-    """Let a file change one number of a tolerance and keep the others as they are."""
-    export = table.get("export")
-    given = export.get("tolerances") if isinstance(export, dict) else None
-    if not isinstance(export, dict) or not isinstance(given, dict):
-        return table
-    return {**table, "export": {**export, "tolerances": fill_tolerances(given)}}
-
-
-def _describe(error: msgspec.ValidationError, table: Table, valid: Mapping[str, object]) -> str:
+def _describe(
+    error: msgspec.ValidationError, given: Mapping[str, object], valid: Mapping[str, object]
+) -> str:
     """Turn msgspec's "Expected `int` - at `$.training.epochs`" round: key first, then value."""
     message, _, path = str(error).rpartition(" - at `$.")
     if not message:
         message, path = str(error), ""
     key = path.rstrip("`")
+    name = key.partition("[")[0]  # of a list, where an item of it is wrong
     message = message.replace("Object missing required field", "missing the required key")
     message = re.sub(r"`(.*?)`", r"\1", message)
     if message.startswith("Invalid enum value"):
-        choices = [repr(choice) for choice in get_args(valid.get(key.partition("[")[0]))]
+        choices = [repr(choice) for choice in get_args(valid.get(name))]
         message = f"expected one of {', '.join(choices)}"
     if message.lower().startswith("expected") and ", got " not in message:
-        message += f", got {_look_up(table, key)!r}"
+        message += f", got {given.get(name)!r}"
     message = message.replace("Expected ", "expected ", 1)
     return f"{key}: {message}" if key else message
-
-
-def _look_up(table: object, key: str) -> object:
-    """Return the value at a dotted key, or the list around it where it has an index."""
-    for part in key.partition("[")[0].split("."):
-        table = table[part] if isinstance(table, dict) else table
-    return table

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from contract.console.terminal import open_rich
 from contract.errors import ConfigError
+from exporter.artifacts.tflite import convert, prepare_converting
+from exporter.candidate import Candidate, make_candidate
 from exporter.config import Config
 from exporter.data.dataset import Dataset, load_dataset
 from exporter.processes import ChildProcess
@@ -20,15 +22,15 @@ from exporter.publishing.publish import Published, PublishOptions, check_base_pa
 from exporter.publishing.staging import explain_os_errors, remove_tree
 from exporter.training.run import open_progress
 from exporter.training.strategy import is_chief
+from exporter.training.train import TrainResult, train
+from exporter.training.trained import check_trained, load_trained, save_trained
+from exporter.verification.reload import measure_copy, prepare_measuring
 
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from exporter.candidate import Candidate
-    from exporter.training.train import TrainResult
 
 _LOG = logging.getLogger(__name__)
-_RUNS = Path("runs")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,8 +100,6 @@ def run_train(config: Config, *, run_dir: Path, resume: bool = False) -> Trained
     """
     with explain_os_errors(run_dir), Steps() as steps:
         dataset, result = _train(config, run_dir, resume=resume, steps=steps)
-        from exporter.training.trained import save_trained
-
         save_trained(run_dir, result, dataset, config)
     return Trained(
         run_dir=run_dir,
@@ -144,16 +144,11 @@ def run_export(
     """
     check_base_path(base_path)
     if trained is not None:
-        from exporter.training.trained import check_trained
-
         check_trained(trained)
     if not is_chief():
         with Steps() as steps:
             _train(config, run_dir, resume=resume, steps=steps)
         return Exported(None, None, run_dir, steps.seconds)
-    from exporter.artifacts.tflite import convert, prepare_converting
-    from exporter.verification.reload import measure_copy, prepare_measuring
-
     # Started now, so that their imports run while the model trains.
     with (
         Steps() as steps,
@@ -166,9 +161,8 @@ def run_export(
         if trained is None:
             dataset, result = _train(config, run_dir, resume=resume, steps=steps)
         else:
-            dataset, result = _take_up(trained, steps)
-        from exporter.candidate import make_candidate
-
+            steps("load trained model")
+            dataset, result = load_trained(trained)
         candidate = make_candidate(
             result,
             dataset,
@@ -182,7 +176,10 @@ def run_export(
         if candidate.verification.passed:
             steps("publish")
             published = publish_version(candidate.path, base_path, options)
-            _tidy(run_dir, candidate.path)
+            # Only the logs and the report are worth keeping now.
+            remove_tree(candidate.path)
+            for name in ("test_split.npz", "test_labels.npz", "calibration.npz"):
+                (run_dir / name).unlink(missing_ok=True)
     return Exported(candidate, published, run_dir, steps.seconds)
 
 
@@ -200,7 +197,7 @@ def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:
     Raises:
         ConfigError: There is nothing to resume, or the folder cannot be made.
     """
-    runs = _RUNS / config.model.name
+    runs = Path("runs") / config.model.name
     if given is None and resume:
         found = sorted(path for path in runs.glob("*") if (path / "checkpoints").is_dir())
         if not found:
@@ -220,11 +217,6 @@ def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:
     return run_dir
 
 
-def choose_base_path(config: Config) -> Path:
-    """The model's own folder: the configuration's, else models/<model name>."""
-    return Path(config.export.base_path or f"models/{config.model.name}")
-
-
 def _train(
     config: Config, run_dir: Path, *, resume: bool, steps: Steps
 ) -> tuple[Dataset, TrainResult]:
@@ -232,27 +224,9 @@ def _train(
     dataset = load_dataset(config.data)
     if dataset.dummy:
         _LOG.warning("dummy data: random numbers with random labels; the model means nothing")
-    from exporter.training.train import train
-
     steps("train", live=False)
     with open_progress(config.model.name) as progress:
         return dataset, train(dataset, config, resume=resume, run_dir=run_dir, progress=progress)
-
-
-def _take_up(trained: Path, steps: Steps) -> tuple[Dataset, TrainResult]:
-    from exporter.training.trained import load_trained, read_record
-
-    steps("load trained model")
-    record = read_record(trained)
-    dataset = load_dataset(record.config.data)
-    return dataset, load_trained(trained, record, dataset)
-
-
-def _tidy(run_dir: Path, candidate: Path) -> None:
-    """Once it is published, only the logs and the report are worth keeping."""
-    remove_tree(candidate)
-    for name in ("test_split.npz", "test_labels.npz", "calibration.npz"):
-        (run_dir / name).unlink(missing_ok=True)
 
 
 class Steps:

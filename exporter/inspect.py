@@ -9,7 +9,7 @@ import msgspec
 
 from contract import layout
 from contract.errors import ConfigError, PlumblineError
-from contract.lite import LiteModel, Quantisation
+from contract.lite import LiteModel
 from contract.manifest import Manifest, read_manifest
 from contract.signature import Signature
 from exporter.publishing.publish import read_version_signatures
@@ -115,18 +115,16 @@ def inspect_version(version_dir: Path) -> Inspection:
     check_version_dir(version_dir)
     has_manifest = (version_dir / layout.MANIFEST).exists()
     manifest = read_manifest(version_dir) if has_manifest else None
-    signatures = read_version_signatures(version_dir)
-    variants = {name: _inspect_variant(version_dir, name) for name in list_variants(version_dir)}
     has_saved_model = (version_dir / layout.SAVED_MODEL).exists()
     return Inspection(
         path=version_dir,
         model_name=manifest.model_name if manifest else version_dir.absolute().parent.name,
         version=manifest.version if manifest else layout.parse_version(version_dir.name),
-        signatures=_describe_signatures(signatures),
+        signatures=_describe_signatures(read_version_signatures(version_dir)),
         saved_model=InspectedSavedModel(
             num_bytes=measure_saved_model_bytes(version_dir) if has_saved_model else 0
         ),
-        variants=variants,
+        variants={one: _inspect_variant(version_dir, one) for one in list_variants(version_dir)},
         manifest=manifest,
     )
 
@@ -163,7 +161,13 @@ def _inspect_variant(version_dir: Path, variant: str) -> InspectedVariant:
                 found,
                 signatures=_describe_signatures(model.raw_signatures),
                 quantisation=tuple(
-                    _describe_tensor(name, tensor, quantisation)
+                    InspectedTensor(
+                        signature=name,
+                        tensor=tensor,
+                        dtype=quantisation.dtype,
+                        scale=quantisation.scale,
+                        zero_point=quantisation.zero_point,
+                    )
                     for name in model.raw_signatures
                     for tensors in model.quantisation(name)
                     for tensor, quantisation in tensors.items()
@@ -182,15 +186,3 @@ def _describe_signatures(signatures: Mapping[str, Signature]) -> dict[str, Inspe
         )
         for name, signature in signatures.items()
     }
-
-
-def _describe_tensor(
-    signature_name: str, tensor: str, quantisation: Quantisation
-) -> InspectedTensor:
-    return InspectedTensor(
-        signature=signature_name,
-        tensor=tensor,
-        dtype=quantisation.dtype,
-        scale=quantisation.scale,
-        zero_point=quantisation.zero_point,
-    )

@@ -90,22 +90,16 @@ def read_inputs(files: list[Path]) -> dict[str, Array]:
     kinds = {path.suffix.lower() for path in files}
     if kinds <= _PICTURES:
         contents = np.empty(len(files), dtype=object)
-        contents[:] = [_read_bytes(path) for path in files]
+        for at, path in enumerate(files):
+            try:
+                contents[at] = path.read_bytes()
+            except OSError as error:
+                raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
         return {"": contents}
     if len(files) > 1 or not kinds <= {".npy", ".npz"}:
         given = ", ".join(map(str, files[:3]))
         raise ConfigError(f"--input {given}: give one .npy, one .npz, or PNG and JPEG files")
-    return _read_arrays(files[0])
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _read_arrays(path: Path) -> dict[str, Array]:
+    path = files[0]
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

@@ -147,15 +147,8 @@ def silence_tensorflow() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # An export is three processes; each would take all of a GPU's memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    _hold_back_chatter()
-
-
-def _hold_back_chatter() -> None:
-    """Makes the process's first import of TensorFlow a quiet one.
-
-    TensorFlow 2.21's libraries log as they load, before TensorFlow has read
-    TF_CPP_MIN_LOG_LEVEL, which keeps the rest away; no variable stops them.
-    """
+    # TensorFlow 2.21's libraries log as they load, before TensorFlow has read
+    # TF_CPP_MIN_LOG_LEVEL, which keeps the rest away; no variable stops them.
     if "tensorflow" not in sys.modules and not any(
         isinstance(finder, _QuietFinder) for finder in sys.meta_path
     ):

@@ -7,6 +7,7 @@ in-process model.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from contract.signature import CLASSIFY_METHOD, Array, Batch, Signature
 from contract.wire.plumbline_wire import example_pb2, inference_pb2, prediction_log_pb2
 from contract.wire.predict import encode_predict_request, model_spec_to_proto
 from contract.wire.tfrecord import write_records
-from exporter.artifacts.signatures import (
+from exporter.artifacts.names import (
     CLASSIFY,
     ENCODED_FEATURE,
     IMAGE_BYTES,
@@ -70,14 +71,11 @@ def _take_examples(dataset: Dataset, count: int) -> Array:
 
 
 def _iterate_batch_sizes(count: int) -> Iterator[int]:
-    for size in _FIRST_BATCHES:
+    for size in itertools.chain(_FIRST_BATCHES, itertools.repeat(_BATCH)):
         if count <= 0:
             return
         yield min(size, count)
         count -= size
-    while count > 0:
-        yield min(_BATCH, count)
-        count -= _BATCH
 
 
 def make_held_out(

@@ -19,8 +19,8 @@ from contract.signature import (
     TensorSpec,
     find_signature,
 )
+from exporter.artifacts.names import CLASSIFY
 from exporter.artifacts.signatures import (
-    CLASSIFY,
     Functions,
     ServedModel,
     name_tensors,

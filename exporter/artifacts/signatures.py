@@ -1,7 +1,6 @@
 """Which signatures a model gets, under which names, and the TensorFlow function behind each.
 
-The rules are written for users in `docs/signatures.md`. Whoever needs the names alone imports
-this module as well, so TensorFlow is imported inside functions.
+The rules are written for users in `docs/signatures.md`.
 """
 
 from __future__ import annotations
@@ -9,26 +8,22 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
+
+import tensorflow as tf
+import tf_keras
 
 from contract.servable import DEFAULT_SIGNATURE_NAME
+from exporter.artifacts.names import (
+    CLASSIFY,
+    ENCODED_FEATURE,
+    IMAGE_BYTES,
+    PREDICT_IMAGES,
+    TUTORIAL_VALUES,
+    UINT8,
+)
 from exporter.data.dataset import Dataset
 from exporter.training.models import ModelHeads
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-    import tf_keras
-
-UINT8 = "serving_uint8"
-IMAGE_BYTES = "serving_image_bytes"
-CLASSIFY = "classify"
-PREDICT_IMAGES = "predict_images"
-
-TUTORIAL_VALUES = 784
-"""Values of an MNIST image, as TensorFlow Serving's tutorial client sends them."""
-
-ENCODED_FEATURE = "image/encoded"
-"""The feature of a tf.Example that holds a file, as in TensorFlow's own image data sets."""
 
 _MAX_PIXELS = 16 * 1024 * 1024
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -39,8 +34,8 @@ https://www.w3.org/TR/png-3/#11IHDR: IHDR is the first chunk of every PNG."""
 _LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601, as JPEG and Pillow's mode L use it. (`decode_png(channels=1)` swaps weights.)"""
 
-Tensors: TypeAlias = "Mapping[str, tf.Tensor]"
-Functions: TypeAlias = "dict[str, tf.types.experimental.ConcreteFunction]"
+Tensors: TypeAlias = Mapping[str, tf.Tensor]
+Functions: TypeAlias = dict[str, tf.types.experimental.ConcreteFunction]
 """Signature name to the function behind it."""
 
 
@@ -71,8 +66,6 @@ class ServedModel:
 
     def call(self, tensors: Tensors) -> dict[str, tf.Tensor]:
         """Runs the model, for inference, on tensors by name; its outputs by name."""
-        import tensorflow as tf
-
         own = {own: tensors[name] for own, name in zip(self.own_inputs, self.inputs, strict=True)}
         answers = self.model(own if len(own) > 1 else next(iter(own.values())), training=False)
         if not isinstance(answers, dict):
@@ -84,8 +77,6 @@ class ServedModel:
 
 def name_tensors(model: tf_keras.Model, heads: ModelHeads, dataset: Dataset) -> ServedModel:
     """Names a model's inputs and outputs for its signatures."""
-    import tensorflow as tf
-
     dtypes = dict(zip(model.input_names, (tensor.dtype for tensor in model.inputs), strict=True))
     own_inputs = tuple(heads.inputs)
     if len(own_inputs) == 1 and dataset.is_image:
@@ -147,16 +138,12 @@ def _trace(
     call: Callable[[Tensors], Tensors], inputs: Mapping[str, tf.TensorSpec]
 ) -> tf.types.experimental.ConcreteFunction:
     """A function whose tensors are keyword arguments, named as in the signature."""
-    import tensorflow as tf
-
     return tf.function(lambda **tensors: call(tensors), autograph=False).get_concrete_function(
         **{name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in inputs.items()}
     )
 
 
 def _trace_image_signatures(served: ServedModel, dataset: Dataset) -> Functions:
-    import tensorflow as tf
-
     shape = dataset.input_shape
     ((name, only),) = served.inputs.items()
 
@@ -194,8 +181,6 @@ def _trace_image_signatures(served: ServedModel, dataset: Dataset) -> Functions:
 
 
 def _trace_tutorial_signature(served: ServedModel) -> tf.types.experimental.ConcreteFunction:
-    import tensorflow as tf
-
     ((name, only),) = served.inputs.items()
 
     def score(tensors: Tensors) -> dict[str, tf.Tensor]:
@@ -220,8 +205,6 @@ def _decode_images(image_bytes: tf.Tensor, image_shape: tuple[int, ...]) -> tf.T
         float32 (batch, height, width, channels), whole numbers 0..255: a file of the data's
         own size gives exactly the pixels it holds. Transparency is dropped.
     """
-    import tensorflow as tf
-
     height, width, channels = image_shape
     pixels = tf.map_fn(
         lambda one: _decode_image(one, (height, width)),
@@ -236,8 +219,6 @@ def _decode_images(image_bytes: tf.Tensor, image_shape: tuple[int, ...]) -> tf.T
 
 def _decode_image(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """float32 (height, width, 3) of one file."""
-    import tensorflow as tf
-
     is_png = tf.strings.substr(data, 0, len(_PNG_MAGIC)) == _PNG_MAGIC
     is_jpeg = tf.strings.substr(data, 0, len(_JPEG_MAGIC)) == _JPEG_MAGIC
     long_enough = tf.strings.length(data) >= _PNG_HEADER_BYTES
@@ -247,8 +228,17 @@ def _decode_image(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     )
     with tf.control_dependencies([known]):
         data = tf.identity(data)
-    shape = tf.cond(is_png, lambda: _read_png_size(data), lambda: _read_jpeg_size(data))
-    with tf.control_dependencies([_refuse_large(shape)]):
+    shape = tf.cond(
+        is_png,
+        lambda: _read_png_size(data),
+        lambda: tf.image.extract_jpeg_shape(data, output_type=tf.int64)[:2],
+    )
+    num_pixels = shape[0] * shape[1]
+    small = tf.debugging.Assert(
+        tf.logical_and(num_pixels > 0, num_pixels <= _MAX_PIXELS),
+        [f"image declares 0 or more than {_MAX_PIXELS} pixels; (height, width):", shape],
+    )
+    with tf.control_dependencies([small]):
         data = tf.identity(data)
     decoded = tf.cond(
         is_png,
@@ -260,30 +250,11 @@ def _decode_image(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     return tf.image.resize(decoded, size, method="bilinear", antialias=True)
 
 
-def _refuse_large(shape: tf.Tensor) -> tf.Operation:
-    import tensorflow as tf
-
-    num_pixels = shape[0] * shape[1]
-    return tf.debugging.Assert(
-        tf.logical_and(num_pixels > 0, num_pixels <= _MAX_PIXELS),
-        [f"image declares 0 or more than {_MAX_PIXELS} pixels; (height, width):", shape],
-    )
-
-
 def _read_png_size(data: tf.Tensor) -> tf.Tensor:
     """int64 (2,): height and width."""
-    import tensorflow as tf
-
     field = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.uint8), tf.int64)
     powers = tf.constant([2**24, 2**16, 2**8, 1], tf.int64)
     # Each is below 2^32 and the product below 2^64; the spec forbids sides of 2^31 and more.
     width, height = tf.reduce_sum(field[:4] * powers), tf.reduce_sum(field[4:] * powers)
     limit = tf.constant(2**31 - 1, tf.int64)
     return tf.stack([tf.minimum(height, limit), tf.minimum(width, limit)])
-
-
-def _read_jpeg_size(data: tf.Tensor) -> tf.Tensor:
-    """int64 (2,): height and width."""
-    import tensorflow as tf
-
-    return tf.image.extract_jpeg_shape(data, output_type=tf.int64)[:2]

@@ -110,15 +110,10 @@ def _interpolation_matrix(old: int, new: int) -> NDArray[np.float64]:
 
 def read_mnist(path: str, *, download: bool) -> RawData:
     """Read MNIST from a file or folder the user gives, else from Keras's cache."""
-    arrays, source = _read_mnist_arrays(path, download=download)
-    return _make_raw_data("mnist", source, arrays)
-
-
-def _read_mnist_arrays(path: str, *, download: bool) -> tuple[dict[str, Array], str]:
-    """Read MNIST's four arrays; return them with where they came from."""
     if path:
-        return _read_path(Path(path)), path
-    cached = _find_keras_cache()
+        return _make_raw_data("mnist", path, _read_path(Path(path)))
+    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    cached = Path(home) / "datasets" / "mnist.npz"
     if not cached.is_file():
         if not download:
             raise DatasetError(
@@ -126,13 +121,7 @@ def _read_mnist_arrays(path: str, *, download: bool) -> tuple[dict[str, Array], 
                 "IDX files), or data.download = true to fetch it"
             )
         _download(cached)
-    return _read_npz_arrays(cached), str(cached)
-
-
-def _find_keras_cache() -> Path:
-    """Return where Keras keeps its `mnist.npz`."""
-    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
-    return Path(home) / "datasets" / "mnist.npz"
+    return _make_raw_data("mnist", str(cached), _read_npz_arrays(cached))
 
 
 def _read_path(path: Path) -> dict[str, Array]:
@@ -265,13 +254,10 @@ def _read_npz_arrays(path: Path) -> dict[str, Array]:
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise DatasetError(f"{path} is not a readable npz file: {_explain_npz(error)}") from error
-
-
-def _explain_npz(error: Exception) -> str:
-    if "allow_pickle" in str(error):
-        return (
-            "it holds Python objects or is no npz at all; save plain arrays with "
-            "numpy.savez (no dtype=object)"
-        )
-    return f"{error}; write it with numpy.savez"
+        reason = f"{error}; write it with numpy.savez"
+        if "allow_pickle" in str(error):
+            reason = (
+                "it holds Python objects or is no npz at all; save plain arrays with "
+                "numpy.savez (no dtype=object)"
+            )
+        raise DatasetError(f"{path} is not a readable npz file: {reason}") from error

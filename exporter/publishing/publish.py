@@ -147,17 +147,16 @@ def _choose_version(base_path: Path, wanted: int | None) -> int:
 def _check_signatures(
     manifest: Manifest, base_path: Path, version: int, options: PublishOptions
 ) -> list[str]:
-    before = {
-        number: path for number, path in layout.find_versions(base_path).items() if number < version
-    }
-    if not before:
+    versions = layout.find_versions(base_path)
+    before = max((number for number in versions if number < version), default=None)
+    if before is None:
         return []
-    previous = before[max(before)]
+    previous = versions[before]
     try:
         old = read_version_signatures(previous)
     except ManifestError as error:
         if options.allow_signature_change:
-            return [f"version {max(before)} could not be read"]
+            return [f"version {before} could not be read"]
         raise SignatureChangedError(
             f"{previous}: its signatures cannot be read ({error}), so nobody knows what its "
             "clients rely on; remove it, or publish with --allow_signature_change"
@@ -219,8 +218,7 @@ def _compare_tensors(
 
 
 def _seal_and_rename(stage: Path, target: Path, manifest: Manifest) -> Path:
-    sealed = msgspec.structs.replace(manifest, version=int(target.name))
-    write_manifest(stage, sealed)
+    write_manifest(stage, msgspec.structs.replace(manifest, version=int(target.name)))
     sync_path(stage / layout.MANIFEST)
     sync_path(stage / layout.EXTRA)
     (stage / WRITER).unlink()
@@ -231,35 +229,28 @@ def _seal_and_rename(stage: Path, target: Path, manifest: Manifest) -> Path:
 
 
 def _retire(base_path: Path, model_name: str, options: PublishOptions) -> list[int]:
+    """Takes away all but the newest versions and those that a `models.config` names; their numbers.
+
+    A version is renamed to a dot-name first, so that a server never sees half of it.
+    """
+    if not options.keep:
+        return []
+    config = options.model_config_file
     try:
-        return _retire_versions(
-            base_path, model_name, keep=options.keep, config=options.model_config_file
-        )
+        named = read_named_versions(config, base_path, model_name) if config else frozenset()
+        versions = layout.find_versions(base_path)
+        old = [number for number in sorted(versions)[: -options.keep] if number not in named]
+        for number in old:
+            _LOG.info("retiring %s", versions[number])
+            retired = base_path / f"{layout.RETIRED_PREFIX}{number}-{secrets.token_hex(4)}"
+            versions[number].rename(retired)
+        if old:
+            sync_path(base_path)
+            remove_retired(base_path)
     except (OSError, ConfigError) as error:
         # The new version is out: that its elders stay is worth a warning, not a failure.
         _LOG.warning("%s: published, but old versions could not be retired: %s", base_path, error)
         return []
-
-
-def _retire_versions(
-    base_path: Path, model_name: str, *, keep: int, config: Path | None
-) -> list[int]:
-    """Takes away all but the `keep` newest versions and those that `config` names; their numbers.
-
-    A version is renamed to a dot-name first, so that a server never sees half of it.
-    """
-    if not keep:
-        return []
-    named = read_named_versions(config, base_path, model_name) if config else frozenset()
-    versions = layout.find_versions(base_path)
-    old = [number for number in sorted(versions)[:-keep] if number not in named]
-    for number in old:
-        path = versions[number]
-        _LOG.info("retiring %s", path)
-        path.rename(base_path / f"{layout.RETIRED_PREFIX}{number}-{secrets.token_hex(4)}")
-    if old:
-        sync_path(base_path)
-        remove_retired(base_path)
     return old
 
 
@@ -276,14 +267,11 @@ def read_named_versions(config: Path, base_path: Path, model_name: str) -> froze
         raise ConfigError(f"--model_config_file {config} does not parse: {error}") from error
     named: set[int] = set()
     for entry in parsed.model_config_list.config:
-        if entry.name == model_name or _is_same_folder(entry.base_path, base_path):
+        folder = Path(entry.base_path).resolve() if entry.base_path else None
+        if entry.name == model_name or folder == base_path.resolve():
             named.update(entry.version_labels.values())
             named.update(entry.model_version_policy.specific.versions)
     return frozenset(named)
-
-
-def _is_same_folder(text: str, base_path: Path) -> bool:
-    return bool(text) and Path(text).resolve() == base_path.resolve()
 
 
 def find_candidate(path: Path) -> tuple[Path, str]:

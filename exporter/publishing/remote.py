@@ -13,7 +13,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 from contract import layout
 from contract.console.extras import import_extra
@@ -56,18 +56,14 @@ class RemoteBasePath:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = re.sub(r"(?<=[^:/])/+$", "", _hide_credentials(url))
+        self.url = re.sub(r"(?<=[^:/])/+$", "", re.sub(r"//[^/@]*@", "//", url))
         self._files, self._root = _open_file_system(url, self.url)
 
     def find_versions(self) -> dict[int, str]:
         """Version number to the name of its folder, ascending; complete or not."""
         found: dict[int, str] = {}
         with self._explained():
-            self._files.invalidate_cache()
-            try:
-                entries = self._files.ls(self._root, detail=True)
-            except FileNotFoundError:
-                return {}
+            entries = self._look(self._files.ls, "", detail=True) or []
             for entry in sorted(entries, key=lambda one: (len(one["name"]), one["name"])):
                 name = entry["name"].rstrip("/").rpartition("/")[2]
                 version = layout.parse_version(name)
@@ -77,14 +73,8 @@ class RemoteBasePath:
 
     def list_files(self, folder: str) -> dict[str, int]:
         """Every file below a folder: name relative to it, to size in bytes."""
-        path = self._path(folder)
-        with self._explained():
-            self._files.invalidate_cache()
-            try:
-                found = self._files.find(path, detail=True)
-            except FileNotFoundError:
-                return {}
-        start = len(path) + 1
+        found = self._look(self._files.find, folder, detail=True) or {}
+        start = len(self._path(folder)) + 1
         return {
             name[start:]: int(info["size"] or 0)
             for name, info in found.items()
@@ -93,21 +83,13 @@ class RemoteBasePath:
 
     def find_size(self, name: str) -> int | None:
         """A file's size in bytes; None when there is none."""
-        with self._explained():
-            self._files.invalidate_cache()
-            try:
-                return int(self._files.info(self._path(name))["size"])
-            except FileNotFoundError:
-                return None
+        found = self._look(self._files.info, name)
+        return None if found is None else int(found["size"] or 0)
 
     def read_file(self, name: str) -> bytes | None:
         """A small file's content; None when there is none."""
-        with self._explained():
-            self._files.invalidate_cache()
-            try:
-                return bytes(self._files.cat_file(self._path(name)))
-            except FileNotFoundError:
-                return None
+        found = self._look(self._files.cat_file, name)
+        return None if found is None else bytes(found)
 
     def hash_file(self, name: str, *, num_bytes: int) -> FileEntry:
         """sha256 of a file as it is read back."""
@@ -121,12 +103,22 @@ class RemoteBasePath:
     def upload(self, source: Path, name: str, *, on_bytes: OnBytes) -> None:
         """Writes a file. Object stores show it whole or not at all, other systems as it grows."""
         target = self._path(name)
-        hook = _Hook(on_bytes)
+        told = 0
+
+        def hear(_size: int | None, value: int, **_: object) -> None:
+            nonlocal told
+            if value > told:
+                on_bytes(value - told)
+                told = value
+
+        callbacks = importlib.import_module("fsspec.callbacks")
+        given = self._files.protocol
         with self._explained():
-            if self._protocols().isdisjoint(_WITHOUT_FOLDERS):
+            if _WITHOUT_FOLDERS.isdisjoint([given] if isinstance(given, str) else given):
                 self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self._files.put_file(str(source), target, callback=hook.make_callback())
-        hook.complete(source.stat().st_size)
+            callback = callbacks.Callback(hooks={"bytes": hear})
+            self._files.put_file(str(source), target, callback=callback)
+        hear(None, source.stat().st_size)  # some file systems tell pieces, some nothing
 
     def download(self, name: str, target: Path, *, num_bytes: int, on_bytes: OnBytes) -> None:
         """Reads a file into `target`, whose folder is made."""
@@ -142,11 +134,16 @@ class RemoteBasePath:
             self._files.rm_file(self._path(name))
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        return f"{self._root}/{name}" if name else self._root
 
-    def _protocols(self) -> frozenset[str]:
-        given = self._files.protocol
-        return frozenset([given] if isinstance(given, str) else given)
+    def _look(self, ask: Callable[..., Any], name: str, **options: bool) -> Any:
+        """What is there now, whatever was there before; None when there is nothing."""
+        with self._explained():
+            self._files.invalidate_cache()
+            try:
+                return ask(self._path(name), **options)
+            except FileNotFoundError:
+                return None
 
     def _read_pieces(self, name: str, num_bytes: int) -> Iterator[bytes]:
         for start in range(0, num_bytes, _READ_BYTES):
@@ -162,28 +159,6 @@ class RemoteBasePath:
         # Each file system raises its own library's errors, which share no root but this one.
         except Exception as error:
             raise _describe(error, self.url) from error
-
-
-@final
-class _Hook:
-    """Counts what fsspec tells of an upload: some file systems tell pieces, some nothing."""
-
-    def __init__(self, on_bytes: OnBytes) -> None:
-        self._on_bytes = on_bytes
-        self._told = 0
-
-    def make_callback(self) -> fsspec.Callback:
-        callbacks = importlib.import_module("fsspec.callbacks")
-        return callbacks.Callback(hooks={"bytes": self._hear})
-
-    def complete(self, num_bytes: int) -> None:
-        if num_bytes > self._told:
-            self._on_bytes(num_bytes - self._told)
-
-    def _hear(self, _size: int | None, value: int, **_: object) -> None:
-        if value > self._told:
-            self._on_bytes(value - self._told)
-            self._told = value
 
 
 def _open_file_system(url: str, shown: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -219,7 +194,3 @@ def _describe(error: Exception, url: str) -> PlumblineError:
     if isinstance(error, NotImplementedError):
         return ConfigError(f"{url}: this kind of address cannot do that ({text})")
     return ServableUnavailableError(f"{url}: cannot be reached or failed ({kind}: {text})")
-
-
-def _hide_credentials(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", url)

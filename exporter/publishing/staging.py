@@ -36,18 +36,14 @@ def opened(base_path: Path) -> Iterator[None]:
         base_path.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        _leave_as_it_was(base_path, made, had_lock=had_lock)
+        if not had_lock and base_path.is_dir():
+            with contextlib.suppress(OSError), hold_base_path(base_path):
+                # Only its holder may, and only if there was none when it came.
+                (base_path / layout.LOCK).unlink(missing_ok=True)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # refuses what somebody else uses by now
         raise
-
-
-def _leave_as_it_was(base_path: Path, made: list[Path], *, had_lock: bool) -> None:
-    if not had_lock and base_path.is_dir():
-        with contextlib.suppress(OSError), hold_base_path(base_path):
-            # Only its holder may, and only if there was none when it came.
-            (base_path / layout.LOCK).unlink(missing_ok=True)
-    for path in made:
-        with contextlib.suppress(OSError):
-            path.rmdir()  # refuses what somebody else uses by now
 
 
 @contextlib.contextmanager
@@ -111,8 +107,9 @@ def hold_base_path(base_path: Path) -> Iterator[None]:
         except FileNotFoundError:
             base_path.mkdir(parents=True, exist_ok=True)  # removed by a publisher that failed
             continue
-        if _names_the_same_file(descriptor, path):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
         os.close(descriptor)  # removed by a publisher that failed while we waited for it
     try:
         yield
@@ -152,15 +149,6 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _names_the_same_file(descriptor: int, path: Path) -> bool:
-    try:
-        named = path.stat()
-    except FileNotFoundError:
-        return False
-    held = os.fstat(descriptor)
-    return (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
-
-
 def sync_path(path: Path) -> None:
     """Waits until a file's or folder's content is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -195,25 +183,24 @@ def explain_os_errors(base_path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _describe_os_error(error, base_path) from error
-
-
-def _describe_os_error(error: OSError, base_path: Path) -> PlumblineError:
-    where = error.filename or base_path
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return ExportError(
-                f"{base_path}: the disk is full or a quota is reached ({error.strerror}); the base "
-                "path is as it was; free some space, or retire old versions with --keep"
-            )
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return ConfigError(
-                f"{where}: not writable ({error.strerror}); nothing was published; give a "
-                "--base_path that this user may write, or change its permissions"
-            )
-        case errno.ENOTDIR | errno.EEXIST:
-            return ConfigError(
-                f"{where}: a file stands where the base path {base_path} needs a folder; nothing "
-                "was published; move it away or give another --base_path"
-            )
-    return ExportError(f"{where}: {error.strerror or error}; nothing was published")
+        where = error.filename or base_path
+        told: PlumblineError
+        match error.errno:
+            case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+                told = ExportError(
+                    f"{base_path}: the disk is full or a quota is reached ({error.strerror}); the "
+                    "base path is as it was; free some space, or retire old versions with --keep"
+                )
+            case errno.EACCES | errno.EPERM | errno.EROFS:
+                told = ConfigError(
+                    f"{where}: not writable ({error.strerror}); nothing was published; give a "
+                    "--base_path that this user may write, or change its permissions"
+                )
+            case errno.ENOTDIR | errno.EEXIST:
+                told = ConfigError(
+                    f"{where}: a file stands where the base path {base_path} needs a folder; "
+                    "nothing was published; move it away or give another --base_path"
+                )
+            case _:
+                told = ExportError(f"{where}: {error.strerror or error}; nothing was published")
+        raise told from error

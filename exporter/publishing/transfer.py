@@ -14,12 +14,10 @@ Back: stage (what is there and right stays) → check every file → one rename 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from contract import layout
@@ -38,7 +36,8 @@ from exporter.publishing.staging import (
 )
 
 _LOG = logging.getLogger(__name__)
-_LATE = frozenset({layout.SAVED_MODEL, layout.MANIFEST})
+_LATE = (layout.SAVED_MODEL, layout.MANIFEST)
+"""What a server looks for, then what vouches for everything."""
 _POLL_S = 0.2
 
 
@@ -94,13 +93,18 @@ def copy_to_remote(version_dir: Path, url: str, *, on_bytes: OnBytes = lambda _:
     folder = str(manifest.version)
     files = manifest.files | {layout.MANIFEST: hash_file(version_dir / layout.MANIFEST)}
     present = _find_present(remote, folder, files, version_dir)
-    for name in sorted(files, key=_rank):
+    for name in (*sorted(files.keys() - {*_LATE}), *(one for one in _LATE if one in files)):
         if name in present:
             on_bytes(files[name].num_bytes)
             continue
         _LOG.debug("copying %s", name)
         remote.upload(version_dir / name, f"{folder}/{name}", on_bytes=on_bytes)
-        _check(remote, folder, name, files[name])
+        path, size = f"{folder}/{name}", files[name].num_bytes
+        if remote.find_size(path) != size or remote.hash_file(path, num_bytes=size) != files[name]:
+            raise ManifestError(
+                f"{remote.url}/{path}: read back, it differs from what was written; the copy is "
+                "incomplete; run the same command again"
+            )
     return Copied(
         model_name=manifest.model_name,
         version=manifest.version,
@@ -110,11 +114,6 @@ def copy_to_remote(version_dir: Path, url: str, *, on_bytes: OnBytes = lambda _:
         num_present=len(present),
         num_bytes=sum(one.num_bytes for one in files.values()),
     )
-
-
-def _rank(name: str) -> tuple[int, str]:
-    """Data first, what a server looks for next, what vouches for all of it last."""
-    return ((layout.SAVED_MODEL, layout.MANIFEST).index(name) + 1 if name in _LATE else 0), name
 
 
 def _find_present(
@@ -136,7 +135,7 @@ def _find_present(
         and remote.hash_file(f"{folder}/{name}", num_bytes=size) == files[name]
     )
     # An interrupted copy leaves these two out, or leaves their beginning on a file system.
-    for name in _LATE & (sizes.keys() - right):
+    for name in sizes.keys() & {*_LATE} - right:
         there = remote.read_file(f"{folder}/{name}") or b""
         if not (version_dir / name).read_bytes().startswith(there):
             raise _taken(remote, folder, f"its {name} is another one")
@@ -151,17 +150,6 @@ def _taken(remote: RemoteBasePath, folder: str, reason: str) -> VersionExistsErr
     return VersionExistsError(
         f"{remote.url}/{folder} is taken: {reason}; a version is never overwritten; publish under "
         "another number, or delete that folder if nobody serves it"
-    )
-
-
-def _check(remote: RemoteBasePath, folder: str, name: str, entry: FileEntry) -> None:
-    path = f"{folder}/{name}"
-    is_whole = remote.find_size(path) == entry.num_bytes
-    if is_whole and remote.hash_file(path, num_bytes=entry.num_bytes) == entry:
-        return
-    raise ManifestError(
-        f"{remote.url}/{folder}/{name}: read back, it differs from what was written; the copy is "
-        "incomplete; run the same command again"
     )
 
 
@@ -190,21 +178,35 @@ def fetch_version(
     """
     remote = RemoteBasePath(url)
     folder, sealed = _find_complete(remote, version)
-    number = int(folder)
-    with explain_os_errors(base_path), _staged(base_path, number) as stage:
-        num_present = -1
-        if stage is not None:
-            num_present = _fill(stage, remote, folder, sealed=sealed, on_bytes=on_bytes)
-            _rename(stage, base_path / str(number))
-        target = base_path / str(number)
-        manifest = _check_same(target, sealed, remote)
+    target = base_path / str(int(folder))
+    stage = base_path / f"{layout.STAGE_PREFIX}fetch-{target.name}"
+    num_present = None
+    with explain_os_errors(base_path):
+        mark = _open_stage(stage, target)
+        if mark is not None:
+            try:
+                num_present = _fill(stage, remote, folder, sealed=sealed, on_bytes=on_bytes)
+                sync_tree(stage)
+                with hold_base_path(base_path):
+                    (stage / WRITER).unlink()
+                    rename_stage(stage, target)
+                    sync_path(base_path)
+            finally:
+                os.close(mark)
+        manifest = read_manifest(target)
+        if (target / layout.MANIFEST).read_bytes() != sealed:
+            raise VersionExistsError(
+                f"{target} exists and is not the version of {remote.url}; a version is never "
+                "overwritten; fetch into another base path"
+            )
+        check_files(target, manifest)
     total = sum(one.num_bytes for one in manifest.files.values()) + len(sealed)
-    if num_present < 0:
+    if num_present is None:
         on_bytes(total)
         num_present = len(manifest.files) + 1
     return Copied(
         model_name=manifest.model_name,
-        version=number,
+        version=int(folder),
         source=f"{remote.url}/{folder}",
         target=str(target),
         num_files=len(manifest.files) + 1,
@@ -231,19 +233,11 @@ def _find_complete(remote: RemoteBasePath, version: int | None) -> tuple[str, by
     )
 
 
-@contextlib.contextmanager
-def _staged(base_path: Path, version: int) -> Iterator[Path | None]:
-    """Our stage, held alive, with what an earlier fetch left in it; None if the version is here."""
-    stage = base_path / f"{layout.STAGE_PREFIX}fetch-{version}"
-    descriptor = _open_stage(stage, base_path / str(version))
-    try:
-        yield None if descriptor is None else stage
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
 def _open_stage(stage: Path, target: Path) -> int | None:
+    """Marks our stage, with what an earlier fetch left in it, alive; None if the version is here.
+
+    Returns the descriptor to close when it is done.
+    """
     told = False
     while True:
         with hold_base_path(stage.parent):
@@ -266,8 +260,7 @@ def _fill(
     (stage / layout.MANIFEST).write_bytes(sealed)
     on_bytes(len(sealed))
     manifest = read_manifest(stage)
-    _check_names(manifest, remote)
-    _check_sizes(manifest, remote, folder)
+    _check_entries(manifest, remote, folder)
     for name in set(layout.list_files(stage)) - manifest.files.keys() - {layout.MANIFEST, WRITER}:
         (stage / name).unlink()
     num_present = 0
@@ -288,15 +281,12 @@ def _fill(
     return num_present
 
 
-def _check_names(manifest: Manifest, remote: RemoteBasePath) -> None:
+def _check_entries(manifest: Manifest, remote: RemoteBasePath, folder: str) -> None:
     # The manifest comes from elsewhere: its names must not lead out of the stage.
     for name in manifest.files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
             raise ManifestError(f"{remote.url}: its manifest names {name!r}, no path of a version")
-
-
-def _check_sizes(manifest: Manifest, remote: RemoteBasePath, folder: str) -> None:
     sizes = remote.list_files(folder)
     wrong = [name for name, one in manifest.files.items() if sizes.get(name) != one.num_bytes]
     if wrong:
@@ -305,22 +295,3 @@ def _check_sizes(manifest: Manifest, remote: RemoteBasePath, folder: str) -> Non
             f"{remote.url}/{folder}: missing or cut short: {names}; copy the version there again "
             "with `publish --to`"
         )
-
-
-def _rename(stage: Path, target: Path) -> None:
-    sync_tree(stage)
-    with hold_base_path(target.parent):
-        (stage / WRITER).unlink()
-        rename_stage(stage, target)
-        sync_path(target.parent)
-
-
-def _check_same(target: Path, sealed: bytes, remote: RemoteBasePath) -> Manifest:
-    manifest = read_manifest(target)
-    if (target / layout.MANIFEST).read_bytes() != sealed:
-        raise VersionExistsError(
-            f"{target} exists and is not the version of {remote.url}; a version is never "
-            "overwritten; fetch into another base path"
-        )
-    check_files(target, manifest)
-    return manifest

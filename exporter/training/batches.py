@@ -7,19 +7,13 @@ would hang on how often it was iterated before, so a resumed run would see other
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from exporter.training.models import Structure
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-_EVALUATION_BATCH = 256
+from exporter.training.models import ModelHeads, Structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,24 +58,15 @@ def order_rows(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
 def make_batches(
     features: NDArray[np.float32],
     targets: NDArray[np.float32],
+    heads: ModelHeads,
     plan: BatchPlan,
-    *,
     first_epoch: int,
-    shape: Callable[[tf.Tensor, tf.Tensor], tuple[Structure, Structure]],
 ) -> tf.data.Dataset:
-    """Return every batch from `first_epoch` to the last epoch.
+    """Return every batch from `first_epoch` (from 0) to the last, as the model's heads take it.
 
-    One data set for the whole run: a new one per epoch costs a start-up each.
-
-    Args:
-        features: (examples, ...).
-        targets: (examples, classes), one-hot.
-        plan: Sizes, order, mixup.
-        first_epoch: From 0.
-        shape: Turns (features, targets) of a batch into what the model's heads take.
+    `features` are (examples, ...), `targets` one-hot (examples, classes). One data set for the
+    whole run: a new one per epoch costs a start-up each.
     """
-    import tensorflow as tf
-
     data = tf.data.Dataset.from_tensor_slices(_plan_epochs(plan, first_epoch))
     data = data.flat_map(
         lambda rows, partners, weights: tf.data.Dataset.from_tensor_slices(
@@ -98,20 +83,13 @@ def make_batches(
         if plan.mixup:
             batch_x = _mix(batch_x, tf.gather(x, partners), weights)
             batch_y = _mix(batch_y, tf.gather(y, partners), weights)
-        return shape(batch_x, batch_y)
+        return heads.shape_inputs(batch_x), heads.shape_targets(batch_y)
 
     data = data.map(gather, num_parallel_calls=1, deterministic=True).prefetch(tf.data.AUTOTUNE)
-    return _shard_by_data(data)
-
-
-def make_evaluation_batches(
-    features: NDArray[np.float32], targets: NDArray[np.float32]
-) -> tf.data.Dataset:
-    """Return batches of (features, targets) in order, for measuring."""
-    import tensorflow as tf
-
-    data = tf.data.Dataset.from_tensor_slices((features, targets))
-    return data.batch(_EVALUATION_BATCH).cache()
+    # Each worker takes its share of every batch: there are no files to share out.
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return data.with_options(options)
 
 
 def _plan_epochs(
@@ -139,16 +117,5 @@ def _plan_epochs(
 
 def _mix(first: tf.Tensor, second: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Blend (batch, ...) row by row: weights·first + (1 - weights)·second."""
-    import tensorflow as tf
-
     shaped = tf.reshape(weights, [-1] + [1] * (first.shape.rank - 1))
     return shaped * first + (1 - shaped) * second
-
-
-def _shard_by_data(data: tf.data.Dataset) -> tf.data.Dataset:
-    """Let each worker take its share of every batch: there are no files to share out."""
-    import tensorflow as tf
-
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return data.with_options(options)

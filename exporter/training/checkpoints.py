@@ -19,20 +19,18 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+import tensorflow as tf
+import tf_keras
 
 from contract.errors import ConfigError
 from contract.signature import Array
-from exporter.config import Config, Table, config_to_dict
+from exporter.config import Config, Table
 from exporter.data.dataset import Dataset
-from exporter.training.run import RunState, TrainingParts
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-    import tf_keras
+from exporter.training.parts import TrainingParts
+from exporter.training.run import EpochListener, RunState
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ class RunIdentity(msgspec.Struct, frozen=True):
 
 def identify_run(config: Config, dataset: Dataset) -> RunIdentity:
     """Return what a run is recognised by."""
-    plain = config_to_dict(config)
+    plain = msgspec.to_builtins(config)
     training = {key: value for key, value in plain["training"].items() if key not in _CHANGEABLE}
     # As JSON keeps it, so that it equals what is read back: lists, not tuples.
     return msgspec.json.decode(
@@ -112,7 +110,7 @@ class CheckpointStore:
         if every and (last or state.epochs_run % every == 0):
             self.save(state)
 
-    def save(self, state: RunState) -> Path:
+    def save(self, state: RunState) -> None:
         """Write one checkpoint."""
         stage = self._directory / f".stage-{os.getpid()}-{state.epochs_run:05}"
         final = self._directory / f"epoch-{state.epochs_run:05}"
@@ -123,7 +121,7 @@ class CheckpointStore:
             _write_files(stage, state, self._run)
             if not self._chief:
                 shutil.rmtree(stage)
-                return final
+                return
             stage.rename(final)
         except OSError as error:
             shutil.rmtree(stage, ignore_errors=True)
@@ -133,7 +131,6 @@ class CheckpointStore:
             ) from error
         for epoch in sorted(self._find())[:-_KEPT]:
             shutil.rmtree(self._directory / f"epoch-{epoch:05}")
-        return final
 
     def restore_latest(self) -> RunState:
         """Give model and optimizer the newest checkpoint's variables; return its state.
@@ -154,8 +151,6 @@ class CheckpointStore:
         return state
 
     def _make_checkpoint(self) -> tf.train.Checkpoint:
-        import tensorflow as tf
-
         return tf.train.Checkpoint(
             model=self._parts.model,
             optimizer=self._parts.optimizer,
@@ -239,8 +234,6 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
 
     Its own errors are no OSError, and their messages speak of operators.
     """
-    import tensorflow as tf
-
     try:
         yield
     except tf.errors.OpError as error:
@@ -250,3 +243,17 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
             tf.errors.PERMISSION_DENIED: errno.EACCES,
         }.get(error.error_code, errno.EIO)
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def make_tensorboard_log(directory: Path) -> EpochListener:
+    """Return what writes `epoch_<metric>` after each epoch; `tensorboard --logdir` shows them."""
+    writer = tf.summary.create_file_writer(str(directory))
+
+    def write(state: RunState, metrics: dict[str, float]) -> None:
+        with translate_disk_errors(directory):
+            with writer.as_default():
+                for name, value in metrics.items():
+                    tf.summary.scalar(f"epoch_{name}", value, step=state.epochs_run)
+            writer.flush()
+
+    return write

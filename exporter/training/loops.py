@@ -1,24 +1,45 @@
-"""The two training loops, Keras's own `fit` and one of ours, and the losses of both."""
+"""The two training loops, Keras's own `fit` and one of ours, their losses and the evaluation."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
 
 from contract.errors import ConfigError
 from exporter.config import BUILT_IN_LOSSES, TrainingConfig
+from exporter.data.dataset import Dataset, to_float32
 from exporter.training.models import Head, ModelHeads, Structure, import_function
-from exporter.training.run import EpochRecorder, TrainingParts
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-    import tf_keras
+from exporter.training.parts import TrainingParts
+from exporter.training.run import EpochRecorder
 
 _STEPS_PER_CALL = 50
 """Steps in one call of the compiled function: small models spend their time between calls."""
 
-PerExampleLoss: TypeAlias = "Callable[[tf.Tensor, tf.Tensor], tf.Tensor]"
+_EVALUATION_BATCH = 256
+
+PerExampleLoss: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """(y_true, y_pred), each (batch, width) -> (batch,)."""
+
+
+@contextlib.contextmanager
+def keep_operation_order() -> Iterator[None]:
+    """Keep TensorFlow from moving constants through products while training.
+
+    Its constant folding does so one way in the graph that `fit` builds and another way in
+    ours: the last bit differs, and Adam makes 6e-5 of it in one epoch of the CNN with dropout.
+    Without it, both loops give the same bits at the same speed.
+    """
+    before = tf.config.optimizer.get_experimental_options().get("constant_folding", True)
+    tf.config.optimizer.set_experimental_options({"constant_folding": False})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"constant_folding": before})
 
 
 def run_fit(parts: TrainingParts, recorder: EpochRecorder) -> None:
@@ -44,10 +65,8 @@ def _compile(parts: TrainingParts) -> tf_keras.Model:
     A compiled model would carry its optimizer into the SavedModel, and `predict_on_batch`
     fails on one compiled with several steps per call.
     """
-    import tf_keras
-
     model, main, name_outputs = parts.model, parts.heads.main, parts.heads.name_outputs
-    losses = _build_keras_losses(parts.heads)
+    losses = {head.name: _build_loss(head) for head in parts.heads.outputs}
     alone = len(losses) == 1
 
     class Trainee(tf_keras.Model):  # type: ignore[misc]
@@ -73,8 +92,6 @@ def _compile(parts: TrainingParts) -> tf_keras.Model:
 
 
 def _make_callback(parts: TrainingParts, recorder: EpochRecorder) -> tf_keras.callbacks.Callback:
-    import tf_keras
-
     class Recording(tf_keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
             recorder.end_steps(batch + 1)
@@ -97,8 +114,6 @@ def run_gradient_tape(parts: TrainingParts, recorder: EpochRecorder) -> None:
     The place for what `fit` makes hard: a loss of the user's own, label smoothing, clipping by
     the global norm, mixup (which the batches bring along).
     """
-    import tf_keras
-
     with parts.strategy.scope():
         loss_metric = tf_keras.metrics.Mean("loss")
         accuracy_metric = tf_keras.metrics.CategoricalAccuracy("accuracy")
@@ -125,8 +140,6 @@ def _make_run_steps(
     accuracy_metric: tf_keras.metrics.Metric,
 ) -> Callable[[Iterator[tuple[Structure, Structure]], int], None]:
     """Return a compiled function (iterator, count) that trains on `count` batches."""
-    import tensorflow as tf
-
     step = _make_step(parts, loss_metric, accuracy_metric)
     if parts.config.jit_compile:
         step = tf.function(step, jit_compile=True)
@@ -145,8 +158,6 @@ def _make_step(
     accuracy_metric: tf_keras.metrics.Metric,
 ) -> Callable[[Structure, Structure], None]:
     """Return one replica's step (features, targets): forward, backward, update."""
-    import tensorflow as tf
-
     model, optimizer, config = parts.model, parts.optimizer, parts.config
     compute_loss = _make_compute_loss(parts)
     main = parts.heads.main
@@ -184,8 +195,6 @@ def _make_compute_loss(
     Shares add up to the mean over the whole batch: each example's loss is divided by the rows
     of all replicas, each penalty of the weights by the number of replicas.
     """
-    import tensorflow as tf
-
     losses = build_example_losses(parts.config, parts.heads, smoothing=parts.config.label_smoothing)
     replicas = parts.strategy.num_replicas_in_sync
 
@@ -201,14 +210,40 @@ def _make_compute_loss(
 
 def _mean(values: tf.Tensor) -> tf.Tensor:
     """Average (batch,) as Keras does, sum over count: the gradients then agree to the bit."""
-    import tensorflow as tf
-
     return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype))
 
 
-def _build_keras_losses(heads: ModelHeads) -> dict[str, tf_keras.losses.Loss]:
-    """Return head name -> loss, averaged over the batch, as `compile` takes it."""
-    return {head.name: _build_loss(head) for head in heads.outputs}
+def make_evaluate(parts: TrainingParts, dataset: Dataset) -> Callable[[], dict[str, float]]:
+    """Return () -> {"val_loss", "val_accuracy"} over the whole validation split, for both loops.
+
+    `val_accuracy` is of the main head, and absent for a regression head. Each worker of a
+    strategy measures the whole split by itself: the answers agree, so all stop together.
+    """
+    heads, main = parts.heads, parts.heads.main
+    losses = build_example_losses(parts.config, heads, smoothing=0.0)
+    one_hots = np.eye(dataset.num_classes, dtype=np.float32)[dataset.y_validation]
+    data = tf.data.Dataset.from_tensor_slices((to_float32(dataset.x_validation), one_hots))
+    batches = data.batch(_EVALUATION_BATCH).cache()
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def measure(features: tf.Tensor, one_hot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Summed loss, rows that are right."""
+        answers = heads.name_outputs(parts.model(heads.shape_inputs(features), training=False))
+        targets = heads.name_outputs(heads.shape_targets(one_hot))
+        rows = tf.cast(tf.shape(one_hot)[0], tf.float32)
+        summed = [tf.reduce_sum(losses[name](targets[name], answers[name])) for name in losses]
+        penalties = [rows * penalty for penalty in parts.model.losses]
+        same = tf.argmax(targets[main.name], axis=-1) == tf.argmax(answers[main.name], axis=-1)
+        return tf.add_n([*summed, *penalties]), tf.reduce_sum(tf.cast(same, tf.float32))
+
+    def evaluate() -> dict[str, float]:
+        totals = np.sum([[float(value) for value in measure(*batch)] for batch in batches], axis=0)
+        metrics = {"val_loss": float(totals[0]) / len(one_hots)}
+        if main.kind != "value":
+            metrics["val_accuracy"] = float(totals[1]) / len(one_hots)
+        return metrics
+
+    return evaluate
 
 
 def build_example_losses(
@@ -229,8 +264,6 @@ def build_example_losses(
 def _build_loss(
     head: Head, *, per_example: bool = False, smoothing: float = 0.0
 ) -> tf_keras.losses.Loss:
-    import tf_keras
-
     losses = tf_keras.losses
     reduction = losses.Reduction.NONE if per_example else losses.Reduction.AUTO
     if head.kind == "value":
@@ -242,8 +275,6 @@ def _build_loss(
 
 def _check_custom(function: PerExampleLoss, reference: str, width: int) -> PerExampleLoss:
     """Try a loss of the user's own on two examples, before the step is compiled."""
-    import tensorflow as tf
-
     y_true = tf.one_hot([0, width - 1], width)
     try:
         shape = tuple(function(y_true, tf.fill((2, width), 1 / width)).shape)

@@ -1,7 +1,7 @@
 """Models: the networks, an MLP, a CNN or the user's own, and what each takes and gives, by name.
 
 `tf_keras` is Keras 2, whose SavedModel export TensorFlow Serving and TFLite read without
-renamed tensors. It is imported when the first model is built.
+renamed tensors.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
+import tensorflow as tf
+import tf_keras
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
 from contract.signature import Array
 from exporter.config import ModelConfig
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-    import tf_keras
+HEAD_EXAMPLES = 8
+"""Rows that a model is shown to tell what its heads give."""
 
 HeadKind = Literal["probabilities", "logits", "value"]
 
-Structure: TypeAlias = "tf.Tensor | list[tf.Tensor] | dict[str, tf.Tensor]"
+Structure: TypeAlias = tf.Tensor | list[tf.Tensor] | dict[str, tf.Tensor]
 """What a Keras model takes or gives."""
 
 
@@ -52,8 +53,6 @@ def _build_mlp(config: ModelConfig, num_features: int, num_classes: int) -> tf_k
 
     Input (batch, num_features) float32, output (batch, num_classes) probabilities.
     """
-    import tf_keras
-
     layers = tf_keras.layers
     l2 = _penalty(config)
     model = tf_keras.Sequential(name=_layer_name(config.name))
@@ -75,9 +74,17 @@ def _build_cnn(
 
     Input (batch, height, width, channels) float32, output (batch, num_classes) probabilities.
     """
-    import tf_keras
-
-    _check_cnn(config, input_shape)
+    if len(input_shape) != 3:
+        raise ConfigError(
+            f"model.kind = 'cnn' needs images (height, width, channels); the data have shape "
+            f"{input_shape}; give model.kind = 'mlp'"
+        )
+    smallest = 2 ** len(config.filters)
+    if min(input_shape[:2]) < smallest:
+        raise ConfigError(
+            f"{len(config.filters)} poolings need images of {smallest}×{smallest} or more, not "
+            f"{input_shape[0]}×{input_shape[1]}; give fewer model.filters"
+        )
     layers = tf_keras.layers
     l2 = _penalty(config)
     images = layers.Input(input_shape, name="images")
@@ -96,28 +103,12 @@ def _build_cnn(
     return tf_keras.Model(images, outputs, name=_layer_name(config.name))
 
 
-def _check_cnn(config: ModelConfig, input_shape: tuple[int, ...]) -> None:
-    if len(input_shape) != 3:
-        raise ConfigError(
-            f"model.kind = 'cnn' needs images (height, width, channels); the data have shape "
-            f"{input_shape}; give model.kind = 'mlp'"
-        )
-    smallest = 2 ** len(config.filters)
-    if min(input_shape[:2]) < smallest:
-        raise ConfigError(
-            f"{len(config.filters)} poolings need images of {smallest}×{smallest} or more, not "
-            f"{input_shape[0]}×{input_shape[1]}; give fewer model.filters"
-        )
-
-
 def _build_custom(builder: str, input_shape: tuple[int, ...], num_classes: int) -> tf_keras.Model:
     """Call the user's `package.module:function` with (input_shape, num_classes).
 
     Every input of the model gets the examples, in the shape it declares; every output must be
     as wide as there are classes, or 1 for a regression head.
     """
-    import tf_keras
-
     function = import_function(builder, key="model.builder")
     try:
         model = function(input_shape, num_classes)
@@ -165,8 +156,6 @@ def import_function(reference: str, *, key: str) -> Callable[..., object]:
 
 
 def _penalty(config: ModelConfig) -> tf_keras.regularizers.L2 | None:
-    import tf_keras
-
     return tf_keras.regularizers.L2(config.l2) if config.l2 else None
 
 
@@ -214,12 +203,7 @@ class ModelHeads:
 
     def shape_inputs(self, features: tf.Tensor | Array) -> Structure:
         """Shape a batch (batch, ...) for each input: one tensor, or a dict by input name."""
-        shaped = {
-            name: features.reshape(len(features), *shape)
-            if isinstance(features, np.ndarray)
-            else _reshape(features, shape)
-            for name, shape in self.inputs.items()
-        }
+        shaped = {name: tf.reshape(features, (-1, *shape)) for name, shape in self.inputs.items()}
         return shaped if len(shaped) > 1 else next(iter(shaped.values()))
 
     def shape_targets(self, targets: tf.Tensor) -> Structure:
@@ -228,8 +212,6 @@ class ModelHeads:
         A regression head takes the class number as a float32 (batch, 1); mixed targets give
         the mixed number.
         """
-        import tensorflow as tf
-
         numbers = tf.range(tf.shape(targets)[1], dtype=tf.int32)
         values = tf.linalg.matvec(targets, tf.cast(numbers, tf.float32))[:, tf.newaxis]
         by_name = {head.name: values if head.width == 1 else targets for head in self.outputs}
@@ -313,9 +295,3 @@ def _tell_kind(answers: Array) -> HeadKind:
         return "value"
     sums_to_one = np.allclose(answers.sum(axis=-1), 1, atol=1e-3)
     return "probabilities" if sums_to_one and (answers >= 0).all() else "logits"
-
-
-def _reshape(features: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    import tensorflow as tf
-
-    return tf.reshape(features, (-1, *shape))

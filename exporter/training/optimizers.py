@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
+
+import tensorflow as tf
+import tf_keras
 
 from exporter.config import TrainingConfig
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-    import tf_keras
-
-Rate: TypeAlias = "float | tf_keras.optimizers.schedules.LearningRateSchedule"
+Rate: TypeAlias = float | tf_keras.optimizers.schedules.LearningRateSchedule
 
 
 def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> tf_keras.optimizers.Optimizer:
     """Build the optimizer of a run; call it inside the strategy's scope."""
-    import tf_keras
-
     rate = _build_schedule(config, steps_per_epoch)
     if config.optimizer == "sgd":
         return tf_keras.optimizers.SGD(rate, momentum=config.momentum)
@@ -29,8 +26,6 @@ def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> tf_keras.op
 
 def _build_schedule(config: TrainingConfig, steps_per_epoch: int) -> Rate:
     """Build a schedule step -> learning rate, or the bare number when it is constant."""
-    import tf_keras
-
     schedule = config.schedule
     schedules = tf_keras.optimizers.schedules
     rate = config.learning_rate
@@ -52,8 +47,6 @@ def _build_schedule(config: TrainingConfig, steps_per_epoch: int) -> Rate:
 
 def _add_warmup(after: Rate, rate: float, warmup_steps: int) -> Rate:
     """Rise from 0 to `rate` over `warmup_steps`, then follow `after`."""
-    import tensorflow as tf
-    import tf_keras
 
     class Warmup(tf_keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
         def __call__(self, step: tf.Tensor) -> tf.Tensor:

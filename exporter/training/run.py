@@ -1,4 +1,4 @@
-"""One run while it trains: its parts, what happens at the end of each epoch, how far it is."""
+"""One run while it trains: what happens at the end of each epoch, how far it is."""
 
 from __future__ import annotations
 
@@ -10,19 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from contract.console.terminal import open_rich
 from contract.errors import ConfigError
 from contract.signature import Array
-from exporter.config import TrainingConfig
-from exporter.training.batches import BatchPlan, make_batches
-from exporter.training.models import ModelHeads, Structure
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-    import tf_keras
+    from exporter.training.parts import TrainingParts
 
 _LOG = logging.getLogger(__name__)
 _LINES = 10
@@ -67,41 +60,6 @@ class RunState:
     best_epoch: int = 0
     best_weights: list[Array] = dataclasses.field(default_factory=list)
     stopped: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingParts:
-    """What both loops train with.
-
-    Attributes:
-        config: How.
-        model: Built, in the strategy's scope.
-        optimizer: Built for it, there too.
-        heads: Its inputs and outputs.
-        plan: Its batches.
-        strategy: Which devices and machines share the batches.
-        features: float32 (examples, ...) of the training split.
-        targets: float32 (examples, classes), one-hot.
-    """
-
-    config: TrainingConfig
-    model: tf_keras.Model
-    optimizer: tf_keras.optimizers.Optimizer
-    heads: ModelHeads
-    plan: BatchPlan
-    strategy: tf.distribute.Strategy
-    features: NDArray[np.float32]
-    targets: NDArray[np.float32]
-
-    def make_batches(self, first_epoch: int) -> tf.data.Dataset:
-        """Return all batches from an epoch on."""
-
-        def shape(features: tf.Tensor, targets: tf.Tensor) -> tuple[Structure, Structure]:
-            return self.heads.shape_inputs(features), self.heads.shape_targets(targets)
-
-        return make_batches(
-            self.features, self.targets, self.plan, first_epoch=first_epoch, shape=shape
-        )
 
 
 EpochListener: TypeAlias = Callable[[RunState, dict[str, float]], None]

@@ -46,24 +46,14 @@ def _connect_workers() -> tf.distribute.Strategy:
 
 
 class Task(msgspec.Struct, frozen=True):
-    """Who a process is in a cluster.
-
-    Attributes:
-        type: The name of its group, usually `chief` or `worker`.
-        index: Its place there, from 0.
-    """
+    """Who a process is in a cluster: its group, usually `chief` or `worker`, its place there."""
 
     type: str
     index: int
 
 
 class TfConfig(msgspec.Struct, frozen=True):
-    """The environment variable TF_CONFIG, as far as it is looked at here.
-
-    Attributes:
-        cluster: Name of a group to its addresses.
-        task: Who this process is.
-    """
+    """TF_CONFIG, as far as it is looked at here; `cluster` is group to addresses."""
 
     cluster: dict[str, list[str]]
     task: Task

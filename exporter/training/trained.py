@@ -9,9 +9,8 @@ import numpy as np
 
 from contract.errors import ConfigError
 from exporter.config import Config
-from exporter.data.dataset import Dataset, to_float32
-from exporter.training.models import build_model, describe_heads
-from exporter.training.train import HEAD_EXAMPLES, TrainResult
+from exporter.data.dataset import Dataset, load_dataset, to_float32
+from exporter.training.train import TrainResult
 
 _RECORD = "trained.json"
 _WEIGHTS = "weights.npz"
@@ -37,8 +36,8 @@ class TrainedRecord(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-def save_trained(run_dir: Path, result: TrainResult, dataset: Dataset, config: Config) -> Path:
-    """Writes weights, history and configuration. Returns the weights' path."""
+def save_trained(run_dir: Path, result: TrainResult, dataset: Dataset, config: Config) -> None:
+    """Writes weights, history and configuration."""
     weights = {f"w{at:04d}": array for at, array in enumerate(result.model.get_weights())}
     record = TrainedRecord(
         config=config,
@@ -48,11 +47,9 @@ def save_trained(run_dir: Path, result: TrainResult, dataset: Dataset, config: C
         best_epoch=result.best_epoch,
         seconds=result.seconds,
     )
-    path = run_dir / _WEIGHTS
-    with path.open("wb") as stream:
+    with (run_dir / _WEIGHTS).open("wb") as stream:
         np.savez(stream, allow_pickle=False, **weights)
     (run_dir / _RECORD).write_bytes(msgspec.json.encode(record))
-    return path
 
 
 def check_trained(run_dir: Path) -> None:
@@ -63,24 +60,23 @@ def check_trained(run_dir: Path) -> None:
         )
 
 
-def read_record(run_dir: Path) -> TrainedRecord:
-    """Reads what `train` wrote beside the weights."""
+def load_trained(run_dir: Path) -> tuple[Dataset, TrainResult]:
+    """Reads the data again, builds the model again and gives it its weights."""
+    from exporter.training.models import HEAD_EXAMPLES, build_model, describe_heads
+
     try:
-        return msgspec.json.decode((run_dir / _RECORD).read_bytes(), type=TrainedRecord)
+        record = msgspec.json.decode((run_dir / _RECORD).read_bytes(), type=TrainedRecord)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(
             f"{run_dir} holds no trained model ({error}); make one with: python -m exporter train"
         ) from error
-
-
-def load_trained(run_dir: Path, record: TrainedRecord, dataset: Dataset) -> TrainResult:
-    """Builds the model again and gives it its weights."""
+    config = record.config
+    dataset = load_dataset(config.data)
     if dataset.fingerprint != record.data_fingerprint:
         raise ConfigError(
             f"{run_dir} was trained on data {record.data_fingerprint[:12]}, and those found now "
             f"are {dataset.fingerprint[:12]}; bring the data back, or train again"
         )
-    config = record.config
     model = build_model(config.model, dataset.input_shape, dataset.num_classes)
     try:
         with np.load(run_dir / _WEIGHTS, allow_pickle=False) as archive:
@@ -93,7 +89,7 @@ def load_trained(run_dir: Path, record: TrainedRecord, dataset: Dataset) -> Trai
         dataset.num_classes,
         loss=config.training.loss,
     )
-    return TrainResult(
+    result = TrainResult(
         model=model,
         heads=heads,
         history=record.history,
@@ -101,3 +97,4 @@ def load_trained(run_dir: Path, record: TrainedRecord, dataset: Dataset) -> Trai
         best_epoch=record.best_epoch,
         seconds=record.seconds,
     )
+    return dataset, result

@@ -18,7 +18,7 @@ from contract import layout
 from contract.errors import ManifestError
 from contract.golden import Golden, read_golden, write_golden
 from contract.lite import LiteModel
-from contract.parity import ParityReport, Predictor, Tolerance, compare, replay
+from contract.parity import Predictor, Tolerance, compare, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch
 
@@ -102,17 +102,27 @@ def measure(
         rows = len(held_out.labels)
         accuracy = measure_accuracy(answers.get(DEFAULT_SIGNATURE_NAME, {}), held_out)
     outputs = [output for report in reports + whole for output in report.outputs]
+    judged = [output for report in whole or reports for output in report.outputs]
+    agreements = [one.top1_agreement for one in judged if one.top1_agreement is not None]
+    problems = [
+        f"{report.signature_name} on {rows}: {problem}"
+        for rows, group in (("golden", reports), ("the test split", whole))
+        for report in group
+        for problem in report.problems
+    ]
+    if not reports + whole:
+        problems = ["it has none of the signatures that golden has"]
     return Measurement(
         name=name,
         num_bytes=num_bytes,
         num_test_rows=rows,
         accuracy=accuracy,
-        top1_agreement=_find_agreement(whole or reports),
+        top1_agreement=min(agreements, default=None),
         max_abs_difference=max((one.max_abs_difference for one in outputs), default=math.inf),
         max_ulp=max((one.max_ulp for one in outputs), default=0),
         us_per_row=time_one_row(predictor, golden),
         bit_equal=all(one.max_ulp == 0 and one.max_abs_difference == 0 for one in outputs),
-        problems=_list_problems({"golden": reports, "the test split": whole}),
+        problems=tuple(problems),
     )
 
 
@@ -146,23 +156,6 @@ def _answer(predictor: Predictor, golden: Golden, signature_name: str) -> dict[s
         for batch, _ in golden.signatures[signature_name].iter_batches()
     ]
     return {name: np.concatenate([one[name] for one in answers]) for name in answers[0]}
-
-
-def _find_agreement(reports: list[ParityReport]) -> float | None:
-    outputs = [output for report in reports for output in report.outputs]
-    found = [one.top1_agreement for one in outputs if one.top1_agreement is not None]
-    return min(found, default=None)
-
-
-def _list_problems(reports_by_rows: dict[str, list[ParityReport]]) -> tuple[str, ...]:
-    if not any(reports_by_rows.values()):
-        return ("it has none of the signatures that golden has",)
-    return tuple(
-        f"{report.signature_name} on {rows}: {problem}"
-        for rows, reports in reports_by_rows.items()
-        for report in reports
-        for problem in report.problems
-    )
 
 
 def measure_accuracy(answers: Batch, held_out: HeldOut) -> float | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from contract import layout
 from contract.errors import ManifestError
 from contract.golden import read_golden
 from contract.parity import EXACT, Tolerances
@@ -46,7 +47,6 @@ class MeasurementJob(msgspec.Struct, frozen=True, kw_only=True):
         candidate: The directory.
         name: `saved_model` or a variant.
         signature_names: Those that the copy has to have.
-        golden: The golden file.
         held_out: The directory that `write_held_out` wrote to.
         tolerances: What a variant is held to; the SavedModel must be equal bit for bit.
     """
@@ -54,7 +54,6 @@ class MeasurementJob(msgspec.Struct, frozen=True, kw_only=True):
     candidate: Path
     name: str
     signature_names: list[str]
-    golden: Path
     held_out: Path
     tolerances: Tolerances
 
@@ -68,7 +67,7 @@ def prepare_measuring() -> None:
 
 def measure_copy(job: MeasurementJob) -> Measurement:
     """Measures one copy in a candidate."""
-    golden = read_golden(job.golden)
+    golden = read_golden(job.candidate / layout.GOLDEN)
     held_out = read_held_out(job.held_out)
     if job.name != SAVED_MODEL:
         return measure_variant(

@@ -5,9 +5,6 @@ The verdict is also a table, which the terminal and the model card show.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
 import msgspec
 import numpy as np
 
@@ -15,7 +12,7 @@ from contract.golden import Golden
 from contract.parity import Tolerance, Tolerances, VariantTolerance, compare
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from exporter.artifacts.golden import list_exact_rows
-from exporter.artifacts.signatures import IMAGE_BYTES, PREDICT_IMAGES, UINT8
+from exporter.artifacts.names import IMAGE_BYTES, PREDICT_IMAGES, UINT8
 from exporter.verification.measurement import IN_PROCESS, SAVED_MODEL, Measurement
 
 _SAME_PIXELS = Tolerance(atol=1e-5, rtol=1e-5)
@@ -87,8 +84,11 @@ def _list_disagreeing_signatures(golden: Golden) -> list[str]:
 def _judge_accuracy(
     found: Measurement, in_process: Measurement, tolerance: VariantTolerance
 ) -> list[str]:
-    lost = _count_lost_rows(found, in_process)
-    allowed = _allow_lost_rows(tolerance, found.num_test_rows)
+    points = tolerance.max_accuracy_loss_points
+    if points is None or found.accuracy is None or in_process.accuracy is None:
+        return []
+    lost = round((in_process.accuracy - found.accuracy) * found.num_test_rows)
+    allowed = max(points / 100 * found.num_test_rows, float(tolerance.max_accuracy_loss_rows))
     if lost <= allowed:
         return []
     return [
@@ -97,23 +97,8 @@ def _judge_accuracy(
     ]
 
 
-def _count_lost_rows(found: Measurement, in_process: Measurement) -> int:
-    if found.accuracy is None or in_process.accuracy is None:
-        return 0
-    return round((in_process.accuracy - found.accuracy) * found.num_test_rows)
-
-
-def _allow_lost_rows(tolerance: VariantTolerance, num_rows: int) -> float:
-    if tolerance.max_accuracy_loss_points is None:
-        return math.inf
-    points = tolerance.max_accuracy_loss_points / 100 * num_rows
-    return max(points, float(tolerance.max_accuracy_loss_rows))
-
-
 def _list_notes(measurements: list[Measurement]) -> list[str]:
-    timed: Mapping[str, float] = {
-        one.name: one.us_per_row for one in measurements if one.us_per_row is not None
-    }
+    timed = {one.name: one.us_per_row for one in measurements if one.us_per_row is not None}
     if "int8" not in timed or "float32" not in timed or timed["int8"] <= timed["float32"]:
         return []
     return [
@@ -147,16 +132,13 @@ def _make_row(found: Measurement, verification: Verification) -> tuple[str, ...]
         verdict = "–"
     else:
         verdict = "bit for bit" if found.bit_equal else "passed"
+    difference = f"{found.max_abs_difference:.1e}" if found.max_abs_difference else "0"
     return (
         found.name.replace("_", " ") if is_origin else found.name,
         f"{found.num_bytes / 1024:.1f}" if found.num_bytes else "–",
         "–" if found.accuracy is None else f"{found.accuracy:.2%}",
         "–" if found.top1_agreement is None or is_origin else f"{found.top1_agreement:.2%}",
-        "–" if is_origin else _describe_difference(found.max_abs_difference),
+        "–" if is_origin else difference,
         "–" if found.us_per_row is None else f"{found.us_per_row:.1f}",
         verdict,
     )
-
-
-def _describe_difference(value: float) -> str:
-    return "0" if value == 0 else f"{value:.1e}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter.data.dataset import Dataset, fingerprint_arrays
-from exporter.training.models import ModelHeads, describe_heads
+from exporter.data.dataset import Dataset, fingerprint_arrays, to_float32
+
+if TYPE_CHECKING:
+    from exporter.training.models import ModelHeads
 
 
 def make_dataset(
@@ -32,7 +34,7 @@ def make_dataset(
 
 def find_heads(model: Any, dataset: Dataset, loss: str = "categorical_crossentropy") -> ModelHeads:
     """As `train` finds them."""
-    from exporter.data.dataset import to_float32
+    from exporter.training.models import describe_heads
 
     return describe_heads(model, to_float32(dataset.x_train[:8]), dataset.num_classes, loss=loss)
 

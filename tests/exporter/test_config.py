@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from contract.errors import ConfigError
-from exporter.config import Config, config_to_dict, load_config, parse_config
+from exporter.config import Config, load_config, parse_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MLP = CONFIGS / "mlp.toml"
@@ -132,7 +133,7 @@ def test_one_number_of_a_tolerance_can_change_and_the_others_stay() -> None:
 
 def test_a_configuration_survives_the_manifest() -> None:
     config = load_config(MLP, ["model.hidden_units=[8,4]"])
-    assert parse_config(config_to_dict(config)) == config
+    assert parse_config(msgspec.to_builtins(config)) == config
 
 
 def test_a_configuration_cannot_be_changed() -> None:
