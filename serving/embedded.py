@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -45,7 +46,11 @@ def run_embedded(arguments: argparse.Namespace) -> int:
 
         say(f"Plumbline: {find_product_version()}")
         return ExitCode.DONE
-    _set_up_logging(flags)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=flags.log_level.upper(),
+        format="%(asctime)s %(levelname).1s %(name)s] %(message)s",
+    )
     for one in unknown_flags:
         logger.warning("%s", one)
     for name in find_ignored(flags):
@@ -96,7 +101,12 @@ def _serve_as_group(config: ServerConfig) -> int:
 
 
 def _run_on_loop(serving: Coroutine[None, None, int]) -> int:
-    with asyncio.Runner(loop_factory=_find_loop_factory()) as runner:
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ModuleNotFoundError):  # Windows, or a Python it does not know yet
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(serving)
 
 
@@ -104,20 +114,3 @@ def _report(error: PlumblineError) -> int:
     """Says why nothing is served; gives the exit code."""
     logger.error("Failed to start server. Error: %s: %s", error.code.name, error.message)
     return ExitCode.UNREACHABLE
-
-
-def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ModuleNotFoundError:  # Windows, or a Python it does not know yet
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def _set_up_logging(flags: ServerFlags) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=flags.log_level.upper(),
-        format="%(asctime)s %(levelname).1s %(name)s] %(message)s",
-    )

@@ -97,16 +97,15 @@ class Examination:
             return
         try:
             report = replay_golden(engine, name, examples, tolerance)
+            if not report.passed:
+                raise VerificationError(
+                    f"{self.servable_id}: the golden self-test of signature {name!r} failed: "
+                    f"{'; '.join(report.problems)}; this version is not what was verified: "
+                    "export and publish it again"
+                )
         except PlumblineError:
             self.observer.observe_self_test(self.servable_id, name, "failed")
             raise
-        if not report.passed:
-            self.observer.observe_self_test(self.servable_id, name, "failed")
-            raise VerificationError(
-                f"{self.servable_id}: the golden self-test of signature {name!r} failed: "
-                f"{'; '.join(report.problems)}; this version is not what was verified: "
-                "export and publish it again"
-            )
         self.observer.observe_self_test(self.servable_id, name, "passed")
 
     def _warm_up(self, engine: Engine, signature_names: Collection[str]) -> None:

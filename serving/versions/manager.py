@@ -6,8 +6,7 @@ import dataclasses
 import enum
 import logging
 import threading
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Iterable, Sequence
 
 from contract.errors import (
     Code,
@@ -17,7 +16,8 @@ from contract.errors import (
 )
 from contract.servable import ModelSpec, ServableId, VersionState
 from serving.config.models import ModelConfig, check_platforms
-from serving.versions.lifecycle import Lifecycle, LoadFunction, LoadPolicy
+from serving.config.server import ServerConfig
+from serving.versions.lifecycle import Lifecycle, LoadFunction
 from serving.versions.routing import Router, assign_labels
 from serving.versions.source import FileSystemSource, PollResult
 from serving.versions.states import StateMonitor, VersionStatus
@@ -30,10 +30,7 @@ class ServableManager:
 
     Args:
         load: Makes a servable of a version directory; blocks; called on threads of its own.
-        policy: How loads are tried; its `strict` is --strict_compat.
-        poll_wait_s: Seconds between two looks at the base paths; 0 looks once per
-            configuration, negative never.
-        allow_labels_for_unavailable: --allow_version_labels_for_unavailable_models.
+        config: How loads are tried and base paths looked at. The models are not taken from it.
 
     Attributes:
         monitor: The states of all versions.
@@ -41,33 +38,29 @@ class ServableManager:
             first load has not been decided yet is a ServableUnavailableError.
 
     Example:
-        with ServableManager(load) as manager:
+        with ServableManager(load, config) as manager:
             manager.start(models)
             manager.wait_until_ready(timeout_s=60)
             with manager.acquire(ModelSpec("mlp")) as servable:
                 servable.run("serving_default", batch)
     """
 
-    def __init__(
-        self,
-        load: LoadFunction,
-        *,
-        policy: LoadPolicy | None = None,
-        poll_wait_s: float = 1,
-        allow_labels_for_unavailable: bool = False,
-    ) -> None:
-        policy = policy or LoadPolicy()
+    def __init__(self, load: LoadFunction, config: ServerConfig) -> None:
         self.monitor = StateMonitor()
-        self._allow_labels_for_unavailable = allow_labels_for_unavailable
+        self._allow_unavailable = config.allow_version_labels_for_unavailable_models
         self._models: tuple[ModelConfig, ...] = ()
         self._router = Router(self._explain_absence)
         self.acquire = self._router.acquire  # the hot path: nothing in between
         self._reload_lock = threading.Lock()
         self._polled: dict[str, PollResult] = {}
         self._lifecycle = Lifecycle(
-            load, policy=policy, monitor=self.monitor, route=self._router.replace_route
+            load, config=config, monitor=self.monitor, route=self._router.replace_route
         )
-        self._source = FileSystemSource(self._see, poll_wait_s=poll_wait_s, strict=policy.strict)
+        self._source = FileSystemSource(
+            self._see,
+            poll_wait_s=config.file_system_poll_wait_seconds,
+            strict=config.strict_compat,
+        )
 
     @property
     def models(self) -> tuple[ModelConfig, ...]:
@@ -99,12 +92,7 @@ class ServableManager:
     def __enter__(self) -> ServableManager:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def list_states(self, name: str, version: int | None = None) -> list[VersionStatus]:
@@ -132,7 +120,20 @@ class ServableManager:
         result = self._polled.get(name)
         if name in self._router.table.routes or result is None:
             return None
-        return find_failure(result, self.monitor)
+        if result.error is not None:
+            reason = f"{result.error.code.name}: {result.error.message}"
+            return Failure(FailureKind.BASE_PATH, f"{{{name} due to error: {reason}}}")
+        if not result.versions:
+            reason = f"NOT_FOUND: {' '.join(result.warnings)}"
+            return Failure(FailureKind.VERSIONS, f"{{{name} due to error: {reason}}}")
+        failed = []
+        for version in result.versions:
+            servable_id = ServableId(name, version)
+            status = self.monitor.find(servable_id)
+            if status is None or status.state is not VersionState.END or status.code is Code.OK:
+                return None
+            failed.append(f"{{{servable_id} due to error: {status.code.name}: {status.message}}}")
+        return Failure(FailureKind.LOADED_VERSION, ", ".join(failed))
 
     def reload(
         self,
@@ -160,22 +161,18 @@ class ServableManager:
             models,
             self._router.table.labels,
             is_available=self._is_available,
-            allow_unavailable=self._allow_labels_for_unavailable,
+            allow_unavailable=self._allow_unavailable,
         )
         self._router.replace_labels(labels)
         self._models = tuple(models)
 
     def wait_for_models(self, names: Sequence[str], *, timeout_s: float | None = None) -> None:
         """Blocks until each of `names` serves or cannot."""
-
         if not self.monitor.wait_for(
             lambda: not any(map(self.is_pending, names)), timeout_s=timeout_s
         ):
             raise DeadlineExceededError(f"models are still loading after {timeout_s} s")
-        found = [self.find_failure(name) for name in names]
-        failures = [failure for failure in found if failure is not None]
-        if failures:
-            raise PlumblineError(describe_failures(failures), code=Code.UNKNOWN)
+        raise_failures(map(self.find_failure, names))
 
     def _is_available(self, name: str, version: int) -> bool:
         route = self._router.table.routes.get(name)
@@ -220,26 +217,11 @@ class Failure:
     text: str
 
 
-def find_failure(result: PollResult, monitor: StateMonitor) -> Failure | None:
-    """Why a model that has no AVAILABLE version will get none; None while it still may."""
-    name = result.model.name
-    if result.error is not None:
-        reason = f"{result.error.code.name}: {result.error.message}"
-        return Failure(FailureKind.BASE_PATH, f"{{{name} due to error: {reason}}}")
-    if not result.versions:
-        reason = f"NOT_FOUND: {' '.join(result.warnings)}"
-        return Failure(FailureKind.VERSIONS, f"{{{name} due to error: {reason}}}")
-    failed = []
-    for version in result.versions:
-        status = monitor.find(ServableId(name, version))
-        if status is None or status.state is not VersionState.END or status.error is None:
-            return None
-        servable_id = ServableId(name, version)
-        failed.append(f"{{{servable_id} due to error: {status.code.name}: {status.message}}}")
-    return Failure(FailureKind.LOADED_VERSION, ", ".join(failed))
-
-
-def describe_failures(failures: list[Failure]) -> str:
-    """All of them in one sentence, as `ServerCore::WaitUntilModelsAvailable` does."""
-    listed = "".join(f"{failure.text}, " for failure in failures)
-    return f"{len(failures)} model(s) did not become available: {{{listed}}}"
+def raise_failures(found: Iterable[Failure | None]) -> None:
+    """Tells all of them in one sentence, as `ServerCore::WaitUntilModelsAvailable` does."""
+    failures = [failure for failure in found if failure is not None]
+    if failures:
+        listed = "".join(f"{failure.text}, " for failure in failures)
+        raise PlumblineError(
+            f"{len(failures)} model(s) did not become available: {{{listed}}}", code=Code.UNKNOWN
+        )
