@@ -59,7 +59,12 @@ def run_embedded(arguments: argparse.Namespace) -> int:
         raise ConfigError("--use_alts_credentials: only TensorFlow Serving has ALTS; use TLS")
     try:
         config = read_config(flags, unknown_flags)
-        code = _serve_alone(config) if config.workers == 1 else _serve_as_group(config)
+        if config.workers == 1:
+            from serving.server import run_server
+
+            code = _run_on_loop(run_server(config))
+        else:
+            code = _serve_as_group(config)
     except PlumblineError as error:
         code = _report(error)
     if code:
@@ -76,12 +81,6 @@ def find_ignored(flags: ServerFlags) -> list[str]:
         for one in list_flags(ServerFlags)
         if one.embedded == "ignored" and getattr(flags, one.name) != one.default
     ]
-
-
-def _serve_alone(config: ServerConfig) -> int:
-    from serving.server import run_server
-
-    return _run_on_loop(run_server(config))
 
 
 def _serve_as_group(config: ServerConfig) -> int:

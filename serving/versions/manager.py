@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 
 from contract.errors import (
     Code,
-    DeadlineExceededError,
     PlumblineError,
     ServableUnavailableError,
 )
@@ -20,7 +19,7 @@ from serving.config.server import ServerConfig
 from serving.versions.lifecycle import Lifecycle, LoadFunction
 from serving.versions.routing import Router, assign_labels
 from serving.versions.source import FileSystemSource, PollResult
-from serving.versions.states import StateMonitor, VersionStatus
+from serving.versions.states import StateMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -34,19 +33,22 @@ class ServableManager:
 
     Attributes:
         monitor: The states of all versions.
+        list_states: `StateMonitor.list_states`: what GetModelStatus answers.
         acquire: `Router.acquire`: holds the servable that answers a ModelSpec. A model whose
             first load has not been decided yet is a ServableUnavailableError.
 
     Example:
-        with ServableManager(load, config) as manager:
-            manager.start(models)
-            manager.wait_until_ready(timeout_s=60)
-            with manager.acquire(ModelSpec("mlp")) as servable:
-                servable.run("serving_default", batch)
+        manager = ServableManager(load, config)
+        manager.start(models)
+        manager.wait_until_ready(timeout_s=60)
+        with manager.acquire(ModelSpec("mlp")) as servable:
+            servable.run("serving_default", batch)
+        manager.stop()
     """
 
     def __init__(self, load: LoadFunction, config: ServerConfig) -> None:
         self.monitor = StateMonitor()
+        self.list_states = self.monitor.list_states
         self._allow_unavailable = config.allow_version_labels_for_unavailable_models
         self._models: tuple[ModelConfig, ...] = ()
         self._router = Router(self._explain_absence)
@@ -89,16 +91,6 @@ class ServableManager:
         self._source.stop()
         self._lifecycle.stop(timeout_s=timeout_s)
 
-    def __enter__(self) -> ServableManager:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
-
-    def list_states(self, name: str, version: int | None = None) -> list[VersionStatus]:
-        """The states of a model's versions, the highest first, for GetModelStatus."""
-        return self.monitor.list_states(name, version)
-
     def is_ready(self) -> bool:
         """Whether every model has an AVAILABLE version and its first load is decided."""
         table = self._router.table
@@ -135,13 +127,7 @@ class ServableManager:
             failed.append(f"{{{servable_id} due to error: {status.code.name}: {status.message}}}")
         return Failure(FailureKind.LOADED_VERSION, ", ".join(failed))
 
-    def reload(
-        self,
-        models: Sequence[ModelConfig],
-        *,
-        wait: bool = True,
-        timeout_s: float | None = None,
-    ) -> None:
+    def reload(self, models: Sequence[ModelConfig], *, wait: bool = True) -> None:
         """Replaces the whole configuration and waits until new models are AVAILABLE."""
         with self._reload_lock:
             known = {model.name for model in self._models}
@@ -153,7 +139,7 @@ class ServableManager:
                 self._lifecycle.forget(name)
             self._source.update(models)
         if wait:
-            self.wait_for_models(new, timeout_s=timeout_s)
+            self.wait_for_models(new)
 
     def _apply(self, models: Sequence[ModelConfig]) -> None:
         check_platforms(models, self._models)
@@ -166,12 +152,12 @@ class ServableManager:
         self._router.replace_labels(labels)
         self._models = tuple(models)
 
-    def wait_for_models(self, names: Sequence[str], *, timeout_s: float | None = None) -> None:
+    def wait_for_models(self, names: Sequence[str]) -> None:
         """Blocks until each of `names` serves or cannot."""
-        if not self.monitor.wait_for(
-            lambda: not any(map(self.is_pending, names)), timeout_s=timeout_s
-        ):
-            raise DeadlineExceededError(f"models are still loading after {timeout_s} s")
+        if not self.monitor.wait_for(lambda: not any(map(self.is_pending, names))):
+            raise ServableUnavailableError(
+                "the server is shutting down, and did not wait for new models"
+            )
         raise_failures(map(self.find_failure, names))
 
     def _is_available(self, name: str, version: int) -> bool:

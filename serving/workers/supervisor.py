@@ -91,8 +91,9 @@ class Supervisor:
 
     def _watch_over(self) -> None:
         while not self._is_stopping or any(slot.pid for slot in self._slots):
-            if not self._is_stopping:
-                self._fill_slots()
+            for slot in self._slots:
+                if not self._is_stopping and not slot.pid and slot.due <= time.monotonic():
+                    self._start(slot)
             info = signal.sigtimedwait(_SIGNALS, self._find_wait())
             self._reap()
             if info is not None and info.si_signo in _STOPPING:
@@ -105,12 +106,6 @@ class Supervisor:
         return max(0.0, min([_IDLE_S, *([] if self._is_stopping else waiting)]))
 
     # Starting.
-
-    def _fill_slots(self) -> None:
-        now = time.monotonic()
-        for slot in self._slots:
-            if not slot.pid and slot.due <= now:
-                self._start(slot)
 
     def _start(self, slot: _Slot) -> None:
         slot.is_replacement = self._has_opened

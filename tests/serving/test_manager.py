@@ -288,7 +288,7 @@ def test_a_reload_replaces_everything_and_waits_for_new_models(tmp_path: Path, m
     manager = make()
     manager.start([model(tmp_path / "a")])
     assert manager.wait_until_ready(timeout_s=WAIT_S)
-    manager.reload([model(tmp_path / "b")], timeout_s=WAIT_S)
+    manager.reload([model(tmp_path / "b")])
     assert answer(manager, ModelSpec("b")) == 2
     wait_for_state(manager, ServableId("a", 1), VersionState.END)
     assert manager.is_ready()
@@ -301,7 +301,7 @@ def test_a_reload_answers_the_error_of_each_new_model(tmp_path: Path, make: Make
     manager.start([model(tmp_path / "a")])
     assert manager.wait_until_ready(timeout_s=WAIT_S)
     with pytest.raises(PlumblineError) as caught:
-        manager.reload([model(tmp_path / name) for name in ("a", "bad", "nope")], timeout_s=WAIT_S)
+        manager.reload([model(tmp_path / name) for name in ("a", "bad", "nope")])
     assert caught.value.code is Code.UNKNOWN
     assert caught.value.message.startswith("2 model(s) did not become available: {{")
     assert "{name: bad version: 1} due to error: DATA_LOSS" in caught.value.message
