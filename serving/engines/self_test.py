@@ -144,10 +144,9 @@ def _list_calls(data: bytes, where: str) -> list[_Call]:
         return [_read_predict(log.predict_log.request)]
     if kind == "predict_streamed_log":
         return [_read_predict(request) for request in log.predict_streamed_log.request]
-    if kind == "classify_log":
-        return _read_examples(log.classify_log.request.input, [log.classify_log.request])
-    if kind == "regress_log":
-        return _read_examples(log.regress_log.request.input, [log.regress_log.request])
+    if kind in ("classify_log", "regress_log"):
+        asked = getattr(log, kind).request
+        return _read_examples(asked.input, [asked])
     if kind == "multi_inference_log":
         request = log.multi_inference_log.request
         return _read_examples(request.input, request.tasks)

@@ -9,7 +9,7 @@ import abc
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from contract.errors import SignatureNotFoundError, UnimplementedError
 from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
@@ -19,7 +19,6 @@ from serving.observer import EngineChoice, Observer
 
 if TYPE_CHECKING:
     from contract.wire.plumbline_wire.metadata_pb2 import SignatureDefMap
-    from serving.engines.batching import Batcher
     from serving.engines.thread_pool import ThreadPool
 
 LITERT = "litert"
@@ -31,11 +30,21 @@ QUICK_S = 200e-6
 _UNKNOWN_S = 1.0
 
 
+class Batching(Protocol):
+    """Where calls meet to be run as one."""
+
+    async def answer(
+        self, signature_name: str, inputs: Batch, output_filter: Sequence[str] = ()
+    ) -> Batch:
+        """The outputs for one call, computed together with others'."""
+        ...
+
+
 class Engine(abc.ABC):
     """Runs the signatures of one version; any number of threads may call it."""
 
     @property
-    def batcher(self) -> Batcher | None:
+    def batcher(self) -> Batching | None:
         """Where calls meet to be run as one, if they do."""
         return None
 
