@@ -7,7 +7,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 from contract.console.exits import ExitCode
 from contract.errors import PlumblineError
@@ -63,14 +62,6 @@ def _run_verb(verb: str, given: list[str]) -> int:
         from contract.console.extras import make_missing_error
 
         raise make_missing_error(verb, [error.name or "a package"], "serving") from None
-    arguments = _parse_arguments(module, verb, description, given)
-    code: int = getattr(module, f"run_{verb}")(arguments)
-    return code
-
-
-def _parse_arguments(
-    module: ModuleType, verb: str, description: str, given: list[str]
-) -> argparse.Namespace:
     takes_flags = getattr(module, "TAKES_FLAGS", False)
     parser = argparse.ArgumentParser(
         prog=f"python -m serving {verb}",
@@ -80,11 +71,13 @@ def _parse_arguments(
         epilog=module.describe() if takes_flags and {"-h", "--help"} & set(given) else None,
     )
     getattr(module, f"add_{verb}_arguments")(parser)
-    if not takes_flags:
-        return parser.parse_args(given)
-    arguments, rest = parser.parse_known_args(given)
-    arguments.flags = rest
-    return arguments
+    if takes_flags:
+        arguments, rest = parser.parse_known_args(given)
+        arguments.flags = rest
+    else:
+        arguments = parser.parse_args(given)
+    code: int = getattr(module, f"run_{verb}")(arguments)
+    return code
 
 
 def _describe_verbs() -> str:

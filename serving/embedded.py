@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -45,7 +46,11 @@ def run_embedded(arguments: argparse.Namespace) -> int:
 
         say(f"Plumbline: {find_product_version()}")
         return ExitCode.DONE
-    _set_up_logging(flags)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=flags.log_level.upper(),
+        format="%(asctime)s %(levelname).1s %(name)s] %(message)s",
+    )
     for one in unknown_flags:
         logger.warning("%s", one)
     for name in find_ignored(flags):
@@ -54,7 +59,12 @@ def run_embedded(arguments: argparse.Namespace) -> int:
         raise ConfigError("--use_alts_credentials: only TensorFlow Serving has ALTS; use TLS")
     try:
         config = read_config(flags, unknown_flags)
-        code = _serve_alone(config) if config.workers == 1 else _serve_as_group(config)
+        if config.workers == 1:
+            from serving.server import run_server
+
+            code = _run_on_loop(run_server(config))
+        else:
+            code = _serve_as_group(config)
     except PlumblineError as error:
         code = _report(error)
     if code:
@@ -71,12 +81,6 @@ def find_ignored(flags: ServerFlags) -> list[str]:
         for one in list_flags(ServerFlags)
         if one.embedded == "ignored" and getattr(flags, one.name) != one.default
     ]
-
-
-def _serve_alone(config: ServerConfig) -> int:
-    from serving.server import run_server
-
-    return _run_on_loop(run_server(config))
 
 
 def _serve_as_group(config: ServerConfig) -> int:
@@ -96,7 +100,12 @@ def _serve_as_group(config: ServerConfig) -> int:
 
 
 def _run_on_loop(serving: Coroutine[None, None, int]) -> int:
-    with asyncio.Runner(loop_factory=_find_loop_factory()) as runner:
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ModuleNotFoundError):  # Windows, or a Python it does not know yet
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(serving)
 
 
@@ -104,20 +113,3 @@ def _report(error: PlumblineError) -> int:
     """Says why nothing is served; gives the exit code."""
     logger.error("Failed to start server. Error: %s: %s", error.code.name, error.message)
     return ExitCode.UNREACHABLE
-
-
-def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ModuleNotFoundError:  # Windows, or a Python it does not know yet
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def _set_up_logging(flags: ServerFlags) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=flags.log_level.upper(),
-        format="%(asctime)s %(levelname).1s %(name)s] %(message)s",
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import signal
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.console.exits import ExitCode
-from contract.errors import Code, PlumblineError
 from serving.addresses import Addresses
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
 from serving.front import Front, SingleProcess
 from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
-from serving.versions.manager import Failure, FailureKind, ServableManager, describe_failures
+from serving.versions.manager import Failure, FailureKind, ServableManager, raise_failures
 from serving.versions.polling import ConfigPoller
 
 if TYPE_CHECKING:
@@ -43,25 +41,22 @@ class Server:
         self._manager = front.manager
         self._health = Health(front.is_ready, strict=config.strict_compat)
         self._handlers = Handlers(
-            front, config, front.metrics, request_log=self._make_request_log()
+            front, config, front.metrics, request_log=_make_request_log(config, front)
         )
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
 
-    def _make_request_log(self) -> RequestLog | None:
-        if not self._config.request_log_dir:
-            return None
-        from serving.api.request_log import RequestLog
-
-        manager, observe = self._manager, self._front.metrics.observe_request_log
-        return RequestLog(self._config, lambda: manager.models, observe)
-
     async def start(self) -> None:
         """Begins to load, and listens. Calls to models that still load are UNAVAILABLE."""
         config = self._config
         loop = asyncio.get_running_loop()
-        self._front.watch(functools.partial(_announce, loop, self._health))
+
+        def announce() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._health.announce)
+
+        self._front.watch(announce)
         await self._front.start(config.models)
         if config.strict_compat and not self._front.is_replacement:
             # TensorFlow Serving opens its ports once every model is AVAILABLE.
@@ -115,11 +110,9 @@ class Server:
     def _wait_or_fail(self) -> None:
         manager, strict = self._manager, self._config.strict_compat
         manager.monitor.wait_for(
-            lambda: manager.is_ready() or bool(_is_hopeless(manager, strict=strict))
+            lambda: manager.is_ready() or bool(_find_hopeless(manager, strict=strict))
         )
-        failures = _is_hopeless(manager, strict=strict)
-        if failures:
-            raise PlumblineError(describe_failures(failures), code=Code.UNKNOWN)
+        raise_failures(_find_hopeless(manager, strict=strict))
 
     async def _drain(self) -> bool:
         """Not ready, no new calls, wait for those in flight; then unload."""
@@ -151,9 +144,12 @@ async def run_server(config: ServerConfig) -> int:
     return await server.serve_until(stop)
 
 
-def _announce(loop: asyncio.AbstractEventLoop, health: Health) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(health.announce)
+def _make_request_log(config: ServerConfig, front: Front) -> RequestLog | None:
+    if not config.request_log_dir:
+        return None
+    from serving.api.request_log import RequestLog
+
+    return RequestLog(config, lambda: front.manager.models, front.metrics.observe_request_log)
 
 
 def _handle_signal(number: int, stop: asyncio.Event) -> None:
@@ -165,7 +161,7 @@ def _handle_signal(number: int, stop: asyncio.Event) -> None:
     stop.set()
 
 
-def _is_hopeless(manager: ServableManager, *, strict: bool) -> list[Failure]:
+def _find_hopeless(manager: ServableManager, *, strict: bool) -> list[Failure]:
     """Why nothing can be served; empty while something may.
 
     TensorFlow Serving (`strict`) gives up when one model's versions all fail, and waits for

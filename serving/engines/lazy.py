@@ -23,17 +23,13 @@ RETRY_S = 5.0
 """After a load that failed, calls are answered with its error for so long before another try."""
 
 
-Check = Callable[[Engine], None]
-"""Proves a freshly loaded engine; raises when it is not fit to serve."""
-
-
 class LazyEngine(Engine):
     """An engine that is made when somebody first asks for it.
 
     Args:
         servable_id: For the log.
         make: Loads the engine; slow.
-        check: Warmup and self-test of what the engine is in charge of.
+        check: Warmup and self-test of what the engine is in charge of; raises when it is unfit.
         batching: Parameters of batching across requests, or None.
         observer: Is told of batches.
     """
@@ -43,7 +39,7 @@ class LazyEngine(Engine):
         servable_id: ServableId,
         make: Callable[[], Engine],
         *,
-        check: Check,
+        check: Callable[[Engine], None],
         batching: BatchingParameters | None,
         observer: Observer,
     ) -> None:
@@ -73,7 +69,10 @@ class LazyEngine(Engine):
             return self._engine
         with self._lock:
             if self._engine is None:
-                self._raise_failure()
+                if self._failure is not None and time.monotonic() - self._failure[0] < RETRY_S:
+                    # A new one each time: a raised error carries the frames it came through.
+                    error = self._failure[1]
+                    raise type(error)(error.message, code=error.code)
                 try:
                     self._engine = self._load()
                 except PlumblineError as error:
@@ -130,10 +129,3 @@ class LazyEngine(Engine):
             )
         _log.info("%s: TensorFlow loaded in %.1f s", self._id, time.monotonic() - started)
         return engine
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            when, error = self._failure
-            if time.monotonic() - when < RETRY_S:
-                # A new one each time: a raised error carries the frames it was raised through.
-                raise type(error)(error.message, code=error.code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +16,12 @@ from contract.servable import ServableId
 from contract.signature import STRING, Signature
 from contract.wire.plumbline_wire import metadata_pb2
 from contract.wire.signatures import read_signature_defs, signature_to_proto, signatures_from_map
-from serving.config.server import BatchingParameters
+from serving.config.server import ServerConfig
 from serving.engines.lazy import LazyEngine
 from serving.engines.litert import LiteRTEngine
 from serving.engines.self_test import Examination, load_golden, replay_golden
 from serving.engines.servable import LITERT, TENSORFLOW, Engine, Servable
-from serving.engines.tensorflow import SessionOptions, TensorFlowEngine
+from serving.engines.tensorflow import TensorFlowEngine
 from serving.observer import EngineChoice, Observer
 
 if TYPE_CHECKING:
@@ -31,72 +30,78 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How versions are loaded.
-
-    Attributes:
-        engine: `auto`, `tensorflow` or `litert`.
-        preload_signatures: Load TensorFlow at once for signatures that need it.
-        prefer_tflite_model: Serve versions that hold only `model.tflite`, as the flag of
-            that name does.
-        batching: Parameters of batching across requests, or None for none.
-        num_threads: Threads inside one run of LiteRT.
-        tensorflow_intra_op_threads: 0 lets TensorFlow choose.
-        tensorflow_inter_op_threads: 0 lets TensorFlow choose.
-        num_warmup_iterations: How often each warmup record is replayed; 0 means once.
-        enable_model_warmup: Replay warmup records before a version is AVAILABLE.
-        saved_model_tags: Tags of the meta graph.
-        observer: Is told choices, self-tests and batches.
-    """
-
-    engine: str = "auto"
-    preload_signatures: bool = False
-    prefer_tflite_model: bool = False
-    batching: BatchingParameters | None = None
-    num_threads: int = 1
-    tensorflow_intra_op_threads: int = 0
-    tensorflow_inter_op_threads: int = 0
-    enable_model_warmup: bool = True
-    num_warmup_iterations: int = 1
-    saved_model_tags: tuple[str, ...] = ("serve",)
-    observer: Observer = dataclasses.field(default_factory=Observer)
-
-
-def load_servable(servable_id: ServableId, version_dir: Path, options: LoadOptions) -> Servable:
+def load_servable(
+    servable_id: ServableId, version_dir: Path, config: ServerConfig, observer: Observer
+) -> Servable:
     """Loads a version, checks it, and answers for it.
 
     In order: the manifest's checksums when there is a manifest, an engine for each
     signature, warmup records, the golden self-test. TensorFlow is loaded now when no
     signature of the version is LiteRT's (or with `preload_signatures`), else when a
     signature that needs it is first asked for.
+
+    Args:
+        servable_id: Model name and version.
+        version_dir: The version's directory.
+        config: The flags that concern loading.
+        observer: Is told choices, self-tests and batches.
     """
     if (version_dir / layout.MANIFEST).is_file():
         check_files(version_dir, read_manifest(version_dir))
-    signature_defs = _read_signature_defs(version_dir, options)
-    selection = select_engines(
-        version_dir,
-        signatures_from_map(signature_defs),
-        engine=options.engine,
-        prefer_tflite_model=options.prefer_tflite_model,
-        num_threads=options.num_threads,
-    )
-    for name, choice in sorted(selection.choices.items()):
+    signature_defs = _read_signature_defs(version_dir, config)
+    signatures = signatures_from_map(signature_defs)
+    choices, litert = select_engines(version_dir, signatures, config)
+    for name, choice in sorted(choices.items()):
         _log.info("%s: %s by %s: %s", servable_id, name, choice.engine, choice.reason)
-        options.observer.observe_engine(servable_id, name, choice)
-    return _Assembly(servable_id, version_dir, options, signature_defs, selection).build()
+        observer.observe_engine(servable_id, name, choice)
+    by_tensorflow = [name for name, one in choices.items() if one.engine == TENSORFLOW]
+    examination = Examination(
+        servable_id,
+        version_dir,
+        golden=load_golden(version_dir),
+        warmup_iterations=max(1, config.num_request_iterations_for_warmup)
+        if config.enable_model_warmup
+        else 0,
+        observer=observer,
+    )
+    engines: dict[str, Engine] = {}
+    if litert is not None:
+        engines[LITERT] = litert
+        by_litert = [name for name, one in choices.items() if one.engine == LITERT]
+        examination.examine(litert, by_litert, read_tolerances(version_dir).of_server)
+    if by_tensorflow:
+        engines[TENSORFLOW] = tensorflow = LazyEngine(
+            servable_id,
+            lambda: TensorFlowEngine(version_dir, config),
+            check=lambda engine: examination.examine(engine, by_tensorflow, FLOAT32),
+            batching=config.batching,
+            observer=observer,
+        )
+        if litert is None or config.preload_signatures:
+            tensorflow.load()
+        else:
+            examination.report_untested(by_tensorflow)
+    return Servable(
+        servable_id,
+        signatures=signatures,
+        signature_defs=metadata_pb2.SignatureDefMap(signature_def=signature_defs),
+        choices=choices,
+        engines=engines,
+        observer=observer,
+    )
 
 
-def _read_signature_defs(version_dir: Path, options: LoadOptions) -> dict[str, SignatureDef]:
+def _read_signature_defs(version_dir: Path, config: ServerConfig) -> dict[str, SignatureDef]:
     saved_model = version_dir / layout.SAVED_MODEL
     tflite = version_dir / layout.variant_path(layout.FLOAT32)
     try:
         if saved_model.is_file():
-            return read_signature_defs(saved_model.read_bytes(), tags=options.saved_model_tags)
+            tags = config.saved_model_tags.split(",")
+            return read_signature_defs(saved_model.read_bytes(), tags=tags)
     except OSError as error:
         raise ManifestError(f"{saved_model} cannot be read: {error.strerror}") from error
     if tflite.is_file():
-        if not (options.prefer_tflite_model or options.engine == LITERT):
+        if not (config.prefer_tflite_model or config.engine == LITERT):
             raise ServableNotFoundError(
                 f"{version_dir} holds {tflite.name} and no {layout.SAVED_MODEL}; "
                 "--prefer_tflite_model serves such versions"
@@ -110,131 +115,45 @@ def _read_signature_defs(version_dir: Path, options: LoadOptions) -> dict[str, S
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Assembly:
-    """What a servable is put together from."""
-
-    servable_id: ServableId
-    version_dir: Path
-    options: LoadOptions
-    signature_defs: dict[str, SignatureDef]
-    selection: Selection
-
-    def build(self) -> Servable:
-        litert = self.selection.engine
-        choices = self.selection.choices
-        by_litert = [name for name, one in choices.items() if one.engine == LITERT]
-        by_tensorflow = [name for name, one in choices.items() if one.engine == TENSORFLOW]
-        examination = self._prepare_examination()
-        engines: dict[str, Engine] = {}
-        tensorflow = self._make_lazy_engine(examination, by_tensorflow)
-        if litert is not None and by_litert:
-            engines[LITERT] = litert
-            tolerance = read_tolerances(self.version_dir).of_server
-            examination.examine(litert, by_litert, tolerance)
-        if by_tensorflow:
-            engines[TENSORFLOW] = tensorflow
-            if not by_litert or self.options.preload_signatures:
-                tensorflow.load()
-            else:
-                examination.report_untested(by_tensorflow)
-        return Servable(
-            self.servable_id,
-            signatures=signatures_from_map(self.signature_defs),
-            signature_defs=self._make_map(),
-            choices=self.selection.choices,
-            engines=engines,
-            observer=self.options.observer,
-        )
-
-    def _prepare_examination(self) -> Examination:
-        return Examination(
-            self.servable_id,
-            self.version_dir,
-            golden=load_golden(self.version_dir),
-            warmup_iterations=max(1, self.options.num_warmup_iterations)
-            if self.options.enable_model_warmup
-            else 0,
-            observer=self.options.observer,
-        )
-
-    def _make_lazy_engine(self, examination: Examination, names: list[str]) -> LazyEngine:
-        options = SessionOptions(
-            tags=self.options.saved_model_tags,
-            intra_op_threads=self.options.tensorflow_intra_op_threads,
-            inter_op_threads=self.options.tensorflow_inter_op_threads,
-        )
-        return LazyEngine(
-            self.servable_id,
-            lambda: TensorFlowEngine(self.version_dir, options),
-            check=lambda engine: examination.examine(engine, names, FLOAT32),
-            batching=self.options.batching,
-            observer=self.options.observer,
-        )
-
-    def _make_map(self) -> metadata_pb2.SignatureDefMap:
-        signature_map = metadata_pb2.SignatureDefMap()
-        for name, proto in self.signature_defs.items():
-            signature_map.signature_def[name].CopyFrom(proto)
-        return signature_map
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Selection:
-    """The outcome.
-
-    Attributes:
-        choices: Signature name to who answers it.
-        engine: The LiteRT engine when it answers anything, else None.
-    """
-
-    choices: Mapping[str, EngineChoice]
-    engine: LiteRTEngine | None
-
-
 def select_engines(
-    version_dir: Path,
-    signatures: Mapping[str, Signature],
-    *,
-    engine: str,
-    prefer_tflite_model: bool,
-    num_threads: int,
-) -> Selection:
-    """Chooses an engine per signature.
+    version_dir: Path, signatures: Mapping[str, Signature], config: ServerConfig
+) -> tuple[dict[str, EngineChoice], LiteRTEngine | None]:
+    """Who answers each signature, and the LiteRT engine when it answers any.
 
     `auto` takes LiteRT when `model.tflite` has the signature and golden examples agree
     through it; `--prefer_tflite_model` and `litert` take it without golden examples too.
     """
-    if engine == TENSORFLOW:
-        return _give_all(signatures, "--engine=tensorflow")
-    model = _open_model(version_dir, is_forced=engine == LITERT, num_threads=num_threads)
+    is_only = config.engine == LITERT
+    model: LiteRTEngine | str = "--engine=tensorflow"
+    if config.engine != TENSORFLOW:
+        model = _open_model(version_dir, is_only=is_only, num_threads=config.litert_num_threads)
     if isinstance(model, str):
-        return _give_all(signatures, model)
-    is_forced = engine == LITERT or prefer_tflite_model
+        return {name: EngineChoice(TENSORFLOW, model) for name in signatures}, None
+    is_forced = is_only or config.prefer_tflite_model
     golden = {} if is_forced else load_golden(version_dir)
     tolerance = read_tolerances(version_dir).of_server
     choices = {
         name: _choose(model, signature, golden.get(name), tolerance, is_forced=is_forced)
         for name, signature in signatures.items()
     }
-    if engine == LITERT:
+    if is_only:
         choices = {name: one for name, one in choices.items() if one.engine == LITERT}
     if any(choice.engine == LITERT for choice in choices.values()):
-        return Selection(choices, model)
+        return choices, model
     model.close()
-    if engine == LITERT:
+    if is_only:
         raise UnimplementedError(
             f"model.tflite of {version_dir} has none of the signatures "
             f"{', '.join(sorted(signatures))}, and --engine=litert allows no other engine"
         )
-    return Selection(choices, None)
+    return choices, None
 
 
-def _open_model(version_dir: Path, *, is_forced: bool, num_threads: int) -> LiteRTEngine | str:
+def _open_model(version_dir: Path, *, is_only: bool, num_threads: int) -> LiteRTEngine | str:
     """The version's TFLite model, or why there is none to use."""
     path = version_dir / layout.variant_path(layout.FLOAT32)
     if not path.is_file():
-        if is_forced:
+        if is_only:
             raise UnimplementedError(
                 f"{version_dir} has no {path.name}, which --engine=litert needs; "
                 "use --engine=auto or export the version with TFLite variants"
@@ -243,13 +162,9 @@ def _open_model(version_dir: Path, *, is_forced: bool, num_threads: int) -> Lite
     try:
         return LiteRTEngine(path, num_threads=num_threads)
     except PlumblineError as error:
-        if is_forced or not (version_dir / layout.SAVED_MODEL).is_file():
+        if is_only or not (version_dir / layout.SAVED_MODEL).is_file():
             raise
         return f"LiteRT cannot serve {path.name}: {error}"
-
-
-def _give_all(signatures: Mapping[str, Signature], reason: str) -> Selection:
-    return Selection({name: EngineChoice(TENSORFLOW, reason) for name in signatures}, None)
 
 
 def _choose(

@@ -97,16 +97,15 @@ class Examination:
             return
         try:
             report = replay_golden(engine, name, examples, tolerance)
+            if not report.passed:
+                raise VerificationError(
+                    f"{self.servable_id}: the golden self-test of signature {name!r} failed: "
+                    f"{'; '.join(report.problems)}; this version is not what was verified: "
+                    "export and publish it again"
+                )
         except PlumblineError:
             self.observer.observe_self_test(self.servable_id, name, "failed")
             raise
-        if not report.passed:
-            self.observer.observe_self_test(self.servable_id, name, "failed")
-            raise VerificationError(
-                f"{self.servable_id}: the golden self-test of signature {name!r} failed: "
-                f"{'; '.join(report.problems)}; this version is not what was verified: "
-                "export and publish it again"
-            )
         self.observer.observe_self_test(self.servable_id, name, "passed")
 
     def _warm_up(self, engine: Engine, signature_names: Collection[str]) -> None:
@@ -145,10 +144,9 @@ def _list_calls(data: bytes, where: str) -> list[_Call]:
         return [_read_predict(log.predict_log.request)]
     if kind == "predict_streamed_log":
         return [_read_predict(request) for request in log.predict_streamed_log.request]
-    if kind == "classify_log":
-        return _read_examples(log.classify_log.request.input, [log.classify_log.request])
-    if kind == "regress_log":
-        return _read_examples(log.regress_log.request.input, [log.regress_log.request])
+    if kind in ("classify_log", "regress_log"):
+        asked = getattr(log, kind).request
+        return _read_examples(asked.input, [asked])
     if kind == "multi_inference_log":
         request = log.multi_inference_log.request
         return _read_examples(request.input, request.tasks)

@@ -36,11 +36,7 @@ class Batching(Protocol):
     async def answer(
         self, signature_name: str, inputs: Batch, output_filter: Sequence[str] = ()
     ) -> Batch:
-        """The outputs for one call, computed together with others'.
-
-        Raises:
-            PlumblineError: The call fits no batch, too many wait, or running failed.
-        """
+        """The outputs for one call, computed together with others'."""
         ...
 
 

@@ -47,11 +47,6 @@ UNKNOWN_IN_MULTI_INFERENCE = UnknownSignature("Requested signature not found in 
 class SignatureCheck:
     """One signature of one version, made ready for requests.
 
-    Args:
-        servable_id: Who answers.
-        name: The signature's name.
-        proto: Its SignatureDef.
-
     Attributes:
         name: The signature's name.
         proto: Its SignatureDef.

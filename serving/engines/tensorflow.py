@@ -8,7 +8,6 @@ costs 25 µs a call where a restored `tf.function` costs 360 µs and `Session.ru
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import threading
@@ -28,14 +27,10 @@ from contract.errors import (
 )
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch
+from serving.config.server import ServerConfig
 from serving.engines.servable import Engine
 
 _log = logging.getLogger(__name__)
-
-MISSING_TEXT = (
-    "this signature needs TensorFlow, which is not installed here: "
-    "pip install 'plumbline-tf[tensorflow]'"
-)
 
 MAX_CALLABLES = 256
 """Prepared calls kept: one per signature, set of inputs and output filter."""
@@ -43,47 +38,35 @@ MAX_CALLABLES = 256
 _Callable = Callable[..., list[Any]]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """How a Session runs.
-
-    Attributes:
-        tags: Tags of the meta graph.
-        intra_op_threads: Threads inside one operation; 0 lets TensorFlow choose.
-        inter_op_threads: Operations at a time; 0 lets TensorFlow choose.
-    """
-
-    tags: tuple[str, ...] = ("serve",)
-    intra_op_threads: int = 0
-    inter_op_threads: int = 0
-
-
 class TensorFlowEngine(Engine):
     """Answers every signature of one SavedModel.
 
     Args:
         version_dir: The directory with `saved_model.pb`.
-        options: Tags and threads.
+        config: Tags of the meta graph, and threads.
 
     Raises:
         UnimplementedError: TensorFlow is not installed.
         PlumblineError: The SavedModel cannot be loaded; the code is TensorFlow's.
     """
 
-    def __init__(self, version_dir: Path, options: SessionOptions) -> None:
+    def __init__(self, version_dir: Path, config: ServerConfig) -> None:
         tf = _import_tensorflow()
+        from tensorflow.core.protobuf import config_pb2
+
         self._errors = tf.errors.OpError
-        self._callable_options = _import_callable_options()
-        config = tf.compat.v1.ConfigProto(
-            intra_op_parallelism_threads=options.intra_op_threads,
-            inter_op_parallelism_threads=options.inter_op_threads,
+        self._callable_options = config_pb2.CallableOptions
+        both = config.tensorflow_session_parallelism
+        threads = tf.compat.v1.ConfigProto(
+            intra_op_parallelism_threads=config.tensorflow_intra_op_parallelism or both,
+            inter_op_parallelism_threads=config.tensorflow_inter_op_parallelism or both,
         )
         graph = tf.Graph()
-        self._session = tf.compat.v1.Session(graph=graph, config=config)
+        self._session = tf.compat.v1.Session(graph=graph, config=threads)
         try:
             with graph.as_default():
                 meta_graph = tf.compat.v1.saved_model.load(
-                    self._session, list(options.tags), str(version_dir)
+                    self._session, config.saved_model_tags.split(","), str(version_dir)
                 )
         except self._errors as error:
             raise _translate(error) from error
@@ -132,10 +115,8 @@ class TensorFlowEngine(Engine):
         if unknown:  # and a message's map would make an entry of what it is asked for
             raise TensorMismatchError(f"signature {name!r} has no {', '.join(unknown)}")
         options = self._callable_options()
-        options.feed.extend(_tensor_name(signature.inputs[alias]) for alias in aliases)
-        options.fetch.extend(
-            _tensor_name(signature.outputs[alias]) for alias in wanted or tuple(signature.outputs)
-        )
+        options.feed.extend(signature.inputs[alias].name for alias in aliases)
+        options.fetch.extend(signature.outputs[alias].name for alias in wanted or signature.outputs)
         with self._lock:
             made: _Callable = self._session._make_callable_from_options(options)
             if len(self._callables) >= MAX_CALLABLES:  # clients choose output filters
@@ -149,19 +130,12 @@ def _import_tensorflow() -> Any:
     try:
         import tensorflow as tf
     except ImportError as error:
-        raise UnimplementedError(MISSING_TEXT) from error
+        raise UnimplementedError(
+            "this signature needs TensorFlow, which is not installed here: "
+            "pip install 'plumbline-tf[tensorflow]'"
+        ) from error
     tf.get_logger().setLevel(logging.ERROR)  # it calls what TensorFlow Serving does deprecated
     return tf
-
-
-def _import_callable_options() -> Any:
-    from tensorflow.core.protobuf import config_pb2
-
-    return config_pb2.CallableOptions
-
-
-def _tensor_name(info: Any) -> str:
-    return str(info.name)
 
 
 def _to_feed(array: Array) -> Array:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from contract.errors import ServableUnavailableError
 
@@ -28,6 +29,7 @@ class ThreadPool:
         self._max_queued_calls = max_queued_calls
         self._executor = ThreadPoolExecutor(self._num_threads, thread_name_prefix="run")
         self._in_flight = 0
+        self._counting = threading.Lock()
 
     async def run(self, call: Callable[[], Result]) -> Result:
         """`call()` on a thread."""
@@ -37,35 +39,17 @@ class ThreadPool:
                 f"{waiting} calls wait for a thread already (--max_queued_calls="
                 f"{self._max_queued_calls}); ask again later or send fewer at a time"
             )
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Result] = loop.create_future()
-        self._in_flight += 1
+        with self._counting:
+            self._in_flight += 1
         future = self._executor.submit(call)
         # Counted down when the thread is done, not when the caller has given up.
-        future.add_done_callback(lambda done: _call_in(loop, lambda: self._settle(waiter, done)))
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            future.cancel()
-            raise
+        future.add_done_callback(self._count_down)
+        return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Lets running calls end and takes no more."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _settle(self, waiter: asyncio.Future[Result], done: Future[Result]) -> None:
-        self._in_flight -= 1
-        if waiter.done() or done.cancelled():
-            return
-        error = done.exception()
-        if error is None:
-            waiter.set_result(done.result())
-        else:
-            waiter.set_exception(error)
-
-
-def _call_in(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    try:
-        loop.call_soon_threadsafe(callback)
-    except RuntimeError:  # the loop is closed: nobody waits any more
-        return
+    def _count_down(self, done: Future[Any]) -> None:
+        with self._counting:
+            self._in_flight -= 1

@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from contract.errors import Code
 from contract.servable import ServableId, VersionState
 from serving.monitoring.instruments import (
     Family,
@@ -203,7 +204,7 @@ class Metrics(Observer):
 
     def observe_state(self, servable_id: ServableId, status: VersionStatus) -> None:
         """Drops what is said of a version that was unloaded; a failed one stays visible."""
-        if status.state is not VersionState.END or status.error is not None:
+        if status.state is not VersionState.END or status.code is not Code.OK:
             return
         key = (servable_id.name, str(servable_id.version))
         for family in (self._runtime, self._queue_wait, self._self_test, self._engine):

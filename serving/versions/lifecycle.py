@@ -18,6 +18,7 @@ from pathlib import Path
 
 from contract.errors import Code, InternalError, PlumblineError
 from contract.servable import ServableId, VersionState
+from serving.config.server import ServerConfig
 from serving.engines.servable import Servable
 from serving.versions.routing import Handle
 from serving.versions.states import StateMonitor
@@ -28,7 +29,6 @@ LoadFunction = Callable[[ServableId, Path], Servable]
 
 Fingerprint = tuple[tuple[str, int, int], ...]
 """Relative path, size and modification time (ns) of each file of a version."""
-
 
 _PASSING = frozenset(
     (
@@ -43,29 +43,6 @@ _PASSING = frozenset(
 """Codes of faults that another try may not meet."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LoadPolicy:
-    """How loads are tried.
-
-    Attributes:
-        max_num_load_retries: Tries after the first.
-        load_retry_interval_s: Seconds between two tries.
-        num_load_threads: Loads at a time, once the first have been decided.
-        strict: As TensorFlow Serving: every failure is tried again, and a version that failed
-            for good is not tried again when its files change.
-    """
-
-    max_num_load_retries: int = 5
-    load_retry_interval_s: float = 60.0
-    num_load_threads: int = 1
-    strict: bool = False
-
-    def allows_retry(self, error: PlumblineError, num_tries: int) -> bool:
-        """Whether a load that failed `num_tries` times, now with `error`, is tried again."""
-        passing = self.strict or error.code in _PASSING
-        return passing and num_tries <= self.max_num_load_retries
-
-
 class Phase(enum.Enum):
     """Where a version stands."""
 
@@ -78,6 +55,7 @@ class Phase(enum.Enum):
     GONE = enum.auto()
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class VersionEntry:
     """What the manager knows of one version: TensorFlow Serving's `LoaderHarness`.
 
@@ -93,16 +71,15 @@ class VersionEntry:
         handle: While READY or UNLOADING.
     """
 
-    def __init__(self, servable_id: ServableId, directory: Path) -> None:
-        self.id = servable_id
-        self.directory = directory
-        self.aspired = True
-        self.phase = Phase.NEW
-        self.num_tries = 0
-        self.due = 0.0
-        self.fingerprint: Fingerprint = ()
-        self.error: PlumblineError | None = None
-        self.handle: Handle | None = None
+    id: ServableId
+    directory: Path
+    aspired: bool = True
+    phase: Phase = Phase.NEW
+    num_tries: int = 0
+    due: float = 0.0
+    fingerprint: Fingerprint = ()
+    error: PlumblineError | None = None
+    handle: Handle | None = None
 
 
 class Lifecycle:
@@ -110,7 +87,8 @@ class Lifecycle:
 
     Args:
         load: Makes a servable of a version directory; blocks.
-        policy: How loads are tried.
+        config: How loads are tried. With `strict_compat` every failure is tried again, and a
+            version that failed for good is not tried again when its files change.
         monitor: Is told every state.
         route: Called with a model's handles by version whenever they change, before a version
             that left them is retired.
@@ -120,12 +98,12 @@ class Lifecycle:
         self,
         load: LoadFunction,
         *,
-        policy: LoadPolicy,
+        config: ServerConfig,
         monitor: StateMonitor,
         route: Callable[[str, dict[int, Handle]], None],
     ) -> None:
         self._load_servable = load
-        self._policy = policy
+        self._config = config
         self._monitor = monitor
         self._route = route
         self._changed = threading.Condition()
@@ -179,7 +157,7 @@ class Lifecycle:
         self._decided.discard(name)
 
     def _find_changed(self, name: str) -> list[VersionEntry]:
-        if self._policy.strict:
+        if self._config.strict_compat:
             return []
         with self._changed:
             failed = [
@@ -224,7 +202,7 @@ class Lifecycle:
     def _max_loading(self) -> int:
         # The first loads of all models use every core, as nobody is served yet.
         first = any(self._models[name] for name in self._models.keys() - self._decided)
-        return max(os.cpu_count() or 1 if first else 1, self._policy.num_load_threads)
+        return max(os.cpu_count() or 1 if first else 1, self._config.num_load_threads)
 
     def _until_due(self) -> float | None:
         waiting = [
@@ -261,9 +239,7 @@ class Lifecycle:
     def _load(self, entry: VersionEntry) -> None:
         begin = time.monotonic()
         servable = try_load(self._load_servable, entry)
-        self._finish_load(entry, servable, time.monotonic() - begin)
-
-    def _finish_load(self, entry: VersionEntry, servable: Servable | None, took_s: float) -> None:
+        took_s = time.monotonic() - begin
         with self._changed:
             self._num_loading -= 1
             if servable is not None:
@@ -279,7 +255,12 @@ class Lifecycle:
 
     def _note_failure(self, entry: VersionEntry) -> None:
         error = entry.error or InternalError("no reason given")
-        again = entry.aspired and self._policy.allows_retry(error, entry.num_tries)
+        config = self._config
+        again = (
+            entry.aspired
+            and (config.strict_compat or error.code in _PASSING)
+            and entry.num_tries <= config.max_num_load_retries
+        )
         logger.error(
             "Loading servable: %s failed: %s: %s (%s)",
             entry.id,
@@ -289,9 +270,9 @@ class Lifecycle:
         )
         if again:
             entry.phase = Phase.WAITING
-            entry.due = time.monotonic() + max(0.0, self._policy.load_retry_interval_s)
+            entry.due = time.monotonic() + max(0.0, config.load_retry_interval_micros / 1e6)
             self._monitor.publish(
-                entry.id, VersionState.LOADING, error=None if self._policy.strict else error
+                entry.id, VersionState.LOADING, error=None if config.strict_compat else error
             )
             return
         entry.phase = Phase.FAILED
@@ -319,7 +300,11 @@ class Lifecycle:
 
     def _finish_unload(self, entry: VersionEntry) -> None:
         if entry.handle is not None:
-            close_quietly(entry.handle.servable)
+            try:
+                entry.handle.servable.close()
+            except Exception:
+                # The boundary of an unload: a fault in it holds up nothing.
+                logger.exception("a fault of ours while unloading %s", entry.id)
         entry.handle = None
         logger.info("Done unloading servable version %s", entry.id)
         self._monitor.publish(entry.id, VersionState.END)
@@ -379,12 +364,3 @@ def try_load(load: LoadFunction, entry: VersionEntry) -> Servable | None:
         logger.exception("a fault of ours while loading %s", entry.id)
         entry.error = InternalError(f"{type(error).__name__}: {error}")
     return None
-
-
-def close_quietly(servable: Servable) -> None:
-    """Frees a servable; a fault while doing so is logged and holds up nothing."""
-    try:
-        servable.close()
-    except Exception:
-        # The boundary of an unload, as above.
-        logger.exception("a fault of ours while unloading %s", servable.id)

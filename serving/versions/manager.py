@@ -6,21 +6,20 @@ import dataclasses
 import enum
 import logging
 import threading
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Iterable, Sequence
 
 from contract.errors import (
     Code,
-    DeadlineExceededError,
     PlumblineError,
     ServableUnavailableError,
 )
 from contract.servable import ModelSpec, ServableId, VersionState
 from serving.config.models import ModelConfig, check_platforms
-from serving.versions.lifecycle import Lifecycle, LoadFunction, LoadPolicy
+from serving.config.server import ServerConfig
+from serving.versions.lifecycle import Lifecycle, LoadFunction
 from serving.versions.routing import Router, assign_labels
 from serving.versions.source import FileSystemSource, PollResult
-from serving.versions.states import StateMonitor, VersionStatus
+from serving.versions.states import StateMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -30,44 +29,40 @@ class ServableManager:
 
     Args:
         load: Makes a servable of a version directory; blocks; called on threads of its own.
-        policy: How loads are tried; its `strict` is --strict_compat.
-        poll_wait_s: Seconds between two looks at the base paths; 0 looks once per
-            configuration, negative never.
-        allow_labels_for_unavailable: --allow_version_labels_for_unavailable_models.
+        config: How loads are tried and base paths looked at. The models are not taken from it.
 
     Attributes:
         monitor: The states of all versions.
+        list_states: `StateMonitor.list_states`: what GetModelStatus answers.
         acquire: `Router.acquire`: holds the servable that answers a ModelSpec. A model whose
             first load has not been decided yet is a ServableUnavailableError.
 
     Example:
-        with ServableManager(load) as manager:
-            manager.start(models)
-            manager.wait_until_ready(timeout_s=60)
-            with manager.acquire(ModelSpec("mlp")) as servable:
-                servable.run("serving_default", batch)
+        manager = ServableManager(load, config)
+        manager.start(models)
+        manager.wait_until_ready(timeout_s=60)
+        with manager.acquire(ModelSpec("mlp")) as servable:
+            servable.run("serving_default", batch)
+        manager.stop()
     """
 
-    def __init__(
-        self,
-        load: LoadFunction,
-        *,
-        policy: LoadPolicy | None = None,
-        poll_wait_s: float = 1,
-        allow_labels_for_unavailable: bool = False,
-    ) -> None:
-        policy = policy or LoadPolicy()
+    def __init__(self, load: LoadFunction, config: ServerConfig) -> None:
         self.monitor = StateMonitor()
-        self._allow_labels_for_unavailable = allow_labels_for_unavailable
+        self.list_states = self.monitor.list_states
+        self._allow_unavailable = config.allow_version_labels_for_unavailable_models
         self._models: tuple[ModelConfig, ...] = ()
         self._router = Router(self._explain_absence)
         self.acquire = self._router.acquire  # the hot path: nothing in between
         self._reload_lock = threading.Lock()
         self._polled: dict[str, PollResult] = {}
         self._lifecycle = Lifecycle(
-            load, policy=policy, monitor=self.monitor, route=self._router.replace_route
+            load, config=config, monitor=self.monitor, route=self._router.replace_route
         )
-        self._source = FileSystemSource(self._see, poll_wait_s=poll_wait_s, strict=policy.strict)
+        self._source = FileSystemSource(
+            self._see,
+            poll_wait_s=config.file_system_poll_wait_seconds,
+            strict=config.strict_compat,
+        )
 
     @property
     def models(self) -> tuple[ModelConfig, ...]:
@@ -96,21 +91,6 @@ class ServableManager:
         self._source.stop()
         self._lifecycle.stop(timeout_s=timeout_s)
 
-    def __enter__(self) -> ServableManager:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def list_states(self, name: str, version: int | None = None) -> list[VersionStatus]:
-        """The states of a model's versions, the highest first, for GetModelStatus."""
-        return self.monitor.list_states(name, version)
-
     def is_ready(self) -> bool:
         """Whether every model has an AVAILABLE version and its first load is decided."""
         table = self._router.table
@@ -132,15 +112,22 @@ class ServableManager:
         result = self._polled.get(name)
         if name in self._router.table.routes or result is None:
             return None
-        return find_failure(result, self.monitor)
+        if result.error is not None:
+            reason = f"{result.error.code.name}: {result.error.message}"
+            return Failure(FailureKind.BASE_PATH, f"{{{name} due to error: {reason}}}")
+        if not result.versions:
+            reason = f"NOT_FOUND: {' '.join(result.warnings)}"
+            return Failure(FailureKind.VERSIONS, f"{{{name} due to error: {reason}}}")
+        failed = []
+        for version in result.versions:
+            servable_id = ServableId(name, version)
+            status = self.monitor.find(servable_id)
+            if status is None or status.state is not VersionState.END or status.code is Code.OK:
+                return None
+            failed.append(f"{{{servable_id} due to error: {status.code.name}: {status.message}}}")
+        return Failure(FailureKind.LOADED_VERSION, ", ".join(failed))
 
-    def reload(
-        self,
-        models: Sequence[ModelConfig],
-        *,
-        wait: bool = True,
-        timeout_s: float | None = None,
-    ) -> None:
+    def reload(self, models: Sequence[ModelConfig], *, wait: bool = True) -> None:
         """Replaces the whole configuration and waits until new models are AVAILABLE."""
         with self._reload_lock:
             known = {model.name for model in self._models}
@@ -152,7 +139,7 @@ class ServableManager:
                 self._lifecycle.forget(name)
             self._source.update(models)
         if wait:
-            self.wait_for_models(new, timeout_s=timeout_s)
+            self.wait_for_models(new)
 
     def _apply(self, models: Sequence[ModelConfig]) -> None:
         check_platforms(models, self._models)
@@ -160,22 +147,18 @@ class ServableManager:
             models,
             self._router.table.labels,
             is_available=self._is_available,
-            allow_unavailable=self._allow_labels_for_unavailable,
+            allow_unavailable=self._allow_unavailable,
         )
         self._router.replace_labels(labels)
         self._models = tuple(models)
 
-    def wait_for_models(self, names: Sequence[str], *, timeout_s: float | None = None) -> None:
+    def wait_for_models(self, names: Sequence[str]) -> None:
         """Blocks until each of `names` serves or cannot."""
-
-        if not self.monitor.wait_for(
-            lambda: not any(map(self.is_pending, names)), timeout_s=timeout_s
-        ):
-            raise DeadlineExceededError(f"models are still loading after {timeout_s} s")
-        found = [self.find_failure(name) for name in names]
-        failures = [failure for failure in found if failure is not None]
-        if failures:
-            raise PlumblineError(describe_failures(failures), code=Code.UNKNOWN)
+        if not self.monitor.wait_for(lambda: not any(map(self.is_pending, names))):
+            raise ServableUnavailableError(
+                "the server is shutting down, and did not wait for new models"
+            )
+        raise_failures(map(self.find_failure, names))
 
     def _is_available(self, name: str, version: int) -> bool:
         route = self._router.table.routes.get(name)
@@ -220,26 +203,11 @@ class Failure:
     text: str
 
 
-def find_failure(result: PollResult, monitor: StateMonitor) -> Failure | None:
-    """Why a model that has no AVAILABLE version will get none; None while it still may."""
-    name = result.model.name
-    if result.error is not None:
-        reason = f"{result.error.code.name}: {result.error.message}"
-        return Failure(FailureKind.BASE_PATH, f"{{{name} due to error: {reason}}}")
-    if not result.versions:
-        reason = f"NOT_FOUND: {' '.join(result.warnings)}"
-        return Failure(FailureKind.VERSIONS, f"{{{name} due to error: {reason}}}")
-    failed = []
-    for version in result.versions:
-        status = monitor.find(ServableId(name, version))
-        if status is None or status.state is not VersionState.END or status.error is None:
-            return None
-        servable_id = ServableId(name, version)
-        failed.append(f"{{{servable_id} due to error: {status.code.name}: {status.message}}}")
-    return Failure(FailureKind.LOADED_VERSION, ", ".join(failed))
-
-
-def describe_failures(failures: list[Failure]) -> str:
-    """All of them in one sentence, as `ServerCore::WaitUntilModelsAvailable` does."""
-    listed = "".join(f"{failure.text}, " for failure in failures)
-    return f"{len(failures)} model(s) did not become available: {{{listed}}}"
+def raise_failures(found: Iterable[Failure | None]) -> None:
+    """Tells all of them in one sentence, as `ServerCore::WaitUntilModelsAvailable` does."""
+    failures = [failure for failure in found if failure is not None]
+    if failures:
+        listed = "".join(f"{failure.text}, " for failure in failures)
+        raise PlumblineError(
+            f"{len(failures)} model(s) did not become available: {{{listed}}}", code=Code.UNKNOWN
+        )

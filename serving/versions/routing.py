@@ -79,44 +79,26 @@ class Table:
     routes: Mapping[str, Route] = dataclasses.field(default_factory=dict)
     labels: Labels = dataclasses.field(default_factory=dict)
 
-    def replace_route(self, name: str, handles: Mapping[int, Handle]) -> Table:
-        """A table in which `name` has these versions, or is gone if there are none."""
-        routes = {other: route for other, route in self.routes.items() if other != name}
-        if handles:
-            routes[name] = Route(handles[max(handles)], dict(handles))
-        return dataclasses.replace(self, routes=routes)
-
-    def replace_labels(self, labels: Labels) -> Table:
-        """A table with these labels instead."""
-        return dataclasses.replace(self, labels=labels)
-
     def find(self, spec: ModelSpec) -> Handle:
         """The handle that `spec` asks for."""
+        if not spec.name:
+            raise RequestError("ModelSpec has no name specified.")
         route = self.routes.get(spec.name)
         if spec.version is None and spec.version_label is None:
             if route is not None:
                 return route.latest
-            if not spec.name:
-                raise RequestError("ModelSpec has no name specified.")
             raise ServableNotFoundError(f"Servable not found for request: Latest({spec.name})")
-        if not spec.name:
-            raise RequestError("ModelSpec has no name specified.")
         version = spec.version
         if version is None:
-            version = self.find_label(spec.name, str(spec.version_label))
+            version = self.labels.get(spec.name, {}).get(str(spec.version_label))
+        if version is None:
+            raise RequestError(f"Unrecognized servable version label: {spec.version_label}")
         handle = None if route is None else route.versions.get(version)
         if handle is None:
             raise ServableNotFoundError(
                 f"Servable not found for request: Specific({spec.name}, {version})"
             )
         return handle
-
-    def find_label(self, name: str, label: str) -> int:
-        """The version that a label points at."""
-        version = self.labels.get(name, {}).get(label)
-        if version is None:
-            raise RequestError(f"Unrecognized servable version label: {label}")
-        return version
 
 
 class Router:
@@ -148,14 +130,17 @@ class Router:
                 return handle
 
     def replace_route(self, name: str, handles: Mapping[int, Handle]) -> None:
-        """Lets `name` have these versions."""
+        """Lets `name` have these versions, or be gone if there are none."""
         with self._lock:
-            self.table = self.table.replace_route(name, handles)
+            routes = {other: one for other, one in self.table.routes.items() if other != name}
+            if handles:
+                routes[name] = Route(handles[max(handles)], dict(handles))
+            self.table = dataclasses.replace(self.table, routes=routes)
 
     def replace_labels(self, labels: Labels) -> None:
         """Lets these labels be in force."""
         with self._lock:
-            self.table = self.table.replace_labels(labels)
+            self.table = dataclasses.replace(self.table, labels=labels)
 
 
 def assign_labels(

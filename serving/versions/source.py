@@ -12,7 +12,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from contract.errors import ConfigError, PlumblineError
 from contract.layout import find_versions
@@ -124,12 +123,7 @@ class FileSystemSource:
     def __enter__(self) -> FileSystemSource:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def poll(self) -> None:

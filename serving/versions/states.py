@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Callable, Mapping
 
 from contract.errors import Code, PlumblineError, ServableNotFoundError
@@ -23,14 +22,12 @@ class VersionStatus:
         state: Where it is in its life.
         code: OK, or the canonical code of what went wrong.
         message: What went wrong, or "".
-        error: What went wrong, for code that wants the class.
     """
 
     version: int
     state: VersionState
     code: Code = Code.OK
     message: str = ""
-    error: PlumblineError | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 class StateMonitor:
@@ -67,13 +64,9 @@ class StateMonitor:
         self, servable_id: ServableId, state: VersionState, *, error: PlumblineError | None = None
     ) -> None:
         """Records that a version reached `state`, because of `error` if there is one."""
-        status = VersionStatus(
-            servable_id.version,
-            state,
-            Code.OK if error is None else error.code,
-            "" if error is None else error.message,
-            error,
-        )
+        status = VersionStatus(servable_id.version, state)
+        if error is not None:
+            status = dataclasses.replace(status, code=error.code, message=error.message)
         with self.changed:
             versions = self._states.setdefault(servable_id.name, {})
             versions[servable_id.version] = status
@@ -106,16 +99,9 @@ class StateMonitor:
 
     def wait_for(self, predicate: Callable[[], bool], *, timeout_s: float | None = None) -> bool:
         """Blocks until `predicate` holds; it is asked again after each change."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self.changed:
-            while not predicate():
-                if self._is_closed:
-                    return False
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    return False
-                self.changed.wait(left)
-            return True
+            self.changed.wait_for(lambda: self._is_closed or predicate(), timeout_s)
+            return predicate()
 
 
 def choose_states(

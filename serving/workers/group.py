@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from contract.errors import Code, PlumblineError, ServableUnavailableError
+from contract.errors import PlumblineError, ServableUnavailableError
 from contract.servable import ServableId, VersionState
 from serving.addresses import Addresses
 from serving.config.models import ModelConfig
@@ -24,9 +24,9 @@ from serving.monitoring.instruments import (
     render_families,
 )
 from serving.monitoring.metrics import Metrics
-from serving.versions.manager import describe_failures
+from serving.versions.manager import raise_failures
 from serving.versions.states import VersionStatus, choose_states
-from serving.workers.shared_state import MetricsDump, NotedStatus, Place, Refusal, WorkerState
+from serving.workers.shared_state import MetricsDump, Place, Refusal, WorkerState
 
 CATCH_UP_S = 10.0
 """How long a worker that lags behind tries to accept a reload that another has accepted."""
@@ -155,12 +155,10 @@ class WorkerGroup:
             self._note_state()
             for state in self._wait_for_others(lambda one: one.generation >= generation):
                 if state.refusal is not None:
-                    raise PlumblineError(state.refusal.message, code=Code(state.refusal.code))
+                    raise PlumblineError(state.refusal.message, code=state.refusal.code)
         self.manager.wait_for_models(new)
         for state in self._wait_for_others(lambda one: not set(new) & set(one.pending)):
-            failures = [state.failures[name] for name in new if name in state.failures]
-            if failures:
-                raise PlumblineError(describe_failures(failures), code=Code.UNKNOWN)
+            raise_failures(map(state.failures.get, new))
 
     async def render_metrics(self) -> str:
         """The page that Prometheus scrapes, over all workers."""
@@ -223,7 +221,7 @@ class WorkerGroup:
                     self._behind_since = now
                 if now - self._behind_since <= CATCH_UP_S:
                     return
-                refusal = Refusal(int(error.code), error.message)
+                refusal = Refusal(error.code, error.message)
             self._behind_since = None
             self._generation, self._refusal = found.generation, refusal
         self._note_state()
@@ -266,11 +264,10 @@ class WorkerGroup:
             heartbeat=time.monotonic(),
         )
 
-    def _list_versions(self) -> dict[str, dict[int, NotedStatus]]:
-        versions: dict[str, dict[int, NotedStatus]] = {}
-        for servable_id, one in self.manager.monitor.snapshot().items():
-            noted = NotedStatus(int(one.state), int(one.code), one.message)
-            versions.setdefault(servable_id.name, {})[servable_id.version] = noted
+    def _list_versions(self) -> dict[str, dict[int, VersionStatus]]:
+        versions: dict[str, dict[int, VersionStatus]] = {}
+        for servable_id, status in self.manager.monitor.snapshot().items():
+            versions.setdefault(servable_id.name, {})[servable_id.version] = status
         return versions
 
     # Metrics.
@@ -326,17 +323,17 @@ def _dump_families(families: Sequence[Family | HistogramFamily]) -> Dump:
     return {family.name: family.dump() for family in families}
 
 
-def merge_statuses(version: int, found: Sequence[NotedStatus | None]) -> VersionStatus:
+def merge_statuses(version: int, found: Sequence[VersionStatus | None]) -> VersionStatus:
     """What the workers together say of a version: the least advanced, and what went wrong."""
     known = [one for one in found if one is not None]
     states = {one.state for one in known}
     first = min(known, key=lambda one: one.state)
     if len(known) < len(found) and max(states) <= VersionState.AVAILABLE:
-        first = NotedStatus(VersionState.START, 0, "")
+        first = VersionStatus(version, VersionState.START)
     elif first.state >= VersionState.AVAILABLE and len(states) > 1:
         # On its way out, or served by some and failed with others.
         failed = [one for one in known if one.state == VersionState.END and one.code]
-        first = failed[0] if failed else NotedStatus(VersionState.UNLOADING, 0, "")
+        first = failed[0] if failed else VersionStatus(version, VersionState.UNLOADING)
     elif first.state == VersionState.END:
         first = max(known, key=lambda one: one.code)
-    return VersionStatus(version, VersionState(first.state), Code(first.code), first.message)
+    return first

@@ -13,18 +13,18 @@ import fcntl
 import os
 import pickle
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TypeVar
 
 import msgspec
 
-from contract.errors import ServableUnavailableError
+from contract.errors import Code, ServableUnavailableError
 from serving.config.models import ModelConfig
 from serving.monitoring.instruments import Dump, add_dumps
 from serving.versions.manager import Failure
+from serving.versions.states import VersionStatus
 
 HANGING_S = 10.0
 """A worker whose heart has not beaten for so long is not waited for."""
@@ -37,30 +37,18 @@ _RETIRED = "retired"
 _MODELS = "models"
 _WISH = "wish"
 
-
-class NotedStatus(NamedTuple):
-    """A version's status, as numbers.
-
-    Attributes:
-        state: A VersionState.
-        code: A Code.
-        message: What went wrong, or "".
-    """
-
-    state: int
-    code: int
-    message: str
+Kept = TypeVar("Kept")
 
 
-class Refusal(NamedTuple):
+class Refusal(msgspec.Struct, frozen=True):
     """Why a worker does not follow a reload.
 
     Attributes:
-        code: A Code.
+        code: What kind of fault it is.
         message: For whoever asked for the reload.
     """
 
-    code: int
+    code: Code
     message: str
 
 
@@ -83,7 +71,7 @@ class WorkerState(msgspec.Struct, frozen=True):
     is_ready: bool = False
     generation: int = -1
     refusal: Refusal | None = None
-    versions: dict[str, dict[int, NotedStatus]] = {}
+    versions: dict[str, dict[int, VersionStatus]] = {}
     pending: tuple[str, ...] = ()
     failures: dict[str, Failure] = {}
     heartbeat: float = 0.0
@@ -125,18 +113,13 @@ class SharedState:
     """The folder. Pickles are safe in it: nobody else can write there.
 
     Args:
-        folder: Made by `create`.
+        folder: For its user alone.
         num_slots: Workers.
     """
 
     def __init__(self, folder: Path, num_slots: int) -> None:
         self.folder = folder
         self.num_slots = num_slots
-
-    @classmethod
-    def create(cls, num_slots: int) -> SharedState:
-        """A new folder, for its user alone."""
-        return cls(Path(tempfile.mkdtemp(prefix="plumbline-")), num_slots)
 
     def remove(self) -> None:
         """Deletes the folder."""
@@ -177,8 +160,7 @@ class SharedState:
 
     def read_wish(self) -> float:
         """The newest wish for dumps; wishes grow."""
-        found: float | None = self._unpickle(_WISH)
-        return 0.0 if found is None else found
+        return self._unpickle(_WISH, 0.0)
 
     def write_dump(self, slot: int, dump: MetricsDump) -> None:
         """Keeps what a worker's metrics hold, for others and in case it dies."""
@@ -186,13 +168,11 @@ class SharedState:
 
     def read_dump(self, slot: int) -> MetricsDump:
         """What a worker's metrics held when it last said so."""
-        found: MetricsDump | None = self._unpickle(f"{slot}.metrics")
-        return MetricsDump() if found is None else found
+        return self._unpickle(f"{slot}.metrics", MetricsDump())
 
     def read_retired(self) -> Dump:
         """What workers counted that have ended."""
-        found: Dump | None = self._unpickle(_RETIRED)
-        return {} if found is None else found
+        return self._unpickle(_RETIRED, {})
 
     # Models: the configuration that a reload has put into force.
 
@@ -205,8 +185,7 @@ class SharedState:
 
     def read_models(self) -> Models | None:
         """What a reload has put into force; None before the first."""
-        found: Models | None = self._unpickle(_MODELS)
-        return found
+        return self._unpickle(_MODELS, None)
 
     @contextlib.contextmanager
     def lock_models(self) -> Iterator[None]:
@@ -237,9 +216,10 @@ class SharedState:
         except FileNotFoundError:
             return b""
 
-    def _unpickle(self, name: str) -> Any:
+    def _unpickle(self, name: str, otherwise: Kept) -> Kept:
         data = self._read(name)
-        return pickle.loads(data) if data else None
+        kept: Kept = pickle.loads(data) if data else otherwise
+        return kept
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn
 
 from contract.console.exits import ExitCode
@@ -80,10 +80,10 @@ class Supervisor:
             raise ConfigError("--workers: processes can share ports on Linux only; leave it out")
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         with (
-            PortReservation(self._config) as ports,
-            _make_shared_state(self._config.workers) as shared,
+            _reserve_ports(self._config) as self._config,
+            tempfile.TemporaryDirectory(prefix="plumbline-", ignore_cleanup_errors=True) as folder,
         ):
-            self._config, self._shared = ports.fill_in(self._config), shared
+            self._shared = SharedState(Path(folder), self._config.workers)
             self._lifeline, self._lifeline_end = os.pipe()
             _preload(self._config)
             self._watch_over()
@@ -91,8 +91,9 @@ class Supervisor:
 
     def _watch_over(self) -> None:
         while not self._is_stopping or any(slot.pid for slot in self._slots):
-            if not self._is_stopping:
-                self._fill_slots()
+            for slot in self._slots:
+                if not self._is_stopping and not slot.pid and slot.due <= time.monotonic():
+                    self._start(slot)
             info = signal.sigtimedwait(_SIGNALS, self._find_wait())
             self._reap()
             if info is not None and info.si_signo in _STOPPING:
@@ -105,12 +106,6 @@ class Supervisor:
         return max(0.0, min([_IDLE_S, *([] if self._is_stopping else waiting)]))
 
     # Starting.
-
-    def _fill_slots(self) -> None:
-        now = time.monotonic()
-        for slot in self._slots:
-            if not slot.pid and slot.due <= now:
-                self._start(slot)
 
     def _start(self, slot: _Slot) -> None:
         slot.is_replacement = self._has_opened
@@ -129,7 +124,9 @@ class Supervisor:
         code = 1
         try:
             os.close(self._lifeline_end)
-            config = self._make_config(slot)
+            # One process alone can listen on a path.
+            socket_path = self._config.grpc_socket_path if slot.number == 0 else ""
+            config = dataclasses.replace(self._config, grpc_socket_path=socket_path, port_file="")
             place = Place(slot.number, self._shared, slot.is_replacement, self._lifeline)
             code = self._serve(config, place)
         except BaseException:
@@ -137,11 +134,6 @@ class Supervisor:
         finally:
             logging.shutdown()
             os._exit(code)
-
-    def _make_config(self, slot: _Slot) -> ServerConfig:
-        # One process alone can listen on a path.
-        socket_path = self._config.grpc_socket_path if slot.number == 0 else ""
-        return dataclasses.replace(self._config, grpc_socket_path=socket_path, port_file="")
 
     def _open_if_all_listen(self) -> None:
         if self._has_opened:
@@ -209,15 +201,6 @@ class Supervisor:
                     os.kill(slot.pid, number)
 
 
-@contextlib.contextmanager
-def _make_shared_state(num_slots: int) -> Iterator[SharedState]:
-    shared = SharedState.create(num_slots)
-    try:
-        yield shared
-    finally:
-        shared.remove()
-
-
 def _preload(config: ServerConfig) -> None:
     importlib.import_module("serving.workers.worker")
     if config.rest_api_port:
@@ -232,73 +215,57 @@ def _preload(config: ServerConfig) -> None:
     gc.freeze()
 
 
-class PortReservation:
+@contextlib.contextmanager
+def _reserve_ports(config: ServerConfig) -> Iterator[ServerConfig]:
     """Holds the TCP ports that workers share, from before the first to after the last of them.
 
-    Sockets that are bound and never listen; a context manager.
+    The sockets are bound and never listen. Only sockets that listen get connections, so holding
+    a port takes none away. It fixes the number of a port that was left open, and nobody else can
+    have it while a worker is replaced.
 
-    Only sockets that listen get connections, so holding a port takes none away. It fixes the
-    number of a port that was left open, and nobody else can have it while a worker is replaced.
-
-    Args:
-        config: Host and ports.
+    Yields:
+        `config` with the numbers of its ports.
 
     Raises:
         ServableUnavailableError: A port is in use. Without asking first, two servers of one user
             would share it silently.
     """
+    with contextlib.ExitStack() as held:
+        numbers = {}
+        for flag in ("port", "rest_api_port"):
+            port = getattr(config, flag)
+            if port:
+                holder = held.enter_context(_hold(config.host.strip("[]"), port, flag))
+                numbers[flag] = holder.getsockname()[1]
+        yield dataclasses.replace(config, **numbers)
 
-    def __init__(self, config: ServerConfig) -> None:
-        self._host = config.host.strip("[]")
-        self._sockets: list[socket.socket] = []
-        self._port = self._reserve("port", config.port)
-        self._rest_api_port = self._reserve("rest_api_port", config.rest_api_port)
 
-    def __enter__(self) -> PortReservation:
-        return self
+def _hold(host: str, port: int, flag: str) -> socket.socket:
+    """Holds a port, any if it is negative."""
+    try:
+        if port > 0:
+            # Somebody who listens is in the way of a socket that does not share.
+            _bind(host, port, is_shared=False).close()
+        return _bind(host, max(port, 0), is_shared=True)
+    except OSError as error:
+        raise ServableUnavailableError(
+            f"cannot listen on {join_address(host, port)}: "
+            f"{error.strerror or error}; give another --{flag}={port}"
+        ) from None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for one in self._sockets:
-            one.close()
 
-    def fill_in(self, config: ServerConfig) -> ServerConfig:
-        """`config` with the numbers of its ports."""
-        return dataclasses.replace(config, port=self._port, rest_api_port=self._rest_api_port)
-
-    def _reserve(self, flag: str, port: int) -> int:
-        """Holds a port, any if it is negative; gives its number, 0 when none is wanted."""
-        if not port:
-            return 0
-        try:
-            if port > 0:
-                # Somebody who listens is in the way of a socket that does not share.
-                self._bind(port, is_shared=False).close()
-            held = self._bind(max(port, 0), is_shared=True)
-        except OSError as error:
-            raise ServableUnavailableError(
-                f"cannot listen on {join_address(self._host, port)}: "
-                f"{error.strerror or error}; give another --{flag}={port}"
-            ) from None
-        self._sockets.append(held)
-        return int(held.getsockname()[1])
-
-    def _bind(self, port: int, *, is_shared: bool) -> socket.socket:
-        family, kind, _, _, address = socket.getaddrinfo(
-            self._host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        found = socket.socket(family, kind)
-        try:
-            # The rest of connections that were closed is not in the way; who listens is.
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if is_shared:
-                found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            found.bind(address)
-        except OSError:
-            found.close()
-            raise
-        return found
+def _bind(host: str, port: int, *, is_shared: bool) -> socket.socket:
+    family, kind, _, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    found = socket.socket(family, kind)
+    try:
+        # The rest of connections that were closed is not in the way; who listens is.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.bind(address)
+    except OSError:
+        found.close()
+        raise
+    return found

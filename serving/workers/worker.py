@@ -65,11 +65,10 @@ class Worker:
     def _read_again(self) -> ServerConfig:
         """The configuration, with what a file that is polled says by now."""
         config = self._config
-        if not (self._place.is_replacement and config.model_config_file_poll_wait_seconds > 0):
-            return config
-        with contextlib.suppress(ConfigError):
-            models = read_model_configs(Path(config.model_config_file))
-            return dataclasses.replace(config, models=models)
+        if self._place.is_replacement and config.model_config_file_poll_wait_seconds > 0:
+            with contextlib.suppress(ConfigError):
+                models = read_model_configs(Path(config.model_config_file))
+                config = dataclasses.replace(config, models=models)
         return config
 
     def _listen_to_supervisor(self, stop: asyncio.Event) -> None:

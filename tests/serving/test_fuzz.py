@@ -22,8 +22,8 @@ from contract.wire.plumbline_wire import predict_pb2
 from contract.wire.predict import encode_predict_request
 from contract.wire.rpc import CLASSIFY, GET_MODEL_METADATA, MULTI_INFERENCE, PREDICT, REGRESS
 from serving.config.server import ServerConfig
-from tests.serving.faces import Faces, serve
 from tests.serving.numpy_servables import SIGNATURES, OneModelManager, make_servable
+from tests.serving.servers import Faces, serve
 
 GRPC_CODES = {
     *("OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"),

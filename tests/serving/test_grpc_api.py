@@ -21,8 +21,8 @@ from contract.wire.rpc import (
 from serving.config.server import ServerConfig
 from serving.grpc.calls import TRUNCATED, cut_text
 from serving.observer import Observer
-from tests.serving.faces import Faces, serve
 from tests.serving.numpy_servables import OneModelManager, make_servable
+from tests.serving.servers import Faces, serve
 
 X = np.array([1, 2], np.float32)
 

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +22,14 @@ from contract.errors import (
 )
 from contract.servable import All, ModelSpec, ServableId, Specific, VersionPolicy, VersionState
 from serving.config.models import ModelConfig
+from serving.config.server import ServerConfig
 from serving.engines.servable import Servable
-from serving.versions.lifecycle import LoadPolicy
+from serving.versions.lifecycle import LoadFunction
 from serving.versions.manager import ServableManager
 from tests.serving.offset_servables import WEIGHTS, Loads, put_version
 
 WAIT_S = 20
-STRICT = LoadPolicy(strict=True, max_num_load_retries=2, load_retry_interval_s=0.01)
+STRICT = {"strict_compat": True, "max_num_load_retries": 2, "load_retry_interval_micros": 10_000}
 
 Make = Callable[..., ServableManager]
 
@@ -41,8 +43,9 @@ def loads() -> Loads:
 def make(loads: Loads) -> Iterator[Make]:
     made: list[ServableManager] = []
 
-    def make_manager(**options: object) -> ServableManager:
-        made.append(ServableManager(**({"load": loads, "poll_wait_s": 0.01} | options)))  # type: ignore[arg-type]
+    def make_manager(load: LoadFunction = loads, **flags: Any) -> ServableManager:
+        config = ServerConfig(**({"file_system_poll_wait_seconds": 0.01} | flags))
+        made.append(ServableManager(load, config))
         return made[-1]
 
     yield make_manager
@@ -171,7 +174,7 @@ def test_a_fault_that_may_pass_is_tried_so_often_and_no_oftener(tmp_path: Path, 
         tries.append(servable_id)
         raise InternalError("the disk hiccuped")
 
-    manager = make(load=load, policy=LoadPolicy(max_num_load_retries=2, load_retry_interval_s=0))
+    manager = make(load=load, max_num_load_retries=2, load_retry_interval_micros=0)
     manager.start([model(tmp_path / "m")])
     wait_for_state(manager, ServableId("m", 1), VersionState.END)
     assert len(tries) == 3
@@ -189,7 +192,7 @@ def test_a_crash_in_the_loader_ends_that_version_only(
             raise ZeroDivisionError("a bug")
         return loads(servable_id, directory)
 
-    manager = make(load=load, policy=LoadPolicy(max_num_load_retries=0))
+    manager = make(load=load, max_num_load_retries=0)
     manager.start([model(tmp_path / "good"), model(tmp_path / "bad")])
     wait_for_state(manager, ServableId("bad", 1), VersionState.END)
     wait_for_state(manager, ServableId("good", 1), VersionState.AVAILABLE)
@@ -223,7 +226,7 @@ def test_a_base_path_that_vanishes_unloads_nothing(tmp_path: Path, make: Make) -
 def test_versions_and_labels_are_found_and_absent_ones_named(tmp_path: Path, make: Make) -> None:
     for version in (1, 2, 3):
         put_version(tmp_path / "m", version, version * 10)
-    manager = make(allow_labels_for_unavailable=True)
+    manager = make(allow_version_labels_for_unavailable_models=True)
     manager.start([model(tmp_path / "m", Specific((1, 2)), stable=1, next=9)])
     assert manager.wait_until_ready(timeout_s=WAIT_S)
     assert answer(manager, ModelSpec("m")) == 20
@@ -285,7 +288,7 @@ def test_a_reload_replaces_everything_and_waits_for_new_models(tmp_path: Path, m
     manager = make()
     manager.start([model(tmp_path / "a")])
     assert manager.wait_until_ready(timeout_s=WAIT_S)
-    manager.reload([model(tmp_path / "b")], timeout_s=WAIT_S)
+    manager.reload([model(tmp_path / "b")])
     assert answer(manager, ModelSpec("b")) == 2
     wait_for_state(manager, ServableId("a", 1), VersionState.END)
     assert manager.is_ready()
@@ -298,7 +301,7 @@ def test_a_reload_answers_the_error_of_each_new_model(tmp_path: Path, make: Make
     manager.start([model(tmp_path / "a")])
     assert manager.wait_until_ready(timeout_s=WAIT_S)
     with pytest.raises(PlumblineError) as caught:
-        manager.reload([model(tmp_path / name) for name in ("a", "bad", "nope")], timeout_s=WAIT_S)
+        manager.reload([model(tmp_path / name) for name in ("a", "bad", "nope")])
     assert caught.value.code is Code.UNKNOWN
     assert caught.value.message.startswith("2 model(s) did not become available: {{")
     assert "{name: bad version: 1} due to error: DATA_LOSS" in caught.value.message
@@ -337,7 +340,7 @@ def test_an_allowed_label_still_may_not_move_to_an_unavailable_version(
     tmp_path: Path, make: Make
 ) -> None:
     put_version(tmp_path / "m", 1)
-    manager = make(allow_labels_for_unavailable=True)
+    manager = make(allow_version_labels_for_unavailable_models=True)
     manager.start([model(tmp_path / "m", stable=1)])
     assert manager.wait_until_ready(timeout_s=WAIT_S)
     with pytest.raises(PlumblineError, match="assign label to version 2 of model m"):
@@ -356,7 +359,7 @@ def test_strict_tries_a_lasting_fault_again_and_ignores_changed_files(
     tmp_path: Path, make: Make, loads: Loads
 ) -> None:
     directory = put_version(tmp_path / "m", 1, "garbage")
-    manager = make(policy=STRICT)
+    manager = make(**STRICT)
     manager.start([model(tmp_path / "m")])
     wait_for_state(manager, ServableId("m", 1), VersionState.END)
     assert len(loads.begun) == 3
@@ -371,7 +374,7 @@ def test_a_hundred_swaps_under_load_lose_no_call_and_close_every_old_version(
 ) -> None:
     base_path = tmp_path / "m"
     put_version(base_path, 1, 1)
-    manager = make(poll_wait_s=0.001)
+    manager = make(file_system_poll_wait_seconds=0.001)
     manager.start([model(base_path)])
     assert manager.wait_until_ready(timeout_s=WAIT_S)
     stop = threading.Event()

@@ -105,9 +105,7 @@ def test_what_is_said_of_an_unloaded_version_goes_and_of_a_failed_one_stays() ->
         metrics.observe_self_test(one, "serving_default", result)
     error = ManifestError("no")
     metrics.observe_state(MLP_1, VersionStatus(1, VersionState.END))
-    metrics.observe_state(
-        failed, VersionStatus(2, VersionState.END, error.code, error.message, error)
-    )
+    metrics.observe_state(failed, VersionStatus(2, VersionState.END, error.code, error.message))
     text = metrics.render()
     assert 'plumbline_self_test{model_name="mlp",version="1"' not in text
     assert 'plumbline_self_test{model_name="mlp",version="2"' in text

@@ -26,9 +26,9 @@ from contract.wire.tfrecord import read_records
 from serving.api.request_log import MAX_QUEUED_BYTES, LogFiles, RequestLog
 from serving.config.models import ModelConfig, RequestLogging
 from serving.config.server import ServerConfig
-from tests.serving.faces import serve
 from tests.serving.numpy_servables import OneModelManager, make_servable
 from tests.serving.server_process import ROOT, ServerProcess, call
+from tests.serving.servers import serve
 from tests.serving.test_server import make_request
 
 ROW = np.arange(3, dtype=np.float32)

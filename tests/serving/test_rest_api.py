@@ -6,8 +6,8 @@ import pytest
 
 from contract.wire.rpc import ERROR_KEY
 from serving.config.server import ServerConfig
-from tests.serving.faces import Faces, serve
 from tests.serving.numpy_servables import OneModelManager, make_servable
+from tests.serving.servers import Faces, serve
 
 PREDICT = "/v1/models/m:predict"
 BODY = b'{"instances": [1.0]}'

@@ -11,13 +11,14 @@ from contract.errors import Code, PlumblineError, TensorMismatchError, Verificat
 from contract.golden import Golden, GoldenExamples, write_golden
 from contract.parity import Tolerance, replay
 from contract.servable import ServableId
-from serving.config.server import BatchingParameters
+from serving.config.server import BatchingParameters, ServerConfig
 from serving.engines import tensorflow
-from serving.engines.loading import LoadOptions, load_servable
+from serving.engines.loading import load_servable
 from serving.engines.self_test import load_golden
 from serving.engines.servable import TENSORFLOW
-from serving.engines.tensorflow import SessionOptions, TensorFlowEngine
+from serving.engines.tensorflow import TensorFlowEngine
 from serving.engines.thread_pool import ThreadPool
+from serving.observer import Observer
 from tests.conformance.recordings import MODELS
 from tests.versions import write_tolerances
 
@@ -30,7 +31,7 @@ X = {"x": np.array([1, 2, 5], np.float32)}
 
 @pytest.fixture(scope="module")
 def engine() -> TensorFlowEngine:
-    return TensorFlowEngine(AFFINE, SessionOptions())
+    return TensorFlowEngine(AFFINE, ServerConfig())
 
 
 def test_signatures_are_fed_and_fetched_by_name(engine: TensorFlowEngine) -> None:
@@ -40,7 +41,7 @@ def test_signatures_are_fed_and_fetched_by_name(engine: TensorFlowEngine) -> Non
 
 
 def test_scalars_and_strings_keep_their_shape() -> None:
-    mixed = TensorFlowEngine(MODELS / "mixed" / "1", SessionOptions())
+    mixed = TensorFlowEngine(MODELS / "mixed" / "1", ServerConfig())
     outputs = mixed.run("length", {"image_bytes": np.array([b"a\0", b""], object)})
     (lengths,) = outputs.values()
     assert lengths.tolist() == [2, 0]
@@ -80,32 +81,32 @@ def test_an_input_that_there_is_not_is_told(engine: TensorFlowEngine) -> None:
 
 def test_wrong_tags_are_told() -> None:
     with pytest.raises(PlumblineError, match="tags"):
-        load_servable(ID, AFFINE, LoadOptions(saved_model_tags=("gpu",)))
+        load_servable(ID, AFFINE, ServerConfig(saved_model_tags="gpu"), Observer())
 
 
 def test_variables_that_are_missing_fail_the_load(tmp_path: Path) -> None:
     broken = Path(shutil.copytree(AFFINE, tmp_path / "1"))
     shutil.rmtree(broken / "variables")
     with pytest.raises(PlumblineError):
-        load_servable(ID, broken, LoadOptions())
+        load_servable(ID, broken, ServerConfig(), Observer())
 
 
 def test_a_version_without_tflite_is_loaded_and_tested_at_once(tmp_path: Path) -> None:
     version = Path(shutil.copytree(AFFINE, tmp_path / "3"))
     examples = GoldenExamples(X, {"y": np.array([3, 5, 11], np.float32)}, (3,))
     write_golden(version / layout.GOLDEN, Golden({"serving_default": examples}))
-    load_servable(ID, version, LoadOptions()).close()
+    load_servable(ID, version, ServerConfig(), Observer()).close()
     wrong = GoldenExamples(X, {"y": np.array([3, 5, 12], np.float32)}, (3,))
     write_golden(version / layout.GOLDEN, Golden({"serving_default": wrong}))
     with pytest.raises(VerificationError, match="y differs by up to 1 "):
-        load_servable(ID, version, LoadOptions())
+        load_servable(ID, version, ServerConfig(), Observer())
 
 
 def test_both_engines_give_the_golden_answers(published_mlp: Path) -> None:
     version = published_mlp / "mlp" / "1"
     golden = load_golden(version)
-    options = LoadOptions(engine=TENSORFLOW)
-    servable = load_servable(ServableId("mlp", 1), version, options)
+    config = ServerConfig(engine=TENSORFLOW)
+    servable = load_servable(ServableId("mlp", 1), version, config, Observer())
     assert {choice.engine for choice in servable.engines.values()} == {TENSORFLOW}
 
     class Through:
@@ -129,14 +130,15 @@ def test_a_saved_model_is_not_excused_by_what_its_float32_variant_may_do(
     write_golden(version / layout.GOLDEN, Golden(golden))
     write_tolerances(version, {"float32": {"max_abs_difference": 0.1}})
     with pytest.raises(VerificationError, match="at most 1e-05"):
-        load_servable(ServableId("mlp", 1), version, LoadOptions(engine=TENSORFLOW))
+        load_servable(ServableId("mlp", 1), version, ServerConfig(engine=TENSORFLOW), Observer())
 
 
 def test_batching_answers_as_without_it() -> None:
     servable = load_servable(
         ID,
         AFFINE,
-        LoadOptions(batching=BatchingParameters(max_batch_size=8, batch_timeout_micros=1000)),
+        ServerConfig(batching=BatchingParameters(max_batch_size=8, batch_timeout_micros=1000)),
+        Observer(),
     )
 
     async def ask() -> list[Any]:

@@ -16,11 +16,13 @@ import grpc
 import psutil
 import pytest
 
+from contract.errors import Code
+from contract.servable import VersionState
 from contract.wire.plumbline_wire import predict_pb2, status_pb2, tensor_pb2
 from contract.wire.rpc import HANDLE_RELOAD_CONFIG, PREDICT
 from serving.monitoring.instruments import Dump, add_dumps
+from serving.versions.states import VersionStatus
 from serving.workers.group import merge_statuses
-from serving.workers.shared_state import NotedStatus
 from tests.serving.server_process import ServerProcess, call, run_embedded
 from tests.serving.test_lifecycle import Callers, link_version, serve_version
 
@@ -377,12 +379,14 @@ def test_what_can_serve_nothing_ends_with_code_3(base_path: Path) -> None:
     ],
 )
 def test_the_state_of_all_is_the_least_advanced(states: list[int | None], merged: int) -> None:
-    found = [None if state is None else NotedStatus(state, 0, "") for state in states]
+    found = [None if state is None else VersionStatus(7, VersionState(state)) for state in states]
     assert merge_statuses(7, found).state == merged
 
 
 def test_a_version_that_failed_somewhere_has_failed() -> None:
-    merged = merge_statuses(7, [NotedStatus(AVAILABLE, 0, ""), NotedStatus(END, 13, "self-test")])
+    available = VersionStatus(7, VersionState.AVAILABLE)
+    failed = VersionStatus(7, VersionState.END, Code.INTERNAL, "self-test")
+    merged = merge_statuses(7, [available, failed])
     assert (merged.state, merged.code, merged.message) == (END, 13, "self-test")
 
 

@@ -18,7 +18,8 @@ from contract.errors import (
 )
 from contract.golden import Golden, GoldenExamples, read_golden, write_golden
 from contract.servable import ServableId
-from serving.engines.loading import LoadOptions, load_servable
+from serving.config.server import ServerConfig
+from serving.engines.loading import load_servable
 from serving.engines.servable import LITERT, TENSORFLOW
 from serving.observer import EngineChoice, Observer
 from tests.conformance.recordings import MODELS
@@ -83,7 +84,7 @@ def test_litert_answers_what_golden_vouches_for_and_tensorflow_the_rest(
     published_mlp: Path,
 ) -> None:
     seen = Seen()
-    servable = load_servable(ID, published_mlp / "mlp" / "1", LoadOptions(observer=seen))
+    servable = load_servable(ID, published_mlp / "mlp" / "1", ServerConfig(), seen)
     assert seen.choices["serving_default"].engine == LITERT
     assert "golden examples agree" in seen.choices["serving_default"].reason
     assert seen.choices["classify"].engine == TENSORFLOW
@@ -101,8 +102,10 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from contract.servable import ServableId
-from serving.engines.loading import LoadOptions, load_servable
-servable = load_servable(ServableId("mlp", 1), Path(sys.argv[1]), LoadOptions())
+from serving.config.server import ServerConfig
+from serving.engines.loading import load_servable
+from serving.observer import Observer
+servable = load_servable(ServableId("mlp", 1), Path(sys.argv[1]), ServerConfig(), Observer())
 spec = servable.signatures["serving_default"].inputs["images"]
 rows = np.zeros([size or 3 for size in spec.shape], np.float32)
 shape = servable.run("serving_default", {"images": rows})["probabilities"].shape
@@ -121,8 +124,10 @@ from pathlib import Path
 import numpy as np
 from contract.errors import UnimplementedError
 from contract.servable import ServableId
-from serving.engines.loading import LoadOptions, load_servable
-servable = load_servable(ServableId("mlp", 1), Path(sys.argv[1]), LoadOptions())
+from serving.config.server import ServerConfig
+from serving.engines.loading import load_servable
+from serving.observer import Observer
+servable = load_servable(ServableId("mlp", 1), Path(sys.argv[1]), ServerConfig(), Observer())
 try:
     servable.run("classify", {"inputs": np.array([b""], object)})
 except UnimplementedError as error:
@@ -136,14 +141,14 @@ def test_a_changed_file_is_refused(version_dir: Path) -> None:
     with (version_dir / layout.LABELS).open("a") as labels:
         labels.write("one more\n")
     with pytest.raises(ManifestError, match=r"labels\.txt"):
-        load_servable(ID, version_dir, LoadOptions())
+        load_servable(ID, version_dir, ServerConfig(), Observer())
 
 
 def test_a_model_that_disagrees_with_golden_is_not_given_to_litert(version_dir: Path) -> None:
     unseal(version_dir)
     spoil_golden(version_dir, "serving_uint8")
     seen = Seen()
-    load_servable(ID, version_dir, LoadOptions(observer=seen)).close()
+    load_servable(ID, version_dir, ServerConfig(), seen).close()
     assert seen.choices["serving_default"].engine == LITERT
     assert seen.choices["serving_uint8"].engine == TENSORFLOW
     assert "LiteRT disagrees: probabilities differs by" in seen.choices["serving_uint8"].reason
@@ -154,10 +159,10 @@ def test_the_self_test_asks_what_export_asked(limit: float, result: str, version
     spoil_golden(version_dir, "serving_default")
     write_tolerances(version_dir, {"float32": {"max_abs_difference": limit}})
     seen = Seen()
-    options = LoadOptions(observer=seen, engine=LITERT)
+    config = ServerConfig(engine=LITERT)
     refusal = pytest.raises(VerificationError, match=r"up to 0\.5 \(at most 0\.15\)")
     with refusal if result == "failed" else contextlib.nullcontext():
-        load_servable(ID, version_dir, options).close()
+        load_servable(ID, version_dir, config, seen).close()
     assert seen.results["serving_default"] == result
 
 
@@ -165,7 +170,7 @@ def test_litert_is_trusted_with_what_export_trusted_it_with(version_dir: Path) -
     spoil_golden(version_dir, "serving_default")
     write_tolerances(version_dir, {"float32": {"max_abs_difference": 0.6}})
     seen = Seen()
-    load_servable(ID, version_dir, LoadOptions(observer=seen)).close()
+    load_servable(ID, version_dir, ServerConfig(), seen).close()
     assert seen.choices["serving_default"].engine == LITERT
 
 
@@ -173,8 +178,8 @@ def test_without_golden_examples_litert_is_not_trusted(version_dir: Path) -> Non
     unseal(version_dir)
     (version_dir / layout.GOLDEN).unlink()
     seen = Seen()
-    options = LoadOptions(observer=seen, engine="litert")
-    load_servable(ID, version_dir, options).close()
+    config = ServerConfig(engine="litert")
+    load_servable(ID, version_dir, config, seen).close()
     assert seen.choices["serving_default"] == EngineChoice(LITERT, "asked for by flag")
     assert seen.results["serving_default"] == "untested"
 
@@ -184,8 +189,8 @@ def test_a_version_of_a_tflite_file_alone_wants_the_flag(version_dir: Path) -> N
     lonely.mkdir()
     shutil.copy(version_dir / "model.tflite", lonely)
     with pytest.raises(ServableNotFoundError, match="--prefer_tflite_model"):
-        load_servable(ID, lonely, LoadOptions())
-    servable = load_servable(ID, lonely, LoadOptions(prefer_tflite_model=True))
+        load_servable(ID, lonely, ServerConfig(), Observer())
+    servable = load_servable(ID, lonely, ServerConfig(prefer_tflite_model=True), Observer())
     assert servable.engines["serving_default"].engine == LITERT
     assert "serving_default" in servable.signature_defs.signature_def
     servable.close()
@@ -193,23 +198,23 @@ def test_a_version_of_a_tflite_file_alone_wants_the_flag(version_dir: Path) -> N
 
 def test_forcing_litert_on_a_version_without_it_is_refused() -> None:
     with pytest.raises(UnimplementedError, match="--engine=litert"):
-        load_servable(ID, MODELS / "affine" / "3", LoadOptions(engine="litert"))
+        load_servable(ID, MODELS / "affine" / "3", ServerConfig(engine="litert"), Observer())
 
 
 def test_an_empty_version_is_told_in_tensorflow_servings_words(tmp_path: Path) -> None:
     with pytest.raises(ServableNotFoundError, match=r"Could not find SavedModel \.pb"):
-        load_servable(ID, tmp_path, LoadOptions())
+        load_servable(ID, tmp_path, ServerConfig(), Observer())
 
 
 def test_a_saved_model_that_is_none_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").write_bytes(b"\xff\xff\xff")
     with pytest.raises(ManifestError):
-        load_servable(ID, tmp_path, LoadOptions())
+        load_servable(ID, tmp_path, ServerConfig(), Observer())
 
 
 def test_a_broken_warmup_record_fails_the_load(version_dir: Path) -> None:
     unseal(version_dir)
     (version_dir / layout.WARMUP).write_bytes(b"not a record at all, but long enough")
     with pytest.raises(ManifestError, match="tf_serving_warmup_requests"):
-        load_servable(ID, version_dir, LoadOptions())
-    load_servable(ID, version_dir, LoadOptions(enable_model_warmup=False)).close()
+        load_servable(ID, version_dir, ServerConfig(), Observer())
+    load_servable(ID, version_dir, ServerConfig(enable_model_warmup=False), Observer()).close()
