@@ -7,9 +7,10 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from typing import Any, TypeVar
 
 from clients.core.checking import BatchLike
+from clients.core.effects import Call, Effects
 from clients.core.examples import Examples, Features
 from clients.core.grpc_dialect import GrpcDialect
-from clients.core.operations import Call, Effects, Operations
+from clients.core.operations import Operations
 from clients.core.predict_many import Outcome, Piece, PredictRun, ProgressCallback, RunOptions
 from clients.core.retry import DEFAULT_RETRY, RetryPolicy
 from clients.core.rows import AsyncRowsLike, count_all, is_whole

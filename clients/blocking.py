@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from clients.core.checking import BatchLike
+from clients.core.effects import Call, Effects
 from clients.core.examples import Examples, Features
 from clients.core.grpc_dialect import GrpcDialect
-from clients.core.operations import Call, Effects, Operations
+from clients.core.operations import Operations
 from clients.core.predict_many import Piece, PredictRun, ProgressCallback, RunOptions
 from clients.core.retry import DEFAULT_RETRY, RetryPolicy
 from clients.core.rows import RowsLike, count_all, is_whole

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from contract.wire.plumbline_wire.status_pb2 import GetModelStatusResponse
+
 import dataclasses
 from collections.abc import Iterable, Mapping
 
@@ -55,6 +60,19 @@ class VersionStatus:
     state: VersionState
     error_code: Code = Code.OK
     error_message: str = ""
+
+
+def list_statuses(reply: GetModelStatusResponse) -> list[VersionStatus]:
+    """The states that a `GetModelStatusResponse` tells of, in its order."""
+    return [
+        VersionStatus(
+            version=row.version,
+            state=VersionState(row.state),
+            error_code=Code(row.status.error_code),
+            error_message=row.status.error_message,
+        )
+        for row in reply.model_version_status
+    ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

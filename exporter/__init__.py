@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from exporter.predict import Prediction, predict_files
     from exporter.publishing.publish import Published, PublishOptions, publish_version
     from exporter.publishing.transfer import Copied, copy_to_remote, fetch_version
-    from exporter.training.run import ProgressReport, open_progress
-    from exporter.training.train import TrainResult, train
+    from exporter.training.run import ProgressReport, TrainResult, open_progress
+    from exporter.training.train import train
     from exporter.verification.measurement import Measurement
     from exporter.verification.recheck import Check, Recheck, recheck_version
     from exporter.verification.verdict import Verification
@@ -45,7 +45,8 @@ _MODULES = {
     **dict.fromkeys(("PublishOptions", "Published", "publish_version"), "publishing.publish"),
     **dict.fromkeys(("Copied", "copy_to_remote", "fetch_version"), "publishing.transfer"),
     **dict.fromkeys(("ProgressReport", "open_progress"), "training.run"),
-    **dict.fromkeys(("TrainResult", "train"), "training.train"),
+    "TrainResult": "training.run",
+    "train": "training.train",
     "Measurement": "verification.measurement",
     **dict.fromkeys(("Check", "Recheck", "recheck_version"), "verification.recheck"),
     "Verification": "verification.verdict",

@@ -30,7 +30,7 @@ from exporter.config import Config
 from exporter.data.dataset import Dataset
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import CANDIDATE, REPORT
-from exporter.training.train import TrainResult
+from exporter.training.run import TrainResult
 from exporter.verification.measurement import (
     IN_PROCESS,
     SAVED_MODEL,

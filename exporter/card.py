@@ -20,7 +20,7 @@ from contract.manifest import DataEntry, Manifest, from_entries, to_entries
 from contract.signature import Array, Signature
 from exporter.config import Config
 from exporter.data.dataset import Dataset
-from exporter.training.train import TrainResult
+from exporter.training.run import TrainResult
 from exporter.verification.verdict import HEADINGS, Verification, list_rows
 
 _TOOLS = ("tensorflow", "tf-keras", "ai-edge-litert", "numpy", "plumbline-tf")

@@ -20,9 +20,9 @@ from exporter.data.dataset import Dataset, load_dataset
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import Published, PublishOptions, check_base_path, publish_version
 from exporter.publishing.staging import explain_os_errors, remove_tree
-from exporter.training.run import open_progress
+from exporter.training.run import TrainResult, open_progress
 from exporter.training.strategy import is_chief
-from exporter.training.train import TrainResult, train
+from exporter.training.train import train
 from exporter.training.trained import check_trained, load_trained, save_trained
 from exporter.verification.reload import measure_copy, prepare_measuring
 

@@ -7,14 +7,15 @@ which.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from clients.results import Classification, ModelMetadata, VersionStatus
+from clients.core.effects import Question
+from clients.results import Classification, ModelMetadata, VersionStatus, list_statuses
 from contract.errors import Code, InternalError
-from contract.servable import ModelSpec, VersionState
+from contract.servable import ModelSpec
 from contract.signature import Array, Batch, Signature
 from contract.wire import rpc
 from contract.wire.plumbline_wire import inference_pb2, metadata_pb2, status_pb2
@@ -30,18 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PREDICT_PATH = rpc.PREDICT.path
-
-
-class Question(NamedTuple):
-    """One call, ready to be carried.
-
-    Attributes:
-        path: The method's path over gRPC; verb and path over HTTP.
-        body: The message's bytes.
-    """
-
-    path: str
-    body: bytes
 
 
 class GrpcDialect:
@@ -116,16 +105,7 @@ class GrpcDialect:
 
     def read_status(self, body: bytes) -> list[VersionStatus]:
         """The states of a model's versions, newest first."""
-        reply = _parse(status_pb2.GetModelStatusResponse.FromString, body)
-        return [
-            VersionStatus(
-                version=row.version,
-                state=VersionState(row.state),
-                error_code=Code(row.status.error_code),
-                error_message=row.status.error_message,
-            )
-            for row in reply.model_version_status
-        ]
+        return list_statuses(_parse(status_pb2.GetModelStatusResponse.FromString, body))
 
 
 def _write_example(features: Mapping[str, Array], proto: Example) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from clients.core.checking import BatchLike, CachedSignatures, SignatureCache, name_inputs
+from clients.core.effects import Call, Effects, Pause, Question
 from clients.core.examples import Examples, Features, read_features, split_examples
-from clients.core.grpc_dialect import GrpcDialect, Question
+from clients.core.grpc_dialect import GrpcDialect
 from clients.core.retry import RetryPolicy
 from clients.options import Checks, Timeouts
 from clients.results import Classification, ModelMetadata, VersionStatus
@@ -43,25 +44,6 @@ _LONGEST_POLL_S = 1.0
 _WORTH_WAITING = frozenset(
     {Code.UNAVAILABLE, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED}
 )
-
-
-class Call(NamedTuple):
-    """A call to make: send back the reply's bytes or a PlumblineError."""
-
-    path: str
-    body: bytes
-    timeout_s: float
-
-
-class Pause(NamedTuple):
-    """A wait to keep: send back None."""
-
-    seconds: float
-
-
-Effect = Call | Pause
-Effects = Generator[Effect, bytes | PlumblineError | None, T]
-"""An operation, as its shell sees it: what to do next, until it returns its result."""
 
 
 class Prepared(NamedTuple):

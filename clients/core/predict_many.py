@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from clients.core.checking import BatchLike, CachedSignatures, refuse_non_finite
-from clients.core.operations import Call, Effects, Operations, Prepared, count_rows
+from clients.core.effects import Call, Effects
+from clients.core.operations import Operations, Prepared, count_rows
 from clients.core.retry import Remedy, RetryPolicy, choose_remedy
 from clients.core.rows import BatchCutter, find_bad_rows, require_batch_axis, slice_rows
 from clients.results import FailedRow, Part, Progress, UnansweredRowsError

@@ -15,8 +15,8 @@ from urllib.parse import quote
 import numpy as np
 from google.protobuf import json_format
 
-from clients.core.grpc_dialect import GrpcDialect, Question
-from clients.results import Classification, ModelMetadata, VersionStatus
+from clients.core.effects import Question
+from clients.results import Classification, ModelMetadata, VersionStatus, list_statuses
 from contract.errors import Code, InternalError, TensorMismatchError
 from contract.servable import ModelSpec
 from contract.signature import STRING, Array, Batch, Signature, TensorSpec
@@ -96,12 +96,12 @@ class RestDialect:
     def read_status(self, body: bytes) -> list[VersionStatus]:
         """As GrpcDialect."""
         rows = {"model_version_status": _field(body, "model_version_status")}
-        message = status_pb2.GetModelStatusResponse()
+        reply = status_pb2.GetModelStatusResponse()
         try:
-            json_format.ParseDict(rows, message, ignore_unknown_fields=True)
+            json_format.ParseDict(rows, reply, ignore_unknown_fields=True)
         except json_format.ParseError as error:
             raise _unreadable("model_version_status", error) from error
-        return GrpcDialect().read_status(message.SerializeToString())
+        return list_statuses(reply)
 
 
 def _path(spec: ModelSpec) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import grpc
 import grpc.aio
 
-from clients.core.operations import Call
+from clients.core.effects import Call
 from clients.options import ConnectionOptions
 from clients.transport.channel import explain_failure, open_channel, parse_target
 from contract.errors import ConfigError, PlumblineError

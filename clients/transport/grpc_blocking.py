@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import grpc
 
-from clients.core.operations import Call
+from clients.core.effects import Call
 from clients.interruption import hold_interrupts
 from clients.options import ConnectionOptions
 from clients.transport.channel import explain_failure, open_channel

@@ -7,7 +7,7 @@ import json
 import ssl
 import time
 
-from clients.core.operations import Call
+from clients.core.effects import Call
 from clients.options import ConnectionOptions, TlsOptions
 from contract.console.extras import make_missing_error
 from contract.errors import (

@@ -27,7 +27,7 @@ from exporter.artifacts.signatures import (
     trace_signatures,
 )
 from exporter.data.dataset import Dataset
-from exporter.training.checkpoints import translate_disk_errors
+from exporter.publishing.staging import translate_disk_errors
 from exporter.training.models import ModelHeads
 
 _LOG = logging.getLogger(__name__)

@@ -178,6 +178,25 @@ def remove_tree(directory: Path) -> None:
 
 
 @contextlib.contextmanager
+def translate_disk_errors(path: Path) -> Iterator[None]:
+    """Turns what TensorFlow raises while it writes below `path` into an OSError.
+
+    Its own errors are no OSError, and their messages speak of operators.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        number = {
+            tf.errors.RESOURCE_EXHAUSTED: errno.ENOSPC,
+            tf.errors.OUT_OF_RANGE: errno.EFBIG,
+            tf.errors.PERMISSION_DENIED: errno.EACCES,
+        }.get(error.error_code, errno.EIO)
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextlib.contextmanager
 def explain_os_errors(base_path: Path) -> Iterator[None]:
     """Turns an OSError into one sentence that names the base path and the way out."""
     try:

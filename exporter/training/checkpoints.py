@@ -10,14 +10,11 @@ A checkpoint is written to a dot-directory and renamed once, so one that has its
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -29,6 +26,7 @@ from contract.errors import ConfigError
 from contract.signature import Array
 from exporter.config import Config, Table
 from exporter.data.dataset import Dataset
+from exporter.publishing.staging import translate_disk_errors
 from exporter.training.parts import TrainingParts
 from exporter.training.run import EpochListener, RunState
 
@@ -226,23 +224,6 @@ def _read_files(directory: Path) -> tuple[_SavedState, list[Array]]:
         raise ConfigError(
             f"the checkpoint {directory} cannot be read ({error}); remove it, or leave --resume out"
         ) from error
-
-
-@contextlib.contextmanager
-def translate_disk_errors(path: Path) -> Iterator[None]:
-    """Turns what TensorFlow raises while it writes below `path` into an OSError.
-
-    Its own errors are no OSError, and their messages speak of operators.
-    """
-    try:
-        yield
-    except tf.errors.OpError as error:
-        number = {
-            tf.errors.RESOURCE_EXHAUSTED: errno.ENOSPC,
-            tf.errors.OUT_OF_RANGE: errno.EFBIG,
-            tf.errors.PERMISSION_DENIED: errno.EACCES,
-        }.get(error.error_code, errno.EIO)
-        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def make_tensorboard_log(directory: Path) -> EpochListener:

@@ -1,4 +1,4 @@
-"""One run while it trains: what happens at the end of each epoch, how far it is."""
+"""One run while it trains: the end of each epoch, how far it is, and what comes of it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from contract.errors import ConfigError
 from contract.signature import Array
 
 if TYPE_CHECKING:
+    import tf_keras
+
+    from exporter.training.models import ModelHeads
     from exporter.training.parts import TrainingParts
 
 _LOG = logging.getLogger(__name__)
@@ -209,3 +212,27 @@ def _log_progress(report: ProgressReport) -> None:
     last = report.epoch == report.epochs
     if report.metrics and (last or report.epoch == 1 or report.epoch % every == 0):
         _LOG.info("epoch %d/%d  %s", report.epoch, report.epochs, describe_metrics(report.metrics))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A trained model and how it came about.
+
+    Attributes:
+        model: With the best epoch's weights.
+        heads: Its named inputs and outputs.
+        history: Metric name (`loss`, `accuracy`, `val_loss`, `val_accuracy`,
+            `learning_rate`) to one value per epoch; a resumed run's is whole.
+        epochs_run: Epochs trained, those before a resume included.
+        best_epoch: The epoch, from 1, whose weights the model has.
+        seconds: Wall time of this call.
+        resumed_from: Epoch the run was resumed after, or 0.
+    """
+
+    model: tf_keras.Model
+    heads: ModelHeads
+    history: dict[str, list[float]]
+    epochs_run: int
+    best_epoch: int
+    seconds: float
+    resumed_from: int = 0

@@ -5,45 +5,20 @@ Importing this is quick: whatever stands on TensorFlow is imported when training
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from contract.errors import ConfigError
 from exporter.config import Config
 from exporter.data.dataset import Dataset
-from exporter.training.run import EpochListener, EpochRecorder, ProgressCallback, RunState
+from exporter.training.run import (
+    EpochListener,
+    EpochRecorder,
+    ProgressCallback,
+    RunState,
+    TrainResult,
+)
 from exporter.training.strategy import is_chief
-
-if TYPE_CHECKING:
-    import tf_keras
-
-    from exporter.training.models import ModelHeads
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """A trained model and how it came about.
-
-    Attributes:
-        model: With the best epoch's weights.
-        heads: Its named inputs and outputs.
-        history: Metric name (`loss`, `accuracy`, `val_loss`, `val_accuracy`,
-            `learning_rate`) to one value per epoch; a resumed run's is whole.
-        epochs_run: Epochs trained, those before a resume included.
-        best_epoch: The epoch, from 1, whose weights the model has.
-        seconds: Wall time of this call.
-        resumed_from: Epoch the run was resumed after, or 0.
-    """
-
-    model: tf_keras.Model
-    heads: ModelHeads
-    history: dict[str, list[float]]
-    epochs_run: int
-    best_epoch: int
-    seconds: float
-    resumed_from: int = 0
 
 
 def train(

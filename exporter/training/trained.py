@@ -10,7 +10,7 @@ import numpy as np
 from contract.errors import ConfigError
 from exporter.config import Config
 from exporter.data.dataset import Dataset, load_dataset, to_float32
-from exporter.training.train import TrainResult
+from exporter.training.run import TrainResult
 
 _RECORD = "trained.json"
 _WEIGHTS = "weights.npz"

@@ -16,8 +16,8 @@ from contract.errors import ConfigError
 from exporter.config import Config
 from exporter.data.dataset import to_float32
 from exporter.training.batches import BatchPlan, order_rows
-from exporter.training.run import ProgressReport
-from exporter.training.train import TrainResult, train
+from exporter.training.run import ProgressReport, TrainResult
+from exporter.training.train import train
 from tests.exporter.file_limit import limit_files
 from tests.exporter.small_training import make_config, make_dataset
 
