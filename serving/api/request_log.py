@@ -30,6 +30,7 @@ from contract.wire.predict import (
 from contract.wire.rpc import CLASSIFY, MULTI_INFERENCE, PREDICT, REGRESS, Method
 from contract.wire.tfrecord import frame_record
 from contract.wire.varints import write_varint
+from serving.api.results import ExamplesResult
 from serving.config.models import ModelConfig
 from serving.config.server import ServerConfig
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from contract.wire.plumbline_wire import predict_pb2
     from contract.wire.plumbline_wire.example_pb2 import Input
 
-ExamplesResult: TypeAlias = "inference_pb2.ClassificationResult | inference_pb2.RegressionResult"
 Response: TypeAlias = (
     "predict_pb2.PredictResponse | inference_pb2.ClassificationResponse"
     " | inference_pb2.RegressionResponse | inference_pb2.MultiInferenceResponse"
