@@ -91,7 +91,9 @@ def _make_classification_result(
         for column in range(num_classes):
             one = classifications.classes.add()
             if labels is not None:
-                one.label = _decode_label(labels[row][column])
+                label = labels[row][column]
+                # A label that is no UTF-8 cannot travel in a string field.
+                one.label = label.decode(errors="replace") if isinstance(label, bytes) else label
             if values is not None:
                 one.score = values[row][column]
     return result
@@ -121,7 +123,7 @@ def _make_regression_result(outputs: Batch, num_examples: int) -> inference_pb2.
     if not (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)):
         raise RequestError(
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
-            f"{_describe_dims(array)}"
+            f"{describe_shape(array.shape)}"
         )
     if array.shape[0] != num_examples:
         raise RequestError(
@@ -140,7 +142,7 @@ def _check_output(name: str, array: Array | None, num_examples: int) -> None:
         return
     if array.ndim != 2:
         raise RequestError(
-            f"Expected Tensor shape: [batch_size num_classes] but got {_describe_dims(array)}"
+            f"Expected Tensor shape: [batch_size num_classes] but got {describe_shape(array.shape)}"
         )
     dtype, wanted = ("string", "DT_STRING") if name == CLASSES else ("float32", "DT_FLOAT")
     if dtype_name(array.dtype) != dtype:
@@ -151,14 +153,9 @@ def _check_output(name: str, array: Array | None, num_examples: int) -> None:
         )
 
 
-def _decode_label(label: bytes | str) -> str:
-    # A label that is no UTF-8 cannot travel in a string field.
-    return label.decode(errors="replace") if isinstance(label, bytes) else label
-
-
-def _describe_dims(array: Array) -> str:
+def describe_shape(shape: tuple[int, ...]) -> str:
     """`[2,3]`, as TensorFlow prints shapes."""
-    return f"[{','.join(map(str, array.shape))}]"
+    return f"[{','.join(map(str, shape))}]"
 
 
 def _enum_name(array: Array) -> str:

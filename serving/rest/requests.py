@@ -10,9 +10,9 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from contract.errors import Code, RequestError
 from contract.signature import Array
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tensors import layout_of_name
+from serving.api.results import describe_shape
 from serving.rest.json_text import describe_json, list_members, name_json_type
 
 SIGNATURE_NAME = "signature_name"
@@ -161,8 +162,7 @@ def to_array(values: Any, dtype: str) -> Array | None:
     while type(level) is list and level:
         shape.append(len(level) if not shape else size)
         if type(level[0]) is not list:
-            flat = _convert(level, dtype)
-            return None if flat is None else flat.reshape(shape)
+            return _convert(level, dtype, shape)
         size = len(level[0])
         if set(map(type, level)) != {list} or set(map(len, level)) != {size}:
             return None
@@ -170,23 +170,19 @@ def to_array(values: Any, dtype: str) -> Array | None:
     return None
 
 
-def _convert(values: list[Any], dtype: str) -> Array | None:
+def _convert(values: list[Any], dtype: str, shape: Sequence[int]) -> Array | None:
     kinds = set(map(type, values))
-    if dtype in ("float32", "float64") and kinds <= {int, float}:
-        with np.errstate(over="ignore"):  # as C++ narrows: what is too large is infinite
-            return np.array(values, np.float64).astype(dtype, copy=False)
-    if dtype in INT_RANGES and kinds == {int}:
+    if dtype in ("float32", "float64"):
+        fits = kinds <= {int, float}
+    elif dtype in INT_RANGES:
         low, high = INT_RANGES[dtype]
-        if low <= min(values) and max(values) <= high:
-            wide = np.uint64 if dtype == "uint64" else np.int64
-            return np.array(values, wide).astype(dtype, copy=False)
-    if dtype == "bool" and kinds == {bool}:
-        return np.array(values, np.bool_)
-    if dtype == "string" and kinds == {str}:
-        array = np.empty(len(values), object)
-        array[:] = [value.encode("utf-8", "surrogateescape") for value in values]
-        return array
-    return None
+        fits = kinds == {int} and low <= min(values) and max(values) <= high
+    elif dtype == "string" and kinds == {str}:
+        fits = True
+        values = [value.encode("utf-8", "surrogateescape") for value in values]
+    else:
+        fits = dtype == "bool" and kinds == {bool}
+    return _to_array(values, dtype, shape) if fits else None
 
 
 def _is_named(value: Any) -> bool:
@@ -226,9 +222,8 @@ class ItemReader:
         elif self._sizes[name] != size:
             raise RequestError(f"Expecting tensor size: {self._sizes[name]} but got: {size}")
         elif self._shapes[name] != shape:
-            raise RequestError(
-                f"Expecting shape {_print_shape(self._shapes[name])} but got: {_print_shape(shape)}"
-            )
+            wanted, given = describe_shape(self._shapes[name]), describe_shape(shape)
+            raise RequestError(f"Expecting shape {wanted} but got: {given}")
 
     def stack_rows(self, num_rows: int) -> dict[str, Array]:
         """Input name to array; axis 0 is the row.
@@ -346,23 +341,19 @@ def name_dtype(dtype: str) -> str:
     return _TENSORFLOW_NAMES.get(dtype, dtype)
 
 
-def _to_array(values: list[Any], dtype: str, shape: tuple[int, ...]) -> Array:
+def _to_array(values: list[Any], dtype: str, shape: Sequence[int]) -> Array:
     if dtype == "string":
         array = np.empty(len(values), object)
         array[:] = values
     elif dtype in INT_RANGES:
         wide = np.uint64 if dtype == "uint64" else np.int64
-        array = np.array(values, wide).astype(dtype)
+        array = np.array(values, wide).astype(dtype, copy=False)
     elif dtype in ("float32", "float64"):
-        with np.errstate(over="ignore"):
-            array = np.array(values, np.float64).astype(dtype)
+        with np.errstate(over="ignore"):  # as C++ narrows: what is too large is infinite
+            array = np.array(values, np.float64).astype(dtype, copy=False)
     else:
         array = np.array(values, layout_of_name(dtype).dtype)
     return array.reshape(shape)
-
-
-def _print_shape(shape: tuple[int, ...]) -> str:
-    return f"[{','.join(map(str, shape))}]"
 
 
 def read_examples(document: dict[str, Any]) -> example_pb2.Input:
@@ -391,52 +382,36 @@ def _fill_example(value: Any, example: example_pb2.Example) -> None:
         raise RequestError(f"Example must be JSON object but got JSON {name_json_type(value)}")
     example.SetInParent()
     for name, content in list_members(value):
-        feature = example.features.feature[_to_key(name)]
+        # A name that is no UTF-8 cannot travel in a string field.
+        key = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        feature = example.features.feature[key]
         feature.Clear()  # of equal names the last counts
         for one in content if isinstance(content, list) else (content,):
             _add_value(one, name, feature)
 
 
 def _add_value(value: Any, name: str, feature: example_pb2.Feature) -> None:
-    kind = _find_kind(value, name)
-    if feature.WhichOneof("kind") not in (None, kind):
+    element: Any
+    if isinstance(value, int):  # true and false too
+        kind, element = "int64_list", int(value)
+    elif isinstance(value, float):
+        infinite = abs(value) >= _MAX_FLOAT32
+        kind, element = "float_list", math.copysign(math.inf, value) if infinite else value
+    elif isinstance(value, str):
+        kind, element = "bytes_list", value.encode("utf-8", "surrogateescape")
+    elif is_base64_object(value):
+        kind, element = "bytes_list", value
+    else:
         raise RequestError(
-            f"Unexpected element type in feature: {name} "
-            f"expecting type: {_KINDS[feature.WhichOneof('kind')]}"
+            f"Feature: {name} has element with unexpected JSON type: {name_json_type(value)}"
         )
-    getattr(feature, kind).value.append(_read_element(value, name))
-
-
-def _find_kind(value: Any, name: str) -> Literal["bytes_list", "float_list", "int64_list"]:
-    if isinstance(value, bool | int):
-        return "int64_list"
-    if isinstance(value, float):
-        return "float_list"
-    if isinstance(value, str) or is_base64_object(value):
-        return "bytes_list"
-    raise RequestError(
-        f"Feature: {name} has element with unexpected JSON type: {name_json_type(value)}"
-    )
-
-
-def _read_element(value: Any, name: str) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape")
-    if isinstance(value, float):
-        return _narrow(value)
+    found = feature.WhichOneof("kind") or kind
+    if found != kind:
+        raise RequestError(
+            f"Unexpected element type in feature: {name} expecting type: {_KINDS[found]}"
+        )
     if isinstance(value, dict):
-        return decode_base64_object(value)
-    if value >= 2**63:
+        element = decode_base64_object(value)
+    elif kind == "int64_list" and value >= 2**63:
         raise RequestError(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
-    return int(value)
-
-
-def _narrow(value: float) -> float:
-    if abs(value) < _MAX_FLOAT32:
-        return value
-    return value * float("inf")
-
-
-def _to_key(name: str) -> str:
-    # A name that is no UTF-8 cannot travel in a string field.
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    getattr(feature, kind).value.append(element)
