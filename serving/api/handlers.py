@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 from contract.errors import PermissionDeniedError, RequestError, UnimplementedError
 from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec
@@ -72,12 +72,6 @@ class Manager(Protocol):
             PlumblineError: See `ServableManager.reload`.
         """
         ...
-
-
-HasModelSpec: TypeAlias = (
-    "metadata_pb2.GetModelMetadataRequest | status_pb2.GetModelStatusRequest"
-    " | inference_pb2.ClassificationRequest | inference_pb2.RegressionRequest"
-)
 
 
 class Handlers:
@@ -259,7 +253,12 @@ class Handlers:
         return response
 
 
-def _read_model_spec(request: HasModelSpec) -> ModelSpec:
+def _read_model_spec(
+    request: metadata_pb2.GetModelMetadataRequest
+    | status_pb2.GetModelStatusRequest
+    | inference_pb2.ClassificationRequest
+    | inference_pb2.RegressionRequest,
+) -> ModelSpec:
     """The ModelSpec of a request."""
     if not request.HasField("model_spec"):
         raise RequestError("Missing ModelSpec")

@@ -78,13 +78,16 @@ def _model_from_message(message: config_pb2.ModelConfig) -> ModelConfig:
             f"Expected model {message.name} to have an absolute path or URI; "
             f"got base_path()={message.base_path}"
         )
+    logging, logger = message.logging_config, message.logging_config.log_collector_config
     return ModelConfig(
         name=message.name,
         base_path=Path(message.base_path),
         version_policy=_policy_from_message(message.model_version_policy),
         version_labels=dict(message.version_labels),
         platform=_find_platform(message),
-        logging=_logging_from_message(message.logging_config),
+        logging=RequestLogging(logger.filename_prefix, logging.sampling_config.sampling_rate)
+        if logging.HasField("log_collector_config")
+        else None,
     )
 
 
@@ -120,14 +123,6 @@ def _policy_from_message(
         case _:
             # TensorFlow Serving takes a num_versions of 0 for 1.
             return Latest(max(message.latest.num_versions, 1))
-
-
-def _logging_from_message(message: config_pb2.LoggingConfig) -> RequestLogging | None:
-    if not message.HasField("log_collector_config"):
-        return None
-    return RequestLogging(
-        message.log_collector_config.filename_prefix, message.sampling_config.sampling_rate
-    )
 
 
 def check_platforms(models: Iterable[ModelConfig], old_models: Iterable[ModelConfig]) -> None:

@@ -19,7 +19,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,6 @@ _MARKS[[ord("["), ord("{")]] = 1
 _MARKS[[ord("]"), ord("}")]] = -1
 _MARKS[ord('"')] = _QUOTE = 2
 
-_EMPTY = "The document is empty."
-_TOO_BIG = "Number too big to be stored in double."
-_CUT = "Miss fraction part or exponent in number."
 _MESSAGES = {
     "Expecting value": "Invalid value.",
     "Expecting property name": "Missing a name for object member.",
@@ -69,10 +66,15 @@ _ESCAPES = re.compile(
 )
 
 _TO_ESCAPE = re.compile(rb'["\\\x00-\x1f]')
-_SHORT = {
-    ord('"'): b'\\"',
-    ord("\\"): b"\\\\",
-    **dict(zip(b"\b\f\n\r\t", (b"\\b", b"\\f", b"\\n", b"\\r", b"\\t"), strict=True)),
+_ESCAPED = {
+    **{bytes([char]): b"\\u%04X" % char for char in range(32)},
+    b'"': b'\\"',
+    b"\\": b"\\\\",
+    b"\b": b"\\b",
+    b"\f": b"\\f",
+    b"\n": b"\\n",
+    b"\r": b"\\r",
+    b"\t": b"\\t",
 }
 
 
@@ -118,15 +120,15 @@ def parse_leniently(body: bytes, *, max_depth: int) -> Any:
 def _decode(text: str) -> Any:
     start = len(text) - len(text.lstrip(_SPACE))
     if start == len(text):
-        raise json.JSONDecodeError(_EMPTY, text, start)
+        raise json.JSONDecodeError("The document is empty.", text, start)
     if cut := _CUT_NUMBER.match(text, start):
-        raise json.JSONDecodeError(_CUT, text, cut.end())
+        raise json.JSONDecodeError("Miss fraction part or exponent in number.", text, cut.end())
     try:
         value, _ = _DECODER.raw_decode(text, start)
     except _TooBigError as error:
         number = str(error)
         at = next(one.start() for one in _NUMBERS.finditer(text) if one[0] == number)
-        raise json.JSONDecodeError(_TOO_BIG, text, at) from None
+        raise json.JSONDecodeError("Number too big to be stored in double.", text, at) from None
     return value
 
 
@@ -236,8 +238,8 @@ _DECODER = json.JSONDecoder(
 )
 
 
-class _Full(Exception):
-    """The text has reached its size, or a value cannot be printed."""
+class _UnprintableError(Exception):
+    """A number that RapidJSON's writer refuses; it stops there."""
 
 
 def describe_json(value: Any) -> str:
@@ -246,10 +248,38 @@ def describe_json(value: Any) -> str:
     Arrays stand on one line, objects on several (`util/json_tensor.cc`, `JsonValueToDebugString`).
     Bytes that are no UTF-8 are surrogate escapes.
     """
-    printer = _Printer()
-    with contextlib.suppress(_Full):
-        printer.write(value, 0)
-    return bytes(printer.text).decode("utf-8", "surrogateescape")
+    text = bytearray()
+    with contextlib.suppress(_UnprintableError):
+        for part in _print(value, 0):
+            text += part
+            if len(text) >= MAX_DEBUG_BYTES:
+                break
+    return text.decode("utf-8", "surrogateescape")
+
+
+def _print(value: Any, level: int) -> Iterator[bytes]:
+    if isinstance(value, dict):
+        yield b"{"
+        for index, (key, one) in enumerate(list_members(value)):
+            yield (b",\n" if index else b"\n") + b"    " * (level + 1) + quote_json(key)
+            yield b": "
+            yield from _print(one, level + 1)
+        yield b"\n" + b"    " * level + b"}" if value else b"}"
+    elif isinstance(value, list):
+        yield b"["
+        for index, one in enumerate(value):
+            if index:
+                yield b", "
+            yield from _print(one, level + 1)
+        yield b"]"
+    elif isinstance(value, str):
+        yield quote_json(value)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise _UnprintableError
+        yield format_double(value).encode()
+    else:
+        yield json.dumps(value).encode()
 
 
 def name_json_type(value: Any) -> str:
@@ -268,7 +298,7 @@ def quote_json(text: str | bytes) -> bytes:
     """A JSON string; bytes that are no UTF-8 pass as they are."""
     data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     if _TO_ESCAPE.search(data) is not None:
-        data = _TO_ESCAPE.sub(_escape, data)
+        data = _TO_ESCAPE.sub(lambda found: _ESCAPED[found[0]], data)
     return b'"' + data + b'"'
 
 
@@ -296,54 +326,3 @@ def _place_point(digits: str, point: int) -> str:
     if len(digits) == 1:
         return f"{digits}e{point - 1}"
     return f"{digits[0]}.{digits[1:]}e{point - 1}"
-
-
-def _escape(found: re.Match[bytes]) -> bytes:
-    char = found[0][0]
-    return _SHORT.get(char) or b"\\u%04X" % char
-
-
-class _Printer:
-    def __init__(self) -> None:
-        self.text = bytearray()
-
-    def write(self, value: Any, level: int) -> None:
-        self._check_room()
-        if isinstance(value, dict):
-            self._write_object(value, level)
-        elif isinstance(value, list):
-            self.text += b"["
-            for index, one in enumerate(value):
-                self._check_room()
-                self.text += b", " if index else b""
-                self.write(one, level + 1)
-            self._check_room()
-            self.text += b"]"
-        elif isinstance(value, str):
-            self.text += quote_json(value)
-        elif isinstance(value, float):
-            if not math.isfinite(value):
-                raise _Full  # the writer refuses such numbers and stops
-            self.text += format_double(value).encode()
-        else:
-            word = {None: "null", True: "true", False: "false"}
-            known = value is None or isinstance(value, bool)
-            self.text += (word[value] if known else str(value)).encode()
-
-    def _write_object(self, value: dict[str, Any], level: int) -> None:
-        self.text += b"{"
-        for index, (key, one) in enumerate(list_members(value)):
-            self._check_room()
-            self.text += b",\n" if index else b"\n"
-            self.text += b"    " * (level + 1) + quote_json(key)
-            self._check_room()
-            self.text += b": "
-            self.write(one, level + 1)
-        self._check_room()
-        if value:
-            self.text += b"\n" + b"    " * level
-        self.text += b"}"
-
-    def _check_room(self) -> None:
-        if len(self.text) >= MAX_DEBUG_BYTES:
-            raise _Full

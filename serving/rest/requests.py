@@ -23,13 +23,6 @@ from contract.wire.tensors import layout_of_name
 from serving.api.results import describe_shape
 from serving.rest.json_text import describe_json, list_members, name_json_type
 
-SIGNATURE_NAME = "signature_name"
-INSTANCES = "instances"
-INPUTS = "inputs"
-EXAMPLES = "examples"
-CONTEXT = "context"
-BASE64 = "b64"
-
 _INT32 = (-(2**31), 2**31 - 1)
 INT_RANGES = {
     **dict.fromkeys(("int32", "int16", "int8", "uint8"), _INT32),
@@ -49,7 +42,7 @@ _MAX_FLOAT32 = 3.4028235677973366e38
 
 def read_signature_name(document: Mapping[str, Any]) -> str:
     """The `signature_name` of a request, "" when it has none."""
-    name = document.get(SIGNATURE_NAME, "")
+    name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise RequestError(
             f"JSON Value: {describe_json(document)} not formatted correctly. "
@@ -62,21 +55,21 @@ def read_inputs(
     document: dict[str, Any], dtypes: Mapping[str, str]
 ) -> tuple[dict[str, Array], bool]:
     """The inputs of a predict request."""
-    if INSTANCES in document:
-        if INPUTS in document:
+    if "instances" in document:
+        if "inputs" in document:
             raise _format_error(
                 document,
                 "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to "
                 "exist ",
             )
-        rows = document[INSTANCES]
+        rows = document["instances"]
         if not isinstance(rows, list):
             raise _format_error(document, "Expecting 'instances' to be an list/array")
         if not rows:
             raise _format_error(document, "No values in 'instances' array")
         return _read_rows(rows, dtypes), True
-    if INPUTS in document:
-        return _read_columns(document[INPUTS], dtypes), False
+    if "inputs" in document:
+        return _read_columns(document["inputs"], dtypes), False
     raise RequestError("Missing 'inputs' or 'instances' key")
 
 
@@ -89,49 +82,38 @@ def _read_rows(rows: list[Any], dtypes: Mapping[str, str]) -> dict[str, Array]:
     if not _is_named(rows[0]):
         name = next(iter(dtypes))
         array = to_array(rows, dtypes[name])
-        return _read_plain_rows(rows, name, dtypes) if array is None else {name: array}
+        return _read_row_by_row(rows, dtypes, name) if array is None else {name: array}
     names = dtypes.keys()
     if all(type(row) is dict and row.keys() == names for row in rows):
         columns = {name: to_array([row[name] for row in rows], dtypes[name]) for name in names}
         arrays = {name: array for name, array in columns.items() if array is not None}
         if len(arrays) == len(dtypes):
             return arrays
-    return _read_named_rows(rows, dtypes)
+    return _read_row_by_row(rows, dtypes)
 
 
-def _read_plain_rows(rows: list[Any], name: str, dtypes: Mapping[str, str]) -> dict[str, Array]:
+def _read_row_by_row(
+    rows: list[Any], dtypes: Mapping[str, str], only_name: str | None = None
+) -> dict[str, Array]:
+    """Rows of named items, or plain rows of the one input that `only_name` names."""
     reader = ItemReader(dtypes)
     for number, row in enumerate(rows):
-        if _is_named(row):
-            raise RequestError(
-                f"Expecting value/list but got object at item {number} of input list"
-            )
-        try:
-            reader.add_item(name, row)
-        except RequestError as error:
-            raise RequestError(
-                f"Failed to process element: {number} of 'instances' list. "
-                f"Error: {error.code.name}: {error}"
-            ) from error
-    return reader.stack_rows(len(rows))
-
-
-def _read_named_rows(rows: list[Any], dtypes: Mapping[str, str]) -> dict[str, Array]:
-    reader = ItemReader(dtypes)
-    for number, row in enumerate(rows):
-        if not _is_named(row):
-            raise RequestError(f"Expecting object but got list at item {number} of input list")
-        for name, item in list_members(row):
+        failed = f"Failed to process element: {number}"
+        if _is_named(row) != (only_name is None):
+            wanted, given = ("object", "list") if only_name is None else ("value/list", "object")
+            raise RequestError(f"Expecting {wanted} but got {given} at item {number} of input list")
+        for name, item in list_members(row) if only_name is None else ((only_name, row),):
             try:
                 reader.add_item(name, item)
             except RequestError as error:
+                if only_name is None:
+                    failed += f" key: {name}"
                 raise RequestError(
-                    f"Failed to process element: {number} key: {name} of 'instances' list. "
-                    f"Error: {error.code.name}: {error}"
+                    f"{failed} of 'instances' list. Error: {error.code.name}: {error}"
                 ) from error
-        if row.keys() != dtypes.keys():
+        if only_name is None and row.keys() != dtypes.keys():
             raise RequestError(
-                f"Failed to process element: {number} of 'instances' list. JSON object: "
+                f"{failed} of 'instances' list. JSON object: "
                 f"{describe_json(row)} keys must be equal to: {','.join(sorted(dtypes))}"
             )
     return reader.stack_rows(len(rows))
@@ -205,24 +187,20 @@ class ItemReader:
         self._dtypes = dtypes
         self._values: dict[str, list[Any]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._sizes: dict[str, int] = {}
 
     def add_item(self, name: str, item: Any) -> None:
         """Adds one row of one input."""
         if name not in self._dtypes:
             raise RequestError(f"JSON object: does not have named input: {name}")
-        values = self._values.setdefault(name, [])
-        before = len(values)
         shape = find_shape(item)
-        _fill(item, 0, shape, self._dtypes[name], values)
-        size = len(values) - before
-        if name not in self._sizes:
-            self._sizes[name] = size
-            self._shapes[name] = shape
-        elif self._sizes[name] != size:
-            raise RequestError(f"Expecting tensor size: {self._sizes[name]} but got: {size}")
-        elif self._shapes[name] != shape:
-            wanted, given = describe_shape(self._shapes[name]), describe_shape(shape)
+        _fill(item, 0, shape, self._dtypes[name], self._values.setdefault(name, []))
+        first = self._shapes.setdefault(name, shape)
+        if math.prod(first) != math.prod(shape):
+            raise RequestError(
+                f"Expecting tensor size: {math.prod(first)} but got: {math.prod(shape)}"
+            )
+        if first != shape:
+            wanted, given = describe_shape(first), describe_shape(shape)
             raise RequestError(f"Expecting shape {wanted} but got: {given}")
 
     def stack_rows(self, num_rows: int) -> dict[str, Array]:
@@ -249,7 +227,7 @@ def is_base64_object(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and len(list_members(value)) == 1
-        and isinstance(value.get(BASE64), str)
+        and isinstance(value.get("b64"), str)
     )
 
 
@@ -262,7 +240,7 @@ def decode_base64_object(value: Any) -> bytes:
         raise RequestError(
             f"JSON Value: {describe_json(value)} not formatted correctly for base64 data"
         )
-    text = b"".join(value[BASE64].encode("utf-8", "surrogateescape").split())
+    text = b"".join(value["b64"].encode("utf-8", "surrogateescape").split())
     found = _PADDING.search(text)
     padding = len(found[0]) if found else 0
     data = text[: len(text) - padding]
@@ -359,14 +337,14 @@ def _to_array(values: list[Any], dtype: str, shape: Sequence[int]) -> Array:
 def read_examples(document: dict[str, Any]) -> example_pb2.Input:
     """The `Input` of a classify or regress request."""
     message = example_pb2.Input()
-    has_context = CONTEXT in document
+    has_context = "context" in document
     if has_context:
-        _fill_example(document[CONTEXT], message.example_list_with_context.context)
-    if EXAMPLES not in document:
+        _fill_example(document["context"], message.example_list_with_context.context)
+    if "examples" not in document:
         raise _format_error(
             document, "When method is classify, key 'examples' is expected and was not found"
         )
-    examples = document[EXAMPLES]
+    examples = document["examples"]
     if not isinstance(examples, list):
         raise _format_error(document, "Expecting 'examples' value to be an list/array")
     if not examples:
