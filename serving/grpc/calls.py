@@ -161,11 +161,8 @@ def _make_respond(
 ) -> Respond:
     """A method from bytes to bytes; whatever goes wrong becomes a status.
 
-    Args:
-        name: The method's.
-        parse: Reads a request; raises DecodeError, or for its sake, when it is none.
-        exchange: Answers it.
-        observer: Is told of calls; None when they are not counted.
+    `parse` raises DecodeError, or an error for its sake, when bytes are no request. Without an
+    observer calls are not counted.
     """
 
     async def respond(body: bytes, context: grpc.aio.ServicerContext) -> bytes:

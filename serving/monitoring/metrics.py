@@ -36,12 +36,7 @@ _SIGNATURE = (*_VERSION, "signature_name")
 
 
 class Metrics(Observer):
-    """Counts what happens and writes it down on request.
-
-    Args:
-        list_versions: Every version's status, for the gauges.
-        is_ready: Whether every model is served.
-    """
+    """Counts what happens and writes it down on request."""
 
     def __init__(
         self,

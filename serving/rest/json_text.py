@@ -20,6 +20,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -206,14 +207,7 @@ def _describe_error(error: json.JSONDecodeError, body: bytes, text: str) -> str:
 
 
 class JsonObject(dict[str, Any]):
-    """An object with equal keys: as a dict it has the first of each.
-
-    Args:
-        members: Every key and value, in order.
-
-    Attributes:
-        members: As given.
-    """
+    """An object with equal keys: as a dict it has the first of each, `members` has all in order."""
 
     def __init__(self, members: Sequence[tuple[str, Any]]) -> None:
         super().__init__()
@@ -304,16 +298,10 @@ def quote_json(text: str | bytes) -> bytes:
 
 def format_double(number: float) -> str:
     """A finite double as RapidJSON's `dtoa` has it: `1.0`, `1e30`, `1.5e-7`."""
-    if number == 0:
-        return "-0.0" if math.copysign(1, number) < 0 else "0.0"
-    mantissa, _, exponent = f"{abs(number)!r}".partition("e")
-    whole, _, fraction = mantissa.partition(".")
-    digits = (whole + fraction).lstrip("0")
-    point = len(whole) + int(exponent or 0)  # digits before the decimal point
-    if whole == "0":
-        point = len(digits) - len(fraction) + int(exponent or 0)
-    digits = digits.rstrip("0") or "0"
-    return ("-" if number < 0 else "") + _place_point(digits, point)
+    sign, numerals, exponent = Decimal(repr(number)).normalize().as_tuple()
+    digits = "".join(map(str, numerals))
+    point = len(digits) + int(exponent)  # digits before the decimal point
+    return "-" * sign + _place_point(digits, point)
 
 
 def _place_point(digits: str, point: int) -> str:

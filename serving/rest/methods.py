@@ -35,12 +35,7 @@ LARGE_BYTES = 64 * 1024
 
 
 class RestMethods:
-    """What a REST request asks for, done.
-
-    Args:
-        handlers: What answers.
-        config: Limits.
-    """
+    """What a REST request asks for, done."""
 
     def __init__(self, handlers: Handlers, config: ServerConfig) -> None:
         self._handlers = handlers

@@ -287,8 +287,8 @@ def _read_value(value: Any, dtype: str) -> Any:
     if isinstance(value, dict):
         if dtype == "string":
             return decode_base64_object(value)
-        raise _type_error(value, dtype)
-    if dtype in ("float32", "float64"):
+        fits = False
+    elif dtype in ("float32", "float64"):
         fits = kind in (int, float)
     elif dtype in INT_RANGES:
         low, high = INT_RANGES[dtype]
@@ -303,15 +303,11 @@ def _read_value(value: Any, dtype: str) -> Any:
             code=Code.UNIMPLEMENTED,
         )
     if not fits:
-        raise _type_error(value, dtype)
+        raise RequestError(
+            f"JSON Value: {describe_json(value)} Type: {name_json_type(value)} "
+            f"is not of expected type: {name_dtype(dtype)}"
+        )
     return value.encode("utf-8", "surrogateescape") if kind is str else value
-
-
-def _type_error(value: Any, dtype: str) -> RequestError:
-    return RequestError(
-        f"JSON Value: {describe_json(value)} Type: {name_json_type(value)} "
-        f"is not of expected type: {name_dtype(dtype)}"
-    )
 
 
 def name_dtype(dtype: str) -> str:
