@@ -66,28 +66,18 @@ class Manager(Protocol):
         ...
 
     def reload(self, models: Sequence[ModelConfig]) -> None:
-        """Replaces the configuration and waits until new models are AVAILABLE; blocks.
-
-        Raises:
-            PlumblineError: See `ServableManager.reload`.
-        """
+        """Replaces the configuration and waits until new models are AVAILABLE; blocks."""
         ...
 
 
 class Handlers:
     """The methods of PredictionService and of ModelService.
 
-    Args:
-        manager: Who holds the servables.
-        config: Limits and switches.
-        metrics: Is told of every request.
-        request_log: Is offered every request that was answered; None when nothing is logged.
-
     Attributes:
         acquire: See `Manager.acquire`.
-        observer: Who was given as `metrics`, for the servers.
+        observer: Is told of every request.
         pool: Threads for what is not quick.
-        request_log: As given.
+        request_log: Is offered every request that was answered; None when nothing is logged.
     """
 
     def __init__(
@@ -188,7 +178,7 @@ class Handlers:
         self.observer.observe_examples(spec.name, len(examples))
         return response
 
-    def get_model_metadata(
+    async def get_model_metadata(
         self, request: metadata_pb2.GetModelMetadataRequest
     ) -> metadata_pb2.GetModelMetadataResponse:
         """A GetModelMetadataResponse for a GetModelMetadataRequest."""
@@ -205,7 +195,7 @@ class Handlers:
             )
             return response
 
-    def get_model_status(
+    async def get_model_status(
         self, request: status_pb2.GetModelStatusRequest
     ) -> status_pb2.GetModelStatusResponse:
         """A GetModelStatusResponse for a GetModelStatusRequest.

@@ -49,7 +49,6 @@ LOGGED = {
 """Method path to the field of PredictionLog that holds its requests."""
 
 SUFFIX = ".tfrecord"
-_PREFIX = "requests"
 _OURS = re.compile(r"-\d{8}T\d{6}-\d+-\d+" + re.escape(SUFFIX))
 
 Exchange = Callable[[], tuple[bytes, bytes]]
@@ -77,12 +76,11 @@ class RequestLog:
         observe: Callable[[str], None] = lambda result: None,
     ) -> None:
         folder = Path(config.request_log_dir)
+        max_bytes = config.request_log_max_bytes
         # Several workers write at a time, and none may delete what another has open.
-        max_file_bytes = max(1, config.request_log_max_bytes // (4 * config.workers))
-        self._files = LogFiles(
-            folder, max_bytes=config.request_log_max_bytes, max_file_bytes=max_file_bytes
-        )
-        self._default = (_PREFIX, config.request_log_sampling_rate)
+        max_file_bytes = max(1, max_bytes // (4 * config.workers))
+        self._files = LogFiles(folder, max_bytes=max_bytes, max_file_bytes=max_file_bytes)
+        self._default = ("requests", config.request_log_sampling_rate)
         self._list_models = list_models
         self._observe = observe
         self._models: Sequence[ModelConfig] | None = None
@@ -220,20 +218,21 @@ class LogFiles:
 
     def append(self, prefix: str, record: bytes) -> None:
         """Adds a record to the file of `prefix`, whole or not at all."""
-        descriptor, size = self._open.get(prefix) or (self._create(prefix), 0)
+        descriptor, size = self._open.pop(prefix, (-1, 0))
         if size and size + len(record) > self._max_file_bytes:
             os.close(descriptor)
-            self._open.pop(prefix)
-            descriptor, size = self._create(prefix), 0
-        self._open[prefix] = (descriptor, size)
+            descriptor, size = -1, 0
+        if descriptor < 0:
+            descriptor = self._create(prefix)
         try:
-            _write_whole(descriptor, record)
+            left = memoryview(record)
+            while left:
+                left = left[os.write(descriptor, left) :]
         except OSError:
             # What was cut off would end every reading of the file.
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, size)
             os.close(descriptor)
-            del self._open[prefix]
             raise
         self._open[prefix] = (descriptor, size + len(record))
 
@@ -264,9 +263,3 @@ class LogFiles:
             kept -= size
             if kept < 0:
                 path.unlink(missing_ok=True)
-
-
-def _write_whole(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]

@@ -167,18 +167,14 @@ def _read_batching(flags: ServerFlags) -> BatchingParameters | None:
         pad_variable_length_inputs=message.pad_variable_length_inputs,
     )
     # The rules and texts of batching_session.cc and shared_batch_scheduler.h.
-    if parameters.max_batch_size < 1:
-        raise ConfigError(f"max_input_batch_size must be positive; was {parameters.max_batch_size}")
-    if parameters.batch_timeout_micros < 0:
-        raise ConfigError(
-            f"batch_timeout_micros must be non-negative; was {parameters.batch_timeout_micros}"
-        )
-    if parameters.max_enqueued_batches < 1:
-        raise ConfigError(
-            f"max_enqueued_batches must be positive; was {parameters.max_enqueued_batches}"
-        )
-    if parameters.num_batch_threads < 0:
-        raise ConfigError(f"num_batch_threads must be positive; was {parameters.num_batch_threads}")
+    for name, least, rule in (
+        ("max_batch_size", 1, "max_input_batch_size must be positive"),
+        ("batch_timeout_micros", 0, "batch_timeout_micros must be non-negative"),
+        ("max_enqueued_batches", 1, "max_enqueued_batches must be positive"),
+        ("num_batch_threads", 0, "num_batch_threads must be positive"),
+    ):
+        if getattr(parameters, name) < least:
+            raise ConfigError(f"{rule}; was {getattr(parameters, name)}")
     sizes = parameters.allowed_batch_sizes
     if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
         raise ConfigError("allowed_batch_sizes entries must be monotonically increasing")

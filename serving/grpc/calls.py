@@ -8,7 +8,6 @@ them (`model_servers/grpc_status_util.cc`).
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -124,27 +123,23 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
         spec, outputs = await handlers.predict(call)
         return encode_predict_response(spec, outputs, use_tensor_content=use_tensor_content)
 
-    def answer_with(
-        method: Method, answer: Callable[[Any], Message | Awaitable[Message]], *, counted: bool
-    ) -> Respond:
+    def answer_with(method: Method, answer: Callable[[Any], Awaitable[Message]]) -> Respond:
         async def exchange(request: Message) -> bytes:
-            answered = answer(request)
-            response = await answered if inspect.isawaitable(answered) else answered
-            return bytes(response.SerializeToString())
+            return bytes((await answer(request)).SerializeToString())
 
-        told = observer if counted else None
+        told = observer if method in (CLASSIFY, REGRESS) else None
         return _make_respond(method.name, method.request.FromString, exchange, told)
 
     methods = {PREDICT.path: _make_respond(PREDICT.name, parse_predict_request, predict, observer)}
-    for method, answer, counted in (
-        (CLASSIFY, partial(handlers.answer_request, CLASSIFICATION), True),
-        (REGRESS, partial(handlers.answer_request, REGRESSION), True),
-        (MULTI_INFERENCE, handlers.multi_infer, False),
-        (GET_MODEL_METADATA, handlers.get_model_metadata, False),
-        (GET_MODEL_STATUS, handlers.get_model_status, False),
-        (HANDLE_RELOAD_CONFIG, handlers.reload_config, False),
+    for method, answer in (
+        (CLASSIFY, partial(handlers.answer_request, CLASSIFICATION)),
+        (REGRESS, partial(handlers.answer_request, REGRESSION)),
+        (MULTI_INFERENCE, handlers.multi_infer),
+        (GET_MODEL_METADATA, handlers.get_model_metadata),
+        (GET_MODEL_STATUS, handlers.get_model_status),
+        (HANDLE_RELOAD_CONFIG, handlers.reload_config),
     ):
-        methods[method.path] = answer_with(method, answer, counted=counted)
+        methods[method.path] = answer_with(method, answer)
     if handlers.request_log is not None:
         from serving.api.request_log import LOGGED
 

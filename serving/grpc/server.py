@@ -20,10 +20,7 @@ from serving.security import make_authorizer, make_grpc_credentials
 class GrpcServer:
     """One gRPC server on a TCP port, a UNIX socket, or both.
 
-    Args:
-        handlers: What answers.
-        config: Ports, limits, TLS and tokens.
-        health: Served as grpc.health.v1; open to callers without a token, as probes have none.
+    `health` is served as grpc.health.v1, and open to callers without a token, as probes have none.
     """
 
     def __init__(self, handlers: Handlers, config: ServerConfig, health: Health) -> None:

@@ -10,12 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from contract.wire.plumbline_wire import health_pb2
+from contract.wire.plumbline_wire.health_pb2 import HealthCheckResponse
 from contract.wire.rpc import MODEL_SERVICE, PREDICTION_SERVICE
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 _TENSORFLOW_SERVING_NAMES = frozenset(("", "PredictionService", "ModelService"))
 _NAMES = _TENSORFLOW_SERVING_NAMES | {PREDICTION_SERVICE, MODEL_SERVICE}
 
@@ -52,17 +49,15 @@ class Health:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def find_status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
+    def find_status(self, service: str) -> HealthCheckResponse.ServingStatus:
         """The ServingStatus of a service name."""
         names = _TENSORFLOW_SERVING_NAMES if self._strict else _NAMES
         if service not in names:
-            return _SERVICE_UNKNOWN
+            return HealthCheckResponse.SERVICE_UNKNOWN
         serving = not self.is_draining if self._strict else self.is_ready
-        return _SERVING if serving else _NOT_SERVING
+        return HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
 
-    async def watch(
-        self, service: str
-    ) -> AsyncIterator[health_pb2.HealthCheckResponse.ServingStatus]:
+    async def watch(self, service: str) -> AsyncIterator[HealthCheckResponse.ServingStatus]:
         """The status now and after each change; ends with the server."""
         last = None
         while True:

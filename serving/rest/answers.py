@@ -20,16 +20,14 @@ from contract.errors import RequestError
 from contract.signature import Array, Batch, dtype_name
 from contract.wire.plumbline_wire import inference_pb2
 from serving.rest.json_text import quote_json
-from serving.rest.requests import name_dtype
+from serving.rest.requests import INT_RANGES, name_dtype
 
-_BYTES_SUFFIX = "_bytes"
 _DIGITS = {"float32": ("%.9g", "f"), "float64": ("%.17g", "d")}
 """Digits that name any number of a dtype, and array.array's code of it."""
 
 _PART_SIZE = 65536
 """Elements written at a time: each is an object of its own, twenty times its digits' size."""
 
-_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint32", "uint64")
 _WORDS = {"nan": b"NaN", "-nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 
@@ -126,13 +124,13 @@ def _format(name: str, array: Array) -> list[bytes]:
     dtype = dtype_name(array.dtype)
     if dtype in _DIGITS:
         return format_decimals(array)
-    if dtype in _INTEGERS:
+    if dtype in INT_RANGES:
         return [b"%d" % value for value in array.ravel().tolist()]
     if dtype == "bool":
         return [b"true" if value else b"false" for value in array.ravel().tolist()]
     if dtype == "string":
         values = array.ravel().tolist()
-        if name.endswith(_BYTES_SUFFIX):
+        if name.endswith("_bytes"):
             return [b'{"b64": "' + base64.b64encode(value) + b'"}' for value in values]
         return list(map(quote_json, values))
     if array.size == 0:

@@ -110,27 +110,24 @@ def parse_leniently(body: bytes, *, max_depth: int) -> Any:
         plain = _ESCAPES.sub(_mend_surrogate, plain)
     if "Inf" in plain or "-NaN" in plain:
         plain = _ODD_NUMBERS.sub(_mend_number, plain)
+    start = len(plain) - len(plain.lstrip(_SPACE))
     try:
-        return _decode(plain)
+        if start == len(plain):
+            raise json.JSONDecodeError("The document is empty.", plain, start)
+        if cut := _CUT_NUMBER.match(plain, start):
+            raise json.JSONDecodeError(
+                "Miss fraction part or exponent in number.", plain, cut.end()
+            )
+        return _DECODER.raw_decode(plain, start)[0]
     except json.JSONDecodeError as error:
-        raise RequestError(f"JSON Parse error: {_describe_error(error, body, text)}") from None
+        said = _describe_error(error, body, text)
+    except _TooBigError as error:
+        at = next(one.start() for one in _NUMBERS.finditer(plain) if one[0] == str(error))
+        big = json.JSONDecodeError("Number too big to be stored in double.", plain, at)
+        said = _describe_error(big, body, text)
     except RecursionError:
         raise RequestError(_describe_depth(max_depth)) from None
-
-
-def _decode(text: str) -> Any:
-    start = len(text) - len(text.lstrip(_SPACE))
-    if start == len(text):
-        raise json.JSONDecodeError("The document is empty.", text, start)
-    if cut := _CUT_NUMBER.match(text, start):
-        raise json.JSONDecodeError("Miss fraction part or exponent in number.", text, cut.end())
-    try:
-        value, _ = _DECODER.raw_decode(text, start)
-    except _TooBigError as error:
-        number = str(error)
-        at = next(one.start() for one in _NUMBERS.finditer(text) if one[0] == number)
-        raise json.JSONDecodeError("Number too big to be stored in double.", text, at) from None
-    return value
+    raise RequestError(f"JSON Parse error: {said}")
 
 
 def _check_depth(body: bytes, max_depth: int) -> None:

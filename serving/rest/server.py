@@ -35,7 +35,7 @@ from serving.monitoring.health import CallCounter, Health
 from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
-from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
+from serving.rest.paths import EmptyAnswer, is_api_path, is_valid_path, parse_path
 from serving.security import check_token, make_ssl_context
 
 LIVE_PATH = "/livez"
@@ -63,11 +63,7 @@ _log = logging.getLogger(__name__)
 class RestServer:
     """One HTTP server with TensorFlow Serving's REST API, metrics and probes.
 
-    Args:
-        handlers: What answers.
-        config: Port, limits, TLS and tokens.
-        health: Behind /livez and /readyz, which want no token, as probes have none.
-        render_metrics: Behind the metrics path.
+    `health` stands behind /livez and /readyz, which want no token, as probes have none.
     """
 
     def __init__(
@@ -187,19 +183,15 @@ class RestServer:
             return _send_page(404, "Not Found")
         if method == "OPTIONS":
             return self._answer_preflight(request)
+        return await self._answer(request, path)
+
+    async def _answer(self, request: web.Request, path: str) -> web.Response:
+        started = time.perf_counter()
+        method, name, body = request.method, "", None
         try:
             target = parse_path(method, path)
-        except EmptyAnswer as error:
-            return self._refuse("", error)
-        return await self._answer(request, path, target)
-
-    async def _answer(self, request: web.Request, path: str, target: Target | None) -> web.Response:
-        started = time.perf_counter()
-        method = request.method
-        name = target.spec.name if target else ""
-        try:
-            body = None
             if target is not None:
+                name = target.spec.name
                 async with asyncio.timeout(self._timeout_s):
                     sent = await self._read_body(request) if method == "POST" else b""
                     body = await self._methods.answer(method, target, sent)
@@ -220,8 +212,9 @@ class RestServer:
 
     def _refuse(self, name: str, error: PlumblineError) -> web.Response:
         self._observer.observe_request(name, error.code.name)
-        body = b"" if isinstance(error, EmptyAnswer) else encode_error(error.message)
-        kind = RequestError if isinstance(error, EmptyAnswer) else type(error)
+        kind, body = type(error), encode_error(error.message)
+        if isinstance(error, EmptyAnswer):
+            kind, body = RequestError, b""
         headers = {**_JSON, **self._more_headers, ERROR_KEY: kind.__name__}
         return web.Response(status=http_status(error.code), body=body, headers=headers)
 
