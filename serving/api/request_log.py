@@ -16,49 +16,39 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from contract.errors import ConfigError
 from contract.servable import ModelSpec
 from contract.signature import Batch
-from contract.wire.plumbline_wire import inference_pb2, model_pb2, prediction_log_pb2
+from contract.wire.plumbline_wire import inference_pb2, prediction_log_pb2
 from contract.wire.predict import (
     encode_predict_request,
     encode_predict_response,
     model_spec_to_proto,
 )
-from contract.wire.rpc import CLASSIFY, MULTI_INFERENCE, PREDICT, REGRESS, Method
+from contract.wire.rpc import CLASSIFY, METHODS, MULTI_INFERENCE, PREDICT, REGRESS, Method
 from contract.wire.tfrecord import frame_record
 from contract.wire.varints import write_varint
+from serving.api.results import ExamplesResult
 from serving.config.models import ModelConfig
 from serving.config.server import ServerConfig
 
 if TYPE_CHECKING:
-    from contract.wire.plumbline_wire import predict_pb2
     from contract.wire.plumbline_wire.example_pb2 import Input
-
-ExamplesResult: TypeAlias = "inference_pb2.ClassificationResult | inference_pb2.RegressionResult"
-Response: TypeAlias = (
-    "predict_pb2.PredictResponse | inference_pb2.ClassificationResponse"
-    " | inference_pb2.RegressionResponse | inference_pb2.MultiInferenceResponse"
-)
 
 MAX_QUEUED_BYTES = 32 * 2**20
 """Beyond these, requests are dropped from the sample rather than kept in memory."""
 
 LOGGED = {
-    PREDICT.path: (prediction_log_pb2.PredictionLog.PREDICT_LOG_FIELD_NUMBER, PREDICT),
-    CLASSIFY.path: (prediction_log_pb2.PredictionLog.CLASSIFY_LOG_FIELD_NUMBER, CLASSIFY),
-    REGRESS.path: (prediction_log_pb2.PredictionLog.REGRESS_LOG_FIELD_NUMBER, REGRESS),
-    MULTI_INFERENCE.path: (
-        prediction_log_pb2.PredictionLog.MULTI_INFERENCE_LOG_FIELD_NUMBER,
-        MULTI_INFERENCE,
-    ),
+    PREDICT.path: prediction_log_pb2.PredictionLog.PREDICT_LOG_FIELD_NUMBER,
+    CLASSIFY.path: prediction_log_pb2.PredictionLog.CLASSIFY_LOG_FIELD_NUMBER,
+    REGRESS.path: prediction_log_pb2.PredictionLog.REGRESS_LOG_FIELD_NUMBER,
+    MULTI_INFERENCE.path: prediction_log_pb2.PredictionLog.MULTI_INFERENCE_LOG_FIELD_NUMBER,
 }
-"""Method path to the field of PredictionLog that holds its requests, and the method."""
+"""Method path to the field of PredictionLog that holds its requests."""
 
 SUFFIX = ".tfrecord"
-_PREFIX = "requests"
 _OURS = re.compile(r"-\d{8}T\d{6}-\d+-\d+" + re.escape(SUFFIX))
 
 Exchange = Callable[[], tuple[bytes, bytes]]
@@ -86,12 +76,11 @@ class RequestLog:
         observe: Callable[[str], None] = lambda result: None,
     ) -> None:
         folder = Path(config.request_log_dir)
+        max_bytes = config.request_log_max_bytes
         # Several workers write at a time, and none may delete what another has open.
-        max_file_bytes = max(1, config.request_log_max_bytes // (4 * config.workers))
-        self._files = LogFiles(
-            folder, max_bytes=config.request_log_max_bytes, max_file_bytes=max_file_bytes
-        )
-        self._default = (_PREFIX, config.request_log_sampling_rate)
+        max_file_bytes = max(1, max_bytes // (4 * config.workers))
+        self._files = LogFiles(folder, max_bytes=max_bytes, max_file_bytes=max_file_bytes)
+        self._default = ("requests", config.request_log_sampling_rate)
         self._list_models = list_models
         self._observe = observe
         self._models: Sequence[ModelConfig] | None = None
@@ -177,33 +166,23 @@ class RequestLog:
                 self._queued_bytes -= num_bytes
         self._files.close()
 
-    def _write(self, path: str, exchange: Exchange, draw: float) -> None:
-        request, response = exchange()
-        field, method = LOGGED[path]
-        spec = find_model_spec(method.response.FromString(response))
+    def _write(self, path: str, make: Exchange, draw: float) -> None:
+        request, response = make()
+        answer = METHODS[path].response.FromString(response)
+        if path == MULTI_INFERENCE.path:
+            answer = answer.results[0] if answer.results else inference_pb2.InferenceResult()
+        spec = answer.model_spec
         prefix, rate = self._rules.get(spec.name, self._default)
         if draw < rate:
-            record = frame_record(encode_log(field, request, response, spec=spec, rate=rate))
-            self._files.append(prefix, record)
+            metadata = prediction_log_pb2.LogMetadata(
+                model_spec=spec, timestamp_secs=int(time.time())
+            )
+            metadata.sampling_config.sampling_rate = rate
+            # A PredictionLog, around messages that are serialized already.
+            exchange = _delimit(1, request) + _delimit(2, response)
+            log = _delimit(1, metadata.SerializeToString()) + _delimit(LOGGED[path], exchange)
+            self._files.append(prefix, frame_record(log))
             self._observe("written")
-
-
-def find_model_spec(response: Response) -> model_pb2.ModelSpec:
-    """The ModelSpec of who answered."""
-    if isinstance(response, inference_pb2.MultiInferenceResponse):
-        results = response.results
-        return results[0].model_spec if results else model_pb2.ModelSpec()
-    return response.model_spec
-
-
-def encode_log(
-    field: int, request: bytes, response: bytes, *, spec: model_pb2.ModelSpec, rate: float
-) -> bytes:
-    """A serialized PredictionLog around messages that are serialized already."""
-    metadata = prediction_log_pb2.LogMetadata(model_spec=spec, timestamp_secs=int(time.time()))
-    metadata.sampling_config.sampling_rate = rate
-    exchange = _delimit(1, request) + _delimit(2, response)
-    return _delimit(1, metadata.SerializeToString()) + _delimit(field, exchange)
 
 
 def _delimit(number: int, data: bytes) -> bytes:
@@ -239,20 +218,21 @@ class LogFiles:
 
     def append(self, prefix: str, record: bytes) -> None:
         """Adds a record to the file of `prefix`, whole or not at all."""
-        descriptor, size = self._open.get(prefix) or (self._create(prefix), 0)
+        descriptor, size = self._open.pop(prefix, (-1, 0))
         if size and size + len(record) > self._max_file_bytes:
             os.close(descriptor)
-            self._open.pop(prefix)
-            descriptor, size = self._create(prefix), 0
-        self._open[prefix] = (descriptor, size)
+            descriptor, size = -1, 0
+        if descriptor < 0:
+            descriptor = self._create(prefix)
         try:
-            _write_whole(descriptor, record)
+            left = memoryview(record)
+            while left:
+                left = left[os.write(descriptor, left) :]
         except OSError:
             # What was cut off would end every reading of the file.
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, size)
             os.close(descriptor)
-            del self._open[prefix]
             raise
         self._open[prefix] = (descriptor, size + len(record))
 
@@ -283,9 +263,3 @@ class LogFiles:
             kept -= size
             if kept < 0:
                 path.unlink(missing_ok=True)
-
-
-def _write_whole(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]

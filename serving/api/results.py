@@ -6,11 +6,14 @@ The checks and their words are TensorFlow Serving's (`servables/tensorflow/class
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from contract.errors import RequestError
-from contract.signature import Array, Batch, dtype_name
+from contract.signature import CLASSIFY_METHOD, REGRESS_METHOD, Array, Batch, dtype_name
 from contract.wire.plumbline_wire import inference_pb2, tensor_pb2
+from contract.wire.rpc import CLASSIFY, REGRESS, Method
 from contract.wire.tensors import layout_of_dtype
 
 if TYPE_CHECKING:
@@ -21,8 +24,29 @@ CLASSES = "classes"
 SCORES = "scores"
 OUTPUTS = "outputs"
 
+ExamplesResult: TypeAlias = "inference_pb2.ClassificationResult | inference_pb2.RegressionResult"
 
-def check_classify_signature(proto: SignatureDef) -> tuple[str, ...]:
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExamplesMethod:
+    """Classify or Regress: tf.Examples in, labelled scores or numbers out.
+
+    Attributes:
+        name: `classification` or `regression`.
+        method_name: Of the signatures that are meant for it.
+        rpc: Its remote procedure.
+        check_signature: Refuses signatures that do not fit; the outputs to ask for.
+        make_result: The result, of the outputs and the number of examples.
+    """
+
+    name: str
+    method_name: str
+    rpc: Method
+    check_signature: Callable[[SignatureDef], tuple[str, ...]]
+    make_result: Callable[[Batch, int], ExamplesResult]
+
+
+def _check_classify_signature(proto: SignatureDef) -> tuple[str, ...]:
     """The outputs to ask for."""
     if len(proto.inputs) != 1:
         raise RequestError("Expected one input Tensor.")
@@ -39,7 +63,7 @@ def check_classify_signature(proto: SignatureDef) -> tuple[str, ...]:
     return wanted
 
 
-def make_classification_result(
+def _make_classification_result(
     outputs: Batch, num_examples: int
 ) -> inference_pb2.ClassificationResult:
     """A ClassificationResult.
@@ -67,13 +91,15 @@ def make_classification_result(
         for column in range(num_classes):
             one = classifications.classes.add()
             if labels is not None:
-                one.label = _decode_label(labels[row][column])
+                label = labels[row][column]
+                # A label that is no UTF-8 cannot travel in a string field.
+                one.label = label.decode(errors="replace") if isinstance(label, bytes) else label
             if values is not None:
                 one.score = values[row][column]
     return result
 
 
-def check_regress_signature(proto: SignatureDef) -> tuple[str, ...]:
+def _check_regress_signature(proto: SignatureDef) -> tuple[str, ...]:
     """The outputs to ask for."""
     if len(proto.inputs) != 1:
         raise RequestError("Expected one input Tensor.")
@@ -86,7 +112,7 @@ def check_regress_signature(proto: SignatureDef) -> tuple[str, ...]:
     return (OUTPUTS,)
 
 
-def make_regression_result(outputs: Batch, num_examples: int) -> inference_pb2.RegressionResult:
+def _make_regression_result(outputs: Batch, num_examples: int) -> inference_pb2.RegressionResult:
     """A RegressionResult.
 
     Args:
@@ -97,7 +123,7 @@ def make_regression_result(outputs: Batch, num_examples: int) -> inference_pb2.R
     if not (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)):
         raise RequestError(
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
-            f"{_describe_dims(array)}"
+            f"{describe_shape(array.shape)}"
         )
     if array.shape[0] != num_examples:
         raise RequestError(
@@ -116,7 +142,7 @@ def _check_output(name: str, array: Array | None, num_examples: int) -> None:
         return
     if array.ndim != 2:
         raise RequestError(
-            f"Expected Tensor shape: [batch_size num_classes] but got {_describe_dims(array)}"
+            f"Expected Tensor shape: [batch_size num_classes] but got {describe_shape(array.shape)}"
         )
     dtype, wanted = ("string", "DT_STRING") if name == CLASSES else ("float32", "DT_FLOAT")
     if dtype_name(array.dtype) != dtype:
@@ -127,16 +153,24 @@ def _check_output(name: str, array: Array | None, num_examples: int) -> None:
         )
 
 
-def _decode_label(label: bytes | str) -> str:
-    # A label that is no UTF-8 cannot travel in a string field.
-    return label.decode(errors="replace") if isinstance(label, bytes) else label
-
-
-def _describe_dims(array: Array) -> str:
+def describe_shape(shape: tuple[int, ...]) -> str:
     """`[2,3]`, as TensorFlow prints shapes."""
-    return f"[{','.join(map(str, array.shape))}]"
+    return f"[{','.join(map(str, shape))}]"
 
 
 def _enum_name(array: Array) -> str:
     """`DT_FLOAT` and so on."""
     return str(tensor_pb2.DataType.Name(layout_of_dtype(array.dtype).number))
+
+
+CLASSIFICATION = ExamplesMethod(
+    "classification",
+    CLASSIFY_METHOD,
+    CLASSIFY,
+    _check_classify_signature,
+    _make_classification_result,
+)
+REGRESSION = ExamplesMethod(
+    "regression", REGRESS_METHOD, REGRESS, _check_regress_signature, _make_regression_result
+)
+EXAMPLES_METHODS = {one.method_name: one for one in (CLASSIFICATION, REGRESSION)}

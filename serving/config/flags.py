@@ -28,7 +28,6 @@ ServerKind = Literal["embedded", "container"]
 MEBIBYTE = 2**20
 ENGINES = ("auto", "tensorflow", "litert")
 
-_KEY = "plumbline.flag"
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _NOTES: dict[tuple[ServerKind, str], str] = {
     ("embedded", "ignored"): " [accepted and ignored]",
@@ -78,20 +77,17 @@ def flag(
     container: Container = "passed",
 ) -> T:
     """A dataclass field that is a flag; see `Flag` for the arguments."""
-    metadata = {_KEY: (description, embedded, container)}
+    metadata = {"description": description, "embedded": embedded, "container": container}
     made: T = dataclasses.field(default=default, metadata=metadata)
     return made
 
 
 def list_flags(table: type[TensorFlowServingFlags]) -> list[Flag]:
     """The flags that `table` declares, TensorFlow Serving's first."""
-    flags = []
-    for field in dataclasses.fields(table):
-        if _KEY in field.metadata:
-            description, embedded, container = field.metadata[_KEY]
-            default: FlagValue = getattr(table, field.name)
-            flags.append(Flag(field.name, default, description, embedded, container))
-    return flags
+    return [
+        Flag(field.name, getattr(table, field.name), **field.metadata)
+        for field in dataclasses.fields(table)
+    ]
 
 
 def parse_flags(
@@ -107,7 +103,9 @@ def parse_flags(
         name, equals, text = argument.removeprefix("--").partition("=")
         found = known.get(name) if argument.startswith("--") else None
         if found is None:
-            unknown.append(UnknownFlag(argument, _suggest(argument, known)))
+            guess = argument.lstrip("-").partition("=")[0].replace("-", "_")
+            near = difflib.get_close_matches(guess, known, n=1, cutoff=0.75)
+            unknown.append(UnknownFlag(argument, near[0] if near else ""))
             # The value of an unknown flag is no argument of its own.
             if argument.startswith("--") and not equals and rest and not rest[0].startswith("--"):
                 rest.pop(0)
@@ -125,7 +123,9 @@ def _take_value(found: Flag, rest: list[str]) -> FlagValue:
         return True
     # A negative number begins with one dash, a flag with two.
     if not rest or rest[0].startswith("--"):
-        raise ConfigError(f"--{found.name} wants a value: --{found.name}={_example(found)}")
+        raise ConfigError(
+            f"--{found.name} wants a value: --{found.name}={str(found.default) or 'TEXT'}"
+        )
     return _parse_value(found, rest.pop(0))
 
 
@@ -139,16 +139,6 @@ def _parse_value(found: Flag, text: str) -> FlagValue:
         raise ConfigError(
             f"--{found.name}={text}: it wants {kind[type(found.default).__name__]}"
         ) from None
-
-
-def _example(found: Flag) -> str:
-    return str(found.default) or "TEXT"
-
-
-def _suggest(argument: str, known: Iterable[str]) -> str:
-    name = argument.lstrip("-").partition("=")[0].replace("-", "_")
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
-    return near[0] if near else ""
 
 
 def describe_flags(flags: Iterable[Flag], server: ServerKind) -> str:
@@ -339,14 +329,10 @@ class ServerFlags(TensorFlowServingFlags):
     )
 
     request_log_dir: str = flag(
-        "",
-        "Folder for PredictionLog records of sampled requests.",
-        container="refused",
+        "", "Folder for PredictionLog records of sampled requests.", container="refused"
     )
     request_log_sampling_rate: float = flag(
-        0.0,
-        "Share of requests to log where a model has no logging_config.",
-        container="refused",
+        0.0, "Share of requests to log where a model has no logging_config.", container="refused"
     )
     request_log_max_bytes: int = flag(
         256 * MEBIBYTE,

@@ -78,13 +78,25 @@ def _model_from_message(message: config_pb2.ModelConfig) -> ModelConfig:
             f"Expected model {message.name} to have an absolute path or URI; "
             f"got base_path()={message.base_path}"
         )
+    policy: VersionPolicy
+    match message.model_version_policy.WhichOneof("policy_choice"):
+        case "all":
+            policy = All()
+        case "specific":
+            policy = Specific(tuple(message.model_version_policy.specific.versions))
+        case _:
+            # TensorFlow Serving takes a num_versions of 0 for 1.
+            policy = Latest(max(message.model_version_policy.latest.num_versions, 1))
+    logging, logger = message.logging_config, message.logging_config.log_collector_config
     return ModelConfig(
         name=message.name,
         base_path=Path(message.base_path),
-        version_policy=_policy_from_message(message.model_version_policy),
+        version_policy=policy,
         version_labels=dict(message.version_labels),
         platform=_find_platform(message),
-        logging=_logging_from_message(message.logging_config),
+        logging=RequestLogging(logger.filename_prefix, logging.sampling_config.sampling_rate)
+        if logging.HasField("log_collector_config")
+        else None,
     )
 
 
@@ -107,27 +119,6 @@ def _find_platform(message: config_pb2.ModelConfig) -> str:
             f"ModelServerConfig::model_platform, model name is {message.name}"
         )
     return message.model_platform
-
-
-def _policy_from_message(
-    message: config_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy,
-) -> VersionPolicy:
-    match message.WhichOneof("policy_choice"):
-        case "all":
-            return All()
-        case "specific":
-            return Specific(tuple(message.specific.versions))
-        case _:
-            # TensorFlow Serving takes a num_versions of 0 for 1.
-            return Latest(max(message.latest.num_versions, 1))
-
-
-def _logging_from_message(message: config_pb2.LoggingConfig) -> RequestLogging | None:
-    if not message.HasField("log_collector_config"):
-        return None
-    return RequestLogging(
-        message.log_collector_config.filename_prefix, message.sampling_config.sampling_rate
-    )
 
 
 def check_platforms(models: Iterable[ModelConfig], old_models: Iterable[ModelConfig]) -> None:

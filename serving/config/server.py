@@ -166,24 +166,15 @@ def _read_batching(flags: ServerFlags) -> BatchingParameters | None:
         allowed_batch_sizes=tuple(message.allowed_batch_sizes),
         pad_variable_length_inputs=message.pad_variable_length_inputs,
     )
-    _check_batching(parameters)
-    return parameters
-
-
-def _check_batching(parameters: BatchingParameters) -> None:
     # The rules and texts of batching_session.cc and shared_batch_scheduler.h.
-    if parameters.max_batch_size < 1:
-        raise ConfigError(f"max_input_batch_size must be positive; was {parameters.max_batch_size}")
-    if parameters.batch_timeout_micros < 0:
-        raise ConfigError(
-            f"batch_timeout_micros must be non-negative; was {parameters.batch_timeout_micros}"
-        )
-    if parameters.max_enqueued_batches < 1:
-        raise ConfigError(
-            f"max_enqueued_batches must be positive; was {parameters.max_enqueued_batches}"
-        )
-    if parameters.num_batch_threads < 0:
-        raise ConfigError(f"num_batch_threads must be positive; was {parameters.num_batch_threads}")
+    for name, least, rule in (
+        ("max_batch_size", 1, "max_input_batch_size must be positive"),
+        ("batch_timeout_micros", 0, "batch_timeout_micros must be non-negative"),
+        ("max_enqueued_batches", 1, "max_enqueued_batches must be positive"),
+        ("num_batch_threads", 0, "num_batch_threads must be positive"),
+    ):
+        if getattr(parameters, name) < least:
+            raise ConfigError(f"{rule}; was {getattr(parameters, name)}")
     sizes = parameters.allowed_batch_sizes
     if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
         raise ConfigError("allowed_batch_sizes entries must be monotonically increasing")
@@ -192,6 +183,7 @@ def _check_batching(parameters: BatchingParameters) -> None:
             "Last entry in allowed_batch_sizes must match max_batch_size; last was "
             f"{sizes[-1]}; expected {parameters.max_batch_size}"
         )
+    return parameters
 
 
 def _read_tls(flags: ServerFlags) -> TlsConfig | None:
@@ -237,8 +229,7 @@ def _read_metrics_path(flags: ServerFlags) -> str:
 
 def _check_flags(flags: ServerFlags) -> None:
     """Refuses values out of range and flags that exclude each other."""
-    _check_choices(flags)
-    _check_ranges(flags)
+    _check_values(flags)
     _check_ports(flags)
     _check_models(flags)
     if flags.use_alts_credentials and flags.ssl_config_file:
@@ -276,14 +267,12 @@ def _check_models(flags: ServerFlags) -> None:
     check_local_path(flags.model_name, flags.model_base_path)
 
 
-def _check_choices(flags: ServerFlags) -> None:
-    if flags.engine not in ENGINES:
-        raise ConfigError(f"--engine={flags.engine}: choose one of {', '.join(ENGINES)}")
-    if flags.log_level not in _LOG_LEVELS:
-        raise ConfigError(f"--log_level={flags.log_level}: choose one of {', '.join(_LOG_LEVELS)}")
-
-
-def _check_ranges(flags: ServerFlags) -> None:
+def _check_values(flags: ServerFlags) -> None:
+    for name, choices in (("engine", ENGINES), ("log_level", _LOG_LEVELS)):
+        if getattr(flags, name) not in choices:
+            raise ConfigError(
+                f"--{name}={getattr(flags, name)}: choose one of {', '.join(choices)}"
+            )
     for name in _POSITIVE:
         if getattr(flags, name) < 1:
             raise ConfigError(f"--{name}={getattr(flags, name)}: give 1 or more")

@@ -8,11 +8,11 @@ them (`model_servers/grpc_status_util.cc`).
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -33,6 +33,7 @@ from contract.wire.rpc import (
     trailing_metadata_for,
 )
 from serving.api.handlers import Handlers
+from serving.api.results import CLASSIFICATION, REGRESSION
 from serving.config.server import ServerConfig
 from serving.observer import Observer
 from serving.security import Authorize
@@ -54,8 +55,6 @@ _POLL_S = 0.02
 
 Respond = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
 """A method: request bytes and grpcio's context in, response bytes out."""
-
-Request = TypeVar("Request")
 
 
 class GrpcCalls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no types
@@ -118,46 +117,29 @@ class GrpcCalls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no t
 
 def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]:
     """Path to what answers it."""
-    inference, models, observer = handlers.inference, handlers.models, handlers.observer
-
-    def answer_with(
-        method: Method, answer: Callable[[Any], Message | Awaitable[Message]], *, counted: bool
-    ) -> Respond:
-        async def exchange(request: Message) -> bytes:
-            answered = answer(request)
-            response = await answered if inspect.isawaitable(answered) else answered
-            return bytes(response.SerializeToString())
-
-        return _Call(
-            method.name, method.request.FromString, exchange, observer if counted else None
-        ).respond
-
-    use_tensor_content = config.enable_serialization_as_tensor_content
+    observer, use_tensor_content = handlers.observer, config.enable_serialization_as_tensor_content
 
     async def predict(call: PredictCall) -> bytes:
-        try:
-            spec, outputs = await handlers.predict(call)
-        except PlumblineError as error:
-            if isinstance(error.__cause__, DecodeError):  # one of the tensors
-                raise error.__cause__ from None
-            raise
+        spec, outputs = await handlers.predict(call)
         return encode_predict_response(spec, outputs, use_tensor_content=use_tensor_content)
 
-    methods = {
-        PREDICT.path: _Call(PREDICT.name, _parse_predict, predict, observer).respond,
-        CLASSIFY.path: answer_with(CLASSIFY, inference.classify, counted=True),
-        REGRESS.path: answer_with(REGRESS, inference.regress, counted=True),
-        MULTI_INFERENCE.path: answer_with(MULTI_INFERENCE, inference.multi_infer, counted=False),
-        GET_MODEL_METADATA.path: answer_with(
-            GET_MODEL_METADATA, handlers.get_model_metadata, counted=False
-        ),
-        GET_MODEL_STATUS.path: answer_with(
-            GET_MODEL_STATUS, models.get_model_status, counted=False
-        ),
-        HANDLE_RELOAD_CONFIG.path: answer_with(
-            HANDLE_RELOAD_CONFIG, models.reload_config, counted=False
-        ),
-    }
+    def answer_with(method: Method, answer: Callable[[Any], Awaitable[Message]]) -> Respond:
+        async def exchange(request: Message) -> bytes:
+            return bytes((await answer(request)).SerializeToString())
+
+        told = observer if method in (CLASSIFY, REGRESS) else None
+        return _make_respond(method.name, method.request.FromString, exchange, told)
+
+    methods = {PREDICT.path: _make_respond(PREDICT.name, parse_predict_request, predict, observer)}
+    for method, answer in (
+        (CLASSIFY, partial(handlers.answer_request, CLASSIFICATION)),
+        (REGRESS, partial(handlers.answer_request, REGRESSION)),
+        (MULTI_INFERENCE, handlers.multi_infer),
+        (GET_MODEL_METADATA, handlers.get_model_metadata),
+        (GET_MODEL_STATUS, handlers.get_model_status),
+        (HANDLE_RELOAD_CONFIG, handlers.reload_config),
+    ):
+        methods[method.path] = answer_with(method, answer)
     if handlers.request_log is not None:
         from serving.api.request_log import LOGGED
 
@@ -166,59 +148,51 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
     return methods
 
 
-class _Call(Generic[Request]):
-    """One method, from bytes to bytes; whatever goes wrong becomes a status.
+def _make_respond(
+    name: str,
+    parse: Callable[[bytes], Any],
+    exchange: Callable[[Any], Awaitable[bytes]],
+    observer: Observer | None,
+) -> Respond:
+    """A method from bytes to bytes; whatever goes wrong becomes a status.
 
-    Args:
-        name: The method's.
-        parse: Reads a request; raises DecodeError when it is none.
-        exchange: Answers it.
-        observer: Is told of calls; None when they are not counted.
+    `parse` raises DecodeError, or an error for its sake, when bytes are no request. Without an
+    observer calls are not counted.
     """
 
-    def __init__(
-        self,
-        name: str,
-        parse: Callable[[bytes], Request],
-        exchange: Callable[[Request], Awaitable[bytes]],
-        observer: Observer | None,
-    ) -> None:
-        self._name = name
-        self._parse = parse
-        self._exchange = exchange
-        self._observer = observer
-
-    async def respond(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def respond(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         started = time.perf_counter()
-        observer = self._observer
         model_name = ""
         try:
-            request: Any = self._parse(body)
+            request = parse(body)
             if observer is not None:
                 model_name = request.model_spec.name
-            reply = await self._exchange(request)
-        except (PlumblineError, DecodeError) as error:
-            told: PlumblineError
-            # What is no message is INTERNAL without words, as grpc++ answers it.
-            if isinstance(error, PlumblineError):
-                told = error
-            else:
-                told = RequestError("", code=Code.INTERNAL)
+            reply = await exchange(request)
+        except Exception as error:  # the boundary: whatever fails, the caller gets a status
+            told = _tell(error)
+            if told is None:
+                _log.exception("%s failed", name)
+                told = InternalError(CRASH_TEXT)
             if observer is not None:
                 observer.observe_request(model_name, told.code.name)
             await _fail(context, told)
-            raise AssertionError from error  # abort() has raised
-        except Exception:  # the boundary: whatever fails, the caller gets a status
-            _log.exception("%s failed", self._name)
-            if observer is not None:
-                observer.observe_request(model_name, Code.INTERNAL.name)
-            await _fail(context, InternalError(CRASH_TEXT))
-            raise
+            raise  # never: abort() has raised
         if observer is not None:
             elapsed_us = (time.perf_counter() - started) * 1e6
-            observer.observe_request_latency(model_name, self._name, "GRPC", elapsed_us)
+            observer.observe_request_latency(model_name, name, "GRPC", elapsed_us)
             observer.observe_request(model_name, "OK")
         return reply
+
+    return respond
+
+
+def _tell(error: Exception) -> PlumblineError | None:
+    """What the caller is told of an error; None for a crash."""
+    cause = error.__cause__ if isinstance(error, RequestError) else error
+    if isinstance(cause, DecodeError):
+        # What is no message is INTERNAL without words, as grpc++ answers it.
+        return RequestError("", code=Code.INTERNAL)
+    return error if isinstance(error, PlumblineError) else None
 
 
 def _log_answers(path: str, respond: Respond, log: RequestLog) -> Respond:
@@ -228,15 +202,6 @@ def _log_answers(path: str, respond: Respond, log: RequestLog) -> Respond:
         return reply
 
     return respond_and_log
-
-
-def _parse_predict(body: bytes) -> PredictCall:
-    try:
-        return parse_predict_request(body)
-    except PlumblineError as error:
-        if isinstance(error.__cause__, DecodeError):
-            raise error.__cause__ from None
-        raise
 
 
 def _refuse_with(code: grpc.StatusCode, text: str) -> grpc.RpcMethodHandler:

@@ -20,10 +20,7 @@ from serving.security import make_authorizer, make_grpc_credentials
 class GrpcServer:
     """One gRPC server on a TCP port, a UNIX socket, or both.
 
-    Args:
-        handlers: What answers.
-        config: Ports, limits, TLS and tokens.
-        health: Served as grpc.health.v1; open to callers without a token, as probes have none.
+    `health` is served as grpc.health.v1, and open to callers without a token, as probes have none.
     """
 
     def __init__(self, handlers: Handlers, config: ServerConfig, health: Health) -> None:
@@ -34,7 +31,16 @@ class GrpcServer:
             always=list_health_methods(health) if is_health_served else None,
             authorize=make_authorizer(config.auth_tokens),
         )
-        self._server = create_grpc_server(self._calls, config)
+        max_bytes = -1 if config.strict_compat else config.max_message_bytes  # -1: 2^31 - 1
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_bytes),
+                ("grpc.max_send_message_length", max_bytes),
+                *_parse_channel_arguments(config),
+            ],
+            maximum_concurrent_rpcs=config.max_concurrent_calls or None,
+        )
+        self._server.add_generic_rpc_handlers((self._calls,))
         self.port = 0
 
     async def start(self) -> None:
@@ -71,22 +77,7 @@ class GrpcServer:
         return time.monotonic() - stop_begin < left_s
 
 
-def create_grpc_server(calls: GrpcCalls, config: ServerConfig) -> grpc.aio.Server:
-    """A server of `calls`, not yet listening; call it on the loop that runs it."""
-    max_bytes = -1 if config.strict_compat else config.max_message_bytes  # -1: 2^31 - 1
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", max_bytes),
-            ("grpc.max_send_message_length", max_bytes),
-            *parse_channel_arguments(config),
-        ],
-        maximum_concurrent_rpcs=config.max_concurrent_calls or None,
-    )
-    server.add_generic_rpc_handlers((calls,))
-    return server
-
-
-def parse_channel_arguments(config: ServerConfig) -> list[tuple[str, int | str]]:
+def _parse_channel_arguments(config: ServerConfig) -> list[tuple[str, int | str]]:
     """Arguments for grpcio: --grpc_channel_arguments, numbers as numbers.
 
     Two servers on one port would share it silently; that is wanted among workers only.

@@ -10,14 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from contract.wire.plumbline_wire import health_pb2
+from contract.wire.plumbline_wire.health_pb2 import HealthCheckResponse
 from contract.wire.rpc import MODEL_SERVICE, PREDICTION_SERVICE
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 _TENSORFLOW_SERVING_NAMES = frozenset(("", "PredictionService", "ModelService"))
-_OWN_NAMES = frozenset((PREDICTION_SERVICE, MODEL_SERVICE))
+_NAMES = _TENSORFLOW_SERVING_NAMES | {PREDICTION_SERVICE, MODEL_SERVICE}
 
 
 class Health:
@@ -26,27 +23,25 @@ class Health:
     Args:
         is_ready: Asks the manager.
         strict: --strict_compat.
+
+    Attributes:
+        is_draining: Whether the server is on its way out.
     """
 
     def __init__(self, is_ready: Callable[[], bool], *, strict: bool = False) -> None:
         self._ask = is_ready
         self._strict = strict
-        self._is_draining = False
+        self.is_draining = False
         self._changed = asyncio.Event()
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether the server is on its way out."""
-        return self._is_draining
 
     @property
     def is_ready(self) -> bool:
         """Whether traffic should come here."""
-        return not self._is_draining and self._ask()
+        return not self.is_draining and self._ask()
 
     def drain(self) -> None:
         """Says from now on that the server is not ready."""
-        self._is_draining = True
+        self.is_draining = True
         self.announce()
 
     def announce(self) -> None:
@@ -54,19 +49,15 @@ class Health:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def find_status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
+    def find_status(self, service: str) -> HealthCheckResponse.ServingStatus:
         """The ServingStatus of a service name."""
-        known = service in _TENSORFLOW_SERVING_NAMES
-        if not self._strict:
-            known = known or service in _OWN_NAMES
-        if not known:
-            return _SERVICE_UNKNOWN
-        serving = not self._is_draining if self._strict else self.is_ready
-        return _SERVING if serving else _NOT_SERVING
+        names = _TENSORFLOW_SERVING_NAMES if self._strict else _NAMES
+        if service not in names:
+            return HealthCheckResponse.SERVICE_UNKNOWN
+        serving = not self.is_draining if self._strict else self.is_ready
+        return HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
 
-    async def watch(
-        self, service: str
-    ) -> AsyncIterator[health_pb2.HealthCheckResponse.ServingStatus]:
+    async def watch(self, service: str) -> AsyncIterator[HealthCheckResponse.ServingStatus]:
         """The status now and after each change; ends with the server."""
         last = None
         while True:
@@ -75,7 +66,7 @@ class Health:
             if status != last:
                 last = status
                 yield status
-            if self._is_draining:
+            if self.is_draining:
                 return
             await changed.wait()
 

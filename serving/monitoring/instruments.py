@@ -11,12 +11,15 @@ that this package admits has.
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import os
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, Self, TypeVar
 
 Labels = tuple[str, ...]
 Value = float | tuple[list[int], float]
@@ -54,6 +57,11 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
+    @property
+    def value(self) -> tuple[list[int], float]:
+        """The counts and the total."""
+        return list(self.counts), self.total
+
     def observe(self, value: float) -> None:
         """Counts `value`, in the unit of the bounds."""
         index = bisect_left(self._bounds, value)
@@ -61,8 +69,67 @@ class Histogram:
         self.total += value
 
 
-class Family:
-    """One metric: its name, and a child per combination of label values.
+Child = TypeVar("Child", bound=Counter | Histogram)
+
+
+class _Family(Generic[Child]):
+    """One metric: its name, and a child per combination of label values."""
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        label_names: Labels,
+        *,
+        kind: str,
+        make_child: Callable[[], Child],
+    ) -> None:
+        self.name = name
+        self._description = description
+        self._label_names = label_names
+        self._kind = kind
+        self._make_child = make_child
+        self._children: dict[Labels, Child] = {}
+
+    def child(self, *labels: str) -> Child:
+        """The child with these label values; made when it is first asked for."""
+        found = self._children.get(labels)
+        if found is None:
+            if len(self._children) >= MAX_CHILDREN:
+                labels = (OTHER,) * len(labels)
+            found = self._children.setdefault(labels, self._make_child())
+        return found
+
+    def forget(self, *prefix: str) -> None:
+        """Drops the children whose first label values are `prefix`."""
+        for labels in [key for key in list(self._children) if key[: len(prefix)] == prefix]:
+            self._children.pop(labels, None)
+
+    def make_alike(self) -> Self:
+        """A family like this one, without children."""
+        alike = copy.copy(self)
+        alike._children = {}
+        return alike
+
+    def dump(self) -> dict[Labels, Value]:
+        """What the children hold, for another process."""
+        return {labels: child.value for labels, child in list(self._children.items())}
+
+    def render(self) -> Iterable[str]:
+        """Lines of text."""
+        yield f"# HELP {self.name} {self._description}"
+        yield f"# TYPE {self.name} {self._kind}"
+        for labels, child in list(self._children.items()):
+            named = zip(self._label_names, labels, strict=True)
+            pairs = ",".join(f'{name}="{_escape(value)}"' for name, value in named)
+            yield from self._render_child(pairs, child)
+
+    def _render_child(self, pairs: str, child: Child) -> Iterable[str]:
+        raise NotImplementedError
+
+
+class Family(_Family[Counter]):
+    """A metric whose children are numbers.
 
     Args:
         name: As exposed.
@@ -82,36 +149,8 @@ class Family:
         kind: str = "counter",
         combine: Callable[[Iterable[float]], float] | None = None,
     ) -> None:
-        self.name = name
-        self.description = description
-        self.kind = kind
+        super().__init__(name, description, label_names, kind=kind, make_child=Counter)
         self._combine = combine or (sum if kind == "counter" else max)
-        self._label_names = label_names
-        self._children: dict[Labels, Counter] = {}
-
-    def child(self, *labels: str) -> Counter:
-        """The child with these label values; made when it is first asked for."""
-        found = self._children.get(labels)
-        if found is None:
-            if len(self._children) >= MAX_CHILDREN:
-                labels = (OTHER,) * len(labels)
-            found = self._children.setdefault(labels, Counter())
-        return found
-
-    def forget(self, *prefix: str) -> None:
-        """Drops the children whose first label values are `prefix`."""
-        for labels in [key for key in list(self._children) if key[: len(prefix)] == prefix]:
-            self._children.pop(labels, None)
-
-    def make_alike(self) -> Family:
-        """A family like this one, without children."""
-        return Family(
-            self.name, self.description, self._label_names, kind=self.kind, combine=self._combine
-        )
-
-    def dump(self) -> dict[Labels, Value]:
-        """What the children hold, for another process."""
-        return {labels: child.value for labels, child in list(self._children.items())}
 
     def absorb(self, dumped: Mapping[Labels, Value]) -> None:
         """Combines with what another process holds."""
@@ -121,73 +160,41 @@ class Family:
             child = self.child(*labels)
             child.value = value if is_new else self._combine((child.value, value))
 
-    def render(self) -> Iterable[str]:
-        """Lines of text."""
-        yield from _render_head(self.name, self.description, self.kind)
-        for labels, child in list(self._children.items()):
-            pairs = _render_pairs(self._label_names, labels)
-            yield f"{self.name}{{{pairs}}} {_render_number(child.value)}"
+    def _render_child(self, pairs: str, child: Counter) -> Iterable[str]:
+        yield f"{self.name}{{{pairs}}} {_render_number(child.value)}"
 
 
-class HistogramFamily:
+class HistogramFamily(_Family[Histogram]):
     """A metric whose children are histograms; see `Family`."""
 
     def __init__(
         self, name: str, description: str, label_names: Labels, *, bounds: Sequence[float]
     ) -> None:
-        self.name = name
-        self.description = description
-        self._label_names = label_names
-        self._bounds = tuple(bounds)
+        super().__init__(
+            name,
+            description,
+            label_names,
+            kind="histogram",
+            make_child=functools.partial(Histogram, tuple(bounds)),
+        )
         self._limits = [*(f"{bound:.6g}" for bound in bounds), "+Inf"]
-        self._children: dict[Labels, Histogram] = {}
-
-    def child(self, *labels: str) -> Histogram:
-        """The child with these label values; made when it is first asked for."""
-        found = self._children.get(labels)
-        if found is None:
-            if len(self._children) >= MAX_CHILDREN:
-                labels = (OTHER,) * len(labels)
-            found = self._children.setdefault(labels, Histogram(self._bounds))
-        return found
-
-    def forget(self, *prefix: str) -> None:
-        """Drops the children whose first label values are `prefix`."""
-        for labels in [key for key in list(self._children) if key[: len(prefix)] == prefix]:
-            self._children.pop(labels, None)
-
-    def make_alike(self) -> HistogramFamily:
-        """A family like this one, without children."""
-        return HistogramFamily(self.name, self.description, self._label_names, bounds=self._bounds)
-
-    def dump(self) -> dict[Labels, Value]:
-        """What the children hold, for another process."""
-        return {
-            labels: (list(child.counts), child.total)
-            for labels, child in list(self._children.items())
-        }
 
     def absorb(self, dumped: Mapping[Labels, Value]) -> None:
         """Adds what another process holds."""
         for labels, value in dumped.items():
-            assert isinstance(value, tuple)
-            counts, total = value
             child = self.child(*labels)
-            child.counts = [a + b for a, b in zip(child.counts, counts, strict=True)]
-            child.total += total
+            summed = _add(child.value, value)
+            assert isinstance(summed, tuple)
+            child.counts, child.total = summed
 
-    def render(self) -> Iterable[str]:
-        """Lines of text."""
-        yield from _render_head(self.name, self.description, "histogram")
-        for labels, child in list(self._children.items()):
-            pairs = _render_pairs(self._label_names, labels)
-            comma = "," if pairs else ""
-            cumulative = 0
-            for limit, count in zip(self._limits, list(child.counts), strict=True):
-                cumulative += count
-                yield f'{self.name}_bucket{{{pairs}{comma}le="{limit}"}} {cumulative}'
-            yield f"{self.name}_sum{{{pairs}}} {_render_number(child.total)}"
-            yield f"{self.name}_count{{{pairs}}} {cumulative}"
+    def _render_child(self, pairs: str, child: Histogram) -> Iterable[str]:
+        comma = "," if pairs else ""
+        cumulative = 0
+        for limit, count in zip(self._limits, list(child.counts), strict=True):
+            cumulative += count
+            yield f'{self.name}_bucket{{{pairs}{comma}le="{limit}"}} {cumulative}'
+        yield f"{self.name}_sum{{{pairs}}} {_render_number(child.total)}"
+        yield f"{self.name}_count{{{pairs}}} {cumulative}"
 
 
 def render_families(families: Iterable[Family | HistogramFamily]) -> str:
@@ -217,15 +224,6 @@ def _add(one: Value, other: Value) -> Value:
 def exponential_bounds(scale: float, growth: float, count: int) -> tuple[float, ...]:
     """The bounds of TensorFlow's `monitoring::Buckets::Exponential`, without the last."""
     return tuple(scale * growth**power for power in range(count))
-
-
-def _render_head(name: str, description: str, kind: str) -> Iterable[str]:
-    yield f"# HELP {name} {description}"
-    yield f"# TYPE {name} {kind}"
-
-
-def _render_pairs(names: Labels, values: Labels) -> str:
-    return ",".join(f'{name}="{_escape(v)}"' for name, v in zip(names, values, strict=True))
 
 
 def _escape(value: str) -> str:

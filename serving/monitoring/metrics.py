@@ -37,12 +37,7 @@ _SIGNATURE = (*_VERSION, "signature_name")
 
 
 class Metrics(Observer):
-    """Counts what happens and writes it down on request.
-
-    Args:
-        list_versions: Every version's status, for the gauges.
-        is_ready: Whether every model is served.
-    """
+    """Counts what happens and writes it down on request."""
 
     def __init__(
         self,
@@ -54,10 +49,6 @@ class Metrics(Observer):
         self._is_ready = is_ready
         self._start_time_s = find_start_time_s()
         self._runtimes: dict[tuple[ServableId, str], str] = {}
-        self._make_tensorflow_serving_families()
-        self._make_own_families()
-
-    def _make_tensorflow_serving_families(self) -> None:
         self._requests = Family(
             f"{_TF}request_count", "The total number of requests.", ("model_name", "status")
         )
@@ -114,8 +105,6 @@ class Metrics(Observer):
             (),
             bounds=_ROWS,
         )
-
-    def _make_own_families(self) -> None:
         self._runtime = HistogramFamily(
             "plumbline_runtime_seconds",
             "Wall time of the engine per version and signature.",

@@ -11,7 +11,7 @@ import base64
 import json
 import math
 from array import array as array_of_numbers
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,14 @@ from contract.errors import RequestError
 from contract.signature import Array, Batch, dtype_name
 from contract.wire.plumbline_wire import inference_pb2
 from serving.rest.json_text import quote_json
-from serving.rest.requests import name_dtype
+from serving.rest.requests import INT_RANGES, name_dtype
 
-_BYTES_SUFFIX = "_bytes"
 _DIGITS = {"float32": ("%.9g", "f"), "float64": ("%.17g", "d")}
 """Digits that name any number of a dtype, and array.array's code of it."""
 
 _PART_SIZE = 65536
 """Elements written at a time: each is an object of its own, twenty times its digits' size."""
 
-_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint32", "uint64")
 _WORDS = {"nan": b"NaN", "-nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 
@@ -56,13 +54,13 @@ def encode_rows(outputs: Batch) -> bytes:
                 f"Tensor name: {name} has inconsistent batch size: {shape[0]} expecting: {num_rows}"
             )
         num_rows = shape[0]
-    write = _write_plain_rows if len(names) == 1 else _write_named_rows
     size = sum(outputs[name].size for name in names)
-    parts = [
-        write({name: outputs[name][start:stop] for name in names})
-        for start, stop in _cut(num_rows, size)
-    ]
     separator = b", " if len(names) == 1 else b","
+    parts = []
+    for start, stop in _cut(num_rows, size):
+        columns = [_nest_rows(name, outputs[name][start:stop]) for name in names]
+        rows = columns[0] if len(names) == 1 else _name_rows(names, columns)
+        parts.append(separator.join(rows))
     return b'{\n    "predictions": [' + separator.join(parts) + b"\n    ]\n}"
 
 
@@ -110,16 +108,15 @@ def format_decimals(array: Array) -> list[bytes]:
     digits, code = _DIGITS[array.dtype.name]
     # array.array rounds to float32 as numpy does, and costs a fraction of it for few numbers.
     back = array_of_numbers(code, map(float, short))
-    return [
-        _finish(text if same == value else digits % value)
-        for text, same, value in zip(short, back, values, strict=True)
-    ]
-
-
-def _finish(text: str) -> bytes:
-    if "." in text or "e" in text:
-        return text.encode()
-    return _WORDS.get(text) or text.encode() + b".0"
+    found = []
+    for text, same, value in zip(short, back, values, strict=True):
+        if same != value:
+            text = digits % value
+        if "." in text or "e" in text:
+            found.append(text.encode())
+        else:
+            found.append(_WORDS.get(text) or text.encode() + b".0")
+    return found
 
 
 def _format(name: str, array: Array) -> list[bytes]:
@@ -127,20 +124,18 @@ def _format(name: str, array: Array) -> list[bytes]:
     dtype = dtype_name(array.dtype)
     if dtype in _DIGITS:
         return format_decimals(array)
-    if dtype in _INTEGERS:
+    if dtype in INT_RANGES:
         return [b"%d" % value for value in array.ravel().tolist()]
     if dtype == "bool":
         return [b"true" if value else b"false" for value in array.ravel().tolist()]
     if dtype == "string":
-        write = _quote_base64 if name.endswith(_BYTES_SUFFIX) else quote_json
-        return [write(value) for value in array.ravel().tolist()]
+        values = array.ravel().tolist()
+        if name.endswith("_bytes"):
+            return [b'{"b64": "' + base64.b64encode(value) + b'"}' for value in values]
+        return list(map(quote_json, values))
     if array.size == 0:
         return []
     raise RequestError(f"Failed to write JSON value for tensor type: {name_dtype(dtype)}")
-
-
-def _quote_base64(value: bytes) -> bytes:
-    return b'{"b64": "' + base64.b64encode(value) + b'"}'
 
 
 def _cut(num_rows: int, size: int) -> Iterator[tuple[int, int]]:
@@ -150,30 +145,10 @@ def _cut(num_rows: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, start + step
 
 
-def _write_plain_rows(outputs: Batch) -> bytes:
-    return b"".join(b", ".join(_nest_rows(name, array)) for name, array in outputs.items())
-
-
-def _write_named_rows(outputs: Batch) -> bytes:
-    heads = [b"            " + quote_json(name) + b": " for name in outputs]
-    columns = [_nest_rows(name, array) for name, array in outputs.items()]
-    return b",".join(
-        b"\n        {\n" + b",\n".join(map(bytes.__add__, heads, values)) + b"\n        }"
-        for values in zip(*columns, strict=True)
-    )
-
-
-def _nest_rows(name: str, array: Array) -> Sequence[bytes]:
-    """Each row as JSON on one line."""
-    level = _format(name, array)
-    for axis in range(array.ndim - 1, 0, -1):
-        size = array.shape[axis]
-        count = math.prod(array.shape[:axis])
-        level = [
-            b"[" + b", ".join(level[start * size : (start + 1) * size]) + b"]"
-            for start in range(count)
-        ]
-    return level
+def _name_rows(names: Sequence[str], columns: Sequence[Sequence[bytes]]) -> Iterable[bytes]:
+    heads = [b"            " + quote_json(name) + b": " for name in names]
+    for values in zip(*columns, strict=True):
+        yield b"\n        {\n" + b",\n".join(map(bytes.__add__, heads, values)) + b"\n        }"
 
 
 def _write_tensor(name: str, array: Array, depth: int) -> bytes:
@@ -184,23 +159,23 @@ def _write_tensor(name: str, array: Array, depth: int) -> bytes:
         return b"[]"
     inner = b"\n" + b"    " * (depth + 1)
     parts = [
-        (b"," + inner).join(_spread_rows(name, array[start:stop], depth))
+        (b"," + inner).join(_nest_rows(name, array[start:stop], depth))
         for start, stop in _cut(len(array), array.size)
     ]
     return b"[" + inner + (b"," + inner).join(parts) + b"\n" + b"    " * depth + b"]"
 
 
-def _spread_rows(name: str, array: Array, depth: int) -> Sequence[bytes]:
-    level, shape = _format(name, array), array.shape
+def _nest_rows(name: str, array: Array, depth: int | None = None) -> Sequence[bytes]:
+    """Each row as JSON: on one line, or with every element on a line of its own below `depth`."""
+    level = _format(name, array)
     for axis in range(array.ndim - 1, 0, -1):
-        size = shape[axis]
-        count = math.prod(shape[:axis])
-        inner = b"\n" + b"    " * (depth + axis + 1)
-        outer = b"\n" + b"    " * (depth + axis) + b"]"
+        size = array.shape[axis]
+        begin, comma, end = b"[", b", ", b"]"
+        if depth is not None and size:
+            outer = b"\n" + b"    " * (depth + axis)
+            begin, comma, end = b"[" + outer + b"    ", b"," + outer + b"    ", outer + b"]"
         level = [
-            b"[" + inner + (b"," + inner).join(level[n * size : (n + 1) * size]) + outer
-            if size
-            else b"[]"
-            for n in range(count)
+            begin + comma.join(level[start * size : (start + 1) * size]) + end
+            for start in range(math.prod(array.shape[:axis]))
         ]
     return level

@@ -19,7 +19,8 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,6 @@ _MARKS[[ord("["), ord("{")]] = 1
 _MARKS[[ord("]"), ord("}")]] = -1
 _MARKS[ord('"')] = _QUOTE = 2
 
-_EMPTY = "The document is empty."
-_TOO_BIG = "Number too big to be stored in double."
-_CUT = "Miss fraction part or exponent in number."
 _MESSAGES = {
     "Expecting value": "Invalid value.",
     "Expecting property name": "Missing a name for object member.",
@@ -69,10 +67,15 @@ _ESCAPES = re.compile(
 )
 
 _TO_ESCAPE = re.compile(rb'["\\\x00-\x1f]')
-_SHORT = {
-    ord('"'): b'\\"',
-    ord("\\"): b"\\\\",
-    **dict(zip(b"\b\f\n\r\t", (b"\\b", b"\\f", b"\\n", b"\\r", b"\\t"), strict=True)),
+_ESCAPED = {
+    **{bytes([char]): b"\\u%04X" % char for char in range(32)},
+    b'"': b'\\"',
+    b"\\": b"\\\\",
+    b"\b": b"\\b",
+    b"\f": b"\\f",
+    b"\n": b"\\n",
+    b"\r": b"\\r",
+    b"\t": b"\\t",
 }
 
 
@@ -107,27 +110,24 @@ def parse_leniently(body: bytes, *, max_depth: int) -> Any:
         plain = _ESCAPES.sub(_mend_surrogate, plain)
     if "Inf" in plain or "-NaN" in plain:
         plain = _ODD_NUMBERS.sub(_mend_number, plain)
+    start = len(plain) - len(plain.lstrip(_SPACE))
     try:
-        return _decode(plain)
+        if start == len(plain):
+            raise json.JSONDecodeError("The document is empty.", plain, start)
+        if cut := _CUT_NUMBER.match(plain, start):
+            raise json.JSONDecodeError(
+                "Miss fraction part or exponent in number.", plain, cut.end()
+            )
+        return _DECODER.raw_decode(plain, start)[0]
     except json.JSONDecodeError as error:
-        raise RequestError(f"JSON Parse error: {_describe_error(error, body, text)}") from None
+        said = _describe_error(error, body, text)
+    except _TooBigError as error:
+        at = next(one.start() for one in _NUMBERS.finditer(plain) if one[0] == str(error))
+        big = json.JSONDecodeError("Number too big to be stored in double.", plain, at)
+        said = _describe_error(big, body, text)
     except RecursionError:
         raise RequestError(_describe_depth(max_depth)) from None
-
-
-def _decode(text: str) -> Any:
-    start = len(text) - len(text.lstrip(_SPACE))
-    if start == len(text):
-        raise json.JSONDecodeError(_EMPTY, text, start)
-    if cut := _CUT_NUMBER.match(text, start):
-        raise json.JSONDecodeError(_CUT, text, cut.end())
-    try:
-        value, _ = _DECODER.raw_decode(text, start)
-    except _TooBigError as error:
-        number = str(error)
-        at = next(one.start() for one in _NUMBERS.finditer(text) if one[0] == number)
-        raise json.JSONDecodeError(_TOO_BIG, text, at) from None
-    return value
+    raise RequestError(f"JSON Parse error: {said}")
 
 
 def _check_depth(body: bytes, max_depth: int) -> None:
@@ -204,14 +204,7 @@ def _describe_error(error: json.JSONDecodeError, body: bytes, text: str) -> str:
 
 
 class JsonObject(dict[str, Any]):
-    """An object with equal keys: as a dict it has the first of each.
-
-    Args:
-        members: Every key and value, in order.
-
-    Attributes:
-        members: As given.
-    """
+    """An object with equal keys: as a dict it has the first of each, `members` has all in order."""
 
     def __init__(self, members: Sequence[tuple[str, Any]]) -> None:
         super().__init__()
@@ -236,8 +229,8 @@ _DECODER = json.JSONDecoder(
 )
 
 
-class _Full(Exception):
-    """The text has reached its size, or a value cannot be printed."""
+class _UnprintableError(Exception):
+    """A number that RapidJSON's writer refuses; it stops there."""
 
 
 def describe_json(value: Any) -> str:
@@ -246,10 +239,38 @@ def describe_json(value: Any) -> str:
     Arrays stand on one line, objects on several (`util/json_tensor.cc`, `JsonValueToDebugString`).
     Bytes that are no UTF-8 are surrogate escapes.
     """
-    printer = _Printer()
-    with contextlib.suppress(_Full):
-        printer.write(value, 0)
-    return bytes(printer.text).decode("utf-8", "surrogateescape")
+    text = bytearray()
+    with contextlib.suppress(_UnprintableError):
+        for part in _print(value, 0):
+            text += part
+            if len(text) >= MAX_DEBUG_BYTES:
+                break
+    return text.decode("utf-8", "surrogateescape")
+
+
+def _print(value: Any, level: int) -> Iterator[bytes]:
+    if isinstance(value, dict):
+        yield b"{"
+        for index, (key, one) in enumerate(list_members(value)):
+            yield (b",\n" if index else b"\n") + b"    " * (level + 1) + quote_json(key)
+            yield b": "
+            yield from _print(one, level + 1)
+        yield b"\n" + b"    " * level + b"}" if value else b"}"
+    elif isinstance(value, list):
+        yield b"["
+        for index, one in enumerate(value):
+            if index:
+                yield b", "
+            yield from _print(one, level + 1)
+        yield b"]"
+    elif isinstance(value, str):
+        yield quote_json(value)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise _UnprintableError
+        yield format_double(value).encode()
+    else:
+        yield json.dumps(value).encode()
 
 
 def name_json_type(value: Any) -> str:
@@ -268,22 +289,16 @@ def quote_json(text: str | bytes) -> bytes:
     """A JSON string; bytes that are no UTF-8 pass as they are."""
     data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     if _TO_ESCAPE.search(data) is not None:
-        data = _TO_ESCAPE.sub(_escape, data)
+        data = _TO_ESCAPE.sub(lambda found: _ESCAPED[found[0]], data)
     return b'"' + data + b'"'
 
 
 def format_double(number: float) -> str:
     """A finite double as RapidJSON's `dtoa` has it: `1.0`, `1e30`, `1.5e-7`."""
-    if number == 0:
-        return "-0.0" if math.copysign(1, number) < 0 else "0.0"
-    mantissa, _, exponent = f"{abs(number)!r}".partition("e")
-    whole, _, fraction = mantissa.partition(".")
-    digits = (whole + fraction).lstrip("0")
-    point = len(whole) + int(exponent or 0)  # digits before the decimal point
-    if whole == "0":
-        point = len(digits) - len(fraction) + int(exponent or 0)
-    digits = digits.rstrip("0") or "0"
-    return ("-" if number < 0 else "") + _place_point(digits, point)
+    sign, numerals, exponent = Decimal(repr(number)).normalize().as_tuple()
+    digits = "".join(map(str, numerals))
+    point = len(digits) + int(exponent)  # digits before the decimal point
+    return "-" * sign + _place_point(digits, point)
 
 
 def _place_point(digits: str, point: int) -> str:
@@ -296,54 +311,3 @@ def _place_point(digits: str, point: int) -> str:
     if len(digits) == 1:
         return f"{digits}e{point - 1}"
     return f"{digits[0]}.{digits[1:]}e{point - 1}"
-
-
-def _escape(found: re.Match[bytes]) -> bytes:
-    char = found[0][0]
-    return _SHORT.get(char) or b"\\u%04X" % char
-
-
-class _Printer:
-    def __init__(self) -> None:
-        self.text = bytearray()
-
-    def write(self, value: Any, level: int) -> None:
-        self._check_room()
-        if isinstance(value, dict):
-            self._write_object(value, level)
-        elif isinstance(value, list):
-            self.text += b"["
-            for index, one in enumerate(value):
-                self._check_room()
-                self.text += b", " if index else b""
-                self.write(one, level + 1)
-            self._check_room()
-            self.text += b"]"
-        elif isinstance(value, str):
-            self.text += quote_json(value)
-        elif isinstance(value, float):
-            if not math.isfinite(value):
-                raise _Full  # the writer refuses such numbers and stops
-            self.text += format_double(value).encode()
-        else:
-            word = {None: "null", True: "true", False: "false"}
-            known = value is None or isinstance(value, bool)
-            self.text += (word[value] if known else str(value)).encode()
-
-    def _write_object(self, value: dict[str, Any], level: int) -> None:
-        self.text += b"{"
-        for index, (key, one) in enumerate(list_members(value)):
-            self._check_room()
-            self.text += b",\n" if index else b"\n"
-            self.text += b"    " * (level + 1) + quote_json(key)
-            self._check_room()
-            self.text += b": "
-            self.write(one, level + 1)
-        self._check_room()
-        if value:
-            self.text += b"\n" + b"    " * level
-        self.text += b"}"
-
-    def _check_room(self) -> None:
-        if len(self.text) >= MAX_DEBUG_BYTES:
-            raise _Full

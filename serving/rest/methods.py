@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf import json_format
@@ -10,10 +12,9 @@ from google.protobuf.message import Message
 
 from contract.errors import RequestError
 from contract.servable import ModelSpec
-from contract.wire.plumbline_wire import example_pb2
 from contract.wire.predict import model_spec_to_proto
-from contract.wire.rpc import CLASSIFY, REGRESS
 from serving.api.handlers import Handlers
+from serving.api.results import CLASSIFICATION, REGRESSION, ExamplesMethod
 from serving.config.server import ServerConfig
 from serving.engines.signatures import UNKNOWN_IN_REST
 from serving.rest.answers import (
@@ -34,20 +35,15 @@ LARGE_BYTES = 64 * 1024
 
 
 class RestMethods:
-    """What a REST request asks for, done.
-
-    Args:
-        handlers: What answers.
-        config: Limits.
-    """
+    """What a REST request asks for, done."""
 
     def __init__(self, handlers: Handlers, config: ServerConfig) -> None:
         self._handlers = handlers
         self._max_depth = config.max_json_depth
         self._verbs: dict[str, Callable[[ModelSpec, bytes], Awaitable[bytes]]] = {
             "predict": self._predict,
-            "classify": self._classify,
-            "regress": self._regress,
+            "classify": partial(self._answer_examples, CLASSIFICATION, encode_classification),
+            "regress": partial(self._answer_examples, REGRESSION, encode_regression),
         }
 
     async def answer(self, method: str, target: Target, body: bytes) -> bytes | None:
@@ -72,26 +68,20 @@ class RestMethods:
         size = sum(array.nbytes for array in outputs.values())
         return await self._run(lambda: encode(outputs), size)
 
-    async def _classify(self, spec: ModelSpec, body: bytes) -> bytes:
-        spec, message = await self._read_examples(spec, body)
-        answered, result = await self._handlers.inference.classify_examples(spec, message)
-        if self._handlers.request_log is not None:
-            self._handlers.request_log.offer_examples(CLASSIFY, spec, message, answered, result)
-        return encode_classification(result)
-
-    async def _regress(self, spec: ModelSpec, body: bytes) -> bytes:
-        spec, message = await self._read_examples(spec, body)
-        answered, result = await self._handlers.inference.regress_examples(spec, message)
-        if self._handlers.request_log is not None:
-            self._handlers.request_log.offer_examples(REGRESS, spec, message, answered, result)
-        return encode_regression(result)
-
-    async def _read_examples(
-        self, spec: ModelSpec, body: bytes
-    ) -> tuple[ModelSpec, example_pb2.Input]:
+    async def _answer_examples(
+        self,
+        method: ExamplesMethod,
+        encode: Callable[[Any], bytes],
+        spec: ModelSpec,
+        body: bytes,
+    ) -> bytes:
         document = await self._parse(body)
-        spec = ModelSpec(spec.name, spec.version, spec.version_label, read_signature_name(document))
-        return spec, await self._run(lambda: read_examples(document), len(body))
+        spec = dataclasses.replace(spec, signature_name=read_signature_name(document))
+        message = await self._run(lambda: read_examples(document), len(body))
+        answered, result = await self._handlers.answer_examples(method, spec, message)
+        if self._handlers.request_log is not None:
+            self._handlers.request_log.offer_examples(method.rpc, spec, message, answered, result)
+        return encode(result)
 
     async def _parse(self, body: bytes) -> dict[str, Any]:
         return await self._run(
@@ -107,12 +97,9 @@ class RestMethods:
         spec = target.spec
         if not spec.name:
             raise RequestError("Missing model name in request.")
-        if target.verb == "metadata":
-            return self._describe_metadata(spec)
-        response = self._handlers.models.describe_versions(spec.name, spec.version)
-        return encode_document(_to_dict(response))
-
-    def _describe_metadata(self, spec: ModelSpec) -> bytes:
+        if target.verb != "metadata":
+            response = self._handlers.describe_versions(spec.name, spec.version)
+            return encode_document(_to_dict(response))
         with self._handlers.acquire(spec) as servable:
             answer_spec = ModelSpec(servable.id.name, version=servable.id.version)
             document = {

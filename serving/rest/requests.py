@@ -10,9 +10,9 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +20,8 @@ from contract.errors import Code, RequestError
 from contract.signature import Array
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tensors import layout_of_name
+from serving.api.results import describe_shape
 from serving.rest.json_text import describe_json, list_members, name_json_type
-
-SIGNATURE_NAME = "signature_name"
-INSTANCES = "instances"
-INPUTS = "inputs"
-EXAMPLES = "examples"
-CONTEXT = "context"
-BASE64 = "b64"
 
 _INT32 = (-(2**31), 2**31 - 1)
 INT_RANGES = {
@@ -48,7 +42,7 @@ _MAX_FLOAT32 = 3.4028235677973366e38
 
 def read_signature_name(document: Mapping[str, Any]) -> str:
     """The `signature_name` of a request, "" when it has none."""
-    name = document.get(SIGNATURE_NAME, "")
+    name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise RequestError(
             f"JSON Value: {describe_json(document)} not formatted correctly. "
@@ -61,21 +55,21 @@ def read_inputs(
     document: dict[str, Any], dtypes: Mapping[str, str]
 ) -> tuple[dict[str, Array], bool]:
     """The inputs of a predict request."""
-    if INSTANCES in document:
-        if INPUTS in document:
+    if "instances" in document:
+        if "inputs" in document:
             raise _format_error(
                 document,
                 "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to "
                 "exist ",
             )
-        rows = document[INSTANCES]
+        rows = document["instances"]
         if not isinstance(rows, list):
             raise _format_error(document, "Expecting 'instances' to be an list/array")
         if not rows:
             raise _format_error(document, "No values in 'instances' array")
         return _read_rows(rows, dtypes), True
-    if INPUTS in document:
-        return _read_columns(document[INPUTS], dtypes), False
+    if "inputs" in document:
+        return _read_columns(document["inputs"], dtypes), False
     raise RequestError("Missing 'inputs' or 'instances' key")
 
 
@@ -88,49 +82,38 @@ def _read_rows(rows: list[Any], dtypes: Mapping[str, str]) -> dict[str, Array]:
     if not _is_named(rows[0]):
         name = next(iter(dtypes))
         array = to_array(rows, dtypes[name])
-        return _read_plain_rows(rows, name, dtypes) if array is None else {name: array}
+        return _read_row_by_row(rows, dtypes, name) if array is None else {name: array}
     names = dtypes.keys()
     if all(type(row) is dict and row.keys() == names for row in rows):
         columns = {name: to_array([row[name] for row in rows], dtypes[name]) for name in names}
         arrays = {name: array for name, array in columns.items() if array is not None}
         if len(arrays) == len(dtypes):
             return arrays
-    return _read_named_rows(rows, dtypes)
+    return _read_row_by_row(rows, dtypes)
 
 
-def _read_plain_rows(rows: list[Any], name: str, dtypes: Mapping[str, str]) -> dict[str, Array]:
+def _read_row_by_row(
+    rows: list[Any], dtypes: Mapping[str, str], only_name: str | None = None
+) -> dict[str, Array]:
+    """Rows of named items, or plain rows of the one input that `only_name` names."""
     reader = ItemReader(dtypes)
     for number, row in enumerate(rows):
-        if _is_named(row):
-            raise RequestError(
-                f"Expecting value/list but got object at item {number} of input list"
-            )
-        try:
-            reader.add_item(name, row)
-        except RequestError as error:
-            raise RequestError(
-                f"Failed to process element: {number} of 'instances' list. "
-                f"Error: {error.code.name}: {error}"
-            ) from error
-    return reader.stack_rows(len(rows))
-
-
-def _read_named_rows(rows: list[Any], dtypes: Mapping[str, str]) -> dict[str, Array]:
-    reader = ItemReader(dtypes)
-    for number, row in enumerate(rows):
-        if not _is_named(row):
-            raise RequestError(f"Expecting object but got list at item {number} of input list")
-        for name, item in list_members(row):
+        failed = f"Failed to process element: {number}"
+        if _is_named(row) != (only_name is None):
+            wanted, given = ("object", "list") if only_name is None else ("value/list", "object")
+            raise RequestError(f"Expecting {wanted} but got {given} at item {number} of input list")
+        for name, item in list_members(row) if only_name is None else ((only_name, row),):
             try:
                 reader.add_item(name, item)
             except RequestError as error:
+                if only_name is None:
+                    failed += f" key: {name}"
                 raise RequestError(
-                    f"Failed to process element: {number} key: {name} of 'instances' list. "
-                    f"Error: {error.code.name}: {error}"
+                    f"{failed} of 'instances' list. Error: {error.code.name}: {error}"
                 ) from error
-        if row.keys() != dtypes.keys():
+        if only_name is None and row.keys() != dtypes.keys():
             raise RequestError(
-                f"Failed to process element: {number} of 'instances' list. JSON object: "
+                f"{failed} of 'instances' list. JSON object: "
                 f"{describe_json(row)} keys must be equal to: {','.join(sorted(dtypes))}"
             )
     return reader.stack_rows(len(rows))
@@ -161,8 +144,7 @@ def to_array(values: Any, dtype: str) -> Array | None:
     while type(level) is list and level:
         shape.append(len(level) if not shape else size)
         if type(level[0]) is not list:
-            flat = _convert(level, dtype)
-            return None if flat is None else flat.reshape(shape)
+            return _convert(level, dtype, shape)
         size = len(level[0])
         if set(map(type, level)) != {list} or set(map(len, level)) != {size}:
             return None
@@ -170,23 +152,19 @@ def to_array(values: Any, dtype: str) -> Array | None:
     return None
 
 
-def _convert(values: list[Any], dtype: str) -> Array | None:
+def _convert(values: list[Any], dtype: str, shape: Sequence[int]) -> Array | None:
     kinds = set(map(type, values))
-    if dtype in ("float32", "float64") and kinds <= {int, float}:
-        with np.errstate(over="ignore"):  # as C++ narrows: what is too large is infinite
-            return np.array(values, np.float64).astype(dtype, copy=False)
-    if dtype in INT_RANGES and kinds == {int}:
+    if dtype in ("float32", "float64"):
+        fits = kinds <= {int, float}
+    elif dtype in INT_RANGES:
         low, high = INT_RANGES[dtype]
-        if low <= min(values) and max(values) <= high:
-            wide = np.uint64 if dtype == "uint64" else np.int64
-            return np.array(values, wide).astype(dtype, copy=False)
-    if dtype == "bool" and kinds == {bool}:
-        return np.array(values, np.bool_)
-    if dtype == "string" and kinds == {str}:
-        array = np.empty(len(values), object)
-        array[:] = [value.encode("utf-8", "surrogateescape") for value in values]
-        return array
-    return None
+        fits = kinds == {int} and low <= min(values) and max(values) <= high
+    elif dtype == "string" and kinds == {str}:
+        fits = True
+        values = [value.encode("utf-8", "surrogateescape") for value in values]
+    else:
+        fits = dtype == "bool" and kinds == {bool}
+    return _to_array(values, dtype, shape) if fits else None
 
 
 def _is_named(value: Any) -> bool:
@@ -209,26 +187,21 @@ class ItemReader:
         self._dtypes = dtypes
         self._values: dict[str, list[Any]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._sizes: dict[str, int] = {}
 
     def add_item(self, name: str, item: Any) -> None:
         """Adds one row of one input."""
         if name not in self._dtypes:
             raise RequestError(f"JSON object: does not have named input: {name}")
-        values = self._values.setdefault(name, [])
-        before = len(values)
         shape = find_shape(item)
-        _fill(item, 0, shape, self._dtypes[name], values)
-        size = len(values) - before
-        if name not in self._sizes:
-            self._sizes[name] = size
-            self._shapes[name] = shape
-        elif self._sizes[name] != size:
-            raise RequestError(f"Expecting tensor size: {self._sizes[name]} but got: {size}")
-        elif self._shapes[name] != shape:
+        _fill(item, 0, shape, self._dtypes[name], self._values.setdefault(name, []))
+        first = self._shapes.setdefault(name, shape)
+        if math.prod(first) != math.prod(shape):
             raise RequestError(
-                f"Expecting shape {_print_shape(self._shapes[name])} but got: {_print_shape(shape)}"
+                f"Expecting tensor size: {math.prod(first)} but got: {math.prod(shape)}"
             )
+        if first != shape:
+            wanted, given = describe_shape(first), describe_shape(shape)
+            raise RequestError(f"Expecting shape {wanted} but got: {given}")
 
     def stack_rows(self, num_rows: int) -> dict[str, Array]:
         """Input name to array; axis 0 is the row.
@@ -254,7 +227,7 @@ def is_base64_object(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and len(list_members(value)) == 1
-        and isinstance(value.get(BASE64), str)
+        and isinstance(value.get("b64"), str)
     )
 
 
@@ -267,7 +240,7 @@ def decode_base64_object(value: Any) -> bytes:
         raise RequestError(
             f"JSON Value: {describe_json(value)} not formatted correctly for base64 data"
         )
-    text = b"".join(value[BASE64].encode("utf-8", "surrogateescape").split())
+    text = b"".join(value["b64"].encode("utf-8", "surrogateescape").split())
     found = _PADDING.search(text)
     padding = len(found[0]) if found else 0
     data = text[: len(text) - padding]
@@ -314,8 +287,8 @@ def _read_value(value: Any, dtype: str) -> Any:
     if isinstance(value, dict):
         if dtype == "string":
             return decode_base64_object(value)
-        raise _type_error(value, dtype)
-    if dtype in ("float32", "float64"):
+        fits = False
+    elif dtype in ("float32", "float64"):
         fits = kind in (int, float)
     elif dtype in INT_RANGES:
         low, high = INT_RANGES[dtype]
@@ -330,15 +303,11 @@ def _read_value(value: Any, dtype: str) -> Any:
             code=Code.UNIMPLEMENTED,
         )
     if not fits:
-        raise _type_error(value, dtype)
+        raise RequestError(
+            f"JSON Value: {describe_json(value)} Type: {name_json_type(value)} "
+            f"is not of expected type: {name_dtype(dtype)}"
+        )
     return value.encode("utf-8", "surrogateescape") if kind is str else value
-
-
-def _type_error(value: Any, dtype: str) -> RequestError:
-    return RequestError(
-        f"JSON Value: {describe_json(value)} Type: {name_json_type(value)} "
-        f"is not of expected type: {name_dtype(dtype)}"
-    )
 
 
 def name_dtype(dtype: str) -> str:
@@ -346,36 +315,32 @@ def name_dtype(dtype: str) -> str:
     return _TENSORFLOW_NAMES.get(dtype, dtype)
 
 
-def _to_array(values: list[Any], dtype: str, shape: tuple[int, ...]) -> Array:
+def _to_array(values: list[Any], dtype: str, shape: Sequence[int]) -> Array:
     if dtype == "string":
         array = np.empty(len(values), object)
         array[:] = values
     elif dtype in INT_RANGES:
         wide = np.uint64 if dtype == "uint64" else np.int64
-        array = np.array(values, wide).astype(dtype)
+        array = np.array(values, wide).astype(dtype, copy=False)
     elif dtype in ("float32", "float64"):
-        with np.errstate(over="ignore"):
-            array = np.array(values, np.float64).astype(dtype)
+        with np.errstate(over="ignore"):  # as C++ narrows: what is too large is infinite
+            array = np.array(values, np.float64).astype(dtype, copy=False)
     else:
         array = np.array(values, layout_of_name(dtype).dtype)
     return array.reshape(shape)
 
 
-def _print_shape(shape: tuple[int, ...]) -> str:
-    return f"[{','.join(map(str, shape))}]"
-
-
 def read_examples(document: dict[str, Any]) -> example_pb2.Input:
     """The `Input` of a classify or regress request."""
     message = example_pb2.Input()
-    has_context = CONTEXT in document
+    has_context = "context" in document
     if has_context:
-        _fill_example(document[CONTEXT], message.example_list_with_context.context)
-    if EXAMPLES not in document:
+        _fill_example(document["context"], message.example_list_with_context.context)
+    if "examples" not in document:
         raise _format_error(
             document, "When method is classify, key 'examples' is expected and was not found"
         )
-    examples = document[EXAMPLES]
+    examples = document["examples"]
     if not isinstance(examples, list):
         raise _format_error(document, "Expecting 'examples' value to be an list/array")
     if not examples:
@@ -391,52 +356,36 @@ def _fill_example(value: Any, example: example_pb2.Example) -> None:
         raise RequestError(f"Example must be JSON object but got JSON {name_json_type(value)}")
     example.SetInParent()
     for name, content in list_members(value):
-        feature = example.features.feature[_to_key(name)]
+        # A name that is no UTF-8 cannot travel in a string field.
+        key = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        feature = example.features.feature[key]
         feature.Clear()  # of equal names the last counts
         for one in content if isinstance(content, list) else (content,):
             _add_value(one, name, feature)
 
 
 def _add_value(value: Any, name: str, feature: example_pb2.Feature) -> None:
-    kind = _find_kind(value, name)
-    if feature.WhichOneof("kind") not in (None, kind):
+    element: Any
+    if isinstance(value, int):  # true and false too
+        kind, element = "int64_list", int(value)
+    elif isinstance(value, float):
+        infinite = abs(value) >= _MAX_FLOAT32
+        kind, element = "float_list", math.copysign(math.inf, value) if infinite else value
+    elif isinstance(value, str):
+        kind, element = "bytes_list", value.encode("utf-8", "surrogateescape")
+    elif is_base64_object(value):
+        kind, element = "bytes_list", value
+    else:
         raise RequestError(
-            f"Unexpected element type in feature: {name} "
-            f"expecting type: {_KINDS[feature.WhichOneof('kind')]}"
+            f"Feature: {name} has element with unexpected JSON type: {name_json_type(value)}"
         )
-    getattr(feature, kind).value.append(_read_element(value, name))
-
-
-def _find_kind(value: Any, name: str) -> Literal["bytes_list", "float_list", "int64_list"]:
-    if isinstance(value, bool | int):
-        return "int64_list"
-    if isinstance(value, float):
-        return "float_list"
-    if isinstance(value, str) or is_base64_object(value):
-        return "bytes_list"
-    raise RequestError(
-        f"Feature: {name} has element with unexpected JSON type: {name_json_type(value)}"
-    )
-
-
-def _read_element(value: Any, name: str) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape")
-    if isinstance(value, float):
-        return _narrow(value)
+    found = feature.WhichOneof("kind") or kind
+    if found != kind:
+        raise RequestError(
+            f"Unexpected element type in feature: {name} expecting type: {_KINDS[found]}"
+        )
     if isinstance(value, dict):
-        return decode_base64_object(value)
-    if value >= 2**63:
+        element = decode_base64_object(value)
+    elif kind == "int64_list" and value >= 2**63:
         raise RequestError(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
-    return int(value)
-
-
-def _narrow(value: float) -> float:
-    if abs(value) < _MAX_FLOAT32:
-        return value
-    return value * float("inf")
-
-
-def _to_key(name: str) -> str:
-    # A name that is no UTF-8 cannot travel in a string field.
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    getattr(feature, kind).value.append(element)

@@ -1,8 +1,7 @@
 """The REST server: HTTP as TensorFlow Serving has it, and what a process wants around it.
 
-Port, TLS, probes, metrics, tokens and the end are `RestFace`'s; paths, methods, headers and bodies
-that are no JSON, those of its HTTP server (`model_servers/http_server.cc`, `util/net_http`), are
-`RestApi`'s. What is asked for is done by `RestMethods`.
+Paths, methods, headers and bodies that are no JSON are those of its HTTP server
+(`model_servers/http_server.cc`, `util/net_http`). What is asked for is done by `RestMethods`.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from serving.monitoring.health import CallCounter, Health
 from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
-from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
+from serving.rest.paths import EmptyAnswer, is_api_path, is_valid_path, parse_path
 from serving.security import check_token, make_ssl_context
 
 LIVE_PATH = "/livez"
@@ -64,11 +63,7 @@ _log = logging.getLogger(__name__)
 class RestServer:
     """One HTTP server with TensorFlow Serving's REST API, metrics and probes.
 
-    Args:
-        handlers: What answers.
-        config: Port, limits, TLS and tokens.
-        health: Behind /livez and /readyz, which want no token, as probes have none.
-        render_metrics: Behind the metrics path.
+    `health` stands behind /livez and /readyz, which want no token, as probes have none.
     """
 
     def __init__(
@@ -81,16 +76,29 @@ class RestServer:
         self._config = config
         self._health = health
         self._render_metrics = render_metrics
-        app = create_rest_app(handlers, config)
+        self._methods = RestMethods(handlers, config)
+        self._observer = handlers.observer
+        self._pool = handlers.pool
+        strict = config.strict_compat
+        self._max_inflated_bytes = UNLIMITED if strict else config.max_inflated_bytes
+        self._timeout_s = config.rest_api_timeout_in_ms / 1000
+        self._more_headers = _CORS if config.rest_api_enable_cors_support else {}
         self._calls = CallCounter()
         self._site: web.TCPSite | None = None
-        app.middlewares.insert(0, self._admit)
-        if not config.strict_compat:
+        app = web.Application(
+            client_max_size=UNLIMITED if strict else config.max_json_bytes,
+            middlewares=[self._admit],
+        )
+        if not strict:
             app.router.add_get(LIVE_PATH, self._answer_live)
             app.router.add_get(READY_PATH, self._answer_ready)
         if config.metrics_path:
             app.router.add_get(config.metrics_path, self._answer_metrics)
-        self._runner = create_rest_runner(app, shutdown_timeout=1.0)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        # Bodies come as they were sent, so that the limit on what gzip inflates is ours.
+        self._runner = web.AppRunner(
+            app, auto_decompress=False, access_log=None, shutdown_timeout=1.0
+        )
         self.port = 0
 
     async def start(self) -> None:
@@ -130,12 +138,12 @@ class RestServer:
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         with self._calls:
-            answer = self._refuse(request) or await handler(request)
+            answer = self._turn_away(request) or await handler(request)
             if self._health.is_draining:
                 answer.force_close()
             return answer
 
-    def _refuse(self, request: web.Request) -> web.Response | None:
+    def _turn_away(self, request: web.Request) -> web.Response | None:
         """The answer to who may not call, or None: 401 without a token, 429 beyond the limit."""
         if request.path in (LIVE_PATH, READY_PATH):
             return None
@@ -163,53 +171,7 @@ class RestServer:
     async def _answer_metrics(self, request: web.Request) -> web.Response:
         return web.Response(text=await self._render_metrics(), content_type=CONTENT_TYPE)
 
-
-def create_rest_app(handlers: Handlers, config: ServerConfig) -> web.Application:
-    """An application that answers every path; more specific routes may be added to it.
-
-    Run it with `create_rest_runner`: bodies must reach it as they were sent.
-    """
-    api = RestApi(handlers, config)
-    app = web.Application(
-        client_max_size=UNLIMITED if config.strict_compat else config.max_json_bytes
-    )
-    app.router.add_route("*", "/{path:.*}", api.handle)
-    return app
-
-
-def create_rest_runner(
-    app: web.Application, *, handle_signals: bool = False, shutdown_timeout: float = 60.0
-) -> web.AppRunner:
-    """A runner that leaves gzip bodies alone, so that the limit on their size is ours."""
-    return web.AppRunner(
-        app,
-        auto_decompress=False,
-        access_log=None,
-        handle_signals=handle_signals,
-        shutdown_timeout=shutdown_timeout,
-    )
-
-
-class RestApi:
-    """One request after the other.
-
-    Args:
-        handlers: What answers.
-        config: Limits and switches.
-    """
-
-    def __init__(self, handlers: Handlers, config: ServerConfig) -> None:
-        self._methods = RestMethods(handlers, config)
-        self._observer = handlers.observer
-        self._pool = handlers.pool
-        self._max_json_bytes = config.max_json_bytes
-        strict = config.strict_compat
-        self._max_inflated_bytes = UNLIMITED if strict else config.max_inflated_bytes
-        timeout_ms = config.rest_api_timeout_in_ms
-        self._timeout_s = timeout_ms / 1000 if timeout_ms > 0 else None
-        self._more_headers = _CORS if config.rest_api_enable_cors_support else {}
-
-    async def handle(self, request: web.Request) -> web.Response:
+    async def _handle(self, request: web.Request) -> web.Response:
         """The answer to a request; never raises."""
         path = _read_path(request)
         method = request.method
@@ -221,19 +183,15 @@ class RestApi:
             return _send_page(404, "Not Found")
         if method == "OPTIONS":
             return self._answer_preflight(request)
+        return await self._answer(request, path)
+
+    async def _answer(self, request: web.Request, path: str) -> web.Response:
+        started = time.perf_counter()
+        method, name, body = request.method, "", None
         try:
             target = parse_path(method, path)
-        except EmptyAnswer as error:
-            return self._refuse("", error)
-        return await self._answer(request, path, target)
-
-    async def _answer(self, request: web.Request, path: str, target: Target | None) -> web.Response:
-        started = time.perf_counter()
-        method = request.method
-        name = target.spec.name if target else ""
-        try:
-            body = None
             if target is not None:
+                name = target.spec.name
                 async with asyncio.timeout(self._timeout_s):
                     sent = await self._read_body(request) if method == "POST" else b""
                     body = await self._methods.answer(method, target, sent)
@@ -254,8 +212,9 @@ class RestApi:
 
     def _refuse(self, name: str, error: PlumblineError) -> web.Response:
         self._observer.observe_request(name, error.code.name)
-        body = b"" if isinstance(error, EmptyAnswer) else encode_error(error.message)
-        kind = RequestError if isinstance(error, EmptyAnswer) else type(error)
+        kind, body = type(error), encode_error(error.message)
+        if isinstance(error, EmptyAnswer):
+            kind, body = RequestError, b""
         headers = {**_JSON, **self._more_headers, ERROR_KEY: kind.__name__}
         return web.Response(status=http_status(error.code), body=body, headers=headers)
 
@@ -272,7 +231,7 @@ class RestApi:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise ResourceExhaustedError(
-                f"the body is larger than {self._max_json_bytes} bytes (--max_json_bytes); "
+                f"the body is larger than {self._config.max_json_bytes} bytes (--max_json_bytes); "
                 "send fewer rows at a time, or use gRPC"
             ) from None
         except (ClientError, ConnectionError) as error:

@@ -1,4 +1,4 @@
-"""Both faces of one in-process server on ports of their own, asked with blocking clients."""
+"""Both APIs of one in-process server on ports of their own, asked with blocking clients."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from aiohttp import web
 
 from serving.api.handlers import Handlers, Manager
 from serving.api.request_log import RequestLog
 from serving.config.server import ServerConfig
-from serving.grpc.calls import GrpcCalls, list_methods
-from serving.grpc.server import create_grpc_server
+from serving.grpc.server import GrpcServer
+from serving.monitoring.health import Health
 from serving.observer import Observer
-from serving.rest.server import create_rest_app, create_rest_runner
+from serving.rest.server import RestServer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +59,10 @@ class Faces:
             connection.close()
 
 
+async def render_no_metrics() -> str:
+    return ""
+
+
 @contextmanager
 def serve(
     manager: Manager,
@@ -68,34 +71,28 @@ def serve(
     *,
     request_log: RequestLog | None = None,
 ) -> Iterator[Faces]:
-    """Runs both faces on a thread with an event loop of its own."""
+    """Runs both servers on a thread with an event loop of its own."""
     started: Any = threading.Event()
     found: dict[str, Any] = {}
 
     async def run() -> None:
-        handlers = Handlers(
-            manager,
-            config or ServerConfig(),
-            observer or Observer(),
-            request_log=request_log,
-        )
-        calls = GrpcCalls(list_methods(handlers, config or ServerConfig()))
-        server = create_grpc_server(calls, config or ServerConfig())
-        grpc_port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        runner = create_rest_runner(create_rest_app(handlers, config or ServerConfig()))
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        asked = dataclasses.replace(config or ServerConfig(), port=-1, rest_api_port=-1)
+        handlers = Handlers(manager, asked, observer or Observer(), request_log=request_log)
+        health = Health(lambda: True)
+        grpc_server = GrpcServer(handlers, asked, health)
+        await grpc_server.start()
+        rest_server = RestServer(handlers, asked, health, render_no_metrics)
+        await rest_server.start()
         stop = asyncio.Event()
         found.update(
-            faces=Faces(grpc_port, runner.addresses[0][1]),
+            faces=Faces(grpc_server.port, rest_server.port),
             stop=stop,
             loop=asyncio.get_running_loop(),
         )
         started.set()
         await stop.wait()
-        await runner.cleanup()
-        await server.stop(1)
+        await rest_server.stop(1)
+        await grpc_server.stop(1)
         handlers.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))

@@ -98,7 +98,7 @@ def make_context(tmp_path: Path, authority: Authority, pair: Pair | None) -> ssl
     return context
 
 
-def test_a_client_with_a_certificate_is_served_over_both_faces(
+def test_a_client_with_a_certificate_is_served_over_both_apis(
     mutual_tls_server: ServerProcess, authority: Authority, tmp_path: Path
 ) -> None:
     pair = authority.issue("client")
@@ -148,7 +148,7 @@ def token_server(
 
 
 @pytest.mark.parametrize("token", [TOKEN, OTHER_TOKEN])
-def test_any_token_of_the_file_opens_both_faces(token_server: ServerProcess, token: str) -> None:
+def test_any_token_of_the_file_opens_both_apis(token_server: ServerProcess, token: str) -> None:
     with grpc.insecure_channel(token_server.address) as channel:
         assert ask_status(channel, ("authorization", f"Bearer {token}")) == 1
     url = token_server.url + STATUS_PATH

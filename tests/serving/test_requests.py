@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from contract.errors import Code, RequestError
+from contract.wire.plumbline_wire import example_pb2
 from serving.rest.json_text import parse_json_object
-from serving.rest.requests import ItemReader, decode_base64_object, read_inputs, to_array
+from serving.rest.requests import (
+    ItemReader,
+    decode_base64_object,
+    read_examples,
+    read_inputs,
+    to_array,
+)
 
 DTYPES = ["float32", "float64", "int8", "uint8", "int16", "int32", "int64", "uint32", "uint64"]
 ARRAYS = st.sampled_from([*DTYPES, "bool"]).flatmap(
@@ -143,3 +150,61 @@ def test_an_object_with_two_b64_keys_is_no_base64() -> None:
     document = parse_json_object(b'{"inputs": [{"b64": "YQ==", "b64": "Yg=="}]}', max_depth=8)
     with pytest.raises(RequestError, match="not formatted correctly for base64 data"):
         read_inputs(document, {"x": "string"})
+
+
+# Classify and regress bodies.
+
+
+def read_feature(content: str) -> example_pb2.Feature:
+    body = b'{"examples": [{"x": %s}]}' % content.encode()
+    message = read_examples(parse_json_object(body, max_depth=64))
+    return message.example_list.examples[0].features.feature["x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "values"),
+    [
+        ("1", "int64_list", [1]),
+        ("[true, -2]", "int64_list", [1, -2]),
+        ("[1.0, NaN]", "float_list", None),
+        ("18446744073709551616", "float_list", [2.0**64]),
+        ('["a", {"b64": "Yg=="}]', "bytes_list", [b"a", b"b"]),
+    ],
+)
+def test_values_choose_the_kind_of_a_feature(content: str, kind: str, values: list[object]) -> None:
+    feature = read_feature(content)
+    assert feature.WhichOneof("kind") == kind
+    assert values is None or list(getattr(feature, kind).value) == values
+
+
+def test_an_empty_list_is_a_feature_without_values() -> None:
+    assert read_feature("[]").WhichOneof("kind") is None
+
+
+def test_of_two_features_of_one_name_the_last_counts() -> None:
+    assert list(read_feature('1.5, "x": 2').int64_list.value) == [2]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("null", "Feature: x has element with unexpected JSON type: Null"),
+        ("[[1]]", "Feature: x has element with unexpected JSON type: Array"),
+        ("{}", "Feature: x has element with unexpected JSON type: Object"),
+        ('[{"b64": 1}]', "Feature: x has element with unexpected JSON type: Object"),
+        ("[1, 2.0]", "Unexpected element type in feature: x expecting type: int64"),
+        ('[2.0, "a"]', "Unexpected element type in feature: x expecting type: float"),
+        ('["a", 1]', "Unexpected element type in feature: x expecting type: bytes"),
+        ("9223372036854775808", "Feature: x has uint64_t element. Only int64_t is supported."),
+        (
+            '["a", 9223372036854775808]',
+            "Unexpected element type in feature: x expecting type: bytes",
+        ),
+        ('[1, {"b64": "*"}]', "Unexpected element type in feature: x expecting type: int64"),
+        ('{"b64": "*"}', "Unable to base64 decode"),
+    ],
+)
+def test_errors_have_the_words_of_tensorflow_serving(content: str, text: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        read_feature(content)
+    assert caught.value.message == text
