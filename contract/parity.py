@@ -2,7 +2,8 @@
 
 How far a copy may be off, and whether it is, is decided here and nowhere else: export,
 `verify`, the server's self-test, `parity`, `doctor` and rollouts ask `read_tolerances` and
-`replay`.
+`replay`. The accuracy that a copy loses on a test split only the exporter can count; the numbers
+for that stand here too.
 
 The rule is one-sided on purpose: `|got - golden| <= atol + rtol * |golden|`, element by
 element, with the golden value on the right (as in `numpy.testing.assert_allclose`).

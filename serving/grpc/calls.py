@@ -29,9 +29,8 @@ from contract.wire.rpc import (
     PREDICT,
     REGRESS,
     Method,
-    grpc_status,
-    trailing_metadata_for,
 )
+from contract.wire.status import grpc_status, trailing_metadata_for
 from serving.api.handlers import Handlers
 from serving.api.results import CLASSIFICATION, REGRESSION
 from serving.config.server import ServerConfig

@@ -26,8 +26,9 @@ from contract.wire.predict import (
     encode_predict_response,
     model_spec_from_proto,
 )
-from contract.wire.rpc import UNLIMITED, grpc_status, trailing_metadata_for
+from contract.wire.rpc import UNLIMITED
 from contract.wire.signatures import metadata_response, signature_to_proto
+from contract.wire.status import grpc_status, trailing_metadata_for
 
 
 def make_signature(name: str = "serving_default", **changes: Any) -> Signature:

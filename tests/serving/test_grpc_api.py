@@ -10,7 +10,6 @@ from contract.wire.plumbline_wire import inference_pb2, metadata_pb2, predict_pb
 from contract.wire.predict import decode_predict_response, encode_predict_request
 from contract.wire.rpc import (
     CLASSIFY,
-    ERROR_KEY,
     GET_MODEL_METADATA,
     GET_MODEL_STATUS,
     HANDLE_RELOAD_CONFIG,
@@ -18,6 +17,7 @@ from contract.wire.rpc import (
     PREDICT,
     REGRESS,
 )
+from contract.wire.status import ERROR_KEY
 from serving.config.server import ServerConfig
 from serving.grpc.calls import TRUNCATED, cut_text
 from serving.observer import Observer

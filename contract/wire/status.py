@@ -1,0 +1,152 @@
+"""One table: canonical code, gRPC status, HTTP status, and the error class behind them.
+
+The embedded server names an error's class beside the status (`plumbline-error`, trailing
+metadata over gRPC, a header over HTTP), so that a client raises the same one. TensorFlow
+Serving names none: then the code and the beginning of its text decide.
+
+grpcio is imported by the functions that need it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from contract import errors
+from contract.errors import ERRORS_BY_NAME, Code, PlumblineError, RequestError
+
+if TYPE_CHECKING:
+    import grpc
+
+ERROR_KEY = "plumbline-error"
+"""The key of the trailing metadata, and the header, that names the error's class."""
+
+# Canonical code, HTTP status, and the class of error that a client takes it for.
+_TABLE: tuple[tuple[Code, int, type[PlumblineError]], ...] = (
+    (Code.OK, 200, PlumblineError),
+    (Code.CANCELLED, 499, errors.CancelledError),
+    (Code.UNKNOWN, 500, PlumblineError),
+    (Code.INVALID_ARGUMENT, 400, RequestError),
+    (Code.DEADLINE_EXCEEDED, 504, errors.DeadlineExceededError),
+    (Code.NOT_FOUND, 404, errors.ServableNotFoundError),
+    (Code.ALREADY_EXISTS, 409, PlumblineError),
+    (Code.PERMISSION_DENIED, 403, errors.PermissionDeniedError),
+    (Code.RESOURCE_EXHAUSTED, 429, errors.ResourceExhaustedError),
+    (Code.FAILED_PRECONDITION, 400, RequestError),
+    (Code.ABORTED, 409, PlumblineError),
+    (Code.OUT_OF_RANGE, 400, RequestError),
+    (Code.UNIMPLEMENTED, 501, errors.UnimplementedError),
+    (Code.INTERNAL, 500, errors.InternalError),
+    (Code.UNAVAILABLE, 503, errors.ServableUnavailableError),
+    (Code.DATA_LOSS, 500, PlumblineError),
+    (Code.UNAUTHENTICATED, 401, errors.UnauthenticatedError),
+)
+_HTTP = {code: status for code, status, _ in _TABLE}
+_CLASS = {code: kind for code, _, kind in _TABLE}
+# Where several codes share an HTTP status, the one a client should take it for.
+_CODE_OF_HTTP = {status: code for code, status, _ in reversed(_TABLE)} | {500: Code.INTERNAL}
+
+# How TensorFlow Serving's texts begin (servables/tensorflow/{predict_util,util}.cc, and the
+# recordings); the rest of a text names the offending tensor or signature.
+_TEXTS: tuple[tuple[str, type[PlumblineError]], ...] = (
+    ("Serving signature key ", errors.SignatureNotFoundError),
+    ("No signature was found with the name", errors.SignatureNotFoundError),
+    ("Unrecognized servable version label", errors.ServableNotFoundError),
+    ("Serving signature name: ", errors.SignatureNotFoundError),
+    ("tensor parsing error: ", errors.TensorMismatchError),
+    ("input size does not match signature", errors.TensorMismatchError),
+    ("Signature input alias", errors.TensorMismatchError),
+    ("output tensor alias not found", errors.TensorMismatchError),
+    ("Expects arg[", errors.TensorMismatchError),
+    ("Matrix size-incompatible", errors.TensorMismatchError),
+)
+
+
+def http_status(code: Code) -> int:
+    """The HTTP status that TensorFlow Serving answers for a code.
+
+    Source: `ToHTTPStatusCode` in tensorflow_serving/model_servers/http_server.cc.
+
+    Args:
+        code: Of the error that ended the request.
+    """
+    return _HTTP[code]
+
+
+def code_of_http(status: int) -> Code:
+    """The canonical code that an HTTP status stands for.
+
+    Args:
+        status: For example 404. Every 2xx is OK.
+
+    Returns:
+        UNKNOWN when it stands for none. Where several codes share a status (400, 409, 500), the
+        one that a client can do most with.
+    """
+    if 200 <= status < 300:
+        return Code.OK
+    return _CODE_OF_HTTP.get(status, Code.UNKNOWN)
+
+
+def grpc_status(code: Code) -> grpc.StatusCode:
+    """grpcio's name for a canonical code."""
+    import grpc
+
+    return grpc.StatusCode[code.name]
+
+
+def code_of_grpc(status: grpc.StatusCode | None) -> Code:
+    """The canonical code of grpcio's; UNKNOWN for None, a call that has not ended."""
+    return Code.UNKNOWN if status is None else Code[status.name]
+
+
+def trailing_metadata_for(error: PlumblineError) -> tuple[tuple[str, str], ...]:
+    """What a server sends after the status, so that a client can raise the same class.
+
+    Args:
+        error: What ended the call.
+
+    Returns:
+        Key and value of one entry: `plumbline-error` and the class's name.
+    """
+    return ((ERROR_KEY, type(error).__name__),)
+
+
+def error_from_status(code: Code, text: str, class_name: str | None = None) -> PlumblineError:
+    """The error a server meant.
+
+    Args:
+        code: The code it answered.
+        text: Its words.
+        class_name: The value of `plumbline-error`, if it came.
+
+    Returns:
+        An instance of the named class if there is such a class, else of the class that the
+        text and the code suggest; it always carries `code`.
+    """
+    kind = ERRORS_BY_NAME.get(class_name or "")
+    if kind is None or kind is PlumblineError:  # the root says no more than the code
+        kind = _CLASS[code]
+        if kind is RequestError:
+            kind = next((hit for start, hit in _TEXTS if text.startswith(start)), kind)
+    return kind(text or f"the server answered {code.name} without a text", code=code)
+
+
+def error_from_rpc(error: grpc.RpcError) -> PlumblineError:
+    """The error behind a failed call of grpcio, synchronous or asyncio.
+
+    Args:
+        error: A `grpc.RpcError` that is a call too, or a `grpc.aio.AioRpcError`.
+
+    Returns:
+        As `error_from_status` for its code, its details and its trailing metadata; a plain
+        PlumblineError of UNKNOWN for an error that is no call.
+    """
+    code, details = getattr(error, "code", None), getattr(error, "details", None)
+    if code is None or details is None:
+        return PlumblineError(f"the call failed: {error}", code=Code.UNKNOWN)
+    trailing = getattr(error, "trailing_metadata", None)
+    metadata = (trailing() if trailing else None) or ()
+    name = next((value for key, value in metadata if key == ERROR_KEY), None)
+    if isinstance(name, bytes):
+        name = name.decode("ascii", "replace")
+    return error_from_status(code_of_grpc(code()), details() or "", name)
