@@ -43,6 +43,9 @@ from exporter.verification.measurement import (
 from exporter.verification.reload import MeasurementJob
 from exporter.verification.verdict import Verification, judge
 
+CALIBRATION = "calibration.npz"
+"""What int8 was calibrated with, in the run's folder until its candidate is published."""
+
 _VERIFICATION_TIMEOUT_S = 600.0
 
 
@@ -88,7 +91,7 @@ def make_candidate(
     for variant, names in zip(config.export.variants, carried, strict=True):
         calibration = None
         if variant == "int8":
-            calibration = run_dir.resolve() / "calibration.npz"
+            calibration = run_dir.resolve() / CALIBRATION
             examples, fingerprint = make_calibration(
                 [signatures[name] for name in names],
                 dataset,

@@ -22,7 +22,7 @@ from contract.console.terminal import print_json, remark, show_progress
 from contract.errors import ConfigError, PlumblineError
 from contract.lite.runtime import hide_delegate_notes
 from exporter.config import Config, load_config
-from exporter.processes import silence_tensorflow
+from exporter.processes import filter_chatter, silence_tensorflow
 from exporter.publishing.publish import PublishOptions, find_candidate, publish_version
 from exporter.publishing.transfer import Copied, copy_to_remote, fetch_version
 from exporter.show import (
@@ -48,6 +48,7 @@ Parser: TypeAlias = argparse.ArgumentParser
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command."""
     silence_tensorflow()
+    filter_chatter()
     arguments = build_parser().parse_args(argv)
     level = logging.DEBUG if arguments.verbose else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from contract.console.terminal import open_rich
 from contract.errors import ConfigError
 from exporter.artifacts.tflite import convert, prepare_converting
-from exporter.candidate import Candidate, make_candidate
+from exporter.candidate import CALIBRATION, Candidate, make_candidate
 from exporter.config import Config
 from exporter.data.dataset import Dataset, load_dataset
 from exporter.processes import ChildProcess
@@ -24,6 +24,7 @@ from exporter.training.run import TrainResult, open_progress
 from exporter.training.strategy import is_chief
 from exporter.training.train import train
 from exporter.training.trained import check_trained, load_trained, save_trained
+from exporter.verification.measurement import HELD_OUT_FILES
 from exporter.verification.reload import measure_copy, prepare_measuring
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def run_export(
             published = publish_version(candidate.path, base_path, options)
             # Only the logs and the report are worth keeping now.
             remove_tree(candidate.path)
-            for name in ("test_split.npz", "test_labels.npz", "calibration.npz"):
+            for name in (*HELD_OUT_FILES, CALIBRATION):
                 (run_dir / name).unlink(missing_ok=True)
     return Exported(candidate, published, run_dir, steps.seconds)
 

@@ -16,7 +16,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -28,7 +27,14 @@ from typing import Generic, TypeVar
 
 from contract.errors import ExportError, PlumblineError
 
-_CHATTER = (b"I0000 ", b"WARNING: All log messages before absl::InitializeLog()")
+_CHATTER = ("I0000 ", "WARNING: All log messages before absl::InitializeLog()")
+_FILTER = """
+import os, sys
+chatter = tuple(map(os.fsencode, sys.argv[1:]))
+for line in sys.stdin.buffer:
+    if not line.startswith(chatter):
+        os.write(2, line)
+"""
 _LOG_TAIL_LINES = 8
 
 Job = TypeVar("Job")
@@ -67,7 +73,12 @@ class ChildProcess(Generic[Job, Answer]):
                     stderr=stream,
                     pass_fds=(childs_end.fileno(),),
                 )
-                self._pipe.send((function, prepare))
+        try:
+            self._pipe.send((function, prepare))
+        except ConnectionError:
+            error = self._describe_death()
+            self.close()
+            raise error from None
 
     @property
     def pid(self) -> int:
@@ -147,8 +158,14 @@ def silence_tensorflow() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # An export is three processes; each would take all of a GPU's memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    # TensorFlow 2.21's libraries log as they load, before TensorFlow has read
-    # TF_CPP_MIN_LOG_LEVEL, which keeps the rest away; no variable stops them.
+
+
+def filter_chatter() -> None:
+    """Makes the process's first import of TensorFlow a quiet one.
+
+    TensorFlow 2.21's libraries log as they load, before TensorFlow has read
+    TF_CPP_MIN_LOG_LEVEL, which keeps the rest away; no variable stops them.
+    """
     if "tensorflow" not in sys.modules and not any(
         isinstance(finder, _QuietFinder) for finder in sys.meta_path
     ):
@@ -156,7 +173,9 @@ def silence_tensorflow() -> None:
 
 
 class _QuietFinder(MetaPathFinder):
-    """Finds TensorFlow as usual, and filters stderr while its modules run."""
+    """Finds TensorFlow as usual, and filters stderr while its modules run: import hooks are the
+    only way to be there, whoever imports it first.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -179,16 +198,29 @@ class _QuietFinder(MetaPathFinder):
 
 @contextlib.contextmanager
 def _filter_stderr() -> Iterator[None]:
-    """Holds what is written to the descriptor, then lets through all that is no chatter."""
-    shown = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(shown, 2)
-            os.close(shown)
-            held.seek(0)
-            for line in held:
-                if not line.startswith(_CHATTER):
-                    os.write(2, line)
+    """Lets through all that is written to the descriptor and is no chatter.
+
+    By a process of its own, which still tells what this one says as it dies: TensorFlow ends a
+    process on a processor that it was not compiled for.
+    """
+    try:
+        shown = os.dup(2)
+    except OSError:  # closed: nobody is told anything
+        yield
+        return
+    reader = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _FILTER, *_CHATTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is not for it
+    )
+    assert reader.stdin is not None
+    os.dup2(reader.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
+        reader.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # somebody else may hold its pipe
+            reader.wait(timeout=1)

@@ -54,7 +54,7 @@ def make_authorizer(tokens: Sequence[str]) -> Authorize | None:
 
 
 def make_grpc_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
-    """grpcio's server credentials; `check_tls` has looked at the texts before."""
+    """grpcio's server credentials; the texts were looked at when the configuration was read."""
     import grpc
 
     return grpc.ssl_server_credentials(

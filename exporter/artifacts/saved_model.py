@@ -1,13 +1,16 @@
-"""The SavedModel: written, and asked in this process through its signatures."""
+"""The SavedModel: written, and asked in this process through its signatures.
+
+Asking needs no Keras: `verify` does it where only TensorFlow is installed.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
-import tf_keras
 
 from contract import layout
 from contract.errors import RequestError
@@ -20,15 +23,14 @@ from contract.signature import (
     find_signature,
 )
 from exporter.artifacts.names import CLASSIFY
-from exporter.artifacts.signatures import (
-    Functions,
-    ServedModel,
-    name_tensors,
-    trace_signatures,
-)
-from exporter.data.dataset import Dataset
 from exporter.publishing.staging import translate_disk_errors
-from exporter.training.models import ModelHeads
+
+if TYPE_CHECKING:
+    import tf_keras
+
+    from exporter.artifacts.signatures import Functions, ServedModel
+    from exporter.data.dataset import Dataset
+    from exporter.training.models import ModelHeads
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ def save_model(
     model: tf_keras.Model, heads: ModelHeads, dataset: Dataset, directory: Path
 ) -> tuple[InProcessPredictor, ServedModel]:
     """Writes `saved_model.pb`, `variables/` and `assets/labels.txt`."""
+    from exporter.artifacts.signatures import name_tensors, trace_signatures
+
     served = name_tensors(model, heads, dataset)
     functions = trace_signatures(served, dataset)
     with translate_disk_errors(directory):

@@ -28,7 +28,7 @@ SAVED_MODEL = "saved_model"
 
 _TIMED_CALLS = 200
 _TIMED_SECONDS = 0.5
-_ROWS, _LABELS = "test_split.npz", "test_labels.npz"
+HELD_OUT_FILES = _ROWS, _LABELS = "test_split.npz", "test_labels.npz"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -163,7 +163,10 @@ def _make_respond(
         started = time.perf_counter()
         model_name = ""
         try:
-            request = parse(body)
+            try:
+                request = parse(body)
+            except DecodeError as error:
+                raise RequestError("", code=Code.INTERNAL) from error
             if observer is not None:
                 model_name = request.model_spec.name
             reply = await exchange(request)
@@ -187,8 +190,7 @@ def _make_respond(
 
 def _tell(error: Exception) -> PlumblineError | None:
     """What the caller is told of an error; None for a crash."""
-    cause = error.__cause__ if isinstance(error, RequestError) else error
-    if isinstance(cause, DecodeError):
+    if isinstance(error, RequestError) and isinstance(error.__cause__, DecodeError):
         # What is no message is INTERNAL without words, as grpc++ answers it.
         return RequestError("", code=Code.INTERNAL)
     return error if isinstance(error, PlumblineError) else None

@@ -8,8 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from contract.errors import PlumblineError, ServableUnavailableError
 from contract.servable import ServableId, VersionState
 from serving.addresses import Addresses
@@ -67,8 +65,7 @@ class WorkerGroup:
         self._noted = WorkerState()
         self._dump = MetricsDump()
         self._following = threading.Lock()  # the models, and the two that tell which
-        self._generation = -1
-        self._refusal: Refusal | None = None
+        self._followed: tuple[int, Refusal | None] = (-1, None)
         self._behind_since: float | None = None
         self._has_left = threading.Event()
         self._thread = threading.Thread(target=self._keep_up, name="group", daemon=True)
@@ -81,7 +78,8 @@ class WorkerGroup:
         self._note_state()
         found = self._shared.read_models()
         self.manager.start(models if found is None else found.models)
-        self._generation = 0 if found is None else found.generation
+        self._followed = (0 if found is None else found.generation, None)
+        self._note_state()
         self._thread.start()
         if self.is_replacement:
             await asyncio.to_thread(self._wait_until_decided)
@@ -151,13 +149,15 @@ class WorkerGroup:
                 # Refused here, it is refused everywhere; accepted here, the others follow.
                 self.manager.reload(models, wait=False)
                 generation = self._shared.write_models(models)
-                self._generation, self._refusal = generation, None
+                self._followed = (generation, None)
             self._note_state()
             for state in self._wait_for_others(lambda one: one.generation >= generation):
                 if state.refusal is not None:
                     raise PlumblineError(state.refusal.message, code=state.refusal.code)
         self.manager.wait_for_models(new)
-        for state in self._wait_for_others(lambda one: not set(new) & set(one.pending)):
+        for state in self._wait_for_others(
+            lambda one: one.generation >= generation and not set(new) & set(one.pending)
+        ):
             raise_failures(map(state.failures.get, new))
 
     async def render_metrics(self) -> str:
@@ -190,7 +190,7 @@ class WorkerGroup:
                 )
 
     def _keep_up(self) -> None:
-        looked = counted = float("-inf")
+        looked = counted = beaten = float("-inf")
         while not self._has_left.wait(_LISTEN_S):
             try:
                 now = time.monotonic()
@@ -199,8 +199,10 @@ class WorkerGroup:
                 if wish > self._dump.wish or now - counted > _NOTE_S:
                     counted = now
                     self._write_dump(wish)
-                if now - self._noted.heartbeat > _NOTE_S:
-                    self._note_state(is_forced=True)
+                if now - beaten > _NOTE_S:
+                    beaten = now
+                    self._note_state()
+                    self._shared.beat(self._slot)
                 if now - looked > _LOOK_S:
                     looked = now
                     self._look_at_others()
@@ -211,7 +213,7 @@ class WorkerGroup:
         """Accepts what another worker accepted, perhaps a moment later than that one could."""
         found = self._shared.read_models()
         with self._following:
-            if found is None or found.generation <= self._generation:
+            if found is None or found.generation <= self._followed[0]:
                 return
             refusal = None
             try:
@@ -223,7 +225,7 @@ class WorkerGroup:
                     return
                 refusal = Refusal(error.code, error.message)
             self._behind_since = None
-            self._generation, self._refusal = found.generation, refusal
+            self._followed = (found.generation, refusal)
         self._note_state()
 
     def _look_at_others(self) -> None:
@@ -236,21 +238,24 @@ class WorkerGroup:
 
     # This worker.
 
-    def _note_state(self, *, is_forced: bool = False) -> None:
+    def _note_state(self) -> None:
         """Says how this worker stands, if that has changed."""
         with self._noting:
             if self._has_left.is_set():
                 return
             state = self._take_state()
-            if is_forced or msgspec.structs.replace(state, heartbeat=0.0) != (
-                msgspec.structs.replace(self._noted, heartbeat=0.0)
-            ):
-                self._noted = state
+            if state == self._noted:
+                return
+            try:
                 self._shared.write_state(self._slot, state)
+            except OSError as error:  # whoever tells a watcher must not fail of it
+                logger.error("the other workers are not told how this one stands: %s", error)
+            else:
+                self._noted = state
 
     def _take_state(self) -> WorkerState:
         # First: what is seen below is of this generation or a later one.
-        generation, refusal = self._generation, self._refusal
+        generation, refusal = self._followed
         names = [model.name for model in self.manager.models]
         found = {name: self.manager.find_failure(name) for name in names}
         return WorkerState(
@@ -261,7 +266,6 @@ class WorkerGroup:
             versions=self._list_versions(),
             pending=tuple(name for name in names if self.manager.is_pending(name)),
             failures={name: one for name, one in found.items() if one is not None},
-            heartbeat=time.monotonic(),
         )
 
     def _list_versions(self) -> dict[str, dict[int, VersionStatus]]:
@@ -285,8 +289,12 @@ class WorkerGroup:
             return self._dump
 
     def _render(self) -> str:
-        dumps = self._collect_dumps()
-        counted = add_dumps([self._shared.read_retired(), *(one.counters for one in dumps)])
+        while True:  # a worker that ends meanwhile must not count twice, nor not at all
+            retired = self._shared.read_retired()
+            dumps = self._collect_dumps()
+            if self._shared.read_retired() == retired:
+                break
+        counted = add_dumps([retired, *(one.counters for one in dumps)])
         families: list[Family | HistogramFamily] = []
         for counter in self.metrics.list_counters():
             families.append(counter.make_alike())

@@ -64,7 +64,7 @@ class WorkerState(msgspec.Struct, frozen=True):
         versions: Model name to version to status.
         pending: Models that serve nothing yet, but may.
         failures: Models that serve nothing and will not without a change.
-        heartbeat: When this was written (`time.monotonic`, the same for all processes).
+        heartbeat: When it last said that it lives (`time.monotonic`, the same for all processes).
     """
 
     takes_calls: bool = False
@@ -128,16 +128,29 @@ class SharedState:
     # States.
 
     def write_state(self, slot: int, state: WorkerState) -> None:
-        """Says how a worker stands."""
-        self._replace(f"{slot}.state", msgspec.msgpack.encode(state))
+        """Says how a worker stands, and that it lives."""
+        self._replace(f"{slot}.state", pickle.dumps(state))
+        self.beat(slot)
+
+    def beat(self, slot: int) -> None:
+        """Says that a worker lives: by the time of its file, which needs no room on the disk."""
+        now = time.monotonic_ns()
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.folder / f"{slot}.state", ns=(now, now))
 
     def read_states(self, *, but: int = -1) -> dict[int, WorkerState]:
         """Slot to state of the workers that run, except the slot `but`."""
         found = {}
         for slot in range(self.num_slots):
-            data = self._read(f"{slot}.state") if slot != but else b""
-            if data:
-                found[slot] = msgspec.msgpack.decode(data, type=WorkerState)
+            if slot == but:
+                continue
+            with (
+                contextlib.suppress(FileNotFoundError),
+                (self.folder / f"{slot}.state").open("rb") as file,
+            ):
+                state: WorkerState = pickle.load(file)
+                heartbeat = os.fstat(file.fileno()).st_mtime_ns / 1e9
+                found[slot] = msgspec.structs.replace(state, heartbeat=heartbeat)
         return found
 
     def withdraw(self, slot: int) -> None:
@@ -207,7 +220,11 @@ class SharedState:
     def _replace(self, name: str, data: bytes) -> None:
         partial = self.folder / f".{name}.{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):  # the folder goes when the server ends
-            partial.write_bytes(data)
+            try:
+                partial.write_bytes(data)
+            except OSError:  # the disk is full
+                partial.unlink(missing_ok=True)
+                raise
             partial.replace(self.folder / name)
 
     def _read(self, name: str) -> bytes:

@@ -276,7 +276,8 @@ def test_every_error_has_an_exit_code() -> None:
 def test_a_missing_extra_is_one_sentence_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PIL", "PIL.Image"):  # the latter may have been imported before
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, "tf_keras", None)
+    for name in ("tensorflow", "tf_keras"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UnimplementedError) as single:
         import_extra("PIL.Image", "reading images")
     assert single.value.message == (
@@ -285,6 +286,6 @@ def test_a_missing_extra_is_one_sentence_that_names_it(monkeypatch: pytest.Monke
     with pytest.raises(UnimplementedError) as whole:
         require_extra("tensorflow", "this command")
     assert whole.value.message == (
-        "this command needs tf_keras, Pillow, which are not installed: "
+        "this command needs tensorflow, tf_keras, Pillow, which are not installed: "
         "pip install 'plumbline-tf[tensorflow]'"
     )

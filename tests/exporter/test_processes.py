@@ -29,9 +29,9 @@ I0000 00:00:1795655226.239630   10416 port.cc:153] oneDNN custom operations are 
 """
 IMPORT = """
 import importlib.util
-from exporter.processes import silence_tensorflow
-silence_tensorflow()
-silence_tensorflow()
+from exporter.processes import filter_chatter
+filter_chatter()
+filter_chatter()
 importlib.util.find_spec("tensorflow")
 import tensorflow
 """
@@ -241,6 +241,25 @@ def test_what_is_no_chatter_is_shown(tmp_path: Path) -> None:
     code = f"import os; os.write(2, {CHATTER.encode()!r} + b'E0000 00:00:1 2 a fault\\n')"
     done = import_stand_in(tmp_path, code, "import os; os.write(2, b'I0000 later\\n')")
     assert (done.returncode, done.stderr) == (0, "E0000 00:00:1 2 a fault\nI0000 later\n")
+
+
+def test_what_a_process_says_as_it_dies_over_the_import_is_shown(tmp_path: Path) -> None:
+    code = f"import os; os.write(2, {CHATTER.encode()!r} + b'F0000 no AVX\\n'); os.abort()"
+    done = import_stand_in(tmp_path, code)
+    assert (done.returncode, done.stderr) == (-signal.SIGABRT, "F0000 no AVX\n")
+
+
+def test_the_import_needs_no_stderr(tmp_path: Path) -> None:
+    (tmp_path / "tensorflow.py").write_text("")
+    code = f"import sys; sys.path[:0] = {[str(tmp_path), ROOT]!r}{IMPORT}print('imported')"
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" 2>&-', sys.executable, code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "imported\n")
 
 
 @pytest.mark.parametrize("failure", ["raise ImportError('no AVX')", "1 / 0"])

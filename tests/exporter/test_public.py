@@ -6,6 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,22 @@ def test_reading_a_version_needs_no_tensorflow() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.tensorflow
+def test_a_saved_model_is_loaded_without_keras(published_mlp: Path) -> None:
+    code = (
+        "import sys; sys.modules['tf_keras'] = None\n"
+        "from pathlib import Path\n"
+        "from exporter.verification.reload import load_saved_model\n"
+        "print(sorted(load_saved_model(Path(sys.argv[1])).signatures)[-1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(published_mlp / "mlp" / "1")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "serving_uint8\n", done.stderr

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from contract.wire.rpc import HANDLE_RELOAD_CONFIG, PREDICT
 from serving.monitoring.instruments import Dump, add_dumps
 from serving.versions.states import VersionStatus
 from serving.workers.group import merge_statuses
+from serving.workers.shared_state import HANGING_S, Refusal, SharedState, WorkerState
 from tests.serving.server_process import ServerProcess, call, run_embedded
 from tests.serving.test_lifecycle import Callers, link_version, serve_version
 
@@ -397,3 +400,31 @@ def test_counts_of_several_processes_are_added() -> None:
         "a": {("x",): 5.0, ("y",): 2.0},
         "h": {(): ([2, 2], 0.75)},
     }
+
+
+def test_a_state_may_tell_of_paths_that_are_no_unicode(tmp_path: Path) -> None:
+    state = WorkerState(refusal=Refusal(Code.NOT_FOUND, "/tmp/m\udcff is missing"))
+    shared = SharedState(tmp_path, 2)
+    shared.write_state(0, state)
+    assert shared.read_states(but=1)[0].refusal == state.refusal
+
+
+def test_a_beat_alone_shows_that_a_worker_lives(tmp_path: Path) -> None:
+    shared = SharedState(tmp_path, 1)
+    shared.write_state(0, WorkerState())
+    long_ago = time.monotonic_ns() - int(2e9 * HANGING_S)
+    os.utime(tmp_path / "0.state", ns=(long_ago, long_ago))
+    assert shared.read_states()[0].is_hanging()
+    shared.beat(0)
+    assert not shared.read_states()[0].is_hanging()
+
+
+def test_a_missing_base_path_that_is_no_unicode_ends_all_workers_as_it_ends_one(
+    tmp_path: Path,
+) -> None:
+    done = run_embedded(
+        *("--port=-1", "--model_name=m", f"--model_base_path={tmp_path}/m\udcff"),
+        f"--workers={NUM_WORKERS}",
+    )
+    assert done.returncode == 3
+    assert "did not become available" in done.stderr
