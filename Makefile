@@ -18,7 +18,7 @@ help: ## Show these lines
 	@awk -F':.*## ' '/^[a-z0-9.-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: export
-export: $(INSTALLED) ## Train, export, verify and publish models/$(MODEL)/<version> (MODEL=mlp or cnn)
+export: $(INSTALLED) ## Train, export, verify, publish (MODEL=mlp or cnn)
 	@$(BIN)/python -m exporter export --config configs/$(MODEL).toml --base_path $(BASE_PATH)/$(MODEL) $(ARGS)
 
 .PHONY: train
@@ -26,20 +26,20 @@ train: $(INSTALLED) ## Train only
 	@$(BIN)/python -m exporter train --config configs/$(MODEL).toml $(ARGS)
 
 .PHONY: serve
-serve: $(INSTALLED) ## Serve models/$(MODEL) on localhost: gRPC 8500, REST 8501
+serve: $(INSTALLED) ## Serve it on localhost: gRPC 8500, REST 8501
 	@$(BIN)/python -m serving embedded --port=8500 --rest_api_port=8501 \
 	  --model_name=$(MODEL) --model_base_path=$(CURDIR)/$(BASE_PATH)/$(MODEL) $(ARGS)
 
 .PHONY: predict
-predict: $(INSTALLED) ## Send golden inputs to a running server, print its predictions
+predict: $(INSTALLED) ## Send golden inputs to a running server
 	@$(BIN)/python -m clients predict --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) $(ARGS)
 
 .PHONY: parity
-parity: $(INSTALLED) ## Compare every way to ask a running server, and the device, with in-process answers
+parity: $(INSTALLED) ## Compare every way to ask, and the device
 	@$(BIN)/python -m clients parity --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) --via all $(ARGS)
 
 .PHONY: demo
-demo: $(INSTALLED) ## All of it: export, serve, predict, parity over every hop, stop
+demo: $(INSTALLED) ## All of it: export, serve, predict, parity, stop
 	@MODEL=$(MODEL) BASE_PATH=$(BASE_PATH) scripts/demo
 
 # What a developer types -----------------------------------------------------------------
@@ -68,46 +68,46 @@ test-quick: $(INSTALLED) ## Tests that import no TensorFlow
 	$(BIN)/python -m pytest -n 2 -m "not container and not tensorflow" $(ARGS)
 
 .PHONY: test-clients
-test-clients: $(INSTALLED) ## The clients' tests where TensorFlow is not installed
+test-clients: $(INSTALLED) ## The clients' tests without TensorFlow installed
 	@scripts/test-clients-without-tensorflow $(ARGS)
 
 .PHONY: test-oldest
-test-oldest: $(INSTALLED) ## The contract's tests on the oldest releases that pyproject.toml allows
+test-oldest: $(INSTALLED) ## The contract on the oldest releases allowed
 	@scripts/test-oldest $(ARGS)
 
 .PHONY: test-tensorflow-2.20
-test-tensorflow-2.20: $(INSTALLED_2_20) ## The exporter's and the TensorFlow engine's tests on TensorFlow 2.20
+test-tensorflow-2.20: $(INSTALLED_2_20) ## Exporter and TensorFlow engine on TensorFlow 2.20
 	@scripts/test-tensorflow-2.20 $(ARGS)
 
 .PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas
 bench-export: $(INSTALLED) ## make export beside a plain script
 	$(BIN)/python -m benchmarks.bench_export $(ARGS)
 
-bench-accuracy: $(INSTALLED) ## Accuracy of both configurations on the test split, mean of three seeds
+bench-accuracy: $(INSTALLED) ## Accuracy of both configurations, three seeds
 	$(BIN)/python -m benchmarks.bench_accuracy $(ARGS)
 
-bench-serving: $(INSTALLED) ## The embedded server beside the alternatives (needs models/mlp and models/cnn)
+bench-serving: $(INSTALLED) ## The embedded server beside the alternatives
 	$(BIN)/python -m benchmarks.bench_serving $(ARGS)
 
-bench-rollout: $(INSTALLED) ## Promote under load: seconds, failed calls (needs models/mlp)
+bench-rollout: $(INSTALLED) ## Promote under load: seconds, failed calls
 	$(BIN)/python -m benchmarks.bench_rollout $(ARGS)
 
-bench-replicas: $(INSTALLED) ## Replicas against cores (needs models/cnn)
+bench-replicas: $(INSTALLED) ## Replicas against cores
 	$(BIN)/python -m benchmarks.bench_replicas $(ARGS)
 
-bench-clients: $(INSTALLED) ## The clients beside what they replace (needs models/mlp)
+bench-clients: $(INSTALLED) ## The clients beside what they replace
 	$(BIN)/python -m benchmarks.bench_clients $(ARGS)
 
 .PHONY: bench-container
-bench-container: $(INSTALLED) ## Images: size, time to ready, memory (needs make image and models/mlp)
+bench-container: $(INSTALLED) ## Images: size, time to ready, memory
 	$(BIN)/python -m benchmarks.bench_container $(ARGS)
 
 .PHONY: image
-image: ## Build the image of the embedded server (TARGET=tensorflow for its twin; BASE=python:3.11-slim)
+image: ## Build the image (TARGET=tensorflow, BASE=IMAGE)
 	@deploy/build $(TARGET)
 
 .PHONY: test-container
-test-container: $(INSTALLED) ## Build both images and test them on docker or podman
+test-container: $(INSTALLED) ## Build both images, test them on docker or podman
 	@deploy/build embedded
 	@deploy/build tensorflow
 	$(BIN)/python -m pytest -m container $(ARGS)
@@ -120,7 +120,7 @@ protos: $(INSTALLED_2_20) ## Generate contract/wire again from its .proto files
 .PHONY: lock
 lock: COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
   --no-header --generate-hashes --upgrade pyproject.toml
-lock: $(INSTALLED) ## Resolve requirements.lock and requirements-2.20.lock again, with hashes
+lock: $(INSTALLED) ## Resolve both locks again, with hashes
 	$(COMPILE) --group dev --output-file requirements.lock
 	$(COMPILE) --group tensorflow-2-20 --output-file requirements-2.20.lock
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,8 +109,10 @@ def load_dataset(config: DataConfig) -> Dataset:
         raw = read_mnist(config.path, download=config.download)
     elif config.kind == "npz":
         raw = read_npz(config.path)
-    else:
+    elif config.kind == "random":
         raw = _make_random(config)
+    else:
+        assert_never(config.kind)
     raw = _clean_features(raw)
     num_classes = _check_labels(raw)
     return _split(raw, config, num_classes)

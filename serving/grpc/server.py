@@ -48,10 +48,10 @@ class GrpcServer:
         config = self._config
         if config.port:
             address = join_address(config.host, max(config.port, 0))
-            self.port = self._open(address, f"--port={config.port}")
+            self.port = self._open(address, "--port")
         if config.grpc_socket_path:
             path = Path(config.grpc_socket_path).absolute()
-            self._open(f"unix:{path}", f"--grpc_socket_path={config.grpc_socket_path}")
+            self._open(f"unix:{path}", "--grpc_socket_path")
         await self._server.start()
 
     def _open(self, address: str, flag: str) -> int:
@@ -62,7 +62,7 @@ class GrpcServer:
             return int(self._server.add_secure_port(address, credentials))
         except RuntimeError:
             raise ServableUnavailableError(
-                f"cannot listen on {address}: it is in use or not allowed; give another {flag}"
+                f"cannot listen on {address}: it is in use or not allowed; choose another {flag}"
             ) from None
 
     async def stop(self, grace_s: float) -> bool:

@@ -117,8 +117,8 @@ class RestServer:
         except OSError as error:
             address = join_address(config.host, config.rest_api_port)
             raise ServableUnavailableError(
-                f"cannot listen on {address}: {error.strerror or error}; give another "
-                f"--rest_api_port={config.rest_api_port}"
+                f"cannot listen on {address}: {error.strerror or error}; "
+                "choose another --rest_api_port"
             ) from None
         self.port = self._runner.addresses[0][1]
 

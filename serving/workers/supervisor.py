@@ -250,7 +250,7 @@ def _hold(host: str, port: int, flag: str) -> socket.socket:
     except OSError as error:
         raise ServableUnavailableError(
             f"cannot listen on {join_address(host, port)}: "
-            f"{error.strerror or error}; give another --{flag}={port}"
+            f"{error.strerror or error}; choose another --{flag}"
         ) from None
 
 
