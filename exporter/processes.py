@@ -25,16 +25,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
+from contract.console.terminal import hide_chatter
 from contract.errors import ExportError, PlumblineError
 
-_CHATTER = ("I0000 ", "WARNING: All log messages before absl::InitializeLog()")
-_FILTER = """
-import os, sys
-chatter = tuple(map(os.fsencode, sys.argv[1:]))
-for line in sys.stdin.buffer:
-    if not line.startswith(chatter):
-        os.write(2, line)
-"""
 _LOG_TAIL_LINES = 8
 
 Job = TypeVar("Job")
@@ -161,11 +154,7 @@ def silence_tensorflow() -> None:
 
 
 def filter_chatter() -> None:
-    """Makes the process's first import of TensorFlow a quiet one.
-
-    TensorFlow 2.21's libraries log as they load, before TensorFlow has read
-    TF_CPP_MIN_LOG_LEVEL, which keeps the rest away; no variable stops them.
-    """
+    """Makes the process's first import of TensorFlow a quiet one, whoever it is that imports it."""
     if "tensorflow" not in sys.modules and not any(
         isinstance(finder, _QuietFinder) for finder in sys.meta_path
     ):
@@ -173,9 +162,7 @@ def filter_chatter() -> None:
 
 
 class _QuietFinder(MetaPathFinder):
-    """Finds TensorFlow as usual, and filters stderr while its modules run: import hooks are the
-    only way to be there, whoever imports it first.
-    """
+    """Finds TensorFlow as usual, and hides its chatter while its modules run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -189,38 +176,8 @@ class _QuietFinder(MetaPathFinder):
 
         def execute_quietly(module: ModuleType) -> None:
             sys.meta_path.remove(self)
-            with _filter_stderr():
+            with hide_chatter():
                 execute(module)
 
         spec.loader.exec_module = execute_quietly  # type: ignore[method-assign]
         return spec
-
-
-@contextlib.contextmanager
-def _filter_stderr() -> Iterator[None]:
-    """Lets through all that is written to the descriptor and is no chatter.
-
-    By a process of its own, which still tells what this one says as it dies: TensorFlow ends a
-    process on a processor that it was not compiled for.
-    """
-    try:
-        shown = os.dup(2)
-    except OSError:  # closed: nobody is told anything
-        yield
-        return
-    reader = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _FILTER, *_CHATTER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is not for it
-    )
-    assert reader.stdin is not None
-    os.dup2(reader.stdin.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(shown, 2)
-        os.close(shown)
-        reader.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # somebody else may hold its pipe
-            reader.wait(timeout=1)

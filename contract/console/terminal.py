@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from contract.console.extras import is_installed
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
+
+_CHATTER = ("I0000 ", "WARNING: All log messages before absl::InitializeLog()")
+_FILTER = """
+import os, sys
+chatter = tuple(map(os.fsencode, sys.argv[1:]))
+for line in sys.stdin.buffer:
+    if not line.startswith(chatter):
+        os.write(2, line)
+"""
 
 _GAP = "  "
 _MIN_WIDTH = 20  # of a terminal that says it is narrower, or 0
@@ -436,3 +446,42 @@ def _trim(line: _Line) -> _Line:
 def _write(stream: TextIO, text: str) -> None:
     stream.write((fold(text) if stream.isatty() else text) + "\n")
     stream.flush()
+
+
+@contextmanager
+def hide_chatter() -> Iterator[None]:
+    """Keeps off stderr what TensorFlow's libraries log while they load; put its import within.
+
+    Those of 2.21 log before TensorFlow has read TF_CPP_MIN_LOG_LEVEL, which keeps the rest away;
+    no variable stops them. All else is let through by a process of its own, which still tells
+    what this one says as it dies: TensorFlow ends a process on a processor that it was not
+    compiled for.
+    """
+    import subprocess
+
+    try:
+        shown = os.dup(2)
+    except OSError:  # closed: nobody is told anything
+        yield
+        return
+    try:
+        reader = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _FILTER, *_CHATTER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is not for it
+        )
+    except OSError:  # no room for one more process: rather chatter than no TensorFlow
+        os.close(shown)
+        yield
+        return
+    assert reader.stdin is not None
+    os.dup2(reader.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
+        reader.stdin.close()
+        with suppress(subprocess.TimeoutExpired):  # somebody else may hold its pipe
+            reader.wait(timeout=1)

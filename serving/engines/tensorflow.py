@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from contract.console.terminal import hide_chatter
 from contract.errors import (
     Code,
     InternalError,
@@ -128,7 +129,8 @@ class TensorFlowEngine(Engine):
 def _import_tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        import tensorflow as tf
+        with hide_chatter():
+            import tensorflow as tf
     except ImportError as error:
         raise UnimplementedError(
             "this signature needs TensorFlow, which is not installed here: "
