@@ -18,6 +18,7 @@ from contract.wire.predict import decode_predict_response, encode_predict_reques
 from contract.wire.rpc import CLASSIFY, PREDICT
 from tests.conformance.recordings import Addresses
 from tests.conformance.servers import start_server
+from tests.serving.server_process import ServerProcess
 
 GREY = 100
 
@@ -58,3 +59,14 @@ def test_a_deadline_is_kept_and_others_are_served_while_tensorflow_loads(
     (row,) = inference_pb2.ClassificationResponse.FromString(body).result.classifications
     scores = [one.score for one in row.classes]
     assert np.allclose(sorted(scores), sorted(outputs["probabilities"][0]), atol=1e-5)
+
+
+def test_the_log_of_a_server_that_loads_tensorflow_has_none_of_its_chatter(
+    published_mlp: Path, tmp_path: Path
+) -> None:
+    flags = ("--model_name=mlp", f"--model_base_path={published_mlp / 'mlp'}")
+    with ServerProcess(tmp_path, *flags, "--preload_signatures") as process:
+        log = process.wait_until_ready().log
+    assert "TensorFlow loaded" in log
+    assert "I0000" not in log
+    assert "InitializeLog" not in log
