@@ -10,9 +10,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,12 @@ from clients.targets import positive_count
 from contract import layout
 from contract.console.exits import ExitCode
 from contract.console.terminal import print_json, print_table
-from contract.lite.runtime import create_interpreter, hide_delegate_notes
+from contract.lite.runtime import (
+    Interpreter,
+    TensorDetails,
+    create_interpreter,
+    hide_delegate_notes,
+)
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Signature
 
@@ -241,7 +245,7 @@ def _measure(
     )
 
 
-def _find_primary(interpreter: Any, predictor: OnDevicePredictor) -> Signature:
+def _find_primary(interpreter: Interpreter, predictor: OnDevicePredictor) -> Signature:
     """The signature of the subgraph that the interpreter's own calls run."""
     indexes = [details["index"] for details in interpreter.get_input_details()]
     for name in interpreter.get_signature_list():
@@ -254,7 +258,7 @@ def _find_primary(interpreter: Any, predictor: OnDevicePredictor) -> Signature:
 
 
 def _make_bare_calls(
-    interpreter: Any, batch_size: int
+    interpreter: Interpreter, batch_size: int
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """The bare loop on the tensors as they are, and the same from floats to floats."""
     feeds = []
@@ -289,7 +293,7 @@ def _make_bare_calls(
     return call, call_scaled
 
 
-def _scaling(details: Mapping[str, Any]) -> tuple[np.float32, np.float32] | None:
+def _scaling(details: TensorDetails) -> tuple[np.float32, np.float32] | None:
     """Scale and zero point of an int8 tensor; None for any other, which passes as it is."""
     scale, zero_point = details["quantization"]
     is_scaled = scale and np.dtype(details["dtype"]) == np.int8
