@@ -21,7 +21,7 @@
     ├── DeadlineExceededError         DEADLINE_EXCEEDED
     └── InternalError                 INTERNAL             a bug of ours: logged with its traceback, answered without
 
-No class names a transport: `contract.wire.status` maps the canonical code to gRPC and HTTP.
+No class names a transport: `contract.wire.status_codes` maps the canonical code to gRPC and HTTP.
 A message says what was given, what was expected, and what to do.
 """
 

@@ -20,7 +20,7 @@ import grpc
 from clients.options import ConnectionOptions
 from contract.errors import Code, ConfigError, PlumblineError, ServableUnavailableError
 from contract.wire.rpc import UNLIMITED
-from contract.wire.status import ERROR_KEY, error_from_rpc
+from contract.wire.status_codes import ERROR_KEY, error_from_rpc
 
 DEFAULT_PORT = 8500
 _LOG = logging.getLogger(__name__)

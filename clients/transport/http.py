@@ -17,7 +17,7 @@ from contract.errors import (
     PlumblineError,
     ServableUnavailableError,
 )
-from contract.wire.status import ERROR_KEY, code_of_http, error_from_status
+from contract.wire.status_codes import ERROR_KEY, code_of_http, error_from_status
 
 try:
     import httpx

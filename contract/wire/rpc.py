@@ -23,7 +23,7 @@ from contract.wire.plumbline_wire import (
     predict_pb2,
     status_pb2,
 )
-from contract.wire.status import error_from_rpc
+from contract.wire.status_codes import error_from_rpc
 
 if TYPE_CHECKING:
     import grpc

@@ -30,7 +30,7 @@ from contract.wire.rpc import (
     REGRESS,
     Method,
 )
-from contract.wire.status import grpc_status, trailing_metadata_for
+from contract.wire.status_codes import grpc_status, trailing_metadata_for
 from serving.api.handlers import Handlers
 from serving.api.results import CLASSIFICATION, REGRESSION
 from serving.config.server import ServerConfig

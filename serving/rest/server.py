@@ -27,7 +27,7 @@ from contract.errors import (
     ServableUnavailableError,
     UnauthenticatedError,
 )
-from contract.wire.status import ERROR_KEY, http_status
+from contract.wire.status_codes import ERROR_KEY, http_status
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig

@@ -28,7 +28,7 @@ from contract.wire.predict import (
 )
 from contract.wire.rpc import UNLIMITED
 from contract.wire.signatures import metadata_response, signature_to_proto
-from contract.wire.status import grpc_status, trailing_metadata_for
+from contract.wire.status_codes import grpc_status, trailing_metadata_for
 
 
 def make_signature(name: str = "serving_default", **changes: Any) -> Signature:

@@ -12,7 +12,7 @@ import pytest
 
 from contract import errors
 from contract.errors import Code
-from contract.wire import status
+from contract.wire import status_codes
 from contract.wire.plumbline_wire import status_pb2
 from contract.wire.rpc import GET_MODEL_STATUS, METHODS, PREDICT, call_unary
 
@@ -45,7 +45,7 @@ class Server:
     def fail_with(self, code: Code, text: str, metadata=()) -> None:
         def fail(request, context):
             context.set_trailing_metadata(metadata)
-            context.abort(status.grpc_status(code), text)
+            context.abort(status_codes.grpc_status(code), text)
 
         self.behave = fail
 
@@ -71,7 +71,7 @@ def test_a_call_gives_the_server_s_answer(server):
 @pytest.mark.parametrize("name", CONCRETE)
 def test_every_error_of_ours_arrives_as_itself(server, name):
     sent = errors.ERRORS_BY_NAME[name]("what happened")
-    server.fail_with(sent.code, sent.message, status.trailing_metadata_for(sent))
+    server.fail_with(sent.code, sent.message, status_codes.trailing_metadata_for(sent))
     with pytest.raises(errors.PlumblineError, match=r"what happened|within") as caught:
         server.ask()
     assert type(caught.value) is type(sent)
@@ -116,7 +116,7 @@ def test_tensorflow_serving_s_errors_are_told_by_code_and_text(server, code, tex
 
 
 def test_a_name_of_no_error_of_ours_is_ignored(server):
-    server.fail_with(Code.NOT_FOUND, "gone", ((status.ERROR_KEY, "SystemExit"),))
+    server.fail_with(Code.NOT_FOUND, "gone", ((status_codes.ERROR_KEY, "SystemExit"),))
     with pytest.raises(errors.ServableNotFoundError):
         server.ask()
 
@@ -141,12 +141,12 @@ def test_nobody_listening_is_unavailable():
 
 def test_every_code_has_one_grpc_and_one_http_status():
     for code in Code:
-        assert status.code_of_grpc(status.grpc_status(code)) is code
-        assert status.grpc_status(code).value[0] == code
+        assert status_codes.code_of_grpc(status_codes.grpc_status(code)) is code
+        assert status_codes.grpc_status(code).value[0] == code
 
 
 def test_http_statuses_are_tensorflow_serving_s():
-    assert {code.name: status.http_status(code) for code in Code} == {
+    assert {code.name: status_codes.http_status(code) for code in Code} == {
         "OK": 200,
         "CANCELLED": 499,
         "UNKNOWN": 500,
@@ -181,7 +181,7 @@ def test_http_statuses_are_tensorflow_serving_s():
     ],
 )
 def test_an_http_status_stands_for_one_code(http, code):
-    assert status.code_of_http(http) is code
+    assert status_codes.code_of_http(http) is code
 
 
 def test_the_paths_are_tensorflow_serving_s():

@@ -17,7 +17,7 @@ from contract.wire.rpc import (
     PREDICT,
     REGRESS,
 )
-from contract.wire.status import ERROR_KEY
+from contract.wire.status_codes import ERROR_KEY
 from serving.config.server import ServerConfig
 from serving.grpc.calls import TRUNCATED, cut_text
 from serving.observer import Observer

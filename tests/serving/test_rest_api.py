@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from contract.wire.status import ERROR_KEY
+from contract.wire.status_codes import ERROR_KEY
 from serving.config.server import ServerConfig
 from tests.serving.numpy_servables import OneModelManager, make_servable
 from tests.serving.servers import Faces, serve
