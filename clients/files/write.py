@@ -113,8 +113,9 @@ class _FileSink(Sink):
         self._file = path.open("w", encoding="utf-8", newline="")
 
     def write(self, rows: FileRows, indices: Sequence[int], outputs: Batch) -> None:
-        super().write(rows, indices, outputs)
-        self._file.flush()
+        with hold_interrupts():  # the rows that are counted are in the file
+            super().write(rows, indices, outputs)
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()

@@ -31,9 +31,22 @@ _CHATTER = ("I0000 ", "WARNING: All log messages before absl::InitializeLog()")
 _FILTER = """
 import os, sys
 chatter = tuple(map(os.fsencode, sys.argv[1:]))
-for line in sys.stdin.buffer:
-    if not line.startswith(chatter):
-        os.write(2, line)
+held, is_shown = b"", None  # of this line: what may yet be chatter; None while that is not known
+while data := os.read(0, 65536):
+    is_shown = is_shown and None  # a bar's frame has no end of line, and chatter may follow it
+    for part in data.splitlines(keepends=True):
+        if is_shown is None:
+            held += part
+            if held.startswith(chatter):
+                held, is_shown = b"", False
+            elif not any(one.startswith(held) for one in chatter):
+                os.write(2, held)
+                held, is_shown = b"", True
+        elif is_shown:
+            os.write(2, part)
+        if part.endswith((b"\\n", b"\\r")):
+            is_shown = None
+os.write(2, held)
 """
 
 _GAP = "  "

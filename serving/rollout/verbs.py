@@ -260,7 +260,8 @@ def _print_labels(report: LabelsReport) -> None:
             [one.label, one.version, address, _compare(found, one.version)]
             for one in report.labels
             for address, found in one.servers.items()
-        ],
+        ]
+        or [[one.label, one.version, "-", "-"] for one in report.labels],
         title=f"model {report.model_name}, policy {report.policy}",
     )
     versions = sorted({version for states in report.versions.values() for version in states})

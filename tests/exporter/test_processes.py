@@ -243,6 +243,33 @@ def test_what_is_no_chatter_is_shown(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "E0000 00:00:1 2 a fault\nI0000 later\n")
 
 
+def test_a_progress_bar_moves_on_while_the_import_runs(tmp_path: Path) -> None:
+    frame = b"\r\x1b[2K50 %"  # without an end of line, as bars are drawn
+    code = f"""
+        import os, sys, time
+        shown = os.environ["SHOWN"]
+        os.write(2, {frame!r})
+        deadline = time.monotonic() + 30
+        while not os.path.getsize(shown) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        print(os.path.getsize(shown))
+        os.write(2, {CHATTER.encode()!r})
+    """
+    (tmp_path / "tensorflow.py").write_text(textwrap.dedent(code))
+    shown = tmp_path / "shown"
+    with shown.open("wb") as stderr:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.path[:0] = {[str(tmp_path), ROOT]!r}{IMPORT}"],
+            env=os.environ | {"SHOWN": str(shown)},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            timeout=60,
+            check=False,
+        )
+    assert done.stdout == f"{len(frame)}\n".encode()
+    assert shown.read_bytes() == frame
+
+
 def test_what_a_process_says_as_it_dies_over_the_import_is_shown(tmp_path: Path) -> None:
     code = f"import os; os.write(2, {CHATTER.encode()!r} + b'F0000 no AVX\\n'); os.abort()"
     done = import_stand_in(tmp_path, code)

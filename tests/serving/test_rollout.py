@@ -282,6 +282,12 @@ def test_labels_shows_where_each_server_leads(scene: Scene) -> None:
     assert document["agrees"] and document["labels"][0]["servers"] == {scene.server.address: 1}
 
 
+def test_labels_shows_the_file_when_no_server_answers(scene: Scene) -> None:
+    code, out, _ = run_serving("labels", *scene.flags[:-2], "--server=127.0.0.1:1")
+    assert code == 3
+    assert "stable        1  -       -" in out and "127.0.0.1:1" in out
+
+
 def test_labels_tells_a_server_that_disagrees_with_the_file(scene: Scene) -> None:
     other = scene.config.with_name("other.config")
     shutil.copy(scene.config, other)
