@@ -2,7 +2,8 @@
 
 Every worker has a number, its slot. Whoever takes the place of a worker that died takes its
 slot. Files are replaced whole, so readers need no lock. Nobody calls anybody: a worker writes
-what it wants of the others, and each reads it within a fraction of a second.
+what it wants of the others, and each reads it within a fraction of a second. What a worker
+does with what it reads is `serving.workers.group`.
 """
 
 from __future__ import annotations
