@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import queue
 import shutil
 import signal
 import socket
@@ -184,13 +185,17 @@ def test_readiness_comes_with_the_first_version_and_a_watcher_is_told(
                 request_serializer=HEALTH_WATCH.request.SerializeToString,
                 response_deserializer=HEALTH_WATCH.response.FromString,
             )(health_pb2.HealthCheckRequest(), timeout=60)
-            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            # Read all along: what is unread when the server goes is lost with the connection.
+            told: queue.SimpleQueue[int] = queue.SimpleQueue()
+            reader = threading.Thread(target=lambda: [told.put(one.status) for one in watch])
+            reader.start()
+            assert told.get(timeout=60) == health_pb2.HealthCheckResponse.NOT_SERVING
             shutil.copytree(published_mlp / "mlp" / "1", base_path / ".stage")
             (base_path / ".stage").rename(base_path / "1")
-            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            assert told.get(timeout=60) == health_pb2.HealthCheckResponse.SERVING
             assert get(f"{server.url}/readyz")[0] == 200
             server.signal()
-            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert told.get(timeout=60) == health_pb2.HealthCheckResponse.NOT_SERVING
         assert server.wait() == 0
 
 
