@@ -196,6 +196,7 @@ def test_readiness_comes_with_the_first_version_and_a_watcher_is_told(
             assert get(f"{server.url}/readyz")[0] == 200
             server.signal()
             assert told.get(timeout=60) == health_pb2.HealthCheckResponse.NOT_SERVING
+            reader.join(timeout=60)  # the stream ends with the server
         assert server.wait() == 0
 
 
