@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -48,6 +49,8 @@ while data := os.read(0, 65536):
             is_shown = None
 os.write(2, held)
 """
+
+_HIDING = threading.Lock()
 
 _GAP = "  "
 _MIN_WIDTH = 20  # of a terminal that says it is narrower, or 0
@@ -468,8 +471,13 @@ def hide_chatter() -> Iterator[None]:
     Those of 2.21 log before TensorFlow has read TF_CPP_MIN_LOG_LEVEL, which keeps the rest away;
     no variable stops them. All else is let through by a process of its own, which still tells
     what this one says as it dies: TensorFlow ends a process on a processor that it was not
-    compiled for.
+    compiled for. Threads take turns: stderr is the whole process's.
     """
+    with _HIDING:
+        yield from _hide_chatter()
+
+
+def _hide_chatter() -> Iterator[None]:
     import subprocess
 
     try:

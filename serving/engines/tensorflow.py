@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -129,8 +130,11 @@ class TensorFlowEngine(Engine):
 def _import_tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        with hide_chatter():
+        if "tensorflow" in sys.modules:  # or another thread imports it: then this one waits
             import tensorflow as tf
+        else:
+            with hide_chatter():
+                import tensorflow as tf
     except ImportError as error:
         raise UnimplementedError(
             "this signature needs TensorFlow, which is not installed here: "

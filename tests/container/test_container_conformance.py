@@ -10,7 +10,7 @@ import pytest
 
 from serving.container.engine import find_engine, find_image, name_default_image
 from tests.conformance.recordings import Addresses, Case, find_problem, read_cases, read_differences
-from tests.conformance.servers import list_flags, write_config_files
+from tests.conformance.servers import list_flags, wait_for_states, write_config_files
 from tests.container.conftest import TENSORFLOW_IMAGE
 from tests.container.processes import ContainerProcess
 
@@ -47,7 +47,11 @@ def start(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Star
                 flags = [f"--image={image}", "--rest_api_port=-1", *list_flags(session, folder)]
                 process = stack.enter_context(ContainerProcess(folder, *flags))
                 ports = process.wait_until_serving().addresses
-                running[session] = Addresses(ports["grpc_port"], ports["rest_port"])
+                addresses = Addresses(ports["grpc_port"], ports["rest_port"])
+                # It serves once each model has a version; the recorded server had all of them.
+                versions = [3] if session == "single" else [3, 2, 1]
+                wait_for_states(addresses, "affine", dict.fromkeys(versions, "AVAILABLE").__eq__)
+                running[session] = addresses
             return running[session]
 
         yield start_once

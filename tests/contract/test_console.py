@@ -7,7 +7,9 @@ import enum
 import io
 import json
 import re
+import subprocess
 import sys
+import textwrap
 from typing import Any
 
 import msgspec
@@ -289,3 +291,28 @@ def test_a_missing_extra_is_one_sentence_that_names_it(monkeypatch: pytest.Monke
         "this command needs tensorflow, tf_keras, Pillow, which are not installed: "
         "pip install 'plumbline-tf[tensorflow]'"
     )
+
+
+def test_threads_that_hide_chatter_at_once_leave_stderr_where_it_was() -> None:
+    code = """
+        import os, threading, time
+        from contract.console.terminal import hide_chatter
+        def load(delay_s: float) -> None:  # the second begins and ends after the first
+            time.sleep(delay_s)
+            with hide_chatter():
+                os.write(2, b"I0000 loading\\n")
+                time.sleep(0.4)
+        threads = [threading.Thread(target=load, args=(delay_s,)) for delay_s in (0, 0.2)]
+        shown = os.fstat(2).st_ino
+        for one in threads: one.start()
+        for one in threads: one.join()
+        assert os.fstat(2).st_ino == shown
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
