@@ -322,6 +322,26 @@ class ServerFlags(TensorFlowServingFlags):
         "Calls in flight; beyond them RESOURCE_EXHAUSTED; 0 for no limit.",
         container="refused",
     )
+    max_bytes_in_flight: int = flag(
+        0,
+        "Memory that all calls in flight may hold; beyond it RESOURCE_EXHAUSTED. 0 takes a "
+        "share of the memory limit of the container, else of the machine.",
+        container="refused",
+    )
+    max_connections: int = flag(
+        10_000, "Connections open at a time, both protocols together.", container="refused"
+    )
+    max_connection_age_s: float = flag(
+        0.0,
+        "After so long a connection is told to go, and closed once it is quiet; 0 for never.",
+        container="refused",
+    )
+    header_timeout_s: float = flag(
+        10.0, "How long a connection may take over the head of a request.", container="refused"
+    )
+    idle_timeout_s: float = flag(
+        600.0, "How long a connection without a call stays open; 0 for ever.", container="refused"
+    )
     max_queued_calls: int = flag(
         1000,
         "Calls that wait for an engine's thread; beyond them UNAVAILABLE; 0 for no limit.",

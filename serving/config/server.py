@@ -24,7 +24,9 @@ _MIN_TOKEN_LENGTH = 16
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _POSITIVE = (
+    "header_timeout_s",
     "litert_num_threads",
+    "max_connections",
     "max_inflated_bytes",
     "max_json_bytes",
     "max_json_depth",
@@ -35,7 +37,10 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "drain_timeout_s",
+    "idle_timeout_s",
+    "max_bytes_in_flight",
     "max_concurrent_calls",
+    "max_connection_age_s",
     "max_num_load_retries",
     "max_queued_calls",
     "num_request_iterations_for_warmup",
@@ -274,7 +279,7 @@ def _check_values(flags: ServerFlags) -> None:
                 f"--{name}={getattr(flags, name)}: choose one of {', '.join(choices)}"
             )
     for name in _POSITIVE:
-        if getattr(flags, name) < 1:
+        if not getattr(flags, name) >= 1:  # NaN included
             raise ConfigError(f"--{name}={getattr(flags, name)}: give 1 or more")
     for name in _NOT_NEGATIVE:
         if not getattr(flags, name) >= 0:  # NaN included
