@@ -17,6 +17,7 @@ from serving.config.server import ServerConfig
 from serving.front import Front, SingleProcess
 from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
+from serving.transport.listener import make_connection_table
 from serving.versions.manager import Failure, FailureKind, ServableManager, raise_failures
 from serving.versions.polling import ConfigPoller
 
@@ -43,6 +44,7 @@ class Server:
         self._handlers = Handlers(
             front, config, front.metrics, request_log=_make_request_log(config, front)
         )
+        self._connections = make_connection_table(config)
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
@@ -61,7 +63,7 @@ class Server:
         if config.strict_compat and not self._front.is_replacement:
             # TensorFlow Serving opens its ports once every model is AVAILABLE.
             await asyncio.to_thread(self._wait_or_fail)
-        self._grpc = GrpcServer(self._handlers, config, self._health)
+        self._grpc = GrpcServer(self._handlers, config, self._health, connections=self._connections)
         await self._grpc.start()
         if config.rest_api_port:
             # aiohttp costs a gRPC-only server a tenth of its start.

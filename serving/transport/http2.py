@@ -146,9 +146,10 @@ _REGULAR, _METHOD, _SCHEME, _PATH, _AUTHORITY, _CONTENT_LENGTH, _BAD = range(7)
 _PSEUDO = {b":method": _METHOD, b":scheme": _SCHEME, b":path": _PATH, b":authority": _AUTHORITY}
 # Section 8.2.2. A connection's own fields have no place in HTTP/2.
 _FORBIDDEN = (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
-# Section 8.2.1.
+# Section 8.2.1; but spaces around a value are not malformed: gRPC says that they may be taken off
+# (PROTOCOL-HTTP2.md, "ASCII-Value"), and grpcio sends them.
 _is_name = re.compile(rb"[!-9;-@\[-~]+").fullmatch
-_is_odd_value = re.compile(rb"[\0\r\n]|\A[ \t]|[ \t]\Z").search
+_is_odd_value = re.compile(rb"[\0\r\n]").search
 _is_number = re.compile(rb"[0-9]{1,18}").fullmatch
 
 
@@ -157,7 +158,7 @@ def classify_field(name: bytes, value: bytes) -> Field:
     kind = _REGULAR
     if name[:1] == b":":
         kind = _PSEUDO.get(name, _BAD)
-        if kind == _PATH and not value:
+        if value.strip(b" \t") != value or (kind == _PATH and not value):
             kind = _BAD
     elif not _is_name(name) or name in _FORBIDDEN or (name == b"te" and value != b"trailers"):
         kind = _BAD
@@ -193,7 +194,7 @@ class Head:
         return next((field[1] for field in self.fields if field[0] == name), None)
 
 
-def _read_head(fields: list[Field], max_bytes: int) -> Head:
+def _read_head(fields: list[Field], max_bytes: int) -> Head:  # noqa: C901 - one loop, hot
     """The head of a request (section 8.3.1)."""
     pseudo: list[bytes | None] = [None] * 5
     regular: list[Field] = []
@@ -246,6 +247,9 @@ class Block:
         self.closing = _PACK_FRAME(size >> 8, size & 0xFF, HEADERS, _END_HEADERS | 1, 0)[:5]
 
 
+NO_TRAILERS: Final = Block()
+"""For `Connection.send_tail`: the body is all."""
+
 Piece = bytes | bytearray | memoryview
 
 
@@ -296,6 +300,10 @@ class Stream(abc.ABC):
         """
 
     @abc.abstractmethod
+    def close(self) -> None:
+        """The answer was sent."""
+
+    @abc.abstractmethod
     def abandon(self) -> None:
         """Nobody waits for the answer any more; nothing can be sent."""
 
@@ -318,6 +326,9 @@ class Connection:
         is_closed: Nothing is received any more; to be closed once `out` is sent.
         is_paused: The peer does not read; set by whoever sends. Bodies then wait.
         is_going: Whether the peer was told to open no more streams.
+        is_at_fault: Whether the connection is closed for what the peer did.
+        is_bulky: Whether `out` has pieces that are better not joined; cleared with it.
+        has_preface: Whether the peer has shown that it speaks HTTP/2.
         num_streams: Requests ever seen.
         streams: The requests that are open.
     """
@@ -337,6 +348,8 @@ class Connection:
         self.is_closed = False
         self.is_paused = False
         self.is_going = False
+        self.is_at_fault = False
+        self.is_bulky = False
         self.has_preface = False
         self.num_streams = 0
         self._make_stream = make_stream
@@ -415,7 +428,7 @@ class Connection:
             self._is_receiving = False
         return False
 
-    def _read(self, data: bytes, position: int) -> bool:
+    def _read(self, data: bytes, position: int) -> bool:  # noqa: C901 - one loop, hot
         end = len(data)
         if not self.has_preface:
             if not self._check_preface(data):
@@ -506,7 +519,7 @@ class Connection:
         self.out.clear()
         if self._not_http2 and re.match(rb"[A-Z]{3,10} ", data):
             self.out.append(self._not_http2)
-            self.is_closed = True
+            self.is_closed = self.is_at_fault = True
             return False
         raise _Fault(ErrorCode.PROTOCOL_ERROR, "the connection does not begin as HTTP/2 does")
 
@@ -684,7 +697,7 @@ class Connection:
 
     # Bodies.
 
-    def _receive_odd_data(
+    def _receive_odd_data(  # noqa: C901 - the rules of section 6.1
         self, data: bytes, start: int, length: int, flags: int, stream_id: int
     ) -> int:
         """A DATA frame that is padded, incomplete, empty or not awaited; returns where it ends."""
@@ -990,10 +1003,16 @@ class Connection:
         if stream.queue:
             return
         self._blocked.pop(stream.id, None)
-        self._send_block(stream.id, tail.closing, tail.block)
-        self._finish(stream)
+        self._send_tail(stream, tail)
         if not self._is_receiving:
             self._notify()
+
+    def _send_tail(self, stream: Stream, tail: Block) -> None:
+        if tail is NO_TRAILERS:
+            self._send_frame(DATA, _END_STREAM, stream.id, b"")
+        else:
+            self._send_block(stream.id, tail.closing, tail.block)
+        self._finish(stream)
 
     def _send_block(self, stream_id: int, opening: bytes, block: bytes) -> None:
         if self._must_forget:
@@ -1018,9 +1037,7 @@ class Connection:
         assert queue is not None
         sent = 0
         while queue and sent < most:
-            room = min(
-                self._send_window, self._peer_window + stream.credit, self._peer_frame_bytes
-            )
+            room = min(self._send_window, self._peer_window + stream.credit, self._peer_frame_bytes)
             if room <= 0:
                 return sent
             piece = queue[0]
@@ -1035,28 +1052,37 @@ class Connection:
             stream.credit -= size
             sent += size
             self.out += (_PACK_DATA(size << 8, 0, stream.id), piece)
+            self.is_bulky = True
         if not queue:
             del self._blocked[stream.id]
             if stream.tail is not None:
-                self._send_block(stream.id, stream.tail.closing, stream.tail.block)
-                self._finish(stream)
+                self._send_tail(stream, stream.tail)
         return sent
 
     @property
-    def has_unsent(self) -> bool:
-        """Whether `pump` would send something."""
-        return (
-            bool(self._blocked)
-            and self._send_window > 0
-            and any(self._peer_window + one.credit > 0 for one in self._blocked.values())
+    def has_unread(self) -> bool:
+        """Whether `receive` has something to read, without more data."""
+        return len(self._unread) - self._position >= self._needed and bool(self._unread)
+
+    @property
+    def is_in_head(self) -> bool:
+        """Whether the peer is in the middle of what must come whole: preface, head, small frame."""
+        return self._expected != _ANY or (bool(self._unread) and not self.has_unread)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether every request waits for the peer: for its body, or to take the answer."""
+        return bool(self.streams) and all(
+            not stream.is_ended or stream.id in self._blocked for stream in self.streams.values()
         )
 
     def _finish(self, stream: Stream) -> None:
         """The answer is complete; what is left of the request is not wanted (section 8.1)."""
-        self.streams.pop(stream.id, None)
+        del self.streams[stream.id]
         if not stream.is_ended:
             self._send_frame(RST_STREAM, 0, stream.id, _PACK_ID(ErrorCode.NO_ERROR))
             self._remember_gone(stream.id, is_ours=True)
+        stream.close()
 
     def _drop(self, stream: Stream, code: ErrorCode) -> None:
         """A stream error (section 5.4.2) of a stream that is open."""
@@ -1092,8 +1118,10 @@ class Connection:
         """A connection error (section 5.4.1)."""
         if self.is_closed:
             return
+        if not self.has_preface:
+            self.out.clear()
         self._go_away(self._last_id, code, text)
-        self.is_closed = True
+        self.is_at_fault = True
         self.lose()
 
     def lose(self) -> None:
@@ -1132,8 +1160,7 @@ class Connection:
     def is_over(self) -> bool:
         """Whether a graceful end is complete."""
         return self.is_going and (
-            not self.has_preface
-            or (self._last_accepted < LAST_STREAM_ID and not self.streams)
+            not self.has_preface or (self._last_accepted < LAST_STREAM_ID and not self.streams)
         )
 
     def ping(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+import time
 
 from serving.transport.http2 import Connection, ErrorCode, Limits, MakeStream
 from serving.transport.listener import Peer
@@ -53,6 +54,7 @@ class Http2Peer(Peer):
         self._heard = math.inf
         self._looked = math.inf
         self._in_head_since = math.inf
+        self._num_streams = 0
         self._left = math.inf
         self._pinged = math.inf
 
@@ -134,10 +136,9 @@ class Http2Peer(Peer):
         if not self.is_hung_up:
             self.connection.is_closed = True
             if self.connection.is_at_fault:
-                self.listener.connections.num_malformed += 1
+                self.listener.note_malformed()
             self.hang_up()
-            if self.connection.is_paused or self._has_turn_left:
-                self.connection.is_paused = False
+            if not self.transport.is_closing():
                 self.transport.resume_reading()  # to see the peer close
 
     # Time.
@@ -148,21 +149,21 @@ class Http2Peer(Peer):
 
     def leave(self) -> None:
         if math.isinf(self._left):
-            self._left = self._loop.time()
+            self._left = time.monotonic()
             self.connection.leave()
         if self.connection.is_over:
             self._end()
 
-    def watch(self, now: float) -> None:
+    def watch(self, now: float) -> None:  # noqa: C901 - one limit after the other
         connection, table, habits = self.connection, self.listener.connections, self._habits
-        now = self._loop.time()
         connection.rest(now - self._looked)
         self._looked = now
         if self._was_heard or connection.is_paused:
             self._was_heard = connection.is_paused
             self._heard = now
         silent_s = now - self._heard
-        if not connection.is_in_head:
+        if not connection.is_in_head or connection.num_streams != self._num_streams:
+            self._num_streams = connection.num_streams
             self._in_head_since = math.inf
         elif math.isinf(self._in_head_since):
             self._in_head_since = now
@@ -202,6 +203,7 @@ class Http2Peer(Peer):
     def _give_up(self, text: str) -> None:
         if self.connection.has_preface:
             self.connection.fail(ErrorCode.NO_ERROR, text)
-        self.connection.is_closed = True
-        self.listener.connections.num_malformed += 1
-        self._flush()
+            self._flush()
+        else:
+            self.listener.note_malformed()
+            self.transport.abort()

@@ -23,10 +23,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     import ssl
+
+    from serving.config.server import ServerConfig
 
 _BACKLOG = 1024
 _LINGER_S = 1.0
@@ -48,7 +50,6 @@ class ConnectionTable:
         idle_timeout_s: How long a connection without a request stays open; 0 for ever.
         num_open: Connections that are open.
         num_refused: Connections that were one too many.
-        num_malformed: Connections that were closed for what they sent, or for sending nothing.
     """
 
     max_connections: int = 10_000
@@ -57,13 +58,22 @@ class ConnectionTable:
     idle_timeout_s: float = 600.0
     num_open: int = 0
     num_refused: int = 0
-    num_malformed: int = 0
 
     @property
     def look_s(self) -> float:
         """How often connections are looked at."""
         limits = (self.max_age_s, self.header_timeout_s, self.idle_timeout_s)
         return max(0.02, min(_LOOK_S, *(limit / 4 for limit in limits if limit > 0)))
+
+
+def make_connection_table(config: ServerConfig) -> ConnectionTable:
+    """The limits on connections that flags set."""
+    return ConnectionTable(
+        max_connections=config.max_connections,
+        max_age_s=config.max_connection_age_s,
+        header_timeout_s=config.header_timeout_s,
+        idle_timeout_s=config.idle_timeout_s,
+    )
 
 
 class Peer(asyncio.Protocol, abc.ABC):
@@ -80,8 +90,7 @@ class Peer(asyncio.Protocol, abc.ABC):
     transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's derive from nothing
         self.begun = time.monotonic()
         max_age_s = self.listener.connections.max_age_s
         self.goes = self.begun + max_age_s * random.uniform(0.9, 1.1) if max_age_s else float("inf")
@@ -89,7 +98,7 @@ class Peer(asyncio.Protocol, abc.ABC):
         if self.listener.admit(self):
             self.begin()
         else:
-            transport.abort()
+            self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.listener.forget(self)
@@ -153,8 +162,10 @@ class Listener:
         make_protocol: Makes what reads and writes a connection.
         tls: For TLS.
         connections: Counts them, with other listeners of the process.
+        on_malformed: Is called when a connection is closed for what it sent, or did not send.
 
     Attributes:
+        note_malformed: `on_malformed`.
         peers: The connections that are open.
     """
 
@@ -164,8 +175,10 @@ class Listener:
         *,
         tls: ssl.SSLContext | None,
         connections: ConnectionTable,
+        on_malformed: Callable[[], None] = lambda: None,
     ) -> None:
         self.connections = connections
+        self.note_malformed = on_malformed
         self.peers: set[Peer] = set()
         self._make_protocol = make_protocol
         self._tls = tls
@@ -191,9 +204,7 @@ class Listener:
         """
         bare = host.strip("[]")
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(
-            bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = await loop.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         opened: list[socket.socket] = []
         try:
             for family, _, _, _, address in dict.fromkeys(found):
