@@ -185,8 +185,10 @@ class Servable:
         context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         """The outputs for `inputs`; blocks, and may be called by any number of threads."""
+        engine = self._find(signature_name)
+        context.check()
         key = CostMeter.key(signature_name, inputs)
-        return self._run_timed(self._find(signature_name), key, inputs, output_filter, context)
+        return self._run_timed(engine, key, inputs, output_filter, context)
 
     async def answer(
         self,
@@ -209,11 +211,17 @@ class Servable:
             return await engine.batcher.answer(
                 signature_name, inputs, output_filter, context=context
             )
-        if self._meter.estimate(key) < QUICK_S:
+        cost_s = self._meter.estimate(key)
+        if cost_s < QUICK_S:
+            if context.is_over:
+                self._observer.observe_abandoned(self.id, "waiting")
+                context.check()
             return self._run_timed(engine, key, inputs, output_filter, context)
         return await pool.run(
-            functools.partial(self._run_timed, engine, key, inputs, output_filter, context),
+            functools.partial(self._run_on_thread, engine, key, inputs, output_filter, context),
             context=context,
+            cost_s=cost_s,
+            on_drop=self._observe_drop,
         )
 
     async def _weigh_images(
@@ -226,7 +234,11 @@ class Servable:
         """
         weigh = functools.partial(check_pixels, inputs, self._max_image_pixels)
         is_small = key[1] <= _SMALL_STRINGS_BITS
-        total, largest = weigh() if is_small else await pool.run(weigh, context=context)
+        total, largest = (
+            weigh()
+            if is_small
+            else await pool.run(weigh, context=context, on_drop=self._observe_drop)
+        )
         context.reserve(_BYTES_PER_PIXEL * largest)
         return key[0], max(key[1], (_BYTES_PER_PIXEL * total).bit_length())
 
@@ -247,6 +259,23 @@ class Servable:
             )
         raise SignatureNotFoundError(f'Serving signature key "{name}" not found.')
 
+    def _run_on_thread(
+        self,
+        engine: Engine,
+        key: tuple[str, int],
+        inputs: Batch,
+        output_filter: Sequence[str],
+        context: RequestContext,
+    ) -> Batch:
+        try:
+            return self._run_timed(engine, key, inputs, output_filter, context)
+        finally:
+            if context.is_over:
+                self._observer.observe_abandoned(self.id, "running")
+
+    def _observe_drop(self) -> None:
+        self._observer.observe_abandoned(self.id, "waiting")
+
     def _run_timed(
         self,
         engine: Engine,
@@ -255,7 +284,6 @@ class Servable:
         output_filter: Sequence[str],
         context: RequestContext,
     ) -> Batch:
-        context.check()
         started = time.perf_counter()
         outputs = engine.run(key[0], inputs, output_filter=output_filter, context=context)
         elapsed = time.perf_counter() - started
