@@ -64,7 +64,7 @@ class Server:
         self._grpc = GrpcServer(self._handlers, config, self._health)
         await self._grpc.start()
         if config.rest_api_port:
-            # aiohttp costs a gRPC-only server a tenth of its start.
+            # A gRPC-only server need not import it.
             from serving.rest.server import RestServer
 
             self._rest = RestServer(
