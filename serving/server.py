@@ -22,6 +22,7 @@ from serving.versions.polling import ConfigPoller
 
 if TYPE_CHECKING:
     from serving.api.request_log import RequestLog
+    from serving.engines.loading import Trials
     from serving.rest.server import RestServer
 
 logger = logging.getLogger(__name__)
@@ -133,9 +134,9 @@ class Server:
         return all(are_answered)
 
 
-async def run_server(config: ServerConfig) -> int:
+async def run_server(config: ServerConfig, trials: Trials | None = None) -> int:
     """Serves until SIGTERM or SIGINT; a second signal ends the process at once."""
-    server = Server(config, front=SingleProcess(config))
+    server = Server(config, front=SingleProcess(config, trials))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

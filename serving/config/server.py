@@ -45,6 +45,7 @@ _NOT_NEGATIVE = (
     "max_num_load_retries",
     "max_queued_calls",
     "num_request_iterations_for_warmup",
+    "trial_timeout_s",
 )
 
 

@@ -99,6 +99,10 @@ class ServableManager:
             for model in self._models
         )
 
+    def is_serving(self) -> bool:
+        """Whether any model has an AVAILABLE version."""
+        return bool(self._router.table.routes)
+
     def wait_until_ready(self, *, timeout_s: float | None = None) -> bool:
         """Blocks until `is_ready`; False when the time ran out."""
         return self.monitor.wait_for(self.is_ready, timeout_s=timeout_s)

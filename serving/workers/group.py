@@ -13,6 +13,7 @@ from contract.servable import ServableId, VersionState
 from serving.addresses import Addresses
 from serving.config.models import ModelConfig
 from serving.config.server import ServerConfig
+from serving.engines.loading import Trials
 from serving.front import make_manager
 from serving.monitoring.instruments import (
     Dump,
@@ -49,14 +50,15 @@ class WorkerGroup:
     Args:
         config: Everything the server is told.
         place: Which of the workers this is, and where they note how they stand.
+        trials: Where versions are loaded first; None for this process at once.
     """
 
-    def __init__(self, config: ServerConfig, place: Place) -> None:
+    def __init__(self, config: ServerConfig, place: Place, trials: Trials | None = None) -> None:
         self._shared = place.shared
         self._slot = place.slot
         self.is_replacement = place.is_replacement
         self.metrics = Metrics(list_versions=self.snapshot, is_ready=self.is_ready)
-        self.manager = make_manager(config, self.metrics)
+        self.manager = make_manager(config, self.metrics, trials)
         self.acquire = self.manager.acquire  # each worker serves from its own memory
         self._watchers: list[Callable[[], None]] = []
         self._was_ready: bool | None = None

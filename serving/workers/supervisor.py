@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import gc
 import importlib
-import importlib.util
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from contract.console.exits import ExitCode
 from contract.errors import ConfigError, ServableUnavailableError
 from serving.addresses import Addresses, join_address, log_addresses, write_port_file
 from serving.config.server import ServerConfig
+from serving.engines.trial_load import prepare_trials
 from serving.workers.shared_state import Place, SharedState
 
 _STOPPING = frozenset((signal.SIGTERM, signal.SIGINT))
@@ -205,11 +205,7 @@ def _preload(config: ServerConfig) -> None:
     importlib.import_module("serving.workers.worker")
     if config.rest_api_port:
         importlib.import_module("serving.rest.server")
-    # Without a light runtime TensorFlow would come in its place, with threads of its own.
-    if config.engine != "tensorflow" and importlib.util.find_spec("ai_edge_litert"):
-        from contract.lite.runtime import find_interpreter
-
-        find_interpreter()
+    prepare_trials(config)
     # What is there now is never collected, so its pages stay shared.
     gc.collect()
     gc.freeze()

@@ -14,6 +14,7 @@ from pathlib import Path
 from contract.errors import ConfigError
 from serving.config.models import read_model_configs
 from serving.config.server import ServerConfig
+from serving.engines.loading import Trials
 from serving.server import Server
 from serving.workers.group import WorkerGroup
 from serving.workers.shared_state import Place
@@ -27,11 +28,13 @@ class Worker:
     Args:
         config: With the numbers of the ports.
         place: Which of them this is.
+        trials: Where versions are loaded first; None for this process at once.
     """
 
-    def __init__(self, config: ServerConfig, place: Place) -> None:
+    def __init__(self, config: ServerConfig, place: Place, trials: Trials | None = None) -> None:
         self._config = config
         self._place = place
+        self._trials = trials
         self._is_orphan = False
 
     def settle_in(self) -> None:
@@ -49,7 +52,7 @@ class Worker:
         stop = asyncio.Event()
         self._listen_to_supervisor(stop)
         config = self._read_again()
-        server = Server(config, front=WorkerGroup(config, self._place))
+        server = Server(config, front=WorkerGroup(config, self._place, self._trials))
         await server.start()
         self._tell_supervisor()
         code = await server.serve_until(stop)
