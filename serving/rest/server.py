@@ -164,9 +164,8 @@ class RestServer:
         return web.Response(text="ok\n")
 
     async def _answer_ready(self, request: web.Request) -> web.Response:
-        if self._health.is_ready:
-            return web.Response(text="ok\n")
-        return web.Response(text="not ready\n", status=503)
+        is_ready, text = self._health.describe_readiness()
+        return web.Response(text=text, status=200 if is_ready else 503)
 
     async def _answer_metrics(self, request: web.Request) -> web.Response:
         return web.Response(text=await self._render_metrics(), content_type=CONTENT_TYPE)
