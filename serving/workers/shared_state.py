@@ -43,7 +43,10 @@ LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _RETIRED = "retired"
 _MODELS = "models"
-_WISH, _GENERATION, _FIRST_BEAT = 0, 1, 2  # where numbers are in the page
+_WISH, _GENERATION, _FIRST_SLOT = 0, 1, 2  # where numbers are in the page
+_BEAT, _FIRST_COUNT = 0, 1  # and where among those of a slot
+_NUM_COUNTS = 2
+_NUM_NUMBERS = _FIRST_COUNT + _NUM_COUNTS
 
 Kept = TypeVar("Kept")
 Missing = TypeVar("Missing")
@@ -129,7 +132,7 @@ class SharedState:
     def __init__(self, folder: Path, num_slots: int) -> None:
         self.folder = folder
         self.num_slots = num_slots
-        page = mmap.mmap(-1, 8 * (_FIRST_BEAT + num_slots))
+        page = mmap.mmap(-1, 8 * (_FIRST_SLOT + _NUM_NUMBERS * num_slots))
         # A number of eight bytes at a multiple of eight is read and written whole.
         self._numbers = memoryview(page).cast("d")
 
@@ -141,15 +144,25 @@ class SharedState:
 
     def beat(self, slot: int) -> None:
         """Says that a worker's event loop turns; a write to memory and no more."""
-        self._numbers[_FIRST_BEAT + slot] = time.monotonic()
+        self._numbers[_find_number(slot, _BEAT)] = time.monotonic()
 
     def find_last_beat(self, slot: int) -> float:
         """When a worker's heart last beat (`time.monotonic`, the same for all processes)."""
-        return self._numbers[_FIRST_BEAT + slot]
+        return self._numbers[_find_number(slot, _BEAT)]
 
     def is_silent(self, slot: int) -> bool:
         """Whether a worker answers nobody at the moment."""
         return time.monotonic() - self.find_last_beat(slot) > SILENT_S
+
+    # Connections.
+
+    def write_connections(self, slot: int, kind: int, count: float) -> None:
+        """Says how many connections of a kind a worker has; infinity if it takes no more."""
+        self._numbers[_find_number(slot, _FIRST_COUNT + kind)] = count
+
+    def read_connections(self, slot: int, kind: int) -> float:
+        """How many connections of a kind (0 or 1) a worker has."""
+        return self._numbers[_find_number(slot, _FIRST_COUNT + kind)]
 
     # States.
 
@@ -259,6 +272,42 @@ class SharedState:
             logger.warning("%s in the workers' folder cannot be read: %r", name, error)
             return otherwise()
         return kept if isinstance(kept, kind) else otherwise()
+
+
+def _find_number(slot: int, number: int) -> int:
+    return _FIRST_SLOT + slot * _NUM_NUMBERS + number
+
+
+class FairShare:
+    """A worker's `serving.transport.sharing.Share` of the connections of a kind.
+
+    Args:
+        shared: Where all workers note theirs.
+        slot: Which of the workers this is.
+        kind: 0 or 1.
+    """
+
+    def __init__(self, shared: SharedState, slot: int, kind: int) -> None:
+        self._shared = shared
+        self._slot = slot
+        self._kind = kind
+        self._others = [number for number in range(shared.num_slots) if number != slot]
+        self.note(0)
+
+    def note(self, num_connections: float) -> None:
+        """Says how many this worker has; infinity if it takes no more."""
+        self._shared.write_connections(self._slot, self._kind, num_connections)
+
+    def is_fair(self) -> bool:
+        """Whether no other worker whose heart beats has fewer."""
+        shared = self._shared
+        own = shared.read_connections(self._slot, self._kind)
+        alive_since = time.monotonic() - 3 * BEAT_S
+        return not any(
+            shared.read_connections(slot, self._kind) < own
+            and shared.find_last_beat(slot) > alive_since
+            for slot in self._others
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
