@@ -210,9 +210,10 @@ class RestServer:
     async def _answer_page(self, path: str) -> Answer:
         if path not in self._probes:
             return await self._answer_metrics()
-        if path == LIVE_PATH or self._health.is_ready:
+        if path == LIVE_PATH:
             return Answer(200, _TEXT, b"ok\n")
-        return Answer(503, _TEXT, b"not ready\n")
+        is_ready, text = self._health.describe_readiness()
+        return Answer(200 if is_ready else 503, _TEXT, text.encode())
 
     async def _answer_metrics(self) -> Answer:
         try:
