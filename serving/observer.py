@@ -64,3 +64,6 @@ class Observer:
 
     def observe_request_log(self, result: str) -> None:
         """A sampled request was `written`, `dropped` as too many wait, or `failed`."""
+
+    def observe_malformed(self, entrypoint: str) -> None:
+        """Bytes came that are no request of the port's protocol; `entrypoint` is `GRPC` or `REST`."""

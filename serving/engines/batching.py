@@ -30,13 +30,14 @@ from contract.errors import (
 from contract.servable import ServableId
 from contract.signature import Array, Batch
 from serving.config.server import BatchingParameters
+from serving.context import NO_CONTEXT, RequestContext
 from serving.observer import Observer
 
 _log = logging.getLogger(__name__)
 
 FULL_TEXT = "The batch scheduling queue to which this task was submitted is full"
 
-Run = Callable[[str, Batch, Sequence[str]], Batch]
+Run = Callable[[str, Batch, Sequence[str], RequestContext], Batch]
 _Key = tuple[str, tuple[str, ...], tuple[str, ...]]
 
 
@@ -45,6 +46,7 @@ class _Task:
     inputs: Batch
     size: int
     enqueued: float
+    context: RequestContext
     future: asyncio.Future[Batch]
     loop: asyncio.AbstractEventLoop
 
@@ -91,11 +93,17 @@ class Batcher:
             thread.start()
 
     async def answer(
-        self, signature_name: str, inputs: Batch, output_filter: Sequence[str] = ()
+        self,
+        signature_name: str,
+        inputs: Batch,
+        output_filter: Sequence[str] = (),
+        *,
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         """The outputs for one call, computed together with others'."""
         loop = asyncio.get_running_loop()
-        task = _Task(inputs, measure_rows(inputs), time.monotonic(), loop.create_future(), loop)
+        future: asyncio.Future[Batch] = loop.create_future()
+        task = _Task(inputs, measure_rows(inputs), time.monotonic(), context, future, loop)
         if task.size > self._parameters.max_batch_size:
             raise RequestError(
                 f"Task size {task.size} is larger than maximum input batch size "
@@ -174,7 +182,8 @@ class Batcher:
                 padding=size - batch.size,
                 pad_axes=self._parameters.pad_variable_length_inputs,
             )
-            outputs = self._run(key[0], merged, key[2])
+            deadline = max(task.context.deadline for task in batch.tasks)
+            outputs = self._run(key[0], merged, key[2], RequestContext(deadline=deadline))
             return list(split_outputs(outputs, [task.size for task in batch.tasks], size))
         except PlumblineError as error:
             return [error] * len(batch.tasks)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from contract.errors import SignatureNotFoundError, UnimplementedError
 from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
 from contract.signature import Batch, Signature
+from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.signatures import SignatureChecks
 from serving.observer import EngineChoice, Observer
 
@@ -34,7 +35,12 @@ class Batching(Protocol):
     """Where calls meet to be run as one."""
 
     async def answer(
-        self, signature_name: str, inputs: Batch, output_filter: Sequence[str] = ()
+        self,
+        signature_name: str,
+        inputs: Batch,
+        output_filter: Sequence[str] = (),
+        *,
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         """The outputs for one call, computed together with others'."""
         ...
@@ -62,9 +68,17 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def run(
-        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
-        """The outputs for `inputs`; see `Servable.run`."""
+        """The outputs for `inputs`; see `Servable.run`.
+
+        An engine ends early, with CancelledError or DeadlineExceededError, where it can.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -144,11 +158,16 @@ class Servable:
         self._meter = CostMeter()
 
     def run(
-        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         """The outputs for `inputs`; blocks, and may be called by any number of threads."""
         key = CostMeter.key(signature_name, inputs)
-        return self._run_timed(self._find(signature_name), key, inputs, output_filter)
+        return self._run_timed(self._find(signature_name), key, inputs, output_filter, context)
 
     async def answer(
         self,
@@ -157,6 +176,7 @@ class Servable:
         *,
         output_filter: Sequence[str] = (),
         pool: ThreadPool,
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         """`run` for an event loop: in a batch where there are batches, directly when it is quick,
         else on a thread of `pool`."""
@@ -164,12 +184,15 @@ class Servable:
         if not engine.is_ready:
             await engine.prepare()
         if engine.batcher is not None:
-            return await engine.batcher.answer(signature_name, inputs, output_filter)
+            return await engine.batcher.answer(
+                signature_name, inputs, output_filter, context=context
+            )
         key = CostMeter.key(signature_name, inputs)
         if self._meter.estimate(key) < QUICK_S:
-            return self._run_timed(engine, key, inputs, output_filter)
+            return self._run_timed(engine, key, inputs, output_filter, context)
         return await pool.run(
-            functools.partial(self._run_timed, engine, key, inputs, output_filter)
+            functools.partial(self._run_timed, engine, key, inputs, output_filter, context),
+            context=context,
         )
 
     def close(self) -> None:
@@ -190,10 +213,16 @@ class Servable:
         raise SignatureNotFoundError(f'Serving signature key "{name}" not found.')
 
     def _run_timed(
-        self, engine: Engine, key: tuple[str, int], inputs: Batch, output_filter: Sequence[str]
+        self,
+        engine: Engine,
+        key: tuple[str, int],
+        inputs: Batch,
+        output_filter: Sequence[str],
+        context: RequestContext,
     ) -> Batch:
+        context.check()
         started = time.perf_counter()
-        outputs = engine.run(key[0], inputs, output_filter=output_filter)
+        outputs = engine.run(key[0], inputs, output_filter=output_filter, context=context)
         elapsed = time.perf_counter() - started
         self._meter.record(key, elapsed)
         self._observer.observe_runtime_latency(self.id, key[0], "Predict", elapsed * 1e6)

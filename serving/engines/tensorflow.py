@@ -30,6 +30,7 @@ from contract.errors import (
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch
 from serving.config.server import ServerConfig
+from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.servable import Engine
 
 _log = logging.getLogger(__name__)
@@ -82,7 +83,12 @@ class TensorFlowEngine(Engine):
         self._lock = threading.Lock()
 
     def run(
-        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         name = signature_name or DEFAULT_SIGNATURE_NAME
         aliases = tuple(sorted(inputs))

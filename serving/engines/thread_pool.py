@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from contract.errors import ServableUnavailableError
+from serving.context import NO_CONTEXT, RequestContext
 
 Result = TypeVar("Result")
 
@@ -31,8 +32,10 @@ class ThreadPool:
         self._in_flight = 0
         self._counting = threading.Lock()
 
-    async def run(self, call: Callable[[], Result]) -> Result:
-        """`call()` on a thread."""
+    async def run(
+        self, call: Callable[[], Result], *, context: RequestContext = NO_CONTEXT
+    ) -> Result:
+        """`call()` on a thread, unless the caller's time is over or it has left by then."""
         waiting = self._in_flight - self._num_threads
         if self._max_queued_calls and waiting >= self._max_queued_calls:
             raise ServableUnavailableError(
@@ -41,7 +44,7 @@ class ThreadPool:
             )
         with self._counting:
             self._in_flight += 1
-        future = self._executor.submit(call)
+        future = self._executor.submit(_call_if_wanted, call, context)
         # Counted down when the thread is done, not when the caller has given up.
         future.add_done_callback(self._count_down)
         return await asyncio.wrap_future(future)
@@ -53,3 +56,8 @@ class ThreadPool:
     def _count_down(self, done: Future[Any]) -> None:
         with self._counting:
             self._in_flight -= 1
+
+
+def _call_if_wanted(call: Callable[[], Result], context: RequestContext) -> Result:
+    context.check()
+    return call()

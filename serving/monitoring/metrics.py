@@ -128,6 +128,11 @@ class Metrics(Observer):
             "Sampled requests: written, dropped or failed.",
             ("result",),
         )
+        self._malformed = Family(
+            "plumbline_malformed",
+            "How often bytes came that are no request of the port's protocol.",
+            ("entrypoint",),
+        )
         self._engine = Family(
             "plumbline_engine",
             "The engine that answers a signature, and why.",
@@ -191,6 +196,9 @@ class Metrics(Observer):
     def observe_request_log(self, result: str) -> None:
         self._request_log.child(result).add()
 
+    def observe_malformed(self, entrypoint: str) -> None:
+        self._malformed.child(entrypoint).add()
+
     def observe_state(self, servable_id: ServableId, status: VersionStatus) -> None:
         """Drops what is said of a version that was unloaded; a failed one stays visible."""
         if status.state is not VersionState.END or status.code is not Code.OK:
@@ -221,6 +229,7 @@ class Metrics(Observer):
             self._runtime,
             self._queue_wait,
             self._request_log,
+            self._malformed,
         ]
 
     def take_gauges(self) -> list[Family]:

@@ -18,6 +18,7 @@ from contract.errors import (
 from contract.servable import ServableId
 from contract.signature import Batch
 from serving.config.server import BatchingParameters
+from serving.context import RequestContext
 from serving.engines.batching import FULL_TEXT, Batcher
 from serving.observer import Observer
 
@@ -35,7 +36,9 @@ class Runs(Observer):
         self.gate.set()
         self.entered = threading.Event()
 
-    def __call__(self, name: str, inputs: Batch, wanted: Sequence[str]) -> Batch:
+    def __call__(
+        self, name: str, inputs: Batch, wanted: Sequence[str], context: RequestContext
+    ) -> Batch:
         self.entered.set()
         assert self.gate.wait(20)
         self.batches.append(inputs["x"].tolist())
