@@ -36,7 +36,7 @@ from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
 from serving.rest.paths import EmptyAnswer, is_api_path, is_valid_path, parse_path
-from serving.security import check_token, make_ssl_context
+from serving.security import TokenStore, make_ssl_context
 
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
@@ -99,6 +99,7 @@ class RestServer:
         self._runner = web.AppRunner(
             app, auto_decompress=False, access_log=None, shutdown_timeout=1.0
         )
+        self._tokens = TokenStore(config.auth_tokens, config.auth_token_file)
         self.port = 0
 
     async def start(self) -> None:
@@ -109,7 +110,9 @@ class RestServer:
             self._runner,
             config.host.strip("[]"),
             max(config.rest_api_port, 0),
-            ssl_context=None if config.tls is None else make_ssl_context(config.tls),
+            ssl_context=None
+            if config.tls is None
+            else make_ssl_context(config.tls, alpn=("http/1.1",)),
             reuse_port=True if config.workers > 1 else None,
         )
         try:
@@ -151,9 +154,9 @@ class RestServer:
         if limit and self._calls.num_in_flight > limit:
             text = f"{limit} calls are in flight already (--max_concurrent_calls)"
             return web.json_response({"error": text}, status=429)
-        if self._config.auth_tokens:
+        if self._tokens:
             try:
-                check_token(self._config.auth_tokens, request.headers.get("Authorization"))
+                self._tokens.check(request.headers.get("Authorization"))
             except UnauthenticatedError as error:
                 return web.json_response(
                     {"error": error.message}, status=401, headers={"WWW-Authenticate": "Bearer"}
