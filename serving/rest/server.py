@@ -31,7 +31,7 @@ from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
 from serving.rest.paths import EmptyAnswer, is_api_path, is_valid_path, parse_path
-from serving.security import check_token, make_ssl_context
+from serving.security import TokenStore, make_ssl_context
 from serving.transport.admission import MemoryBudget
 from serving.transport.http1 import Answer, Http1Connections, Limits, Request
 
@@ -120,6 +120,7 @@ class RestServer:
             budget or MemoryBudget(config.max_bytes_in_flight or _NO_BUDGET),
             lambda: self._observer.observe_malformed("REST"),
         )
+        self._tokens = TokenStore(config.auth_tokens, config.auth_token_file)
         self.port = 0
 
     async def start(self) -> None:
@@ -130,7 +131,9 @@ class RestServer:
                 self._connections.make,
                 config.host.strip("[]"),
                 max(config.rest_api_port, 0),
-                ssl=None if config.tls is None else make_ssl_context(config.tls),
+                ssl=None
+                if config.tls is None
+                else make_ssl_context(config.tls, alpn=("http/1.1",)),
                 backlog=1024,
                 reuse_port=True if config.workers > 1 else None,
             )
@@ -163,9 +166,9 @@ class RestServer:
         if limit and calls.num_in_flight > limit:
             text = f"{limit} calls are in flight already (--max_concurrent_calls)"
             return Answer(429, self._json + _RETRY, encode_error(text))
-        if config.auth_tokens:
+        if self._tokens:
             try:
-                check_token(config.auth_tokens, request.find_header(b"authorization"))
+                self._tokens.check(request.find_header(b"authorization"))
             except UnauthenticatedError as error:
                 return Answer(401, self._json + _BEARER, encode_error(error.message))
         return None
