@@ -15,10 +15,10 @@ from serving.grpc.calls import list_methods
 from serving.grpc.health import list_health_methods
 from serving.grpc.protocol import Method, Service
 from serving.monitoring.health import Health
-from serving.security import make_authorizer, make_ssl_context
+from serving.security import TokenStore, make_authorizer, make_ssl_context
 from serving.transport.admission import MemoryBudget
 from serving.transport.http2_protocol import Http2Peer
-from serving.transport.listener import ConnectionTable, Listener, make_connection_table
+from serving.transport.listener import ConnectionTable, Listener
 
 _LINGER_S = 0.1
 
@@ -59,20 +59,17 @@ class GrpcServer:
         service = Service(
             {path.encode(): method for path, method in methods.items()},
             budget=budget,
-            authorize=make_authorizer(config.auth_tokens),
+            authorize=make_authorizer(TokenStore(config.auth_tokens, config.auth_token_file)),
             max_receive_bytes=arguments.max_receive_bytes,
             max_send_bytes=arguments.max_send_bytes,
             max_calls=config.max_concurrent_calls,
             other_port=_make_sentence(config),
         )
-        tls = None
-        if config.tls is not None:
-            tls = make_ssl_context(config.tls)
-            tls.set_alpn_protocols(["h2"])
+        tls = None if config.tls is None else make_ssl_context(config.tls, alpn=("h2",))
         self._listener = Listener(
             lambda: Http2Peer(service.make_call, arguments.habits),
             tls=tls,
-            connections=connections or make_connection_table(config),
+            connections=connections or ConnectionTable(),
             on_malformed=lambda: handlers.observer.observe_malformed("GRPC"),
         )
         self.port = 0

@@ -28,8 +28,6 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     import ssl
 
-    from serving.config.server import ServerConfig
-
 _BACKLOG = 1024
 _LINGER_S = 1.0
 _LOOK_S = 0.5
@@ -64,16 +62,6 @@ class ConnectionTable:
         """How often connections are looked at."""
         limits = (self.max_age_s, self.header_timeout_s, self.idle_timeout_s)
         return max(0.02, min(_LOOK_S, *(limit / 4 for limit in limits if limit > 0)))
-
-
-def make_connection_table(config: ServerConfig) -> ConnectionTable:
-    """The limits on connections that flags set."""
-    return ConnectionTable(
-        max_connections=config.max_connections,
-        max_age_s=config.max_connection_age_s,
-        header_timeout_s=config.header_timeout_s,
-        idle_timeout_s=config.idle_timeout_s,
-    )
 
 
 class Peer(asyncio.Protocol, abc.ABC):
