@@ -12,7 +12,7 @@ import math
 import re
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from struct import Struct
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from contract.wire.status_codes import trailing_metadata_for
 from serving.context import RequestContext
 from serving.security import Authorize
 from serving.transport.admission import MemoryBudget, Reservation
+from serving.transport.driving import Started
 from serving.transport.http2 import (
     NO_TRAILERS,
     Block,
@@ -352,11 +353,11 @@ class Call(Stream):
             self._fail(error)
         else:
             self._task = asyncio.get_running_loop().create_task(
-                self._carry_on(_Begun(coroutine, awaited))
+                self._carry_on(Started(coroutine, awaited))
             )
             self._await_end()
 
-    async def _carry_on(self, begun: _Begun) -> None:
+    async def _carry_on(self, begun: Started[bytes]) -> None:
         try:
             reply = await begun
         except Exception as error:
@@ -452,33 +453,6 @@ class Call(Stream):
             self._timer = None
         if self._reservation is not None:
             self._reservation.close()
-
-
-class _Begun:
-    """What is left of a coroutine that was driven to its first wait; to be awaited by a task."""
-
-    __slots__ = ("_awaited", "_coroutine")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, bytes], awaited: Any) -> None:
-        self._coroutine = coroutine
-        self._awaited = awaited
-
-    def __await__(self) -> Generator[Any, Any, bytes]:
-        coroutine, awaited = self._coroutine, self._awaited
-        try:
-            while True:
-                try:
-                    value = yield awaited
-                except GeneratorExit:
-                    coroutine.close()
-                    raise
-                except BaseException as error:
-                    awaited = coroutine.throw(error)
-                else:
-                    awaited = coroutine.send(value)
-        except StopIteration as done:
-            reply: bytes = done.value
-            return reply
 
 
 def make_refusal(code: Code, text: str, *fields: tuple[bytes, bytes]) -> Block:
