@@ -70,4 +70,4 @@ class Observer:
         """A sampled request was `written`, `dropped` as too many wait, or `failed`."""
 
     def observe_malformed(self, entrypoint: str) -> None:
-        """Bytes came that are no request of the port's protocol; `entrypoint` is `GRPC` or `REST`."""
+        """Bytes came that are no request of the port's protocol: `GRPC` or `REST`."""

@@ -295,6 +295,12 @@ class ServerFlags(TensorFlowServingFlags):
     strict_compat: bool = flag(
         False, "Turn the deliberate differences from TensorFlow Serving off.", container="ignored"
     )
+    trial_timeout_s: float = flag(
+        60.0,
+        "How long the first load and the self-test of a version may take, and a second more for "
+        "10 MB of it; 0 for no limit.",
+        container="ignored",
+    )
     drain_timeout_s: float = flag(
         30.0, "How long SIGTERM waits for calls in flight.", container="handled"
     )
