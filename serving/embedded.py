@@ -69,11 +69,9 @@ def run_embedded(arguments: argparse.Namespace) -> int:
             code = _serve_as_group(config)
     except PlumblineError as error:
         code = _report(error)
-    if code:
-        # A run or a load that never ends must not hold the process: its thread would be joined.
-        logging.shutdown()
-        os._exit(code)
-    return code
+    # A run or a load that never ends must not hold the process: its thread would be joined.
+    logging.shutdown()
+    os._exit(code)
 
 
 def find_ignored(flags: ServerFlags) -> list[str]:

@@ -63,6 +63,10 @@ class Front(Manager, Protocol):
         """Whether every model is served."""
         ...
 
+    def list_obstacles(self) -> list[str]:
+        """What keeps all from being ready, a line each; empty when `is_ready`."""
+        ...
+
     def watch(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher`, on any thread, whenever readiness may have changed."""
         ...
@@ -93,6 +97,7 @@ class SingleProcess:
         self.list_states = self.manager.list_states
         self.reload = self.manager.reload
         self.is_ready = self.manager.is_ready
+        self.list_obstacles = self.manager.list_obstacles
         self.watch = self.manager.monitor.watch
 
     async def start(self, models: Sequence[ModelConfig]) -> None:

@@ -348,6 +348,12 @@ class ServerFlags(TensorFlowServingFlags):
     idle_timeout_s: float = flag(
         600.0, "How long a connection without a call stays open; 0 for ever.", container="refused"
     )
+    max_image_pixels_per_call: int = flag(
+        128 * MEBIBYTE,
+        "Pixels of the PNG and JPEG files of one call, all together, by their headers; 0 for no "
+        "limit.",
+        container="refused",
+    )
     max_queued_calls: int = flag(
         1000,
         "Calls that wait for an engine's thread; beyond them UNAVAILABLE; 0 for no limit.",

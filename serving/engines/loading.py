@@ -130,6 +130,7 @@ def load_servable(
         choices=findings.choices,
         engines=engines,
         observer=observer,
+        max_image_pixels=0 if config.strict_compat else config.max_image_pixels_per_call,
     )
 
 
