@@ -22,6 +22,7 @@ from serving.engines.lazy import LazyEngine
 from serving.engines.litert import LiteRTEngine
 from serving.engines.self_test import Examination, load_golden, replay_golden
 from serving.engines.servable import LITERT, TENSORFLOW, Engine, Servable
+from serving.engines.signatures import SignatureChecks
 from serving.engines.tensorflow import TensorFlowEngine
 from serving.observer import EngineChoice, Observer
 
@@ -145,6 +146,7 @@ def examine_version(
         check_files(version_dir, read_manifest(version_dir))
     signature_defs = _read_signature_defs(version_dir, config)
     signatures = signatures_from_map(signature_defs)
+    SignatureChecks(servable_id, signature_defs)  # their defaults are tensors
     choices, litert = select_engines(version_dir, signatures, config)
     for name, choice in sorted(choices.items()):
         _log.info("%s: %s by %s: %s", servable_id, name, choice.engine, choice.reason)
