@@ -41,9 +41,11 @@ _NOT_NEGATIVE = (
     "max_bytes_in_flight",
     "max_concurrent_calls",
     "max_connection_age_s",
+    "max_image_pixels_per_call",
     "max_num_load_retries",
     "max_queued_calls",
     "num_request_iterations_for_warmup",
+    "trial_timeout_s",
 )
 
 

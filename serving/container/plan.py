@@ -60,6 +60,7 @@ _REASONS = {
     "max_connection_age_s": "its gRPC takes --grpc_channel_arguments=grpc.max_connection_age_ms=N",
     "header_timeout_s": "it waits for ever",
     "idle_timeout_s": "its gRPC takes --grpc_channel_arguments=grpc.max_connection_idle_ms=N",
+    "max_image_pixels_per_call": "it has no limit on images",
     "max_queued_calls": "it limits queues by max_enqueued_batches in --batching_parameters_file",
     "request_log_dir": "its open source build logs no requests",
     "request_log_sampling_rate": "its open source build logs no requests",
