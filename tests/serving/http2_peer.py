@@ -44,7 +44,7 @@ HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS = 1, 2, 3
 INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 4, 5, 6
 MAX_WINDOW = 2**31 - 1
 
-PATIENCE_S = 15
+PATIENCE_S = 10
 """Until a test gives up on a frame that must come."""
 
 Fields = Sequence[tuple[str, str]]
