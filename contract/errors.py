@@ -59,14 +59,19 @@ class PlumblineError(Exception):
         message: One or more sentences for a person.
         code: A canonical code that differs from the class's own, where TensorFlow
             Serving answers one kind of fault with different codes on different methods.
+        retry_after_s: When the same call may succeed, in seconds from now; infinity for never,
+            None where nobody knows.
     """
 
     default_code: Code = Code.UNKNOWN
 
-    def __init__(self, message: str, *, code: Code | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: Code | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = self.default_code if code is None else code
+        self.retry_after_s = retry_after_s
 
 
 class ConfigError(PlumblineError):

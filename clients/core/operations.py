@@ -248,7 +248,7 @@ class Operations:
                 return reply
             assert isinstance(reply, PlumblineError)
             attempts += 1
-            pause_s = self.retry.backoff_s(attempts, random.random())
+            pause_s = self.retry.pause_s(reply, attempts, random.random())
             if not self.retry.allows(reply, attempts) or self.clock() + pause_s >= deadline:
                 raise reply
             yield Pause(pause_s)

@@ -293,7 +293,7 @@ class BatchFlow:
         piece.attempts += 1
         match choose_remedy(outcome, self._retry, has_answers=self._has_answers):
             case Remedy.AGAIN if self._is_patient(piece, now):
-                self._send_later(piece, now)
+                self._send_later(piece, outcome, now)
             case Remedy.SMALLER if piece.num_rows > 1:
                 self._shrink(piece)
             case Remedy.SMALLER:
@@ -320,8 +320,8 @@ class BatchFlow:
             self._has_answers and now - piece.failing_since < self._retry.patience_s
         )
 
-    def _send_later(self, piece: Piece, now: float) -> None:
-        piece.ready_at = now + self._retry.backoff_s(piece.attempts, self._jitter())
+    def _send_later(self, piece: Piece, error: PlumblineError, now: float) -> None:
+        piece.ready_at = now + self._retry.pause_s(error, piece.attempts, self._jitter())
         if piece.alone:
             self._suspects.appendleft(piece)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 
 from contract.errors import Code, ConfigError, PlumblineError
 
@@ -17,8 +18,13 @@ _HELPED_BY_WAITING = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.
 _CAUSED_BY_A_ROW = frozenset(
     {Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.INTERNAL, Code.UNKNOWN}
 )
-# grpcio's own limit and TensorFlow Serving's batching (batching_session.cc).
-_TOO_LARGE = ("larger than max", "larger than maximum input batch size")
+# grpcio's own limit, TensorFlow Serving's batching (batching_session.cc), and the limits on sizes
+# of Plumbline's server.
+_TOO_LARGE = (
+    "larger than max",
+    "larger than maximum input batch size",
+    "send fewer rows at a time",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,8 +32,8 @@ class RetryPolicy:
     """How often a call is made again, and how long it waits in between.
 
     Attempt n waits between half of and the whole of
-    `initial_backoff_s * multiplier ** n`, at most `max_backoff_s`, and never beyond the
-    call's deadline.
+    `initial_backoff_s * multiplier ** n`, at most `max_backoff_s`, on top of what the server
+    asks for (`grpc-retry-pushback-ms`, `Retry-After`), and never beyond the call's deadline.
 
     Attributes:
         max_attempts: Calls in all, the first included; 1 means never again.
@@ -56,10 +62,14 @@ class RetryPolicy:
                 f"{self}: give max_attempts >= 1, initial_backoff_s >= 0 and multiplier >= 1"
             )
 
-    def backoff_s(self, attempts: int, jitter: float) -> float:
-        """Seconds to wait after `attempts` failed ones; `jitter` is uniform in 0..1."""
+    def pause_s(self, error: PlumblineError, attempts: int, jitter: float) -> float:
+        """Seconds to wait after `attempts` failed ones, the last with `error`.
+
+        `jitter` is uniform in 0..1; infinity if the server asks not to come back.
+        """
         grown = self.initial_backoff_s * self.multiplier ** min(attempts - 1, 64)
-        return min(grown, self.max_backoff_s) * (0.5 + 0.5 * jitter)
+        asked_s = error.retry_after_s or 0.0
+        return asked_s + min(grown, self.max_backoff_s) * (0.5 + 0.5 * jitter)
 
     def allows(self, error: PlumblineError, attempts: int) -> bool:
         """Whether a call that failed `attempts` times with `error` is made again."""
@@ -67,7 +77,8 @@ class RetryPolicy:
 
     def repeats(self, error: PlumblineError) -> bool:
         """Whether waiting can help against `error`."""
-        return error.code in self.codes and not is_too_large(error)
+        never = error.retry_after_s == math.inf
+        return error.code in self.codes and not never and not is_too_large(error)
 
 
 DEFAULT_RETRY = RetryPolicy()

@@ -6,6 +6,7 @@ import gzip
 import json
 import ssl
 import time
+from collections.abc import Mapping
 
 from clients.core.effects import Call
 from clients.options import ConnectionOptions, TlsOptions
@@ -17,7 +18,13 @@ from contract.errors import (
     PlumblineError,
     ServableUnavailableError,
 )
-from contract.wire.status_codes import ERROR_KEY, code_of_http, error_from_status
+from contract.wire.status_codes import (
+    ERROR_KEY,
+    RETRY_AFTER,
+    code_of_http,
+    error_from_status,
+    read_retry_after,
+)
 
 try:
     import httpx
@@ -68,7 +75,7 @@ class HttpCaller:
                 error = ServableUnavailableError(text)
             error.__cause__ = failure
             return error
-        return body if 200 <= status < 300 else read_error(status, headers.get(ERROR_KEY), body)
+        return body if 200 <= status < 300 else read_error(status, headers, body)
 
     def _send(self, method: str, path: str, call: Call) -> tuple[int, httpx.Headers, bytes]:
         """One exchange; httpx's timeouts are per read, the deadline is for all of it."""
@@ -93,7 +100,7 @@ class HttpCaller:
             return response.status_code, response.headers, b"".join(pieces)
 
 
-def read_error(status: int, class_name: str | None, body: bytes) -> PlumblineError:
+def read_error(status: int, headers: Mapping[str, str], body: bytes) -> PlumblineError:
     """The error behind an HTTP status: TensorFlow Serving answers `{"error": text}`."""
     try:
         text = str(json.loads(body)["error"])
@@ -101,7 +108,12 @@ def read_error(status: int, class_name: str | None, body: bytes) -> PlumblineErr
         start = body[:80].decode("utf-8", "replace").strip()
         text = f"HTTP status {status}, in no words of TensorFlow Serving: {start or 'empty'}"
     code = code_of_http(status)
-    return error_from_status(Code.UNKNOWN if code is Code.OK else code, text, class_name)
+    return error_from_status(
+        Code.UNKNOWN if code is Code.OK else code,
+        text,
+        headers.get(ERROR_KEY),
+        retry_after_s=read_retry_after(headers.get(RETRY_AFTER)),
+    )
 
 
 def parse_url(address: str, *, encrypted: bool) -> str:

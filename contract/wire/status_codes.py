@@ -9,6 +9,7 @@ grpcio is imported by the functions that need it.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from contract import errors
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 ERROR_KEY = "plumbline-error"
 """The key of the trailing metadata, and the header, that names the error's class."""
+
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""The key of the trailing metadata that says in how many milliseconds to call again, with a
+negative number for never (grpc/proposal, A6-client-retries.md)."""
+
+RETRY_AFTER = "Retry-After"
+"""The header that says it in seconds (RFC 9110, section 10.2.3)."""
 
 # Canonical code, HTTP status, and the class of error that a client takes it for.
 _TABLE: tuple[tuple[Code, int, type[PlumblineError]], ...] = (
@@ -100,24 +108,79 @@ def code_of_grpc(status: grpc.StatusCode | None) -> Code:
 
 
 def trailing_metadata_for(error: PlumblineError) -> tuple[tuple[str, str], ...]:
-    """What a server sends after the status, so that a client can raise the same class.
+    """What a server sends after the status, so that a client can raise the same error.
 
     Args:
         error: What ended the call.
 
     Returns:
-        Key and value of one entry: `plumbline-error` and the class's name.
+        Keys and values: `plumbline-error` and the class's name, and `grpc-retry-pushback-ms`
+        if the error knows when to come back.
     """
-    return ((ERROR_KEY, type(error).__name__),)
+    named = (ERROR_KEY, type(error).__name__)
+    if error.retry_after_s is None:
+        return (named,)
+    never = math.isinf(error.retry_after_s)
+    pushback_ms = -1 if never else math.ceil(error.retry_after_s * 1000)
+    return named, (PUSHBACK_KEY, str(pushback_ms))
 
 
-def error_from_status(code: Code, text: str, class_name: str | None = None) -> PlumblineError:
+def headers_for(error: PlumblineError) -> dict[str, str]:
+    """What a server sends with an HTTP status, as `trailing_metadata_for` over gRPC.
+
+    Returns:
+        `plumbline-error`, and `Retry-After` (whole seconds, at least 1) if the error knows when
+        to come back. HTTP has no word for never.
+    """
+    headers = {ERROR_KEY: type(error).__name__}
+    if error.retry_after_s is not None and math.isfinite(error.retry_after_s):
+        headers[RETRY_AFTER] = str(max(1, math.ceil(error.retry_after_s)))
+    return headers
+
+
+def read_pushback(text: str | None) -> float | None:
+    """The seconds that `grpc-retry-pushback-ms` asks to wait.
+
+    Args:
+        text: Its value; None when it did not come.
+
+    Returns:
+        Infinity for never: a negative number, or what is none. None when it did not come.
+    """
+    if text is None:
+        return None
+    is_number = text.isascii() and text.isdigit() and len(text) < 10
+    return int(text) / 1000 if is_number else math.inf
+
+
+def read_retry_after(text: str | None) -> float | None:
+    """The seconds that `Retry-After` asks to wait.
+
+    Args:
+        text: Its value; None when it did not come.
+
+    Returns:
+        None when it did not come or is a date, which no server of models sends.
+    """
+    if text is None or not (text.isascii() and text.isdigit() and len(text) < 10):
+        return None
+    return float(text)
+
+
+def error_from_status(
+    code: Code,
+    text: str,
+    class_name: str | None = None,
+    *,
+    retry_after_s: float | None = None,
+) -> PlumblineError:
     """The error a server meant.
 
     Args:
         code: The code it answered.
         text: Its words.
         class_name: The value of `plumbline-error`, if it came.
+        retry_after_s: When it asked to come back, in seconds, if it did; infinity for never.
 
     Returns:
         An instance of the named class if there is such a class, else of the class that the
@@ -128,7 +191,8 @@ def error_from_status(code: Code, text: str, class_name: str | None = None) -> P
         kind = _CLASS[code]
         if kind is RequestError:
             kind = next((hit for start, hit in _TEXTS if text.startswith(start)), kind)
-    return kind(text or f"the server answered {code.name} without a text", code=code)
+    text = text or f"the server answered {code.name} without a text"
+    return kind(text, code=code, retry_after_s=retry_after_s)
 
 
 def error_from_rpc(error: grpc.RpcError) -> PlumblineError:
@@ -146,7 +210,14 @@ def error_from_rpc(error: grpc.RpcError) -> PlumblineError:
         return PlumblineError(f"the call failed: {error}", code=Code.UNKNOWN)
     trailing = getattr(error, "trailing_metadata", None)
     metadata = (trailing() if trailing else None) or ()
-    name = next((value for key, value in metadata if key == ERROR_KEY), None)
-    if isinstance(name, bytes):
-        name = name.decode("ascii", "replace")
-    return error_from_status(code_of_grpc(code()), details() or "", name)
+    named = {
+        key: value.decode("ascii", "replace") if isinstance(value, bytes) else value
+        for key, value in metadata
+        if key in (ERROR_KEY, PUSHBACK_KEY)
+    }
+    return error_from_status(
+        code_of_grpc(code()),
+        details() or "",
+        named.get(ERROR_KEY),
+        retry_after_s=read_pushback(named.get(PUSHBACK_KEY)),
+    )

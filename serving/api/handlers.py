@@ -1,7 +1,7 @@
 """What every method does, in plain Python over messages and arrays; no transport.
 
-A server (gRPC, REST) parses, calls one of these and writes the answer. Errors are
-`contract.errors`, with the code and words of TensorFlow Serving's method.
+A server (gRPC, REST) parses, calls one of these with the request's context and writes the
+answer. Errors are `contract.errors`, with the code and words of TensorFlow Serving's method.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from serving.api.results import (
 )
 from serving.config.models import ModelConfig, model_configs_from_message
 from serving.config.server import ServerConfig
+from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.servable import Servable
 from serving.engines.signatures import (
     UNKNOWN_IN_EXAMPLES,
@@ -102,7 +103,9 @@ class Handlers:
         if self.request_log is not None:
             self.request_log.close()
 
-    async def predict(self, call: PredictCall) -> tuple[ModelSpec, Batch]:
+    async def predict(
+        self, call: PredictCall, *, context: RequestContext = NO_CONTEXT
+    ) -> tuple[ModelSpec, Batch]:
         """Predict over gRPC."""
         spec = call.model_spec
         with self.acquire(spec) as servable:
@@ -112,22 +115,38 @@ class Handlers:
             if call.output_filter:
                 check.check_filter(call.output_filter)
             outputs = await servable.answer(
-                check.name, inputs, output_filter=call.output_filter, pool=self.pool
+                check.name,
+                inputs,
+                output_filter=call.output_filter,
+                pool=self.pool,
+                context=context,
             )
         return check.answer_spec, outputs
 
     async def predict_arrays(
-        self, servable: Servable, check: SignatureCheck, inputs: Mapping[str, Array]
+        self,
+        servable: Servable,
+        check: SignatureCheck,
+        inputs: Mapping[str, Array],
+        *,
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         """Predict over REST, of a servable that the caller holds; all outputs."""
         check.check_names(inputs)
-        outputs = await servable.answer(check.name, check.complete(inputs), pool=self.pool)
+        outputs = await servable.answer(
+            check.name, check.complete(inputs), pool=self.pool, context=context
+        )
         if self.request_log is not None:
             self.request_log.offer_arrays(check.answer_spec, inputs, outputs)
         return outputs
 
     async def answer_examples(
-        self, method: ExamplesMethod, spec: ModelSpec, message: Input
+        self,
+        method: ExamplesMethod,
+        spec: ModelSpec,
+        message: Input,
+        *,
+        context: RequestContext = NO_CONTEXT,
     ) -> tuple[ModelSpec, ExamplesResult]:
         """Classify or Regress of an `Input`: who answered, and the result."""
         with self.acquire(spec) as servable:
@@ -138,7 +157,11 @@ class Handlers:
             examples = serialize_examples(message)
             self.observer.observe_examples(servable.id.name, len(examples))
             outputs = await servable.answer(
-                check.name, {INPUTS: examples}, output_filter=wanted, pool=self.pool
+                check.name,
+                {INPUTS: examples},
+                output_filter=wanted,
+                pool=self.pool,
+                context=context,
             )
         return check.answer_spec, method.make_result(outputs, len(examples))
 
@@ -146,15 +169,19 @@ class Handlers:
         self,
         method: ExamplesMethod,
         request: inference_pb2.ClassificationRequest | inference_pb2.RegressionRequest,
+        *,
+        context: RequestContext = NO_CONTEXT,
     ) -> inference_pb2.ClassificationResponse | inference_pb2.RegressionResponse:
         """Classify or Regress over gRPC."""
-        spec, result = await self.answer_examples(method, _read_model_spec(request), request.input)
+        spec, result = await self.answer_examples(
+            method, _read_model_spec(request), request.input, context=context
+        )
         response: inference_pb2.ClassificationResponse | inference_pb2.RegressionResponse
         response = method.rpc.response(model_spec=model_spec_to_proto(spec), result=result)
         return response
 
     async def multi_infer(
-        self, request: inference_pb2.MultiInferenceRequest
+        self, request: inference_pb2.MultiInferenceRequest, *, context: RequestContext = NO_CONTEXT
     ) -> inference_pb2.MultiInferenceResponse:
         """A MultiInferenceResponse for a MultiInferenceRequest.
 
@@ -170,7 +197,11 @@ class Handlers:
             examples = serialize_examples(request.input)
             for method, check, wanted in plan:
                 outputs = await servable.answer(
-                    check.name, {INPUTS: examples}, output_filter=wanted, pool=self.pool
+                    check.name,
+                    {INPUTS: examples},
+                    output_filter=wanted,
+                    pool=self.pool,
+                    context=context,
                 )
                 result = response.results.add(model_spec=model_spec_to_proto(check.answer_spec))
                 made = method.make_result(outputs, len(examples))

@@ -13,6 +13,7 @@ from contract.errors import PlumblineError
 from contract.servable import ServableId
 from contract.signature import Batch
 from serving.config.server import BatchingParameters
+from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.batching import Batcher
 from serving.engines.servable import Engine
 from serving.observer import Observer
@@ -93,10 +94,15 @@ class LazyEngine(Engine):
             await asyncio.shield(asyncio.wrap_future(loading))
 
     def run(
-        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         engine = self._engine or self.load()
-        return engine.run(signature_name, inputs, output_filter=output_filter)
+        return engine.run(signature_name, inputs, output_filter=output_filter, context=context)
 
     def close(self) -> None:
         with self._lock:
@@ -123,7 +129,9 @@ class LazyEngine(Engine):
         if self._parameters is not None and not self._is_closed:
             self._batcher = Batcher(
                 self._id,
-                lambda name, inputs, wanted: engine.run(name, inputs, output_filter=wanted),
+                lambda name, inputs, wanted, context: engine.run(
+                    name, inputs, output_filter=wanted, context=context
+                ),
                 parameters=self._parameters,
                 observer=self._observer,
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from contract.lite import LiteModel, Program
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Batch, Signature, find_signature
+from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.servable import Engine
 
 
@@ -37,7 +38,12 @@ class LiteRTEngine(Engine):
         return self._model.signatures
 
     def run(
-        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         program = self._programs.get(signature_name)
         if program is None:

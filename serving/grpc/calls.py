@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -34,6 +35,7 @@ from contract.wire.status_codes import grpc_status, trailing_metadata_for
 from serving.api.handlers import Handlers
 from serving.api.results import CLASSIFICATION, REGRESSION
 from serving.config.server import ServerConfig
+from serving.context import RequestContext
 from serving.observer import Observer
 from serving.security import Authorize
 
@@ -118,13 +120,16 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
     """Path to what answers it."""
     observer, use_tensor_content = handlers.observer, config.enable_serialization_as_tensor_content
 
-    async def predict(call: PredictCall) -> bytes:
-        spec, outputs = await handlers.predict(call)
+    async def predict(call: PredictCall, context: RequestContext) -> bytes:
+        spec, outputs = await handlers.predict(call, context=context)
         return encode_predict_response(spec, outputs, use_tensor_content=use_tensor_content)
 
-    def answer_with(method: Method, answer: Callable[[Any], Awaitable[Message]]) -> Respond:
-        async def exchange(request: Message) -> bytes:
-            return bytes((await answer(request)).SerializeToString())
+    def answer_with(method: Method, answer: Callable[..., Awaitable[Message]]) -> Respond:
+        is_run = method in (CLASSIFY, REGRESS, MULTI_INFERENCE)
+
+        async def exchange(request: Message, context: RequestContext) -> bytes:
+            answered = answer(request, context=context) if is_run else answer(request)
+            return bytes((await answered).SerializeToString())
 
         told = observer if method in (CLASSIFY, REGRESS) else None
         return _make_respond(method.name, method.request.FromString, exchange, told)
@@ -150,7 +155,7 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
 def _make_respond(
     name: str,
     parse: Callable[[bytes], Any],
-    exchange: Callable[[Any], Awaitable[bytes]],
+    exchange: Callable[[Any, RequestContext], Awaitable[bytes]],
     observer: Observer | None,
 ) -> Respond:
     """A method from bytes to bytes; whatever goes wrong becomes a status.
@@ -169,7 +174,7 @@ def _make_respond(
                 raise RequestError("", code=Code.INTERNAL) from error
             if observer is not None:
                 model_name = request.model_spec.name
-            reply = await exchange(request)
+            reply = await exchange(request, _make_context(context))
         except Exception as error:  # the boundary: whatever fails, the caller gets a status
             told = _tell(error)
             if told is None:
@@ -186,6 +191,18 @@ def _make_respond(
         return reply
 
     return respond
+
+
+def _make_context(call: grpc.aio.ServicerContext) -> RequestContext:
+    remaining_s = call.time_remaining()  # None without a deadline
+    deadline = math.inf if remaining_s is None else time.monotonic() + remaining_s
+    context = RequestContext(call.peer(), deadline)
+
+    def abandon(_: object) -> None:
+        context.is_abandoned = True
+
+    call.add_done_callback(abandon)
+    return context
 
 
 def _tell(error: Exception) -> PlumblineError | None:

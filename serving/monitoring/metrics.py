@@ -117,6 +117,11 @@ class Metrics(Observer):
             _VERSION,
             bounds=_SECONDS,
         )
+        self._abandoned = Family(
+            "plumbline_abandoned_calls",
+            "Calls whose caller had left, or whose deadline had passed, while waiting or running.",
+            (*_VERSION, "stage"),
+        )
         self._self_test = Family(
             "plumbline_self_test",
             "Result of the golden self-test: passed, failed or untested.",
@@ -127,6 +132,11 @@ class Metrics(Observer):
             "plumbline_request_log",
             "Sampled requests: written, dropped or failed.",
             ("result",),
+        )
+        self._malformed = Family(
+            "plumbline_malformed",
+            "How often bytes came that are no request of the port's protocol.",
+            ("entrypoint",),
         )
         self._engine = Family(
             "plumbline_engine",
@@ -188,15 +198,27 @@ class Metrics(Observer):
         self._processed_size.child().observe(num_rows)
         self._padding.child(str(num_rows)).observe(padding)
 
+    def observe_abandoned(self, servable_id: ServableId, stage: str) -> None:
+        self._abandoned.child(servable_id.name, str(servable_id.version), stage).add()
+
     def observe_request_log(self, result: str) -> None:
         self._request_log.child(result).add()
+
+    def observe_malformed(self, entrypoint: str) -> None:
+        self._malformed.child(entrypoint).add()
 
     def observe_state(self, servable_id: ServableId, status: VersionStatus) -> None:
         """Drops what is said of a version that was unloaded; a failed one stays visible."""
         if status.state is not VersionState.END or status.code is not Code.OK:
             return
         key = (servable_id.name, str(servable_id.version))
-        for family in (self._runtime, self._queue_wait, self._self_test, self._engine):
+        for family in (
+            self._runtime,
+            self._queue_wait,
+            self._abandoned,
+            self._self_test,
+            self._engine,
+        ):
             family.forget(*key)
         for engine_key in [key for key in list(self._runtimes) if key[0] == servable_id]:
             self._runtimes.pop(engine_key, None)
@@ -220,7 +242,9 @@ class Metrics(Observer):
             self._processed_size,
             self._runtime,
             self._queue_wait,
+            self._abandoned,
             self._request_log,
+            self._malformed,
         ]
 
     def take_gauges(self) -> list[Family]:

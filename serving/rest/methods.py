@@ -40,20 +40,20 @@ class RestMethods:
     def __init__(self, handlers: Handlers, config: ServerConfig) -> None:
         self._handlers = handlers
         self._max_depth = config.max_json_depth
-        self._verbs: dict[str, Callable[[ModelSpec, bytes], Awaitable[bytes]]] = {
+        self._verbs: dict[str, Callable[[ModelSpec, bytes | bytearray], Awaitable[bytes]]] = {
             "predict": self._predict,
             "classify": partial(self._answer_examples, CLASSIFICATION, encode_classification),
             "regress": partial(self._answer_examples, REGRESSION, encode_regression),
         }
 
-    async def answer(self, method: str, target: Target, body: bytes) -> bytes | None:
+    async def answer(self, method: str, target: Target, body: bytes | bytearray) -> bytes | None:
         """The body of the answer; None when there is no such thing to ask for."""
         if method == "GET":
             return self._describe(target)
         verb = self._verbs.get(target.verb)
         return None if verb is None else await verb(target.spec, body)
 
-    async def _predict(self, spec: ModelSpec, body: bytes) -> bytes:
+    async def _predict(self, spec: ModelSpec, body: bytes | bytearray) -> bytes:
         document = await self._parse(body)
         name = read_signature_name(document)
         with self._handlers.acquire(spec) as servable:
@@ -73,7 +73,7 @@ class RestMethods:
         method: ExamplesMethod,
         encode: Callable[[Any], bytes],
         spec: ModelSpec,
-        body: bytes,
+        body: bytes | bytearray,
     ) -> bytes:
         document = await self._parse(body)
         spec = dataclasses.replace(spec, signature_name=read_signature_name(document))
@@ -83,7 +83,7 @@ class RestMethods:
             self._handlers.request_log.offer_examples(method.rpc, spec, message, answered, result)
         return encode(result)
 
-    async def _parse(self, body: bytes) -> dict[str, Any]:
+    async def _parse(self, body: bytes | bytearray) -> dict[str, Any]:
         return await self._run(
             lambda: parse_json_object(body, max_depth=self._max_depth), len(body)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from clients import AsyncPredictionClient, Classification, PredictionClient
 from contract import errors
+from contract.signature import Batch
 from tests.clients.grpc_servers import ModelServer, answer_sums
 
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -68,6 +70,25 @@ def test_errors_are_those_of_the_tree(server: ModelServer) -> None:
                 await client.predict(ROWS)
 
     asyncio.run(ask())
+
+
+def test_a_server_that_says_when_to_come_back_is_believed(server: ModelServer) -> None:
+    refusals = [errors.ResourceExhaustedError("full", retry_after_s=0.25)]
+
+    def answer(batch: Batch) -> Batch:
+        if refusals:
+            raise refusals.pop()
+        return answer_sums(batch)
+
+    async def ask() -> float:
+        start = time.monotonic()
+        async with AsyncPredictionClient(server.address, model_name="m") as client:
+            await client.predict(np.ones((1, 4), np.float32))
+        return time.monotonic() - start
+
+    server.answer = answer
+    assert asyncio.run(ask()) >= 0.25
+    assert server.calls["Predict"] == 2
 
 
 def test_a_task_that_is_cancelled_stays_cancelled(server: ModelServer) -> None:

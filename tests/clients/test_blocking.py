@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,47 @@ def test_what_repeating_cannot_help_is_not_repeated(
     server.answer = refuse
     with pytest.raises(errors.PlumblineError, match="never"):
         client.predict(ROWS)
+    assert server.calls["Predict"] == 1
+
+
+def refuse_times(number: int, error: errors.PlumblineError) -> Callable[[Batch], Batch]:
+    """Answers after so many refusals."""
+    left = [error] * number
+
+    def answer(batch: Batch) -> Batch:
+        if left:
+            raise left.pop()
+        return answer_sums(batch)
+
+    return answer
+
+
+def test_a_server_that_says_when_to_come_back_is_believed(
+    server: ModelServer, client: PredictionClient
+) -> None:
+    server.answer = refuse_times(2, errors.ResourceExhaustedError("full", retry_after_s=0.25))
+    start = time.monotonic()
+    np.testing.assert_array_equal(client.predict(ROWS)["y"], SUMS)
+    assert time.monotonic() - start >= 0.5
+    assert server.calls["Predict"] == 3
+
+
+def test_nobody_waits_for_a_server_beyond_the_deadline(
+    server: ModelServer, client: PredictionClient
+) -> None:
+    server.answer = refuse_times(9, errors.ResourceExhaustedError("full", retry_after_s=3600.0))
+    with pytest.raises(errors.ResourceExhaustedError, match="full"):
+        client.predict(ROWS, timeout_s=5.0)
+    assert server.calls["Predict"] == 1
+
+
+def test_a_server_that_says_never_is_not_asked_again(
+    server: ModelServer, client: PredictionClient
+) -> None:
+    server.answer = refuse_times(1, errors.ResourceExhaustedError("full", retry_after_s=math.inf))
+    with pytest.raises(errors.ResourceExhaustedError, match="full") as caught:
+        client.predict(ROWS)
+    assert caught.value.retry_after_s == math.inf
     assert server.calls["Predict"] == 1
 
 

@@ -229,6 +229,27 @@ def test_the_deadline_holds_against_a_server_that_dribbles(
         thread.join()
 
 
+def test_a_server_that_says_when_to_come_back_is_believed(server: RestServer) -> None:
+    refusals = [(429, {"retry-after": "1"}, b'{"error": "full"}')]
+    server.answer = lambda path, body: refusals.pop() if refusals else None
+    start = time.monotonic()
+    with RestClient(server.address, model_name="m") as client:
+        client.status()
+    assert time.monotonic() - start >= 1
+    assert len(server.requests) == 2
+
+
+def test_a_body_that_is_too_large_is_not_sent_again(server: RestServer) -> None:
+    text = "the body is larger than 9 bytes (--max_json_bytes); send fewer rows at a time"
+    server.answer = lambda path, body: (429, {}, json.dumps({"error": text}).encode())
+    with (
+        RestClient(server.address, model_name="m") as client,
+        pytest.raises(errors.ResourceExhaustedError, match="fewer rows"),
+    ):
+        client.status()
+    assert len(server.requests) == 1
+
+
 def test_nobody_there_is_told_in_words() -> None:
     retry = RetryPolicy(max_attempts=1)
     with (

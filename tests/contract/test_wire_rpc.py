@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -76,6 +77,38 @@ def test_every_error_of_ours_arrives_as_itself(server, name):
         server.ask()
     assert type(caught.value) is type(sent)
     assert caught.value.code == sent.code
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "pushback", "retry_after"),
+    [(None, None, None), (0.0005, "1", "1"), (1.5, "1500", "2"), (math.inf, "-1", None)],
+)
+def test_when_to_come_back_travels_over_both_protocols(
+    server, retry_after_s, pushback, retry_after
+):
+    sent = errors.ResourceExhaustedError("full", retry_after_s=retry_after_s)
+    trailing = status_codes.trailing_metadata_for(sent)
+    assert dict(trailing).get("grpc-retry-pushback-ms") == pushback
+    headers = status_codes.headers_for(sent)
+    assert headers.get("Retry-After") == retry_after
+    assert headers["plumbline-error"] == "ResourceExhaustedError"
+    server.fail_with(sent.code, sent.message, trailing)
+    with pytest.raises(errors.ResourceExhaustedError) as caught:
+        server.ask()
+    rounded = 0.001 if retry_after_s == 0.0005 else retry_after_s
+    assert caught.value.retry_after_s == rounded
+    heard = status_codes.read_retry_after(headers.get("Retry-After"))
+    assert heard == (None if retry_after is None else float(retry_after))
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1.5", "9" * 30, "\u0661"])
+def test_a_pushback_that_is_no_number_means_never(text):
+    assert status_codes.read_pushback(text) == math.inf
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "Fri, 31 Dec 1999 23:59:59 GMT", "9" * 30])
+def test_a_retry_after_that_is_no_number_says_nothing(text):
+    assert status_codes.read_retry_after(text) is None
 
 
 @pytest.mark.parametrize(

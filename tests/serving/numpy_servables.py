@@ -22,6 +22,7 @@ from contract.signature import (
 from contract.wire.plumbline_wire import metadata_pb2
 from contract.wire.signatures import signature_to_proto
 from contract.wire.tensors import to_tensor_proto
+from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.servable import LITERT, Engine, Servable
 from serving.observer import EngineChoice, Observer
 from serving.versions.states import VersionStatus
@@ -62,7 +63,12 @@ class NumpyEngine(Engine):
     """Doubles, adds, echoes, measures; fails when asked to."""
 
     def run(
-        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         outputs = self._compute(signature_name, inputs)
         return {name: outputs[name] for name in output_filter} if output_filter else outputs

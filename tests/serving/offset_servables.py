@@ -9,6 +9,7 @@ from pathlib import Path
 from contract.errors import ManifestError
 from contract.servable import ServableId
 from contract.signature import Batch
+from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.servable import Servable
 
 WEIGHTS = "offset.txt"
@@ -25,7 +26,12 @@ class OffsetServable(Servable):
         self.is_closed = False
 
     def run(
-        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         assert not self.is_closed, "ran after it was closed"
         return {name: array + self.offset for name, array in inputs.items()}

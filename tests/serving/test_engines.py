@@ -17,6 +17,7 @@ from contract.errors import (
 )
 from contract.servable import ServableId
 from contract.signature import Batch
+from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.lazy import LazyEngine
 from serving.engines.servable import LITERT, QUICK_S, CostMeter, Engine, Servable
 from serving.engines.thread_pool import ThreadPool
@@ -35,11 +36,16 @@ class SlowEngine(NumpyEngine):
         self.threads: list[threading.Thread] = []
 
     def run(
-        self, signature_name: str, inputs: Batch, *, output_filter: Sequence[str] = ()
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         self.threads.append(threading.current_thread())
         time.sleep(self._seconds)
-        return super().run(signature_name, inputs, output_filter=output_filter)
+        return super().run(signature_name, inputs, output_filter=output_filter, context=context)
 
 
 def serve_with(engine: Engine) -> Servable:
