@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 import time
-import zlib
 from collections.abc import Awaitable, Callable
 
 from aiohttp import ClientError, web
@@ -27,16 +26,19 @@ from contract.errors import (
     ServableUnavailableError,
     UnauthenticatedError,
 )
-from contract.wire.status_codes import ERROR_KEY, http_status
+from contract.wire.status_codes import ERROR_KEY, headers_for, http_status
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
+from serving.context import RequestContext
 from serving.monitoring.health import CallCounter, Health
 from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
 from serving.rest.paths import EmptyAnswer, is_api_path, is_valid_path, parse_path
 from serving.security import check_token, make_ssl_context
+from serving.transport.admission import MemoryBudget
+from serving.transport.inflate import Compression, inflate
 
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
@@ -55,7 +57,7 @@ _CORS = {
     "Access-Control-Allow-Headers": "Content-Type",
 }
 _ORIGIN = re.compile("https?://")
-_GZIP = 16 + zlib.MAX_WBITS
+_NO_BUDGET = 2**62
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +74,11 @@ class RestServer:
         config: ServerConfig,
         health: Health,
         render_metrics: Callable[[], Awaitable[str]],
+        *,
+        budget: MemoryBudget | None = None,
     ) -> None:
         self._config = config
+        self._budget = budget or MemoryBudget(config.max_bytes_in_flight or _NO_BUDGET)
         self._health = health
         self._render_metrics = render_metrics
         self._methods = RestMethods(handlers, config)
@@ -188,13 +193,15 @@ class RestServer:
     async def _answer(self, request: web.Request, path: str) -> web.Response:
         started = time.perf_counter()
         method, name, body = request.method, "", None
+        reservation = self._budget.open(request.transport)
+        context = RequestContext(request.transport, reserve=reservation.grow)
         try:
             target = parse_path(method, path)
             if target is not None:
                 name = target.spec.name
                 async with asyncio.timeout(self._timeout_s):
-                    sent = await self._read_body(request) if method == "POST" else b""
-                    body = await self._methods.answer(method, target, sent)
+                    sent = await self._read_body(request, context) if method == "POST" else b""
+                    body = await self._methods.answer(method, target, sent, context=context)
             if target is None or body is None:
                 raise RequestError(f"Malformed request: {method} {path}")
         except PlumblineError as error:
@@ -205,6 +212,8 @@ class RestServer:
         except Exception:  # the boundary: a caller learns nothing of it, the log all
             _log.exception("%s %s failed", method, path)
             return self._refuse(name, InternalError(CRASH_TEXT))
+        finally:
+            reservation.close()
         elapsed_us = (time.perf_counter() - started) * 1e6
         self._observer.observe_request_latency(name, target.verb, "REST", elapsed_us)
         self._observer.observe_request(name, "OK")
@@ -215,7 +224,7 @@ class RestServer:
         kind, body = type(error), encode_error(error.message)
         if isinstance(error, EmptyAnswer):
             kind, body = RequestError, b""
-        headers = {**_JSON, **self._more_headers, ERROR_KEY: kind.__name__}
+        headers = {**_JSON, **self._more_headers, **headers_for(error), ERROR_KEY: kind.__name__}
         return web.Response(status=http_status(error.code), body=body, headers=headers)
 
     def _answer_preflight(self, request: web.Request) -> web.Response:
@@ -226,7 +235,8 @@ class RestServer:
             status=http_status(code), body=b"", headers={**_NO_JSON, **self._more_headers}
         )
 
-    async def _read_body(self, request: web.Request) -> bytes:
+    async def _read_body(self, request: web.Request, context: RequestContext) -> bytes:
+        context.reserve(2 * (request.content_length or 0))
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
@@ -239,26 +249,19 @@ class RestServer:
         if "gzip" not in request.headers.get("Content-Encoding", ""):
             return body
         if len(body) < LARGE_BYTES // 4:
-            return inflate_gzip(body, max_bytes=self._max_inflated_bytes)
-        return await self._pool.run(lambda: inflate_gzip(body, max_bytes=self._max_inflated_bytes))
+            return self._inflate(body, context)
+        return await self._pool.run(lambda: self._inflate(body, context), context=context)
 
-
-def inflate_gzip(data: bytes, *, max_bytes: int) -> bytes:
-    """The content of a gzip body; b"" when it is damaged, as TensorFlow Serving takes it.
-
-    Never allocates more than `max_bytes` and a little.
-    """
-    inflater = zlib.decompressobj(_GZIP)
-    try:
-        content = inflater.decompress(data, max_bytes + 1)
-    except zlib.error:
-        return b""
-    if len(content) > max_bytes:
-        raise ResourceExhaustedError(
-            f"the body is larger than {max_bytes} bytes after gunzip (--max_inflated_bytes); "
-            "send fewer rows at a time, or use gRPC"
+    def _inflate(self, body: bytes, context: RequestContext) -> bytes:
+        """The content of a gzip body; b"" when it is damaged, as TensorFlow Serving takes it."""
+        content = inflate(
+            body,
+            Compression.GZIP,
+            max_bytes=self._max_inflated_bytes,
+            reserve=context.reserve,
+            flag="max_inflated_bytes",
         )
-    return content if inflater.eof else b""
+        return content or b""
 
 
 def _read_path(request: web.Request) -> str:
