@@ -14,7 +14,7 @@ rm -rf ai_edge_litert/vendors ai_edge_litert/tools ai_edge_litert/libLiteRtWebGp
   ai_edge_litert/aot
 # Symbols for debuggers. Only where the wheel's builder left the file as the linker made it:
 # patched libraries (numpy's, LiteRT's, TensorFlow's) may not survive.
-for package in uvloop aiohttp multidict yarl propcache frozenlist; do
+for package in uvloop httptools; do
   find "./$package" -name '*.so' -exec strip --strip-unneeded {} + 2>/dev/null || true
 done
 # Byte code of which nothing depends on the time of the build; the root is read-only at run.

@@ -18,6 +18,7 @@ from serving.config.flags import ServerFlags, describe_flags, list_flags
 from serving.config.server import ServerConfig, parse_server_flags, read_config
 
 if TYPE_CHECKING:
+    from serving.engines.loading import Trials
     from serving.workers.shared_state import Place
 
 TAKES_FLAGS = True
@@ -60,18 +61,17 @@ def run_embedded(arguments: argparse.Namespace) -> int:
     try:
         config = read_config(flags, unknown_flags)
         if config.workers == 1:
+            trials = _start_trials(config)  # before any thread, and while the rest is imported
             from serving.server import run_server
 
-            code = _run_on_loop(run_server(config))
+            code = _run_on_loop(run_server(config, trials))
         else:
             code = _serve_as_group(config)
     except PlumblineError as error:
         code = _report(error)
-    if code:
-        # A run or a load that never ends must not hold the process: its thread would be joined.
-        logging.shutdown()
-        os._exit(code)
-    return code
+    # A run or a load that never ends must not hold the process: its thread would be joined.
+    logging.shutdown()
+    os._exit(code)
 
 
 def find_ignored(flags: ServerFlags) -> list[str]:
@@ -89,7 +89,7 @@ def _serve_as_group(config: ServerConfig) -> int:
     def serve(config: ServerConfig, place: Place) -> int:
         from serving.workers.worker import Worker
 
-        worker = Worker(config, place)
+        worker = Worker(config, place, _start_trials(config))
         worker.settle_in()
         try:
             return _run_on_loop(worker.serve())
@@ -97,6 +97,14 @@ def _serve_as_group(config: ServerConfig) -> int:
             return _report(error)
 
     return Supervisor(config, serve).run()
+
+
+def _start_trials(config: ServerConfig) -> Trials:
+    """Where versions are tried, by a zygote that has the engines ready."""
+    from serving.engines.trial_load import prepare_trials, start_trials
+
+    prepare_trials(config)
+    return start_trials(config)
 
 
 def _run_on_loop(serving: Coroutine[None, None, int]) -> int:

@@ -62,8 +62,12 @@ class Observer:
     def observe_batch(self, servable_id: ServableId, padding: int, num_rows: int) -> None:
         """A batch was run: `num_rows` rows, of which `padding` were added to fill it."""
 
+    def observe_abandoned(self, servable_id: ServableId, stage: str) -> None:
+        """A call's caller had left, or its deadline had passed, while it was `waiting` and so did
+        not run, or by the end of `running`."""
+
     def observe_request_log(self, result: str) -> None:
         """A sampled request was `written`, `dropped` as too many wait, or `failed`."""
 
     def observe_malformed(self, entrypoint: str) -> None:
-        """Bytes came that are no request of the port's protocol; `entrypoint` is `GRPC` or `REST`."""
+        """Bytes came that are no request of the port's protocol: `GRPC` or `REST`."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +26,11 @@ from serving.versions.polling import ConfigPoller
 
 if TYPE_CHECKING:
     from serving.api.request_log import RequestLog
+    from serving.engines.loading import Trials
     from serving.rest.server import RestServer
+
+DRAIN_MARGIN_S = 2.0
+"""How long after --drain_timeout_s a process may take to end."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +47,7 @@ class Server:
         self._config = config
         self._front = front
         self._manager = front.manager
-        self._health = Health(front.is_ready, strict=config.strict_compat)
+        self._health = Health(front.is_ready, front.list_obstacles, strict=config.strict_compat)
         self._handlers = Handlers(
             front, config, front.metrics, request_log=_make_request_log(config, front)
         )
@@ -67,7 +73,7 @@ class Server:
         self._grpc = GrpcServer(self._handlers, config, self._health)
         await self._grpc.start()
         if config.rest_api_port:
-            # aiohttp costs a gRPC-only server a tenth of its start.
+            # A gRPC-only server need not import it.
             from serving.rest.server import RestServer
 
             self._rest = RestServer(
@@ -140,13 +146,29 @@ class Server:
         return all(are_answered)
 
 
-async def run_server(config: ServerConfig) -> int:
+async def run_server(config: ServerConfig, trials: Trials | None = None) -> int:
     """Serves until SIGTERM or SIGINT; a second signal ends the process at once."""
-    server = Server(config, front=SingleProcess(config))
+    server = Server(config, front=SingleProcess(config, trials))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    told: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        if told:
+            logger.warning("second signal: ending at once")
+            logging.shutdown()
+            os._exit(ExitCode.INTERRUPTED)
+        told.append(number)
+        bound_drain(config)
+        loop.call_soon_threadsafe(drain, signal.Signals(number).name)
+
+    def drain(name: str) -> None:
+        logger.info("%s: not ready; draining", name)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _handle_signal, number, stop)
+        # Not the loop's own handlers: these run even while the loop is stuck.
+        signal.signal(number, end)
     await server.start()
     return await server.serve_until(stop)
 
@@ -161,21 +183,21 @@ def _make_budget(config: ServerConfig) -> MemoryBudget:
     return MemoryBudget(max_bytes, max_call_bytes=2 * largest)
 
 
+def bound_drain(config: ServerConfig) -> None:
+    """Ends this process, whatever it does, soon after --drain_timeout_s.
+
+    A thread of C does it, which needs no GIL: exit code 1, and where everybody stood on stderr.
+    """
+    timeout_s = min(config.drain_timeout_s + DRAIN_MARGIN_S, threading.TIMEOUT_MAX)
+    faulthandler.dump_traceback_later(timeout_s, exit=True)
+
+
 def _make_request_log(config: ServerConfig, front: Front) -> RequestLog | None:
     if not config.request_log_dir:
         return None
     from serving.api.request_log import RequestLog
 
     return RequestLog(config, lambda: front.manager.models, front.metrics.observe_request_log)
-
-
-def _handle_signal(number: int, stop: asyncio.Event) -> None:
-    if stop.is_set():
-        logger.warning("second signal: ending at once")
-        logging.shutdown()
-        os._exit(ExitCode.INTERRUPTED)
-    logger.info("%s: not ready; draining", signal.Signals(number).name)
-    stop.set()
 
 
 def _find_hopeless(manager: ServableManager, *, strict: bool) -> list[Failure]:

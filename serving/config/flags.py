@@ -295,6 +295,12 @@ class ServerFlags(TensorFlowServingFlags):
     strict_compat: bool = flag(
         False, "Turn the deliberate differences from TensorFlow Serving off.", container="ignored"
     )
+    trial_timeout_s: float = flag(
+        60.0,
+        "How long the first load and the self-test of a version may take, and a second more for "
+        "10 MB of it; 0 for no limit.",
+        container="ignored",
+    )
     drain_timeout_s: float = flag(
         30.0, "How long SIGTERM waits for calls in flight.", container="handled"
     )
@@ -341,6 +347,12 @@ class ServerFlags(TensorFlowServingFlags):
     )
     idle_timeout_s: float = flag(
         600.0, "How long a connection without a call stays open; 0 for ever.", container="refused"
+    )
+    max_image_pixels_per_call: int = flag(
+        128 * MEBIBYTE,
+        "Pixels of the PNG and JPEG files of one call, all together, by their headers; 0 for no "
+        "limit.",
+        container="refused",
     )
     max_queued_calls: int = flag(
         1000,

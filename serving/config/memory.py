@@ -112,6 +112,6 @@ def _list_cgroups(root: Path) -> Iterator[tuple[str, Path, Path]]:
         mounted, point = before.split(" ")[3:5]
         top = root / point.lstrip("/")
         # A container may see its own cgroup as the root, or a path outside of what it mounts.
-        path = PurePosixPath(paths[kind])
-        inside = path.is_relative_to(mounted) and ".." not in path.parts
-        yield kind, top / path.relative_to(mounted) if inside else top, top
+        group = PurePosixPath(paths[kind])
+        is_inside = group.is_relative_to(mounted) and ".." not in group.parts
+        yield kind, top / group.relative_to(mounted) if is_inside else top, top

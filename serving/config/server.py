@@ -41,9 +41,11 @@ _NOT_NEGATIVE = (
     "max_bytes_in_flight",
     "max_concurrent_calls",
     "max_connection_age_s",
+    "max_image_pixels_per_call",
     "max_num_load_retries",
     "max_queued_calls",
     "num_request_iterations_for_warmup",
+    "trial_timeout_s",
 )
 
 
@@ -83,12 +85,14 @@ class TlsConfig:
         server_cert: Certificate, its chain after it.
         custom_ca: Authorities that sign clients' certificates; "" for the system's.
         client_verify: Whether clients must show a certificate (mutual TLS).
+        path: The file it was read from, to look whether it changed; None for one that stays.
     """
 
     server_key: str = dataclasses.field(repr=False)
     server_cert: str
     custom_ca: str = ""
     client_verify: bool = False
+    path: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,8 @@ class ServerConfig(ServerFlags):
         models: What to serve.
         batching: With --enable_batching.
         tls: With --ssl_config_file.
-        auth_tokens: With --auth_token_file.
+        auth_tokens: With --auth_token_file, as it was at the start; `serving.security.TokenStore`
+            follows the file.
         metrics_path: On the REST port; "" when metrics are off.
         unknown_flags: Printed, not fatal.
     """
@@ -141,8 +146,8 @@ def read_config(flags: ServerFlags, unknown_flags: Sequence[UnknownFlag] = ()) -
         **dataclasses.asdict(flags),
         models=_read_models(flags),
         batching=_read_batching(flags),
-        tls=_read_tls(flags),
-        auth_tokens=_read_tokens(flags),
+        tls=read_tls(Path(flags.ssl_config_file)) if flags.ssl_config_file else None,
+        auth_tokens=read_tokens(Path(flags.auth_token_file)) if flags.auth_token_file else (),
         metrics_path=_read_metrics_path(flags),
         unknown_flags=tuple(unknown_flags),
     )
@@ -191,23 +196,31 @@ def _read_batching(flags: ServerFlags) -> BatchingParameters | None:
     return parameters
 
 
-def _read_tls(flags: ServerFlags) -> TlsConfig | None:
-    if not flags.ssl_config_file:
-        return None
-    path = Path(flags.ssl_config_file)
+def read_tls(path: Path) -> TlsConfig:
+    """Reads an `SSLConfig` of text format, with PEM texts, as TensorFlow Serving takes it.
+
+    Raises:
+        ConfigError: It cannot be read, or holds a path where a PEM text belongs.
+    """
     message = read_text_message(path, config_pb2.SSLConfig())
     for name in ("server_key", "server_cert"):
         if "-----BEGIN" not in getattr(message, name):
             raise ConfigError(f"{path}: {name} wants the PEM text itself, not a path")
     return TlsConfig(
-        message.server_key, message.server_cert, message.custom_ca, message.client_verify
+        message.server_key,
+        message.server_cert,
+        message.custom_ca,
+        message.client_verify,
+        path.absolute(),
     )
 
 
-def _read_tokens(flags: ServerFlags) -> tuple[str, ...]:
-    if not flags.auth_token_file:
-        return ()
-    path = Path(flags.auth_token_file)
+def read_tokens(path: Path) -> tuple[str, ...]:
+    """Reads bearer tokens, one a line; blank lines and those that begin with `#` are none.
+
+    Raises:
+        ConfigError: It cannot be read, holds no token, or one that is too short or no ASCII.
+    """
     lines = [line.strip() for line in read_text(path).splitlines()]
     tokens = tuple(line for line in lines if line and not line.startswith("#"))
     if not tokens:

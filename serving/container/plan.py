@@ -55,6 +55,7 @@ _REASONS = {
     "max_json_depth": "it has no limit on nesting",
     "max_inflated_bytes": "it has no limit on inflated bodies",
     "max_concurrent_calls": "it limits calls by --grpc_max_threads alone",
+    "max_image_pixels_per_call": "it has no limit on images",
     "max_queued_calls": "it limits queues by max_enqueued_batches in --batching_parameters_file",
     "request_log_dir": "its open source build logs no requests",
     "request_log_sampling_rate": "its open source build logs no requests",

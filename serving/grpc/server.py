@@ -14,7 +14,7 @@ from serving.config.server import ServerConfig
 from serving.grpc.calls import GrpcCalls, list_methods
 from serving.grpc.health import list_health_methods
 from serving.monitoring.health import Health
-from serving.security import make_authorizer, make_grpc_credentials
+from serving.security import TokenStore, make_authorizer, make_grpc_credentials
 
 
 class GrpcServer:
@@ -29,7 +29,7 @@ class GrpcServer:
         self._calls = GrpcCalls(
             list_methods(handlers, config),
             always=list_health_methods(health) if is_health_served else None,
-            authorize=make_authorizer(config.auth_tokens),
+            authorize=make_authorizer(TokenStore(config.auth_tokens, config.auth_token_file)),
         )
         max_bytes = -1 if config.strict_compat else config.max_message_bytes  # -1: 2^31 - 1
         self._server = grpc.aio.server(

@@ -117,6 +117,11 @@ class Metrics(Observer):
             _VERSION,
             bounds=_SECONDS,
         )
+        self._abandoned = Family(
+            "plumbline_abandoned_calls",
+            "Calls whose caller had left, or whose deadline had passed, while waiting or running.",
+            (*_VERSION, "stage"),
+        )
         self._self_test = Family(
             "plumbline_self_test",
             "Result of the golden self-test: passed, failed or untested.",
@@ -193,6 +198,9 @@ class Metrics(Observer):
         self._processed_size.child().observe(num_rows)
         self._padding.child(str(num_rows)).observe(padding)
 
+    def observe_abandoned(self, servable_id: ServableId, stage: str) -> None:
+        self._abandoned.child(servable_id.name, str(servable_id.version), stage).add()
+
     def observe_request_log(self, result: str) -> None:
         self._request_log.child(result).add()
 
@@ -204,7 +212,13 @@ class Metrics(Observer):
         if status.state is not VersionState.END or status.code is not Code.OK:
             return
         key = (servable_id.name, str(servable_id.version))
-        for family in (self._runtime, self._queue_wait, self._self_test, self._engine):
+        for family in (
+            self._runtime,
+            self._queue_wait,
+            self._abandoned,
+            self._self_test,
+            self._engine,
+        ):
             family.forget(*key)
         for engine_key in [key for key in list(self._runtimes) if key[0] == servable_id]:
             self._runtimes.pop(engine_key, None)
@@ -228,6 +242,7 @@ class Metrics(Observer):
             self._processed_size,
             self._runtime,
             self._queue_wait,
+            self._abandoned,
             self._request_log,
             self._malformed,
         ]

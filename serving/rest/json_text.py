@@ -79,7 +79,7 @@ _ESCAPED = {
 }
 
 
-def parse_json(body: bytes, *, max_depth: int) -> Any:
+def parse_json(body: bytes | bytearray, *, max_depth: int) -> Any:
     """The value of a JSON text; objects are dicts, integers within 64 bits are int."""
     if not body:
         raise RequestError("JSON Parse error: The document is empty")
@@ -118,7 +118,7 @@ def parse_strictly(body: bytes, *, max_depth: int) -> Any:
     return value
 
 
-def parse_json_object(body: bytes, *, max_depth: int) -> dict[str, Any]:
+def parse_json_object(body: bytes | bytearray, *, max_depth: int) -> dict[str, Any]:
     """The object of a JSON text."""
     value = parse_json(body, max_depth=max_depth)
     if not isinstance(value, dict):
@@ -126,7 +126,7 @@ def parse_json_object(body: bytes, *, max_depth: int) -> dict[str, Any]:
     return value
 
 
-def parse_leniently(body: bytes, *, max_depth: int) -> Any:
+def parse_leniently(body: bytes | bytearray, *, max_depth: int) -> Any:
     """As `parse_json`, of a body that orjson does not take."""
     text = body.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
     plain = text
@@ -154,7 +154,7 @@ def parse_leniently(body: bytes, *, max_depth: int) -> Any:
     raise RequestError(f"JSON Parse error: {said}")
 
 
-def _check_depth(body: bytes, max_depth: int) -> None:
+def _check_depth(body: bytes | bytearray, max_depth: int) -> None:
     """Refuses what is nested deeper than `max_depth`, before it costs anything."""
     if body.removeprefix(_BYTE_ORDER_MARK).lstrip(_SPACE.encode())[:1] not in (b"[", b"{"):
         return
@@ -216,7 +216,7 @@ def _mend_number(found: re.Match[str]) -> str:
     return found[0] + "inity" if found[0].endswith("Inf") else found[0]
 
 
-def _describe_error(error: json.JSONDecodeError, body: bytes, text: str) -> str:
+def _describe_error(error: json.JSONDecodeError, body: bytes | bytearray, text: str) -> str:
     """RapidJSON's words, and the offset in bytes unless the text was mended before it."""
     words = (one for begin, one in _MESSAGES.items() if error.msg.startswith(begin))
     said = next(words, error.msg)

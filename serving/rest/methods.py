@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -32,6 +32,8 @@ from serving.rest.requests import read_examples, read_inputs, read_signature_nam
 from serving.rest.weighing import weigh_answer, weigh_json
 
 Result = TypeVar("Result")
+Body: TypeAlias = bytes | bytearray
+Verb: TypeAlias = Callable[[ModelSpec, Body, RequestContext], Awaitable[bytes]]
 
 LARGE_BYTES = 64 * 1024
 """Bodies from here on are read and written on a thread, so that they hold up nobody else."""
@@ -44,14 +46,14 @@ class RestMethods:
         self._handlers = handlers
         self._max_depth = config.max_json_depth
         self._pieces = PieceReader(max_depth=config.max_json_depth)
-        self._verbs: dict[str, Callable[[ModelSpec, bytes, RequestContext], Awaitable[bytes]]] = {
+        self._verbs: dict[str, Verb] = {
             "predict": self._predict,
             "classify": partial(self._answer_examples, CLASSIFICATION, encode_classification),
             "regress": partial(self._answer_examples, REGRESSION, encode_regression),
         }
 
     async def answer(
-        self, method: str, target: Target, body: bytes, *, context: RequestContext = NO_CONTEXT
+        self, method: str, target: Target, body: Body, *, context: RequestContext = NO_CONTEXT
     ) -> bytes | None:
         """The body of the answer; None when there is no such thing to ask for."""
         if method == "GET":
@@ -59,7 +61,7 @@ class RestMethods:
         verb = self._verbs.get(target.verb)
         return None if verb is None else await verb(target.spec, body, context)
 
-    async def _predict(self, spec: ModelSpec, body: bytes, context: RequestContext) -> bytes:
+    async def _predict(self, spec: ModelSpec, body: Body, context: RequestContext) -> bytes:
         cut = cut_body(body) if len(body) >= CUT_BYTES else None
         document = await self._parse(body, context) if cut is None else cut.document
         name = read_signature_name(document)
@@ -67,16 +69,16 @@ class RestMethods:
             check = servable.checks.find(name, UNKNOWN_IN_REST)
             if not check.input_names:
                 raise RequestError(f"Failed to get input map for signature: {name or 'DEFAULT'}")
-            inputs, by_row = None, False
+            inputs = None
             if cut is not None:
                 by_row = cut.is_row_format
                 inputs = await self._pieces.read(cut, check.input_dtypes, context.reserve)
                 if inputs is None:
                     document = await self._parse(body, context)
             if inputs is None:
-                inputs, by_row = await self._run(
-                    lambda: read_inputs(document, check.input_dtypes), len(body)
-                )
+                read = partial(read_inputs, document, check.input_dtypes)
+                found = await self._run(read, len(body))
+                inputs, by_row = found
             outputs = await self._handlers.predict_arrays(servable, check, inputs, context=context)
         encode = encode_rows if by_row else encode_columns
         size = sum(array.nbytes for array in outputs.values())
@@ -89,7 +91,7 @@ class RestMethods:
         method: ExamplesMethod,
         encode: Callable[[Any], bytes],
         spec: ModelSpec,
-        body: bytes,
+        body: Body,
         context: RequestContext,
     ) -> bytes:
         document = await self._parse(body, context)
@@ -102,7 +104,7 @@ class RestMethods:
             self._handlers.request_log.offer_examples(method.rpc, spec, message, answered, result)
         return encode(result)
 
-    async def _parse(self, body: bytes, context: RequestContext) -> dict[str, Any]:
+    async def _parse(self, body: Body, context: RequestContext) -> dict[str, Any]:
         def parse() -> dict[str, Any]:
             if len(body) >= LARGE_BYTES:
                 context.reserve(weigh_json(body))

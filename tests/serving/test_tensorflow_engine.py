@@ -1,5 +1,8 @@
 import asyncio
+import math
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from contract.golden import Golden, GoldenExamples, write_golden
 from contract.parity import Tolerance, replay
 from contract.servable import ServableId
 from serving.config.server import BatchingParameters, ServerConfig
+from serving.context import RequestContext
 from serving.engines import tensorflow
 from serving.engines.loading import load_servable
 from serving.engines.self_test import load_golden
@@ -67,16 +71,50 @@ def test_arrays_of_any_layout_are_fed(engine: TensorFlowEngine) -> None:
 def test_prepared_calls_are_bounded(
     engine: TensorFlowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorflow, "MAX_CALLABLES", 2)
+    monkeypatch.setattr(tensorflow, "MAX_CALLS", 2)
     for wanted in (["y"], ["minus_y"], ["y", "minus_y"], ["minus_y", "y"], []):
         assert engine.run("two_outputs", X, output_filter=wanted)
-        assert len(engine._callables) <= 2
+        assert len(engine._calls) <= 2
 
 
 def test_an_input_that_there_is_not_is_told(engine: TensorFlowEngine) -> None:
     for _ in range(2):
         with pytest.raises(TensorMismatchError, match="has no z"):
             engine.run("serving_default", X | {"z": X["x"]})
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TensorFlowEngine]:
+    """Counts to 2^60 for whatever it is asked."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    spec = tf.TensorSpec((None,), tf.float32, "x")
+
+    def count(x: Any) -> Any:
+        steps = tf.while_loop(lambda i: i < 2**60, lambda i: i + 1, [tf.constant(0, tf.int64)])
+        return {"y": x + tf.cast(steps[0], tf.float32)}
+
+    function = tf.function(count, input_signature=[spec])
+    path = tmp_path_factory.mktemp("endless")
+    tf.saved_model.save(module, str(path), signatures=function.get_concrete_function())
+    engine = TensorFlowEngine(path, ServerConfig())
+    yield engine
+    engine.close()
+
+
+def test_a_run_ends_at_its_deadline(endless: TensorFlowEngine) -> None:
+    context = RequestContext(deadline=time.monotonic() + 0.2)
+    with pytest.raises(PlumblineError) as caught:
+        endless.run("serving_default", X, context=context)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    assert time.monotonic() >= context.deadline
+
+
+def test_a_deadline_changes_no_answer(engine: TensorFlowEngine) -> None:
+    for seconds in (60.0, 1e9, math.inf):
+        context = RequestContext(deadline=time.monotonic() + seconds)
+        assert engine.run("", X, context=context)["y"].tolist() == [3, 5, 11]
 
 
 def test_wrong_tags_are_told() -> None:

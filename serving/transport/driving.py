@@ -1,0 +1,51 @@
+"""Coroutines driven without a task as far as they go at once: a quick call makes no future."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Generator
+from typing import Any, Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+def go_on_as_task(
+    coroutine: Coroutine[Any, Any, Result], awaited: Any, loop: asyncio.AbstractEventLoop
+) -> asyncio.Task[Result]:
+    """A task that goes on with a coroutine that `send(None)` has started.
+
+    The coroutine's first part runs outside of any task: it may not ask for the current one, as
+    `asyncio.timeout` does.
+
+    Args:
+        coroutine: Not done yet.
+        awaited: What `send(None)` gave: what it waits for.
+        loop: The running loop.
+    """
+    return loop.create_task(_finish(coroutine, awaited))
+
+
+async def _finish(coroutine: Coroutine[Any, Any, Result], awaited: Any) -> Result:
+    return await _Rest(coroutine, awaited)
+
+
+class _Rest(Generic[Result]):
+    """Awaits the rest of a coroutine, beginning with what it waits for already."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Result], awaited: Any) -> None:
+        self._coroutine = coroutine
+        self._awaited = awaited
+
+    def __await__(self) -> Generator[Any, Any, Result]:
+        coroutine, awaited = self._coroutine, self._awaited
+        while True:
+            thrown: BaseException | None = None
+            try:
+                yield awaited
+            except BaseException as error:  # a cancellation above all: it is the coroutine's
+                thrown = error
+            try:
+                awaited = coroutine.send(None) if thrown is None else coroutine.throw(thrown)
+            except StopIteration as done:
+                result: Result = done.value
+                return result

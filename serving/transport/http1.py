@@ -1,0 +1,1008 @@
+"""The server side of HTTP/1.1 (RFC 9112) over asyncio; heads are parsed by httptools (llhttp).
+
+A connection reads one request at a time and answers in order. What is quick is answered where
+its bytes arrive, without a task. A head is looked at before a byte of the body is kept, and what
+is kept is taken from the memory budget first.
+
+Bodies are cut out here: a parser that is fed more than one head does not say where a message
+ended, and one caller's pipelined requests must not be read in one go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import email.utils
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol, cast
+
+import httptools
+
+from contract.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    InternalError,
+    PlumblineError,
+    ResourceExhaustedError,
+)
+from serving.context import RequestContext
+from serving.transport.admission import MemoryBudget, Reservation
+from serving.transport.driving import go_on_as_task
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Request line and headers together; more is 431."""
+
+MAX_HEADERS = 256
+
+SLICE_S = 0.0007
+"""How long one connection's requests may hold the event loop before others have their turn."""
+
+LINGER_S = 2.0
+"""How long a connection that was told to close may go on sending: closed with bytes unread, it
+would be reset, and the answer lost with it."""
+
+DISCARD_S = 10.0
+"""The same where a body that was refused is still under way."""
+
+STALLED_S = 60.0
+"""How long a caller may read nothing of an answer."""
+
+SWEEP_S = 0.25
+_SWEEP_CLOSES = 200
+"""Connections closed in one turn of the loop."""
+
+_MAX_DISCARDED_BYTES = 1024 * 1024
+"""What is left of a refused body is read up to this size, so that the connection stays open."""
+
+_MAX_AHEAD_BYTES = 64 * 1024
+"""Pipelined bytes kept while a call is in flight."""
+
+_MAX_LINE_BYTES = 1024
+_CHUNKS_AT_A_TIME = 400
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*")
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_HTTP_1_1_REQUIRED = 0xD
+
+_REASONS = {
+    200: b"OK",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    409: b"Conflict",
+    417: b"Expectation Failed",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    499: b"Client Closed Request",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+    505: b"HTTP Version Not Supported",
+}
+_STATUS_LINES = {
+    status: b"HTTP/1.1 %d %s\r\n" % (status, reason) for status, reason in _REASONS.items()
+}
+
+_log = logging.getLogger(__name__)
+
+
+class Answer:
+    """An HTTP answer.
+
+    Args:
+        status: For example 200.
+        head: Header lines, each with its CR LF; none of Date, Content-Length and Connection.
+        body: May be empty.
+    """
+
+    __slots__ = ("body", "head", "status")
+
+    def __init__(self, status: int, head: bytes, body: bytes) -> None:
+        self.status = status
+        self.head = head
+        self.body = body
+
+
+class Request:
+    """An HTTP request; its body is there once it is whole.
+
+    Attributes:
+        method: For example `POST`.
+        target: As sent, with the query; the path alone of an absolute form.
+        headers: Lower-case name to value. Values of equal names are joined by commas.
+        body: b"" until it is read.
+        context: Of the work for it.
+        reservation: What it holds of the memory budget.
+    """
+
+    __slots__ = (
+        "body",
+        "content_length",
+        "context",
+        "headers",
+        "is_chunked",
+        "keeps_alive",
+        "method",
+        "reservation",
+        "target",
+        "wants_continue",
+    )
+
+    def __init__(self, method: str, target: str, headers: Mapping[bytes, bytes]) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.body: bytes | bytearray = b""
+        self.keeps_alive = True
+        self.is_chunked = False
+        self.content_length = 0
+        self.wants_continue = False
+        self.context: RequestContext
+        self.reservation: Reservation
+
+    def find_header(self, name: bytes) -> str | None:
+        """The value of a header, None when there is none; bytes that are no text are escaped."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("utf-8", "surrogateescape")
+
+
+class Service(Protocol):
+    """What answers requests; called on the event loop's thread. Nothing here raises."""
+
+    def begin(self, request: Request) -> Answer | None:
+        """Looks at a head before its body is read. An answer refuses the request."""
+        ...
+
+    def answer(self, request: Request) -> Coroutine[Any, Any, Answer]:
+        """Answers a request whose body is there."""
+        ...
+
+    def refuse(self, request: Request, error: PlumblineError) -> Answer:
+        """The answer to a request that the transport gave up."""
+        ...
+
+    def refuse_malformed(self, status: int, text: str) -> Answer:
+        """The answer to bytes that are no request."""
+        ...
+
+    def end(self, request: Request) -> None:
+        """A request that `begin` has seen is answered, or its caller has left."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """What connections and requests may take.
+
+    Attributes:
+        max_body_bytes: As sent.
+        large_body_text: What to say of a larger one.
+        call_timeout_s: From a request's head to its answer.
+        call_timeout_text: What to say when it is over.
+        header_timeout_s: From the first byte (of a new connection: from its beginning) to the
+            end of the head.
+        idle_timeout_s: Between two requests; 0 for no limit.
+        max_connection_age_s: After it, `Connection: close`; 0 for no limit.
+        http2_text: What is told to clients that speak HTTP/2.
+    """
+
+    max_body_bytes: int
+    large_body_text: str
+    call_timeout_s: float
+    call_timeout_text: str
+    header_timeout_s: float = 10.0
+    idle_timeout_s: float = 0.0
+    max_connection_age_s: float = 0.0
+    http2_text: str = "this port speaks HTTP/1.1"
+
+
+class Http1Connections:
+    """All HTTP/1.1 connections of a server.
+
+    Args:
+        service: Answers.
+        limits: Of all of them.
+        budget: Memory.
+        observe_malformed: Is told of bytes that are no HTTP.
+
+    Attributes:
+        is_draining: Whether answers say `Connection: close`.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        limits: Limits,
+        budget: MemoryBudget,
+        observe_malformed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.service = service
+        self.limits = limits
+        self.budget = budget
+        self.observe_malformed = observe_malformed
+        self.is_draining = False
+        self._open: set[Http1Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._date = (0, b"")
+
+    def make(self) -> Http1Connection:
+        """The protocol of a new connection."""
+        return Http1Connection(self)
+
+    def add(self, connection: Http1Connection) -> None:
+        """A connection was made."""
+        self._open.add(connection)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def remove(self, connection: Http1Connection) -> None:
+        """A connection is gone."""
+        self._open.discard(connection)
+
+    @property
+    def num_open(self) -> int:
+        """Connections that are open."""
+        return len(self._open)
+
+    async def drain(self, grace_s: float, quiet_s: float = 0.4) -> bool:
+        """Answers what still comes, with `Connection: close`, and closes what is quiet.
+
+        Args:
+            grace_s: After it, everything is closed.
+            quiet_s: A connection without a request for so long is closed.
+
+        Returns:
+            Whether no request was given up.
+        """
+        self.is_draining = True
+        begin = time.monotonic()
+        while self._open and (now := time.monotonic()) < begin + grace_s:
+            for connection in list(self._open):
+                connection.close_if_quiet(max(begin, connection.quiet_since) + quiet_s, now)
+            await asyncio.sleep(min(0.02, grace_s))
+        was_idle = not any(connection.is_busy for connection in self._open)
+        self.close()
+        await asyncio.sleep(0)
+        return was_idle
+
+    def close(self) -> None:
+        """Closes every connection at once."""
+        for connection in list(self._open):
+            connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+    def format_date(self) -> bytes:
+        """The Date header of an answer, made once a second."""
+        now = int(time.time())
+        if now != self._date[0]:
+            text = email.utils.formatdate(now, usegmt=True)
+            self._date = (now, b"Date: %s\r\nContent-Length: " % text.encode())
+        return self._date[1]
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        num_closed = 0
+        for connection in list(self._open):
+            if connection.check(now):
+                num_closed += 1
+                if num_closed >= _SWEEP_CLOSES:
+                    break
+        wait_s = SWEEP_S if num_closed < _SWEEP_CLOSES else 0.01
+        self._sweeper = None
+        if self._open:
+            self._sweeper = asyncio.get_running_loop().call_later(wait_s, self._sweep)
+
+
+class MalformedError(Exception):
+    """Bytes that are no HTTP/1.1.
+
+    Attributes:
+        status: Of the answer.
+    """
+
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Head:
+    """What httptools finds in the head of a request; is fed up to its end and no further."""
+
+    __slots__ = ("_parser", "headers", "is_complete", "target")
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self.target = b""
+        self.headers: dict[bytes, bytes] = {}
+        self.is_complete = False
+
+    def on_url(self, part: bytes) -> None:
+        """Part of the target."""
+        self.target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header line."""
+        headers, name = self.headers, name.lower()
+        if name in headers:
+            if name == b"host":
+                raise MalformedError("there are two Host headers")
+            headers[name] += b", " + value
+        elif len(headers) < MAX_HEADERS:
+            headers[name] = value
+        else:
+            raise MalformedError(f"there are more than {MAX_HEADERS} headers", 431)
+
+    def on_headers_complete(self) -> None:
+        """The empty line."""
+        self.is_complete = True
+
+    def feed(self, data: bytes) -> None:
+        """More of the head.
+
+        Raises:
+            MalformedError: It cannot be the head of a request.
+        """
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # asked for in vain
+        except httptools.HttpParserInvalidMethodError:
+            raise MalformedError("the method is unknown", 501) from None
+        except httptools.HttpParserCallbackError as error:
+            if isinstance(error.__context__, MalformedError):
+                raise error.__context__ from None
+            raise
+        except httptools.HttpParserError as error:
+            # llhttp refuses some codings only after the head, and these below.
+            if not self.is_complete:
+                raise MalformedError(str(error)) from None
+
+    def make_request(self) -> Request:
+        """The request, once the head is complete.
+
+        Raises:
+            MalformedError: It says contradictory things, or of another version.
+        """
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise MalformedError(f"HTTP/{version} is not spoken here; HTTP/1.1 is", 505)
+        headers = self.headers
+        method = self._parser.get_method().decode()
+        request = Request(method, _decode_target(self.target), headers)
+        length = headers.get(b"content-length")
+        if length is not None:
+            request.content_length = int(length)
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None:
+            if version == "1.0":
+                raise MalformedError("HTTP/1.0 has no Transfer-Encoding")
+            if coding.lower() != b"chunked":
+                raise MalformedError("the only Transfer-Encoding understood is chunked", 501)
+            request.is_chunked = True
+        connection = headers.get(b"connection")
+        if connection is None:
+            request.keeps_alive = version == "1.1"
+        else:
+            options = [one.strip() for one in connection.lower().split(b",")]
+            request.keeps_alive = b"close" not in options and (
+                version == "1.1" or b"keep-alive" in options
+            )
+        expected = headers.get(b"expect")
+        if expected is not None and version == "1.1":
+            if expected.lower() != b"100-continue":
+                raise MalformedError("the only expectation understood is 100-continue", 417)
+            request.wants_continue = True
+        return request
+
+
+def _decode_target(target: bytes) -> str:
+    text = target.decode("utf-8", "surrogateescape")
+    if not text.startswith("/") and "://" in text:  # the absolute form, as proxies send it
+        return "/" + text.partition("://")[2].partition("/")[2]
+    return text
+
+
+class ChunkReader:
+    """Cuts a body in the chunked coding (RFC 9112, 7.1) out of what arrives.
+
+    Attributes:
+        is_complete: Whether the last chunk and the trailers were read.
+    """
+
+    __slots__ = ("_left", "_num_trailer_bytes", "_state", "is_complete", "wants_more")
+
+    _SIZE, _DATA, _END, _TRAILERS = range(4)
+
+    def __init__(self) -> None:
+        self._state = self._SIZE
+        self._left = 0
+        self._num_trailer_bytes = 0
+        self.is_complete = False
+        self.wants_more = False
+
+    def read(self, data: bytes, start: int, keep: Callable[[bytes], None]) -> int:
+        """Reads some chunks; `wants_more` says whether it stopped for want of bytes.
+
+        Args:
+            data: What arrived.
+            start: Where to begin in it.
+            keep: Takes a part of the body.
+
+        Returns:
+            Where it stopped.
+
+        Raises:
+            MalformedError: It is no chunked coding.
+        """
+        self.wants_more = False
+        for _ in range(_CHUNKS_AT_A_TIME):
+            if self._state == self._DATA:
+                part = data[start : start + self._left]
+                start += len(part)
+                self._left -= len(part)
+                if part:
+                    keep(part)
+                if self._left:
+                    break
+                self._state = self._END
+            size = self._find_line(data, start)
+            if not size:
+                break
+            self._read_line(data[start : start + size - 2])
+            start += size
+            if self.is_complete:
+                return start
+        else:
+            return start
+        self.wants_more = True
+        return start
+
+    def _find_line(self, data: bytes, start: int) -> int:
+        """The size of the line at `start`, CR LF included; 0 when it has not all come."""
+        if self._state == self._END and not b"\r\n".startswith(data[start : start + 2]):
+            raise MalformedError("a chunk is longer than it says")
+        end = data.find(b"\n", start, start + _MAX_LINE_BYTES)
+        if end < 0:
+            if len(data) - start >= _MAX_LINE_BYTES:
+                raise MalformedError("a line between chunks is too long")
+            return 0
+        if data[end - 1 : end] != b"\r" or end == start:
+            raise MalformedError("a line between chunks does not end in CR LF")
+        return end + 1 - start
+
+    def _read_line(self, line: bytes) -> None:
+        if self._state == self._END:
+            self._state = self._SIZE
+            return
+        if self._state == self._TRAILERS:
+            self._num_trailer_bytes += len(line)
+            if not line:
+                self.is_complete = True
+            elif self._num_trailer_bytes > MAX_HEAD_BYTES:
+                raise MalformedError("the trailers are too long", 431)
+            elif not _TRAILER.fullmatch(line):
+                raise MalformedError("a trailer is malformed")
+            return
+        found = _SIZE_LINE.fullmatch(line)
+        if found is None:
+            raise MalformedError("the size of a chunk is malformed")
+        self._left = int(found[1], 16)
+        self._state = self._DATA if self._left else self._TRAILERS
+
+
+# What a connection does.
+_HEAD, _BODY, _CALL, _DISCARD, _LEAVING, _GONE = range(6)
+
+
+class Http1Connection(asyncio.Protocol):
+    """One connection: reads a request, answers it, reads the next."""
+
+    def __init__(self, connections: Http1Connections) -> None:
+        self._all = connections
+        self._service = connections.service
+        self._limits = connections.limits
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._state = _HEAD
+        self._born = self.quiet_since = time.monotonic()
+        self._due = self._born + self._limits.header_timeout_s
+        self._data = b""
+        self._at = 0  # what of _data is read
+        self._fed = 0  # what of _data the parser has seen, from _at on
+        self._head: Head | None = None
+        self._request: Request | None = None
+        self._chunks: ChunkReader | None = None
+        self._left = 0  # of a body
+        self._body = bytearray()
+        self._task: asyncio.Task[Answer] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_late = False
+        self._is_at_end = False
+        self._out: list[bytes] = []
+        self._is_writing_paused = False
+        self._is_reading_paused = False
+        self._is_scheduled = False
+        self._num_unsent = 0
+        self._progress_at = self._born
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
+        self._all.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        state = self._state
+        if state >= _LEAVING:
+            return
+        if self._at < len(self._data):
+            self._data = self._data[self._at :] + data
+        else:
+            self._data = data
+        self._at = 0
+        if state == _CALL or self._is_scheduled or self._is_writing_paused:
+            if len(self._data) > _MAX_AHEAD_BYTES:
+                self._pause_reading()
+            return
+        self._go_on()
+
+    def eof_received(self) -> bool:
+        """The caller sends no more, and has left if it waits for an answer; what waits its turn
+        is still answered, as far as that is quick."""
+        if self._is_scheduled and self._state == _HEAD and self._transport.can_write_eof():
+            self._is_at_end = True
+            return True
+        self._abandon()
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._abandon()
+        self._state = _GONE
+        self._all.remove(self)
+
+    def pause_writing(self) -> None:
+        self._is_writing_paused = True
+        self._num_unsent = self._transport.get_write_buffer_size()
+        self._progress_at = time.monotonic()
+        self._pause_reading()
+
+    def resume_writing(self) -> None:
+        self._is_writing_paused = False
+        self._schedule()
+
+    # What the server calls.
+
+    def check(self, now: float) -> bool:
+        """Whether the connection was closed, as its time is over."""
+        if self._is_writing_paused or self._state == _LEAVING:
+            num_unsent = self._transport.get_write_buffer_size()
+            if num_unsent and num_unsent < self._num_unsent:
+                self._progress_at = now
+                self._due = max(self._due, now + LINGER_S)
+            self._num_unsent = num_unsent
+            if num_unsent and now < self._progress_at + STALLED_S:
+                return False
+            if num_unsent:
+                self.abort()
+                return True
+        if self._due <= now and self._state in (_HEAD, _DISCARD, _LEAVING):
+            self.abort()
+            return True
+        age = self._limits.max_connection_age_s
+        if age and self._is_idle and now - self._born > age:
+            self._leave()
+            return True
+        return False
+
+    def close_if_quiet(self, when: float, now: float) -> None:
+        """Closes the connection if no request came until `when`."""
+        if self._is_idle and now >= when:
+            self._leave()
+
+    def abort(self) -> None:
+        """Closes at once."""
+        if self._state != _GONE:
+            self._abandon()
+            self._state = _GONE
+            self._transport.abort()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being read or answered."""
+        return self._request is not None
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._state == _HEAD and self._head is None and self._at >= len(self._data)
+
+    # Reading.
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._go_on_later)
+
+    def _go_on_later(self) -> None:
+        if self._is_scheduled:
+            self._is_scheduled = False
+            if self._state < _LEAVING:
+                self._go_on()
+
+    def _go_on(self) -> None:
+        """Reads and answers what has arrived, for a while."""
+        began = time.monotonic()
+        try:
+            while self._step():
+                now = time.monotonic()
+                if now - began > SLICE_S:
+                    self._schedule()
+                    break
+        except MalformedError as error:
+            self._refuse_malformed(error)
+        if self._out:
+            self._flush()
+        if self._is_at_end:
+            if not self._is_scheduled and self._state < _LEAVING:
+                self._abandon()
+                self._leave()
+        elif len(self._data) - self._at > _MAX_AHEAD_BYTES:
+            self._pause_reading()
+        elif self._is_reading_paused and not self._is_writing_paused and self._state != _GONE:
+            self._is_reading_paused = False
+            self._transport.resume_reading()
+
+    def _step(self) -> bool:
+        """Does one thing; whether there may be more to do."""
+        if self._is_writing_paused:
+            return False
+        if self._state == _HEAD:
+            return self._read_head()
+        if self._state == _BODY:
+            return self._read_body()
+        if self._state == _DISCARD:
+            return self._discard()
+        return False
+
+    def _read_head(self) -> bool:
+        data, start = self._data, self._at
+        if start >= len(data):
+            return False
+        head = self._head or self._begin_head()
+        if head is None:
+            return False
+        start = self._at
+        end = data.find(b"\r\n\r\n", start + max(0, self._fed - 3))
+        if (len(data) if end < 0 else end) - start > MAX_HEAD_BYTES:
+            raise MalformedError(f"the head is larger than {MAX_HEAD_BYTES} bytes", 431)
+        if end < 0:
+            head.feed(data[start + self._fed :])
+            self._fed = len(data) - start
+            if head.is_complete:
+                raise MalformedError("the head does not end in CR LF CR LF")
+            return False
+        head.feed(data[start + self._fed : end + 4])
+        if not head.is_complete:
+            raise MalformedError("the head is empty")
+        self._at = end + 4
+        self._head = None
+        self._begin(head)
+        return True
+
+    def _begin_head(self) -> Head | None:
+        """A parser for the next head; None for a client of HTTP/2, or who may become one."""
+        data, start = self._data, self._at
+        if data.startswith(b"\r\n", start):  # RFC 9112, 2.2
+            self._at = start = start + 2
+        if data.startswith(b"PRI", start):
+            if data.startswith(_PREFACE, start):
+                self._refuse_http2()
+                return None
+            if _PREFACE.startswith(data[start:]):
+                return None
+        self._head = Head()
+        self._fed = 0
+        self._due = time.monotonic() + self._limits.header_timeout_s
+        return self._head
+
+    def _begin(self, head: Head) -> None:
+        """A head is complete: admits the request, or refuses it."""
+        request = head.make_request()
+        request.reservation = self._all.budget.open(self)
+        context = request.context = RequestContext(
+            self, time.monotonic() + self._limits.call_timeout_s, request.reservation.grow
+        )
+        self._request = request
+        refusal = self._service.begin(request)
+        if refusal is None and request.content_length > self._limits.max_body_bytes:
+            refusal = self._service.refuse(
+                request, ResourceExhaustedError(self._limits.large_body_text)
+            )
+        length = request.content_length
+        if not (length or request.is_chunked):
+            if refusal is None:
+                self._start(request)
+            else:
+                self._finish(request, refusal)
+            return
+        if refusal is None:
+            self._state = _BODY
+            self._left = length
+            self._chunks = ChunkReader() if request.is_chunked else None
+            if self._at + length > len(self._data) or request.is_chunked:
+                self._set_timer(context.deadline)
+                if request.wants_continue and self._at >= len(self._data):
+                    self._out.append(_CONTINUE)
+                    self._flush()
+            return
+        self._left = length
+        self._chunks = ChunkReader() if request.is_chunked else None
+        self._give_up_body(request, refusal)
+
+    def _read_body(self) -> bool:
+        request = self._request
+        assert request is not None
+        try:
+            if self._chunks is not None:
+                return self._read_chunks(request, self._chunks)
+            available = len(self._data) - self._at
+            if not self._body and available >= self._left:
+                request.reservation.grow(self._left)
+                end = self._at + self._left
+                request.body = self._data[self._at : end]
+                self._at = end
+                self._left = 0
+                self._start(request)
+                return True
+            part = self._data[self._at : self._at + self._left]
+            self._keep(part)
+            self._at += len(part)
+            self._left -= len(part)
+        except PlumblineError as error:
+            self._give_up_body(request, self._service.refuse(request, error))
+            return True
+        if self._left:
+            return False
+        self._start(request)
+        return True
+
+    def _read_chunks(self, request: Request, chunks: ChunkReader) -> bool:
+        self._at = chunks.read(self._data, self._at, self._keep)
+        if chunks.is_complete:
+            self._chunks = None
+            self._start(request)
+            return True
+        return not chunks.wants_more
+
+    def _keep(self, part: bytes) -> None:
+        request = self._request
+        assert request is not None
+        if len(self._body) + len(part) > self._limits.max_body_bytes:
+            raise ResourceExhaustedError(self._limits.large_body_text)
+        request.reservation.grow(len(part))
+        self._body += part
+
+    def _give_up_body(self, request: Request, refusal: Answer) -> None:
+        """Refuses a request whose body is still to come: reads the rest, or closes."""
+        self._body = bytearray()
+        if request.wants_continue or request.is_chunked or self._left > _MAX_DISCARDED_BYTES:
+            request.keeps_alive = False
+            self._finish(request, refusal)
+            self._due = time.monotonic() + DISCARD_S
+            return
+        left = self._left
+        self._finish(request, refusal)
+        if self._state == _HEAD:
+            self._left = left
+            self._state = _DISCARD
+            self._due = time.monotonic() + DISCARD_S
+
+    def _discard(self) -> bool:
+        num_bytes = min(self._left, len(self._data) - self._at)
+        self._at += num_bytes
+        self._left -= num_bytes
+        if self._left:
+            return False
+        self._expect_head()
+        return True
+
+    # Answering.
+
+    def _start(self, request: Request) -> None:
+        """Answers a request whose body is there: at once, or in a task."""
+        if self._body:
+            request.body = self._body
+            self._body = bytearray()
+        coroutine = self._service.answer(request)
+        try:
+            awaited = coroutine.send(None)
+        except StopIteration as done:
+            self._finish(request, done.value)
+        except Exception:  # the boundary: services answer their own faults
+            self._finish(request, self._crash(request))
+        else:
+            self._state = _CALL
+            self._task = task = go_on_as_task(coroutine, awaited, self._loop)
+            if self._timer is None:
+                self._set_timer(request.context.deadline)
+            task.add_done_callback(self._end_call)
+
+    def _end_call(self, task: asyncio.Task[Answer]) -> None:
+        request = self._request
+        if request is None or task is not self._task:  # the caller has left
+            if not task.cancelled() and task.exception() is not None:
+                _log.error("an abandoned request failed", exc_info=task.exception())
+            return
+        self._task = None
+        if task.cancelled():
+            error: PlumblineError = CancelledError("the call was cancelled")
+            if self._is_late:
+                error = DeadlineExceededError(self._limits.call_timeout_text)
+            answer = self._service.refuse(request, error)
+        elif task.exception() is not None:
+            answer = self._crash(request, task.exception())
+        else:
+            answer = task.result()
+        self._state = _HEAD
+        self._finish(request, answer)
+        self._go_on()
+
+    def _crash(self, request: Request, error: BaseException | None = None) -> Answer:
+        _log.error("%s %s failed", request.method, request.target, exc_info=error or True)
+        return self._service.refuse(
+            request, InternalError("the server failed; its log has the reason")
+        )
+
+    def _finish(self, request: Request, answer: Answer) -> None:
+        """Writes an answer, and turns to the next request."""
+        self._drop_request()
+        now = time.monotonic()
+        all_ = self._all
+        closes = not request.keeps_alive
+        if not closes and self._at >= len(self._data):
+            age = self._limits.max_connection_age_s
+            closes = all_.is_draining or (age > 0 and now - self._born > age)
+        body = answer.body
+        line = _STATUS_LINES.get(answer.status) or b"HTTP/1.1 %d \r\n" % answer.status
+        end = b"\r\n\r\n"
+        if closes:
+            end = b"\r\nConnection: close\r\n\r\n"
+        elif b"connection" in request.headers:
+            end = b"\r\nConnection: keep-alive\r\n\r\n"
+        head = b"%s%s%s%d%s" % (line, answer.head, all_.format_date(), len(body), end)
+        self._out.append(head if request.method == "HEAD" else head + body)
+        self.quiet_since = now
+        if closes:
+            self._leave()
+        else:
+            self._expect_head()
+
+    def _expect_head(self) -> None:
+        self._state = _HEAD
+        idle_s = self._limits.idle_timeout_s
+        self._due = self.quiet_since + idle_s if idle_s else math.inf
+
+    def _drop_request(self) -> None:
+        """Nothing more is done for the request in hand."""
+        request = self._request
+        if request is not None:
+            self._request = None
+            self._chunks = None
+            self._left = 0
+            request.reservation.close()
+            self._service.end(request)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._is_late = False
+
+    def _set_timer(self, when: float) -> None:
+        wait_s = max(0.0, when - time.monotonic())
+        self._timer = self._loop.call_later(wait_s, self._give_up_call)
+
+    def _give_up_call(self) -> None:
+        """A request takes too long."""
+        self._timer = None
+        request = self._request
+        if request is None:
+            return
+        if self._task is not None:
+            self._is_late = True
+            request.context.is_abandoned = True
+            self._task.cancel()
+            return
+        error = DeadlineExceededError(self._limits.call_timeout_text)
+        request.keeps_alive = False
+        self._body = bytearray()
+        self._finish(request, self._service.refuse(request, error))
+        self._flush()
+
+    def _abandon(self) -> None:
+        """The caller has left."""
+        request, task = self._request, self._task
+        self._task = None
+        if request is not None:
+            request.context.is_abandoned = True
+            if task is not None:
+                # What it holds is given back once the work has ended.
+                self._request = None
+                task.add_done_callback(lambda _: self._release(request))
+                task.cancel()
+            else:
+                self._service.refuse(
+                    request, CancelledError("the caller left before the body was complete")
+                )
+            self._drop_request()
+        self._body = bytearray()
+        self._data = b""
+        self._at = 0
+
+    def _release(self, request: Request) -> None:
+        request.reservation.close()
+        self._service.end(request)
+
+    # Leaving.
+
+    def _leave(self) -> None:
+        """Sends what is to be sent, then the end; and reads on for a while, so that no byte that
+        is under way makes the kernel reset the connection."""
+        self._flush()
+        if self._state == _GONE:
+            return
+        self._state = _LEAVING
+        self._data = b""
+        self._at = 0
+        self._due = self._progress_at = time.monotonic()
+        self._due += LINGER_S
+        self._num_unsent = self._transport.get_write_buffer_size()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if self._is_reading_paused and not self._is_at_end:
+            self._is_reading_paused = False
+            self._transport.resume_reading()
+
+    def _refuse_malformed(self, error: MalformedError) -> None:
+        self._all.observe_malformed()
+        _log.debug("malformed bytes: %s", error)
+        self._drop_request()
+        answer = self._service.refuse_malformed(error.status, str(error))
+        line = _STATUS_LINES.get(error.status) or b"HTTP/1.1 %d \r\n" % error.status
+        self._out.append(
+            b"%s%s%s%d\r\nConnection: close\r\n\r\n%s"
+            % (line, answer.head, self._all.format_date(), len(answer.body), answer.body)
+        )
+        self._leave()
+
+    def _refuse_http2(self) -> None:
+        """Tells a client of HTTP/2, in its words, what this port speaks (RFC 9113, 6.8)."""
+        self._all.observe_malformed()
+        _log.debug("malformed bytes: the preface of HTTP/2")
+        text = self._limits.http2_text.encode()
+        settings = b"\0\0\0\4\0\0\0\0\0"
+        goaway = (8 + len(text)).to_bytes(3, "big") + b"\7\0\0\0\0\0\0\0\0\0"
+        self._out.append(settings + goaway + _HTTP_1_1_REQUIRED.to_bytes(4, "big") + text)
+        self._leave()
+
+    # Writing.
+
+    def _flush(self) -> None:
+        out = self._out
+        if out and self._state != _GONE:
+            self._out = []
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _pause_reading(self) -> None:
+        if not self._is_reading_paused and self._state != _GONE:
+            self._is_reading_paused = True
+            self._transport.pause_reading()
