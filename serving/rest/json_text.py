@@ -110,7 +110,7 @@ def parse_strictly(body: bytes, *, max_depth: int) -> Any:
             raise
         try:
             return _DECODER.decode(body.decode())  # NaN and Infinity
-        except _TooBigError as error:
+        except (_TooBigError, RecursionError) as error:
             raise ValueError(str(error)) from None
     colons = body.count(b":")
     if colons and colons != _count_keys(value):

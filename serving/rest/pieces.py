@@ -21,6 +21,7 @@ import asyncio
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -145,16 +146,16 @@ class PieceReader:
         if len(dtypes) > 1 or cut.input_name not in (None, name) or dtype == "string":
             raise _UncutError
         parts = []
-        structure = []
+        structure = _Structure()
         for numbers, brackets in _cut_numbers(cut, self._max_depth):
             array = to_array(numbers, dtype)
             if array is None:
                 raise _UncutError
-            reserve(2 * (array.nbytes + len(brackets)))  # and once more when they are joined
+            reserve(2 * array.nbytes)  # once more when they are joined
             parts.append(array)
-            structure.append(brackets)
+            structure.add(brackets)
             await asyncio.sleep(0)
-        shape = _find_shape(b"".join(structure), sum(map(len, parts)))
+        shape = structure.find_shape(sum(map(len, parts)))
         return {name: (await _join(parts)).reshape(shape)}
 
     async def _read_rows(
@@ -199,7 +200,8 @@ def _cut_numbers(cut: CutBody, max_depth: int) -> Iterator[tuple[list[Any], byte
         text = bytes(body[position:end])
         closed = text[len(text.rstrip(b"] \n\r\t")) :].count(b"]")  # at the cut
         still_open = 1 + depth - closed if comma >= 0 else 1
-        values = _parse(before + text + b"]" * still_open, depth + 1)
+        # What is nested deeper is found by its brackets, for less.
+        values = _parse(before + text + b"]" * still_open, sys.maxsize)
         for _ in range(depth):
             if set(map(type, values)) != {list}:
                 raise _UncutError
@@ -208,30 +210,73 @@ def _cut_numbers(cut: CutBody, max_depth: int) -> Iterator[tuple[list[Any], byte
         position, before = end + 1, b"[" * still_open
 
 
-def _find_shape(structure: bytes, size: int) -> tuple[int, ...]:
-    """The shape of lists with these brackets and commas, if they are regular.
+class _Structure:
+    """The brackets and commas of lists, which are to be regular: those of a row, over and over."""
 
-    Args:
-        structure: For example `[,],[,]` of `[1, 2], [3, 4]`.
-        size: How many numbers there are.
-    """
-    depth = len(structure) - len(structure.lstrip(b"["))
+    def __init__(self) -> None:
+        self._row = bytearray()  # until it is complete
+        self._searched = 0
+        self._depth = -1
+        self._row_shape: list[int] = []
+        self._pattern = b""  # of a row and its comma, often enough for a piece
+        self._period = 0
+        self._size = 0
+
+    def add(self, brackets: bytes) -> None:
+        """Checks what comes next, for example `[,],[,`."""
+        if not self._period:
+            self._row += brackets
+            if not self._find_row():
+                return
+            brackets = bytes(self._row)
+            self._row.clear()
+        step = len(self._pattern) - self._period
+        for start in range(0, len(brackets), step):
+            part = brackets[start : start + step]
+            begin = self._size % self._period
+            if self._pattern[begin : begin + len(part)] != part:
+                raise _UncutError
+            self._size += len(part)
+
+    def _find_row(self) -> bool:
+        row = self._row
+        if self._depth < 0:
+            self._depth = len(row) - len(row.lstrip(b"["))
+        end = row.find(b"]" * self._depth, max(0, self._searched - self._depth))
+        self._searched = len(row)
+        if end < 0:
+            return False
+        row_only = bytes(row[: end + self._depth])
+        self._row_shape = _measure(row_only, self._depth)
+        self._period = len(row_only) + 1
+        self._pattern = (row_only + b",") * (2 + PIECE_BYTES // self._period)
+        return True
+
+    def find_shape(self, size: int) -> tuple[int, ...]:
+        """The shape of so many numbers."""
+        if not self._period:
+            raise _UncutError
+        count, rest = divmod(self._size + 1, self._period)
+        shape = (count, *self._row_shape)
+        if rest or math.prod(shape) != size:
+            raise _UncutError
+        return shape
+
+
+def _measure(row: bytes, depth: int) -> list[int]:
+    """The shape of a row with these brackets and commas, if the row is regular."""
     shape: list[int] = []
     unit = b""  # of one element at this level
     for level in range(1, depth + 1):
-        end = structure.find(b"]" * level) + level
-        count, rest = divmod(end - (depth - level) - 1, len(unit) + 1)
+        length = row.find(b"]" * level) + level - (depth - level)
+        count, rest = divmod(length - 1, len(unit) + 1)
         if rest or count < 1:
             raise _UncutError
         shape.insert(0, count)
         unit = b"[" + (unit + b",") * (count - 1) + unit + b"]"
-    count, rest = divmod(len(structure) + 1, len(unit) + 1)
-    if rest or (unit + b",") * (count - 1) + unit != structure:
+    if unit != row:
         raise _UncutError
-    shape.insert(0, count)
-    if math.prod(shape) != size:
-        raise _UncutError
-    return tuple(shape)
+    return shape
 
 
 def _cut_rows(cut: CutBody) -> Iterator[bytes]:

@@ -16,11 +16,11 @@ _PER_BYTE = 2
 _PER_BYTE_NOT_ASCII = 6
 """A string with one character beyond the basic plane has four bytes for each."""
 
-_PER_COMMA = 56
-_PER_LIST = 104
+_PER_COMMA = 60
+_PER_LIST = 112
 _PER_OBJECT = 100
 _PER_KEY = 120
-_PER_STRING = 104
+_PER_STRING = 108
 
 _PER_ANSWERED_VALUE = 48
 """Of a number: twice its text with a comma and a blank, in parts and joined."""
