@@ -176,11 +176,21 @@ class Metrics(Observer):
     def observe_runtime_latency(
         self, servable_id: ServableId, signature_name: str, api: str, latency_us: float
     ) -> None:
+        self.bind_runtime_latency(servable_id, signature_name, api)(latency_us)
+
+    def bind_runtime_latency(
+        self, servable_id: ServableId, signature_name: str, api: str
+    ) -> Callable[[float], None]:
         name = servable_id.name
         runtime = self._runtimes.get((servable_id, signature_name), "")
-        self._runtime_latency.child(name, api, runtime).observe(latency_us)
+        all_versions = self._runtime_latency.child(name, api, runtime)
         own = self._runtime.child(name, str(servable_id.version), signature_name)
-        own.observe(latency_us * 1e-6)
+
+        def observe(latency_us: float) -> None:
+            all_versions.observe(latency_us)
+            own.observe(latency_us * 1e-6)
+
+        return observe
 
     def observe_examples(self, model_name: str, num_examples: int) -> None:
         self._examples.child(model_name).observe(num_examples)
