@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from contract.console.exits import ExitCode
 from contract.console.terminal import say
-from contract.errors import ConfigError, PlumblineError
+from contract.errors import PlumblineError
+from serving.addresses import is_loopback
 from serving.config.flags import ServerFlags, describe_flags, list_flags
-from serving.config.server import ServerConfig, parse_server_flags, read_config
+from serving.config.server import ServerConfig, check_honoured, parse_server_flags, read_config
 
 if TYPE_CHECKING:
     from serving.engines.loading import Trials
@@ -56,8 +57,13 @@ def run_embedded(arguments: argparse.Namespace) -> int:
         logger.warning("%s", one)
     for name in find_ignored(flags):
         logger.warning("--%s is accepted and ignored by the embedded server", name)
-    if flags.use_alts_credentials:
-        raise ConfigError("--use_alts_credentials: only TensorFlow Serving has ALTS; use TLS")
+    if flags.auth_token_file and not flags.ssl_config_file and not is_loopback(flags.host):
+        logger.warning(
+            "--auth_token_file with --host=%s and without --ssl_config_file: whoever sees the "
+            "traffic sees the tokens; serve TLS, or listen on 127.0.0.1 behind what does",
+            flags.host,
+        )
+    check_honoured(flags)
     try:
         config = read_config(flags, unknown_flags)
         if config.workers == 1:

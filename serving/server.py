@@ -19,6 +19,7 @@ from serving.config.server import ServerConfig
 from serving.front import Front, SingleProcess
 from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
+from serving.transport.listener import ConnectionTable
 from serving.versions.manager import Failure, FailureKind, ServableManager, raise_failures
 from serving.versions.polling import ConfigPoller
 
@@ -49,6 +50,7 @@ class Server:
         self._handlers = Handlers(
             front, config, front.metrics, request_log=_make_request_log(config, front)
         )
+        self._connections = _make_connection_table(config)
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
@@ -67,7 +69,7 @@ class Server:
         if config.strict_compat and not self._front.is_replacement:
             # TensorFlow Serving opens its ports once every model is AVAILABLE.
             await asyncio.to_thread(self._wait_or_fail)
-        self._grpc = GrpcServer(self._handlers, config, self._health)
+        self._grpc = GrpcServer(self._handlers, config, self._health, connections=self._connections)
         await self._grpc.start()
         if config.rest_api_port:
             # A gRPC-only server need not import it.
@@ -197,3 +199,13 @@ def _find_hopeless(manager: ServableManager, *, strict: bool) -> list[Failure]:
     if len(failures) < len(found) or any(one.kind is FailureKind.VERSIONS for one in failures):
         return []
     return failures
+
+
+def _make_connection_table(config: ServerConfig) -> ConnectionTable:
+    """The limits on connections, of both protocols together."""
+    return ConnectionTable(
+        max_connections=config.max_connections,
+        max_age_s=config.max_connection_age_s,
+        header_timeout_s=config.header_timeout_s,
+        idle_timeout_s=config.idle_timeout_s,
+    )

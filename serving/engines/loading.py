@@ -17,11 +17,13 @@ from contract.servable import ServableId
 from contract.signature import STRING, Signature
 from contract.wire.plumbline_wire import metadata_pb2
 from contract.wire.signatures import read_signature_defs, signature_to_proto, signatures_from_map
-from serving.config.server import ServerConfig
+from serving.config.flags import AUTO
+from serving.config.server import BatchingParameters, ServerConfig, read_batching_parameters
 from serving.engines.lazy import LazyEngine
 from serving.engines.litert import LiteRTEngine
 from serving.engines.self_test import Examination, load_golden, replay_golden
 from serving.engines.servable import LITERT, TENSORFLOW, Engine, Servable
+from serving.engines.signatures import SignatureChecks
 from serving.engines.tensorflow import TensorFlowEngine
 from serving.observer import EngineChoice, Observer
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from contract.wire.plumbline_wire.saved_model_pb2 import SignatureDef
 
 _log = logging.getLogger(__name__)
+
+_BATCHING_PARAMETERS = "batching_params.pbtxt"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ def load_servable(
             servable_id,
             make_tensorflow,
             check=check_tensorflow,
-            batching=config.batching,
+            batching=_choose_batching(version_dir, config),
             observer=observer,
         )
         if litert is None or config.preload_signatures:
@@ -145,6 +149,7 @@ def examine_version(
         check_files(version_dir, read_manifest(version_dir))
     signature_defs = _read_signature_defs(version_dir, config)
     signatures = signatures_from_map(signature_defs)
+    SignatureChecks(servable_id, signature_defs)  # their defaults are tensors
     choices, litert = select_engines(version_dir, signatures, config)
     for name, choice in sorted(choices.items()):
         _log.info("%s: %s by %s: %s", servable_id, name, choice.engine, choice.reason)
@@ -188,6 +193,14 @@ def make_examination(
     )
 
 
+def _choose_batching(version_dir: Path, config: ServerConfig) -> BatchingParameters | None:
+    """As `GetPerModelBatchingParams` of `servables/tensorflow/bundle_factory_util.cc` does."""
+    if config.batching is None or not config.enable_per_model_batching_parameters:
+        return config.batching
+    path = version_dir / _BATCHING_PARAMETERS
+    return read_batching_parameters(path) if path.exists() else None
+
+
 def _read_signature_defs(version_dir: Path, config: ServerConfig) -> dict[str, SignatureDef]:
     saved_model = version_dir / layout.SAVED_MODEL
     tflite = version_dir / layout.variant_path(layout.FLOAT32)
@@ -222,7 +235,9 @@ def select_engines(
     """
     is_only = config.engine == LITERT
     model: LiteRTEngine | str = "--engine=tensorflow"
-    if config.engine != TENSORFLOW:
+    if config.engine == AUTO and config.saved_model_tags != ServerConfig.saved_model_tags:
+        model = f"model.tflite is no graph of --saved_model_tags={config.saved_model_tags}"
+    elif config.engine != TENSORFLOW:
         model = _open_model(version_dir, is_only=is_only, num_threads=config.litert_num_threads)
     if isinstance(model, str):
         return {name: EngineChoice(TENSORFLOW, model) for name in signatures}, None

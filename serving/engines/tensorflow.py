@@ -28,6 +28,7 @@ import numpy as np
 from contract.console.terminal import hide_chatter
 from contract.errors import (
     Code,
+    ConfigError,
     InternalError,
     PlumblineError,
     SignatureNotFoundError,
@@ -72,14 +73,10 @@ class TensorFlowEngine(Engine):
         self._errors = tf.errors.OpError
         self._c_api = pywrap_tf_session
         self._run_options = config_pb2.RunOptions
-        both = config.tensorflow_session_parallelism
-        threads = tf.compat.v1.ConfigProto(
-            intra_op_parallelism_threads=config.tensorflow_intra_op_parallelism or both,
-            inter_op_parallelism_threads=config.tensorflow_inter_op_parallelism or both,
-        )
         graph = tf.Graph()
-        self._session = tf.compat.v1.Session(graph=graph, config=threads)
+        session_config = _make_session_config(config, config_pb2.ConfigProto())
         try:
+            self._session = tf.compat.v1.Session(graph=graph, config=session_config)
             with graph.as_default():
                 meta_graph = tf.compat.v1.saved_model.load(
                     self._session, config.saved_model_tags.split(","), str(version_dir)
@@ -166,6 +163,28 @@ class TensorFlowEngine(Engine):
 
     def _find_tensor(self, name: str) -> Any:
         return self._session.graph.get_tensor_by_name(name)._as_tf_output()
+
+
+def _make_session_config(config: ServerConfig, message: Any) -> Any:
+    """The file's ConfigProto with flags over it, as `model_servers/server.cc` has it."""
+    if config.session_config:
+        from google.protobuf import text_format
+
+        try:
+            text_format.Parse(config.session_config, message)
+        except text_format.ParseError as error:
+            raise ConfigError(
+                f"--tensorflow_session_config_file={config.tensorflow_session_config_file}: "
+                f"no text-format ConfigProto: {error}"
+            ) from None
+    both = config.tensorflow_session_parallelism
+    if intra := config.tensorflow_intra_op_parallelism or both:
+        message.intra_op_parallelism_threads = intra
+    if inter := config.tensorflow_inter_op_parallelism or both:
+        message.inter_op_parallelism_threads = inter
+    if fraction := config.per_process_gpu_memory_fraction:
+        message.gpu_options.per_process_gpu_memory_fraction = fraction
+    return message
 
 
 def _import_tensorflow() -> Any:

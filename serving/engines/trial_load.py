@@ -6,7 +6,7 @@ that one the process that loads: a fork costs a millisecond where an import cost
 zygote ends when nobody is left that could ask it. Elsewhere, and should the zygote be gone, a
 trial is an interpreter of its own.
 
-What was found comes back as plain data, never as pickles: the process that loads a version is
+What was found comes back as plain data and never as a pickle: the process that loads a version is
 trusted no more than its files.
 """
 
@@ -16,6 +16,7 @@ import dataclasses
 import gc
 import logging
 import os
+import pickle
 import select
 import signal
 import socket
@@ -41,7 +42,6 @@ from contract.errors import (
 from contract.lite.runtime import find_interpreter
 from contract.servable import ServableId
 from contract.wire.plumbline_wire import metadata_pb2
-from serving.config.flags import ServerFlags
 from serving.config.server import ServerConfig
 from serving.engines.loading import Findings, Trials, examine_version, try_tensorflow
 from serving.engines.servable import TENSORFLOW
@@ -68,15 +68,18 @@ class Request(msgspec.Struct, frozen=True):
         name: The model's.
         version: Its number.
         directory: The version's.
-        flags: The server's.
         tensorflow: The signatures that TensorFlow is to be loaded for; None for everything else.
     """
 
     name: str
     version: int
-    directory: str
-    flags: dict[str, bool | int | float | str]
+    directory: bytes
     tensorflow: tuple[str, ...] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The version's directory."""
+        return Path(os.fsdecode(self.directory))
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -129,8 +132,7 @@ class _AskedTrials:
     """What both kinds of trial share: requests out of arguments, answers out of reports."""
 
     def __init__(self, config: ServerConfig) -> None:
-        names = [field.name for field in dataclasses.fields(ServerFlags)]
-        self._flags = {name: getattr(config, name) for name in names}
+        self._config = config
 
     def examine(self, servable_id: ServableId, version_dir: Path, observer: Observer) -> Findings:
         """See `Trials`."""
@@ -159,7 +161,7 @@ class _AskedTrials:
         self, servable_id: ServableId, version_dir: Path, tensorflow: tuple[str, ...] | None
     ) -> Report:
         name, version = servable_id.name, servable_id.version
-        request = Request(name, version, str(version_dir), self._flags, tensorflow)
+        request = Request(name, version, os.fsencode(version_dir), tensorflow)
         try:
             return msgspec.msgpack.decode(self._run(request), type=Report)
         except msgspec.DecodeError as error:
@@ -186,7 +188,7 @@ class ForkedTrials(_AskedTrials):
         gc.freeze()  # what is there now is never collected, so its pages stay shared
         self.pid = os.fork()
         if self.pid == 0:
-            _be_zygote(its)
+            _be_zygote(its, config)
         its.close()
 
     def _run(self, request: Request) -> bytes:
@@ -196,7 +198,7 @@ class ForkedTrials(_AskedTrials):
                 with there:
                     message = msgspec.msgpack.encode(request)
                     socket.send_fds(self._socket, [message], [there.fileno()])
-                limit_s = find_time_limit(request)
+                limit_s = find_time_limit(request, self._config)
                 here.settimeout(None if limit_s is None else limit_s + _GRACE_S)
                 report = _receive(here)
             except OSError as error:
@@ -209,7 +211,8 @@ class SpawnedTrials(_AskedTrials):
     """Trials by interpreters of their own."""
 
     def _run(self, request: Request) -> bytes:
-        limit_s = find_time_limit(request)
+        limit_s = find_time_limit(request, self._config)
+        known = dataclasses.replace(self._config, tls=None, auth_tokens=())
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import main; main()"],
@@ -218,7 +221,7 @@ class SpawnedTrials(_AskedTrials):
             env=environment,
         ) as child:
             try:
-                report, _ = child.communicate(msgspec.msgpack.encode(request), limit_s)
+                report, _ = child.communicate(pickle.dumps((known, request)), limit_s)
             except subprocess.TimeoutExpired:
                 child.kill()
                 return _encode_failure(_make_late(request, limit_s))
@@ -227,39 +230,38 @@ class SpawnedTrials(_AskedTrials):
 
 def main() -> None:
     """What a spawned interpreter does: the request comes on stdin, the report goes to stdout."""
-    request = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Request)
+    config, request = pickle.load(sys.stdin.buffer)
     output = os.dup(1)
     os.dup2(2, 1)  # libraries print
     logging.basicConfig(
         stream=sys.stderr,
-        level=str(request.flags["log_level"]).upper(),
+        level=config.log_level.upper(),
         format="%(asctime)s %(levelname).1s %(name)s] %(message)s",
     )
     limit_resources()
     with os.fdopen(output, "wb") as file:
-        file.write(run_trial(request))
+        file.write(run_trial(request, config))
         file.flush()
         os._exit(0)  # without unloading what may not unload
 
 
-def find_time_limit(request: Request) -> float | None:
+def find_time_limit(request: Request, config: ServerConfig) -> float | None:
     """Seconds that a trial may take: --trial_timeout_s, and more for large versions."""
-    base = float(request.flags["trial_timeout_s"])
-    if not base:
+    if not config.trial_timeout_s:
         return None
     size = 0
-    for path in Path(request.directory).rglob("*"):
+    for path in request.path.rglob("*"):
         try:
             size += path.stat().st_size
         except OSError:
             continue
-    return base + size / BYTES_PER_EXTRA_SECOND
+    return config.trial_timeout_s + size / BYTES_PER_EXTRA_SECOND
 
 
 # The zygote and what it forks. Nothing of the caller's stack may run in them: they end here.
 
 
-def _be_zygote(requests: socket.socket) -> NoReturn:
+def _be_zygote(requests: socket.socket, config: ServerConfig) -> NoReturn:
     code = 1
     try:
         # It ends with those who ask, who may still load while they drain.
@@ -275,7 +277,7 @@ def _be_zygote(requests: socket.socket) -> NoReturn:
                 break
             if os.fork() == 0:
                 requests.close()
-                _watch_trial(message, fds[0])
+                _watch_trial(message, fds[0], config)
             for fd in fds:
                 os.close(fd)
     except BaseException:
@@ -284,17 +286,17 @@ def _be_zygote(requests: socket.socket) -> NoReturn:
         os._exit(code)
 
 
-def _watch_trial(message: bytes, reply: int) -> NoReturn:
+def _watch_trial(message: bytes, reply: int, config: ServerConfig) -> NoReturn:
     """Forks who loads, and answers for it whatever becomes of it."""
     code = 1
     try:
         request = msgspec.msgpack.decode(message, type=Request)
-        limit_s = find_time_limit(request)
+        limit_s = find_time_limit(request, config)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         ours, its = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _be_trial(request, its, limit_s)
+            _be_trial(request, config, its, limit_s)
         os.close(its)
         answer = _await_report(request, pid, ours, reply, limit_s)
         with socket.socket(fileno=reply) as answering:
@@ -306,7 +308,9 @@ def _watch_trial(message: bytes, reply: int) -> NoReturn:
         os._exit(code)
 
 
-def _be_trial(request: Request, output: int, limit_s: float | None) -> NoReturn:
+def _be_trial(
+    request: Request, config: ServerConfig, output: int, limit_s: float | None
+) -> NoReturn:
     code = 1
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -314,7 +318,7 @@ def _be_trial(request: Request, output: int, limit_s: float | None) -> NoReturn:
         if limit_s is not None:  # should nobody watch any more
             signal.alarm(int(limit_s + _GRACE_S) + 1)
         limit_resources()
-        report = run_trial(request)
+        report = run_trial(request, config)
         with os.fdopen(output, "wb") as file:
             file.write(report)
         code = 0
@@ -392,11 +396,10 @@ class _Notes(Observer):
         self.warmup_us = latency_us
 
 
-def run_trial(request: Request) -> bytes:
+def run_trial(request: Request, config: ServerConfig) -> bytes:
     """Loads and tests a version in this process; gives the report."""
-    config = ServerConfig(**request.flags)  # type: ignore[arg-type]
     servable_id = ServableId(request.name, request.version)
-    version_dir = Path(request.directory)
+    version_dir = request.path
     notes = _Notes()
     signature_defs, failure = b"", None
     try:
@@ -479,7 +482,9 @@ def _close_all_but(fd: int) -> None:
 
 
 def _describe(error: PlumblineError) -> Failure:
-    return Failure(type(error).__name__, error.message, int(error.code))
+    # A file's name in it may be of any bytes, a report is UTF-8.
+    message = error.message.encode(errors="replace").decode()
+    return Failure(type(error).__name__, message, int(error.code))
 
 
 def _encode_failure(error: PlumblineError) -> bytes:
@@ -495,14 +500,14 @@ def _raise_failure(report: Report) -> None:
 
 def _make_unfit(request: Request, how: str) -> ManifestError:
     return ManifestError(
-        f"{request.directory}: the process that loaded and tested it first {how}; its files are "
+        f"{request.path}: the process that loaded and tested it first {how}; its files are "
         "damaged or do harm: export and publish it again"
     )
 
 
 def _make_late(request: Request, limit_s: float | None) -> ManifestError:
     return ManifestError(
-        f"{request.directory}: it was not loaded and tested within {limit_s or 0:.0f} s; a graph "
+        f"{request.path}: it was not loaded and tested within {limit_s or 0:.0f} s; a graph "
         "in it may never end, or --trial_timeout_s must be higher"
     )
 

@@ -44,7 +44,7 @@ HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS = 1, 2, 3
 INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 4, 5, 6
 MAX_WINDOW = 2**31 - 1
 
-PATIENCE_S = 15
+PATIENCE_S = 10
 """Until a test gives up on a frame that must come."""
 
 Fields = Sequence[tuple[str, str]]
@@ -229,12 +229,12 @@ class Peer:
             return
 
     def send_body(self, stream: int, body: bytes, *, size: int = 16384) -> None:
-        """A request's body to its end, within the windows that the server gives.
+        """A request's body, within the windows that the server gives, to its end or the answer's.
 
         Only bodies sent by this count against the windows.
         """
         position = 0
-        while position < len(body):
+        while position < len(body) and not self._is_over(stream):
             room = min(self._room(0), self._room(stream), size, len(body) - position)
             if room <= 0:
                 assert self.read() is not None, self.told
