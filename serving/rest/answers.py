@@ -25,8 +25,9 @@ from serving.rest.requests import INT_RANGES, name_dtype
 _DIGITS = {"float32": ("%.9g", "f"), "float64": ("%.17g", "d")}
 """Digits that name any number of a dtype, and array.array's code of it."""
 
-_PART_SIZE = 65536
-"""Elements written at a time: each is an object of its own, twenty times its digits' size."""
+_PART_SIZE = 4096
+"""Elements written at a time: each is an object of its own, twenty times its digits' size, and
+other threads wait for some milliseconds while they are formatted."""
 
 _WORDS = {"nan": b"NaN", "-nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 import time
-import zlib
 from collections.abc import Awaitable, Callable
 
 from contract.errors import (
@@ -18,11 +17,10 @@ from contract.errors import (
     InternalError,
     PlumblineError,
     RequestError,
-    ResourceExhaustedError,
     ServableUnavailableError,
     UnauthenticatedError,
 )
-from contract.wire.status_codes import ERROR_KEY, http_status
+from contract.wire.status_codes import ERROR_KEY, headers_for, http_status
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
@@ -34,6 +32,7 @@ from serving.rest.paths import EmptyAnswer, is_api_path, is_valid_path, parse_pa
 from serving.security import TokenStore, make_ssl_context
 from serving.transport.admission import MemoryBudget
 from serving.transport.http1 import Answer, Http1Connections, Limits, Request
+from serving.transport.inflate import Compression, inflate
 
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
@@ -56,7 +55,6 @@ _CORS = (
 )
 _ORIGIN = re.compile("https?://")
 _NO_BUDGET = 2**62
-_GZIP = 16 + zlib.MAX_WBITS
 
 _log = logging.getLogger(__name__)
 
@@ -238,7 +236,7 @@ class RestServer:
                     sent = request.body
                     if b"content-encoding" in request.headers:
                         sent = await self._inflate(request)
-                body = await self._methods.answer(method, target, sent)
+                body = await self._methods.answer(method, target, sent, context=request.context)
             if target is None or body is None:
                 raise RequestError(f"Malformed request: {method} {path}")
         except PlumblineError as error:
@@ -257,8 +255,9 @@ class RestServer:
         if isinstance(error, EmptyAnswer):
             kind, body = RequestError, b""
         status = http_status(error.code)
-        head = b"%s%s: %s\r\n" % (self._json, ERROR_KEY.encode(), kind.__name__.encode())
-        return Answer(status, head + _RETRY if status == 429 else head, body)
+        headers = {**headers_for(error), ERROR_KEY: kind.__name__}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return Answer(status, self._json + lines.encode(), body)
 
     def _answer_preflight(self, request: Request) -> Answer:
         origin = request.find_header(b"origin") or ""
@@ -270,27 +269,20 @@ class RestServer:
         body = request.body
         if b"gzip" not in request.headers[b"content-encoding"]:
             return body
+
+        def read() -> bytes:
+            content = inflate(
+                body,
+                Compression.GZIP,
+                max_bytes=self._max_inflated_bytes,
+                reserve=request.context.reserve,
+                flag="max_inflated_bytes",
+            )
+            return content or b""  # of a damaged one, as TensorFlow Serving takes it
+
         if len(body) < LARGE_BYTES // 4:
-            return inflate_gzip(body, max_bytes=self._max_inflated_bytes)
-        return await self._pool.run(lambda: inflate_gzip(body, max_bytes=self._max_inflated_bytes))
-
-
-def inflate_gzip(data: bytes | bytearray, *, max_bytes: int) -> bytes:
-    """The content of a gzip body; b"" when it is damaged, as TensorFlow Serving takes it.
-
-    Never allocates more than `max_bytes` and a little.
-    """
-    inflater = zlib.decompressobj(_GZIP)
-    try:
-        content = inflater.decompress(data, max_bytes + 1)
-    except zlib.error:
-        return b""
-    if len(content) > max_bytes:
-        raise ResourceExhaustedError(
-            f"the body is larger than {max_bytes} bytes after gunzip (--max_inflated_bytes); "
-            "send fewer rows at a time, or use gRPC"
-        )
-    return content if inflater.eof else b""
+            return read()
+        return await self._pool.run(read, context=request.context)
 
 
 def _send_page(status: int, reason: str) -> Answer:
