@@ -16,6 +16,7 @@ from contract.wire.predict import model_spec_to_proto
 from serving.api.handlers import Handlers
 from serving.api.results import CLASSIFICATION, REGRESSION, ExamplesMethod
 from serving.config.server import ServerConfig
+from serving.context import RequestContext
 from serving.engines.signatures import UNKNOWN_IN_REST
 from serving.rest.answers import (
     encode_classification,
@@ -24,7 +25,7 @@ from serving.rest.answers import (
     encode_regression,
     encode_rows,
 )
-from serving.rest.json_text import parse_json_object
+from serving.rest.json_text import may_hold_booleans, parse_json_object
 from serving.rest.paths import Target
 from serving.rest.requests import read_examples, read_inputs, read_signature_name
 
@@ -40,33 +41,43 @@ class RestMethods:
     def __init__(self, handlers: Handlers, config: ServerConfig) -> None:
         self._handlers = handlers
         self._max_depth = config.max_json_depth
-        self._verbs: dict[str, Callable[[ModelSpec, bytes | bytearray], Awaitable[bytes]]] = {
+        self._verbs: dict[
+            str, Callable[[ModelSpec, bytes | bytearray, RequestContext], Awaitable[bytes]]
+        ] = {
             "predict": self._predict,
             "classify": partial(self._answer_examples, CLASSIFICATION, encode_classification),
             "regress": partial(self._answer_examples, REGRESSION, encode_regression),
         }
 
-    async def answer(self, method: str, target: Target, body: bytes | bytearray) -> bytes | None:
+    async def answer(
+        self, method: str, target: Target, body: bytes | bytearray, *, context: RequestContext
+    ) -> bytes | None:
         """The body of the answer; None when there is no such thing to ask for."""
         if method == "GET":
             return self._describe(target)
         verb = self._verbs.get(target.verb)
-        return None if verb is None else await verb(target.spec, body)
+        return None if verb is None else await verb(target.spec, body, context)
 
-    async def _predict(self, spec: ModelSpec, body: bytes | bytearray) -> bytes:
-        document = await self._parse(body)
+    async def _predict(
+        self, spec: ModelSpec, body: bytes | bytearray, context: RequestContext
+    ) -> bytes:
+        document = await self._parse(body, context)
         name = read_signature_name(document)
         with self._handlers.acquire(spec) as servable:
             check = servable.checks.find(name, UNKNOWN_IN_REST)
             if not check.input_names:
                 raise RequestError(f"Failed to get input map for signature: {name or 'DEFAULT'}")
             inputs, by_row = await self._run(
-                lambda: read_inputs(document, check.input_dtypes), len(body)
+                lambda: read_inputs(
+                    document, check.input_dtypes, has_booleans=may_hold_booleans(body)
+                ),
+                len(body),
+                context,
             )
-            outputs = await self._handlers.predict_arrays(servable, check, inputs)
+            outputs = await self._handlers.predict_arrays(servable, check, inputs, context=context)
         encode = encode_rows if by_row else encode_columns
         size = sum(array.nbytes for array in outputs.values())
-        return await self._run(lambda: encode(outputs), size)
+        return await self._run(lambda: encode(outputs), size, context)
 
     async def _answer_examples(
         self,
@@ -74,24 +85,29 @@ class RestMethods:
         encode: Callable[[Any], bytes],
         spec: ModelSpec,
         body: bytes | bytearray,
+        context: RequestContext,
     ) -> bytes:
-        document = await self._parse(body)
+        document = await self._parse(body, context)
         spec = dataclasses.replace(spec, signature_name=read_signature_name(document))
-        message = await self._run(lambda: read_examples(document), len(body))
-        answered, result = await self._handlers.answer_examples(method, spec, message)
+        message = await self._run(lambda: read_examples(document), len(body), context)
+        answered, result = await self._handlers.answer_examples(
+            method, spec, message, context=context
+        )
         if self._handlers.request_log is not None:
             self._handlers.request_log.offer_examples(method.rpc, spec, message, answered, result)
         return encode(result)
 
-    async def _parse(self, body: bytes | bytearray) -> dict[str, Any]:
+    async def _parse(self, body: bytes | bytearray, context: RequestContext) -> dict[str, Any]:
         return await self._run(
-            lambda: parse_json_object(body, max_depth=self._max_depth), len(body)
+            lambda: parse_json_object(body, max_depth=self._max_depth), len(body), context
         )
 
-    async def _run(self, call: Callable[[], Result], num_bytes: int) -> Result:
+    async def _run(
+        self, call: Callable[[], Result], num_bytes: int, context: RequestContext
+    ) -> Result:
         if num_bytes < LARGE_BYTES:
             return call()
-        return await self._handlers.pool.run(call)
+        return await self._handlers.pool.run(call, context=context)
 
     def _describe(self, target: Target) -> bytes:
         spec = target.spec

@@ -7,10 +7,10 @@ Paths, methods, headers and bodies that are no JSON are those of its HTTP server
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import re
 import time
-import zlib
 from collections.abc import Awaitable, Callable
 
 from contract.errors import (
@@ -22,7 +22,7 @@ from contract.errors import (
     ServableUnavailableError,
     UnauthenticatedError,
 )
-from contract.wire.status_codes import ERROR_KEY, http_status
+from contract.wire.status_codes import headers_for, http_status
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
@@ -30,10 +30,11 @@ from serving.monitoring.health import CallCounter, Health
 from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
-from serving.rest.paths import EmptyAnswer, is_api_path, is_valid_path, parse_path
+from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
 from serving.security import check_token, make_ssl_context
-from serving.transport.admission import MemoryBudget
+from serving.transport.admission import RETRY_AFTER_S, MemoryBudget
 from serving.transport.http1 import Answer, Http1Connections, Limits, Request
+from serving.transport.inflate import Compression, inflate
 
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
@@ -48,7 +49,6 @@ _HTML = b"Content-Type: text/html\r\n"
 _NO_JSON = b"Content-Type: text/html; charset=ISO-8859-1\r\n"
 _TEXT = b"Content-Type: text/plain; charset=utf-8\r\n"
 _BEARER = b"WWW-Authenticate: Bearer\r\n"
-_RETRY = b"Retry-After: 1\r\n"
 _CORS = (
     b"Access-Control-Allow-Origin: *\r\n"
     b"Access-Control-Allow-Methods: POST, GET\r\n"
@@ -56,7 +56,10 @@ _CORS = (
 )
 _ORIGIN = re.compile("https?://")
 _NO_BUDGET = 2**62
-_GZIP = 16 + zlib.MAX_WBITS
+
+_MAX_KNOWN_TARGETS = 256
+_MAX_KNOWN_CHARS = 256
+"""Paths whose meaning is remembered."""
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +102,7 @@ class RestServer:
         self._json = _JSON + more
         self._no_json = _NO_JSON + more
         self._calls = CallCounter()
+        self._known_targets: dict[str, Target] = {}
         self._server: asyncio.Server | None = None
         timeout_s = config.rest_api_timeout_in_ms / 1000
         self._connections = Http1Connections(
@@ -157,17 +161,19 @@ class RestServer:
         """Turns away who may not call: 401 without a token, 429 beyond the limit."""
         calls, config = self._calls, self._config
         calls.num_in_flight += 1
-        if request.target.partition("?")[0] in self._probes:
-            return None
         limit = config.max_concurrent_calls
-        if limit and calls.num_in_flight > limit:
+        is_full = limit and calls.num_in_flight > limit
+        if not (is_full or config.auth_tokens) or _cut_query(request.target) in self._probes:
+            return None
+        if is_full:
             text = f"{limit} calls are in flight already (--max_concurrent_calls)"
-            return Answer(429, self._json + _RETRY, encode_error(text))
-        if config.auth_tokens:
-            try:
-                check_token(config.auth_tokens, request.find_header(b"authorization"))
-            except UnauthenticatedError as error:
-                return Answer(401, self._json + _BEARER, encode_error(error.message))
+            return self._encode_refusal(ResourceExhaustedError(text, retry_after_s=RETRY_AFTER_S))
+        try:
+            check_token(config.auth_tokens, request.find_header(b"authorization"))
+        except UnauthenticatedError as error:
+            answer = self._encode_refusal(error)
+            answer.head += _BEARER
+            return answer
         return None
 
     def end(self, request: Request) -> None:
@@ -178,7 +184,9 @@ class RestServer:
         """The answer to a request; never raises."""
         path = request.target
         method = request.method
-        bare = path.partition("?")[0]
+        if method == "POST" and (target := self._known_targets.get(path)) is not None:
+            return await self._answer(request, path, target)
+        bare = _cut_query(path)
         if bare in self._pages and method in ("GET", "HEAD"):
             return await self._answer_page(bare)
         if method not in _ALLOWED:
@@ -189,7 +197,21 @@ class RestServer:
             return _send_page(404, "Not Found")
         if method == "OPTIONS":
             return self._answer_preflight(request)
-        return await self._answer(request, path)
+        try:
+            found = self._parse_path(method, path)
+        except PlumblineError as error:
+            return self._refuse("", error)
+        return await self._answer(request, path, found)
+
+    def _parse_path(self, method: str, path: str) -> Target:
+        target = parse_path(method, path)
+        if target is None:
+            raise _make_path_error(method, path)
+        if method == "POST" and len(path) <= _MAX_KNOWN_CHARS:
+            if len(self._known_targets) >= _MAX_KNOWN_TARGETS:
+                self._known_targets.clear()
+            self._known_targets[path] = target
+        return target
 
     def refuse(self, request: Request, error: PlumblineError) -> Answer:
         """The answer to a request that ended in an error."""
@@ -222,21 +244,18 @@ class RestServer:
             return Answer(500, _TEXT, CRASH_TEXT.encode() + b"\n")
         return Answer(200, b"Content-Type: %s\r\n" % CONTENT_TYPE.encode(), page.encode())
 
-    async def _answer(self, request: Request, path: str) -> Answer:
+    async def _answer(self, request: Request, path: str, target: Target) -> Answer:
         started = time.perf_counter()
-        method, name, body = request.method, "", None
+        method, name = request.method, target.spec.name
         try:
-            target = parse_path(method, path)
-            if target is not None:
-                name = target.spec.name
-                sent: bytes | bytearray = b""
-                if method == "POST":
-                    sent = request.body
-                    if b"content-encoding" in request.headers:
-                        sent = await self._inflate(request)
-                body = await self._methods.answer(method, target, sent)
-            if target is None or body is None:
-                raise RequestError(f"Malformed request: {method} {path}")
+            sent: bytes | bytearray = b""
+            if method == "POST":
+                sent = request.body
+                if b"content-encoding" in request.headers:
+                    sent = await self._inflate(request)
+            body = await self._methods.answer(method, target, sent, context=request.context)
+            if body is None:
+                raise _make_path_error(method, path)
         except PlumblineError as error:
             return self._refuse(name, error)
         except Exception:  # the boundary: a caller learns nothing of it, the log all
@@ -249,12 +268,15 @@ class RestServer:
 
     def _refuse(self, name: str, error: PlumblineError) -> Answer:
         self._observer.observe_request(name, error.code.name)
-        kind, body = type(error), encode_error(error.message)
+        return self._encode_refusal(error)
+
+    def _encode_refusal(self, error: PlumblineError) -> Answer:
+        told: PlumblineError = error
+        body = encode_error(error.message)
         if isinstance(error, EmptyAnswer):
-            kind, body = RequestError, b""
-        status = http_status(error.code)
-        head = b"%s%s: %s\r\n" % (self._json, ERROR_KEY.encode(), kind.__name__.encode())
-        return Answer(status, head + _RETRY if status == 429 else head, body)
+            told, body = RequestError(error.message), b""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers_for(told).items())
+        return Answer(http_status(error.code), self._json + lines.encode(), body)
 
     def _answer_preflight(self, request: Request) -> Answer:
         origin = request.find_header(b"origin") or ""
@@ -263,30 +285,28 @@ class RestServer:
         return Answer(http_status(code), self._no_json, b"")
 
     async def _inflate(self, request: Request) -> bytes | bytearray:
-        body = request.body
+        """The body; b"" when its gzip is damaged, as TensorFlow Serving takes it."""
+        body, context = request.body, request.context
         if b"gzip" not in request.headers[b"content-encoding"]:
             return body
-        if len(body) < LARGE_BYTES // 4:
-            return inflate_gzip(body, max_bytes=self._max_inflated_bytes)
-        return await self._pool.run(lambda: inflate_gzip(body, max_bytes=self._max_inflated_bytes))
-
-
-def inflate_gzip(data: bytes | bytearray, *, max_bytes: int) -> bytes:
-    """The content of a gzip body; b"" when it is damaged, as TensorFlow Serving takes it.
-
-    Never allocates more than `max_bytes` and a little.
-    """
-    inflater = zlib.decompressobj(_GZIP)
-    try:
-        content = inflater.decompress(data, max_bytes + 1)
-    except zlib.error:
-        return b""
-    if len(content) > max_bytes:
-        raise ResourceExhaustedError(
-            f"the body is larger than {max_bytes} bytes after gunzip (--max_inflated_bytes); "
-            "send fewer rows at a time, or use gRPC"
+        call = functools.partial(
+            inflate,
+            body,
+            Compression.GZIP,
+            max_bytes=self._max_inflated_bytes,
+            reserve=context.reserve,
+            flag="max_inflated_bytes",
         )
-    return content if inflater.eof else b""
+        is_small = len(body) < LARGE_BYTES // 4
+        return (call() if is_small else await self._pool.run(call, context=context)) or b""
+
+
+def _cut_query(target: str) -> str:
+    return target.partition("?")[0]
+
+
+def _make_path_error(method: str, path: str) -> RequestError:
+    return RequestError(f"Malformed request: {method} {path}")
 
 
 def _send_page(status: int, reason: str) -> Answer:

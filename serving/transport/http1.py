@@ -61,6 +61,9 @@ _MAX_DISCARDED_BYTES = 1024 * 1024
 _MAX_AHEAD_BYTES = 64 * 1024
 """Pipelined bytes kept while a call is in flight."""
 
+_MAX_KNOWN_BYTES = 4096
+"""Heads remembered, one a connection."""
+
 _MAX_LINE_BYTES = 1024
 _CHUNKS_AT_A_TIME = 400
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
@@ -123,32 +126,19 @@ class Request:
         body: b"" until it is read.
         context: Of the work for it.
         reservation: What it holds of the memory budget.
+        keeps_alive: Whether the connection stays open for another one.
     """
 
-    __slots__ = (
-        "body",
-        "content_length",
-        "context",
-        "headers",
-        "is_chunked",
-        "keeps_alive",
-        "method",
-        "reservation",
-        "target",
-        "wants_continue",
-    )
+    __slots__ = ("body", "context", "headers", "keeps_alive", "method", "reservation", "target")
 
-    def __init__(self, method: str, target: str, headers: Mapping[bytes, bytes]) -> None:
-        self.method = method
-        self.target = target
-        self.headers = headers
+    def __init__(self, head: Head, context: RequestContext, reservation: Reservation) -> None:
+        self.method = head.method
+        self.target = head.target
+        self.headers: Mapping[bytes, bytes] = head.headers
+        self.keeps_alive = head.keeps_alive
         self.body: bytes | bytearray = b""
-        self.keeps_alive = True
-        self.is_chunked = False
-        self.content_length = 0
-        self.wants_continue = False
-        self.context: RequestContext
-        self.reservation: Reservation
+        self.context = context
+        self.reservation = reservation
 
     def find_header(self, name: bytes) -> str | None:
         """The value of a header, None when there is none; bytes that are no text are escaped."""
@@ -318,19 +308,47 @@ class MalformedError(Exception):
 
 
 class Head:
-    """What httptools finds in the head of a request; is fed up to its end and no further."""
+    """What httptools finds in the head of a request; is fed up to its end and no further.
 
-    __slots__ = ("_parser", "headers", "is_complete", "target")
+    Attributes:
+        method: For example `POST`.
+        target: See `Request`.
+        headers: See `Request`.
+        keeps_alive: See `Request`.
+        content_length: 0 when there is no such header.
+        is_chunked: Whether the body is in the chunked coding.
+        wants_continue: Whether the body comes after `100 Continue`.
+        is_complete: Whether the rest is known.
+    """
+
+    __slots__ = (
+        "_parser",
+        "_url",
+        "content_length",
+        "headers",
+        "is_chunked",
+        "is_complete",
+        "keeps_alive",
+        "method",
+        "target",
+        "wants_continue",
+    )
 
     def __init__(self) -> None:
-        self._parser = httptools.HttpRequestParser(self)
-        self.target = b""
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._url = b""
+        self.method = ""
+        self.target = ""
         self.headers: dict[bytes, bytes] = {}
+        self.keeps_alive = True
+        self.content_length = 0
+        self.is_chunked = False
+        self.wants_continue = False
         self.is_complete = False
 
     def on_url(self, part: bytes) -> None:
         """Part of the target."""
-        self.target += part
+        self._url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header line."""
@@ -369,42 +387,41 @@ class Head:
             if not self.is_complete:
                 raise MalformedError(str(error)) from None
 
-    def make_request(self) -> Request:
-        """The request, once the head is complete.
+    def finish(self) -> None:
+        """Reads what the headers say of the message, once they are complete.
 
         Raises:
-            MalformedError: It says contradictory things, or of another version.
+            MalformedError: They say contradictory things, or it is of another version.
         """
+        if not self.is_complete:
+            raise MalformedError("the head is empty")
         version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise MalformedError(f"HTTP/{version} is not spoken here; HTTP/1.1 is", 505)
+        self.method = self._parser.get_method().decode()
+        self.target = _decode_target(self._url)
+        self._parser = None  # they hold each other
         headers = self.headers
-        method = self._parser.get_method().decode()
-        request = Request(method, _decode_target(self.target), headers)
-        length = headers.get(b"content-length")
-        if length is not None:
-            request.content_length = int(length)
+        self.content_length = int(headers.get(b"content-length", 0))
         coding = headers.get(b"transfer-encoding")
         if coding is not None:
             if version == "1.0":
                 raise MalformedError("HTTP/1.0 has no Transfer-Encoding")
             if coding.lower() != b"chunked":
                 raise MalformedError("the only Transfer-Encoding understood is chunked", 501)
-            request.is_chunked = True
+            self.is_chunked = True
         connection = headers.get(b"connection")
-        if connection is None:
-            request.keeps_alive = version == "1.1"
-        else:
+        self.keeps_alive = version == "1.1"
+        if connection is not None:
             options = [one.strip() for one in connection.lower().split(b",")]
-            request.keeps_alive = b"close" not in options and (
+            self.keeps_alive = b"close" not in options and (
                 version == "1.1" or b"keep-alive" in options
             )
         expected = headers.get(b"expect")
         if expected is not None and version == "1.1":
             if expected.lower() != b"100-continue":
                 raise MalformedError("the only expectation understood is 100-continue", 417)
-            request.wants_continue = True
-        return request
+            self.wants_continue = True
 
 
 def _decode_target(target: bytes) -> str:
@@ -522,6 +539,8 @@ class Http1Connection(asyncio.Protocol):
         self._at = 0  # what of _data is read
         self._fed = 0  # what of _data the parser has seen, from _at on
         self._head: Head | None = None
+        self._known_head = b""  # the last one, and what it said
+        self._known: Head | None = None
         self._request: Request | None = None
         self._chunks: ChunkReader | None = None
         self._left = 0  # of a body
@@ -679,10 +698,18 @@ class Http1Connection(asyncio.Protocol):
         data, start = self._data, self._at
         if start >= len(data):
             return False
-        head = self._head or self._begin_head()
+        head = self._head
         if head is None:
-            return False
-        start = self._at
+            known = self._known_head
+            if known and data.startswith(known, start):  # a client's calls are much alike
+                assert self._known is not None
+                self._at = start + len(known)
+                self._begin(self._known)
+                return True
+            head = self._begin_head()
+            if head is None:
+                return False
+            start = self._at
         end = data.find(b"\r\n\r\n", start + max(0, self._fed - 3))
         if (len(data) if end < 0 else end) - start > MAX_HEAD_BYTES:
             raise MalformedError(f"the head is larger than {MAX_HEAD_BYTES} bytes", 431)
@@ -693,10 +720,12 @@ class Http1Connection(asyncio.Protocol):
                 raise MalformedError("the head does not end in CR LF CR LF")
             return False
         head.feed(data[start + self._fed : end + 4])
-        if not head.is_complete:
-            raise MalformedError("the head is empty")
+        head.finish()
         self._at = end + 4
         self._head = None
+        if self._at - start <= _MAX_KNOWN_BYTES:
+            self._known_head = data[start : self._at]
+            self._known = head
         self._begin(head)
         return True
 
@@ -718,37 +747,34 @@ class Http1Connection(asyncio.Protocol):
 
     def _begin(self, head: Head) -> None:
         """A head is complete: admits the request, or refuses it."""
-        request = head.make_request()
-        request.reservation = self._all.budget.open(self)
-        context = request.context = RequestContext(
-            self, time.monotonic() + self._limits.call_timeout_s, request.reservation.grow
+        reservation = self._all.budget.open(self)
+        context = RequestContext(
+            self, time.monotonic() + self._limits.call_timeout_s, reservation.grow
         )
-        self._request = request
+        self._request = request = Request(head, context, reservation)
         refusal = self._service.begin(request)
-        if refusal is None and request.content_length > self._limits.max_body_bytes:
+        length = head.content_length
+        if refusal is None and length > self._limits.max_body_bytes:
             refusal = self._service.refuse(
                 request, ResourceExhaustedError(self._limits.large_body_text)
             )
-        length = request.content_length
-        if not (length or request.is_chunked):
+        if not (length or head.is_chunked):
             if refusal is None:
                 self._start(request)
             else:
                 self._finish(request, refusal)
             return
-        if refusal is None:
-            self._state = _BODY
-            self._left = length
-            self._chunks = ChunkReader() if request.is_chunked else None
-            if self._at + length > len(self._data) or request.is_chunked:
-                self._set_timer(context.deadline)
-                if request.wants_continue and self._at >= len(self._data):
-                    self._out.append(_CONTINUE)
-                    self._flush()
-            return
         self._left = length
-        self._chunks = ChunkReader() if request.is_chunked else None
-        self._give_up_body(request, refusal)
+        self._chunks = ChunkReader() if head.is_chunked else None
+        if refusal is not None:
+            self._give_up_body(request, refusal)
+            return
+        self._state = _BODY
+        if head.is_chunked or self._at + length > len(self._data):
+            self._set_timer(context.deadline)
+            if head.wants_continue and self._at >= len(self._data):
+                self._out.append(_CONTINUE)
+                self._flush()
 
     def _read_body(self) -> bool:
         request = self._request
@@ -796,7 +822,7 @@ class Http1Connection(asyncio.Protocol):
     def _give_up_body(self, request: Request, refusal: Answer) -> None:
         """Refuses a request whose body is still to come: reads the rest, or closes."""
         self._body = bytearray()
-        if request.wants_continue or request.is_chunked or self._left > _MAX_DISCARDED_BYTES:
+        if b"expect" in request.headers or self._chunks or self._left > _MAX_DISCARDED_BYTES:
             request.keeps_alive = False
             self._finish(request, refusal)
             self._due = time.monotonic() + DISCARD_S
