@@ -17,8 +17,8 @@ import grpc
 import numpy as np
 
 from benchmarks import servers
-from benchmarks.bench_serving import PREDICT, check_ready, find_models, make_request
 from benchmarks.load import require_h2load, run_grpc
+from benchmarks.requests import PREDICT, check_ready, find_models, make_request
 
 IMPORTS = {
     "clients": "from clients import PredictionClient",
@@ -76,7 +76,8 @@ def measure_common_loop(port: int, rows: int, batch_size: int) -> float:
 def measure_h2load(port: int, batch_size: int, seconds: float) -> float:
     """Rows per second of the C load generator, four calls in flight as `predict_many` has."""
     message = make_request("mlp", batch_size)
-    return batch_size * run_grpc(port, PREDICT, message, seconds=seconds, in_flight=4)
+    driven = run_grpc(port, PREDICT, message, seconds=seconds, in_flight=4)
+    return batch_size * driven.calls_per_s
 
 
 def measure_latency(port: int, calls: int) -> dict[str, float]:

@@ -1,167 +1,426 @@
-"""The embedded server beside the alternatives: calls/s, readiness, memory, tail latency, growth.
+"""The embedded server beside its predecessor, grpc.aio with an empty handler, TensorFlow Serving.
+
+Every row is measured on every server within one round, the servers in turn; what is shown are
+medians over the rounds, and ratios of medians. The load generator runs on the same processors.
 
 Run: make bench-serving   (TENSORFLOW_MODEL_SERVER=/path/to/binary adds the real one)
 """
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import statistics
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import grpc
-import numpy as np
+from benchmarks import generator, servers
+from benchmarks.load import IN_FLIGHT, Driven, pipeline_grpc, require_h2load, run_grpc, run_rest
+from benchmarks.requests import (
+    PREDICT,
+    call_grpc,
+    call_rest,
+    check_ready,
+    find_models,
+    make_json,
+    make_request,
+)
+from contract.console.terminal import print_json, print_table, remark, say
 
-from benchmarks import servers
-from benchmarks.load import IN_FLIGHT, require_h2load, run_grpc, run_rest
-from contract.layout import find_versions
-from contract.servable import ModelSpec
-from contract.wire.predict import encode_predict_request
-
-PREDICT = "/tensorflow.serving.PredictionService/Predict"
-INPUT_SHAPES = {"mlp": (784,), "cnn": (28, 28, 1)}
-GRPC_ROWS = {"mlp": (1, 32, 256), "cnn": (1, 32)}
 OURS = "plumbline"
+WORKERS = "--workers=2"
+BEFORE = "before"
+EMPTY = "empty"
+REAL = "TF Serving"
+SERVERS = {
+    OURS: "the embedded server, one process",
+    WORKERS: "the same with two processes",
+    BEFORE: f"the embedded server over grpcio and aiohttp (commit {servers.BEFORE})",
+    EMPTY: "grpc.aio on uvloop with an empty handler",
+    REAL: "$TENSORFLOW_MODEL_SERVER",
+}
+STARTS = 3
+"""Of each server in a round, for the row of readiness."""
+PIPELINED = 1000
+NEIGHBOUR_RATE = 100
+RATE = 500
 GROWTH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 GROWTH_CALLERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-Results = dict[str, dict[str, list[float]]]
+Figures = dict[str, float]
 
 
-def make_images(model: str, rows: int) -> np.ndarray:
-    """float32 (rows, *input shape) in 0..1."""
-    return np.random.default_rng(0).random((rows, *INPUT_SHAPES[model]), np.float32)
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What a row is measured on.
+
+    Attributes:
+        running: A server that is ready.
+        seconds: How long to drive it.
+        blocks: Header blocks of `generator.prepare_blocks`.
+    """
+
+    running: servers.Running
+    seconds: float
+    blocks: Path
 
 
-def make_request(model: str, rows: int) -> bytes:
-    """A serialized PredictRequest for `serving_default`."""
-    return encode_predict_request(ModelSpec("m"), {"images": make_images(model, rows)})
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """What a figure of the embedded server has to be, perhaps as a multiple of a rival's."""
+
+    figure: str
+    bound: float
+    against: str = ""
+    at_most: bool = False
+
+    def __str__(self) -> str:
+        sign = "≤" if self.at_most else "≥"
+        return f"{sign} {self.bound:g}" + (f" × {self.against}" if self.against else "")
 
 
-def call_grpc(running: servers.Running, message: bytes) -> bytes:
-    """One answer, serialized."""
-    with grpc.insecure_channel(
-        f"127.0.0.1:{running.grpc_port}", options=[("grpc.max_receive_message_length", -1)]
-    ) as channel:
-        return bytes(channel.unary_unary(PREDICT)(message, timeout=30))
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row: how it is measured, and what it should come to.
+
+    Attributes:
+        title: For people; `key` is for --only.
+        measure: Gives figures by name: "calls/s", "CPU µs" a call, "p99 ms", "failed", "s", "MiB".
+        needs: The port it asks: "grpc", "rest" or "" for either.
+        has_empty: Whether a server without a model can be asked too.
+        aims: Of one process.
+    """
+
+    key: str
+    title: str
+    model: str
+    measure: Callable[[Scene], Figures]
+    aims: tuple[Aim, ...] = ()
+    needs: str = "grpc"
+    has_empty: bool = False
 
 
-def call_rest(running: servers.Running, model: str) -> int:
-    """The HTTP status of one prediction of one row."""
-    url = f"http://127.0.0.1:{running.rest_port}{running.rest_path}"
-    request = urllib.request.Request(url, make_json(model), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=5) as response:
-        return int(response.status)
+def drive_grpc(model: str, rows: int) -> Callable[[Scene], Figures]:
+    """Calls/s and CPU a call of gRPC Predict, 32 calls in flight on four connections."""
+    message = make_request(model, rows)
+
+    def measure(scene: Scene) -> Figures:
+        port = scene.running.grpc_port
+        size = len(call_grpc(scene.running, message))
+        figures = _count_cpu(
+            scene,
+            lambda: run_grpc(port, PREDICT, message, seconds=scene.seconds, answer_bytes=size),
+        )
+        call_grpc(scene.running, message)  # still OK
+        return figures
+
+    return measure
 
 
-def make_json(model: str) -> bytes:
-    """The same row as `make_request(model, 1)`, as a REST body."""
-    return json.dumps({"instances": make_images(model, 1).tolist()}).encode()
-
-
-def check_ready(model: str) -> Callable[[servers.Running], bool]:
-    """A check that is true once a server answers a prediction."""
-    message = make_request(model, 1)
-
-    def is_ready(running: servers.Running) -> bool:
-        try:
-            if running.grpc_port:  # several connections, since several processes may take them
-                return all(call_grpc(running, message) for _ in range(4))
-            return call_rest(running, model) == 200
-        except (grpc.RpcError, urllib.error.URLError, OSError):
-            return False
-
-    return is_ready
-
-
-def list_servers() -> list[servers.Server]:
-    """Ours in three forms, then the others."""
-    batching = Path(__file__).parent / "batching.config"
-    found = [
-        servers.plumbline(OURS),
-        servers.plumbline(f"{OURS} --workers=2", "--workers=2"),
-        servers.plumbline(
-            f"{OURS} tensorflow, batching",
-            *("--engine=tensorflow", "--enable_batching=true"),
-            f"--batching_parameters_file={batching}",
+def drive_rest(scene: Scene) -> Figures:
+    """The same of REST, on 32 connections."""
+    body = make_json("mlp")
+    running = scene.running
+    status, answer = call_rest(running, "mlp")
+    assert status == 200, answer
+    return _count_cpu(
+        scene,
+        lambda: run_rest(
+            running.rest_port,
+            running.rest_path,
+            body,
+            seconds=scene.seconds,
+            answer_bytes=len(answer),
         ),
-        servers.plain_grpc(),
-        servers.litserve(),
-    ]
-    if binary := os.environ.get("TENSORFLOW_MODEL_SERVER"):
-        found.append(servers.tensorflow_serving(binary))
-    return found
+    )
 
 
-def measure_server(
-    server: servers.Server, model: str, version_dir: Path, seconds: float
-) -> dict[str, float]:
-    """Row name to figure, of one server in one round."""
-    figures: dict[str, float] = {}
-    with servers.run(server, version_dir, check_ready(model)) as running:
-        figures[f"{model}: ready, s"] = running.ready_s
-        if running.grpc_port:
-            for rows in GRPC_ROWS[model]:
-                message = make_request(model, rows)
-                size = len(call_grpc(running, message))
-                figures[f"{model}: gRPC, rows {rows}, calls/s"] = run_grpc(
-                    running.grpc_port, PREDICT, message, seconds=seconds, answer_bytes=size
-                )
-            figures[f"{model}: p99 at 500 calls/s, ms"] = measure_p99(running)
-        if running.rest_port and model == "mlp":
-            figures["mlp: REST, rows 1, calls/s"] = run_rest(
-                running.rest_port, running.rest_path, make_json(model), seconds=seconds
+def drive_differing(scene: Scene) -> Figures:
+    """The same of gRPC with a traceparent and a grpc-timeout that differ from call to call."""
+
+    def run() -> Driven:
+        outcome = generator.read(
+            generator.run(
+                scene.running.grpc_port,
+                PREDICT,
+                make_request("mlp", 1),
+                seconds=scene.seconds,
+                connections=4,
+                in_flight=IN_FLIGHT,
+                blocks=scene.blocks,
             )
-        figures[f"{model}: resident, MiB"] = running.measure_resident_mib()
-    return figures
+        )
+        if outcome.failed:
+            sys.exit(f"calls with headers of their own failed: {outcome.failed}")
+        return Driven(outcome.calls_per_s, outcome.all_calls)
+
+    return _count_cpu(scene, run)
 
 
-def measure_p99(running: servers.Running) -> float:
-    """99th percentile in ms at an open-loop 500 calls/s, from the intended send time."""
-    command = [
-        *(sys.executable, "-m", "clients", "load", "--server", f"127.0.0.1:{running.grpc_port}"),
-        *("--model_name", "m", "--rate", "500", "--duration_s", "3", "--warmup_s", "1", "--json"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"clients load failed: {done.stderr}")
-    return float(json.loads(done.stdout)[0]["p99_ms"])
+def _count_cpu(scene: Scene, run: Callable[[], Driven]) -> Figures:
+    before = scene.running.measure_cpu_s()
+    driven = run()
+    cpu_s = scene.running.measure_cpu_s() - before
+    return {"calls/s": driven.calls_per_s, "CPU µs": cpu_s / driven.all_calls * 1e6}
 
 
-def measure_all(models: dict[str, Path], rounds: int, seconds: float) -> Results:
-    """Row name → server name → one figure a round; servers alternate within a round."""
-    results: Results = {}
+def watch_neighbour(scene: Scene) -> Figures:
+    """p99 and failures of 100 calls/s, each with a deadline of 5 s, beside one connection that
+    always has 1,000 calls open."""
+    message = make_request("mlp", 1)
+    port = scene.running.grpc_port
+    with pipeline_grpc(port, PREDICT, message, in_flight=PIPELINED):
+        process = generator.run(port, PREDICT, message, seconds=scene.seconds, rate=NEIGHBOUR_RATE)
+        outcome = generator.read(process)
+    return {"p99 ms": outcome.p99_ms, "failed": sum(outcome.failed.values())}
+
+
+def measure_tail(scene: Scene) -> Figures:
+    """p99 at 500 calls/s, each due at its own time whatever became of those before."""
+    process = generator.run(
+        scene.running.grpc_port,
+        PREDICT,
+        make_request("mlp", 1),
+        seconds=scene.seconds,
+        rate=RATE,
+    )
+    outcome = generator.read(process)
+    return {"p99 ms": outcome.p99_ms, "failed": sum(outcome.failed.values())}
+
+
+def measure_memory(scene: Scene) -> Figures:
+    """PSS over all processes, after the rows before it."""
+    return {"MiB": scene.running.measure_resident_mib()}
+
+
+def measure_start(scene: Scene) -> Figures:
+    """From the start of the process until both ports answer predictions; `measure_all` starts a
+    server several times for this row."""
+    return {"s": scene.running.ready_s}
+
+
+ROWS = (
+    Row(
+        "ready",
+        "MLP: ready",
+        "mlp",
+        measure_start,
+        (Aim("s", 0.36, at_most=True),),
+        "",
+    ),
+    Row(
+        "mlp-1",
+        "MLP 1 row",
+        "mlp",
+        drive_grpc("mlp", 1),
+        (Aim("calls/s", 4, EMPTY),),
+        has_empty=True,
+    ),
+    Row(
+        "mlp-1-headers",
+        "MLP 1 row, new headers",
+        "mlp",
+        drive_differing,
+        (Aim("calls/s", 3.5, EMPTY),),
+        has_empty=True,
+    ),
+    Row("mlp-32", "MLP 32 rows", "mlp", drive_grpc("mlp", 32), (Aim("calls/s", 3, BEFORE),)),
+    Row(
+        "mlp-256",
+        "MLP 256 rows",
+        "mlp",
+        drive_grpc("mlp", 256),
+        (Aim("calls/s", 1.6, BEFORE), Aim("CPU µs", 0.55, BEFORE, at_most=True)),
+    ),
+    Row(
+        "rest-mlp-1",
+        "REST MLP 1 row",
+        "mlp",
+        drive_rest,
+        (Aim("calls/s", 2.2, BEFORE), Aim("CPU µs", 0.45, BEFORE, at_most=True)),
+        needs="rest",
+    ),
+    Row(
+        "neighbour",
+        "MLP: beside 1,000 calls",
+        "mlp",
+        watch_neighbour,
+        (Aim("p99 ms", 25, at_most=True), Aim("failed", 0, at_most=True)),
+    ),
+    Row(
+        "tail",
+        "MLP: at 500 calls/s",
+        "mlp",
+        measure_tail,
+        (Aim("p99 ms", 1.5, at_most=True), Aim("failed", 0, at_most=True)),
+    ),
+    Row(
+        "resident",
+        "MLP: resident",
+        "mlp",
+        measure_memory,
+        (Aim("MiB", 85, at_most=True),),
+        needs="",
+    ),
+    Row("cnn-1", "CNN 1 row", "cnn", drive_grpc("cnn", 1), (Aim("calls/s", 2.3, BEFORE),)),
+    Row("cnn-32", "CNN 32 rows", "cnn", drive_grpc("cnn", 32), (Aim("calls/s", 1.05, BEFORE),)),
+)
+"""In the order in which they are measured."""
+
+Results = dict[str, dict[str, dict[str, list[float]]]]
+"""Row key → figure → server → one value a round, or one a start."""
+
+
+@contextlib.contextmanager
+def open_servers(models: dict[str, Path], *, others: bool) -> Iterator[list[servers.Server]]:
+    """Those that can be had here; the tree of the predecessor is made and removed."""
+    with contextlib.ExitStack() as stack:
+        found = [servers.plumbline(OURS), servers.plumbline(WORKERS, "--workers=2")]
+        if tree := stack.enter_context(servers.check_out(servers.BEFORE)):
+            found.append(servers.plumbline(BEFORE, folder=tree))
+        else:
+            remark(f"commit {servers.BEFORE} is not in this clone: nothing is compared with it")
+        answer = Path(stack.enter_context(tempfile.TemporaryDirectory()), "answer")
+        answer.write_bytes(ask_for_answer(found[0], models))
+        found.append(servers.empty_grpc(EMPTY, answer))
+        if binary := os.environ.get("TENSORFLOW_MODEL_SERVER"):
+            found.append(servers.tensorflow_serving(REAL, binary))
+        if others:
+            found += [
+                servers.plumbline_on_tensorflow("tensorflow"),
+                servers.plain_grpc("plain grpcio"),
+                servers.litserve("LitServe"),
+            ]
+        yield found
+
+
+def ask_for_answer(server: servers.Server, models: dict[str, Path]) -> bytes:
+    """What the server answers to one row: the empty handler gives these bytes."""
+    model, version_dir = next(iter(models.items()))
+    with servers.run(server, version_dir, check_ready(model)) as running:
+        return call_grpc(running, make_request(model, 1))
+
+
+def measure_all(
+    rows: Sequence[Row],
+    found: Sequence[servers.Server],
+    models: dict[str, Path],
+    *,
+    rounds: int,
+    seconds: float,
+    blocks: Path,
+) -> Results:
+    """Measures; servers take turns within a round."""
+    results: Results = {row.key: {} for row in rows}
+
+    def note(row: Row, server: servers.Server, figures: Figures) -> None:
+        for figure, value in figures.items():
+            results[row.key].setdefault(figure, {}).setdefault(server.name, []).append(value)
+
     for index in range(rounds):
-        for server in list_servers():
-            for model, version_dir in models.items():
-                figures = measure_server(server, model, version_dir, seconds)
-                for row, figure in figures.items():
-                    results.setdefault(row, {}).setdefault(server.name, []).append(figure)
-            print(f"round {index + 1} of {rounds}: {server.name} done", file=sys.stderr)
+        for model, version_dir in models.items():
+            for server in found:
+                wanted = [row for row in rows if row.model == model and can_answer(server, row)]
+                if not wanted:
+                    continue
+                is_ready = check_ready(model)
+                for _ in range(STARTS - 1 if wanted[0].measure is measure_start else 0):
+                    with servers.run(server, version_dir, is_ready) as running:
+                        note(wanted[0], server, {"s": running.ready_s})
+                with servers.run(server, version_dir, is_ready) as running:
+                    for row in wanted:
+                        note(row, server, row.measure(Scene(running, seconds, blocks)))
+                remark(f"round {index + 1} of {rounds}: {model} on {server.name} done")
     return results
 
 
-def print_table(results: Results) -> None:
-    """Medians as Markdown; in brackets the ratio to the embedded server with one process."""
-    names = list({name: None for row in results.values() for name in row})
-    print(f"| {IN_FLIGHT} calls in flight | " + " | ".join(names) + " |")
-    print("|---" * (len(names) + 1) + "|")
-    for row, by_server in results.items():
-        medians = {name: statistics.median(figures) for name, figures in by_server.items()}
-        cells = [format_cell(medians.get(name), medians.get(OURS)) for name in names]
-        print(f"| {row} | " + " | ".join(cells) + " |")
+def can_answer(server: servers.Server, row: Row) -> bool:
+    """Whether the row can be measured there."""
+    if server.name == EMPTY:
+        return row.has_empty
+    return {"grpc": server.grpc, "rest": server.rest, "": True}[row.needs]
 
 
-def format_cell(figure: float | None, ours: float | None) -> str:
-    """`5800 (0.52)`; a dash where the server has no such face."""
-    if figure is None:
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """An aim, what the figure is, and whether that is enough; None where nothing was measured."""
+
+    row: str
+    what: str
+    value: float
+    aim: str
+    passed: bool | None
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        return {None: "not checked", True: "passed", False: "failed"}[self.passed]
+
+
+def judge(rows: Sequence[Row], results: Results) -> list[Judged]:
+    """Every aim of the rows, and that two workers are not slower than one process."""
+    judged = []
+    for row in rows:
+        for aim in row.aims:
+            judged.append(_judge(row, aim, OURS, results))
+        names = {aim.figure for aim in row.aims}
+        if "calls/s" in names:
+            judged.append(_judge(row, Aim("calls/s", 1, OURS), WORKERS, results))
+        elif "p99 ms" in names:
+            judged.append(_judge(row, Aim("p99 ms", 1, OURS, at_most=True), WORKERS, results))
+    return judged
+
+
+def _judge(row: Row, aim: Aim, server: str, results: Results) -> Judged:
+    medians = {
+        name: statistics.median(values)
+        for name, values in results[row.key].get(aim.figure, {}).items()
+    }
+    what = aim.figure if server == OURS else f"{aim.figure}, {server}"
+    value = medians.get(server, float("nan"))
+    if aim.against:
+        value /= medians.get(aim.against, float("nan"))
+    if value != value:  # NaN
+        return Judged(row.title, what, value, str(aim), None)
+    # As it is shown, to two decimals.
+    passed = round(value, 2) <= aim.bound if aim.at_most else round(value, 2) >= aim.bound
+    return Judged(row.title, what, value, str(aim), passed)
+
+
+def show(rows: Sequence[Row], results: Results, judged: Sequence[Judged]) -> None:
+    """Medians in a table a figure, then the aims."""
+    figures = list({figure: None for row in rows for figure in results[row.key]})
+    names = list({name: None for row in results.values() for one in row.values() for name in one})
+    titles = {
+        "calls/s": f"Calls/s, {IN_FLIGHT} in flight",
+        "CPU µs": "CPU µs of the server a call",
+        "s": "Seconds to ready, gRPC and REST",
+        "MiB": "MiB resident, over all processes (PSS)",
+        "failed": "Calls that failed",
+    }
+    for figure in figures:
+        having = [row for row in rows if figure in results[row.key]]
+        cells = [
+            [row.title, *(_format(results[row.key][figure].get(name)) for name in names)]
+            for row in having
+        ]
+        print_table(["row", *names], cells, title=titles.get(figure, figure))
+        say("")
+    print_table(
+        ["row", "figure", "is", "aim", "verdict"],
+        [[one.row, one.what, f"{one.value:.2f}", one.aim, one.verdict] for one in judged],
+        title="Aims",
+    )
+
+
+def _format(values: list[float] | None) -> str:
+    if values is None:
         return "–"
-    shown = f"{figure:.0f}" if figure >= 100 else f"{figure:.2f}"
-    return f"{shown} ({figure / ours:.2f})" if ours else shown
+    median = statistics.median(values)
+    return f"{median:,.0f}" if median >= 100 or median == 0 else f"{median:.2f}"
 
 
 def measure_growth(models: dict[str, Path], seconds: float) -> dict[str, dict[int, float]]:
@@ -170,17 +429,18 @@ def measure_growth(models: dict[str, Path], seconds: float) -> dict[str, dict[in
     for model, version_dir in models.items():
         server = servers.plumbline(OURS)
         with servers.run(server, version_dir, check_ready(model)) as running:
+            port = running.grpc_port
             curves[f"{model}: rows per call"] = {
                 rows: run_grpc(
-                    running.grpc_port, PREDICT, make_request(model, rows), seconds=seconds
-                )
+                    port, PREDICT, make_request(model, rows), seconds=seconds
+                ).calls_per_s
                 for rows in GROWTH_ROWS
             }
             message = make_request(model, 1)
             curves[f"{model}: callers"] = {
                 callers: run_grpc(
-                    running.grpc_port, PREDICT, message, seconds=seconds, in_flight=callers
-                )
+                    port, PREDICT, message, seconds=seconds, in_flight=callers
+                ).calls_per_s
                 for callers in GROWTH_CALLERS
             }
     return curves
@@ -201,39 +461,73 @@ def plot_growth(curves: dict[str, dict[int, float]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def find_models(base: Path, names: list[str]) -> dict[str, Path]:
-    """Model name to its newest version directory."""
-    found = {}
+def export_if_absent(base: Path, names: Sequence[str]) -> None:
+    """Makes what is to be served."""
     for name in names:
-        if not (base / name).is_dir():
-            sys.exit(f"{base / name}: not there; run: make export MODEL={name}")
-        found[name] = list(find_versions(base / name).values())[-1]
-    return found
+        if not (base / name).exists():
+            remark(f"{base / name} is not there: exporting it, about a minute")
+            command = [sys.executable, "-m", "exporter", "export", f"--config=configs/{name}.toml"]
+            subprocess.run(
+                [*command, f"--base_path={base / name}"],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                cwd=servers.HERE.parent,
+            )
 
 
-def main() -> None:
-    """Measure and print."""
+def choose_rows(only: Sequence[str]) -> list[Row]:
+    """All, or those named."""
+    if unknown := set(only) - {row.key for row in ROWS}:
+        keys = ", ".join(row.key for row in ROWS)
+        sys.exit(f"--only {', '.join(sorted(unknown))}: the rows are {keys}")
+    return [row for row in ROWS if not only or row.key in only]
+
+
+def main() -> int:
+    """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, default=Path("models"))
-    parser.add_argument("--models", default="mlp,cnn")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--seconds", type=float, default=3, help="of each row in a round")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="ROW", help="this row; may be repeated"
+    )
+    parser.add_argument(
+        "--others", action="store_true", help="plain grpcio, LitServe, the TensorFlow engine too"
+    )
     parser.add_argument("--growth", type=Path, help="measure growth only, and plot it here")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--check", action="store_true", help="exit with 1 below an aim")
     args = parser.parse_args()
     require_h2load()
-    models = {
-        name: path.resolve()
-        for name, path in find_models(args.base, args.models.split(",")).items()
-    }
+    rows = choose_rows(args.only)
+    names = list({row.model: None for row in rows})
+    base = args.base.resolve()
+    export_if_absent(base, names)
+    models = find_models(base, names)
     if args.growth:
         curves = measure_growth(models, args.seconds)
         plot_growth(curves, args.growth)
         print(json.dumps(curves, indent=1))
-        return
-    results = measure_all(models, args.rounds, args.seconds)
-    print(json.dumps(results)) if args.json else print_table(results)
+        return 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_servers(models, others=args.others) as found,
+    ):
+        blocks = Path(folder, "blocks")
+        if any(row.measure is drive_differing for row in rows):
+            remark("preparing headers that differ from call to call")
+            generator.prepare_blocks(PREDICT, connections=4, file=blocks)
+        results = measure_all(
+            rows, found, models, rounds=args.rounds, seconds=args.seconds, blocks=blocks
+        )
+    judged = judge(rows, results)
+    if args.json:
+        print_json({"servers": SERVERS, "results": results, "aims": judged})
+    else:
+        show(rows, results, judged)
+    return int(args.check and not all(one.passed for one in judged))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

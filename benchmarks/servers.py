@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ import psutil
 
 HERE = Path(__file__).resolve().parent
 START_LIMIT_S = 90
+BEFORE = "ffd575b"
+"""The last commit of the server over grpcio and aiohttp: a rival of the one that came after."""
+_BATCHING = HERE / "batching.config"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Running:
         grpc_port: 0 if it speaks no gRPC.
         rest_port: 0 if it speaks no REST.
         rest_path: Where it predicts.
-        ready_s: From the start of the process to its first open port that answers.
+        ready_s: From the start of the process until every port answers predictions.
         pid: Of the process that was started.
     """
 
@@ -36,24 +40,27 @@ class Running:
 
     def measure_resident_mib(self) -> float:
         """MiB resident over the process and its children (shared pages counted once each)."""
+        return sum(process.memory_full_info().pss for process in self._list_processes()) / 2**20
+
+    def measure_cpu_s(self) -> float:
+        """Seconds of processor time, user and system, of the process and its children so far."""
+        return sum(sum(process.cpu_times()[:2]) for process in self._list_processes())
+
+    def _list_processes(self) -> list[psutil.Process]:
         root = psutil.Process(self.pid)
-        return (
-            sum(
-                process.memory_full_info().pss for process in [root, *root.children(recursive=True)]
-            )
-            / 2**20
-        )
+        return [root, *root.children(recursive=True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """How a server is started: `command(version_dir, grpc_port, rest_port)`."""
+    """How a server is started: `command(version_dir, grpc_port, rest_port)`, in `folder`."""
 
     name: str
     command: Callable[[Path, int, int], list[str]]
     grpc: bool = True
     rest: bool = True
     rest_path: str = "/v1/models/m:predict"
+    folder: Path = HERE.parent
 
 
 def find_free_port() -> int:
@@ -74,17 +81,17 @@ def run(
     start = time.perf_counter()
     process = subprocess.Popen(
         command,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(server.folder)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=HERE.parent,
+        cwd=server.folder,
     )
     try:
         running = Running(grpc_port, rest_port, server.rest_path, 0.0, process.pid)
         while not is_ready(running):
             if process.poll() is not None or time.perf_counter() - start > START_LIMIT_S:
                 sys.exit(f"{server.name} did not start: {' '.join(command)}")
-            time.sleep(0.005)
+            time.sleep(0.002)
         yield dataclasses.replace(running, ready_s=time.perf_counter() - start)
     finally:
         kill(process)
@@ -99,8 +106,8 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def plumbline(name: str, *flags: str) -> Server:
-    """The embedded server with these flags more."""
+def plumbline(name: str, *flags: str, folder: Path = HERE.parent) -> Server:
+    """The embedded server with these flags more, of the source tree in `folder`."""
 
     def command(version_dir: Path, grpc_port: int, rest_port: int) -> list[str]:
         return [
@@ -109,10 +116,48 @@ def plumbline(name: str, *flags: str) -> Server:
             *(f"--model_base_path={version_dir.parent}", *flags),
         ]
 
-    return Server(name, command)
+    return Server(name, command, folder=folder)
 
 
-def tensorflow_serving(binary: str, *flags: str) -> Server:
+def plumbline_on_tensorflow(name: str) -> Server:
+    """The embedded server on the TensorFlow engine, with batching."""
+    flags = ("--engine=tensorflow", "--enable_batching=true")
+    return plumbline(name, *flags, f"--batching_parameters_file={_BATCHING}")
+
+
+@contextlib.contextmanager
+def check_out(commit: str) -> Iterator[Path | None]:
+    """The source tree of a commit in a folder of its own, removed at the end; None where this is
+    no clone that has it. It runs in this environment."""
+    git = ["git", "-C", str(HERE.parent)]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, commit)
+        add = [*git, "worktree", "add", "--quiet", "--detach", str(tree), commit]
+        try:
+            done = subprocess.run(add, capture_output=True, text=True)
+        except FileNotFoundError:
+            done = None
+        if done is None or done.returncode:
+            yield None
+            return
+        try:
+            yield tree
+        finally:
+            remove = [*git, "worktree", "remove", "--force", str(tree)]
+            subprocess.run(remove, check=True, capture_output=True)
+
+
+def empty_grpc(name: str, answer: Path) -> Server:
+    """grpc.aio on uvloop with a handler that gives the bytes of a file."""
+
+    def command(_version_dir: Path, grpc_port: int, _rest_port: int) -> list[str]:
+        script = HERE / "rivals" / "empty_grpc.py"
+        return [sys.executable, str(script), f"--port={grpc_port}", f"--answer={answer}"]
+
+    return Server(name, command, rest=False)
+
+
+def tensorflow_serving(name: str, binary: str, *flags: str) -> Server:
     """A real tensorflow_model_server."""
 
     def command(version_dir: Path, grpc_port: int, rest_port: int) -> list[str]:
@@ -122,10 +167,10 @@ def tensorflow_serving(binary: str, *flags: str) -> Server:
             *(f"--model_base_path={version_dir.parent}", *flags),
         ]
 
-    return Server("TensorFlow Serving", command)
+    return Server(name, command)
 
 
-def plain_grpc() -> Server:
+def plain_grpc(name: str) -> Server:
     """A synchronous grpcio server that calls the model, in an environment of its own."""
     python = require_environment("plain_grpc")
 
@@ -133,10 +178,10 @@ def plain_grpc() -> Server:
         script = HERE / "rivals" / "plain_grpc.py"
         return [python, str(script), f"--version_dir={version_dir}", f"--port={grpc_port}"]
 
-    return Server("plain grpcio", command, rest=False)
+    return Server(name, command, rest=False)
 
 
-def litserve() -> Server:
+def litserve(name: str) -> Server:
     """LitServe, in an environment of its own."""
     python = require_environment("litserve")
 
@@ -144,7 +189,7 @@ def litserve() -> Server:
         script = HERE / "rivals" / "litserve_rest.py"
         return [python, str(script), f"--version_dir={version_dir}", f"--port={rest_port}"]
 
-    return Server("LitServe", command, grpc=False, rest_path="/predict")
+    return Server(name, command, grpc=False, rest_path="/predict")
 
 
 def require_environment(name: str) -> str:

@@ -36,6 +36,17 @@ def join_address(host: str, port: int) -> str:
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
 
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can reach an address; of names only `localhost` is one."""
+    import ipaddress
+
+    bare = host.strip("[]")
+    try:
+        return ipaddress.ip_address(bare).is_loopback
+    except ValueError:
+        return bare == "localhost"
+
+
 def log_addresses(addresses: Addresses) -> None:
     """Logs where the server listens, in the words of `model_servers/server.cc`."""
     if addresses.grpc_port:

@@ -53,6 +53,13 @@ class RequestContext:
             raise DeadlineExceededError("the deadline passed before the work began")
 
     @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for the answer any more, for either reason."""
+        if self.is_abandoned or self.deadline == math.inf:
+            return self.is_abandoned
+        return time.monotonic() >= self.deadline
+
+    @property
     def remaining_s(self) -> float:
         """Seconds to the deadline, at least 0; infinity for none."""
         return max(0.0, self.deadline - time.monotonic())

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from contract.console.exits import ExitCode
 from contract.console.terminal import say
-from contract.errors import ConfigError, PlumblineError
+from contract.errors import PlumblineError
+from serving.addresses import is_loopback
 from serving.config.flags import ServerFlags, describe_flags, list_flags
-from serving.config.server import ServerConfig, parse_server_flags, read_config
+from serving.config.server import ServerConfig, check_honoured, parse_server_flags, read_config
 
 if TYPE_CHECKING:
+    from serving.engines.loading import Trials
     from serving.workers.shared_state import Place
 
 TAKES_FLAGS = True
@@ -55,23 +57,27 @@ def run_embedded(arguments: argparse.Namespace) -> int:
         logger.warning("%s", one)
     for name in find_ignored(flags):
         logger.warning("--%s is accepted and ignored by the embedded server", name)
-    if flags.use_alts_credentials:
-        raise ConfigError("--use_alts_credentials: only TensorFlow Serving has ALTS; use TLS")
+    if flags.auth_token_file and not flags.ssl_config_file and not is_loopback(flags.host):
+        logger.warning(
+            "--auth_token_file with --host=%s and without --ssl_config_file: whoever sees the "
+            "traffic sees the tokens; serve TLS, or listen on 127.0.0.1 behind what does",
+            flags.host,
+        )
+    check_honoured(flags)
     try:
         config = read_config(flags, unknown_flags)
         if config.workers == 1:
+            trials = _start_trials(config)  # before any thread, and while the rest is imported
             from serving.server import run_server
 
-            code = _run_on_loop(run_server(config))
+            code = _run_on_loop(run_server(config, trials))
         else:
             code = _serve_as_group(config)
     except PlumblineError as error:
         code = _report(error)
-    if code:
-        # A run or a load that never ends must not hold the process: its thread would be joined.
-        logging.shutdown()
-        os._exit(code)
-    return code
+    # A run or a load that never ends must not hold the process: its thread would be joined.
+    logging.shutdown()
+    os._exit(code)
 
 
 def find_ignored(flags: ServerFlags) -> list[str]:
@@ -89,7 +95,7 @@ def _serve_as_group(config: ServerConfig) -> int:
     def serve(config: ServerConfig, place: Place) -> int:
         from serving.workers.worker import Worker
 
-        worker = Worker(config, place)
+        worker = Worker(config, place, _start_trials(config))
         worker.settle_in()
         try:
             return _run_on_loop(worker.serve())
@@ -97,6 +103,14 @@ def _serve_as_group(config: ServerConfig) -> int:
             return _report(error)
 
     return Supervisor(config, serve).run()
+
+
+def _start_trials(config: ServerConfig) -> Trials:
+    """Where versions are tried, by a zygote that has the engines ready."""
+    from serving.engines.trial_load import prepare_trials, start_trials
+
+    prepare_trials(config)
+    return start_trials(config)
 
 
 def _run_on_loop(serving: Coroutine[None, None, int]) -> int:

@@ -5,15 +5,16 @@ What stands behind both is a manager as the flags want it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from contract.servable import ServableId
 from serving.addresses import Addresses, log_addresses, write_port_file
 from serving.api.handlers import Manager
 from serving.config.server import ServerConfig
-from serving.engines.loading import load_servable
+from serving.engines.loading import Trials, load_servable
+from serving.engines.servable import Servable
 from serving.monitoring.metrics import Metrics
 from serving.versions.manager import ServableManager
 
@@ -62,6 +63,10 @@ class Front(Manager, Protocol):
         """Whether every model is served."""
         ...
 
+    def list_obstacles(self) -> list[str]:
+        """What keeps all from being ready, a line each; empty when `is_ready`."""
+        ...
+
     def watch(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher`, on any thread, whenever readiness may have changed."""
         ...
@@ -76,21 +81,23 @@ class SingleProcess:
 
     Args:
         config: Everything the server is told.
+        trials: Where versions are loaded first; None for this process at once.
     """
 
     is_replacement = False
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, trials: Trials | None = None) -> None:
         self._port_file = config.port_file
         self.metrics = Metrics(
             list_versions=lambda: self.manager.monitor.snapshot(),
             is_ready=lambda: self.manager.is_ready(),
         )
-        self.manager = make_manager(config, self.metrics)
+        self.manager = make_manager(config, self.metrics, trials)
         self.acquire = self.manager.acquire
         self.list_states = self.manager.list_states
         self.reload = self.manager.reload
         self.is_ready = self.manager.is_ready
+        self.list_obstacles = self.manager.list_obstacles
         self.watch = self.manager.monitor.watch
 
     async def start(self, models: Sequence[ModelConfig]) -> None:
@@ -108,9 +115,21 @@ class SingleProcess:
         return self.metrics.render()
 
 
-def make_manager(config: ServerConfig, metrics: Metrics) -> ServableManager:
-    """A manager that loads with `serving.engines.loading` and tells `metrics`."""
-    load = functools.partial(load_servable, config=config, observer=metrics)
+def make_manager(
+    config: ServerConfig, metrics: Metrics, trials: Trials | None = None
+) -> ServableManager:
+    """A manager that loads with `serving.engines.loading`, after `trials`, and tells `metrics`."""
+
+    def load(servable_id: ServableId, version_dir: Path) -> Servable:
+        return load_servable(
+            servable_id,
+            version_dir,
+            config,
+            metrics,
+            trials=trials,
+            is_serving=manager.is_serving,
+        )
+
     manager = ServableManager(load, config)
     manager.monitor.subscribe(metrics.observe_state)
     return manager

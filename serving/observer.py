@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 from contract.servable import ServableId
 
@@ -50,6 +52,12 @@ class Observer:
     ) -> None:
         """An engine took so long."""
 
+    def bind_runtime_latency(
+        self, servable_id: ServableId, signature_name: str, api: str
+    ) -> Callable[[float], None]:
+        """`observe_runtime_latency` of one signature, for who calls it again and again."""
+        return functools.partial(self.observe_runtime_latency, servable_id, signature_name, api)
+
     def observe_examples(self, model_name: str, num_examples: int) -> None:
         """A request carried so many rows or tf.Examples."""
 
@@ -61,6 +69,10 @@ class Observer:
 
     def observe_batch(self, servable_id: ServableId, padding: int, num_rows: int) -> None:
         """A batch was run: `num_rows` rows, of which `padding` were added to fill it."""
+
+    def observe_abandoned(self, servable_id: ServableId, stage: str) -> None:
+        """A call's caller had left, or its deadline had passed, while it was `waiting` and so did
+        not run, or by the end of `running`."""
 
     def observe_request_log(self, result: str) -> None:
         """A sampled request was `written`, `dropped` as too many wait, or `failed`."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +19,17 @@ from serving.config.server import ServerConfig
 from serving.front import Front, SingleProcess
 from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
+from serving.transport.listener import ConnectionTable
 from serving.versions.manager import Failure, FailureKind, ServableManager, raise_failures
 from serving.versions.polling import ConfigPoller
 
 if TYPE_CHECKING:
     from serving.api.request_log import RequestLog
+    from serving.engines.loading import Trials
     from serving.rest.server import RestServer
+
+DRAIN_MARGIN_S = 2.0
+"""How long after --drain_timeout_s a process may take to end."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +46,11 @@ class Server:
         self._config = config
         self._front = front
         self._manager = front.manager
-        self._health = Health(front.is_ready, strict=config.strict_compat)
+        self._health = Health(front.is_ready, front.list_obstacles, strict=config.strict_compat)
         self._handlers = Handlers(
             front, config, front.metrics, request_log=_make_request_log(config, front)
         )
+        self._connections = _make_connection_table(config)
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
@@ -61,7 +69,7 @@ class Server:
         if config.strict_compat and not self._front.is_replacement:
             # TensorFlow Serving opens its ports once every model is AVAILABLE.
             await asyncio.to_thread(self._wait_or_fail)
-        self._grpc = GrpcServer(self._handlers, config, self._health)
+        self._grpc = GrpcServer(self._handlers, config, self._health, connections=self._connections)
         await self._grpc.start()
         if config.rest_api_port:
             # A gRPC-only server need not import it.
@@ -133,15 +141,40 @@ class Server:
         return all(are_answered)
 
 
-async def run_server(config: ServerConfig) -> int:
+async def run_server(config: ServerConfig, trials: Trials | None = None) -> int:
     """Serves until SIGTERM or SIGINT; a second signal ends the process at once."""
-    server = Server(config, front=SingleProcess(config))
+    server = Server(config, front=SingleProcess(config, trials))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    told: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        if told:
+            logger.warning("second signal: ending at once")
+            logging.shutdown()
+            os._exit(ExitCode.INTERRUPTED)
+        told.append(number)
+        bound_drain(config)
+        loop.call_soon_threadsafe(drain, signal.Signals(number).name)
+
+    def drain(name: str) -> None:
+        logger.info("%s: not ready; draining", name)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _handle_signal, number, stop)
+        # Not the loop's own handlers: these run even while the loop is stuck.
+        signal.signal(number, end)
     await server.start()
     return await server.serve_until(stop)
+
+
+def bound_drain(config: ServerConfig) -> None:
+    """Ends this process, whatever it does, soon after --drain_timeout_s.
+
+    A thread of C does it, which needs no GIL: exit code 1, and where everybody stood on stderr.
+    """
+    timeout_s = min(config.drain_timeout_s + DRAIN_MARGIN_S, threading.TIMEOUT_MAX)
+    faulthandler.dump_traceback_later(timeout_s, exit=True)
 
 
 def _make_request_log(config: ServerConfig, front: Front) -> RequestLog | None:
@@ -150,15 +183,6 @@ def _make_request_log(config: ServerConfig, front: Front) -> RequestLog | None:
     from serving.api.request_log import RequestLog
 
     return RequestLog(config, lambda: front.manager.models, front.metrics.observe_request_log)
-
-
-def _handle_signal(number: int, stop: asyncio.Event) -> None:
-    if stop.is_set():
-        logger.warning("second signal: ending at once")
-        logging.shutdown()
-        os._exit(ExitCode.INTERRUPTED)
-    logger.info("%s: not ready; draining", signal.Signals(number).name)
-    stop.set()
 
 
 def _find_hopeless(manager: ServableManager, *, strict: bool) -> list[Failure]:
@@ -175,3 +199,13 @@ def _find_hopeless(manager: ServableManager, *, strict: bool) -> list[Failure]:
     if len(failures) < len(found) or any(one.kind is FailureKind.VERSIONS for one in failures):
         return []
     return failures
+
+
+def _make_connection_table(config: ServerConfig) -> ConnectionTable:
+    """The limits on connections, of both protocols together."""
+    return ConnectionTable(
+        max_connections=config.max_connections,
+        max_age_s=config.max_connection_age_s,
+        header_timeout_s=config.header_timeout_s,
+        idle_timeout_s=config.idle_timeout_s,
+    )

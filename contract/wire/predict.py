@@ -16,9 +16,10 @@ in the wire format of protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -30,15 +31,17 @@ from contract.wire.plumbline_wire import model_pb2, predict_pb2, tensor_pb2
 from contract.wire.tensors import (
     LAYOUTS,
     MAX_FILL_BYTES,
+    Layout,
     Packing,
     Piece,
     count_elements,
     decode_tensor,
+    encode_plain_head,
     encode_tensor,
     join_pieces,
     narrow,
 )
-from contract.wire.varints import read_varint, read_varints, write_varint
+from contract.wire.varints import Buffer, read_varint, read_varints, write_varint
 
 _LONGEST_REMEMBERED = 128
 _LONGEST_REMEMBERED_SPEC = 512
@@ -60,16 +63,15 @@ class PredictCall:
     Attributes:
         model_spec: What is asked for.
         output_filter: The outputs wanted; empty for all.
+        input_names: The names of the inputs given.
     """
 
     model_spec: ModelSpec
     output_filter: tuple[str, ...]
-    _scan: Scan
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """The names of the inputs given."""
-        return tuple(self._scan.tensors)
+    input_names: tuple[str, ...]
+    _body: Buffer
+    _form: _Form | None = None
+    _scan: Scan | None = None
 
     def decode_inputs(self, *, max_fill_bytes: int = MAX_FILL_BYTES) -> dict[str, Array]:
         """Decodes the tensors.
@@ -85,18 +87,37 @@ class PredictCall:
             TensorMismatchError: `tensor parsing error: NAME`, TensorFlow Serving's words;
                 the reason is its cause.
         """
-        arrays = {}
-        for name in self._scan.tensors:
+        if self._form is not None:
+            return {
+                name: np.ndarray(shape, dtype, self._body, position)
+                for name, shape, dtype, position in self._form.views
+            }
+        scan = self._scan
+        assert scan is not None
+        arrays: dict[str, Array] = {}
+        views: list[_View] = []
+        for name, (start, stop) in scan.tensors.items():
             try:
-                arrays[name], grown = _decode_part(self._scan, name, max_fill_bytes)
-            except PlumblineError as error:
-                raise TensorMismatchError(f"tensor parsing error: {name}") from error
-            max_fill_bytes -= grown
+                shape, dtype, position = locate_tensor(scan.body, start, stop)
+            except Unusual:
+                try:
+                    arrays[name], grown = _decode_part(scan, name, max_fill_bytes)
+                except PlumblineError as error:
+                    raise TensorMismatchError(f"tensor parsing error: {name}") from error
+                max_fill_bytes -= grown
+            else:
+                arrays[name] = np.ndarray(shape, dtype, scan.body, position)
+                views.append((name, shape, dtype, position))
+        if views and len(views) == len(arrays) and scan.body is self._body:
+            _remember_form(self, views)
         return arrays
 
 
-def parse_predict_request(body: bytes) -> PredictCall:
+def parse_predict_request(body: Buffer) -> PredictCall:
     """Reads all of a PredictRequest but its tensors.
+
+    A message that differs from one before in the values of its tensors alone is not scanned
+    again.
 
     Args:
         body: The serialized message; kept alive by what is returned.
@@ -105,17 +126,76 @@ def parse_predict_request(body: bytes) -> PredictCall:
         RequestError: No PredictRequest, or one without a ModelSpec ("Missing ModelSpec", as
             `predict_util.cc` says).
     """
+    form = _forms.get((len(body), bytes(body[:_FORM_KEY_BYTES])))
+    if form is not None:
+        for start, stop, text in form.literals:
+            if body[start:stop] != text:
+                break
+        else:
+            return PredictCall(form.model_spec, form.output_filter, form.input_names, body, form)
     try:
         scan = scan_predict(body, _REQUEST_TAGS)
     except Unusual:
         try:
-            proto = predict_pb2.PredictRequest.FromString(body)
+            proto = predict_pb2.PredictRequest.FromString(bytes(body))
         except DecodeError as error:
             raise RequestError(f"these {len(body)} bytes are no PredictRequest: {error}") from error
         scan = _collect(proto, proto.inputs, list(proto.output_filter))
     if scan.model_spec is None:
         raise RequestError("Missing ModelSpec")
-    return PredictCall(decode_model_spec(scan.model_spec), tuple(scan.output_filter), scan)
+    return PredictCall(
+        decode_model_spec(scan.model_spec),
+        tuple(scan.output_filter),
+        tuple(scan.tensors),
+        body,
+        _scan=scan,
+    )
+
+
+_View: TypeAlias = tuple[str, tuple[int, ...], np.dtype[Any], int]
+"""An input that lies in the message as an array lies in memory: name, shape, dtype, position."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Form:
+    """What requests have in common that differ in the values of their tensors alone.
+
+    Attributes:
+        literals: Start, stop and bytes of all that is no tensor's values. Scanning looks at
+            nothing else, so that equal ones of a message of equal length scan alike.
+        views: The inputs.
+    """
+
+    model_spec: ModelSpec
+    output_filter: tuple[str, ...]
+    input_names: tuple[str, ...]
+    literals: tuple[tuple[int, int, bytes], ...]
+    views: tuple[_View, ...]
+
+
+_MAX_FORMS = 256
+_MAX_LITERAL_BYTES = 4096
+_FORM_KEY_BYTES = 16
+"""The model's name, or some of it: no values lie so early, but of a scalar before its model."""
+
+_forms: dict[tuple[int, bytes], _Form] = {}
+
+
+def _remember_form(call: PredictCall, views: Sequence[_View]) -> None:
+    body, position = call._body, 0
+    literals: list[tuple[int, int, bytes]] = []
+    for _, shape, dtype, start in sorted(views, key=lambda view: view[3]):
+        literals.append((position, start, bytes(body[position:start])))
+        position = start + math.prod(shape) * dtype.itemsize
+    if position < len(body):
+        literals.append((position, len(body), bytes(body[position:])))
+    if sum(stop - start for start, stop, _ in literals) > _MAX_LITERAL_BYTES:
+        return
+    if len(_forms) >= _MAX_FORMS:  # clients choose them
+        _forms.clear()
+    _forms[len(body), bytes(body[:_FORM_KEY_BYTES])] = _Form(
+        call.model_spec, call.output_filter, call.input_names, tuple(literals), tuple(views)
+    )
 
 
 def decode_predict_request(
@@ -220,20 +300,47 @@ def encode_predict_response(
     """
     parts: list[Piece] = []
     for name, array in batch.items():
-        tensor = encode_tensor(array, use_tensor_content, strings_as_content=True)
-        parts += _encode_entry(b"\x0a", name, tensor)
-    spec = encode_model_spec(model_spec)
-    parts += (b"\x12", write_varint(len(spec)), spec)
+        head = _encode_plain_head(name, array.dtype, array.shape, use_tensor_content)
+        if head is not None and array.flags.c_contiguous:
+            parts += (head, array)
+        else:
+            tensor = encode_tensor(array, use_tensor_content, strings_as_content=True)
+            parts += _encode_entry(b"\x0a", name, tensor)
+    parts.append(_encode_answer_spec(model_spec))
     return join_pieces(parts)
+
+
+@lru_cache(maxsize=1024)
+def _encode_plain_head(
+    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], use_tensor_content: bool
+) -> bytes | None:
+    """An output up to its values, when these are an array's own bytes; else None."""
+    head = encode_plain_head(dtype, shape, use_tensor_content)
+    if head is None:
+        return None
+    size = math.prod(shape) * dtype.itemsize
+    return join_pieces(_encode_entry_head(b"\x0a", name, head, size))
+
+
+@lru_cache(maxsize=512)
+def _encode_answer_spec(spec: ModelSpec) -> bytes:
+    encoded = encode_model_spec(spec)
+    return b"\x12" + write_varint(len(encoded)) + encoded
 
 
 def _encode_entry(tag: bytes, name: str, tensor: tuple[bytes, Piece]) -> tuple[Piece, ...]:
     """An entry of the map of tensors, in pieces: an array's bytes are copied once, at the end."""
     head, payload = tensor
-    size = len(head) + (len(payload) if isinstance(payload, bytes) else payload.nbytes)
+    size = len(payload) if isinstance(payload, bytes) else payload.nbytes
+    return *_encode_entry_head(tag, name, head, size), payload
+
+
+def _encode_entry_head(tag: bytes, name: str, head: bytes, size: int) -> tuple[bytes, ...]:
+    """An entry up to its tensor's values, which take `size` bytes."""
+    size += len(head)
     key = name.encode()
     key = b"\x0a" + write_varint(len(key)) + key + b"\x12" + write_varint(size)
-    return tag, write_varint(len(key) + size), key, head, payload
+    return tag, write_varint(len(key) + size), key, head
 
 
 def model_spec_from_proto(proto: model_pb2.ModelSpec) -> ModelSpec:
@@ -292,7 +399,7 @@ def _decode_part(scan: Scan, name: str, max_fill_bytes: int) -> tuple[Array, int
     try:
         return scan_tensor(scan.body, start, stop), 0
     except Unusual:
-        array = decode_tensor(scan.body[start:stop], max_fill_bytes=max_fill_bytes)
+        array = decode_tensor(bytes(scan.body[start:stop]), max_fill_bytes=max_fill_bytes)
         return array, max(0, array.nbytes - _CARRIED_FACTOR * (stop - start))
 
 
@@ -336,13 +443,13 @@ class Scan:
         output_filter: The filter's names, in order.
     """
 
-    body: bytes
+    body: Buffer
     model_spec: bytes | None
     tensors: dict[str, tuple[int, int]]
     output_filter: list[str]
 
 
-def scan_predict(body: bytes, tags: Tags) -> Scan:
+def scan_predict(body: Buffer, tags: Tags) -> Scan:
     """Finds the parts of a message.
 
     Raises:
@@ -362,9 +469,9 @@ def scan_predict(body: bytes, tags: Tags) -> Scan:
                 name, start = _scan_entry(body, position, stop)
                 found.tensors[name] = (start, stop)
             elif tag == spec_tag and found.model_spec is None:
-                found.model_spec = body[position:stop]
+                found.model_spec = bytes(body[position:stop])
             elif tag == filter_tag:
-                found.output_filter.append(body[position:stop].decode())
+                found.output_filter.append(str(body[position:stop], "utf-8"))
             else:
                 raise Unusual
             position = stop
@@ -373,7 +480,7 @@ def scan_predict(body: bytes, tags: Tags) -> Scan:
     return found
 
 
-def _scan_entry(body: bytes, position: int, stop: int) -> tuple[str, int]:
+def _scan_entry(body: Buffer, position: int, stop: int) -> tuple[str, int]:
     """A map entry's key, and where its value starts; the value must end at `stop`."""
     if position >= stop or body[position] != 0x0A:
         raise Unusual
@@ -384,16 +491,53 @@ def _scan_entry(body: bytes, position: int, stop: int) -> tuple[str, int]:
     length, start = read_varint(body, after + 1)
     if start + length != stop:
         raise Unusual
-    return body[position:after].decode(), start
+    return str(body[position:after], "utf-8"), start
 
 
-def scan_tensor(body: bytes, start: int, stop: int) -> Array:
+def scan_tensor(body: Buffer, start: int, stop: int) -> Array:
     """Reads the serialized TensorProto from `start` to `stop`, into a view where it can be.
 
     Raises:
         Unusual: Fields out of place, a dtype that is not read in place, or values that are not
             exactly as many as the shape says.
     """
+    layout, shape, count, tag, position = _scan_fields(body, start, stop)
+    if _is_plain(layout, count, tag, stop - position):
+        return np.ndarray(shape, layout.dtype, body, position)
+    if layout.packing in (Packing.VARINT, Packing.BITS) and tag == layout.field_number << 3 | 2:
+        values = read_varints(bytes(body[position:stop]), 0, stop - position)
+        if values is not None and values.size == count:
+            return narrow(values, layout).reshape(shape)
+    raise Unusual
+
+
+def locate_tensor(
+    body: Buffer, start: int, stop: int
+) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and position of a tensor whose values lie in the message as in an array.
+
+    Raises:
+        Unusual: It is none.
+    """
+    layout, shape, count, tag, position = _scan_fields(body, start, stop)
+    if not _is_plain(layout, count, tag, stop - position):
+        raise Unusual
+    return shape, layout.dtype, position
+
+
+def _is_plain(layout: Layout, count: int, tag: int, length: int) -> bool:
+    """Whether values of so many bytes are an array's own."""
+    if length != count * layout.itemsize or layout.packing is Packing.STRINGS:
+        return False
+    if tag == _CONTENT_TAG:
+        return layout.dtype.kind != "b"  # any byte but 0 is true; numpy wants it to be 1
+    return layout.packing is Packing.FIXED and tag == layout.field_number << 3 | 2
+
+
+def _scan_fields(
+    body: Buffer, start: int, stop: int
+) -> tuple[Layout, tuple[int, ...], int, int, int]:
+    """Layout, shape, number of elements, the tag of the values and where these start."""
     try:
         if stop - start < 4 or body[start] != 0x08 or body[start + 2] != 0x12:
             raise Unusual
@@ -402,10 +546,9 @@ def scan_tensor(body: bytes, start: int, stop: int) -> Array:
         after = position + length
         if layout is None or after >= stop:
             raise Unusual
+        text = bytes(body[position:after])
         shape, count = (
-            _read_shape(body[position:after])
-            if length <= _LONGEST_REMEMBERED
-            else _read_shape.__wrapped__(body[position:after])
+            _read_shape(text) if length <= _LONGEST_REMEMBERED else _read_shape.__wrapped__(text)
         )
         tag = body[after]
         length, position = read_varint(body, after + 1)
@@ -413,21 +556,7 @@ def scan_tensor(body: bytes, start: int, stop: int) -> Array:
         raise Unusual from None
     if position + length != stop or length == 0:
         raise Unusual
-    packing, is_typed = layout.packing, tag == layout.field_number << 3 | 2
-    if (
-        length == count * layout.itemsize
-        and packing is not Packing.STRINGS
-        and (
-            (tag == _CONTENT_TAG and layout.dtype.kind != "b")
-            or (packing is Packing.FIXED and is_typed)
-        )
-    ):
-        return np.ndarray(shape, layout.dtype, body, position)
-    if packing in (Packing.VARINT, Packing.BITS) and is_typed:
-        values = read_varints(body, position, position + length)
-        if values is not None and values.size == count:
-            return narrow(values, layout).reshape(shape)
-    raise Unusual
+    return layout, shape, count, tag, position
 
 
 @lru_cache(maxsize=1024)

@@ -6,18 +6,20 @@ a small multiple of one chunk, whatever the message's size.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from contract.signature import Array
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 _CHUNK = 65_536
 _FEW = 48
 _MAX_VARINT_BYTES = 10
 
 
-def read_varint(data: bytes, position: int) -> tuple[int, int]:
+def read_varint(data: Buffer, position: int) -> tuple[int, int]:
     """Reads one varint.
 
     Args:

@@ -5,7 +5,8 @@ field's. So one table serves the parser, `--help`, the container and the documen
 
 Flags are written `--flag=value`, `--flag value`, and a bare `--flag` for true. The rules are those
 of `tensorflow/core/util/command_line_flags.cc`, where unknown flags are printed and the server
-goes on.
+goes on. Here it goes on only where an unknown flag resembles none that is known: a server that was
+meant to want a token must not answer everyone because its flag was misspelt.
 """
 
 from __future__ import annotations
@@ -21,16 +22,24 @@ from contract.errors import ConfigError
 FlagValue = bool | int | float | str
 T = TypeVar("T")
 
-Embedded = Literal["kept", "ignored"]
+Embedded = Literal["kept", "ignored", "refused"]
 Container = Literal["passed", "refused", "handled", "ignored"]
 ServerKind = Literal["embedded", "container"]
 
 MEBIBYTE = 2**20
-ENGINES = ("auto", "tensorflow", "litert")
+AUTO = "auto"
+ENGINES = (AUTO, "tensorflow", "litert")
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_RESEMBLES = 0.75
+_GUARDS = {
+    *("auth", "authorization", "cert", "certificate", "credentials", "key", "mtls", "password"),
+    *("secret", "ssl", "tls", "token", "tokens"),
+}
+"""Words of flags that say who may call."""
 _NOTES: dict[tuple[ServerKind, str], str] = {
     ("embedded", "ignored"): " [accepted and ignored]",
+    ("embedded", "refused"): " [refused]",
     ("container", "ignored"): " [Plumbline's own image only]",
     ("container", "refused"): " [Plumbline's own image only]",
 }
@@ -44,10 +53,13 @@ class Flag:
         name: Without the dashes.
         default: Its type is the flag's type.
         description: One or two sentences for `--help`.
-        embedded: Whether the embedded server keeps the flag, or takes and ignores it.
+        embedded: Whether the embedded server keeps the flag, takes and ignores it, since it
+            tunes what is not there, or refuses it, since ignoring it would change answers,
+            devices or safety.
         container: What `serving container` does with it: passes it to tensorflow_model_server,
             handles it itself, refuses it, since ignoring it would be unsafe, or ignores it. All
             of them reach an image of Plumbline's own.
+        reason: Why the embedded server does not keep it; for `--help` too.
     """
 
     name: str
@@ -55,17 +67,34 @@ class Flag:
     description: str
     embedded: Embedded = "kept"
     container: Container = "passed"
+    reason: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UnknownFlag:
-    """An argument that is no flag; `suggestion` is the nearest flag's name, or ""."""
+    """An argument that is no flag.
+
+    Attributes:
+        argument: As given, without what may be a secret.
+        suggestion: The nearest flag's name, or "".
+        is_guard: Whether it seems to say who may call.
+    """
 
     argument: str
     suggestion: str
+    is_guard: bool = False
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether to go on without it could be what nobody meant."""
+        return bool(self.suggestion) or self.is_guard
 
     def __str__(self) -> str:
-        hint = f" (did you mean --{self.suggestion}?)" if self.suggestion else ""
+        hint = ""
+        if self.suggestion:
+            hint = f" (did you mean --{self.suggestion}?)"
+        elif self.is_guard:
+            hint = " (who may call is said by --ssl_config_file and --auth_token_file)"
         return f"unknown argument: {self.argument}{hint}"
 
 
@@ -75,9 +104,15 @@ def flag(
     *,
     embedded: Embedded = "kept",
     container: Container = "passed",
+    reason: str = "",
 ) -> T:
     """A dataclass field that is a flag; see `Flag` for the arguments."""
-    metadata = {"description": description, "embedded": embedded, "container": container}
+    metadata = {
+        "description": description,
+        "embedded": embedded,
+        "container": container,
+        "reason": reason,
+    }
     made: T = dataclasses.field(default=default, metadata=metadata)
     return made
 
@@ -103,9 +138,7 @@ def parse_flags(
         name, equals, text = argument.removeprefix("--").partition("=")
         found = known.get(name) if argument.startswith("--") else None
         if found is None:
-            guess = argument.lstrip("-").partition("=")[0].replace("-", "_")
-            near = difflib.get_close_matches(guess, known, n=1, cutoff=0.75)
-            unknown.append(UnknownFlag(argument, near[0] if near else ""))
+            unknown.append(_guess(argument, known))
             # The value of an unknown flag is no argument of its own.
             if argument.startswith("--") and not equals and rest and not rest[0].startswith("--"):
                 rest.pop(0)
@@ -114,6 +147,25 @@ def parse_flags(
         else:
             values[name] = _take_value(found, rest)
     return values, unknown
+
+
+def _guess(argument: str, known: Iterable[str]) -> UnknownFlag:
+    """What an argument that is no flag may have been meant to be."""
+    dashed = argument.startswith("-")
+    given = argument.lstrip("-").partition("=")[0].replace("-", "_").lower()
+    words = set(given.split("_"))
+    near = difflib.get_close_matches(given, known, n=1, cutoff=_RESEMBLES)
+    if not near and dashed:
+        # --max_json, --token; and --max_json_bytes_per_call
+        near = [name for name in known if _shares_words(words, set(name.split("_")))]
+    is_guard = dashed and bool(words & _GUARDS)
+    if is_guard or (near and set(near[0].split("_")) & _GUARDS):
+        argument = argument.partition("=")[0]  # --auth_token=SECRET
+    return UnknownFlag(argument, near[0] if near else "", is_guard)
+
+
+def _shares_words(given: set[str], known: set[str]) -> bool:
+    return given <= known or (len(known) > 1 and known <= given)
 
 
 def _take_value(found: Flag, rest: list[str]) -> FlagValue:
@@ -148,7 +200,8 @@ def describe_flags(flags: Iterable[Flag], server: ServerKind) -> str:
         default = str(one.default).lower() if isinstance(one.default, bool) else repr(one.default)
         fate = one.embedded if server == "embedded" else one.container
         note = _NOTES.get((server, fate), "")
-        lines += [f"  --{one.name}={default}{note}", fold(one.description, indent=" " * 6)]
+        text = f"{one.description} {one.reason}" if server == "embedded" else one.description
+        lines += [f"  --{one.name}={default}{note}", fold(text.rstrip(), indent=" " * 6)]
     return "\n".join(lines)
 
 
@@ -170,7 +223,7 @@ class TensorFlowServingFlags:
         0, "TCP port of REST; 0 for none; -1 for any free port.", container="handled"
     )
     rest_api_num_threads: int = flag(
-        0, "Threads of REST: the embedded server needs none.", embedded="ignored"
+        0, "Threads of REST.", embedded="ignored", reason="Calls cost no thread here."
     )
     rest_api_timeout_in_ms: int = flag(30000, "Time limit of a REST call.")
     rest_api_enable_cors_support: bool = flag(False, "Answer CORS headers.")
@@ -182,7 +235,9 @@ class TensorFlowServingFlags:
         "", "Text-format BatchingParameters; wants --enable_batching.", container="handled"
     )
     enable_per_model_batching_parameters: bool = flag(
-        False, "Read batching_params.pbtxt beside a model.", embedded="ignored"
+        False,
+        "With --enable_batching: batch a version by the batching_params.pbtxt in its folder, and "
+        "do not batch one without.",
     )
     model_config_file: str = flag(
         "", "Text-format ModelServerConfig: several models, policies, labels.", container="handled"
@@ -196,7 +251,7 @@ class TensorFlowServingFlags:
     )
     num_load_threads: int = flag(0, "Versions loaded at a time once the server is up; 0 means 1.")
     num_unload_threads: int = flag(
-        0, "Threads that unload: one is enough here.", embedded="ignored"
+        0, "Threads that unload.", embedded="ignored", reason="One is enough here."
     )
     max_num_load_retries: int = flag(5, "Tries after the first failed load of a version.")
     load_retry_interval_micros: int = flag(
@@ -206,13 +261,18 @@ class TensorFlowServingFlags:
         1, "Seconds between two looks at the base paths; 0 looks once, negative never."
     )
     flush_filesystem_caches: bool = flag(
-        True, "Flush caches of file systems after loads.", embedded="ignored"
+        True,
+        "Flush caches of file systems after loads.",
+        embedded="ignored",
+        reason="The system's own cache needs no flush.",
     )
     tensorflow_session_parallelism: int = flag(
         0, "TensorFlow's threads, both within and across operations; 0 lets it choose."
     )
     tensorflow_session_config_file: str = flag(
-        "", "Text-format ConfigProto of sessions.", embedded="ignored", container="handled"
+        "",
+        "Text-format ConfigProto of TensorFlow's sessions; flags of threads and memory win.",
+        container="handled",
     )
     tensorflow_intra_op_parallelism: int = flag(
         0, "TensorFlow's threads within an operation; 0 lets it choose."
@@ -220,23 +280,34 @@ class TensorFlowServingFlags:
     tensorflow_inter_op_parallelism: int = flag(
         0, "TensorFlow's operations at a time; 0 lets it choose."
     )
-    use_alts_credentials: bool = flag(False, "Google's ALTS: only in TensorFlow Serving.")
+    use_alts_credentials: bool = flag(
+        False,
+        "Google's ALTS.",
+        embedded="refused",
+        reason="Only TensorFlow Serving has it; use --ssl_config_file.",
+    )
     ssl_config_file: str = flag(
         "", "Text-format SSLConfig with PEM texts: TLS, or mutual TLS.", container="handled"
     )
     platform_config_file: str = flag(
-        "", "Text-format PlatformConfigMap.", embedded="ignored", container="handled"
+        "",
+        "Text-format PlatformConfigMap.",
+        embedded="refused",
+        container="handled",
+        reason="It replaces how models are loaded; there are --engine, --tensorflow_* flags and "
+        "--batching_parameters_file instead.",
     )
     per_process_gpu_memory_fraction: float = flag(
-        0.0, "Fraction of a GPU's memory.", embedded="ignored"
+        0.0, "Fraction of a GPU's memory that TensorFlow takes at once; 0 lets it choose."
     )
     saved_model_tags: str = flag("serve", "Comma-separated tags of the graph to load.")
     grpc_channel_arguments: str = flag("", "Arguments of the gRPC server: k=v,k=v.")
     grpc_max_threads: int = flag(
         0,
-        "Threads of gRPC (0: 4 x CPUs); the embedded server has --max_concurrent_calls.",
+        "Threads of gRPC (0: 4 x CPUs).",
         embedded="ignored",
         container="handled",
+        reason="Calls cost no thread here; calls in flight are limited by --max_concurrent_calls.",
     )
     enable_model_warmup: bool = flag(True, "Replay a version's warmup records before it serves.")
     num_request_iterations_for_warmup: int = flag(
@@ -247,24 +318,50 @@ class TensorFlowServingFlags:
         "", "Text-format MonitoringConfig: metrics on or off, and their path.", container="handled"
     )
     remove_unused_fields_from_bundle_metagraph: bool = flag(
-        True, "Save memory in TensorFlow Serving.", embedded="ignored"
+        True,
+        "Save memory in TensorFlow Serving.",
+        embedded="ignored",
+        reason="Nothing of the kind is kept here.",
     )
     prefer_tflite_model: bool = flag(False, "Serve model.tflite where a version has one.")
-    num_tflite_pools: int = flag(0, "Pools of TFLite interpreters.", embedded="ignored")
+    num_tflite_pools: int = flag(
+        0,
+        "Pools of TFLite interpreters.",
+        embedded="ignored",
+        reason="There is an interpreter for each thread that runs one.",
+    )
     num_tflite_interpreters_per_pool: int = flag(
-        1, "TFLite interpreters in a pool.", embedded="ignored"
+        1,
+        "TFLite interpreters in a pool.",
+        embedded="ignored",
+        reason="There is an interpreter for each thread that runs one.",
     )
     enable_signature_method_name_check: bool = flag(
         False, "Check a signature's method_name on Classify and Regress."
     )
-    xla_cpu_compilation_enabled: bool = flag(False, "XLA on CPUs.", embedded="ignored")
-    xla_gpu_compilation_enabled: bool = flag(False, "XLA on GPUs.", embedded="ignored")
-    enable_profiler: bool = flag(True, "TensorFlow's profiler service.", embedded="ignored")
-    thread_pool_factory_config_file: str = flag(
-        "", "Text-format ThreadPoolConfig.", embedded="ignored", container="handled"
+    xla_cpu_compilation_enabled: bool = flag(
+        False, "Let models use XLA on CPUs (in the embedded server they may without it)."
     )
-    mixed_precision: str = flag("", "Mixed precision of TensorFlow Serving.", embedded="ignored")
-    skip_initialize_tpu: bool = flag(False, "TPUs of TensorFlow Serving.", embedded="ignored")
+    xla_gpu_compilation_enabled: bool = flag(
+        False, "Let models use XLA on GPUs (in the embedded server they may without it)."
+    )
+    enable_profiler: bool = flag(
+        True, "TensorFlow's profiler service (the embedded server has none to turn off)."
+    )
+    thread_pool_factory_config_file: str = flag(
+        "",
+        "Text-format ThreadPoolConfig.",
+        embedded="ignored",
+        container="handled",
+        reason="--tensorflow_*_parallelism and --litert_num_threads set threads here.",
+    )
+    mixed_precision: str = flag(
+        "",
+        "Let TensorFlow Serving compute in a shorter type than the model's, such as bfloat16.",
+        embedded="refused",
+        reason="Answers would not be those that were verified; export the model in that type.",
+    )
+    skip_initialize_tpu: bool = flag(False, "Leave TPUs alone (the embedded server always does).")
     enable_grpc_healthcheck_service: bool = flag(
         False, "Serve grpc.health.v1 (the embedded server always does, but in --strict_compat)."
     )
@@ -294,6 +391,12 @@ class ServerFlags(TensorFlowServingFlags):
     litert_num_threads: int = flag(1, "Threads inside one run of LiteRT.", container="ignored")
     strict_compat: bool = flag(
         False, "Turn the deliberate differences from TensorFlow Serving off.", container="ignored"
+    )
+    trial_timeout_s: float = flag(
+        60.0,
+        "How long the first load and the self-test of a version may take, and a second more for "
+        "10 MB of it; 0 for no limit.",
+        container="ignored",
     )
     drain_timeout_s: float = flag(
         30.0, "How long SIGTERM waits for calls in flight.", container="handled"
@@ -341,6 +444,12 @@ class ServerFlags(TensorFlowServingFlags):
     )
     idle_timeout_s: float = flag(
         600.0, "How long a connection without a call stays open; 0 for ever.", container="refused"
+    )
+    max_image_pixels_per_call: int = flag(
+        128 * MEBIBYTE,
+        "Pixels of the PNG and JPEG files of one call, all together, by their headers; 0 for no "
+        "limit.",
+        container="refused",
     )
     max_queued_calls: int = flag(
         1000,

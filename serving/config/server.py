@@ -41,9 +41,11 @@ _NOT_NEGATIVE = (
     "max_bytes_in_flight",
     "max_concurrent_calls",
     "max_connection_age_s",
+    "max_image_pixels_per_call",
     "max_num_load_retries",
     "max_queued_calls",
     "num_request_iterations_for_warmup",
+    "trial_timeout_s",
 )
 
 
@@ -83,12 +85,14 @@ class TlsConfig:
         server_cert: Certificate, its chain after it.
         custom_ca: Authorities that sign clients' certificates; "" for the system's.
         client_verify: Whether clients must show a certificate (mutual TLS).
+        path: The file it was read from, to look whether it changed; None for one that stays.
     """
 
     server_key: str = dataclasses.field(repr=False)
     server_cert: str
     custom_ca: str = ""
     client_verify: bool = False
+    path: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,9 @@ class ServerConfig(ServerFlags):
         models: What to serve.
         batching: With --enable_batching.
         tls: With --ssl_config_file.
-        auth_tokens: With --auth_token_file.
+        auth_tokens: With --auth_token_file, as it was at the start; `serving.security.TokenStore`
+            follows the file.
+        session_config: With --tensorflow_session_config_file: its text.
         metrics_path: On the REST port; "" when metrics are off.
         unknown_flags: Printed, not fatal.
     """
@@ -108,6 +114,7 @@ class ServerConfig(ServerFlags):
     batching: BatchingParameters | None = None
     tls: TlsConfig | None = None
     auth_tokens: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    session_config: str = ""
     metrics_path: str = METRICS_PATH
     unknown_flags: tuple[UnknownFlag, ...] = ()
 
@@ -125,14 +132,41 @@ def parse_config(arguments: Sequence[str]) -> ServerConfig:
 def parse_server_flags(
     arguments: Sequence[str],
 ) -> tuple[ServerFlags, tuple[UnknownFlag, ...]]:
-    """Reads a command line alone."""
+    """Reads a command line alone.
+
+    Raises:
+        ConfigError: A flag cannot be used, or an argument that is none resembles one.
+    """
     values, unknown = parse_flags(arguments, list_flags(ServerFlags))
+    named = "; ".join(map(str, unknown))
+    if any(one.is_fatal for one in unknown):
+        raise ConfigError(named)
     given: dict[str, Any] = dict(values)
     if given.get("strict_compat"):
         given.setdefault("host", _EVERY_ADDRESS)  # where TensorFlow Serving listens
     flags = ServerFlags(**given)
-    _check_flags(flags)
+    try:
+        _check_flags(flags)
+    except ConfigError as error:
+        # What is missing may stand in an argument that is no flag.
+        raise ConfigError(f"{error.message} ({named})" if named else error.message) from None
     return flags, tuple(unknown)
+
+
+def check_honoured(flags: ServerFlags) -> None:
+    """Refuses flags that the embedded server would have to ignore at the cost of answers, devices
+    or safety.
+
+    Raises:
+        ConfigError: One is set; the text has the reason.
+    """
+    for one in list_flags(ServerFlags):
+        value = getattr(flags, one.name)
+        if one.embedded == "refused" and value != one.default:
+            raise ConfigError(
+                f"--{one.name}={str(value).lower() if value is True else value}: the embedded "
+                f"server cannot honour it. {one.reason}"
+            )
 
 
 def read_config(flags: ServerFlags, unknown_flags: Sequence[UnknownFlag] = ()) -> ServerConfig:
@@ -141,8 +175,9 @@ def read_config(flags: ServerFlags, unknown_flags: Sequence[UnknownFlag] = ()) -
         **dataclasses.asdict(flags),
         models=_read_models(flags),
         batching=_read_batching(flags),
-        tls=_read_tls(flags),
-        auth_tokens=_read_tokens(flags),
+        tls=read_tls(Path(flags.ssl_config_file)) if flags.ssl_config_file else None,
+        auth_tokens=read_tokens(Path(flags.auth_token_file)) if flags.auth_token_file else (),
+        session_config=_read_session_config(flags),
         metrics_path=_read_metrics_path(flags),
         unknown_flags=tuple(unknown_flags),
     )
@@ -160,7 +195,15 @@ def _read_batching(flags: ServerFlags) -> BatchingParameters | None:
         return None
     if not flags.batching_parameters_file:
         return BatchingParameters()
-    path = Path(flags.batching_parameters_file)
+    return read_batching_parameters(Path(flags.batching_parameters_file))
+
+
+def read_batching_parameters(path: Path) -> BatchingParameters:
+    """Reads text-format `BatchingParameters`, by the rules of TensorFlow Serving.
+
+    Raises:
+        ConfigError: It cannot be read, or breaks a rule.
+    """
     message = read_text_message(path, config_pb2.BatchingParameters())
     names = ("max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads")
     given: dict[str, Any] = {
@@ -191,23 +234,31 @@ def _read_batching(flags: ServerFlags) -> BatchingParameters | None:
     return parameters
 
 
-def _read_tls(flags: ServerFlags) -> TlsConfig | None:
-    if not flags.ssl_config_file:
-        return None
-    path = Path(flags.ssl_config_file)
+def read_tls(path: Path) -> TlsConfig:
+    """Reads an `SSLConfig` of text format, with PEM texts, as TensorFlow Serving takes it.
+
+    Raises:
+        ConfigError: It cannot be read, or holds a path where a PEM text belongs.
+    """
     message = read_text_message(path, config_pb2.SSLConfig())
     for name in ("server_key", "server_cert"):
         if "-----BEGIN" not in getattr(message, name):
             raise ConfigError(f"{path}: {name} wants the PEM text itself, not a path")
     return TlsConfig(
-        message.server_key, message.server_cert, message.custom_ca, message.client_verify
+        message.server_key,
+        message.server_cert,
+        message.custom_ca,
+        message.client_verify,
+        path.absolute(),
     )
 
 
-def _read_tokens(flags: ServerFlags) -> tuple[str, ...]:
-    if not flags.auth_token_file:
-        return ()
-    path = Path(flags.auth_token_file)
+def read_tokens(path: Path) -> tuple[str, ...]:
+    """Reads bearer tokens, one a line; blank lines and those that begin with `#` are none.
+
+    Raises:
+        ConfigError: It cannot be read, holds no token, or one that is too short or no ASCII.
+    """
     lines = [line.strip() for line in read_text(path).splitlines()]
     tokens = tuple(line for line in lines if line and not line.startswith("#"))
     if not tokens:
@@ -218,6 +269,12 @@ def _read_tokens(flags: ServerFlags) -> tuple[str, ...]:
                 f"{path}: a token wants at least {_MIN_TOKEN_LENGTH} ASCII characters and no space"
             )
     return tokens
+
+
+def _read_session_config(flags: ServerFlags) -> str:
+    """The text; TensorFlow, which knows the message, reads it once it is there."""
+    path = flags.tensorflow_session_config_file
+    return read_text(Path(path)) if path else ""
 
 
 def _read_metrics_path(flags: ServerFlags) -> str:
@@ -284,6 +341,9 @@ def _check_values(flags: ServerFlags) -> None:
     for name in _NOT_NEGATIVE:
         if not getattr(flags, name) >= 0:  # NaN included
             raise ConfigError(f"--{name}={getattr(flags, name)}: give 0 or more")
+    fraction = flags.per_process_gpu_memory_fraction
+    if not fraction >= 0:  # above 1: unified memory
+        raise ConfigError(f"--per_process_gpu_memory_fraction={fraction}: give 0 or more")
     rate = flags.request_log_sampling_rate
     if not 0 <= rate <= 1:
         raise ConfigError(f"--request_log_sampling_rate={rate}: give a number from 0 to 1")

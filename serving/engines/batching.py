@@ -21,7 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from contract.errors import (
+    CancelledError,
     Code,
+    DeadlineExceededError,
     InternalError,
     PlumblineError,
     RequestError,
@@ -37,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 FULL_TEXT = "The batch scheduling queue to which this task was submitted is full"
 
+TIMEOUT_TEXT = "Run() timeout exceeded while waiting in batching queue"
+
 Run = Callable[[str, Batch, Sequence[str], RequestContext], Batch]
 _Key = tuple[str, tuple[str, ...], tuple[str, ...]]
 
@@ -48,6 +52,7 @@ class _Task:
     enqueued: float
     context: RequestContext
     future: asyncio.Future[Batch]
+    is_taken: bool
     loop: asyncio.AbstractEventLoop
 
 
@@ -61,6 +66,9 @@ class _PendingBatch:
 
 class Batcher:
     """Runs calls together; made for one version.
+
+    What nobody waits for any more is left out of a batch; of those in it the latest deadline
+    bounds the run.
 
     Args:
         servable_id: Whose batches these are, for the metrics.
@@ -103,14 +111,20 @@ class Batcher:
         """The outputs for one call, computed together with others'."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Batch] = loop.create_future()
-        task = _Task(inputs, measure_rows(inputs), time.monotonic(), context, future, loop)
+        rows = measure_rows(inputs)
+        task = _Task(inputs, rows, time.monotonic(), context, future, is_taken=False, loop=loop)
         if task.size > self._parameters.max_batch_size:
             raise RequestError(
                 f"Task size {task.size} is larger than maximum input batch size "
                 f"{self._parameters.max_batch_size}"
             )
-        self._enqueue((signature_name, tuple(sorted(inputs)), tuple(output_filter)), task)
-        return await task.future
+        key = (signature_name, tuple(sorted(inputs)), tuple(output_filter))
+        self._enqueue(key, task)
+        try:
+            return await future
+        finally:
+            if not task.is_taken:
+                self._give_up(key, task)
 
     def close(self) -> None:
         """Ends the threads once all that waits is answered."""
@@ -121,11 +135,46 @@ class Batcher:
             if thread is not threading.current_thread():
                 thread.join()
 
+    def _give_up(self, key: _Key, task: _Task) -> None:
+        with self._changed:
+            if task.is_taken:
+                return
+            self._withdraw(key, lambda one: one is task)
+        self._observer.observe_abandoned(self._id, "waiting")
+
+    def _withdraw(self, key: _Key, is_unwanted: Callable[[_Task], bool]) -> None:
+        """Takes such tasks out of the queue, and batches that have no other."""
+        kept: collections.deque[_PendingBatch] = collections.deque()
+        for batch in self._queues.pop(key, ()):
+            batch.tasks = [task for task in batch.tasks if not is_unwanted(task)]
+            batch.size = sum(task.size for task in batch.tasks)
+            if batch.tasks:
+                kept.append(batch)
+        if kept:
+            self._queues[key] = kept
+
+    def _drop_unwanted(self, task: _Task) -> bool:
+        """Whether nobody wants the task any more; tells who waits for it."""
+        try:
+            task.context.check()
+        except CancelledError as error:
+            answer: PlumblineError = error
+        except DeadlineExceededError:
+            answer = DeadlineExceededError(TIMEOUT_TEXT)
+        else:
+            return False
+        task.is_taken = True
+        self._observer.observe_abandoned(self._id, "waiting")
+        _deliver([task], [answer])
+        return True
+
     def _enqueue(self, key: _Key, task: _Task) -> None:
         parameters = self._parameters
         with self._changed:
             if self._is_closed:
                 raise ServableUnavailableError(f"{self._id} is being unloaded; ask again")
+            if len(self._queues.get(key, ())) >= parameters.max_enqueued_batches:
+                self._withdraw(key, self._drop_unwanted)
             queue = self._queues.setdefault(key, collections.deque())
             last = queue[-1] if queue else None
             if last is not None and last.size + task.size > parameters.max_batch_size:
@@ -147,8 +196,14 @@ class Batcher:
             if taken is None:
                 return
             key, batch = taken
-            answers = self._answer_batch(key, batch)
-            _deliver(batch.tasks, answers)
+            batch.tasks = [task for task in batch.tasks if not self._drop_unwanted(task)]
+            if batch.tasks:
+                batch.size = sum(task.size for task in batch.tasks)
+                answers = self._answer_batch(key, batch)
+                for task in batch.tasks:
+                    if task.context.is_over:
+                        self._observer.observe_abandoned(self._id, "running")
+                _deliver(batch.tasks, answers)
 
     def _take(self) -> tuple[_Key, _PendingBatch] | None:
         """The next batch that is due; waits for one. None when all is over."""
@@ -160,6 +215,8 @@ class Batcher:
                     batch = queue[0]
                     if batch.is_closed or batch.due <= now or self._is_closed:
                         queue.popleft()
+                        for task in batch.tasks:
+                            task.is_taken = True
                         del self._queues[key]  # and to the end: signatures take turns
                         if queue:
                             self._queues[key] = queue

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from contract import layout
 from contract.errors import ManifestError, PlumblineError, ServableNotFoundError, UnimplementedError
@@ -16,11 +17,13 @@ from contract.servable import ServableId
 from contract.signature import STRING, Signature
 from contract.wire.plumbline_wire import metadata_pb2
 from contract.wire.signatures import read_signature_defs, signature_to_proto, signatures_from_map
-from serving.config.server import ServerConfig
+from serving.config.flags import AUTO
+from serving.config.server import BatchingParameters, ServerConfig, read_batching_parameters
 from serving.engines.lazy import LazyEngine
 from serving.engines.litert import LiteRTEngine
 from serving.engines.self_test import Examination, load_golden, replay_golden
 from serving.engines.servable import LITERT, TENSORFLOW, Engine, Servable
+from serving.engines.signatures import SignatureChecks
 from serving.engines.tensorflow import TensorFlowEngine
 from serving.observer import EngineChoice, Observer
 
@@ -29,9 +32,52 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_BATCHING_PARAMETERS = "batching_params.pbtxt"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Findings:
+    """What is known of a version once its files were read and its LiteRT signatures tested.
+
+    Attributes:
+        signature_defs: Signature name to SignatureDef, the initialiser's entry included.
+        choices: Signature name to who answers it.
+    """
+
+    signature_defs: Mapping[str, SignatureDef]
+    choices: Mapping[str, EngineChoice]
+
+    def list_signatures(self, engine: str) -> list[str]:
+        """The signatures that `engine` answers."""
+        return [name for name, one in self.choices.items() if one.engine == engine]
+
+
+class Trials(Protocol):
+    """Where versions are loaded for the first time, out of harm's way: see `trial_load.py`.
+
+    What a version does wrong is raised as the PlumblineError that it would have been here;
+    a version that ends the process of its trial, or never ends, is a ManifestError.
+    """
+
+    def examine(self, servable_id: ServableId, version_dir: Path, observer: Observer) -> Findings:
+        """`examine_version`."""
+        ...
+
+    def try_tensorflow(
+        self, servable_id: ServableId, version_dir: Path, signature_names: Sequence[str]
+    ) -> None:
+        """`try_tensorflow`."""
+        ...
+
 
 def load_servable(
-    servable_id: ServableId, version_dir: Path, config: ServerConfig, observer: Observer
+    servable_id: ServableId,
+    version_dir: Path,
+    config: ServerConfig,
+    observer: Observer,
+    *,
+    trials: Trials | None = None,
+    is_serving: Callable[[], bool] = lambda: True,
 ) -> Servable:
     """Loads a version, checks it, and answers for it.
 
@@ -45,17 +91,98 @@ def load_servable(
         version_dir: The version's directory.
         config: The flags that concern loading.
         observer: Is told choices, self-tests and batches.
+        trials: Where the version is loaded and tested first; None for this process at once.
+        is_serving: Whether this process serves anything already. Only then is TensorFlow, which
+            takes seconds to import, tried elsewhere first.
+    """
+    if trials is None:
+        findings, litert = examine_version(servable_id, version_dir, config, observer)
+    else:
+        findings, litert = trials.examine(servable_id, version_dir, observer), None
+        if findings.list_signatures(LITERT):
+            tflite = version_dir / layout.variant_path(layout.FLOAT32)
+            litert = LiteRTEngine(tflite, num_threads=config.litert_num_threads)
+    by_tensorflow = findings.list_signatures(TENSORFLOW)
+
+    def make_tensorflow() -> Engine:
+        if trials is not None and is_serving():
+            trials.try_tensorflow(servable_id, version_dir, by_tensorflow)
+        return TensorFlowEngine(version_dir, config)
+
+    def check_tensorflow(engine: Engine) -> None:
+        examination = make_examination(servable_id, version_dir, config, observer)
+        examination.examine(engine, by_tensorflow, FLOAT32)
+
+    engines: dict[str, Engine] = {}
+    if litert is not None:
+        engines[LITERT] = litert
+    if by_tensorflow:
+        engines[TENSORFLOW] = tensorflow = LazyEngine(
+            servable_id,
+            make_tensorflow,
+            check=check_tensorflow,
+            batching=_choose_batching(version_dir, config),
+            observer=observer,
+        )
+        if litert is None or config.preload_signatures:
+            tensorflow.load()
+    return Servable(
+        servable_id,
+        signatures=signatures_from_map(findings.signature_defs),
+        signature_defs=metadata_pb2.SignatureDefMap(signature_def=findings.signature_defs),
+        choices=findings.choices,
+        engines=engines,
+        observer=observer,
+        max_image_pixels=0 if config.strict_compat else config.max_image_pixels_per_call,
+    )
+
+
+def examine_version(
+    servable_id: ServableId, version_dir: Path, config: ServerConfig, observer: Observer
+) -> tuple[Findings, LiteRTEngine | None]:
+    """Reads a version, chooses engines, and tests what LiteRT answers; see `load_servable`.
+
+    Returns:
+        What was found, and the LiteRT engine when it answers any signature.
     """
     if (version_dir / layout.MANIFEST).is_file():
         check_files(version_dir, read_manifest(version_dir))
     signature_defs = _read_signature_defs(version_dir, config)
     signatures = signatures_from_map(signature_defs)
+    SignatureChecks(servable_id, signature_defs)  # their defaults are tensors
     choices, litert = select_engines(version_dir, signatures, config)
     for name, choice in sorted(choices.items()):
         _log.info("%s: %s by %s: %s", servable_id, name, choice.engine, choice.reason)
         observer.observe_engine(servable_id, name, choice)
-    by_tensorflow = [name for name, one in choices.items() if one.engine == TENSORFLOW]
-    examination = Examination(
+    findings = Findings(signature_defs, choices)
+    if litert is not None:
+        examination = make_examination(servable_id, version_dir, config, observer)
+        tolerance = read_tolerances(version_dir).of_server
+        examination.examine(litert, findings.list_signatures(LITERT), tolerance)
+        if not config.preload_signatures:
+            examination.report_untested(findings.list_signatures(TENSORFLOW))
+    return findings, litert
+
+
+def try_tensorflow(
+    servable_id: ServableId,
+    version_dir: Path,
+    signature_names: Sequence[str],
+    config: ServerConfig,
+    observer: Observer,
+) -> None:
+    """Loads TensorFlow and the version's graph, tests the signatures, and forgets all of it."""
+    engine = TensorFlowEngine(version_dir, config)
+    examination = make_examination(servable_id, version_dir, config, observer)
+    examination.examine(engine, signature_names, FLOAT32)
+    engine.close()
+
+
+def make_examination(
+    servable_id: ServableId, version_dir: Path, config: ServerConfig, observer: Observer
+) -> Examination:
+    """The checks of a version as the flags want them; reads its golden examples."""
+    return Examination(
         servable_id,
         version_dir,
         golden=load_golden(version_dir),
@@ -64,31 +191,14 @@ def load_servable(
         else 0,
         observer=observer,
     )
-    engines: dict[str, Engine] = {}
-    if litert is not None:
-        engines[LITERT] = litert
-        by_litert = [name for name, one in choices.items() if one.engine == LITERT]
-        examination.examine(litert, by_litert, read_tolerances(version_dir).of_server)
-    if by_tensorflow:
-        engines[TENSORFLOW] = tensorflow = LazyEngine(
-            servable_id,
-            lambda: TensorFlowEngine(version_dir, config),
-            check=lambda engine: examination.examine(engine, by_tensorflow, FLOAT32),
-            batching=config.batching,
-            observer=observer,
-        )
-        if litert is None or config.preload_signatures:
-            tensorflow.load()
-        else:
-            examination.report_untested(by_tensorflow)
-    return Servable(
-        servable_id,
-        signatures=signatures,
-        signature_defs=metadata_pb2.SignatureDefMap(signature_def=signature_defs),
-        choices=choices,
-        engines=engines,
-        observer=observer,
-    )
+
+
+def _choose_batching(version_dir: Path, config: ServerConfig) -> BatchingParameters | None:
+    """As `GetPerModelBatchingParams` of `servables/tensorflow/bundle_factory_util.cc` does."""
+    if config.batching is None or not config.enable_per_model_batching_parameters:
+        return config.batching
+    path = version_dir / _BATCHING_PARAMETERS
+    return read_batching_parameters(path) if path.exists() else None
 
 
 def _read_signature_defs(version_dir: Path, config: ServerConfig) -> dict[str, SignatureDef]:
@@ -125,7 +235,9 @@ def select_engines(
     """
     is_only = config.engine == LITERT
     model: LiteRTEngine | str = "--engine=tensorflow"
-    if config.engine != TENSORFLOW:
+    if config.engine == AUTO and config.saved_model_tags != ServerConfig.saved_model_tags:
+        model = f"model.tflite is no graph of --saved_model_tags={config.saved_model_tags}"
+    elif config.engine != TENSORFLOW:
         model = _open_model(version_dir, is_only=is_only, num_threads=config.litert_num_threads)
     if isinstance(model, str):
         return {name: EngineChoice(TENSORFLOW, model) for name in signatures}, None

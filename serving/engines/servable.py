@@ -8,13 +8,14 @@ from __future__ import annotations
 import abc
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from contract.errors import SignatureNotFoundError, UnimplementedError
 from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
-from contract.signature import Batch, Signature
+from contract.signature import STRING, Batch, Signature
 from serving.context import NO_CONTEXT, RequestContext
+from serving.engines.images import check_pixels
 from serving.engines.signatures import SignatureChecks
 from serving.observer import EngineChoice, Observer
 
@@ -29,6 +30,12 @@ QUICK_S = 200e-6
 """Runs shorter than this are done on the event loop: a thread's hand-over costs as much."""
 
 _UNKNOWN_S = 1.0
+
+_SMALL_STRINGS_BITS = 16
+"""Strings of up to so many bytes, as bits, are looked through on the event loop."""
+
+_BYTES_PER_PIXEL = 3
+"""Of a decoded image."""
 
 
 class Batching(Protocol):
@@ -126,6 +133,7 @@ class Servable:
         choices: Signature name to who answers it.
         engines: Engine name to engine.
         observer: Is told how long runs take.
+        max_image_pixels: Over all encoded images of one call; 0 for no limit.
 
     Attributes:
         id: Model name and version.
@@ -144,6 +152,7 @@ class Servable:
         choices: Mapping[str, EngineChoice],
         engines: Mapping[str, Engine],
         observer: Observer,
+        max_image_pixels: int = 0,
     ) -> None:
         self.id = servable_id
         self.signatures = signatures
@@ -156,6 +165,17 @@ class Servable:
         self._engines = engines
         self._observer = observer
         self._meter = CostMeter()
+        self._observe_run: dict[str, Callable[[float], None]] = {}
+        self._max_image_pixels = max_image_pixels
+        self._may_decode_images = frozenset(
+            name
+            for name, engine in self._by_signature.items()
+            if engine is engines.get(TENSORFLOW)
+            and any(
+                spec.dtype == STRING
+                for spec in signatures[name or DEFAULT_SIGNATURE_NAME].inputs.values()
+            )
+        )
 
     def run(
         self,
@@ -166,8 +186,10 @@ class Servable:
         context: RequestContext = NO_CONTEXT,
     ) -> Batch:
         """The outputs for `inputs`; blocks, and may be called by any number of threads."""
+        engine = self._find(signature_name)
+        context.check()
         key = CostMeter.key(signature_name, inputs)
-        return self._run_timed(self._find(signature_name), key, inputs, output_filter, context)
+        return self._run_timed(engine, key, inputs, output_filter, context)
 
     async def answer(
         self,
@@ -183,17 +205,43 @@ class Servable:
         engine = self._find(signature_name)
         if not engine.is_ready:
             await engine.prepare()
+        key = CostMeter.key(signature_name, inputs)
+        if signature_name in self._may_decode_images:
+            key = await self._weigh_images(key, inputs, pool, context)
         if engine.batcher is not None:
             return await engine.batcher.answer(
                 signature_name, inputs, output_filter, context=context
             )
-        key = CostMeter.key(signature_name, inputs)
-        if self._meter.estimate(key) < QUICK_S:
+        cost_s = self._meter.estimate(key)
+        if cost_s < QUICK_S:
+            if context.is_over:
+                self._observer.observe_abandoned(self.id, "waiting")
+                context.check()
             return self._run_timed(engine, key, inputs, output_filter, context)
         return await pool.run(
-            functools.partial(self._run_timed, engine, key, inputs, output_filter, context),
+            functools.partial(self._run_on_thread, engine, key, inputs, output_filter, context),
             context=context,
+            cost_s=cost_s,
+            on_drop=self._observe_drop,
         )
+
+    async def _weigh_images(
+        self, key: tuple[str, int], inputs: Batch, pool: ThreadPool, context: RequestContext
+    ) -> tuple[str, int]:
+        """Refuses images that are too large together; the bucket of a call with these images.
+
+        Graphs decode one image at a time, as the exporter's do, or few: the memory that counts
+        is the largest's.
+        """
+        weigh = functools.partial(check_pixels, inputs, self._max_image_pixels)
+        is_small = key[1] <= _SMALL_STRINGS_BITS
+        total, largest = (
+            weigh()
+            if is_small
+            else await pool.run(weigh, context=context, on_drop=self._observe_drop)
+        )
+        context.reserve(_BYTES_PER_PIXEL * largest)
+        return key[0], max(key[1], (_BYTES_PER_PIXEL * total).bit_length())
 
     def close(self) -> None:
         """Frees what was loaded. Nobody runs it any more: the manager sees to that."""
@@ -212,6 +260,23 @@ class Servable:
             )
         raise SignatureNotFoundError(f'Serving signature key "{name}" not found.')
 
+    def _run_on_thread(
+        self,
+        engine: Engine,
+        key: tuple[str, int],
+        inputs: Batch,
+        output_filter: Sequence[str],
+        context: RequestContext,
+    ) -> Batch:
+        try:
+            return self._run_timed(engine, key, inputs, output_filter, context)
+        finally:
+            if context.is_over:
+                self._observer.observe_abandoned(self.id, "running")
+
+    def _observe_drop(self) -> None:
+        self._observer.observe_abandoned(self.id, "waiting")
+
     def _run_timed(
         self,
         engine: Engine,
@@ -220,10 +285,13 @@ class Servable:
         output_filter: Sequence[str],
         context: RequestContext,
     ) -> Batch:
-        context.check()
         started = time.perf_counter()
         outputs = engine.run(key[0], inputs, output_filter=output_filter, context=context)
         elapsed = time.perf_counter() - started
         self._meter.record(key, elapsed)
-        self._observer.observe_runtime_latency(self.id, key[0], "Predict", elapsed * 1e6)
+        observe = self._observe_run.get(key[0])
+        if observe is None:
+            observe = self._observer.bind_runtime_latency(self.id, key[0], "Predict")
+            self._observe_run[key[0]] = observe
+        observe(elapsed * 1e6)
         return outputs

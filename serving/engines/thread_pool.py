@@ -26,6 +26,9 @@ Result = TypeVar("Result")
 _FIRST_RUN_S = 1e-3
 """What a run is taken to cost until one of its caller's has ended."""
 
+LONG_S = 0.05
+"""Runs that are expected to take so long never have all threads."""
+
 _MANY_CALLERS = 256
 """Callers remembered before those are looked for that need not be."""
 
@@ -33,12 +36,12 @@ _MANY_CALLERS = 256
 class _Caller:
     """Who asks, and how much time it has had."""
 
-    __slots__ = ("is_listed", "key", "num_running", "run_s", "used_s", "waiting")
+    __slots__ = ("key", "num_running", "run_s", "turn", "used_s", "waiting")
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
         self.waiting: collections.deque[_Entry] = collections.deque()
-        self.is_listed = False
+        self.turn = 0  # the number of its entry in the heap, 0 for none
         self.num_running = 0
         self.run_s = _FIRST_RUN_S
         self.used_s = 0.0
@@ -47,18 +50,30 @@ class _Caller:
 class _Entry:
     """One call that waits."""
 
-    __slots__ = ("call", "caller", "charged_s", "context", "future", "is_taken", "loop", "on_drop")
+    __slots__ = (
+        "call",
+        "caller",
+        "charged_s",
+        "context",
+        "cost_s",
+        "future",
+        "is_taken",
+        "loop",
+        "on_drop",
+    )
 
     def __init__(
         self,
         call: Callable[[], Any],
         context: RequestContext,
         loop: asyncio.AbstractEventLoop,
+        cost_s: float,
         on_drop: Callable[[], None] | None,
     ) -> None:
         self.call: Callable[[], Any] | None = call
         self.context = context
         self.loop = loop
+        self.cost_s = cost_s
         self.on_drop = on_drop
         self.future: asyncio.Future[Any] = loop.create_future()
         self.is_taken = False
@@ -93,6 +108,7 @@ class ThreadPool:
 
     def __init__(self, *, num_threads: int = 0, max_queued_calls: int = 0) -> None:
         self._num_threads = num_threads or 2 * (os.cpu_count() or 1)
+        self._max_long = max(1, self._num_threads - 1)
         self._max_queued_calls = max_queued_calls
         self._lock = threading.Lock()
         self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -100,10 +116,11 @@ class ThreadPool:
         self._num_started = 0
         self._num_queued = 0
         self._num_running = 0
+        self._num_long = 0
         self._callers: dict[Hashable, _Caller] = {}
         self._turns: list[tuple[float, int, _Caller]] = []
         """A heap of the callers with calls that wait, by the time they had."""
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(1)
         self._clock_s = 0.0
         """The time that whoever went last had had: nobody saves up more by being away."""
         self._is_closed = False
@@ -113,6 +130,7 @@ class ThreadPool:
         call: Callable[[], Result],
         *,
         context: RequestContext = NO_CONTEXT,
+        cost_s: float = 0.0,
         on_drop: Callable[[], None] | None = None,
     ) -> Result:
         """`call()` on a thread, when it is the caller's turn.
@@ -121,6 +139,8 @@ class ThreadPool:
             call: What to do; blocks.
             context: Whose call it is. It does not begin once that caller has left or its
                 deadline has passed, and no longer counts as waiting.
+            cost_s: Seconds that it will probably take; 0 for about as long as the caller's other
+                calls.
             on_drop: Is told, by any thread, when a call did not begin for that reason.
 
         Raises:
@@ -128,7 +148,7 @@ class ThreadPool:
             CancelledError: The caller has left.
             DeadlineExceededError: The deadline has passed.
         """
-        entry = _Entry(call, context, asyncio.get_running_loop(), on_drop)
+        entry = _Entry(call, context, asyncio.get_running_loop(), cost_s, on_drop)
         self._enqueue(entry)
         try:
             result: Result = await entry.future
@@ -147,6 +167,7 @@ class ThreadPool:
                     entry.call = None
                     entry.future.cancel()
                 caller.waiting.clear()
+                caller.turn = 0
             self._turns.clear()
             self._num_queued = 0
         for _ in range(self._num_started):
@@ -197,9 +218,9 @@ class ThreadPool:
         self._num_queued -= 1
 
     def _list(self, caller: _Caller) -> None:
-        if caller.waiting and not caller.is_listed:
-            caller.is_listed = True
-            heapq.heappush(self._turns, (caller.used_s, next(self._numbers), caller))
+        if caller.waiting and not caller.turn:
+            caller.turn = next(self._numbers)
+            heapq.heappush(self._turns, (caller.used_s, caller.turn, caller))
 
     def _count_waiting(self) -> int:
         return self._num_queued + self._num_running - self._num_threads
@@ -231,29 +252,60 @@ class ThreadPool:
 
     def _take(self) -> _Entry | None:
         """The next call, and its caller's turn is over; None when there is none."""
+        passed_over = []
+        found: _Entry | None = None
         with self._lock:
-            while self._turns:
-                used_s, _, caller = heapq.heappop(self._turns)
-                caller.is_listed = False
+            while self._turns and found is None:
+                used_s, number, caller = heapq.heappop(self._turns)
+                if number != caller.turn:  # it was listed anew
+                    continue
+                caller.turn = 0
                 if used_s < caller.used_s:  # a run of its own took longer than it was charged
                     self._list(caller)
                     continue
                 if not caller.waiting:
                     continue
-                entry = caller.waiting.popleft()
-                self._num_queued -= 1
-                is_dropped = _drop_unwanted(entry)
-                if not is_dropped:
-                    self._clock_s = max(self._clock_s, caller.used_s)
-                    entry.is_taken = True
-                    entry.charged_s = caller.run_s
-                    caller.used_s += entry.charged_s
-                    caller.num_running += 1
-                    self._num_running += 1
+                entry = caller.waiting[0]
+                if _drop_unwanted(entry):
+                    caller.waiting.popleft()
+                    self._num_queued -= 1
+                    self._list(caller)
+                elif entry.cost_s >= LONG_S and self._num_long >= self._max_long:
+                    passed_over.append(caller)
+                else:
+                    found = caller.waiting.popleft()
+                    self._start(found)
+                    self._list(caller)
+            for caller in passed_over:
                 self._list(caller)
-                if not is_dropped:
-                    return entry
-        return None
+        return found
+
+    def _start(self, entry: _Entry) -> None:
+        caller = entry.caller
+        entry.is_taken = True
+        entry.charged_s = entry.cost_s or caller.run_s
+        self._clock_s = max(self._clock_s, caller.used_s)
+        caller.used_s += entry.charged_s
+        caller.num_running += 1
+        self._num_running += 1
+        self._num_queued -= 1
+        self._num_long += entry.cost_s >= LONG_S
+
+    def _end(self, entry: _Entry, elapsed_s: float) -> None:
+        caller = entry.caller
+        caller.num_running -= 1
+        self._num_running -= 1
+        caller.used_s += elapsed_s - entry.charged_s
+        caller.run_s += 0.25 * (elapsed_s - caller.run_s)
+        if entry.charged_s > elapsed_s:  # its turn comes sooner than was thought
+            caller.turn = 0
+            self._list(caller)
+        if entry.cost_s >= LONG_S:
+            self._num_long -= 1
+            self._tokens.put(None)  # for one that was passed over
+        if not self._num_queued and not self._num_running:
+            self._callers.clear()  # nobody was short of anything: nobody owes
+            self._turns.clear()
 
     def _run(self, entry: _Entry) -> None:
         call, entry.call = entry.call, None
@@ -267,14 +319,7 @@ class ThreadPool:
             failure = error
         elapsed_s = time.perf_counter() - started
         with self._lock:
-            caller = entry.caller
-            caller.num_running -= 1
-            self._num_running -= 1
-            caller.used_s += elapsed_s - entry.charged_s
-            caller.run_s += 0.25 * (elapsed_s - caller.run_s)
-            if not self._num_queued and not self._num_running:
-                self._callers.clear()  # nobody was short of anything: nobody owes
-                self._turns.clear()
+            self._end(entry, elapsed_s)
         entry.deliver(result, failure)
         failure = None  # or its traceback and this frame keep each other alive
 

@@ -22,14 +22,22 @@ class Health:
 
     Args:
         is_ready: Asks the manager.
+        list_obstacles: What keeps the manager from being ready, a line each.
         strict: --strict_compat.
 
     Attributes:
         is_draining: Whether the server is on its way out.
     """
 
-    def __init__(self, is_ready: Callable[[], bool], *, strict: bool = False) -> None:
+    def __init__(
+        self,
+        is_ready: Callable[[], bool],
+        list_obstacles: Callable[[], list[str]] = list,
+        *,
+        strict: bool = False,
+    ) -> None:
         self._ask = is_ready
+        self._list_obstacles = list_obstacles
         self._strict = strict
         self.is_draining = False
         self._changed = asyncio.Event()
@@ -38,6 +46,13 @@ class Health:
     def is_ready(self) -> bool:
         """Whether traffic should come here."""
         return not self.is_draining and self._ask()
+
+    def describe_readiness(self) -> tuple[bool, str]:
+        """Whether traffic should come here, and in words what stands in its way, or "ok"."""
+        obstacles = [*(["draining"] if self.is_draining else []), *self._list_obstacles()]
+        if not obstacles and not self.is_ready:
+            obstacles = ["not ready"]
+        return not obstacles, "\n".join(obstacles or ["ok"]) + "\n"
 
     def drain(self) -> None:
         """Says from now on that the server is not ready."""

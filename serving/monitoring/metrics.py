@@ -117,6 +117,11 @@ class Metrics(Observer):
             _VERSION,
             bounds=_SECONDS,
         )
+        self._abandoned = Family(
+            "plumbline_abandoned_calls",
+            "Calls whose caller had left, or whose deadline had passed, while waiting or running.",
+            (*_VERSION, "stage"),
+        )
         self._self_test = Family(
             "plumbline_self_test",
             "Result of the golden self-test: passed, failed or untested.",
@@ -171,11 +176,21 @@ class Metrics(Observer):
     def observe_runtime_latency(
         self, servable_id: ServableId, signature_name: str, api: str, latency_us: float
     ) -> None:
+        self.bind_runtime_latency(servable_id, signature_name, api)(latency_us)
+
+    def bind_runtime_latency(
+        self, servable_id: ServableId, signature_name: str, api: str
+    ) -> Callable[[float], None]:
         name = servable_id.name
         runtime = self._runtimes.get((servable_id, signature_name), "")
-        self._runtime_latency.child(name, api, runtime).observe(latency_us)
+        all_versions = self._runtime_latency.child(name, api, runtime)
         own = self._runtime.child(name, str(servable_id.version), signature_name)
-        own.observe(latency_us * 1e-6)
+
+        def observe(latency_us: float) -> None:
+            all_versions.observe(latency_us)
+            own.observe(latency_us * 1e-6)
+
+        return observe
 
     def observe_examples(self, model_name: str, num_examples: int) -> None:
         self._examples.child(model_name).observe(num_examples)
@@ -193,6 +208,9 @@ class Metrics(Observer):
         self._processed_size.child().observe(num_rows)
         self._padding.child(str(num_rows)).observe(padding)
 
+    def observe_abandoned(self, servable_id: ServableId, stage: str) -> None:
+        self._abandoned.child(servable_id.name, str(servable_id.version), stage).add()
+
     def observe_request_log(self, result: str) -> None:
         self._request_log.child(result).add()
 
@@ -204,7 +222,13 @@ class Metrics(Observer):
         if status.state is not VersionState.END or status.code is not Code.OK:
             return
         key = (servable_id.name, str(servable_id.version))
-        for family in (self._runtime, self._queue_wait, self._self_test, self._engine):
+        for family in (
+            self._runtime,
+            self._queue_wait,
+            self._abandoned,
+            self._self_test,
+            self._engine,
+        ):
             family.forget(*key)
         for engine_key in [key for key in list(self._runtimes) if key[0] == servable_id]:
             self._runtimes.pop(engine_key, None)
@@ -228,6 +252,7 @@ class Metrics(Observer):
             self._processed_size,
             self._runtime,
             self._queue_wait,
+            self._abandoned,
             self._request_log,
             self._malformed,
         ]

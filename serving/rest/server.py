@@ -31,7 +31,7 @@ from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
 from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
-from serving.security import check_token, make_ssl_context
+from serving.security import TokenStore, make_ssl_context
 from serving.transport.admission import RETRY_AFTER_S, MemoryBudget
 from serving.transport.http1 import Answer, Http1Connections, Limits, Request
 from serving.transport.inflate import Compression, inflate
@@ -124,6 +124,7 @@ class RestServer:
             budget or MemoryBudget(config.max_bytes_in_flight or _NO_BUDGET),
             lambda: self._observer.observe_malformed("REST"),
         )
+        self._tokens = TokenStore(config.auth_tokens, config.auth_token_file)
         self.port = 0
 
     async def start(self) -> None:
@@ -134,7 +135,9 @@ class RestServer:
                 self._connections.make,
                 config.host.strip("[]"),
                 max(config.rest_api_port, 0),
-                ssl=None if config.tls is None else make_ssl_context(config.tls),
+                ssl=None
+                if config.tls is None
+                else make_ssl_context(config.tls, alpn=("http/1.1",)),
                 backlog=1024,
                 reuse_port=True if config.workers > 1 else None,
             )
@@ -159,17 +162,17 @@ class RestServer:
 
     def begin(self, request: Request) -> Answer | None:
         """Turns away who may not call: 401 without a token, 429 beyond the limit."""
-        calls, config = self._calls, self._config
+        calls = self._calls
         calls.num_in_flight += 1
-        limit = config.max_concurrent_calls
+        limit = self._config.max_concurrent_calls
         is_full = limit and calls.num_in_flight > limit
-        if not (is_full or config.auth_tokens) or _cut_query(request.target) in self._probes:
+        if not (is_full or self._tokens) or _cut_query(request.target) in self._probes:
             return None
         if is_full:
             text = f"{limit} calls are in flight already (--max_concurrent_calls)"
             return self._encode_refusal(ResourceExhaustedError(text, retry_after_s=RETRY_AFTER_S))
         try:
-            check_token(config.auth_tokens, request.find_header(b"authorization"))
+            self._tokens.check(request.find_header(b"authorization"))
         except UnauthenticatedError as error:
             answer = self._encode_refusal(error)
             answer.head += _BEARER
@@ -232,9 +235,10 @@ class RestServer:
     async def _answer_page(self, path: str) -> Answer:
         if path not in self._probes:
             return await self._answer_metrics()
-        if path == LIVE_PATH or self._health.is_ready:
+        if path == LIVE_PATH:
             return Answer(200, _TEXT, b"ok\n")
-        return Answer(503, _TEXT, b"not ready\n")
+        is_ready, text = self._health.describe_readiness()
+        return Answer(200 if is_ready else 503, _TEXT, text.encode())
 
     async def _answer_metrics(self) -> Answer:
         try:

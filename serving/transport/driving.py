@@ -26,11 +26,16 @@ def go_on_as_task(
 
 
 async def _finish(coroutine: Coroutine[Any, Any, Result], awaited: Any) -> Result:
-    return await _Rest(coroutine, awaited)
+    return await Started(coroutine, awaited)
 
 
-class _Rest(Generic[Result]):
-    """Awaits the rest of a coroutine, beginning with what it waits for already."""
+class Started(Generic[Result]):
+    """Awaits the rest of a coroutine, beginning with what it waits for already.
+
+    Args:
+        coroutine: See `go_on_as_task`.
+        awaited: See there.
+    """
 
     def __init__(self, coroutine: Coroutine[Any, Any, Result], awaited: Any) -> None:
         self._coroutine = coroutine

@@ -93,11 +93,39 @@ class ServableManager:
 
     def is_ready(self) -> bool:
         """Whether every model has an AVAILABLE version and its first load is decided."""
-        table = self._router.table
-        return bool(self._models) and all(
-            model.name in table.routes and self._lifecycle.is_decided(model.name)
-            for model in self._models
-        )
+        return bool(self._models) and not any(map(self._is_unready, self._models))
+
+    def list_obstacles(self) -> list[str]:
+        """What keeps it from being ready, a line each: `model mlp: loading version 3`.
+
+        Of faults it says no more than that they are: whoever asks may have no token.
+        """
+        if not self._models:
+            return ["no model is configured"]
+        unready = filter(self._is_unready, self._models)
+        return [f"model {model.name}: {self._explain_unready(model.name)}" for model in unready]
+
+    def _is_unready(self, model: ModelConfig) -> bool:
+        name = model.name
+        return name not in self._router.table.routes or not self._lifecycle.is_decided(name)
+
+    def _explain_unready(self, name: str) -> str:
+        failure = self.find_failure(name)
+        if failure is not None:
+            return failure.kind.value
+        moving = [
+            status.version
+            for key, status in self.monitor.snapshot().items()
+            if key.name == name and status.state < VersionState.AVAILABLE
+        ]
+        if moving:
+            plural = "s" if len(moving) > 1 else ""
+            return f"loading version{plural} {', '.join(map(str, sorted(moving)))}"
+        return "looking for versions"
+
+    def is_serving(self) -> bool:
+        """Whether any model has an AVAILABLE version."""
+        return bool(self._router.table.routes)
 
     def wait_until_ready(self, *, timeout_s: float | None = None) -> bool:
         """Blocks until `is_ready`; False when the time ran out."""
@@ -185,9 +213,9 @@ class ServableManager:
 class FailureKind(enum.Enum):
     """What a model lacks, so that it serves nothing."""
 
-    BASE_PATH = enum.auto()
-    VERSIONS = enum.auto()
-    LOADED_VERSION = enum.auto()
+    BASE_PATH = "its base path cannot be read"
+    VERSIONS = "no version in its base path"
+    LOADED_VERSION = "its versions failed to load"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

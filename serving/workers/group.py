@@ -13,6 +13,7 @@ from contract.servable import ServableId, VersionState
 from serving.addresses import Addresses
 from serving.config.models import ModelConfig
 from serving.config.server import ServerConfig
+from serving.engines.loading import Trials
 from serving.front import make_manager
 from serving.monitoring.instruments import (
     Dump,
@@ -32,7 +33,7 @@ CATCH_UP_S = 10.0
 DECISION_TIMEOUT_S = 120.0
 """How long a worker that joins others waits for its models before it takes calls all the same."""
 
-_DUMP_TIMEOUT_S = 5.0
+_DUMP_TIMEOUT_S = 1.0
 _LISTEN_S = 0.05
 _LOOK_S = 0.25
 _NOTE_S = 1.0
@@ -43,20 +44,21 @@ logger = logging.getLogger(__name__)
 class WorkerGroup:
     """All workers, seen by one; the `Front` of its server.
 
-    A thread keeps up with the others: it follows their reloads, gives them its metrics when
-    they ask, and says every second that it lives.
+    A thread keeps up with the others: it follows their reloads, and gives them its metrics when
+    they ask.
 
     Args:
         config: Everything the server is told.
         place: Which of the workers this is, and where they note how they stand.
+        trials: Where versions are loaded first; None for this process at once.
     """
 
-    def __init__(self, config: ServerConfig, place: Place) -> None:
+    def __init__(self, config: ServerConfig, place: Place, trials: Trials | None = None) -> None:
         self._shared = place.shared
         self._slot = place.slot
         self.is_replacement = place.is_replacement
         self.metrics = Metrics(list_versions=self.snapshot, is_ready=self.is_ready)
-        self.manager = make_manager(config, self.metrics)
+        self.manager = make_manager(config, self.metrics, trials)
         self.acquire = self.manager.acquire  # each worker serves from its own memory
         self._watchers: list[Callable[[], None]] = []
         self._was_ready: bool | None = None
@@ -91,7 +93,7 @@ class WorkerGroup:
             lambda: not any(manager.is_pending(model.name) for model in manager.models),
             timeout_s=DECISION_TIMEOUT_S,
         )
-        if not manager.is_ready() and any(one.is_ready for one in self._list_others()):
+        if not manager.is_ready() and any(one.is_ready for one in self._list_others().values()):
             raise ServableUnavailableError("this worker cannot load what the others serve")
 
     async def join(self, addresses: Addresses) -> None:
@@ -117,7 +119,22 @@ class WorkerGroup:
 
     def is_ready(self) -> bool:
         """Whether every worker that takes calls is ready."""
-        return self.manager.is_ready() and all(one.is_ready for one in self._list_others())
+        others = self._list_others()
+        return (
+            self.manager.is_ready()
+            and all(one.is_ready for one in others.values())
+            and not any(map(self._shared.is_silent, others))
+        )
+
+    def list_obstacles(self) -> list[str]:
+        """What keeps any worker from being ready: what several say, once."""
+        found = dict.fromkeys(self.manager.list_obstacles())
+        for slot, one in self._list_others().items():
+            is_silent = self._shared.is_silent(slot)
+            found |= dict.fromkeys(
+                [f"worker {slot}: not answering"] if is_silent else one.obstacles
+            )
+        return list(found)
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher` whenever the readiness of all may have changed."""
@@ -126,7 +143,7 @@ class WorkerGroup:
 
     def snapshot(self) -> dict[ServableId, VersionStatus]:
         """Every version's status over all workers."""
-        found = [self._list_versions(), *(one.versions for one in self._list_others())]
+        found = [self._list_versions(), *(one.versions for one in self._list_others().values())]
         ids = {(name, number) for one in found for name in one for number in one[name]}
         return {
             ServableId(name, number): merge_statuses(
@@ -141,10 +158,13 @@ class WorkerGroup:
         return choose_states(versions, name, version)
 
     def reload(self, models: Sequence[ModelConfig]) -> None:
-        """See `ServableManager.reload`; waits for every worker that does not hang."""
+        """See `ServableManager.reload`; waits for every worker, as long as it is not ended.
+
+        The supervisor ends those that hang.
+        """
         known = {model.name for model in self.manager.models}
         new = [model.name for model in models if model.name not in known]
-        with self._shared.lock_models():
+        with self._shared.lock_models(self._has_left.is_set):
             with self._following:
                 # Refused here, it is refused everywhere; accepted here, the others follow.
                 self.manager.reload(models, wait=False)
@@ -166,31 +186,27 @@ class WorkerGroup:
 
     # The others.
 
-    def _list_others(self) -> list[WorkerState]:
-        """Those that take calls."""
+    def _list_others(self) -> dict[int, WorkerState]:
+        """Those that take calls, by slot."""
         states = self._shared.read_states(but=self._slot)
-        return [one for one in states.values() if one.takes_calls]
+        return {slot: one for slot, one in states.items() if one.takes_calls}
 
     def _wait_for_others(self, is_done: Callable[[WorkerState], bool]) -> list[WorkerState]:
-        """The others' states once each is done, or dead, or hangs.
+        """The others' states once each is done or has ended.
 
-        Whoever takes the place of a dead one starts with the models in force, and one that
-        hangs follows when it comes to.
+        Whoever takes the place of one that has ended starts with the models in force.
         """
         while True:
-            states = self._shared.read_states(but=self._slot)
-            awaited = {slot: one for slot, one in states.items() if not one.is_hanging()}
-            if all(map(is_done, awaited.values())):
-                for slot in states.keys() - awaited.keys():
-                    logger.warning("worker %d hangs and was not waited for", slot)
-                return list(awaited.values())
+            states = list(self._shared.read_states(but=self._slot).values())
+            if all(map(is_done, states)):
+                return states
             if self._has_left.wait(_LISTEN_S):
                 raise ServableUnavailableError(
                     "the server is shutting down, and did not wait for new models"
                 )
 
     def _keep_up(self) -> None:
-        looked = counted = beaten = float("-inf")
+        looked = counted = noted = float("-inf")
         while not self._has_left.wait(_LISTEN_S):
             try:
                 now = time.monotonic()
@@ -199,10 +215,9 @@ class WorkerGroup:
                 if wish > self._dump.wish or now - counted > _NOTE_S:
                     counted = now
                     self._write_dump(wish)
-                if now - beaten > _NOTE_S:
-                    beaten = now
+                if now - noted > _NOTE_S:
+                    noted = now
                     self._note_state()
-                    self._shared.beat(self._slot)
                 if now - looked > _LOOK_S:
                     looked = now
                     self._look_at_others()
@@ -211,6 +226,8 @@ class WorkerGroup:
 
     def _follow(self, now: float) -> None:
         """Accepts what another worker accepted, perhaps a moment later than that one could."""
+        if self._shared.read_generation() <= self._followed[0]:
+            return
         found = self._shared.read_models()
         with self._following:
             if found is None or found.generation <= self._followed[0]:
@@ -266,6 +283,7 @@ class WorkerGroup:
             versions=self._list_versions(),
             pending=tuple(name for name in names if self.manager.is_pending(name)),
             failures={name: one for name, one in found.items() if one is not None},
+            obstacles=tuple(self.manager.list_obstacles()),
         )
 
     def _list_versions(self) -> dict[str, dict[int, VersionStatus]]:
@@ -285,13 +303,16 @@ class WorkerGroup:
                 _dump_families(self.metrics.list_counters()),
                 _dump_families(self.metrics.take_gauges()) if wish > last.wish else last.gauges,
             )
-            self._shared.write_dump(self._slot, self._dump)
+            try:
+                self._shared.write_dump(self._slot, self._dump)
+            except OSError as error:  # the disk is full
+                logger.error("the other workers are not told what this one counted: %s", error)
             return self._dump
 
     def _render(self) -> str:
         while True:  # a worker that ends meanwhile must not count twice, nor not at all
             retired = self._shared.read_retired()
-            dumps = self._collect_dumps()
+            dumps, up = self._collect_dumps()
             if self._shared.read_retired() == retired:
                 break
         counted = add_dumps([retired, *(one.counters for one in dumps)])
@@ -303,10 +324,10 @@ class WorkerGroup:
             families.append(gauge.make_alike())
             for one in dumps:
                 families[-1].absorb(one.gauges.get(gauge.name, {}))
-        return render_families(families)
+        return render_families([*families, up])
 
-    def _collect_dumps(self) -> list[MetricsDump]:
-        """Of every worker as of now; of one that does not answer, what it had counted."""
+    def _collect_dumps(self) -> tuple[list[MetricsDump], Family]:
+        """Of every worker as of now, or as it last said; and which did not answer."""
         wish = time.monotonic()
         dumps = {self._slot: self._write_dump(wish)}
         others = [slot for slot in range(self._shared.num_slots) if slot != self._slot]
@@ -315,16 +336,21 @@ class WorkerGroup:
                 self._shared.write_wish(wish)
             dumps |= {slot: self._shared.read_dump(slot) for slot in others}
             states = self._shared.read_states(but=self._slot)
-            awaited = [slot for slot, one in states.items() if not one.is_hanging()]
+            awaited = [slot for slot in states if not self._shared.is_silent(slot)]
             is_late = time.monotonic() - wish > _DUMP_TIMEOUT_S
             if is_late or all(dumps[slot].wish >= wish for slot in awaited):
                 break
             if self._has_left.wait(_LISTEN_S / 5):
                 break
-        return [
-            one if one.wish >= wish else MetricsDump(one.wish, one.counters)
-            for one in dumps.values()
-        ]
+        up = Family(
+            "plumbline_worker_up",
+            "1 for a worker that answers; of others, values are those last known.",
+            ("worker",),
+            kind="gauge",
+        )
+        for slot in sorted(dumps):
+            up.child(str(slot)).value = float(dumps[slot].wish >= wish)
+        return list(dumps.values()), up
 
 
 def _dump_families(families: Sequence[Family | HistogramFamily]) -> Dump:

@@ -1,9 +1,11 @@
-"""What workers know of each other: small files in a folder that only their user may enter.
+"""What workers know of each other: a page of memory that the fork shares, and small files.
 
 Every worker has a number, its slot. Whoever takes the place of a worker that died takes its
-slot. Files are replaced whole, so readers need no lock. Nobody calls anybody: a worker writes
-what it wants of the others, and each reads it within a fraction of a second. What a worker
-does with what it reads is `serving.workers.group`.
+slot. In memory are numbers that change often, one writer each: heartbeats, and what is newest.
+The files are in a folder that only their user may enter, and are replaced whole, so readers need
+no lock; one that cannot be read counts as missing. Nobody calls anybody: a worker writes what it
+wants of the others, and each reads it within a fraction of a second. What a worker does with
+what it reads is `serving.workers.group`.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import logging
+import mmap
 import os
 import pickle
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,8 +31,11 @@ from serving.monitoring.instruments import Dump, add_dumps
 from serving.versions.manager import Failure
 from serving.versions.states import VersionStatus
 
-HANGING_S = 10.0
-"""A worker whose heart has not beaten for so long is not waited for."""
+BEAT_S = 0.1
+"""How often the event loop of a worker says that it turns."""
+
+SILENT_S = 1.0
+"""A worker whose heart has not beaten for so long answers nobody at the moment."""
 
 LOCK_TIMEOUT_S = 60.0
 """How long a reload waits for another one; a worker may hang in the middle of its own."""
@@ -36,9 +43,15 @@ LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _RETIRED = "retired"
 _MODELS = "models"
-_WISH = "wish"
+_WISH, _GENERATION, _FIRST_SLOT = 0, 1, 2  # where numbers are in the page
+_BEAT, _FIRST_COUNT = 0, 1  # and where among those of a slot
+_NUM_COUNTS = 2
+_NUM_NUMBERS = _FIRST_COUNT + _NUM_COUNTS
 
 Kept = TypeVar("Kept")
+Missing = TypeVar("Missing")
+
+logger = logging.getLogger(__name__)
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -65,7 +78,7 @@ class WorkerState(msgspec.Struct, frozen=True):
         versions: Model name to version to status.
         pending: Models that serve nothing yet, but may.
         failures: Models that serve nothing and will not without a change.
-        heartbeat: When it last said that it lives (`time.monotonic`, the same for all processes).
+        obstacles: Lines that say what keeps it from being ready.
     """
 
     takes_calls: bool = False
@@ -75,11 +88,7 @@ class WorkerState(msgspec.Struct, frozen=True):
     versions: dict[str, dict[int, VersionStatus]] = {}
     pending: tuple[str, ...] = ()
     failures: dict[str, Failure] = {}
-    heartbeat: float = 0.0
-
-    def is_hanging(self) -> bool:
-        """Whether nothing has been heard of it for too long."""
-        return time.monotonic() - self.heartbeat > HANGING_S
+    obstacles: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,7 +120,9 @@ class Models:
 
 
 class SharedState:
-    """The folder. Pickles are safe in it: nobody else can write there.
+    """The page and the folder; made before the workers are forked.
+
+    Pickles are safe in the folder: nobody else can write there.
 
     Args:
         folder: For its user alone.
@@ -121,37 +132,53 @@ class SharedState:
     def __init__(self, folder: Path, num_slots: int) -> None:
         self.folder = folder
         self.num_slots = num_slots
+        page = mmap.mmap(-1, 8 * (_FIRST_SLOT + _NUM_NUMBERS * num_slots))
+        # A number of eight bytes at a multiple of eight is read and written whole.
+        self._numbers = memoryview(page).cast("d")
 
     def remove(self) -> None:
         """Deletes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    # Heartbeats.
+
+    def beat(self, slot: int) -> None:
+        """Says that a worker's event loop turns; a write to memory and no more."""
+        self._numbers[_find_number(slot, _BEAT)] = time.monotonic()
+
+    def find_last_beat(self, slot: int) -> float:
+        """When a worker's heart last beat (`time.monotonic`, the same for all processes)."""
+        return self._numbers[_find_number(slot, _BEAT)]
+
+    def is_silent(self, slot: int) -> bool:
+        """Whether a worker answers nobody at the moment."""
+        return time.monotonic() - self.find_last_beat(slot) > SILENT_S
+
+    # Connections.
+
+    def write_connections(self, slot: int, kind: int, count: float) -> None:
+        """Says how many connections of a kind a worker has; infinity if it takes no more."""
+        self._numbers[_find_number(slot, _FIRST_COUNT + kind)] = count
+
+    def read_connections(self, slot: int, kind: int) -> float:
+        """How many connections of a kind (0 or 1) a worker has."""
+        return self._numbers[_find_number(slot, _FIRST_COUNT + kind)]
+
     # States.
 
     def write_state(self, slot: int, state: WorkerState) -> None:
-        """Says how a worker stands, and that it lives."""
+        """Says how a worker stands."""
         self._replace(f"{slot}.state", pickle.dumps(state))
-        self.beat(slot)
-
-    def beat(self, slot: int) -> None:
-        """Says that a worker lives: by the time of its file, which needs no room on the disk."""
-        now = time.monotonic_ns()
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self.folder / f"{slot}.state", ns=(now, now))
 
     def read_states(self, *, but: int = -1) -> dict[int, WorkerState]:
         """Slot to state of the workers that run, except the slot `but`."""
         found = {}
         for slot in range(self.num_slots):
-            if slot == but:
-                continue
-            with (
-                contextlib.suppress(FileNotFoundError),
-                (self.folder / f"{slot}.state").open("rb") as file,
-            ):
-                state: WorkerState = pickle.load(file)
-                heartbeat = os.fstat(file.fileno()).st_mtime_ns / 1e9
-                found[slot] = msgspec.structs.replace(state, heartbeat=heartbeat)
+            state: WorkerState | None = None
+            if slot != but:
+                state = self._unpickle(f"{slot}.state", WorkerState, lambda: None)
+            if state is not None:
+                found[slot] = state
         return found
 
     def withdraw(self, slot: int) -> None:
@@ -170,11 +197,11 @@ class SharedState:
 
     def write_wish(self, wish: float) -> None:
         """Asks every worker for a dump; `wish` is now (`time.monotonic`)."""
-        self._replace(_WISH, pickle.dumps(wish))
+        self._numbers[_WISH] = wish
 
     def read_wish(self) -> float:
         """The newest wish for dumps; wishes grow."""
-        return self._unpickle(_WISH, 0.0)
+        return self._numbers[_WISH]
 
     def write_dump(self, slot: int, dump: MetricsDump) -> None:
         """Keeps what a worker's metrics hold, for others and in case it dies."""
@@ -182,11 +209,11 @@ class SharedState:
 
     def read_dump(self, slot: int) -> MetricsDump:
         """What a worker's metrics held when it last said so."""
-        return self._unpickle(f"{slot}.metrics", MetricsDump())
+        return self._unpickle(f"{slot}.metrics", MetricsDump, MetricsDump)
 
     def read_retired(self) -> Dump:
         """What workers counted that have ended."""
-        return self._unpickle(_RETIRED, {})
+        return self._unpickle(_RETIRED, dict, dict)
 
     # Models: the configuration that a reload has put into force.
 
@@ -195,15 +222,20 @@ class SharedState:
         known = self.read_models()
         generation = 1 if known is None else known.generation + 1
         self._replace(_MODELS, pickle.dumps(Models(generation, tuple(models))))
+        self._numbers[_GENERATION] = generation
         return generation
+
+    def read_generation(self) -> int:
+        """How many reloads there were."""
+        return int(self._numbers[_GENERATION])
 
     def read_models(self) -> Models | None:
         """What a reload has put into force; None before the first."""
-        return self._unpickle(_MODELS, None)
+        return self._unpickle(_MODELS, Models, lambda: None)
 
     @contextlib.contextmanager
-    def lock_models(self) -> Iterator[None]:
-        """One reload at a time, whichever worker is asked."""
+    def lock_models(self, has_left: Callable[[], bool]) -> Iterator[None]:
+        """One reload at a time, whichever worker is asked; nobody waits who `has_left`."""
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         with (self.folder / "lock").open("w") as file:
             while True:
@@ -211,7 +243,7 @@ class SharedState:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if time.monotonic() > deadline:
+                    if has_left() or time.monotonic() > deadline:
                         raise ServableUnavailableError(
                             f"another reload has not ended in {LOCK_TIMEOUT_S:g} s; try again later"
                         ) from None
@@ -228,16 +260,54 @@ class SharedState:
                 raise
             partial.replace(self.folder / name)
 
-    def _read(self, name: str) -> bytes:
+    def _unpickle(
+        self, name: str, kind: type[Kept], otherwise: Callable[[], Missing]
+    ) -> Kept | Missing:
+        """What a file holds; `otherwise()` if there is none or it is damaged."""
         try:
-            return (self.folder / name).read_bytes()
+            kept = pickle.loads((self.folder / name).read_bytes())
         except FileNotFoundError:
-            return b""
+            return otherwise()
+        except Exception as error:  # whatever bytes can do to pickle
+            logger.warning("%s in the workers' folder cannot be read: %r", name, error)
+            return otherwise()
+        return kept if isinstance(kept, kind) else otherwise()
 
-    def _unpickle(self, name: str, otherwise: Kept) -> Kept:
-        data = self._read(name)
-        kept: Kept = pickle.loads(data) if data else otherwise
-        return kept
+
+def _find_number(slot: int, number: int) -> int:
+    return _FIRST_SLOT + slot * _NUM_NUMBERS + number
+
+
+class FairShare:
+    """A worker's `serving.transport.sharing.Share` of the connections of a kind.
+
+    Args:
+        shared: Where all workers note theirs.
+        slot: Which of the workers this is.
+        kind: 0 or 1.
+    """
+
+    def __init__(self, shared: SharedState, slot: int, kind: int) -> None:
+        self._shared = shared
+        self._slot = slot
+        self._kind = kind
+        self._others = [number for number in range(shared.num_slots) if number != slot]
+        self.note(0)
+
+    def note(self, num_connections: float) -> None:
+        """Says how many this worker has; infinity if it takes no more."""
+        self._shared.write_connections(self._slot, self._kind, num_connections)
+
+    def is_fair(self) -> bool:
+        """Whether no other worker whose heart beats has fewer."""
+        shared = self._shared
+        own = shared.read_connections(self._slot, self._kind)
+        alive_since = time.monotonic() - 3 * BEAT_S
+        return not any(
+            shared.read_connections(slot, self._kind) < own
+            and shared.find_last_beat(slot) > alive_since
+            for slot in self._others
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`--workers=N`: starts the processes that share the ports, and replaces those that die.
+"""`--workers=N`: starts the processes that share the ports, and replaces those that die or hang.
 
 The supervisor imports what workers need and then forks, so that they start in no time and share
 its memory. It never starts a thread, an event loop or gRPC: none of them survives a fork.
@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import gc
 import importlib
-import importlib.util
 import logging
 import os
 import signal
@@ -25,6 +24,9 @@ from contract.console.exits import ExitCode
 from contract.errors import ConfigError, ServableUnavailableError
 from serving.addresses import Addresses, join_address, log_addresses, write_port_file
 from serving.config.server import ServerConfig
+from serving.engines.trial_load import prepare_trials
+from serving.server import DRAIN_MARGIN_S
+from serving.workers.liveness import Liveness
 from serving.workers.shared_state import Place, SharedState
 
 _STOPPING = frozenset((signal.SIGTERM, signal.SIGINT))
@@ -32,7 +34,9 @@ _LISTENING = signal.SIGUSR1  # a worker says that it takes calls
 _SIGNALS = frozenset((*_STOPPING, _LISTENING, signal.SIGCHLD))
 _LONG_ENOUGH_S = 10.0
 _MIN_DELAY_S, _MAX_DELAY_S = 0.1, 10.0
-_IDLE_S = 60.0
+_LOOK_S = 0.25
+_KILL_AFTER_S = 0.5
+"""How long a worker that hangs has, once told to end, to come to."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,8 @@ class _Slot:
         due: When the next one may be forked.
         is_replacement: Whether others served when it started.
         num_failures: Workers that did not live long, one after the other.
+        liveness: Judges the worker.
+        told: When it was told to end; 0 while it is not.
     """
 
     number: int
@@ -56,6 +62,8 @@ class _Slot:
     due: float = 0.0
     is_replacement: bool = False
     num_failures: int = 0
+    liveness: Liveness | None = None
+    told: float = 0.0
 
 
 class Supervisor:
@@ -90,6 +98,7 @@ class Supervisor:
         return self._code
 
     def _watch_over(self) -> None:
+        looked = time.monotonic()
         while not self._is_stopping or any(slot.pid for slot in self._slots):
             for slot in self._slots:
                 if not self._is_stopping and not slot.pid and slot.due <= time.monotonic():
@@ -99,11 +108,40 @@ class Supervisor:
             if info is not None and info.si_signo in _STOPPING:
                 self._stop(signal.Signals(info.si_signo))
             self._open_if_all_listen()
+            now = time.monotonic()
+            if now - looked > 2 * _LOOK_S:  # this process was suspended, and perhaps all were
+                for slot in self._slots:
+                    if slot.liveness is not None:
+                        slot.liveness.excuse(now)
+            looked = now
+            for slot in self._slots:
+                self._look_at(slot, now)
 
     def _find_wait(self) -> float:
         now = time.monotonic()
         waiting = [slot.due - now for slot in self._slots if not slot.pid]
-        return max(0.0, min([_IDLE_S, *([] if self._is_stopping else waiting)]))
+        return max(0.0, min([_LOOK_S, *([] if self._is_stopping else waiting)]))
+
+    def _look_at(self, slot: _Slot, now: float) -> None:
+        """Ends a worker that hangs, or that was told to end and does not in time."""
+        if not slot.pid or slot.liveness is None:
+            return
+        fault = slot.liveness.find_fault(now, self._shared.find_last_beat(slot.number))
+        if fault and not slot.told:
+            logger.error("worker %d %s: ending it", slot.number, fault)
+            self._tell(slot, signal.SIGTERM)
+            # One that was stopped may come to, and answer those that wait for it.
+            self._tell(slot, signal.SIGCONT)
+        since_s = now - slot.told
+        is_late = since_s > self._config.drain_timeout_s + DRAIN_MARGIN_S + _KILL_AFTER_S
+        if slot.told and (is_late or (fault and since_s > _KILL_AFTER_S)):
+            logger.error("worker %d does not end: killing it", slot.number)
+            self._tell(slot, signal.SIGKILL)
+
+    def _tell(self, slot: _Slot, number: signal.Signals) -> None:
+        slot.told = slot.told or time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(slot.pid, number)
 
     # Starting.
 
@@ -117,7 +155,8 @@ class Supervisor:
             return
         if pid == 0:
             self._become_worker(slot)
-        slot.pid, slot.started = pid, time.monotonic()
+        slot.pid, slot.started, slot.told = pid, time.monotonic(), 0.0
+        slot.liveness = Liveness(pid, slot.started)
 
     def _become_worker(self, slot: _Slot) -> NoReturn:
         """Nothing of the supervisor's stack may run in the worker: it ends here."""
@@ -197,19 +236,14 @@ class Supervisor:
         self._is_stopping = True
         for slot in self._slots:
             if slot.pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(slot.pid, number)
+                self._tell(slot, number)
 
 
 def _preload(config: ServerConfig) -> None:
     importlib.import_module("serving.workers.worker")
     if config.rest_api_port:
         importlib.import_module("serving.rest.server")
-    # Without a light runtime TensorFlow would come in its place, with threads of its own.
-    if config.engine != "tensorflow" and importlib.util.find_spec("ai_edge_litert"):
-        from contract.lite.runtime import find_interpreter
-
-        find_interpreter()
+    prepare_trials(config)
     # What is there now is never collected, so its pages stay shared.
     gc.collect()
     gc.freeze()

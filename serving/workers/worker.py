@@ -9,14 +9,16 @@ import logging
 import os
 import select
 import signal
+import threading
 from pathlib import Path
 
 from contract.errors import ConfigError
 from serving.config.models import read_model_configs
 from serving.config.server import ServerConfig
-from serving.server import Server
+from serving.engines.loading import Trials
+from serving.server import Server, bound_drain
 from serving.workers.group import WorkerGroup
-from serving.workers.shared_state import Place
+from serving.workers.shared_state import BEAT_S, Place
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +29,13 @@ class Worker:
     Args:
         config: With the numbers of the ports.
         place: Which of them this is.
+        trials: Where versions are loaded first; None for this process at once.
     """
 
-    def __init__(self, config: ServerConfig, place: Place) -> None:
+    def __init__(self, config: ServerConfig, place: Place, trials: Trials | None = None) -> None:
         self._config = config
         self._place = place
+        self._trials = trials
         self._is_orphan = False
 
     def settle_in(self) -> None:
@@ -47,15 +51,21 @@ class Worker:
     async def serve(self) -> int:
         """Serves; returns the exit code."""
         stop = asyncio.Event()
+        self._beat(asyncio.get_running_loop())
         self._listen_to_supervisor(stop)
         config = self._read_again()
-        server = Server(config, front=WorkerGroup(config, self._place))
+        server = Server(config, front=WorkerGroup(config, self._place, self._trials))
         await server.start()
         self._tell_supervisor()
         code = await server.serve_until(stop)
         if self._is_orphan:
             self._place.shared.remove()
         return code
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Says that this loop turns, until it turns no more."""
+        self._place.shared.beat(self._place.slot)
+        loop.call_later(BEAT_S, self._beat, loop)
 
     def _tell_supervisor(self) -> None:
         is_gone = bool(select.select([self._place.lifeline], [], [], 0)[0])
@@ -73,14 +83,20 @@ class Worker:
 
     def _listen_to_supervisor(self, stop: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, stop.set)
+
+        def end() -> None:
+            bound_drain(self._config)
+            loop.call_soon_threadsafe(stop.set)
+
+        # Not the loop's own handler: this one runs even while the loop is stuck.
+        signal.signal(signal.SIGTERM, lambda number, frame: end())
         # The supervisor blocks what it waits for; SIGTERM waits until here to be told.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
         def end_with_supervisor() -> None:
-            loop.remove_reader(self._place.lifeline)
+            os.read(self._place.lifeline, 1)  # nobody writes: it returns once the other end is gone
             logger.error("the supervisor is gone: draining")
             self._is_orphan = True
-            stop.set()
+            end()
 
-        loop.add_reader(self._place.lifeline, end_with_supervisor)
+        threading.Thread(target=end_with_supervisor, name="lifeline", daemon=True).start()

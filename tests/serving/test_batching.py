@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from contract.errors import (
+    CancelledError,
     Code,
+    DeadlineExceededError,
     InternalError,
     PlumblineError,
     RequestError,
@@ -18,8 +21,8 @@ from contract.errors import (
 from contract.servable import ServableId
 from contract.signature import Batch
 from serving.config.server import BatchingParameters
-from serving.context import RequestContext
-from serving.engines.batching import FULL_TEXT, Batcher
+from serving.context import NO_CONTEXT, RequestContext
+from serving.engines.batching import FULL_TEXT, TIMEOUT_TEXT, Batcher
 from serving.observer import Observer
 
 Result = TypeVar("Result")
@@ -32,6 +35,8 @@ class Runs(Observer):
         self.batches: list[Any] = []
         self.paddings: list[tuple[int, int]] = []
         self.waits: list[float] = []
+        self.deadlines: list[float] = []
+        self.abandoned: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -42,6 +47,7 @@ class Runs(Observer):
         self.entered.set()
         assert self.gate.wait(20)
         self.batches.append(inputs["x"].tolist())
+        self.deadlines.append(context.deadline)
         if name == "fails":
             raise TensorMismatchError("no such matrix")
         if name == "crashes":
@@ -54,6 +60,9 @@ class Runs(Observer):
 
     def observe_queue_wait(self, servable_id: ServableId, latency_us: float) -> None:
         self.waits.append(latency_us)
+
+    def observe_abandoned(self, servable_id: ServableId, stage: str) -> None:
+        self.abandoned.append(stage)
 
     def observe_batch(self, servable_id: ServableId, padding: int, num_rows: int) -> None:
         self.paddings.append((padding, num_rows))
@@ -206,6 +215,67 @@ def test_a_caller_that_gives_up_leaves_the_others_their_answers() -> None:
             return await second
 
         assert asyncio.run(give_up())["y"].tolist() == [4]
+
+
+def test_calls_whose_time_is_over_are_left_out_of_the_batch() -> None:
+    left = RequestContext()
+    left.is_abandoned = True
+    contexts = [RequestContext(deadline=0.0), left, NO_CONTEXT]
+    with batching(max_batch_size=8, allowed_batch_sizes=(1, 2, 8)) as (batcher, runs):
+        late, gone, fine = ask(
+            *(
+                lambda context=context, value=value: batcher.answer(
+                    "doubles", row(value), context=context
+                )
+                for value, context in enumerate(contexts)
+            )
+        )
+    assert isinstance(late, DeadlineExceededError)
+    assert str(late) == TIMEOUT_TEXT
+    assert isinstance(gone, CancelledError)
+    assert fine["y"].tolist() == [4]
+    assert runs.batches == [[2]]
+    assert runs.abandoned == ["waiting", "waiting"]
+
+
+def test_the_latest_deadline_bounds_a_batch() -> None:
+    now = time.monotonic()
+    contexts = [RequestContext(deadline=now + seconds) for seconds in (60, 90, 70)]
+    with batching(max_batch_size=3) as (batcher, runs):
+        ask(
+            *(
+                lambda context=context: batcher.answer("doubles", row(1), context=context)
+                for context in contexts
+            )
+        )
+    assert runs.deadlines == [now + 90]
+
+
+def test_calls_given_up_in_the_queue_make_room() -> None:
+    with batching(max_batch_size=1, max_enqueued_batches=2) as (batcher, runs):
+        runs.gate.clear()
+
+        async def overfill() -> list[Any]:
+            first = asyncio.ensure_future(batcher.answer("doubles", row(1)))
+            await asyncio.to_thread(runs.entered.wait, 20)
+            context = RequestContext()
+            gone = [
+                asyncio.ensure_future(batcher.answer("doubles", row(2), context=one))
+                for one in (context, NO_CONTEXT)
+            ]
+            await asyncio.sleep(0)
+            context.is_abandoned = True
+            gone[1].cancel()
+            await asyncio.wait(gone[1:])
+            rest = [asyncio.ensure_future(batcher.answer("doubles", row(3))) for _ in range(2)]
+            await asyncio.sleep(0)
+            runs.gate.set()
+            return await asyncio.gather(first, *rest, *gone, return_exceptions=True)
+
+        answers = asyncio.run(overfill())
+    assert [one["y"].tolist() for one in answers[:3]] == [[2], [6], [6]]
+    assert [type(one) for one in answers[3:]] == [CancelledError, asyncio.CancelledError]
+    assert runs.batches == [[1], [3], [3]]
 
 
 def test_empty_batches_are_answered_empty() -> None:

@@ -2,16 +2,23 @@
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from contract.errors import CancelledError, DeadlineExceededError, ServableUnavailableError
+from contract.servable import ServableId
 from serving.context import RequestContext
-from serving.engines.thread_pool import ThreadPool
+from serving.engines.servable import CostMeter
+from serving.engines.thread_pool import LONG_S, ThreadPool
+from serving.monitoring.metrics import Metrics
+from serving.observer import Observer
+from tests.serving.numpy_servables import make_servable
 
 
 class Scene:
@@ -247,3 +254,90 @@ def test_every_call_of_many_callers_is_answered_once(num_threads: int) -> None:
         pool.close()
 
     play(scenario)
+
+
+def test_long_runs_never_have_all_threads() -> None:
+    async def scenario() -> None:
+        pool = ThreadPool(num_threads=3)
+        release, begun = threading.Event(), threading.Semaphore(0)
+
+        def long() -> bool:
+            begun.release()
+            return release.wait(20)
+
+        longs = [
+            asyncio.ensure_future(pool.run(long, context=RequestContext(index), cost_s=LONG_S))
+            for index in range(5)
+        ]
+        for _ in range(2):
+            assert await asyncio.to_thread(begun.acquire, timeout=20)
+        assert await pool.run(lambda: "short", context=RequestContext("short")) == "short"
+        assert not begun.acquire(blocking=False)
+        release.set()
+        assert await asyncio.gather(*longs) == [True] * 5
+        pool.close()
+
+    play(scenario)
+
+
+class Abandoned(Observer):
+    """Remembers what was abandoned, and when."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def observe_abandoned(self, servable_id: ServableId, stage: str) -> None:
+        self.stages.append(stage)
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+@pytest.mark.parametrize(
+    ("is_abandoned", "deadline", "error"),
+    [(True, math.inf, CancelledError), (False, 0.0, DeadlineExceededError)],
+)
+def test_no_run_starts_for_who_is_out_of_time_or_gone(
+    is_quick: bool, is_abandoned: bool, deadline: float, error: type[Exception]
+) -> None:
+    observer = Abandoned()
+    servable = make_servable(observer=observer)
+    x = {"x": np.ones(2, np.float32)}
+    key = CostMeter.key("serving_default", x)
+    servable._meter.record(key, 1e-6 if is_quick else 1.0)
+    context = RequestContext(deadline=deadline)
+    context.is_abandoned = is_abandoned
+
+    async def scenario() -> None:
+        pool = ThreadPool()
+        with pytest.raises(error):
+            await servable.answer("serving_default", x, pool=pool, context=context)
+        pool.close()
+
+    play(scenario)
+    assert observer.stages == ["waiting"]
+
+
+def test_a_run_whose_caller_leaves_meanwhile_is_counted() -> None:
+    observer = Abandoned()
+    servable = make_servable(observer=observer)
+    context = RequestContext()
+    leave = lambda *_: setattr(context, "is_abandoned", True)  # noqa: E731
+    observer.observe_runtime_latency = leave  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        pool = ThreadPool()
+        x = {"x": np.ones(2, np.float32)}
+        await servable.answer("serving_default", x, pool=pool, context=context)
+        pool.close()
+
+    play(scenario)
+    assert observer.stages == ["running"]
+
+
+def test_metrics_tell_how_much_was_abandoned() -> None:
+    metrics = Metrics(list_versions=dict, is_ready=lambda: True)
+    for stage in ("waiting", "running", "running"):
+        metrics.observe_abandoned(ServableId("m", 3), stage)
+    page = metrics.render()
+    for stage, count in (("waiting", 1), ("running", 2)):
+        labels = f'model_name="m",version="3",stage="{stage}"'
+        assert f"plumbline_abandoned_calls{{{labels}}} {count}\n" in page

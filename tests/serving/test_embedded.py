@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from serving.addresses import is_loopback
 from serving.cli import VERBS, main
 from serving.config.flags import ServerFlags
 from serving.embedded import find_ignored
-from tests.serving.server_process import ROOT
+from tests.serving.server_process import ROOT, run_embedded
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,3 +58,40 @@ def test_the_command_line_imports_no_server_and_no_tensorflow() -> None:
         [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "is_ours"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("[::]", False),
+        ("10.0.0.7", False),
+        ("models.example.org", False),
+    ],
+)
+def test_loopback_is_what_only_this_machine_reaches(host: str, is_ours: bool) -> None:
+    assert is_loopback(host) is is_ours
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_token_in_the_clear_is_warned_of_beyond_loopback(tmp_path: Path, host: str) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("correct-horse-battery\n")
+    flags = ("--port=-1", f"--host={host}", f"--model_base_path={tmp_path / 'none'}")
+    done = run_embedded(*flags, f"--auth_token_file={tokens}")
+    assert done.returncode == 3, done.stderr  # there is nothing to serve
+    assert ("sees the tokens" in done.stderr) is (host == "0.0.0.0")
+
+
+def test_a_misspelt_flag_ends_the_start_and_a_strange_one_does_not(tmp_path: Path) -> None:
+    base = f"--model_base_path={tmp_path / 'none'}"
+    refused = run_embedded("--port=-1", "--auth_tokens_file=x", base)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().count("\n") == 0
+    strange = run_embedded("--port=-1", "--flag_of_the_future=x", base)
+    assert strange.returncode == 3
+    assert "unknown argument: --flag_of_the_future=x" in strange.stderr

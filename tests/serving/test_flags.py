@@ -18,6 +18,7 @@ from serving.config.flags import (
     list_flags,
     parse_flags,
 )
+from serving.config.server import check_honoured, parse_server_flags
 
 FLAGS = list_flags(ServerFlags)
 
@@ -62,6 +63,80 @@ def test_an_unknown_flag_is_named_with_the_nearest_known_one_and_its_value_is_sk
         "unknown argument: -v",
         "unknown argument: stray",
     ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"),
+    [
+        ("--auth_tokens_file=/secrets/tokens", "auth_token_file"),
+        ("--auth-token-file=/secrets/tokens", "auth_token_file"),
+        ("--token=correct-horse", "auth_token_file"),
+        ("auth_token_file=/secrets/tokens", "auth_token_file"),
+        ("--ssl_config=/secrets/ssl", "ssl_config_file"),
+        ("--max_json_byte=1", "max_json_bytes"),
+        ("--max_json=1", "max_json_bytes"),
+        ("--max_connections_per_client=1", "max_connections"),
+        ("-workers=2", "workers"),
+        ("--Host=0.0.0.0", "host"),
+    ],
+)
+def test_a_misspelt_flag_is_refused_with_the_right_name(argument: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean --{meant}") as caught:
+        parse_server_flags([argument, "--model_base_path=/models/m"])
+    assert caught.value.message.count("unknown argument") == 1
+
+
+@pytest.mark.parametrize("flag", ["--tls_cert=x", "--api_key=x", "--mtls", "--client-certificate"])
+def test_a_flag_that_seems_to_say_who_may_call_is_refused_though_there_is_none_like_it(
+    flag: str,
+) -> None:
+    with pytest.raises(ConfigError, match="--ssl_config_file and --auth_token_file"):
+        parse_server_flags([flag, "--model_base_path=/models/m"])
+
+
+def test_a_secret_in_a_misspelt_flag_is_not_repeated() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_server_flags(["--auth_token=correct-horse", "--password=battery-staple"])
+    assert "horse" not in caught.value.message and "staple" not in caught.value.message
+
+
+@pytest.mark.parametrize("flag", ["--future_flag=1", "--enable_tfrt", "--use_gpu_tensor=3", "-v"])
+def test_a_flag_like_none_that_is_known_is_printed_and_not_fatal(flag: str) -> None:
+    _, unknown = parse_server_flags([flag, "--model_base_path=/models/m"])
+    assert [str(one) for one in unknown] == [f"unknown argument: {flag}"]
+
+
+def test_an_unknown_flag_is_named_where_the_base_path_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"model_base_path.*\(unknown argument: --folder=/m\)"):
+        parse_server_flags(["--folder=/m"])
+    with pytest.raises(ConfigError, match="did you mean --model_base_path"):
+        parse_server_flags(["--model_basepath=/models/m"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("use_alts_credentials=true", "--ssl_config_file"),
+        ("platform_config_file=/x", "--engine"),
+        ("mixed_precision=bfloat16", "verified"),
+    ],
+)
+def test_what_would_change_answers_or_safety_and_cannot_be_honoured_is_refused(
+    flag: str, reason: str
+) -> None:
+    flags, _ = parse_server_flags([f"--{flag}", "--model_base_path=/models/m"])
+    with pytest.raises(ConfigError, match=f"--{flag}: .*cannot honour it.*{reason}"):
+        check_honoured(flags)
+
+
+def test_only_tuning_is_accepted_without_effect_and_each_says_why() -> None:
+    ignored = {one.name for one in FLAGS if one.embedded == "ignored"}
+    assert ignored == {
+        *("rest_api_num_threads", "grpc_max_threads", "num_unload_threads"),
+        *("num_tflite_pools", "num_tflite_interpreters_per_pool", "flush_filesystem_caches"),
+        *("remove_unused_fields_from_bundle_metagraph", "thread_pool_factory_config_file"),
+    }
+    assert all(bool(one.reason) == (one.embedded != "kept") for one in FLAGS)
 
 
 @pytest.mark.parametrize(
@@ -132,10 +207,16 @@ def test_help_of_the_embedded_server_marks_what_it_ignores() -> None:
     marked = set(re.findall(r"--(\w+)=.*\[accepted and ignored\]", text))
     assert marked == {one.name for one in FLAGS if one.embedded == "ignored"}
     assert "request_log_dir" not in marked
+    refused = set(re.findall(r"--(\w+)=.*\[refused\]", text))
+    assert refused == {one.name for one in FLAGS if one.embedded == "refused"}
 
 
-def test_docs_name_every_flag_of_tensorflow_serving_that_is_ignored() -> None:
+def test_docs_name_every_flag_of_tensorflow_serving_that_is_ignored_or_refused() -> None:
     document = Path(__file__).parents[2] / "docs" / "protocol.md"
-    listed = document.read_text().split("**Ignored flags.**")[1].split("Unknown flags")[0]
-    ignored = {one.name for one in list_flags(TensorFlowServingFlags) if one.embedded == "ignored"}
-    assert set(re.findall(r"`--(\w+)`", listed)) == ignored
+    ignored, refused = (
+        {one.name for one in list_flags(TensorFlowServingFlags) if one.embedded == fate}
+        for fate in ("ignored", "refused")
+    )
+    rows = document.read_text().split("**Flags without effect.**")[1].split("**Refused")
+    assert set(re.findall(r"^\| `--(\w+)", rows[0], re.M)) == ignored
+    assert set(re.findall(r"^\| `--(\w+)", rows[1].split("\n\n")[1], re.M)) == refused

@@ -282,6 +282,32 @@ def test_ready_means_every_model_and_every_first_load(
     assert manager.wait_until_ready(timeout_s=WAIT_S)
 
 
+def test_what_is_not_ready_is_named(tmp_path: Path, make: Make, loads: Loads) -> None:
+    for version in (1, 3):
+        put_version(tmp_path / "slow", version)
+    put_version(tmp_path / "good", 1)
+    put_version(tmp_path / "bad", 1, "garbage")
+    (tmp_path / "empty").mkdir()
+    loads.gated = lambda one: one.name == "slow"
+    loads.gate.clear()
+    manager = make(max_num_load_retries=0)
+    assert manager.list_obstacles() == ["no model is configured"]
+    names = ("slow", "good", "bad", "empty", "missing")
+    manager.start([model(tmp_path / name) for name in names])
+    expected = [
+        "model slow: loading version 3",
+        "model bad: its versions failed to load",
+        "model empty: no version in its base path",
+        "model missing: its base path cannot be read",
+    ]
+    assert manager.monitor.wait_for(
+        lambda: manager.list_obstacles() == expected, timeout_s=WAIT_S
+    ), manager.list_obstacles()
+    loads.gate.set()
+    wait_for_state(manager, ServableId("slow", 3), VersionState.AVAILABLE)
+    assert manager.list_obstacles() == expected[1:]
+
+
 def test_a_reload_replaces_everything_and_waits_for_new_models(tmp_path: Path, make: Make) -> None:
     put_version(tmp_path / "a", 1, 1)
     put_version(tmp_path / "b", 1, 2)

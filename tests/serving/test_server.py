@@ -178,7 +178,8 @@ def test_readiness_comes_with_the_first_version_and_a_watcher_is_told(
     base_path.mkdir()
     with ServerProcess(tmp_path, MLP, f"--model_base_path={base_path}", rest=True) as server:
         assert get(f"{server.url}/livez")[0] == 200
-        assert get(f"{server.url}/readyz")[0] == 503
+        no_version = "model mlp: no version in its base path\n"
+        server.wait_for(lambda: get(f"{server.url}/readyz") == (503, no_version))
         with grpc.insecure_channel(server.address) as channel:
             watch = channel.unary_stream(
                 HEALTH_WATCH.path,
@@ -278,14 +279,24 @@ def begin_post(server: ServerProcess) -> tuple[http.client.HTTPConnection, bytes
     return connection, body[10:]
 
 
+def get_over(connection: http.client.HTTPConnection, path: str) -> tuple[int, str]:
+    """A GET over a connection that was open before."""
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
 def test_a_call_in_flight_is_answered_after_sigterm(published_mlp: Path, tmp_path: Path) -> None:
     with ServerProcess(
         tmp_path, MLP, f"--model_base_path={published_mlp / 'mlp'}", rest=True
     ) as server:
         server.wait_until_ready()
         connection, rest = begin_post(server)
+        probe = http.client.HTTPConnection("127.0.0.1", server.addresses["rest_port"], timeout=30)
+        assert get_over(probe, "/readyz") == (200, "ok\n")
         server.signal(signal.SIGTERM)
         server.wait_for(lambda: "SIGTERM: not ready; draining" in server.log)
+        assert get_over(probe, "/readyz") == (503, "draining\n")
         connection.send(rest)
         answer = connection.getresponse()
         assert answer.status == 200

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import http.client
+import pickle
+import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,9 @@ from contract.wire.rpc import HANDLE_RELOAD_CONFIG, PREDICT
 from serving.monitoring.instruments import Dump, add_dumps
 from serving.versions.states import VersionStatus
 from serving.workers.group import merge_statuses
-from serving.workers.shared_state import HANGING_S, Refusal, SharedState, WorkerState
-from tests.serving.server_process import ServerProcess, call, run_embedded
+from serving.workers.liveness import BUSY_LIMIT_S, IDLE_LIMIT_S, Liveness
+from serving.workers.shared_state import SILENT_S, Refusal, SharedState, WorkerState
+from tests.serving.server_process import ROOT, ServerProcess, call, run_embedded
 from tests.serving.test_lifecycle import Callers, link_version, serve_version
 
 NUM_PIXELS = 784
@@ -186,22 +191,88 @@ def test_new_models_that_fail_are_told_and_stay_configured(
         ask(server, make_request())
 
 
-def test_a_worker_that_hangs_holds_up_neither_a_reload_nor_the_metrics(
+def test_a_stopped_worker_is_replaced_and_nobody_else_notices(server: ServerProcess) -> None:
+    stopped, other = list_workers(server)
+    stopped.suspend()
+    server.wait_for(lambda: not stopped.is_running() and count_listeners(server) == NUM_WORKERS)
+    assert "worker 0 has done nothing for" in server.log
+    assert other in list_workers(server)
+    for _ in range(NUM_TRIES):
+        ask(server, make_request())
+
+
+def test_a_call_that_a_stopped_worker_was_sent_is_answered(server: ServerProcess) -> None:
+    with connect(server) as connection:
+        worker = find_owner(server, connection)
+        worker.suspend()
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1024).startswith(b"HTTP/1.1 200 ")
+    server.wait_for(lambda: not worker.is_running())
+
+
+def test_a_stopped_worker_holds_up_neither_a_reload_nor_the_metrics(
     server: ServerProcess, base_path: Path
 ) -> None:
-    _, hanging = list_workers(server)
-    hanging.suspend()
-    try:
-        # The socket is the first worker's alone; a port may lead to either.
-        address = f"unix:{server.addresses['socket_path']}"
-        reload(server, address=address, mlp=base_path, other=base_path)
-        assert "worker 1 hangs and was not waited for" in server.log
-        assert "plumbline_ready" in read_page_of_any(server)
-    finally:
-        hanging.resume()
-    server.wait_for(lambda: server.list_states("other") == {1: "AVAILABLE"})
+    _, stopped = list_workers(server)
+    stopped.suspend()
+    # The socket is the first worker's alone; a port may lead to either.
+    address = f"unix:{server.addresses['socket_path']}"
+    reload(server, address=address, mlp=base_path, other=base_path)
+    assert "plumbline_ready" in read_page_of_any(server)
+    server.wait_for(lambda: not stopped.is_running() and count_listeners(server) == NUM_WORKERS)
     for _ in range(NUM_TRIES):
         ask(server, make_request("other"))
+
+
+def test_a_worker_that_answers_nobody_is_named_while_it_is_not_replaced(
+    server: ServerProcess,
+) -> None:
+    """The supervisor is stopped too, so that things stay as they are."""
+    supervisor = psutil.Process(server.process.pid)
+    workers = list_workers(server)
+    with connect(server) as connection:
+        owner = find_owner(server, connection)
+        (stopped,) = [one for one in workers if one != owner]
+        number = workers.index(stopped)
+        supervisor.suspend()
+        stopped.suspend()
+        try:
+            expected = f"503 worker {number}: not answering"
+            server.wait_for(lambda: fetch(connection, "/readyz") == expected)
+            page = fetch(connection, "/monitoring/prometheus/metrics")
+            assert f'plumbline_worker_up{{worker="{number}"}} 0' in page
+            assert f'plumbline_worker_up{{worker="{1 - number}"}} 1' in page
+            assert "plumbline_ready{} 0" in page
+        finally:
+            stopped.resume()
+            server.wait_for(lambda: fetch(connection, "/readyz") == "200 ok")
+            supervisor.resume()
+    server.wait_for(lambda: 'plumbline_worker_up{worker="0"} 1' in read_page_of_any(server))
+    assert list_workers(server) == workers  # who was away judges nobody by that time
+
+
+def connect(server: ServerProcess) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.addresses["rest_port"]), timeout=30)
+
+
+def find_owner(server: ServerProcess, connection: socket.socket) -> psutil.Process:
+    """The worker that answers on a connection."""
+    assert fetch(connection, "/livez") == "200 ok"
+    peer = connection.getsockname()
+
+    def has_it(worker: psutil.Process) -> bool:
+        return any(tuple(one.raddr) == peer for one in worker.net_connections(kind="tcp"))
+
+    (owner,) = filter(has_it, list_workers(server))
+    return owner
+
+
+def fetch(connection: socket.socket, path: str) -> str:
+    """Status and body of a GET over a connection that stays open."""
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    with http.client.HTTPResponse(connection) as answer:
+        answer.begin()
+        return f"{answer.status} {answer.read().decode().strip()}"
 
 
 def read_page_of_any(server: ServerProcess) -> str:
@@ -216,10 +287,143 @@ def read_page_of_any(server: ServerProcess) -> str:
     raise AssertionError("nobody answers")
 
 
+STUCK = """
+import os, signal, time
+
+def compute_with_the_gil_held(number, frame):
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:
+        sum(range(10**7))
+    open({done!r}, "w").close()
+
+def wait_for_nothing(number, frame):
+    open(f"{stuck}-{{os.getpid()}}", "w").close()
+    time.sleep(3600)
+
+signal.signal(signal.SIGUSR2, wait_for_nothing)
+signal.signal(signal.SIGHUP, compute_with_the_gil_held)
+"""
+"""A sitecustomize.py by which SIGUSR2 makes a process's event loop stuck, and SIGHUP busy."""
+
+
+@pytest.fixture
+def stuck(tmp_path: Path, base_path: Path) -> Callable[[int], ServerProcess]:
+    """Makes a server of so many workers that understands the signals of `STUCK`."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        STUCK.format(done=str(tmp_path / "done"), stuck=tmp_path / "stuck")
+    )
+
+    def make(workers: int) -> ServerProcess:
+        return ServerProcess(
+            tmp_path,
+            *("--model_name=mlp", f"--model_base_path={base_path}", "--engine=litert"),
+            *(f"--workers={workers}", "--drain_timeout_s=1"),
+            rest=True,
+            environment={"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"},
+        )
+
+    return make
+
+
+def test_a_worker_whose_event_loop_is_stuck_is_replaced(
+    stuck: Callable[[int], ServerProcess],
+) -> None:
+    with stuck(2) as server:
+        server.wait_until_ready()
+        hanging, _ = list_workers(server)
+        hanging.send_signal(signal.SIGUSR2)
+        server.wait_for(lambda: not hanging.is_running() and count_listeners(server) == 2)
+        assert "worker 0 has done nothing for" in server.log
+        server.wait_for(lambda: "worker 0 ended with" in server.log)
+
+
+def test_a_worker_that_computes_with_the_gil_held_does_not_hang(
+    stuck: Callable[[int], ServerProcess], tmp_path: Path
+) -> None:
+    with stuck(2) as server:
+        server.wait_until_ready()
+        workers = list_workers(server)
+        workers[0].send_signal(signal.SIGHUP)
+        server.wait_for((tmp_path / "done").exists)
+        server.wait_for(lambda: is_answering(server, workers[0]))
+        assert list_workers(server) == workers
+        assert "ending it" not in server.log
+
+
+def is_answering(server: ServerProcess, worker: psutil.Process) -> bool:
+    with connect(server) as connection:
+        return find_owner(server, connection) == worker
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_drain_ends_though_event_loops_are_stuck(
+    stuck: Callable[[int], ServerProcess], workers: int, tmp_path: Path
+) -> None:
+    with stuck(workers) as server:
+        server.wait_until_ready()
+        serving = list_workers(server) or [psutil.Process(server.process.pid)]
+        for one in serving:
+            one.send_signal(signal.SIGUSR2)
+        server.wait_for(lambda: len(list(tmp_path.glob("stuck-*"))) == workers)
+        server.signal(signal.SIGTERM)
+        assert server.wait(timeout_s=20) == 1
+        assert not any(one.is_running() for one in serving)
+
+
+def test_a_drain_ends_though_workers_are_stopped(stuck: Callable[[int], ServerProcess]) -> None:
+    with stuck(2) as server:
+        server.wait_until_ready()
+        workers = list_workers(server)
+        for worker in workers:
+            worker.suspend()
+        server.signal(signal.SIGTERM)
+        server.wait(timeout_s=20)
+        assert not any(worker.is_running() for worker in workers)
+
+
+def test_a_second_signal_ends_workers_that_are_stopped(server: ServerProcess) -> None:
+    workers = list_workers(server)
+    for worker in workers:
+        worker.suspend()
+    server.signal(signal.SIGTERM)
+    server.wait_for(lambda: "draining" in server.log)
+    server.signal(signal.SIGTERM)
+    server.wait(timeout_s=20)
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_a_stuck_worker_ends_with_its_supervisor(stuck: Callable[[int], ServerProcess]) -> None:
+    with stuck(2) as server:
+        server.wait_until_ready()
+        workers = list_workers(server)
+        workers[0].send_signal(signal.SIGUSR2)
+        server.process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=20)
+        assert alive == []
+
+
+def test_workers_that_die_in_turn_are_replaced_ever_later(server: ServerProcess) -> None:
+    last = list_workers(server)[0]
+    for _ in range(4):
+        last.kill()
+        server.wait_for(lambda last=last: last.pid not in list_first_pids(server))  # type: ignore[misc]
+        server.wait_for(lambda: len(list_workers(server)) == NUM_WORKERS)
+        last = max(list_workers(server), key=lambda one: one.create_time())
+    server.wait_for(lambda: server.log.count("worker 0 ended with signal 9") == 4)
+    delays = re.findall(r"worker 0 ended with signal 9; replacing it in ([\d.]+) s", server.log)
+    assert float(delays[0]) == 0
+    assert 0 < float(delays[1]) < float(delays[2]) < float(delays[3])
+
+
+def list_first_pids(server: ServerProcess) -> list[int]:
+    return [one.pid for one in list_workers(server)]
+
+
 def replace_worker(server: ServerProcess, worker: psutil.Process) -> None:
     """Kills a worker and waits until another has taken its place."""
     worker.kill()
-    server.wait_for(lambda: count_listeners(server) == NUM_WORKERS and not worker.is_running())
+    server.wait_for(lambda: not worker.is_running() and count_listeners(server) == NUM_WORKERS)
 
 
 def count_listeners(server: ServerProcess) -> int:
@@ -412,11 +616,75 @@ def test_a_state_may_tell_of_paths_that_are_no_unicode(tmp_path: Path) -> None:
 def test_a_beat_alone_shows_that_a_worker_lives(tmp_path: Path) -> None:
     shared = SharedState(tmp_path, 1)
     shared.write_state(0, WorkerState())
-    long_ago = time.monotonic_ns() - int(2e9 * HANGING_S)
-    os.utime(tmp_path / "0.state", ns=(long_ago, long_ago))
-    assert shared.read_states()[0].is_hanging()
+    assert shared.is_silent(0)
     shared.beat(0)
-    assert not shared.read_states()[0].is_hanging()
+    assert not shared.is_silent(0)
+    assert time.monotonic() - shared.find_last_beat(0) < SILENT_S
+
+
+@pytest.mark.parametrize("damage", [b"", b"torn", pickle.dumps("of another kind")])
+def test_files_that_are_damaged_count_as_missing(tmp_path: Path, damage: bytes) -> None:
+    shared = SharedState(tmp_path, 2)
+    for name in ("0.state", "0.metrics", "models", "retired"):
+        (tmp_path / name).write_bytes(damage)
+    assert shared.read_states() == {}
+    assert shared.read_dump(0).counters == {}
+    assert shared.read_models() is None
+    assert shared.read_retired() == {}
+    shared.forget(0)
+
+
+@pytest.fixture
+def judged(request: pytest.FixtureRequest) -> Iterator[psutil.Process]:
+    with subprocess.Popen([sys.executable, "-c", request.param]) as process:
+        yield psutil.Process(process.pid)
+        process.kill()
+
+
+def judge(process: psutil.Process, seconds: float) -> list[bool]:
+    """Whether it is found to hang, asked every quarter of a second without a beat."""
+    liveness = Liveness(process.pid, now=0.0)
+    found = []
+    for number in range(int(4 * seconds)):
+        found.append(liveness.find_fault(number / 4, last_beat=0.0) is not None)
+        time.sleep(0.02)  # for a busy one to use a tick of the clock
+    return found
+
+
+@pytest.mark.parametrize("judged", ["while True: pass"], indirect=True)
+def test_a_silent_process_at_work_hangs_after_a_long_time(judged: psutil.Process) -> None:
+    wait_until(lambda: sum(judged.cpu_times()[:2]) > 0.1)
+    found = judge(judged, BUSY_LIMIT_S + 2)
+    assert found.index(True) > 4 * BUSY_LIMIT_S
+
+
+@pytest.mark.parametrize("judged", ["import time; time.sleep(60)"], indirect=True)
+def test_a_silent_process_that_does_nothing_hangs_soon(judged: psutil.Process) -> None:
+    wait_until(lambda: judged.status() == psutil.STATUS_SLEEPING)
+    assert IDLE_LIMIT_S < judge(judged, 2 * IDLE_LIMIT_S).index(True) / 4 < 2 * IDLE_LIMIT_S
+
+
+@pytest.mark.parametrize("judged", ["while True: pass"], indirect=True)
+def test_a_process_that_was_stopped_at_work_hangs_soon(judged: psutil.Process) -> None:
+    judged.suspend()
+    wait_until(lambda: judged.status() == psutil.STATUS_STOPPED)
+    assert IDLE_LIMIT_S < judge(judged, 2 * IDLE_LIMIT_S).index(True) / 4 < 2 * IDLE_LIMIT_S
+
+
+@pytest.mark.parametrize("judged", ["import time; time.sleep(60)"], indirect=True)
+def test_time_while_the_judge_was_away_does_not_count(judged: psutil.Process) -> None:
+    liveness = Liveness(judged.pid, now=0.0)
+    assert liveness.find_fault(0.0, last_beat=0.0) is None
+    liveness.excuse(100.0)
+    assert liveness.find_fault(100.0, last_beat=0.0) is None
+    assert liveness.find_fault(100.0 + IDLE_LIMIT_S / 2, last_beat=0.0) is None
+
+
+def wait_until(predicate: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not predicate():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_missing_base_path_that_is_no_unicode_ends_all_workers_as_it_ends_one(

@@ -1,0 +1,140 @@
+"""What is fuzzed: a function of bytes each, that may raise nothing but what is documented."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+
+Feed = Callable[[bytes], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A parser.
+
+    Attributes:
+        modules: Packages and modules whose branches guide the fuzzer.
+        make: Imports the parser and returns what takes one input.
+        seeds: Good inputs to begin with.
+        max_len: Longest input, bytes.
+    """
+
+    modules: Sequence[str]
+    make: Callable[[], Feed]
+    seeds: Callable[[], Sequence[bytes]]
+    max_len: int = 2048
+
+
+def _make_predict() -> Feed:
+    """Bytes of a PredictRequest: what protobuf and we both take has the same inputs.
+
+    We take some that protobuf does not: of two inputs of one name only the last is read.
+    """
+    from google.protobuf.message import DecodeError
+
+    from contract.errors import PlumblineError
+    from contract.wire.plumbline_wire import predict_pb2
+    from contract.wire.predict import parse_predict_request
+
+    def feed(body: bytes) -> None:
+        try:
+            inputs = parse_predict_request(body).decode_inputs(max_fill_bytes=2**16)
+            request = predict_pb2.PredictRequest.FromString(body)
+        except (DecodeError, PlumblineError):
+            return
+        assert request.inputs.keys() == inputs.keys()
+
+    return feed
+
+
+def _seed_predict() -> Sequence[bytes]:
+    import numpy as np
+
+    from contract.servable import ModelSpec
+    from contract.wire.predict import encode_predict_request
+
+    text = np.array([b"a", b"bc"], object)
+    return [
+        encode_predict_request(ModelSpec("m"), {"x": np.ones((2, 3), np.float32)}),
+        encode_predict_request(ModelSpec("m", 3), {"x": np.arange(4), "y": text}),
+        encode_predict_request(
+            ModelSpec("m", signature_name="s"), {"x": np.ones(2, bool), "z": np.ones(1, np.float16)}
+        ),
+    ]
+
+
+def _make_json() -> Feed:
+    """A body of REST, as JSON, as rows or columns, and as tf.Examples."""
+    from contract.errors import PlumblineError
+    from serving.rest.json_text import parse_json_object
+    from serving.rest.requests import read_examples, read_inputs, read_signature_name
+
+    dtypes = ({"x": "float32"}, {"a": "int64", "b": "string"}, {"c": "bool", "d": "uint8"})
+
+    def feed(body: bytes) -> None:
+        readers: list[Callable[[dict[str, object]], object]] = [read_signature_name, read_examples]
+        readers += [lambda document, one=one: read_inputs(document, one) for one in dtypes]  # type: ignore[misc]
+        for reader in readers:
+            try:
+                reader(parse_json_object(body, max_depth=16))
+            except PlumblineError:
+                continue
+
+    return feed
+
+
+def _seed_json() -> Sequence[bytes]:
+    documents = [
+        {"instances": [[1.0, 2], [3, 4]]},
+        {"signature_name": "s", "inputs": {"a": [1, 2], "b": ["x", {"b64": "YQ=="}]}},
+        {"instances": [{"a": 1, "b": "é"}, {"a": 2, "b": "y"}]},
+        {"instances": [{"c": True, "d": 7}]},
+        {"examples": [{"x": 1.5, "y": [1, 2], "z": {"b64": "YQ"}}], "context": {"q": "w"}},
+    ]
+    texts = [json.dumps(one).encode() for one in documents]
+    return [*texts, b'{"instances":[NaN,-Infinity,1e400,-0,"\\ud800"]}']
+
+
+def _make_examples() -> Feed:
+    """Bytes of a ClassificationRequest: tf.Examples."""
+    from google.protobuf.message import DecodeError
+
+    from contract.errors import PlumblineError
+    from contract.wire.plumbline_wire import example_pb2, inference_pb2
+    from serving.engines.signatures import serialize_examples
+
+    def feed(body: bytes) -> None:
+        try:
+            request = inference_pb2.ClassificationRequest.FromString(body)
+            rows = serialize_examples(request.input)
+        except (DecodeError, PlumblineError):
+            return
+        for row in rows:
+            example_pb2.Example.FromString(row)
+
+    return feed
+
+
+def _seed_examples() -> Sequence[bytes]:
+    from contract.wire.plumbline_wire import inference_pb2
+
+    request = inference_pb2.ClassificationRequest()
+    request.model_spec.name = "m"
+    example = request.input.example_list.examples.add()
+    example.features.feature["x"].float_list.value.extend([1, 2])
+    example.features.feature["y"].bytes_list.value.append(b"a")
+    other = inference_pb2.ClassificationRequest()
+    with_context = other.input.example_list_with_context
+    with_context.context.features.feature["z"].int64_list.value.append(3)
+    with_context.examples.add().features.feature["y"].bytes_list.value.append(b"b")
+    return [request.SerializeToString(), other.SerializeToString()]
+
+
+TARGETS = {
+    "PredictRequest": Target(["contract.wire"], _make_predict, _seed_predict),
+    "JSON": Target(["serving.rest"], _make_json, _seed_json),
+    "tf.Example": Target(
+        ["contract.wire", "serving.engines.signatures"], _make_examples, _seed_examples
+    ),
+}

@@ -1,0 +1,136 @@
+"""Processes that accept from one socket: each takes its share, and none is lost with another."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from serving.transport.sharing import SharedAcceptor
+from serving.workers.shared_state import BEAT_S, FairShare, SharedState
+
+NUM_WORKERS = 2
+NUM_CONNECTIONS = 20
+
+Address = tuple[str, int]
+
+
+def serve(slot: int, listening: socket.socket, shared: SharedState, waits_s: float) -> None:
+    """Accepts, and tells every connection who has it."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        share = FairShare(shared, slot, 0)
+        held: list[socket.socket] = []
+
+        def beat() -> None:
+            shared.beat(slot)
+            loop.call_later(BEAT_S, beat)
+
+        def take(connection: socket.socket) -> None:
+            held.append(connection)
+            share.note(len(held))
+            connection.send(str(slot).encode())
+            time.sleep(waits_s)
+
+        beat()
+        SharedAcceptor(listening, take, share)
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as one:
+        one.setblocking(False)
+        yield one
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> SharedState:
+    return SharedState(tmp_path, NUM_WORKERS)
+
+
+@pytest.fixture(params=[[0.0, 0.0]])
+def workers(
+    request: pytest.FixtureRequest, listening: socket.socket, shared: SharedState
+) -> Iterator[list[BaseProcess]]:
+    context = multiprocessing.get_context("fork")
+    made: list[BaseProcess] = [
+        context.Process(target=serve, args=(slot, listening, shared, waits_s))
+        for slot, waits_s in enumerate(request.param)
+    ]
+    for one in made:
+        one.start()
+    deadline = time.monotonic() + 20
+    while any(shared.is_silent(slot) for slot in range(NUM_WORKERS)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield made
+    for one in made:
+        one.kill()
+        one.join()
+
+
+def connect(address: Address, count: int) -> list[int]:
+    """Who took each of so many connections that are opened at once, and then closed."""
+    opened = [socket.create_connection(address, timeout=20) for _ in range(count)]
+    try:
+        return [int(one.recv(1)) for one in opened]
+    finally:
+        for one in opened:
+            one.close()
+
+
+def test_connections_are_spread_evenly(
+    workers: list[BaseProcess], listening: socket.socket
+) -> None:
+    owners = connect(listening.getsockname(), NUM_CONNECTIONS)
+    assert abs(owners.count(0) - owners.count(1)) <= NUM_CONNECTIONS // 5
+
+
+@pytest.mark.parametrize("ending", [signal.SIGSTOP, signal.SIGKILL])
+def test_no_connection_is_lost_with_a_process(
+    workers: list[BaseProcess], listening: socket.socket, ending: signal.Signals
+) -> None:
+    pid = workers[0].pid
+    assert pid is not None
+    os.kill(pid, ending)
+    owners = connect(listening.getsockname(), NUM_CONNECTIONS)
+    assert set(owners) == {1}
+
+
+@pytest.mark.parametrize("workers", [[0.2, 0.0]], indirect=True)
+def test_a_process_that_is_busy_is_not_waited_for(
+    workers: list[BaseProcess], listening: socket.socket
+) -> None:
+    owners = connect(listening.getsockname(), NUM_CONNECTIONS)
+    assert owners.count(1) > owners.count(0)
+
+
+def test_a_share_is_fair_unless_another_that_lives_has_fewer(shared: SharedState) -> None:
+    one, other = FairShare(shared, 0, 0), FairShare(shared, 1, 0)
+    elsewhere = FairShare(shared, 1, 1)
+    shared.beat(0)
+    shared.beat(1)
+    assert one.is_fair()
+    assert other.is_fair()
+    one.note(1)
+    elsewhere.note(0)
+    assert not one.is_fair()
+    assert other.is_fair()
+    other.note(float("inf"))
+    assert one.is_fair()
+    other.note(0)
+    assert not one.is_fair()
+    time.sleep(4 * BEAT_S)  # nothing else tells that a heart does not beat
+    assert one.is_fair()
