@@ -50,7 +50,7 @@ class Server:
         self._handlers = Handlers(
             front, config, front.metrics, request_log=_make_request_log(config, front)
         )
-        self._connections = _make_connection_table(config)
+        self._connections = ConnectionTable(config.max_connections)
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
@@ -199,13 +199,3 @@ def _find_hopeless(manager: ServableManager, *, strict: bool) -> list[Failure]:
     if len(failures) < len(found) or any(one.kind is FailureKind.VERSIONS for one in failures):
         return []
     return failures
-
-
-def _make_connection_table(config: ServerConfig) -> ConnectionTable:
-    """The limits on connections, of both protocols together."""
-    return ConnectionTable(
-        max_connections=config.max_connections,
-        max_age_s=config.max_connection_age_s,
-        header_timeout_s=config.header_timeout_s,
-        idle_timeout_s=config.idle_timeout_s,
-    )
