@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -33,8 +34,9 @@ from serving.rest.methods import LARGE_BYTES, RestMethods
 from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
 from serving.security import TokenStore, make_ssl_context
 from serving.transport.admission import RETRY_AFTER_S, MemoryBudget
-from serving.transport.http1 import Answer, Http1Connections, Limits, Request
+from serving.transport.http1 import Answer, Http1, Limits, Request
 from serving.transport.inflate import Compression, inflate
+from serving.transport.listener import ConnectionTable, Listener, TimeLimits
 
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
@@ -56,6 +58,7 @@ _CORS = (
 )
 _ORIGIN = re.compile("https?://")
 _NO_BUDGET = 2**62
+_LINGER_S = 0.1
 
 _MAX_KNOWN_TARGETS = 256
 _MAX_KNOWN_CHARS = 256
@@ -74,7 +77,8 @@ class RestServer:
         config: Everything the server is told.
         health: Of the server.
         render_metrics: The page that Prometheus scrapes.
-        budget: Memory of all calls; None for as much as there is.
+        connections: Counts connections with those of gRPC; one of its own without.
+        budget: Memory of all calls, with those of gRPC; None for as much as there is.
         grpc_address: Where gRPC is served, for clients of it that ask here; "" for nowhere.
     """
 
@@ -85,6 +89,7 @@ class RestServer:
         health: Health,
         render_metrics: Callable[[], Awaitable[str]],
         *,
+        connections: ConnectionTable | None = None,
         budget: MemoryBudget | None = None,
         grpc_address: str = "",
     ) -> None:
@@ -103,9 +108,8 @@ class RestServer:
         self._no_json = _NO_JSON + more
         self._calls = CallCounter()
         self._known_targets: dict[str, Target] = {}
-        self._server: asyncio.Server | None = None
         timeout_s = config.rest_api_timeout_in_ms / 1000
-        self._connections = Http1Connections(
+        self._http = Http1(
             self,
             Limits(
                 max_body_bytes=UNLIMITED if strict else config.max_json_bytes,
@@ -115,14 +119,22 @@ class RestServer:
                 ),
                 call_timeout_s=timeout_s,
                 call_timeout_text=f"no answer within {timeout_s:g} s (--rest_api_timeout_in_ms)",
-                header_timeout_s=config.header_timeout_s,
-                idle_timeout_s=config.idle_timeout_s,
-                max_connection_age_s=config.max_connection_age_s,
-                http2_text="this port speaks REST over HTTP/1.1"
-                + (f"; gRPC is served at {grpc_address}" if grpc_address else ""),
             ),
             budget or MemoryBudget(config.max_bytes_in_flight or _NO_BUDGET),
-            lambda: self._observer.observe_malformed("REST"),
+            http2_text="this port speaks REST over HTTP/1.1"
+            + (f"; gRPC is on {grpc_address}" if grpc_address else ""),
+        )
+        tls = None if config.tls is None else make_ssl_context(config.tls, alpn=("http/1.1",))
+        self._listener = Listener(
+            self._http.make_peer,
+            tls=tls,
+            connections=connections or ConnectionTable(),
+            limits=TimeLimits(
+                max_age_s=config.max_connection_age_s or math.inf,
+                header_timeout_s=config.header_timeout_s,
+                idle_timeout_s=config.idle_timeout_s or math.inf,
+            ),
+            on_malformed=lambda: self._observer.observe_malformed("REST"),
         )
         self._tokens = TokenStore(config.auth_tokens, config.auth_token_file)
         self.port = 0
@@ -131,15 +143,8 @@ class RestServer:
         """Opens the port."""
         config = self._config
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._connections.make,
-                config.host.strip("[]"),
-                max(config.rest_api_port, 0),
-                ssl=None
-                if config.tls is None
-                else make_ssl_context(config.tls, alpn=("http/1.1",)),
-                backlog=1024,
-                reuse_port=True if config.workers > 1 else None,
+            self.port = await self._listener.open_tcp(
+                config.host, max(config.rest_api_port, 0), reuse_port=config.workers > 1
             )
         except OSError as error:
             address = join_address(config.host, config.rest_api_port)
@@ -147,16 +152,19 @@ class RestServer:
                 f"cannot listen on {address}: {error.strerror or error}; "
                 "choose another --rest_api_port"
             ) from None
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self, grace_s: float) -> bool:
         """Takes no new connections, and waits at most `grace_s` for the calls in flight.
 
-        Calls on open connections are answered until then, and told that the connection closes.
+        What was sent before is answered, and told that the connection closes.
+
+        Returns:
+            Whether all were answered.
         """
-        if self._server is not None:
-            self._server.close()
-        return await self._connections.drain(grace_s)
+        begun = time.monotonic()
+        await asyncio.sleep(min(_LINGER_S, grace_s / 10))  # /readyz says 503 by now
+        await self._listener.stop_accepting()
+        return await self._listener.drain(max(0.0, grace_s - (time.monotonic() - begun)))
 
     # What the transport calls.
 
