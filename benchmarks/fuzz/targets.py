@@ -131,7 +131,63 @@ def _seed_examples() -> Sequence[bytes]:
     return [request.SerializeToString(), other.SerializeToString()]
 
 
+def _make_http2() -> Feed:
+    """The first octet: whether preface and SETTINGS go ahead, and how large the pieces are."""
+    from benchmarks.fuzz.transports import cut, exchange, make_http2
+    from tests.serving import http2_peer as h2
+
+    make = make_http2()
+    greeting = h2.PREFACE + h2.settings()
+
+    def feed(data: bytes) -> None:
+        if not data:
+            return
+        choice, rest = data[0], data[1:]
+        out = exchange(make, cut(greeting * (choice & 1) + rest, choice >> 1))
+        if choice & 1:
+            check_frames(out)
+
+    return feed
+
+
+def check_frames(out: bytes) -> None:
+    """Whether bytes are whole frames of HTTP/2 with codes that there are (RFC 9113, 7)."""
+    position = 0
+    while position < len(out):
+        length = int.from_bytes(out[position : position + 3], "big")
+        kind, payload = out[position + 3], out[position + 9 : position + 9 + length]
+        position += 9 + length
+        assert kind <= 9, f"a frame of type {kind}"
+        if kind in (3, 7):
+            code = int.from_bytes(payload[:4] if kind == 3 else payload[4:8], "big")
+            assert code <= 0xD, f"the code {code}"
+            assert code != 2, "INTERNAL_ERROR"
+    assert position == len(out), "the last frame is cut off"
+
+
+def _seed_http2() -> Sequence[bytes]:
+    """Every case of the specification's tests."""
+    from tests.serving import test_http2 as cases
+
+    kinds = (cases.PLAIN, dataclasses.replace(cases.GRPC, body=b"\0\0\0\0\4test"))
+    found = []
+    for case in (*cases.ANSWERED, *cases.CONNECTION_ERRORS, *cases.STREAM_ERRORS):
+        for kind in kinds:
+            whole = b"".join(one for one in case.steps(kind) if isinstance(one, bytes))
+            if len(whole) < MAX_SEED:
+                found += [b"\x01" + whole, b"\x27" + whole]
+    return found
+
+
+MAX_SEED = 4000
+
 TARGETS = {
+    "HTTP/2": Target(
+        ["serving.transport.hpack", "serving.transport.http2", "serving.grpc.protocol"],
+        _make_http2,
+        _seed_http2,
+        max_len=MAX_SEED,
+    ),
     "PredictRequest": Target(["contract.wire"], _make_predict, _seed_predict),
     "JSON": Target(["serving.rest"], _make_json, _seed_json),
     "tf.Example": Target(

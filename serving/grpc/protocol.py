@@ -11,7 +11,6 @@ import logging
 import math
 import re
 import time
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from struct import Struct
 from typing import Any, Final
@@ -38,6 +37,7 @@ from serving.transport.http2 import (
     Piece,
     Stream,
 )
+from serving.transport.inflate import Compression, inflate
 
 _log = logging.getLogger(__name__)
 
@@ -54,8 +54,11 @@ RespondInStream = Callable[[bytes, RequestContext], AsyncIterator[bytes]]
 _PREFIX = Struct("!BI")
 _READ_PREFIX, _PACK_PREFIX, _PREFIX_BYTES = _PREFIX.unpack_from, _PREFIX.pack, _PREFIX.size
 
-_INFLATE_BYTES = 256 * 2**10
-_ENCODINGS: Final = {b"identity": 0, b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+_ENCODINGS: Final = {
+    b"identity": None,
+    b"gzip": Compression.GZIP,
+    b"deflate": Compression.DEFLATE,
+}
 _ACCEPTED: Final = (b"grpc-accept-encoding", b"identity,deflate,gzip")
 _CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
 _OK_HEAD: Final = Block((b":status", b"200"), _CONTENT_TYPE, _ACCEPTED)
@@ -114,12 +117,12 @@ class Service:
 class _Told:
     """What a head says to gRPC; the same for every call with the same head."""
 
-    __slots__ = ("authorization", "http", "method", "refusal", "timeout_s", "wbits")
+    __slots__ = ("authorization", "compression", "http", "method", "refusal", "timeout_s")
 
     def __init__(self, head: Head, service: Service) -> None:
         self.method = service.methods.get(head.path)
         self.timeout_s = math.inf
-        self.wbits = 0
+        self.compression: Compression | None = None
         self.authorization: tuple[tuple[str, str], ...] = ()
         self.refusal: Block | None = None
         self.http: tuple[Block, bytes] | None = None
@@ -137,12 +140,11 @@ class _Told:
                 else:
                     self.timeout_s = int(found[1]) * _UNITS[found[2]]
             elif name == b"grpc-encoding":
-                wbits = _ENCODINGS.get(value)
-                if wbits is None:
+                if value in _ENCODINGS:
+                    self.compression = _ENCODINGS[value]
+                else:
                     text = f"grpc-encoding {value.decode(errors='replace')} is not supported"
                     self.refusal = make_refusal(Code.UNIMPLEMENTED, text, _ACCEPTED)
-                else:
-                    self.wbits = wbits
             elif name == b"authorization":
                 self.authorization = (("authorization", value.decode("latin-1")),)
         if head.method != b"POST":
@@ -289,7 +291,7 @@ class Call(Stream):
             raise ResourceExhaustedError(
                 f"Received message larger than max ({length} vs. {self._service.max_receive_bytes})"
             )
-        if flag and not self._told.wbits:
+        if flag and not self._told.compression:
             raise InternalError("a compressed message came without grpc-encoding")
         self._is_deflated = bool(flag)
         self.reserve(length)
@@ -297,27 +299,19 @@ class Call(Stream):
 
     def _inflate(self, body: bytes) -> bytes:
         """The message within; its bytes count for the budget as they come out."""
-        machine = zlib.decompressobj(self._told.wbits)
-        parts, size = [], 0
-        most = self._service.max_receive_bytes
-        try:
-            while True:
-                part = machine.decompress(body, _INFLATE_BYTES)
-                size += len(part)
-                if size > most:
-                    raise ResourceExhaustedError(
-                        f"Received message larger than max ({size} or more vs. {most})"
-                    )
-                self.reserve(len(part))
-                parts.append(part)
-                body = machine.unconsumed_tail
-                if machine.eof or not body:
-                    break
-            if not machine.eof:
-                raise InternalError("a compressed message is cut off")
-        except zlib.error as error:
-            raise InternalError(f"a compressed message cannot be inflated: {error}") from None
-        return b"".join(parts)
+        compression = self._told.compression
+        assert compression is not None
+        service = self._service
+        found = inflate(
+            body,
+            compression,
+            max_bytes=service.max_receive_bytes,
+            reserve=self.reserve,
+            flag="max_message_bytes",
+        )
+        if found is None:
+            raise InternalError("a compressed message cannot be inflated: damaged or cut off")
+        return found
 
     def _await_end(self) -> None:
         """A call whose request comes bit by bit has a deadline all the same."""
@@ -352,10 +346,21 @@ class Call(Stream):
         except Exception as error:
             self._fail(error)
         else:
-            self._task = asyncio.get_running_loop().create_task(
-                self._carry_on(Started(coroutine, awaited))
-            )
-            self._await_end()
+            self._wait_for(coroutine, awaited, len(body))
+
+    def _wait_for(self, coroutine: Coroutine[Any, Any, bytes], awaited: Any, size: int) -> None:
+        """Goes on with a method that has to wait; only then its request counts for the budget."""
+        if self._buffer is None:  # else it was weighed as it came
+            try:
+                self.reserve(size)
+            except PlumblineError as error:
+                coroutine.close()
+                self._fail(error)
+                return
+        self._task = asyncio.get_running_loop().create_task(
+            self._carry_on(Started(coroutine, awaited))
+        )
+        self._await_end()
 
     async def _carry_on(self, begun: Started[bytes]) -> None:
         try:
@@ -438,19 +443,26 @@ class Call(Stream):
             self._context.is_abandoned = True
         if self._task is not None:
             self._task.cancel()
-            self._task = None
 
     def abandon(self) -> None:
         self._stop_work()
         self.close()
 
     def close(self) -> None:
-        if self._is_counted:
-            self._is_counted = False
-            self._service.num_calls -= 1
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._task is not None and not self._task.done():
+            # What it holds is given back, and another may take its place, once the work has ended.
+            self._task.add_done_callback(self._release)
+            self._task = None
+        elif self._is_counted or self._reservation is not None:
+            self._release()
+
+    def _release(self, _task: object = None) -> None:
+        if self._is_counted:
+            self._is_counted = False
+            self._service.num_calls -= 1
         if self._reservation is not None:
             self._reservation.close()
 

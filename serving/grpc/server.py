@@ -70,6 +70,7 @@ class GrpcServer:
             lambda: Http2Peer(service.make_call, arguments.habits),
             tls=tls,
             connections=connections or ConnectionTable(),
+            limits=arguments.times,
             on_malformed=lambda: handlers.observer.observe_malformed("GRPC"),
         )
         self.port = 0

@@ -130,7 +130,7 @@ class Limits:
         max_ping_strikes: See above; 0 for any number.
     """
 
-    max_streams: int = 2_000
+    max_streams: int = 1_000
     stream_window: int = 4 * 2**20
     connection_window: int = 32 * 2**20
     max_frame_bytes: int = 2**20
@@ -542,7 +542,7 @@ class Connection:
         if kind in (HEADERS, CONTINUATION) and length > DEFAULT_FRAME_BYTES:
             raise _Fault(ErrorCode.FRAME_SIZE_ERROR, f"a header frame has {length} bytes")
         if kind == SETTINGS and length > _MAX_SETTINGS_BYTES:
-            raise _Fault(ErrorCode.ENHANCE_YOUR_CALM, "too many settings in a frame")
+            raise _Fault(ErrorCode.FRAME_SIZE_ERROR, f"a SETTINGS frame has {length} bytes")
         if kind == PRIORITY and length > _MAX_SETTINGS_BYTES:
             raise _Fault(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY has 5 bytes")
         fixed = _FIXED_SIZES.get(kind)
@@ -812,9 +812,11 @@ class Connection:
             raise _Fault(ErrorCode.PROTOCOL_ERROR, "SETTINGS came for a stream")
         if len(payload) % 6 or (flags & _ACK and payload):
             raise _Fault(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS have {len(payload)} bytes")
-        self._expected = _ANY
         if flags & _ACK:
+            if self._expected == SETTINGS:
+                raise _Fault(ErrorCode.PROTOCOL_ERROR, "the first SETTINGS acknowledge others")
             return
+        self._expected = _ANY
         self._be_patient()
         for key, value in _READ_SETTING(payload):
             self._apply_setting(key, value)

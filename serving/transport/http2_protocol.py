@@ -16,7 +16,7 @@ _ACK_S = 1.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Habits:
-    """How an HTTP/2 server treats connections, beyond what `ConnectionTable` says of all.
+    """How an HTTP/2 server treats connections, beyond what `TimeLimits` says.
 
     Attributes:
         limits: See there.
@@ -155,7 +155,7 @@ class Http2Peer(Peer):
             self._end()
 
     def watch(self, now: float) -> None:  # noqa: C901 - one limit after the other
-        connection, table, habits = self.connection, self.listener.connections, self._habits
+        connection, limits, habits = self.connection, self.listener.limits, self._habits
         connection.rest(now - self._looked)
         self._looked = now
         if self._was_heard or connection.is_paused:
@@ -167,7 +167,7 @@ class Http2Peer(Peer):
             self._in_head_since = math.inf
         elif math.isinf(self._in_head_since):
             self._in_head_since = now
-        if now - self._in_head_since > table.header_timeout_s:
+        if now - self._in_head_since > limits.header_timeout_s:
             self._give_up("the head of a request did not come in time")
             return
         if not math.isinf(self._left):
@@ -177,11 +177,9 @@ class Http2Peer(Peer):
                 self._end()
             elif now - self._left > habits.age_grace_s:
                 self._give_up("the connection was told to go")
-        elif now >= self.goes or (
-            table.idle_timeout_s and silent_s > table.idle_timeout_s and not connection.streams
-        ):
+        elif now >= self.goes or (silent_s > limits.idle_timeout_s and not connection.streams):
             self.leave()
-        elif table.idle_timeout_s and silent_s > table.idle_timeout_s and connection.is_stalled:
+        elif silent_s > limits.idle_timeout_s and connection.is_stalled:
             self._give_up("nothing came of the requests under way")
         else:
             self._keep_alive(now, silent_s)

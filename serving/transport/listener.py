@@ -15,6 +15,7 @@ import ctypes
 import dataclasses
 import errno
 import logging
+import math
 import random
 import socket
 import stat
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import ssl
@@ -43,25 +44,38 @@ class ConnectionTable:
 
     Attributes:
         max_connections: Those beyond are closed at once.
-        max_age_s: After so long, give or take a tenth, a connection is told to go; 0 for never.
-        header_timeout_s: How long a peer may take over the head of a request.
-        idle_timeout_s: How long a connection without a request stays open; 0 for ever.
         num_open: Connections that are open.
         num_refused: Connections that were one too many.
     """
 
     max_connections: int = 10_000
-    max_age_s: float = 0.0
-    header_timeout_s: float = 10.0
-    idle_timeout_s: float = 600.0
     num_open: int = 0
     num_refused: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """How long connections of a listener may last.
+
+    Attributes:
+        max_age_s: After so long, give or take a tenth, a connection is told to go; infinity for
+            never.
+        header_timeout_s: How long a peer may take over TLS, the head of a connection and the head
+            of a request.
+        idle_timeout_s: How long a connection without a request stays open; infinity for ever.
+    """
+
+    max_age_s: float = math.inf
+    header_timeout_s: float = 10.0
+    idle_timeout_s: float = 600.0
 
     @property
     def look_s(self) -> float:
         """How often connections are looked at."""
-        limits = (self.max_age_s, self.header_timeout_s, self.idle_timeout_s)
-        return max(0.02, min(_LOOK_S, *(limit / 4 for limit in limits if limit > 0)))
+        return max(
+            0.02,
+            min(_LOOK_S, self.max_age_s / 4, self.header_timeout_s / 4, self.idle_timeout_s / 4),
+        )
 
 
 class Peer(asyncio.Protocol, abc.ABC):
@@ -80,8 +94,7 @@ class Peer(asyncio.Protocol, abc.ABC):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's derive from nothing
         self.begun = time.monotonic()
-        max_age_s = self.listener.connections.max_age_s
-        self.goes = self.begun + max_age_s * random.uniform(0.9, 1.1) if max_age_s else float("inf")
+        self.goes = self.begun + self.listener.limits.max_age_s * random.uniform(0.9, 1.1)
         self._aborts: float | None = None
         if self.listener.admit(self):
             self.begin()
@@ -150,6 +163,7 @@ class Listener:
         make_protocol: Makes what reads and writes a connection.
         tls: For TLS.
         connections: Counts them, with other listeners of the process.
+        limits: How long they may last.
         on_malformed: Is called when a connection is closed for what it sent, or did not send.
 
     Attributes:
@@ -163,13 +177,18 @@ class Listener:
         *,
         tls: ssl.SSLContext | None,
         connections: ConnectionTable,
+        limits: TimeLimits = TimeLimits(),
         on_malformed: Callable[[], None] = lambda: None,
     ) -> None:
         self.connections = connections
+        self.limits = limits
         self.note_malformed = on_malformed
         self.peers: set[Peer] = set()
         self._make_protocol = make_protocol
-        self._tls = tls
+        # A peer that does not get on with TLS is no better than one that sends no head.
+        self._tls_options: dict[str, Any] = (
+            {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": limits.header_timeout_s}
+        )
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
         self._path: Path | None = None
@@ -240,16 +259,21 @@ class Listener:
         loop = asyncio.get_running_loop()
         self._sockets.append(one)
         server = await loop.create_server(
-            self._make_peer, sock=one, ssl=self._tls, backlog=_BACKLOG
+            self._make_peer, sock=one, backlog=_BACKLOG, **self._tls_options
         )
         self._servers.append(server)
         if self._timer is None:
-            self._timer = loop.call_later(self.connections.look_s, self._look)
+            self._timer = loop.call_later(self.limits.look_s, self._look)
 
     def _make_peer(self) -> Peer:
         peer = self._make_protocol()
         peer.listener = self
         return peer
+
+    async def adopt(self, connection: socket.socket) -> None:
+        """Takes a connection that somebody else accepted for this listener; it does not block."""
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(self._make_peer, connection, **self._tls_options)
 
     def admit(self, peer: Peer) -> bool:
         """Whether there is room for a connection."""
@@ -277,7 +301,7 @@ class Listener:
             except Exception:  # the boundary: one connection's fault is not the others'
                 _log.exception("a fault of ours in a connection")
                 peer.transport.abort()
-        self._timer = asyncio.get_running_loop().call_later(self.connections.look_s, self._look)
+        self._timer = asyncio.get_running_loop().call_later(self.limits.look_s, self._look)
 
     async def stop_accepting(self) -> None:
         """Takes no more connections, after those that the kernel has accepted already.
