@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from google.protobuf import json_format
-from google.protobuf.message import Message
 
 from contract.errors import RequestError
 from contract.servable import ModelSpec
@@ -28,6 +26,9 @@ from serving.rest.answers import (
 from serving.rest.json_text import may_hold_booleans, parse_json_object
 from serving.rest.paths import Target
 from serving.rest.requests import read_examples, read_inputs, read_signature_name
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 Result = TypeVar("Result")
 
@@ -126,6 +127,8 @@ class RestMethods:
 
 
 def _to_dict(message: Message) -> dict[str, Any]:
+    from google.protobuf import json_format  # of no use to predictions, and slow to import
+
     return json_format.MessageToDict(
         message,
         preserving_proto_field_name=True,
