@@ -106,11 +106,17 @@ def _serve_as_group(config: ServerConfig) -> int:
 
 
 def _start_trials(config: ServerConfig) -> Trials:
-    """Where versions are tried, by a zygote that has the engines ready."""
+    """Where versions are tried; the first ones are tried from now on."""
+    from contract.servable import ServableId
     from serving.engines.trial_load import prepare_trials, start_trials
+    from serving.versions.source import poll
 
     prepare_trials(config)
-    return start_trials(config)
+    trials = start_trials(config)
+    for model in config.models:
+        for version, version_dir in poll(model).versions.items():
+            trials.begin(ServableId(model.name, version), version_dir)
+    return trials
 
 
 def _run_on_loop(serving: Coroutine[None, None, int]) -> int:

@@ -1,4 +1,8 @@
-"""From a version directory to a servable, checked before anyone may ask it."""
+"""From a version directory to a servable, checked before anyone may ask it.
+
+What only an examination needs is imported by whoever examines: a server that has trials leaves it
+to them, and its zygote imports it while the server imports the rest.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from contract import layout
 from contract.errors import ManifestError, PlumblineError, ServableNotFoundError, UnimplementedError
-from contract.golden import GoldenExamples
-from contract.manifest import check_files, read_manifest
-from contract.parity import FLOAT32, Tolerance, read_tolerances
 from contract.servable import ServableId
 from contract.signature import STRING, Signature
 from contract.wire.plumbline_wire import metadata_pb2
@@ -21,14 +22,16 @@ from serving.config.flags import AUTO
 from serving.config.server import BatchingParameters, ServerConfig, read_batching_parameters
 from serving.engines.lazy import LazyEngine
 from serving.engines.litert import LiteRTEngine
-from serving.engines.self_test import Examination, load_golden, replay_golden
 from serving.engines.servable import LITERT, TENSORFLOW, Engine, Servable
 from serving.engines.signatures import SignatureChecks
 from serving.engines.tensorflow import TensorFlowEngine
 from serving.observer import EngineChoice, Observer
 
 if TYPE_CHECKING:
+    from contract.golden import GoldenExamples
+    from contract.parity import Tolerance
     from contract.wire.plumbline_wire.saved_model_pb2 import SignatureDef
+    from serving.engines.self_test import Examination
 
 _log = logging.getLogger(__name__)
 
@@ -110,6 +113,8 @@ def load_servable(
         return TensorFlowEngine(version_dir, config)
 
     def check_tensorflow(engine: Engine) -> None:
+        from contract.parity import FLOAT32
+
         examination = make_examination(servable_id, version_dir, config, observer)
         examination.examine(engine, by_tensorflow, FLOAT32)
 
@@ -145,6 +150,9 @@ def examine_version(
     Returns:
         What was found, and the LiteRT engine when it answers any signature.
     """
+    from contract.manifest import check_files, read_manifest
+    from contract.parity import read_tolerances
+
     if (version_dir / layout.MANIFEST).is_file():
         check_files(version_dir, read_manifest(version_dir))
     signature_defs = _read_signature_defs(version_dir, config)
@@ -172,6 +180,8 @@ def try_tensorflow(
     observer: Observer,
 ) -> None:
     """Loads TensorFlow and the version's graph, tests the signatures, and forgets all of it."""
+    from contract.parity import FLOAT32
+
     engine = TensorFlowEngine(version_dir, config)
     examination = make_examination(servable_id, version_dir, config, observer)
     examination.examine(engine, signature_names, FLOAT32)
@@ -182,6 +192,8 @@ def make_examination(
     servable_id: ServableId, version_dir: Path, config: ServerConfig, observer: Observer
 ) -> Examination:
     """The checks of a version as the flags want them; reads its golden examples."""
+    from serving.engines.self_test import Examination, load_golden
+
     return Examination(
         servable_id,
         version_dir,
@@ -233,6 +245,9 @@ def select_engines(
     `auto` takes LiteRT when `model.tflite` has the signature and golden examples agree
     through it; `--prefer_tflite_model` and `litert` take it without golden examples too.
     """
+    from contract.parity import read_tolerances
+    from serving.engines.self_test import load_golden
+
     is_only = config.engine == LITERT
     model: LiteRTEngine | str = "--engine=tensorflow"
     if config.engine == AUTO and config.saved_model_tags != ServerConfig.saved_model_tags:
@@ -287,6 +302,8 @@ def _choose(
     *,
     is_forced: bool,
 ) -> EngineChoice:
+    from serving.engines.self_test import replay_golden
+
     obstacle = _find_obstacle(signature, model.signatures.get(signature.name))
     if obstacle:
         return EngineChoice(TENSORFLOW, obstacle)

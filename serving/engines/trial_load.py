@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib
 import logging
 import os
 import pickle
@@ -43,7 +44,7 @@ from contract.lite.runtime import find_interpreter
 from contract.servable import ServableId
 from contract.wire.plumbline_wire import metadata_pb2
 from serving.config.server import ServerConfig
-from serving.engines.loading import Findings, Trials, examine_version, try_tensorflow
+from serving.engines.loading import Findings, examine_version, try_tensorflow
 from serving.engines.servable import TENSORFLOW
 from serving.observer import EngineChoice, Observer
 
@@ -53,6 +54,8 @@ BYTES_PER_EXTRA_SECOND = 10_000_000
 MAX_REPORT_BYTES = 64 * 2**20
 """A report holds signatures and sentences; one that is larger is not read."""
 
+_EARLY_S = 10.0
+_FOR_TRIALS = ("contract.manifest", "contract.parity", "serving.engines.self_test")
 _SHARE_OF_FREE_MEMORY = 0.75
 _GRACE_S = 10.0
 _TICK_MS = 20
@@ -115,7 +118,7 @@ def prepare_trials(config: ServerConfig) -> None:
         find_interpreter()
 
 
-def start_trials(config: ServerConfig) -> Trials:
+def start_trials(config: ServerConfig) -> ForkedTrials | SpawnedTrials:
     """Where this process's versions are tried: by forks of this process as it is now, if it may.
 
     Call it before any thread is started, and after `prepare_trials`.
@@ -160,8 +163,7 @@ class _AskedTrials:
     def _ask(
         self, servable_id: ServableId, version_dir: Path, tensorflow: tuple[str, ...] | None
     ) -> Report:
-        name, version = servable_id.name, servable_id.version
-        request = Request(name, version, os.fsencode(version_dir), tensorflow)
+        request = _make_request(servable_id, version_dir, tensorflow)
         try:
             return msgspec.msgpack.decode(self._run(request), type=Report)
         except msgspec.DecodeError as error:
@@ -183,6 +185,7 @@ class ForkedTrials(_AskedTrials):
     def __init__(self, config: ServerConfig) -> None:
         super().__init__(config)
         self._otherwise = SpawnedTrials(config)
+        self._begun: dict[Request, tuple[float, socket.socket]] = {}
         # A message of its own for each request, and an end of file when nobody can ask any more.
         self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         gc.freeze()  # what is there now is never collected, so its pages stay shared
@@ -191,24 +194,44 @@ class ForkedTrials(_AskedTrials):
             _be_zygote(its, config)
         its.close()
 
+    def begin(self, servable_id: ServableId, version_dir: Path) -> None:
+        """Begins a trial that `examine` will soon ask for, so that it runs meanwhile."""
+        if len(self._begun) < (os.cpu_count() or 1):
+            request = _make_request(servable_id, version_dir, None)
+            self._begun[request] = (time.monotonic(), self._send(request))
+
     def _run(self, request: Request) -> bytes:
-        here, there = socket.socketpair()
-        with here:
+        begun, here = self._begun.pop(request, (0.0, None))
+        if here is not None and time.monotonic() - begun > _EARLY_S:
+            here.close()  # the files may have changed
+            here = None
+        with here or self._send(request) as here:
+            limit_s = find_time_limit(request, self._config)
+            here.settimeout(None if limit_s is None else limit_s + _GRACE_S)
             try:
-                with there:
-                    message = msgspec.msgpack.encode(request)
-                    socket.send_fds(self._socket, [message], [there.fileno()])
-                limit_s = find_time_limit(request, self._config)
-                here.settimeout(None if limit_s is None else limit_s + _GRACE_S)
                 report = _receive(here)
             except OSError as error:
                 _log.error("the zygote does not answer: %s", error)
                 report = b""
         return report or self._otherwise._run(request)
 
+    def _send(self, request: Request) -> socket.socket:
+        """Asks the zygote; where it will answer."""
+        here, there = socket.socketpair()
+        with there:
+            try:
+                message = msgspec.msgpack.encode(request)
+                socket.send_fds(self._socket, [message], [there.fileno()])
+            except OSError as error:
+                _log.error("the zygote cannot be asked: %s", error)
+        return here
+
 
 class SpawnedTrials(_AskedTrials):
     """Trials by interpreters of their own."""
+
+    def begin(self, servable_id: ServableId, version_dir: Path) -> None:
+        """Nothing: an interpreter more would slow the start."""
 
     def _run(self, request: Request) -> bytes:
         limit_s = find_time_limit(request, self._config)
@@ -270,6 +293,8 @@ def _be_zygote(requests: socket.socket, config: ServerConfig) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _close_all_but(requests.fileno())
+        for name in _FOR_TRIALS:
+            importlib.import_module(name)
         while True:
             message, fds, _, _ = socket.recv_fds(requests, _BACKLOG_BYTES, 1)
             if not message:
@@ -467,6 +492,12 @@ def _find_free_memory() -> int:
 
 
 # Small things.
+
+
+def _make_request(
+    servable_id: ServableId, version_dir: Path, tensorflow: tuple[str, ...] | None
+) -> Request:
+    return Request(servable_id.name, servable_id.version, os.fsencode(version_dir), tensorflow)
 
 
 def _receive(stream: socket.socket) -> bytes:

@@ -27,8 +27,9 @@ from serving.rest.requests import INT_RANGES, name_dtype
 _DIGITS = {"f": "%.9g", "d": "%.17g"}
 """numpy's letter of a dtype (and struct's) to the digits that name any number of it."""
 
-_PART_SIZE = 65536
-"""Elements written at a time: each is an object of its own, twenty times its digits' size."""
+_PART_SIZE = 4096
+"""Elements written at a time: each is an object of its own, twenty times its digits' size, and
+other threads wait for some milliseconds while they are formatted."""
 
 _WORDS = {"nan": "NaN", "-nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 

@@ -100,6 +100,30 @@ def parse_json(body: bytes | bytearray, *, max_depth: int) -> Any:
     return value
 
 
+def parse_strictly(body: bytes, *, max_depth: int) -> Any:
+    """As `parse_json`, of a text of which nothing is left over or unusual.
+
+    Raises:
+        ValueError: Anything that only `parse_json` knows how to take, or to refuse.
+        RequestError: It is nested too deep.
+    """
+    if body.count(b"[") + body.count(b"{") > max_depth:
+        _check_depth(body, max_depth)
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        if b'"' in body:
+            raise
+        try:
+            return _DECODER.decode(body.decode())  # NaN and Infinity
+        except (_TooBigError, RecursionError) as error:
+            raise ValueError(str(error)) from None
+    colons = body.count(b":")
+    if colons and colons != _count_keys(value):
+        raise ValueError("equal keys, or colons in strings")
+    return value
+
+
 def parse_json_object(body: bytes | bytearray, *, max_depth: int) -> dict[str, Any]:
     """The object of a JSON text."""
     value = parse_json(body, max_depth=max_depth)
