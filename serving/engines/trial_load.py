@@ -309,8 +309,7 @@ def _watch_trial(message: bytes, reply: int) -> NoReturn:
 def _be_trial(request: Request, output: int, limit_s: float | None) -> NoReturn:
     code = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        # Ctrl-C and what ends a service reach its whole group, and say nothing of the version.
         if limit_s is not None:  # should nobody watch any more
             signal.alarm(int(limit_s + _GRACE_S) + 1)
         limit_resources()
