@@ -34,7 +34,7 @@ import psutil
 
 from benchmarks import servers
 from benchmarks.bench_serving import check_ready, find_models, make_request
-from benchmarks.callers import NUM_PIXELS, PREDICT, Callers, Report
+from benchmarks.callers import GRPC_FIELDS, NUM_PIXELS, PREDICT, Callers, Report
 from benchmarks.load import frame, require_h2load
 from contract import layout
 from contract.console.exits import ExitCode
@@ -333,7 +333,7 @@ def crowd(
     with (
         start(version_dir, *flags) as running,
         Memory(running.pid) as memory,
-        Callers("grpc", running.grpc_port, 1, pause_s=0.01) as by_grpc,
+        Callers("http2", running.grpc_port, 1, pause_s=0.01) as by_grpc,
         Callers("rest", running.rest_port, 1, pause_s=0.01) as by_rest,
     ):
         time.sleep(ALONE_S)
@@ -391,16 +391,6 @@ def measure_json(version_dir: Path) -> Line:
         version_dir,
         lambda running: at_once(64, lambda: post(running.rest_port, body)),
     )
-
-
-GRPC_FIELDS = (
-    (":method", "POST"),
-    (":scheme", "http"),
-    (":path", PREDICT),
-    (":authority", "127.0.0.1"),
-    ("content-type", "application/grpc"),
-    ("te", "trailers"),
-)
 
 
 def send_message(port: int, body: bytes, *more: tuple[str, str]) -> str:
