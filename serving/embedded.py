@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,8 @@ def run_embedded(arguments: argparse.Namespace) -> int:
             flags.host,
         )
     check_honoured(flags)
+    # Until the server has its own: an event loop that is interrupted as it starts never closes.
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(ExitCode.INTERRUPTED))
     try:
         config = read_config(flags, unknown_flags)
         if config.workers == 1:

@@ -94,6 +94,8 @@ class Server:
                 self._health,
                 self._front.render_metrics,
                 budget=self._budget,
+                connections=self._connections,
+                grpc_address=_name_grpc_address(config, self._grpc),
             )
             await self._rest.start()
         if config.model_config_file and config.model_config_file_poll_wait_seconds > 0:
@@ -115,6 +117,7 @@ class Server:
     async def serve_until(self, stop: asyncio.Event) -> int:
         """Serves what `start` has begun until `stop` is set, and drains."""
         failing = asyncio.ensure_future(self._wait_for_failure())
+        failing.add_done_callback(lambda done: done.cancelled() or done.exception())  # it was seen
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
         if failing.done() and failing.exception() is not None:
@@ -202,6 +205,11 @@ def bound_drain(config: ServerConfig) -> None:
     """
     timeout_s = min(config.drain_timeout_s + DRAIN_MARGIN_S, threading.TIMEOUT_MAX)
     faulthandler.dump_traceback_later(timeout_s, exit=True)
+
+
+def _name_grpc_address(config: ServerConfig, server: GrpcServer) -> str:
+    """For those who speak gRPC to the REST port."""
+    return f"port {server.port}" if server.port else config.grpc_socket_path
 
 
 def _make_request_log(config: ServerConfig, front: Front) -> RequestLog | None:

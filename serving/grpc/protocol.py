@@ -23,10 +23,12 @@ from contract.errors import (
     ResourceExhaustedError,
     UnimplementedError,
 )
+from contract.signature import Array
 from contract.wire.status_codes import trailing_metadata_for
 from serving.context import RequestContext
+from serving.grpc.buffers import BufferPool
 from serving.security import Authorize
-from serving.transport.admission import MemoryBudget, Reservation
+from serving.transport.admission import RETRY_AFTER_S, MemoryBudget, Reservation
 from serving.transport.driving import Started
 from serving.transport.http2 import (
     NO_TRAILERS,
@@ -45,12 +47,19 @@ MAX_TEXT_BYTES = 1024
 TRUNCATED = "...TRUNCATED"
 CRASH_TEXT = "the server failed; its log has the reason"
 
-Respond = Callable[[bytes, RequestContext], Awaitable[bytes]]
-"""A unary method: request bytes and context in, response bytes out; raises PlumblineError."""
+Message = bytes | memoryview
+"""A request's bytes. A view is valid as long as somebody holds it, and read-only."""
 
-RespondInStream = Callable[[bytes, RequestContext], AsyncIterator[bytes]]
+Respond = Callable[[Message, RequestContext], Awaitable[bytes]]
+"""A unary method: request and context in, response bytes out; raises PlumblineError."""
+
+RespondInStream = Callable[[Message, RequestContext], AsyncIterator[bytes]]
 """A method that answers a stream of responses."""
 
+_MANY_OPEN, _FEW_OPEN = 10_000, 10
+"""When so many requests have begun, a connection may begin no more than a few."""
+
+_NOTHING: Final = memoryview(b"")
 _PREFIX = Struct("!BI")
 _READ_PREFIX, _PACK_PREFIX, _PREFIX_BYTES = _PREFIX.unpack_from, _PREFIX.pack, _PREFIX.size
 
@@ -96,7 +105,9 @@ class Service:
         max_receive_bytes: Largest request, as sent and inflated.
         max_send_bytes: Largest response.
         max_calls: Calls in flight; 0 for any number.
-        num_calls: Calls in flight.
+        num_calls: Calls in flight: their requests are complete, and they are not answered.
+        num_open: Requests that have begun, and are not answered.
+        buffers: What large requests are read into.
         other_port: A sentence for those who speak HTTP, and no gRPC, to this port.
     """
 
@@ -107,7 +118,14 @@ class Service:
     max_send_bytes: int = 2**31 - 1
     max_calls: int = 0
     num_calls: int = 0
+    num_open: int = 0
     other_port: str = ""
+    buffers: BufferPool = dataclasses.field(default_factory=BufferPool)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no call more may be worked on."""
+        return 0 < self.max_calls <= self.num_calls
 
     def make_call(self, connection: Connection, stream_id: int, head: Head | None) -> Call:
         """A request that has begun."""
@@ -170,6 +188,8 @@ class Call(Stream):
         "_filled",
         "_is_counted",
         "_is_deflated",
+        "_is_open",
+        "_lent",
         "_prefix",
         "_reservation",
         "_service",
@@ -183,9 +203,11 @@ class Call(Stream):
     ) -> None:
         super().__init__(connection, stream_id, head)
         self._service = service
+        self._is_open = False
         self._is_counted = False
         self._deadline = math.inf
-        self._buffer: bytearray | None = None
+        self._buffer: memoryview | None = None
+        self._lent: Array | None = None
         self._prefix = b""
         self._filled = 0
         self._is_deflated = False
@@ -221,12 +243,13 @@ class Call(Stream):
                 except PlumblineError as error:
                     self._refuse(make_error(error))
                     return
-            if service.max_calls and service.num_calls >= service.max_calls:
-                text = f"{service.max_calls} calls are in flight already (--max_concurrent_calls)"
-                self._refuse(make_error(ResourceExhaustedError(text)))
+            if service.is_full or (
+                service.num_open > _MANY_OPEN and len(self.connection.streams) > _FEW_OPEN
+            ):
+                self._refuse_for_now()
                 return
-            service.num_calls += 1
-            self._is_counted = True
+        service.num_open += 1
+        self._is_open = True
         if told.timeout_s != math.inf:
             self._deadline = time.monotonic() + told.timeout_s
         if self.is_ended:
@@ -234,7 +257,16 @@ class Call(Stream):
 
     def receive(self, data: Piece, start: int, stop: int) -> None:
         size = stop - start
-        if self.is_ended and size >= _PREFIX_BYTES and not self._filled and not self._prefix:
+        buffer = self._buffer
+        if buffer is not None:  # a part of a message of which the beginning has come
+            filled = self._filled + size
+            if filled <= len(buffer):
+                buffer[self._filled : filled] = memoryview(data)[start:stop]
+                self._filled = filled
+                if self.is_ended:
+                    self._end_request()
+                return
+        elif self.is_ended and size >= _PREFIX_BYTES and not self._prefix:
             flag, length = _READ_PREFIX(data, start)
             if (
                 not flag
@@ -244,44 +276,48 @@ class Call(Stream):
             ):
                 self._begin(bytes(data[start + _PREFIX_BYTES : stop]))
                 return
+        if self._told.http is not None:
+            if self.is_ended:
+                self._answer_http()
+            return
         try:
             self._collect(data, start, stop)
         except PlumblineError as error:
             self._fail(error)
 
     def _collect(self, data: Piece, start: int, stop: int) -> None:
-        """A part of a message that comes in parts, or is deflated."""
-        if self._told.http is not None:
-            if self.is_ended:
-                self._answer_http()
-            return
-        while start < stop:
-            if self._buffer is None:
-                missing = _PREFIX_BYTES - len(self._prefix)
-                self._prefix += (
-                    data[start : start + missing] if start + missing <= stop else data[start:stop]
-                )
-                start = min(stop, start + missing)
-                if len(self._prefix) == _PREFIX_BYTES:
-                    self._open_buffer()
-                    continue
-                break
-            taken = min(len(self._buffer) - self._filled, stop - start)
-            if taken == 0:
+        """The beginning of a message that comes in parts, or what is no message at all."""
+        if self._buffer is None:
+            missing = _PREFIX_BYTES - len(self._prefix)
+            self._prefix += bytes(data[start : min(stop, start + missing)])
+            start = min(stop, start + missing)
+            if len(self._prefix) == _PREFIX_BYTES:
+                self._open_buffer()
+        buffer = self._buffer
+        if buffer is not None:
+            filled = self._filled + stop - start
+            if filled > len(buffer):
                 raise UnimplementedError("a unary call carries one message, and more came")
-            self._buffer[self._filled : self._filled + taken] = memoryview(data)[
-                start : start + taken
-            ]
-            self._filled += taken
-            start += taken
-        if not self.is_ended:
-            self._await_end()
-        elif self._buffer is None or self._filled < len(self._buffer):
-            self._end_early()
+            buffer[self._filled : filled] = memoryview(data)[start:stop]
+            self._filled = filled
+        if self.is_ended:
+            self._end_request()
         else:
-            body = bytes(self._buffer)
-            self._buffer = bytearray()
-            self._begin(self._inflate(body) if self._is_deflated else body)
+            self._await_end()
+
+    def _end_request(self) -> None:
+        buffer = self._buffer
+        if buffer is None or self._filled < len(buffer):
+            self._end_early()
+            return
+        body = buffer.toreadonly()
+        self._buffer = _NOTHING
+        try:
+            message = self._inflate(body) if self._is_deflated else body
+        except PlumblineError as error:
+            self._fail(error)
+        else:
+            self._begin(message)
 
     def _open_buffer(self) -> None:
         flag, length = _READ_PREFIX(self._prefix)
@@ -295,9 +331,9 @@ class Call(Stream):
             raise InternalError("a compressed message came without grpc-encoding")
         self._is_deflated = bool(flag)
         self.reserve(length)
-        self._buffer = bytearray(length)
+        self._buffer, self._lent = self._service.buffers.take(length)
 
-    def _inflate(self, body: bytes) -> bytes:
+    def _inflate(self, body: memoryview) -> bytes:
         """The message within; its bytes count for the budget as they come out."""
         compression = self._told.compression
         assert compression is not None
@@ -328,9 +364,15 @@ class Call(Stream):
 
     # The answer.
 
-    def _begin(self, body: bytes) -> None:
+    def _begin(self, body: Message) -> None:
         method = self._told.method
         assert method is not None
+        if not method.is_open:
+            if self._service.is_full:
+                self._refuse_for_now()
+                return
+            self._service.num_calls += 1
+            self._is_counted = True
         context = self._context = RequestContext(self.connection, self._deadline, self.reserve)
         if method.is_streaming:
             self._task = asyncio.get_running_loop().create_task(
@@ -357,9 +399,9 @@ class Call(Stream):
                 coroutine.close()
                 self._fail(error)
                 return
-        self._task = asyncio.get_running_loop().create_task(
-            self._carry_on(Started(coroutine, awaited))
-        )
+        started = Started(coroutine, awaited)
+        self._task = asyncio.get_running_loop().create_task(self._carry_on(started))
+        self._task.add_done_callback(started.close)
         self._await_end()
 
     async def _carry_on(self, begun: Started[bytes]) -> None:
@@ -400,6 +442,13 @@ class Call(Stream):
             _log.error("a call failed", exc_info=error)
             error = InternalError(CRASH_TEXT)
         self._refuse(make_error(error, is_begun=self.queue is not None))
+
+    def _refuse_for_now(self) -> None:
+        text = (
+            f"{self._service.max_calls} calls are in flight already (--max_concurrent_calls); "
+            "ask again later"
+        )
+        self._refuse(make_error(ResourceExhaustedError(text, retry_after_s=RETRY_AFTER_S)))
 
     def _refuse(self, block: Block | None) -> None:
         assert block is not None
@@ -456,15 +505,21 @@ class Call(Stream):
             # What it holds is given back, and another may take its place, once the work has ended.
             self._task.add_done_callback(self._release)
             self._task = None
-        elif self._is_counted or self._reservation is not None:
+        else:
             self._release()
 
     def _release(self, _task: object = None) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._service.num_open -= 1
         if self._is_counted:
             self._is_counted = False
             self._service.num_calls -= 1
         if self._reservation is not None:
             self._reservation.close()
+        if self._lent is not None:
+            self._service.buffers.give_back(self._lent)
+            self._lent = None
 
 
 def make_refusal(code: Code, text: str, *fields: tuple[bytes, bytes]) -> Block:

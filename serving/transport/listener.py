@@ -78,7 +78,7 @@ class TimeLimits:
         )
 
 
-class Peer(asyncio.Protocol, abc.ABC):
+class Peer(asyncio.BaseProtocol, abc.ABC):
     """A connection; a protocol derives from it.
 
     Attributes:
@@ -142,6 +142,11 @@ class Peer(asyncio.Protocol, abc.ABC):
                 self.transport.write_eof()
                 return
         self.transport.close()
+
+    def linger(self, seconds: float) -> None:
+        """Gives the peer so long from now, once `hang_up` was called."""
+        if self._aborts is not None:
+            self._aborts = time.monotonic() + seconds
 
     @property
     def is_hung_up(self) -> bool:
