@@ -156,6 +156,7 @@ class ThreadPool:
         finally:
             if not entry.is_taken:
                 self._give_up(entry)
+            del entry  # or a failure, its traceback and this frame keep each other alive
 
     def close(self) -> None:
         """Lets running calls end and takes no more."""
@@ -321,7 +322,7 @@ class ThreadPool:
         with self._lock:
             self._end(entry, elapsed_s)
         entry.deliver(result, failure)
-        failure = None  # or its traceback and this frame keep each other alive
+        del failure, entry  # or its traceback and this frame keep each other alive
 
     def _forget_callers(self) -> None:
         """Drops those who would begin again with the clock anyway."""
