@@ -117,6 +117,8 @@ class ThreadPool:
         self._num_queued = 0
         self._num_running = 0
         self._num_long = 0
+        self._num_owed = 0
+        """Tokens that were taken when only long calls waited, and may not be lost."""
         self._callers: dict[Hashable, _Caller] = {}
         self._turns: list[tuple[float, int, _Caller]] = []
         """A heap of the callers with calls that wait, by the time they had."""
@@ -278,6 +280,8 @@ class ThreadPool:
                     self._list(caller)
             for caller in passed_over:
                 self._list(caller)
+            if found is None and passed_over:
+                self._num_owed += 1
         return found
 
     def _start(self, entry: _Entry) -> None:
@@ -302,7 +306,9 @@ class ThreadPool:
             self._list(caller)
         if entry.cost_s >= LONG_S:
             self._num_long -= 1
-            self._tokens.put(None)  # for one that was passed over
+            for _ in range(self._num_owed):
+                self._tokens.put(None)
+            self._num_owed = 0
         if not self._num_queued and not self._num_running:
             self._callers.clear()  # nobody was short of anything: nobody owes
             self._turns.clear()
