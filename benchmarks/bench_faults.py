@@ -54,6 +54,9 @@ SLACK = 256 * MEBIBYTE
 MAX_RESIDENT = 6 * 2**30
 """A server that passes it is killed, so that the machine lives."""
 
+ALONE_S = 2.0
+"""How long a neighbour calls before the attack: what the machine is good for."""
+
 P99_MS = 50.0
 P99_PIPELINED_MS = 25.0
 LOAD_TIMEOUT_S = 120
@@ -333,13 +336,16 @@ def crowd(
         Callers("grpc", running.grpc_port, 1, pause_s=0.01) as by_grpc,
         Callers("rest", running.rest_port, 1, pause_s=0.01) as by_rest,
     ):
-        time.sleep(0.2)
+        time.sleep(ALONE_S)
+        begun = time.monotonic()
         seen = attack(running)
-        time.sleep(0.2)
+        ended = time.monotonic()
     reports: list[Report] = [by_grpc.report, by_rest.report]
-    p99s = [one.find_p99_ms() for one in reports]
+    alone = [one.between(0, begun).find_p99_ms() for one in reports]
+    p99s = [one.between(begun, ended).find_p99_ms() for one in reports]
     failed = sum(len(one.faults) for one in reports)
-    measured = f"p99 gRPC {p99s[0]:.1f}, REST {p99s[1]:.1f} ms; {failed} failed; {memory}; {seen}"
+    shown = [f"{p99:.1f} ({before:.1f} alone)" for p99, before in zip(p99s, alone, strict=True)]
+    measured = f"p99 gRPC {shown[0]}, REST {shown[1]} ms; {failed} failed; {memory}; {seen}"
     is_good = max(p99s) <= p99_ms and not failed and memory.is_within
     limit = (BUDGET + SLACK) // MEBIBYTE
     aim = f"p99 <= {p99_ms:g} ms, 0 failed, <= +{limit} MiB"

@@ -59,6 +59,13 @@ class Report:
     calls: list[tuple[float, float]]
     faults: list[Fault]
 
+    def between(self, begin: float, end: float) -> Report:
+        """What ended in between; times by `time.monotonic()`."""
+        return Report(
+            [one for one in self.calls if begin <= one[0] < end],
+            [one for one in self.faults if begin <= one.at < end],
+        )
+
     def find_p99_ms(self) -> float:
         """99th percentile in ms; infinite when nothing was answered."""
         took = sorted(seconds for _, seconds in self.calls)

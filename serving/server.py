@@ -93,6 +93,8 @@ class Server:
                 self._health,
                 self._front.render_metrics,
                 budget=self._budget,
+                connections=self._connections,
+                grpc_address=_name_grpc_address(config, self._grpc),
             )
             await self._rest.start()
         if config.model_config_file and config.model_config_file_poll_wait_seconds > 0:
@@ -201,6 +203,11 @@ def bound_drain(config: ServerConfig) -> None:
     """
     timeout_s = min(config.drain_timeout_s + DRAIN_MARGIN_S, threading.TIMEOUT_MAX)
     faulthandler.dump_traceback_later(timeout_s, exit=True)
+
+
+def _name_grpc_address(config: ServerConfig, server: GrpcServer) -> str:
+    """For those who speak gRPC to the REST port."""
+    return f"port {server.port}" if server.port else config.grpc_socket_path
 
 
 def _make_request_log(config: ServerConfig, front: Front) -> RequestLog | None:

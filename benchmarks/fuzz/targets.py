@@ -179,6 +179,86 @@ def _seed_http2() -> Sequence[bytes]:
     return found
 
 
+def _make_http1() -> Feed:
+    """The first octet: how large the pieces are."""
+    from benchmarks.fuzz.transports import cut, exchange, make_http1
+
+    make = make_http1()
+
+    def feed(data: bytes) -> None:
+        if not data:
+            return
+        out = exchange(make, cut(data[1:], data[0]))
+        if b"HEAD" not in data:  # its answers have a length and no body
+            check_answers(out)
+
+    return feed
+
+
+def check_answers(out: bytes) -> None:
+    """Whether bytes are answers of HTTP/1.1 with statuses that are documented."""
+    while out and not out.startswith(NO_HTTP2):
+        head, _, out = out.partition(b"\r\n\r\n")
+        status_line, *lines = head.split(b"\r\n")
+        version, status, _reason = status_line.split(b" ", 2)
+        assert version == b"HTTP/1.1", status_line
+        assert int(status) in HTTP_STATUSES, status_line
+        fields = dict(line.split(b": ", 1) for line in lines)
+        out = out[int(fields.get(b"Content-Length", 0)) :]
+
+
+NO_HTTP2 = b"\0\0\0\4"
+"""How SETTINGS begin: a client that speaks HTTP/2 is told in its own words."""
+
+HTTP_STATUSES = {100, 200, 400, 413, 417, 429, 431, 501, 505}
+
+
+def _seed_http1() -> Sequence[bytes]:
+    """Requests good and bad."""
+    post = b"POST /a HTTP/1.1\r\nHost: a\r\n"
+    chunked = post + b"Transfer-Encoding: chunked\r\n\r\n"
+    requests = [
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /later HTTP/1.1\r\nHost: a\r\n\r\n" * 3,
+        b"GET http://a/b?c=%20d HTTP/1.1\r\nHost: a\r\nAccept: */*\r\nX: a,\tb\r\n\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET / HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+        post + b"Content-Length: 4\r\n\r\ntest",
+        (post + b"Content-Length: 4\r\n\r\ntest") * 3,
+        post + b"Content-Length: 0\r\n\r\n" + post + b"\r\n",
+        chunked + b"4\r\ntest\r\n0\r\n\r\n",
+        chunked
+        + b"2;a=b\r\nte\r\n02\r\nst\r\n0\r\nTrailer: x\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        post + b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\ntest",
+        post + b"Expect: 200-maybe\r\nContent-Length: 4\r\n\r\ntest",
+        post + b"Content-Length: 99999999\r\n\r\ntest",
+        post + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\ntests",
+        post + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        post + b"Content-Length: -4\r\n\r\ntest",
+        post + b"Content-Length: 99999999999999999999999\r\n\r\ntest",
+        post + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        chunked + b"zz\r\ntest\r\n0\r\n\r\n",
+        chunked + b"ffffffffffffffffff\r\ntest",
+        chunked + b"4\r\ntestX\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: a\n\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n folded: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
+        b"FOO / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n",
+        b"GET /" + b"x" * 3000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x00\xf4\x01\x00\x00\xf0\x03\x03" + bytes(200),
+    ]
+    return [bytes([size]) + one for one in requests for size in (0, 7)]
+
+
 MAX_SEED = 4000
 
 TARGETS = {
@@ -188,6 +268,7 @@ TARGETS = {
         _seed_http2,
         max_len=MAX_SEED,
     ),
+    "HTTP/1.1": Target(["serving.transport.http1"], _make_http1, _seed_http1, max_len=MAX_SEED),
     "PredictRequest": Target(["contract.wire"], _make_predict, _seed_predict),
     "JSON": Target(["serving.rest"], _make_json, _seed_json),
     "tf.Example": Target(

@@ -157,3 +157,39 @@ def make_http2() -> Any:
         return peer
 
     return make_heard
+
+
+class _EchoService:
+    """Gives a request's body back; `/later` after a turn of the loop."""
+
+    def begin(self, request: Any) -> Any:
+        return None
+
+    async def answer(self, request: Any) -> Any:
+        if request.target == "/later":
+            await asyncio.sleep(0)
+        return self._make(200, bytes(request.body))
+
+    def refuse(self, request: Any, error: Any) -> Any:
+        return self._make(429, str(error).encode())
+
+    def refuse_malformed(self, status: int, text: str) -> Any:
+        return self._make(status, text.encode())
+
+    def end(self, request: Any) -> None:
+        """Nothing is counted."""
+
+    def _make(self, status: int, body: bytes) -> Any:
+        from serving.transport.http1 import Answer
+
+        return Answer(status, b"Content-Type: text/plain\r\n", body)
+
+
+def make_http1() -> Any:
+    """A maker of connections of the REST port; requests are echoed."""
+    from serving.transport.admission import MemoryBudget
+    from serving.transport.http1 import Http1Connections, Limits
+
+    limits = Limits(MAX_BYTES, "too large", 20.0, "too late")
+    connections = Http1Connections(_EchoService(), limits, MemoryBudget(2**20))
+    return connections.make

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -41,14 +41,36 @@ from contract.wire.tensors import (
     join_pieces,
     narrow,
 )
-from contract.wire.varints import Buffer, read_varint, read_varints, write_varint
+from contract.wire.varints import (
+    Buffer,
+    read_varint,
+    read_varints,
+    scan_message,
+    write_varint,
+)
 
 _LONGEST_REMEMBERED = 128
 _LONGEST_REMEMBERED_SPEC = 512
+_MAX_PARTS = 10_000
 _CARRIED_FACTOR = 8
 """A message warrants this many array bytes per byte of its own (an int64 in one byte)."""
 
 _CONTENT_TAG = 4 << 3 | 2
+_STRING_TAG = 8 << 3 | 2
+_STRINGS = b"\x07"
+_MAX_SHAPE_BYTES = 1024
+
+QUICK_BYTES = 64 * 1024
+"""Messages up to here are read at once, whatever is in them."""
+
+# What is made of one byte of a message, at most (measured): by copies; of numbers of a fixed size,
+# one a field; of packed varints; of messages within messages and of what cannot be told. And of a
+# string.
+_COPIES = 3
+_NUMBER_FACTOR = 12
+_VARINT_FACTOR = 24
+_PARTS_FACTOR = 32
+_STRING_BYTES = 64
 _ODD = (IndexError, ValueError)
 """What reading off the end, a long varint and bad UTF-8 raise."""
 
@@ -73,11 +95,31 @@ class PredictCall:
     _form: _Form | None = None
     _scan: Scan | None = None
 
-    def decode_inputs(self, *, max_fill_bytes: int = MAX_FILL_BYTES) -> dict[str, Array]:
+    @property
+    def is_quick(self) -> bool:
+        """Whether decoding the tensors takes no time to speak of."""
+        if self._form is not None or len(self._body) <= QUICK_BYTES:
+            return True
+        scan = self._scan
+        assert scan is not None
+        try:
+            for start, stop in scan.tensors.values():
+                locate_tensor(scan.body, start, stop)
+        except Unusual:
+            return False
+        return True
+
+    def decode_inputs(
+        self,
+        *,
+        max_fill_bytes: int = MAX_FILL_BYTES,
+        reserve: Callable[[int], None] | None = None,
+    ) -> dict[str, Array]:
         """Decodes the tensors.
 
         Args:
             max_fill_bytes: The most bytes to allocate, over all inputs, for repeated values.
+            reserve: Is told beforehand what a tensor takes beyond the message; may refuse it.
 
         Returns:
             Input name to ndarray, of the dtype and shape that the message declares, possibly a
@@ -100,6 +142,8 @@ class PredictCall:
             try:
                 shape, dtype, position = locate_tensor(scan.body, start, stop)
             except Unusual:
+                if reserve is not None:
+                    reserve(weigh_tensor(scan.body, start, stop))
                 try:
                     arrays[name], grown = _decode_part(scan, name, max_fill_bytes)
                 except PlumblineError as error:
@@ -113,7 +157,13 @@ class PredictCall:
         return arrays
 
 
-def parse_predict_request(body: Buffer) -> PredictCall:
+class TakesLongError(Exception):
+    """Reading a message takes a while."""
+
+
+def parse_predict_request(
+    body: Buffer, *, quickly: bool = False, reserve: Callable[[int], None] | None = None
+) -> PredictCall:
     """Reads all of a PredictRequest but its tensors.
 
     A message that differs from one before in the values of its tensors alone is not scanned
@@ -121,8 +171,11 @@ def parse_predict_request(body: Buffer) -> PredictCall:
 
     Args:
         body: The serialized message; kept alive by what is returned.
+        quickly: To give up where protobuf must be asked about a large message.
+        reserve: Is told beforehand what that takes beyond the message; may refuse it.
 
     Raises:
+        TakesLongError: It cannot be read quickly.
         RequestError: No PredictRequest, or one without a ModelSpec ("Missing ModelSpec", as
             `predict_util.cc` says).
     """
@@ -136,6 +189,10 @@ def parse_predict_request(body: Buffer) -> PredictCall:
     try:
         scan = scan_predict(body, _REQUEST_TAGS)
     except Unusual:
+        if quickly and len(body) > QUICK_BYTES:
+            raise TakesLongError from None
+        if reserve is not None and len(body) > QUICK_BYTES:
+            reserve(_weigh_request(body))
         try:
             proto = predict_pb2.PredictRequest.FromString(bytes(body))
         except DecodeError as error:
@@ -396,8 +453,9 @@ _decode_remembered = lru_cache(maxsize=512)(_decode)
 def _decode_part(scan: Scan, name: str, max_fill_bytes: int) -> tuple[Array, int]:
     """A tensor, and how many bytes it takes beyond those that the message warrants."""
     start, stop = scan.tensors[name]
+    read = _scan_strings if scan.body[start + 1 : start + 2] == _STRINGS else scan_tensor
     try:
-        return scan_tensor(scan.body, start, stop), 0
+        return read(scan.body, start, stop), 0
     except Unusual:
         array = decode_tensor(bytes(scan.body[start:stop]), max_fill_bytes=max_fill_bytes)
         return array, max(0, array.nbytes - _CARRIED_FACTOR * (stop - start))
@@ -459,7 +517,9 @@ def scan_predict(body: Buffer, tags: Tags) -> Scan:
     found = Scan(body, None, {}, [])
     position, end = 0, len(body)
     try:
-        while position < end:
+        for _ in range(_MAX_PARTS):
+            if position == end:
+                return found
             tag = body[position]
             length, position = read_varint(body, position + 1)
             stop = position + length
@@ -477,7 +537,28 @@ def scan_predict(body: Buffer, tags: Tags) -> Scan:
             position = stop
     except _ODD:
         raise Unusual from None
-    return found
+    raise RequestError(f"the message has {_MAX_PARTS} tensors and names, or more")
+
+
+def _weigh_request(body: Buffer) -> int:
+    """The bytes that protobuf takes at most for a request, and for its tensors apart."""
+    weight = 0
+    try:
+        for count, (number, field, begin, end) in enumerate(scan_message(body, 0, len(body))):
+            if count >= _MAX_PARTS:
+                raise RequestError(f"the message has {_MAX_PARTS} fields or more")
+            is_tensor = number == _REQUEST_TAGS[1] >> 3 and begin >= 0
+            try:
+                if not is_tensor:
+                    raise Unusual
+                _, start = _scan_entry(body, begin, end)
+                locate_tensor(body, start, end)
+                weight += _COPIES * (end - field)
+            except Unusual:
+                weight += _PARTS_FACTOR * (end - field)
+    except _ODD:
+        return _PARTS_FACTOR * len(body)
+    return weight
 
 
 def _scan_entry(body: Buffer, position: int, stop: int) -> tuple[str, int]:
@@ -509,6 +590,64 @@ def scan_tensor(body: Buffer, start: int, stop: int) -> Array:
         if values is not None and values.size == count:
             return narrow(values, layout).reshape(shape)
     raise Unusual
+
+
+def _scan_strings(body: Buffer, start: int, stop: int) -> Array:
+    """As `scan_tensor`, of strings."""
+    values = []
+    try:
+        shape, count, position = _scan_head(body, start)
+        while position < stop:
+            if body[position] != _STRING_TAG:
+                raise Unusual
+            size, begin = body[position + 1], position + 2
+            if size >= 0x80:
+                size, begin = read_varint(body, position + 1)
+            position = begin + size
+            values.append(bytes(body[begin:position]))
+    except (*_ODD, PlumblineError):
+        raise Unusual from None
+    if position != stop or len(values) != count:
+        raise Unusual
+    array = np.empty(count, object)
+    array[:] = values
+    return array.reshape(shape)
+
+
+def weigh_tensor(body: Buffer, start: int, stop: int) -> int:
+    """The bytes that an array takes at most, and protobuf on the way, beyond the message.
+
+    Args:
+        body: A buffer.
+        start: Where a serialized TensorProto starts in it.
+        stop: Where it ends.
+    """
+    size = stop - start
+    try:
+        layout = LAYOUTS[body[start + 1]]
+        _, count, position = _scan_head(body, start)
+        tag = body[position] if position < stop else 0
+    except (KeyError, Unusual, *_ODD, PlumblineError):
+        return _PARTS_FACTOR * size
+    filled = count * layout.itemsize
+    if filled > MAX_FILL_BYTES and count > size:
+        filled = 0  # they are not carried, and not filled in
+    if layout.packing is Packing.STRINGS:
+        return _COPIES * size + _STRING_BYTES * min(count, size) + filled
+    if tag == _CONTENT_TAG or layout.packing is Packing.BYTES:
+        return _COPIES * size + filled
+    return (_NUMBER_FACTOR if layout.packing is Packing.FIXED else _VARINT_FACTOR) * size + filled
+
+
+def _scan_head(body: Buffer, start: int) -> tuple[tuple[int, ...], int, int]:
+    """Shape and number of elements of a tensor, and where its values start."""
+    if body[start] != 0x08 or body[start + 2] != 0x12:
+        raise Unusual
+    length, position = read_varint(body, start + 3)
+    if length > _MAX_SHAPE_BYTES:
+        raise Unusual
+    shape, count = _read_shape(bytes(body[position : position + length]))
+    return shape, count, position + length
 
 
 def locate_tensor(

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import DecodeError, Message
 
 from contract.errors import Code, InternalError, PlumblineError, RequestError
-from contract.wire.predict import PredictCall, encode_predict_response, parse_predict_request
+from contract.wire.examples import parse_examples_request
+from contract.wire.predict import (
+    QUICK_BYTES,
+    PredictCall,
+    TakesLongError,
+    encode_predict_response,
+    parse_predict_request,
+)
 from contract.wire.rpc import (
     CLASSIFY,
     GET_MODEL_METADATA,
@@ -30,6 +37,7 @@ from serving.api.handlers import Handlers
 from serving.api.results import CLASSIFICATION, REGRESSION
 from serving.config.server import ServerConfig
 from serving.context import RequestContext
+from serving.engines.thread_pool import ThreadPool
 from serving.grpc.protocol import CRASH_TEXT, Respond
 from serving.observer import Observer
 
@@ -37,6 +45,10 @@ if TYPE_CHECKING:
     from serving.api.request_log import RequestLog
 
 _log = logging.getLogger(__name__)
+
+_OF_EXAMPLES = (CLASSIFY, REGRESS, MULTI_INFERENCE)
+_MESSAGE_FACTOR = 32
+"""What protobuf makes of one byte of a message of messages, at most."""
 
 
 def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]:
@@ -48,16 +60,20 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
         return encode_predict_response(spec, outputs, use_tensor_content=use_tensor_content)
 
     def answer_with(method: Method, answer: Callable[..., Awaitable[Message]]) -> Respond:
-        is_run = method in (CLASSIFY, REGRESS, MULTI_INFERENCE)
+        is_run = method in _OF_EXAMPLES
 
-        async def exchange(request: Message, context: RequestContext) -> bytes:
+        async def exchange(request: Any, context: RequestContext) -> bytes:
             answered = answer(request, context=context) if is_run else answer(request)
             return bytes((await answered).SerializeToString())
 
         told = observer if method in (CLASSIFY, REGRESS) else None
-        return _make_respond(method.name, method.request.FromString, exchange, told)
+        return _make_respond(method.name, _make_parse(method), exchange, told, handlers.pool)
 
-    methods = {PREDICT.path: _make_respond(PREDICT.name, parse_predict_request, predict, observer)}
+    methods = {
+        PREDICT.path: _make_respond(
+            PREDICT.name, parse_predict_request, predict, observer, handlers.pool
+        )
+    }
     for method, answer in (
         (CLASSIFY, partial(handlers.answer_request, CLASSIFICATION)),
         (REGRESS, partial(handlers.answer_request, REGRESSION)),
@@ -75,16 +91,33 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
     return methods
 
 
+def _make_parse(method: Method) -> Callable[..., Any]:
+    """Reads requests of a method that is not Predict; see `_make_respond`."""
+
+    def parse(body: bytes, *, quickly: bool = False, reserve: Callable[[int], None]) -> Any:
+        if quickly and len(body) > QUICK_BYTES:
+            raise TakesLongError
+        if method in _OF_EXAMPLES:
+            return parse_examples_request(body, method.request, reserve)
+        if len(body) > QUICK_BYTES:
+            reserve(_MESSAGE_FACTOR * len(body))
+        return method.request.FromString(body)
+
+    return parse
+
+
 def _make_respond(
     name: str,
-    parse: Callable[[bytes], Any],
+    parse: Callable[..., Any],
     exchange: Callable[[Any, RequestContext], Awaitable[bytes]],
     observer: Observer | None,
+    pool: ThreadPool,
 ) -> Respond:
     """A method from bytes to bytes; whatever goes wrong becomes a status.
 
-    `parse` raises DecodeError, or an error for its sake, when bytes are no request. Without an
-    observer calls are not counted.
+    `parse` raises DecodeError, or an error for its sake, when bytes are no request, and
+    TakesLongError when it is told to be quick and cannot: then a thread of the pool does it.
+    Without an observer calls are not counted.
     """
 
     async def respond(body: bytes, context: RequestContext) -> bytes:
@@ -92,7 +125,10 @@ def _make_respond(
         model_name = ""
         try:
             try:
-                request = parse(body)
+                request = parse(body, quickly=True, reserve=context.reserve)
+            except TakesLongError:
+                read = partial(_parse_slowly, parse, body, context.reserve)
+                request = await pool.run(read, context=context)
             except DecodeError as error:
                 raise RequestError("", code=Code.INTERNAL) from error
             if observer is not None:
@@ -113,6 +149,13 @@ def _make_respond(
         return reply
 
     return respond
+
+
+def _parse_slowly(parse: Callable[..., Any], body: bytes, reserve: Callable[[int], None]) -> Any:
+    try:
+        return parse(body, reserve=reserve)
+    except DecodeError as error:
+        raise RequestError("", code=Code.INTERNAL) from error
 
 
 def _tell(error: Exception) -> PlumblineError | None:

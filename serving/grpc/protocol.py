@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from struct import Struct
 from typing import Any, Final
 
+import numpy as np
+
 from contract.errors import (
     Code,
     DeadlineExceededError,
@@ -26,7 +28,7 @@ from contract.errors import (
 from contract.wire.status_codes import trailing_metadata_for
 from serving.context import RequestContext
 from serving.security import Authorize
-from serving.transport.admission import MemoryBudget, Reservation
+from serving.transport.admission import RETRY_AFTER_S, MemoryBudget, Reservation
 from serving.transport.driving import Started
 from serving.transport.http2 import (
     NO_TRAILERS,
@@ -51,6 +53,10 @@ Respond = Callable[[bytes, RequestContext], Awaitable[bytes]]
 RespondInStream = Callable[[bytes, RequestContext], AsyncIterator[bytes]]
 """A method that answers a stream of responses."""
 
+_MANY_OPEN, _FEW_OPEN = 10_000, 10
+"""When so many requests have begun, a connection may begin no more than a few."""
+
+_NOTHING: Final = memoryview(b"")
 _PREFIX = Struct("!BI")
 _READ_PREFIX, _PACK_PREFIX, _PREFIX_BYTES = _PREFIX.unpack_from, _PREFIX.pack, _PREFIX.size
 
@@ -96,7 +102,8 @@ class Service:
         max_receive_bytes: Largest request, as sent and inflated.
         max_send_bytes: Largest response.
         max_calls: Calls in flight; 0 for any number.
-        num_calls: Calls in flight.
+        num_calls: Calls in flight: their requests are complete, and they are not answered.
+        num_open: Requests that have begun, and are not answered.
         other_port: A sentence for those who speak HTTP, and no gRPC, to this port.
     """
 
@@ -107,7 +114,13 @@ class Service:
     max_send_bytes: int = 2**31 - 1
     max_calls: int = 0
     num_calls: int = 0
+    num_open: int = 0
     other_port: str = ""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no call more may be worked on."""
+        return 0 < self.max_calls <= self.num_calls
 
     def make_call(self, connection: Connection, stream_id: int, head: Head | None) -> Call:
         """A request that has begun."""
@@ -170,6 +183,7 @@ class Call(Stream):
         "_filled",
         "_is_counted",
         "_is_deflated",
+        "_is_open",
         "_prefix",
         "_reservation",
         "_service",
@@ -183,9 +197,10 @@ class Call(Stream):
     ) -> None:
         super().__init__(connection, stream_id, head)
         self._service = service
+        self._is_open = False
         self._is_counted = False
         self._deadline = math.inf
-        self._buffer: bytearray | None = None
+        self._buffer: memoryview | None = None
         self._prefix = b""
         self._filled = 0
         self._is_deflated = False
@@ -221,12 +236,13 @@ class Call(Stream):
                 except PlumblineError as error:
                     self._refuse(make_error(error))
                     return
-            if service.max_calls and service.num_calls >= service.max_calls:
-                text = f"{service.max_calls} calls are in flight already (--max_concurrent_calls)"
-                self._refuse(make_error(ResourceExhaustedError(text)))
+            if service.is_full or (
+                service.num_open > _MANY_OPEN and len(self.connection.streams) > _FEW_OPEN
+            ):
+                self._refuse_for_now()
                 return
-            service.num_calls += 1
-            self._is_counted = True
+        service.num_open += 1
+        self._is_open = True
         if told.timeout_s != math.inf:
             self._deadline = time.monotonic() + told.timeout_s
         if self.is_ended:
@@ -280,7 +296,7 @@ class Call(Stream):
             self._end_early()
         else:
             body = bytes(self._buffer)
-            self._buffer = bytearray()
+            self._buffer = _NOTHING
             self._begin(self._inflate(body) if self._is_deflated else body)
 
     def _open_buffer(self) -> None:
@@ -295,7 +311,8 @@ class Call(Stream):
             raise InternalError("a compressed message came without grpc-encoding")
         self._is_deflated = bool(flag)
         self.reserve(length)
-        self._buffer = bytearray(length)
+        # Not zeroed: what a peer announces and does not send takes no memory.
+        self._buffer = memoryview(np.empty(length, np.uint8))  # type: ignore[arg-type]
 
     def _inflate(self, body: bytes) -> bytes:
         """The message within; its bytes count for the budget as they come out."""
@@ -331,6 +348,12 @@ class Call(Stream):
     def _begin(self, body: bytes) -> None:
         method = self._told.method
         assert method is not None
+        if not method.is_open:
+            if self._service.is_full:
+                self._refuse_for_now()
+                return
+            self._service.num_calls += 1
+            self._is_counted = True
         context = self._context = RequestContext(self.connection, self._deadline, self.reserve)
         if method.is_streaming:
             self._task = asyncio.get_running_loop().create_task(
@@ -357,9 +380,9 @@ class Call(Stream):
                 coroutine.close()
                 self._fail(error)
                 return
-        self._task = asyncio.get_running_loop().create_task(
-            self._carry_on(Started(coroutine, awaited))
-        )
+        started = Started(coroutine, awaited)
+        self._task = asyncio.get_running_loop().create_task(self._carry_on(started))
+        self._task.add_done_callback(started.close)
         self._await_end()
 
     async def _carry_on(self, begun: Started[bytes]) -> None:
@@ -400,6 +423,13 @@ class Call(Stream):
             _log.error("a call failed", exc_info=error)
             error = InternalError(CRASH_TEXT)
         self._refuse(make_error(error, is_begun=self.queue is not None))
+
+    def _refuse_for_now(self) -> None:
+        text = (
+            f"{self._service.max_calls} calls are in flight already (--max_concurrent_calls); "
+            "ask again later"
+        )
+        self._refuse(make_error(ResourceExhaustedError(text, retry_after_s=RETRY_AFTER_S)))
 
     def _refuse(self, block: Block | None) -> None:
         assert block is not None
@@ -456,10 +486,13 @@ class Call(Stream):
             # What it holds is given back, and another may take its place, once the work has ended.
             self._task.add_done_callback(self._release)
             self._task = None
-        elif self._is_counted or self._reservation is not None:
+        else:
             self._release()
 
     def _release(self, _task: object = None) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._service.num_open -= 1
         if self._is_counted:
             self._is_counted = False
             self._service.num_calls -= 1

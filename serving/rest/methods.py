@@ -25,7 +25,7 @@ from serving.rest.answers import (
     encode_regression,
     encode_rows,
 )
-from serving.rest.json_text import parse_json_object
+from serving.rest.json_text import may_hold_booleans, parse_json_object
 from serving.rest.paths import Target
 from serving.rest.pieces import CUT_BYTES, PieceReader, cut_body
 from serving.rest.requests import read_examples, read_inputs, read_signature_name
@@ -76,15 +76,20 @@ class RestMethods:
                 if inputs is None:
                     document = await self._parse(body, context)
             if inputs is None:
-                read = partial(read_inputs, document, check.input_dtypes)
-                found = await self._run(read, len(body))
+                read = partial(
+                    read_inputs,
+                    document,
+                    check.input_dtypes,
+                    has_booleans=may_hold_booleans(body),
+                )
+                found = await self._run(read, len(body), context)
                 inputs, by_row = found
             outputs = await self._handlers.predict_arrays(servable, check, inputs, context=context)
         encode = encode_rows if by_row else encode_columns
         size = sum(array.nbytes for array in outputs.values())
         if size >= LARGE_BYTES:
             context.reserve(weigh_answer(outputs))
-        return await self._run(lambda: encode(outputs), size)
+        return await self._run(lambda: encode(outputs), size, context)
 
     async def _answer_examples(
         self,
@@ -96,7 +101,7 @@ class RestMethods:
     ) -> bytes:
         document = await self._parse(body, context)
         spec = dataclasses.replace(spec, signature_name=read_signature_name(document))
-        message = await self._run(lambda: read_examples(document), len(body))
+        message = await self._run(lambda: read_examples(document), len(body), context)
         answered, result = await self._handlers.answer_examples(
             method, spec, message, context=context
         )
@@ -110,12 +115,14 @@ class RestMethods:
                 context.reserve(weigh_json(body))
             return parse_json_object(body, max_depth=self._max_depth)
 
-        return await self._run(parse, len(body))
+        return await self._run(parse, len(body), context)
 
-    async def _run(self, call: Callable[[], Result], num_bytes: int) -> Result:
+    async def _run(
+        self, call: Callable[[], Result], num_bytes: int, context: RequestContext
+    ) -> Result:
         if num_bytes < LARGE_BYTES:
             return call()
-        return await self._handlers.pool.run(call)
+        return await self._handlers.pool.run(call, context=context)
 
     def _describe(self, target: Target) -> bytes:
         spec = target.spec

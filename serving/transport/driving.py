@@ -22,11 +22,14 @@ def go_on_as_task(
         awaited: What `send(None)` gave: what it waits for.
         loop: The running loop.
     """
-    return loop.create_task(_finish(coroutine, awaited))
+    started = Started(coroutine, awaited)
+    task = loop.create_task(_finish(started))
+    task.add_done_callback(started.close)
+    return task
 
 
-async def _finish(coroutine: Coroutine[Any, Any, Result], awaited: Any) -> Result:
-    return await Started(coroutine, awaited)
+async def _finish(started: Started[Result]) -> Result:
+    return await started
 
 
 class Started(Generic[Result]):
@@ -40,6 +43,15 @@ class Started(Generic[Result]):
     def __init__(self, coroutine: Coroutine[Any, Any, Result], awaited: Any) -> None:
         self._coroutine = coroutine
         self._awaited = awaited
+
+    def close(self, _task: object = None) -> None:
+        """Ends the coroutine if nobody has gone on with it.
+
+        A task that is cancelled before its first step ends without one, and would leave it waiting.
+        """
+        if isinstance(self._awaited, asyncio.Future):
+            self._awaited.cancel()
+        self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, Result]:
         coroutine, awaited = self._coroutine, self._awaited

@@ -72,7 +72,7 @@ _PATIENCE = 5_000
 """Frames that make work and no progress, before a peer is sent away."""
 _PATIENCE_A_CALL = 4
 _PATIENCE_A_SECOND = 200
-_TINY_WINDOW = 1024
+_TINY_WINDOW = 128
 
 _MAX_UNSENT = 2**20
 _GOING_PING = b"going..."
@@ -1042,18 +1042,23 @@ class Connection:
             room = min(self._send_window, self._peer_window + stream.credit, self._peer_frame_bytes)
             if room <= 0:
                 return sent
-            piece = queue[0]
-            size = len(piece)
-            if size > room:
-                view = memoryview(piece)
-                queue[0] = view[room:]
-                piece, size = view[:room], room
-            else:
-                del queue[0]
+            pieces: list[Piece] = []
+            size = 0
+            while queue and size < room:
+                piece = queue[0]
+                if size + len(piece) > room:
+                    view = memoryview(piece)
+                    queue[0] = view[room - size :]
+                    piece = view[: room - size]
+                else:
+                    del queue[0]
+                pieces.append(piece)
+                size += len(piece)
             self._send_window -= size
             stream.credit -= size
             sent += size
-            self.out += (_PACK_DATA(size << 8, 0, stream.id), piece)
+            self.out.append(_PACK_DATA(size << 8, 0, stream.id))
+            self.out += pieces
             self.is_bulky = True
         if not queue:
             del self._blocked[stream.id]

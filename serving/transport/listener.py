@@ -143,6 +143,11 @@ class Peer(asyncio.Protocol, abc.ABC):
                 return
         self.transport.close()
 
+    def linger(self, seconds: float) -> None:
+        """Gives the peer so long from now, once `hang_up` was called."""
+        if self._aborts is not None:
+            self._aborts = time.monotonic() + seconds
+
     @property
     def is_hung_up(self) -> bool:
         """Whether `hang_up` was called."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.fuzz.targets import TARGETS
-from benchmarks.fuzz.transports import exchange, make_http2
+from benchmarks.fuzz.transports import exchange, make_http1, make_http2
 from tests.serving import http2_peer as h2
 
 NUM_CHANGED = 6000
@@ -28,6 +29,7 @@ HTTP2 = [
     for seed in TARGETS["HTTP/2"].seeds()
     if seed[0] == 1 and len(seed) < LONGEST
 ]
+HTTP1 = [seed[1:] for seed in TARGETS["HTTP/1.1"].seeds() if seed[0] == 0]
 CUTS = st.lists(st.integers(0, 2**16), max_size=12)
 FUZZ = settings(
     max_examples=600, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -74,6 +76,34 @@ def test_http2_is_the_same_in_pieces_of_one_size(http2: Any, size: int) -> None:
     for data in HTTP2[::3]:
         pieces = [data[start : start + size] for start in range(0, len(data), size)]
         assert read_http2(exchange(http2, pieces)) == read_http2(exchange(http2, [data])), data
+
+
+@pytest.fixture(scope="module")
+def http1() -> Any:
+    return make_http1()
+
+
+def read_http1(out: bytes) -> bytes:
+    """Without the date, and without word that a body is waited for, which may be there already."""
+    out = re.sub(rb"Date: [^\r]*\r\n", b"", out)
+    return out.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
+
+
+@FUZZ
+@given(first=st.sampled_from(HTTP1), second=st.sampled_from(HTTP1), places=CUTS)
+def test_http1_is_the_same_however_it_is_cut(
+    http1: Any, first: bytes, second: bytes, places: list[int]
+) -> None:
+    both = first + second
+    whole = read_http1(exchange(http1, [both]))
+    assert read_http1(exchange(http1, cut_at(both, places))) == whole
+
+
+@pytest.mark.parametrize("size", [1, 3, 9, 50])
+def test_http1_is_the_same_in_pieces_of_one_size(http1: Any, size: int) -> None:
+    for data in HTTP1:
+        pieces = [data[start : start + size] for start in range(0, len(data), size)]
+        assert read_http1(exchange(http1, pieces)) == read_http1(exchange(http1, [data])), data
 
 
 def change(draw: random.Random, data: bytes, other: bytes) -> bytes:
