@@ -13,6 +13,7 @@ import heapq
 import itertools
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -98,16 +99,17 @@ class _Entry:
 
 
 class ThreadPool:
-    """Two threads per core; calls beyond them wait, up to a limit.
+    """A thread per core and one more, which long runs leave free; calls beyond them wait.
 
     Args:
-        num_threads: Threads; 0 for twice the cores.
+        num_threads: Threads; 0 for one more than there are cores. More would only make every run
+            slower, and the event loop's turns later.
         max_queued_calls: Calls that may wait for a thread; 0 for no limit. When that many wait,
             the caller with the most of them makes room for one with fewer.
     """
 
     def __init__(self, *, num_threads: int = 0, max_queued_calls: int = 0) -> None:
-        self._num_threads = num_threads or 2 * (os.cpu_count() or 1)
+        self._num_threads = num_threads or 1 + _count_cores()
         self._max_long = max(1, self._num_threads - 1)
         self._max_queued_calls = max_queued_calls
         self._lock = threading.Lock()
@@ -334,6 +336,13 @@ class ThreadPool:
         for key, caller in list(self._callers.items()):
             if not caller.waiting and not caller.num_running and caller.used_s <= self._clock_s:
                 del self._callers[key]
+
+
+def _count_cores() -> int:
+    """Those that this process may run on, where the system tells."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _drop_unwanted(entry: _Entry) -> bool:
