@@ -55,6 +55,7 @@ class Server:
         )
         self._connections = ConnectionTable(config.max_connections)
         self._budget = _make_budget(config)
+        front.metrics.watch_budget(self._budget)
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
@@ -116,6 +117,7 @@ class Server:
     async def serve_until(self, stop: asyncio.Event) -> int:
         """Serves what `start` has begun until `stop` is set, and drains."""
         failing = asyncio.ensure_future(self._wait_for_failure())
+        failing.add_done_callback(lambda done: done.cancelled() or done.exception())  # it was seen
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
         if failing.done() and failing.exception() is not None:

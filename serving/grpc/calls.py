@@ -39,6 +39,7 @@ from serving.config.server import ServerConfig
 from serving.context import RequestContext
 from serving.engines.thread_pool import ThreadPool
 from serving.grpc.protocol import CRASH_TEXT, Respond
+from serving.grpc.protocol import Message as RequestBytes
 from serving.observer import Observer
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
 def _make_parse(method: Method) -> Callable[..., Any]:
     """Reads requests of a method that is not Predict; see `_make_respond`."""
 
-    def parse(body: bytes, *, quickly: bool = False, reserve: Callable[[int], None]) -> Any:
+    def parse(body: RequestBytes, *, quickly: bool = False, reserve: Callable[[int], None]) -> Any:
         if quickly and len(body) > QUICK_BYTES:
             raise TakesLongError
         if method in _OF_EXAMPLES:
@@ -120,7 +121,7 @@ def _make_respond(
     Without an observer calls are not counted.
     """
 
-    async def respond(body: bytes, context: RequestContext) -> bytes:
+    async def respond(body: RequestBytes, context: RequestContext) -> bytes:
         started = time.perf_counter()
         model_name = ""
         try:
@@ -151,7 +152,9 @@ def _make_respond(
     return respond
 
 
-def _parse_slowly(parse: Callable[..., Any], body: bytes, reserve: Callable[[int], None]) -> Any:
+def _parse_slowly(
+    parse: Callable[..., Any], body: RequestBytes, reserve: Callable[[int], None]
+) -> Any:
     try:
         return parse(body, reserve=reserve)
     except DecodeError as error:
@@ -167,9 +170,9 @@ def _tell(error: Exception) -> PlumblineError | None:
 
 
 def _log_answers(path: str, respond: Respond, log: RequestLog) -> Respond:
-    async def respond_and_log(body: bytes, context: RequestContext) -> bytes:
+    async def respond_and_log(body: RequestBytes, context: RequestContext) -> bytes:
         reply = await respond(body, context)
-        log.offer(path, lambda: (body, reply), len(body) + len(reply))
+        log.offer(path, lambda: (bytes(body), reply), len(body) + len(reply))
         return reply
 
     return respond_and_log

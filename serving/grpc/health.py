@@ -10,20 +10,20 @@ from contract.errors import Code, RequestError, ServableNotFoundError
 from contract.wire.plumbline_wire import health_pb2
 from contract.wire.rpc import HEALTH_CHECK, HEALTH_WATCH
 from serving.context import RequestContext
-from serving.grpc.protocol import Method
+from serving.grpc.protocol import Message, Method
 from serving.monitoring.health import Health
 
 
 def list_health_methods(health: Health) -> dict[str, Method]:
     """Path to method; open to callers without a token, as probes have none."""
 
-    async def check(body: bytes, _context: RequestContext) -> bytes:
+    async def check(body: Message, _context: RequestContext) -> bytes:
         status = health.find_status(_read_service(body))
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             raise ServableNotFoundError("service name unknown")
         return _write_status(status)
 
-    async def watch(body: bytes, _context: RequestContext) -> AsyncIterator[bytes]:
+    async def watch(body: Message, _context: RequestContext) -> AsyncIterator[bytes]:
         async for status in health.watch(_read_service(body)):
             yield _write_status(status)
 
@@ -33,9 +33,9 @@ def list_health_methods(health: Health) -> dict[str, Method]:
     }
 
 
-def _read_service(body: bytes) -> str:
+def _read_service(body: Message) -> str:
     try:
-        service: str = health_pb2.HealthCheckRequest.FromString(body).service
+        service: str = health_pb2.HealthCheckRequest.FromString(bytes(body)).service
     except DecodeError as error:
         raise RequestError("", code=Code.INTERNAL) from error
     return service

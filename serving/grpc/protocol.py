@@ -15,8 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from struct import Struct
 from typing import Any, Final
 
-import numpy as np
-
 from contract.errors import (
     Code,
     DeadlineExceededError,
@@ -25,8 +23,10 @@ from contract.errors import (
     ResourceExhaustedError,
     UnimplementedError,
 )
+from contract.signature import Array
 from contract.wire.status_codes import trailing_metadata_for
 from serving.context import RequestContext
+from serving.grpc.buffers import BufferPool
 from serving.security import Authorize
 from serving.transport.admission import RETRY_AFTER_S, MemoryBudget, Reservation
 from serving.transport.driving import Started
@@ -47,10 +47,13 @@ MAX_TEXT_BYTES = 1024
 TRUNCATED = "...TRUNCATED"
 CRASH_TEXT = "the server failed; its log has the reason"
 
-Respond = Callable[[bytes, RequestContext], Awaitable[bytes]]
-"""A unary method: request bytes and context in, response bytes out; raises PlumblineError."""
+Message = bytes | memoryview
+"""A request's bytes. A view is valid as long as somebody holds it, and read-only."""
 
-RespondInStream = Callable[[bytes, RequestContext], AsyncIterator[bytes]]
+Respond = Callable[[Message, RequestContext], Awaitable[bytes]]
+"""A unary method: request and context in, response bytes out; raises PlumblineError."""
+
+RespondInStream = Callable[[Message, RequestContext], AsyncIterator[bytes]]
 """A method that answers a stream of responses."""
 
 _MANY_OPEN, _FEW_OPEN = 10_000, 10
@@ -104,6 +107,7 @@ class Service:
         max_calls: Calls in flight; 0 for any number.
         num_calls: Calls in flight: their requests are complete, and they are not answered.
         num_open: Requests that have begun, and are not answered.
+        buffers: What large requests are read into.
         other_port: A sentence for those who speak HTTP, and no gRPC, to this port.
     """
 
@@ -116,6 +120,7 @@ class Service:
     num_calls: int = 0
     num_open: int = 0
     other_port: str = ""
+    buffers: BufferPool = dataclasses.field(default_factory=BufferPool)
 
     @property
     def is_full(self) -> bool:
@@ -184,6 +189,7 @@ class Call(Stream):
         "_is_counted",
         "_is_deflated",
         "_is_open",
+        "_lent",
         "_prefix",
         "_reservation",
         "_service",
@@ -201,6 +207,7 @@ class Call(Stream):
         self._is_counted = False
         self._deadline = math.inf
         self._buffer: memoryview | None = None
+        self._lent: Array | None = None
         self._prefix = b""
         self._filled = 0
         self._is_deflated = False
@@ -250,7 +257,16 @@ class Call(Stream):
 
     def receive(self, data: Piece, start: int, stop: int) -> None:
         size = stop - start
-        if self.is_ended and size >= _PREFIX_BYTES and not self._filled and not self._prefix:
+        buffer = self._buffer
+        if buffer is not None:  # a part of a message of which the beginning has come
+            filled = self._filled + size
+            if filled <= len(buffer):
+                buffer[self._filled : filled] = memoryview(data)[start:stop]
+                self._filled = filled
+                if self.is_ended:
+                    self._end_request()
+                return
+        elif self.is_ended and size >= _PREFIX_BYTES and not self._prefix:
             flag, length = _READ_PREFIX(data, start)
             if (
                 not flag
@@ -260,44 +276,48 @@ class Call(Stream):
             ):
                 self._begin(bytes(data[start + _PREFIX_BYTES : stop]))
                 return
+        if self._told.http is not None:
+            if self.is_ended:
+                self._answer_http()
+            return
         try:
             self._collect(data, start, stop)
         except PlumblineError as error:
             self._fail(error)
 
     def _collect(self, data: Piece, start: int, stop: int) -> None:
-        """A part of a message that comes in parts, or is deflated."""
-        if self._told.http is not None:
-            if self.is_ended:
-                self._answer_http()
-            return
-        while start < stop:
-            if self._buffer is None:
-                missing = _PREFIX_BYTES - len(self._prefix)
-                self._prefix += (
-                    data[start : start + missing] if start + missing <= stop else data[start:stop]
-                )
-                start = min(stop, start + missing)
-                if len(self._prefix) == _PREFIX_BYTES:
-                    self._open_buffer()
-                    continue
-                break
-            taken = min(len(self._buffer) - self._filled, stop - start)
-            if taken == 0:
+        """The beginning of a message that comes in parts, or what is no message at all."""
+        if self._buffer is None:
+            missing = _PREFIX_BYTES - len(self._prefix)
+            self._prefix += bytes(data[start : min(stop, start + missing)])
+            start = min(stop, start + missing)
+            if len(self._prefix) == _PREFIX_BYTES:
+                self._open_buffer()
+        buffer = self._buffer
+        if buffer is not None:
+            filled = self._filled + stop - start
+            if filled > len(buffer):
                 raise UnimplementedError("a unary call carries one message, and more came")
-            self._buffer[self._filled : self._filled + taken] = memoryview(data)[
-                start : start + taken
-            ]
-            self._filled += taken
-            start += taken
-        if not self.is_ended:
-            self._await_end()
-        elif self._buffer is None or self._filled < len(self._buffer):
-            self._end_early()
+            buffer[self._filled : filled] = memoryview(data)[start:stop]
+            self._filled = filled
+        if self.is_ended:
+            self._end_request()
         else:
-            body = bytes(self._buffer)
-            self._buffer = _NOTHING
-            self._begin(self._inflate(body) if self._is_deflated else body)
+            self._await_end()
+
+    def _end_request(self) -> None:
+        buffer = self._buffer
+        if buffer is None or self._filled < len(buffer):
+            self._end_early()
+            return
+        body = buffer.toreadonly()
+        self._buffer = _NOTHING
+        try:
+            message = self._inflate(body) if self._is_deflated else body
+        except PlumblineError as error:
+            self._fail(error)
+        else:
+            self._begin(message)
 
     def _open_buffer(self) -> None:
         flag, length = _READ_PREFIX(self._prefix)
@@ -311,10 +331,9 @@ class Call(Stream):
             raise InternalError("a compressed message came without grpc-encoding")
         self._is_deflated = bool(flag)
         self.reserve(length)
-        # Not zeroed: what a peer announces and does not send takes no memory.
-        self._buffer = memoryview(np.empty(length, np.uint8))  # type: ignore[arg-type]
+        self._buffer, self._lent = self._service.buffers.take(length)
 
-    def _inflate(self, body: bytes) -> bytes:
+    def _inflate(self, body: memoryview) -> bytes:
         """The message within; its bytes count for the budget as they come out."""
         compression = self._told.compression
         assert compression is not None
@@ -345,7 +364,7 @@ class Call(Stream):
 
     # The answer.
 
-    def _begin(self, body: bytes) -> None:
+    def _begin(self, body: Message) -> None:
         method = self._told.method
         assert method is not None
         if not method.is_open:
@@ -498,6 +517,9 @@ class Call(Stream):
             self._service.num_calls -= 1
         if self._reservation is not None:
             self._reservation.close()
+        if self._lent is not None:
+            self._service.buffers.give_back(self._lent)
+            self._lent = None
 
 
 def make_refusal(code: Code, text: str, *fields: tuple[bytes, bytes]) -> Block:

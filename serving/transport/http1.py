@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import email.utils
 import logging
 import math
 import re
@@ -67,6 +66,9 @@ _MAX_LINE_BYTES = 1024
 _CHUNKS_AT_A_TIME = 400
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*")
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -213,9 +215,17 @@ class Http1:
         """The Date header of an answer, made once a second, and the beginning of the next."""
         now = int(time.time())
         if now != self._date[0]:
-            text = email.utils.formatdate(now, usegmt=True)
-            self._date = (now, b"Date: %s\r\nContent-Length: " % text.encode())
+            self._date = (now, b"Date: %s\r\nContent-Length: " % format_date(now).encode())
         return self._date[1]
+
+
+def format_date(seconds: float) -> str:
+    """Seconds since the epoch as RFC 9110, 5.6.7, has it, whatever the locale says."""
+    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(seconds)
+    return (
+        f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} "
+        f"{hour:02}:{minute:02}:{second:02} GMT"
+    )
 
 
 class MalformedError(Exception):

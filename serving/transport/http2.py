@@ -123,7 +123,8 @@ class Limits:
         max_streams: Requests open at a time (SETTINGS_MAX_CONCURRENT_STREAMS).
         stream_window: Bytes of a request's body that may be under way.
         connection_window: Bytes of all bodies of a connection that may be under way.
-        max_frame_bytes: Largest frame (SETTINGS_MAX_FRAME_SIZE); of header frames 16 KiB.
+        max_frame_bytes: Largest frame (SETTINGS_MAX_FRAME_SIZE); header frames have 16 KiB, or
+            `max_head_bytes`.
         max_head_bytes: A request's fields, each counted with 32 bytes more, as HPACK counts.
         min_ping_interval_s: A peer that pings more often, with no request between, is sent away
             after `max_ping_strikes`; 0 for no such rule but that against floods.
@@ -311,6 +312,11 @@ class Stream(abc.ABC):
 MakeStream = Callable[["Connection", int, Head | None], Stream]
 
 
+def _keep(data: Piece, position: int) -> tuple[bytes, int]:
+    """Bytes that outlive the read that brought them, and where they are read on."""
+    return (data, position) if isinstance(data, bytes) else (bytes(data[position:]), 0)
+
+
 class Connection:
     """A peer, its streams, and the bytes for it.
 
@@ -393,8 +399,8 @@ class Connection:
 
     # What arrives.
 
-    def receive(self, data: bytes = b"") -> bool:
-        """Reads what arrived.
+    def receive(self, data: Piece = b"") -> bool:
+        """Reads what arrived; keeps none of `data`, which may be overwritten afterwards.
 
         Returns:
             Whether something is left for lack of time: others' turn; then call again without
@@ -428,7 +434,7 @@ class Connection:
             self._is_receiving = False
         return False
 
-    def _read(self, data: bytes, position: int) -> bool:  # noqa: C901 - one loop, hot
+    def _read(self, data: Piece, position: int) -> bool:  # noqa: C901 - one loop, hot
         end = len(data)
         if not self.has_preface:
             if not self._check_preface(data):
@@ -448,7 +454,7 @@ class Connection:
             if work >= _WORK_BETWEEN_LOOKS:
                 work = 0
                 if clock() > slice_end:
-                    self._unread, self._position = data, position
+                    self._unread, self._position = _keep(data, position)
                     return True
             high, low, kind, flags, stream_id = _READ_FRAME(data, position)
             start = position + _FRAME_HEAD
@@ -498,22 +504,22 @@ class Connection:
                     and self._expected == _ANY
                     and length <= DEFAULT_FRAME_BYTES
                 ):
-                    self._receive_block(data[start:stop], stream_id, flags)
+                    self._receive_block(bytes(data[start:stop]), stream_id, flags)
                 else:
-                    self._receive_frame(kind, flags, stream_id, data[start:stop])
+                    self._receive_frame(kind, flags, stream_id, bytes(data[start:stop]))
             if self.is_closed:
                 return False
         if position < end:
-            self._unread, self._position = data[position:], 0
+            self._unread, self._position = bytes(data[position:]), 0
         return False
 
-    def _check_preface(self, data: bytes) -> bool:
+    def _check_preface(self, data: Piece) -> bool:
         """Whether the connection's first bytes are all there (section 3.4)."""
         if data[: len(PREFACE)] == PREFACE:
             self.has_preface = True
             return True
-        if PREFACE.startswith(data):
-            self._unread, self._position, self._needed = data, 0, len(PREFACE)
+        if PREFACE.startswith(bytes(data[: len(PREFACE)])):
+            self._unread, self._position, self._needed = bytes(data), 0, len(PREFACE)
             return False
         # The peer knows nothing of HTTP/2, so that it is not sent any.
         self.out.clear()
@@ -539,7 +545,9 @@ class Connection:
         """Section 4.2; and no frame is kept that could not be read anyway."""
         if length > self.limits.max_frame_bytes:
             raise _Fault(ErrorCode.FRAME_SIZE_ERROR, f"a frame has {length} bytes")
-        if kind in (HEADERS, CONTINUATION) and length > DEFAULT_FRAME_BYTES:
+        if kind in (HEADERS, CONTINUATION) and length > max(
+            DEFAULT_FRAME_BYTES, self.limits.max_head_bytes
+        ):
             raise _Fault(ErrorCode.FRAME_SIZE_ERROR, f"a header frame has {length} bytes")
         if kind == SETTINGS and length > _MAX_SETTINGS_BYTES:
             raise _Fault(ErrorCode.FRAME_SIZE_ERROR, f"a SETTINGS frame has {length} bytes")
@@ -698,7 +706,7 @@ class Connection:
     # Bodies.
 
     def _receive_odd_data(  # noqa: C901 - the rules of section 6.1
-        self, data: bytes, start: int, length: int, flags: int, stream_id: int
+        self, data: Piece, start: int, length: int, flags: int, stream_id: int
     ) -> int:
         """A DATA frame that is padded, incomplete, empty or not awaited; returns where it ends."""
         self._check_size(DATA, length)
@@ -740,7 +748,7 @@ class Connection:
         self._data = (stream, size, padding, flags)
         return self._receive_rest(data, begin)
 
-    def _receive_rest(self, data: bytes, position: int) -> int:
+    def _receive_rest(self, data: Piece, position: int) -> int:
         """What has arrived of the DATA frame that was begun; returns where it ends."""
         assert self._data is not None
         stream, size, padding, flags = self._data

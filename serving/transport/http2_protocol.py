@@ -35,7 +35,7 @@ class Habits:
     not_http2: bytes = b""
 
 
-class Http2Peer(Peer):
+class Http2Peer(Peer, asyncio.Protocol):
     """One connection.
 
     Args:

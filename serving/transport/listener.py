@@ -78,7 +78,7 @@ class TimeLimits:
         )
 
 
-class Peer(asyncio.Protocol, abc.ABC):
+class Peer(asyncio.BaseProtocol, abc.ABC):
     """A connection; a protocol derives from it.
 
     Attributes:

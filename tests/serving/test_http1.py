@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import email.utils
 import socket
 import threading
 import time
@@ -27,6 +28,7 @@ from serving.transport.http1 import (
     Limits,
     MalformedError,
     Request,
+    format_date,
 )
 from serving.transport.listener import ConnectionTable, Listener, TimeLimits
 
@@ -205,6 +207,11 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 
 LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+@given(st.integers(0, 2**34))
+def test_dates_are_written_as_mail_writes_them(seconds: int) -> None:
+    assert format_date(seconds) == email.utils.formatdate(seconds, usegmt=True)
 
 
 def find_bodies(answers: bytes) -> list[bytes]:
