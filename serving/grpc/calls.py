@@ -95,7 +95,7 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
 def _make_parse(method: Method) -> Callable[..., Any]:
     """Reads requests of a method that is not Predict; see `_make_respond`."""
 
-    def parse(body: bytes, *, quickly: bool = False, reserve: Callable[[int], None]) -> Any:
+    def parse(body: RequestBytes, *, quickly: bool = False, reserve: Callable[[int], None]) -> Any:
         if quickly and len(body) > QUICK_BYTES:
             raise TakesLongError
         if method in _OF_EXAMPLES:
@@ -142,7 +142,10 @@ def _make_respond(
                 told = InternalError(CRASH_TEXT)
             if observer is not None:
                 observer.observe_request(model_name, told.code.name)
-            raise told from error
+            try:
+                raise told from (None if told is error else error)
+            finally:
+                del told  # or the traceback would keep this frame, and it the body, as garbage
         if observer is not None:
             elapsed_us = (time.perf_counter() - started) * 1e6
             observer.observe_request_latency(model_name, name, "GRPC", elapsed_us)
@@ -152,7 +155,9 @@ def _make_respond(
     return respond
 
 
-def _parse_slowly(parse: Callable[..., Any], body: bytes, reserve: Callable[[int], None]) -> Any:
+def _parse_slowly(
+    parse: Callable[..., Any], body: RequestBytes, reserve: Callable[[int], None]
+) -> Any:
     try:
         return parse(body, reserve=reserve)
     except DecodeError as error:

@@ -271,7 +271,7 @@ class RestServer:
         except PlumblineError as error:
             return self._refuse(name, error)
         except Exception:  # the boundary: a caller learns nothing of it, the log all
-            _log.exception("%s %s failed", method, path)
+            _log.exception("%s %s failed", method, path[:256])
             return self._refuse(name, InternalError(CRASH_TEXT))
         elapsed_us = (time.perf_counter() - started) * 1e6
         self._observer.observe_request_latency(name, target.verb, "REST", elapsed_us)

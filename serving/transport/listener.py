@@ -22,7 +22,7 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _BACKLOG = 1024
 _LINGER_S = 1.0
 _LOOK_S = 0.5
+_LOOK_SLICE_S = 0.002
+_LOOK_PAUSE_S = 0.002
 _POLL_S = 0.01
 _MAX_DRAIN_BACKLOG_S = 0.5
 
@@ -298,15 +300,23 @@ class Listener:
             if not self.peers:
                 self._gone.set()
 
-    def _look(self) -> None:
-        now = time.monotonic()
-        for peer in list(self.peers):
+    def _look(self, peers: Sequence[Peer] = ()) -> None:
+        """Looks at all connections, or goes on with `peers`: ten thousand may end at once."""
+        began = now = time.monotonic()
+        peers = peers or list(self.peers)
+        wait_s, rest = self.limits.look_s, peers[:0]
+        for index, peer in enumerate(peers):
+            if peer not in self.peers:
+                continue
             try:
                 peer.look(now)
             except Exception:  # the boundary: one connection's fault is not the others'
                 _log.exception("a fault of ours in a connection")
                 peer.transport.abort()
-        self._timer = asyncio.get_running_loop().call_later(self.limits.look_s, self._look)
+            if time.monotonic() - began > _LOOK_SLICE_S and index + 1 < len(peers):
+                wait_s, rest = _LOOK_PAUSE_S, peers[index + 1 :]
+                break
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._look, rest)
 
     async def stop_accepting(self) -> None:
         """Takes no more connections, after those that the kernel has accepted already.
