@@ -32,6 +32,7 @@ from serving.context import RequestContext
 from serving.transport.admission import MemoryBudget, Reservation
 from serving.transport.driving import go_on_as_task
 from serving.transport.listener import Peer
+from serving.transport.wrong_port import PREFACE, WrongPort
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together; more is 431."""
@@ -71,8 +72,6 @@ _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_HTTP_1_1_REQUIRED = 0xD
 
 _REASONS = {
     200: b"OK",
@@ -453,7 +452,7 @@ class ChunkReader:
 
 
 # What a connection does.
-_HEAD, _BODY, _CALL, _DISCARD, _LEAVING, _GONE = range(6)
+_HEAD, _BODY, _CALL, _DISCARD, _STRANGER, _LEAVING, _GONE = range(7)
 
 
 class Http1Peer(Peer):
@@ -480,6 +479,7 @@ class Http1Peer(Peer):
         self._body = bytearray()
         self._task: asyncio.Task[Answer] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stranger: WrongPort | None = None
         self._is_late = False
         self._is_at_end = False
         self._out: list[bytes] = []
@@ -519,7 +519,7 @@ class Http1Peer(Peer):
         if self._state == _LEAVING:
             if now >= self._due:
                 self.hang_up()
-        elif self._state in (_HEAD, _DISCARD) and now >= self._due:
+        elif self._state in (_HEAD, _DISCARD, _STRANGER) and now >= self._due:
             if self._head is not None:
                 self._note_malformed("the head of a request took too long")
             self.transport.abort()
@@ -620,6 +620,8 @@ class Http1Peer(Peer):
             return self._read_body()
         if self._state == _DISCARD:
             return self._discard()
+        if self._state == _STRANGER:
+            return self._talk_to_stranger()
         return False
 
     def _read_head(self) -> bool:
@@ -636,7 +638,7 @@ class Http1Peer(Peer):
                 return True
             head = self._begin_head()
             if head is None:
-                return False
+                return self._state == _STRANGER
             start = self._at
         end = data.find(b"\r\n\r\n", start + max(0, self._fed - 3))
         if (len(data) if end < 0 else end) - start > MAX_HEAD_BYTES:
@@ -662,11 +664,13 @@ class Http1Peer(Peer):
         data, start = self._data, self._at
         if data.startswith(b"\r\n", start):  # RFC 9112, 2.2
             self._at = start = start + 2
-        if data.startswith(b"PRI", start):
-            if data.startswith(_PREFACE, start):
-                self._refuse_http2()
+        if data.startswith(b"P", start):
+            if data.startswith(PREFACE, start):
+                self._greet_stranger()
                 return None
-            if _PREFACE.startswith(data[start:]):
+            if PREFACE.startswith(data[start : start + len(PREFACE)]):
+                wait_s = self.listener.limits.header_timeout_s
+                self._due = min(self._due, time.monotonic() + wait_s)
                 return None
         self._head = Head()
         self._fed = 0
@@ -939,14 +943,24 @@ class Http1Peer(Peer):
         )
         self._leave()
 
-    def _refuse_http2(self) -> None:
-        """Tells a client of HTTP/2, in its words, what this port speaks (RFC 9113, 6.8)."""
+    def _greet_stranger(self) -> None:
+        """Begins to tell a client of HTTP/2 what this port speaks."""
         self._note_malformed("the preface of HTTP/2")
-        text = self._http.http2_text.encode()
-        settings = b"\0\0\0\4\0\0\0\0\0"
-        goaway = (8 + len(text)).to_bytes(3, "big") + b"\7\0\0\0\0\0\0\0\0\0"
-        self._out.append(settings + goaway + _HTTP_1_1_REQUIRED.to_bytes(4, "big") + text)
-        self._leave()
+        self._at += len(PREFACE)
+        self._stranger = WrongPort(self._http.http2_text)
+        self._state = _STRANGER
+        self._due = time.monotonic() + self.listener.limits.header_timeout_s
+
+    def _talk_to_stranger(self) -> bool:
+        stranger = self._stranger
+        assert stranger is not None
+        stranger.read(self._data[self._at :])
+        self._at = len(self._data)
+        self._out.append(stranger.out)
+        stranger.out = b""
+        if stranger.is_done:
+            self._leave()
+        return False
 
     # Writing.
 
