@@ -13,10 +13,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import math
+import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -24,10 +28,28 @@ import numpy as np
 from contract.errors import ManifestError
 from contract.signature import STRING, Array, Batch, TensorSpec, dtype_name
 
-if TYPE_CHECKING:
-    from numpy.lib.npyio import NpzFile
+MAX_BYTES = 256 * 2**20
+"""What the golden examples of a version may hold, inflated."""
 
 _INDEX = "index"
+_STRING_BYTES = 64  # of a bytes object and what points at it
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENCRYPTED = 1
+_PIECE_BYTES = 2**20
+
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00.."
+    rb"\{'descr': '(?P<descr>[<>|][biufc]\d{1,2})', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>[\d, ]{0,500})\), \} *\n",
+    re.DOTALL,
+)
+"""The head of an array as `numpy.lib.format` writes it; numpy's reader evaluates it as Python."""
+
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, TypeError, OverflowError, RecursionError),
+    *(MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What zipfile, numpy and msgspec raise over bytes that are damaged or made up."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,37 +142,82 @@ def write_golden(path: Path, golden: Golden, *, compress: bool = True) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def read_golden(path: Path) -> Golden:
+def read_golden(path: Path, *, max_bytes: int | None = MAX_BYTES) -> Golden:
     """Reads a golden file.
 
+    Nothing is allocated that the file's own directory does not admit to within the limit, and
+    nothing is unpickled.
+
     Args:
-        path: An npz as `write_golden` makes it; nothing in it is unpickled.
+        path: An npz as `write_golden` makes it.
+        max_bytes: What its arrays may hold together; None for a file of one's own making.
 
     Returns:
         Arrays of the dtype and shape they were written with; strings as objects of bytes.
 
     Raises:
-        ManifestError: Missing, truncated, or not a golden file.
+        ManifestError: Missing, truncated, too large, or not a golden file.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile) or _INDEX not in archive:
-                raise ManifestError(f"{path}: not a golden file: it has no entry `{_INDEX}`")
-            index = msgspec.json.decode(archive[_INDEX].tobytes(), type=dict[str, _SignatureIndex])
-            return Golden(
-                {
-                    name: GoldenExamples(
-                        {key: _load(archive, entry) for key, entry in one.inputs.items()},
-                        {key: _load(archive, entry) for key, entry in one.outputs.items()},
-                        one.batch_sizes,
-                    )
-                    for name, one in index.items()
-                }
+        with zipfile.ZipFile(path) as file:
+            archive = _Archive(file, max_bytes)
+            index = msgspec.json.decode(
+                archive.read(_INDEX).tobytes(), type=dict[str, _SignatureIndex]
             )
+            return Golden({name: _load_signature(archive, one) for name, one in index.items()})
     except FileNotFoundError:
         raise ManifestError(f"{path}: no golden examples; export the version again") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _NoGoldenError as error:
+        raise ManifestError(f"{path}: not a golden file: {error}") from error
+    except _UNREADABLE as error:
         raise ManifestError(f"{path}: unreadable golden examples: {error}") from error
+
+
+class _NoGoldenError(ValueError):
+    """A file that `write_golden` did not make."""
+
+
+class _Archive:
+    """The arrays of a golden file, which together may hold so much and no more."""
+
+    def __init__(self, file: zipfile.ZipFile, max_bytes: int | None) -> None:
+        self._file = file
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+
+    def reserve(self, num_bytes: int) -> None:
+        """Counts memory, before it is taken."""
+        self._num_bytes += num_bytes
+        if self._max_bytes is not None and self._num_bytes > self._max_bytes:
+            raise _NoGoldenError(
+                f"its arrays hold more than {self._max_bytes} bytes; keep fewer examples"
+            )
+
+    def read(self, key: str) -> Array:
+        """One array, of a dtype that npz has."""
+        try:
+            entry = self._file.getinfo(f"{key}.npy")
+        except KeyError:
+            raise _NoGoldenError(f"it has no entry `{key}`") from None
+        if entry.compress_type not in _COMPRESSIONS or entry.flag_bits & _ENCRYPTED:
+            raise _NoGoldenError(f"entry `{key}` is neither stored nor deflated")
+        self.reserve(entry.file_size)
+        data, end = bytearray(entry.file_size), 0
+        with self._file.open(entry) as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                data[end : end + len(piece)] = piece
+                end += len(piece)
+        if end != entry.file_size:
+            raise _NoGoldenError(f"entry `{key}` is cut off")
+        found = _NPY.match(data)
+        if found is None:
+            raise _NoGoldenError(f"entry `{key}` is no array of numbers")
+        dtype = np.dtype(found["descr"].decode())
+        shape = tuple(int(size) for size in found["shape"].decode().split(",") if size.strip())
+        if math.prod(shape) * dtype.itemsize != len(data) - found.end():
+            raise _NoGoldenError(f"entry `{key}` does not hold what its shape says")
+        order: Literal["F", "C"] = "F" if found["fortran"] == b"True" else "C"
+        return np.frombuffer(data, dtype, offset=found.end()).reshape(shape, order=order)
 
 
 def _store(arrays: dict[str, Array], array: Array) -> _TensorIndex:
@@ -167,12 +234,47 @@ def _store(arrays: dict[str, Array], array: Array) -> _TensorIndex:
     return _TensorIndex(key, name, array.shape)
 
 
-def _load(archive: NpzFile, entry: _TensorIndex) -> Array:
-    stored: Array = archive[entry.key]
+def _load_signature(archive: _Archive, index: _SignatureIndex) -> GoldenExamples:
+    inputs, outputs = (
+        {name: _load(archive, entry) for name, entry in entries.items()}
+        for entries in (index.inputs, index.outputs)
+    )
+    if index.batch_sizes:
+        rows = {len(array) if array.ndim else -1 for array in (*inputs.values(), *outputs.values())}
+        if min(index.batch_sizes) < 0 or rows - {sum(index.batch_sizes)}:
+            raise _NoGoldenError(f"its batches do not add up to the rows of its arrays: {rows}")
+    return GoldenExamples(inputs, outputs, index.batch_sizes)
+
+
+def _load(archive: _Archive, entry: _TensorIndex) -> Array:
+    stored = archive.read(entry.key)
     dtype = TensorSpec(entry.key, entry.dtype, None).numpy_dtype
+    if any(size < 0 for size in entry.shape):
+        raise _NoGoldenError(f"`{entry.key}` has the shape {entry.shape}")
     if entry.dtype == STRING:
-        data, offsets = stored.tobytes(), archive[f"{entry.key}_offsets"].tolist()
-        strings = np.empty(len(offsets) - 1, dtype=object)
-        strings[:] = [data[start:end] for start, end in itertools.pairwise(offsets)]
-        return strings.reshape(entry.shape)
-    return (stored if stored.dtype == dtype else stored.view(dtype)).reshape(entry.shape)
+        return _load_strings(archive, entry, stored).reshape(entry.shape)
+    if stored.dtype != dtype:
+        if stored.dtype.kind != "u" or stored.dtype.itemsize != dtype.itemsize:
+            raise _NoGoldenError(f"`{entry.key}` is {stored.dtype} and not {entry.dtype}")
+        stored = stored.view(dtype)
+    return stored.reshape(entry.shape)
+
+
+def _load_strings(archive: _Archive, entry: _TensorIndex, stored: Array) -> Array:
+    offsets = archive.read(f"{entry.key}_offsets")
+    is_sound = (
+        stored.dtype == np.uint8
+        and offsets.dtype == np.int64
+        and stored.ndim == offsets.ndim == 1
+        and len(offsets) > 0
+        and offsets[0] == 0
+        and offsets[-1] == len(stored)
+        and bool(np.all(offsets[1:] >= offsets[:-1]))
+    )
+    if not is_sound:
+        raise _NoGoldenError(f"the strings of `{entry.key}` are not in order")
+    archive.reserve(len(stored) + _STRING_BYTES * len(offsets))
+    data = stored.tobytes()
+    strings = np.empty(len(offsets) - 1, dtype=object)
+    strings[:] = [data[start:end] for start, end in itertools.pairwise(offsets.tolist())]
+    return strings

@@ -20,6 +20,9 @@ from contract.signature import PREDICT_METHOD, Signature, TensorSpec
 
 SCHEMA = 1
 
+MAX_BYTES = 64 * 2**20
+"""Of a manifest's file: enough for a hundred thousand files and their checksums."""
+
 
 class FileEntry(msgspec.Struct, frozen=True):
     """One file of a version.
@@ -175,12 +178,15 @@ def read_manifest(version_dir: Path) -> Manifest:
     """
     path = version_dir / layout.MANIFEST
     try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ManifestError(f"{path}: {size} bytes; a manifest has at most {MAX_BYTES}")
         document = msgspec.json.decode(path.read_bytes())
     except FileNotFoundError:
         raise ManifestError(
             f"{path}: no manifest; this version was not published by Plumbline or is incomplete"
         ) from None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
         raise ManifestError(f"{path}: unreadable manifest: {error}") from error
     if not isinstance(document, dict):
         raise ManifestError(f"{path}: a manifest is a JSON object, not {type(document).__name__}")
@@ -197,7 +203,7 @@ def read_manifest(version_dir: Path) -> Manifest:
         )
     try:
         return msgspec.convert(document, Manifest)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         raise ManifestError(f"{path}: not a manifest: {error}") from error
 
 
@@ -217,9 +223,8 @@ def check_files(version_dir: Path, manifest: Manifest) -> None:
     for name in sorted(present & manifest.files.keys()):
         problems += _compare_file(version_dir / name, name, manifest.files[name])
     if problems:
-        raise ManifestError(
-            f"{version_dir}: {'; '.join(problems)}; copy or publish the version again"
-        )
+        listed = "; ".join(problems).encode(errors="replace").decode()  # names of any bytes
+        raise ManifestError(f"{version_dir}: {listed}; copy or publish the version again")
 
 
 def _compare_file(path: Path, name: str, entry: FileEntry) -> list[str]:

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from contract.errors import PlumblineError
 from serving.addresses import is_loopback
 from serving.config.flags import ServerFlags, describe_flags, list_flags
 from serving.config.server import ServerConfig, check_honoured, parse_server_flags, read_config
+from serving.logs import set_up_log
 
 if TYPE_CHECKING:
     from serving.engines.loading import Trials
@@ -49,11 +49,7 @@ def run_embedded(arguments: argparse.Namespace) -> int:
 
         say(f"Plumbline: {find_product_version()}")
         return ExitCode.DONE
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=flags.log_level.upper(),
-        format="%(asctime)s %(levelname).1s %(name)s] %(message)s",
-    )
+    set_up_log(flags.log_level)
     for one in unknown_flags:
         logger.warning("%s", one)
     for name in find_ignored(flags):
@@ -109,11 +105,17 @@ def _serve_as_group(config: ServerConfig) -> int:
 
 
 def _start_trials(config: ServerConfig) -> Trials:
-    """Where versions are tried, by a zygote that has the engines ready."""
+    """Where versions are tried; the first ones are tried from now on."""
+    from contract.servable import ServableId
     from serving.engines.trial_load import prepare_trials, start_trials
+    from serving.versions.source import poll
 
     prepare_trials(config)
-    return start_trials(config)
+    trials = start_trials(config)
+    for model in config.models:
+        for version, version_dir in poll(model).versions.items():
+            trials.begin(ServableId(model.name, version), version_dir)
+    return trials
 
 
 def _run_on_loop(serving: Coroutine[None, None, int]) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 from contract.servable import ServableId
 
@@ -49,6 +51,12 @@ class Observer:
         self, servable_id: ServableId, signature_name: str, api: str, latency_us: float
     ) -> None:
         """An engine took so long."""
+
+    def bind_runtime_latency(
+        self, servable_id: ServableId, signature_name: str, api: str
+    ) -> Callable[[float], None]:
+        """`observe_runtime_latency` of one signature, for who calls it again and again."""
+        return functools.partial(self.observe_runtime_latency, servable_id, signature_name, api)
 
     def observe_examples(self, model_name: str, num_examples: int) -> None:
         """A request carried so many rows or tf.Examples."""

@@ -17,13 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from contract.errors import ConfigError, PlumblineError, UnauthenticatedError
 from serving.config.server import TlsConfig, read_tls, read_tokens
-
-if TYPE_CHECKING:
-    import grpc
 
 logger = logging.getLogger(__name__)
 
@@ -139,35 +136,6 @@ def make_authorizer(tokens: TokenStore) -> Authorize | None:
     return authorize
 
 
-def make_grpc_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
-    """grpcio's server credentials; the texts were looked at when the configuration was read."""
-    import grpc
-
-    def configure(tls: TlsConfig) -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration(
-            [(tls.server_key.encode(), tls.server_cert.encode())],
-            root_certificates=tls.custom_ca.encode() or None,
-        )
-
-    given = tls
-    if tls.path is None:
-        return grpc.dynamic_ssl_server_credentials(
-            configure(given), lambda: None, require_client_authentication=tls.client_verify
-        )
-    followed = _Followed(given, tls.path, _read_usable_tls, "certificates")
-
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal given
-        if (now := followed.get()) is given:
-            return None
-        given = now
-        return configure(now)
-
-    return grpc.dynamic_ssl_server_credentials(
-        configure(given), fetch, require_client_authentication=tls.client_verify
-    )
-
-
 def make_ssl_context(tls: TlsConfig, *, alpn: Sequence[str] = ()) -> ssl.SSLContext:
     """The credentials for a port; `alpn` are the protocols it offers, such as `h2`.
 
@@ -222,12 +190,6 @@ class _FollowingContext(ssl.SSLContext):
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
         return self._find().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
-
-
-def _read_usable_tls(path: Path) -> TlsConfig:
-    tls = read_tls(path)
-    _make_context(tls, ())
-    return tls
 
 
 def _make_context(tls: TlsConfig, alpn: Sequence[str]) -> ssl.SSLContext:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING
 from contract.console.exits import ExitCode
 from serving.addresses import Addresses
 from serving.api.handlers import Handlers
+from serving.config.memory import choose_max_bytes_in_flight, find_memory_limit
 from serving.config.server import ServerConfig
 from serving.front import Front, SingleProcess
 from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
+from serving.transport.admission import MemoryBudget
+from serving.transport.listener import ConnectionTable
 from serving.versions.manager import Failure, FailureKind, ServableManager, raise_failures
 from serving.versions.polling import ConfigPoller
 
@@ -49,6 +53,9 @@ class Server:
         self._handlers = Handlers(
             front, config, front.metrics, request_log=_make_request_log(config, front)
         )
+        self._connections = ConnectionTable(config.max_connections)
+        self._budget = _make_budget(config)
+        front.metrics.watch_budget(self._budget)
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
@@ -56,6 +63,8 @@ class Server:
     async def start(self) -> None:
         """Begins to load, and listens. Calls to models that still load are UNAVAILABLE."""
         config = self._config
+        # Modules stay: to look through them for garbage would hold up calls for 10 ms.
+        gc.freeze()
         loop = asyncio.get_running_loop()
 
         def announce() -> None:
@@ -67,14 +76,26 @@ class Server:
         if config.strict_compat and not self._front.is_replacement:
             # TensorFlow Serving opens its ports once every model is AVAILABLE.
             await asyncio.to_thread(self._wait_or_fail)
-        self._grpc = GrpcServer(self._handlers, config, self._health)
+        self._grpc = GrpcServer(
+            self._handlers,
+            config,
+            self._health,
+            connections=self._connections,
+            budget=self._budget,
+        )
         await self._grpc.start()
         if config.rest_api_port:
             # A gRPC-only server need not import it.
             from serving.rest.server import RestServer
 
             self._rest = RestServer(
-                self._handlers, config, self._health, self._front.render_metrics
+                self._handlers,
+                config,
+                self._health,
+                self._front.render_metrics,
+                budget=self._budget,
+                connections=self._connections,
+                grpc_address=_name_grpc_address(config, self._grpc),
             )
             await self._rest.start()
         if config.model_config_file and config.model_config_file_poll_wait_seconds > 0:
@@ -167,6 +188,16 @@ async def run_server(config: ServerConfig, trials: Trials | None = None) -> int:
     return await server.serve_until(stop)
 
 
+def _make_budget(config: ServerConfig) -> MemoryBudget:
+    """What calls may hold: one more time the largest body for what is made of it, and no more."""
+    max_bytes = choose_max_bytes_in_flight(config, find_memory_limit())
+    logger.info("calls may hold %d MiB together (--max_bytes_in_flight)", max_bytes // 2**20)
+    if config.strict_compat:  # no limit on one call
+        return MemoryBudget(max_bytes)
+    largest = max(config.max_message_bytes, config.max_json_bytes, config.max_inflated_bytes)
+    return MemoryBudget(max_bytes, max_call_bytes=2 * largest)
+
+
 def bound_drain(config: ServerConfig) -> None:
     """Ends this process, whatever it does, soon after --drain_timeout_s.
 
@@ -174,6 +205,11 @@ def bound_drain(config: ServerConfig) -> None:
     """
     timeout_s = min(config.drain_timeout_s + DRAIN_MARGIN_S, threading.TIMEOUT_MAX)
     faulthandler.dump_traceback_later(timeout_s, exit=True)
+
+
+def _name_grpc_address(config: ServerConfig, server: GrpcServer) -> str:
+    """For those who speak gRPC to the REST port."""
+    return f"port {server.port}" if server.port else config.grpc_socket_path
 
 
 def _make_request_log(config: ServerConfig, front: Front) -> RequestLog | None:

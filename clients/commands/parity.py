@@ -43,7 +43,7 @@ from contract.console.extras import import_extra
 from contract.console.interrupts import left_to_asyncio
 from contract.console.terminal import print_json, print_table, remark
 from contract.errors import ConfigError, PlumblineError, UnimplementedError
-from contract.golden import Golden, read_golden
+from contract.golden import MAX_BYTES, Golden, read_golden
 from contract.lite.runtime import hide_delegate_notes
 from contract.parity import Predictor, Tolerance, read_tolerances
 
@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     path: Path | None = args.golden or (version_dir and version_dir / layout.GOLDEN)
     if path is None:
         raise ConfigError("parity needs golden examples: give --version_dir or --golden")
-    golden = _keep_signatures(read_golden(path), args.signatures)
+    whole = read_golden(path, max_bytes=None if args.golden else MAX_BYTES)
+    golden = _keep_signatures(whole, args.signatures)
     if version_dir and not args.golden and args.version is None and args.version_label is None:
         # Golden examples belong to one version: a newer one may answer differently.
         args.version = layout.parse_version(version_dir.name)

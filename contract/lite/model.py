@@ -55,7 +55,12 @@ class LiteModel:
         create = partial(create_interpreter, content, num_threads=num_threads, source=label)
         self._pool = LanePool(create)
         interpreter = create()
-        self._entries = read_signatures(interpreter)
+        try:
+            self._entries = read_signatures(interpreter)
+        except (RuntimeError, ValueError, TypeError, LookupError, OverflowError) as error:
+            # A runtime trusts the names and numbers of a file until it is asked for them.
+            reason = " ".join(str(error).split())
+            raise ManifestError(f"{label} has damaged signatures: {reason}") from error
         self._pool.idle.append(Lane(interpreter))
         self._shown = self._compile(max_chunk_rows, dequantise=True)
         self._raw = self._compile(max_chunk_rows, dequantise=False)

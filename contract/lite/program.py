@@ -61,7 +61,7 @@ class Program:
         self._inputs = tuple(fields(tensor) for tensor in entry.inputs)
         self._outputs = tuple(fields(tensor) for tensor in entry.outputs)
 
-    def run(self, batch: Batch) -> dict[str, Array]:
+    def run(self, batch: Batch, *, proceed: Callable[[], object] | None = None) -> dict[str, Array]:
         """The outputs for `batch`.
 
         A batch shaped as the one before goes straight to the interpreter: names, dtypes
@@ -70,6 +70,8 @@ class Program:
 
         Args:
             batch: Input name to ndarray, axis 0 is the batch, as `signature` says.
+            proceed: Called before each chunk but the first; what it raises ends the run.
+                Nothing else does: an interpreter cannot be interrupted from Python.
 
         Returns:
             Output name to a new ndarray, axis 0 is the batch.
@@ -82,10 +84,10 @@ class Program:
         try:
             lane = idle.pop()
         except IndexError:  # every interpreter is busy
-            return self._run_checked(batch)
+            return self._run_checked(batch, proceed)
         answer = self._run_lane(lane, batch)
         idle.append(lane)
-        return self._run_checked(batch) if answer is None else answer
+        return self._run_checked(batch, proceed) if answer is None else answer
 
     def _run_lane(self, lane: Lane, batch: Batch) -> dict[str, Array] | None:
         """The answer of a lane that is allocated for just this batch; None if it is not.
@@ -112,7 +114,7 @@ class Program:
             raise self._blame(error) from error
         return answer
 
-    def _run_checked(self, batch: Batch) -> dict[str, Array]:
+    def _run_checked(self, batch: Batch, proceed: Callable[[], object] | None) -> dict[str, Array]:
         num_rows = check_batch(batch, self.signature)
         if num_rows == 0:
             return self._answer_nothing()
@@ -128,6 +130,8 @@ class Program:
         batched = {tensor.spec.name for tensor in self._entry.inputs if tensor.is_batched}
         parts = []
         for start in range(0, num_rows, size):
+            if start and proceed is not None:
+                proceed()
             rows = slice(start, start + size)
             chunk = {
                 name: native[name][rows] if name in batched else native[name] for name in native

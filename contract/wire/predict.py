@@ -16,9 +16,10 @@ in the wire format of protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -30,22 +31,46 @@ from contract.wire.plumbline_wire import model_pb2, predict_pb2, tensor_pb2
 from contract.wire.tensors import (
     LAYOUTS,
     MAX_FILL_BYTES,
+    Layout,
     Packing,
     Piece,
     count_elements,
     decode_tensor,
+    encode_plain_head,
     encode_tensor,
     join_pieces,
     narrow,
 )
-from contract.wire.varints import read_varint, read_varints, write_varint
+from contract.wire.varints import (
+    Buffer,
+    read_varint,
+    read_varints,
+    scan_message,
+    write_varint,
+)
 
 _LONGEST_REMEMBERED = 128
 _LONGEST_REMEMBERED_SPEC = 512
+_MAX_PARTS = 10_000
 _CARRIED_FACTOR = 8
 """A message warrants this many array bytes per byte of its own (an int64 in one byte)."""
 
 _CONTENT_TAG = 4 << 3 | 2
+_STRING_TAG = 8 << 3 | 2
+_STRINGS = b"\x07"
+_MAX_SHAPE_BYTES = 1024
+
+QUICK_BYTES = 64 * 1024
+"""Messages up to here are read at once, whatever is in them."""
+
+# What is made of one byte of a message, at most (measured): by copies; of numbers of a fixed size,
+# one a field; of packed varints; of messages within messages and of what cannot be told. And of a
+# string.
+_COPIES = 3
+_NUMBER_FACTOR = 12
+_VARINT_FACTOR = 24
+_PARTS_FACTOR = 32
+_STRING_BYTES = 64
 _ODD = (IndexError, ValueError)
 """What reading off the end, a long varint and bad UTF-8 raise."""
 
@@ -60,22 +85,41 @@ class PredictCall:
     Attributes:
         model_spec: What is asked for.
         output_filter: The outputs wanted; empty for all.
+        input_names: The names of the inputs given.
     """
 
     model_spec: ModelSpec
     output_filter: tuple[str, ...]
-    _scan: Scan
+    input_names: tuple[str, ...]
+    _body: Buffer
+    _form: _Form | None = None
+    _scan: Scan | None = None
 
     @property
-    def input_names(self) -> tuple[str, ...]:
-        """The names of the inputs given."""
-        return tuple(self._scan.tensors)
+    def is_quick(self) -> bool:
+        """Whether decoding the tensors takes no time to speak of."""
+        if self._form is not None or len(self._body) <= QUICK_BYTES:
+            return True
+        scan = self._scan
+        assert scan is not None
+        try:
+            for start, stop in scan.tensors.values():
+                locate_tensor(scan.body, start, stop)
+        except Unusual:
+            return False
+        return True
 
-    def decode_inputs(self, *, max_fill_bytes: int = MAX_FILL_BYTES) -> dict[str, Array]:
+    def decode_inputs(
+        self,
+        *,
+        max_fill_bytes: int = MAX_FILL_BYTES,
+        reserve: Callable[[int], None] | None = None,
+    ) -> dict[str, Array]:
         """Decodes the tensors.
 
         Args:
             max_fill_bytes: The most bytes to allocate, over all inputs, for repeated values.
+            reserve: Is told beforehand what a tensor takes beyond the message; may refuse it.
 
         Returns:
             Input name to ndarray, of the dtype and shape that the message declares, possibly a
@@ -85,37 +129,130 @@ class PredictCall:
             TensorMismatchError: `tensor parsing error: NAME`, TensorFlow Serving's words;
                 the reason is its cause.
         """
-        arrays = {}
-        for name in self._scan.tensors:
+        if self._form is not None:
+            return {
+                name: np.ndarray(shape, dtype, self._body, position)
+                for name, shape, dtype, position in self._form.views
+            }
+        scan = self._scan
+        assert scan is not None
+        arrays: dict[str, Array] = {}
+        views: list[_View] = []
+        for name, (start, stop) in scan.tensors.items():
             try:
-                arrays[name], grown = _decode_part(self._scan, name, max_fill_bytes)
-            except PlumblineError as error:
-                raise TensorMismatchError(f"tensor parsing error: {name}") from error
-            max_fill_bytes -= grown
+                shape, dtype, position = locate_tensor(scan.body, start, stop)
+            except Unusual:
+                if reserve is not None:
+                    reserve(weigh_tensor(scan.body, start, stop))
+                try:
+                    arrays[name], grown = _decode_part(scan, name, max_fill_bytes)
+                except PlumblineError as error:
+                    raise TensorMismatchError(f"tensor parsing error: {name}") from error
+                max_fill_bytes -= grown
+            else:
+                arrays[name] = np.ndarray(shape, dtype, scan.body, position)
+                views.append((name, shape, dtype, position))
+        if views and len(views) == len(arrays) and scan.body is self._body:
+            _remember_form(self, views)
         return arrays
 
 
-def parse_predict_request(body: bytes) -> PredictCall:
+class TakesLongError(Exception):
+    """Reading a message takes a while."""
+
+
+def parse_predict_request(
+    body: Buffer, *, quickly: bool = False, reserve: Callable[[int], None] | None = None
+) -> PredictCall:
     """Reads all of a PredictRequest but its tensors.
+
+    A message that differs from one before in the values of its tensors alone is not scanned
+    again.
 
     Args:
         body: The serialized message; kept alive by what is returned.
+        quickly: To give up where protobuf must be asked about a large message.
+        reserve: Is told beforehand what that takes beyond the message; may refuse it.
 
     Raises:
+        TakesLongError: It cannot be read quickly.
         RequestError: No PredictRequest, or one without a ModelSpec ("Missing ModelSpec", as
             `predict_util.cc` says).
     """
+    form = _forms.get((len(body), bytes(body[:_FORM_KEY_BYTES])))
+    if form is not None:
+        for start, stop, text in form.literals:
+            if body[start:stop] != text:
+                break
+        else:
+            return PredictCall(form.model_spec, form.output_filter, form.input_names, body, form)
     try:
         scan = scan_predict(body, _REQUEST_TAGS)
     except Unusual:
+        if quickly and len(body) > QUICK_BYTES:
+            raise TakesLongError from None
+        if reserve is not None and len(body) > QUICK_BYTES:
+            reserve(_weigh_request(body))
         try:
-            proto = predict_pb2.PredictRequest.FromString(body)
+            proto = predict_pb2.PredictRequest.FromString(bytes(body))
         except DecodeError as error:
             raise RequestError(f"these {len(body)} bytes are no PredictRequest: {error}") from error
         scan = _collect(proto, proto.inputs, list(proto.output_filter))
     if scan.model_spec is None:
         raise RequestError("Missing ModelSpec")
-    return PredictCall(decode_model_spec(scan.model_spec), tuple(scan.output_filter), scan)
+    return PredictCall(
+        decode_model_spec(scan.model_spec),
+        tuple(scan.output_filter),
+        tuple(scan.tensors),
+        body,
+        _scan=scan,
+    )
+
+
+_View: TypeAlias = tuple[str, tuple[int, ...], np.dtype[Any], int]
+"""An input that lies in the message as an array lies in memory: name, shape, dtype, position."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Form:
+    """What requests have in common that differ in the values of their tensors alone.
+
+    Attributes:
+        literals: Start, stop and bytes of all that is no tensor's values. Scanning looks at
+            nothing else, so that equal ones of a message of equal length scan alike.
+        views: The inputs.
+    """
+
+    model_spec: ModelSpec
+    output_filter: tuple[str, ...]
+    input_names: tuple[str, ...]
+    literals: tuple[tuple[int, int, bytes], ...]
+    views: tuple[_View, ...]
+
+
+_MAX_FORMS = 256
+_MAX_LITERAL_BYTES = 4096
+_FORM_KEY_BYTES = 16
+"""The model's name, or some of it: no values lie so early, but of a scalar before its model."""
+
+_forms: dict[tuple[int, bytes], _Form] = {}
+
+
+def _remember_form(call: PredictCall, views: Sequence[_View]) -> None:
+    body, position = call._body, 0
+    literals: list[tuple[int, int, bytes]] = []
+    for _, shape, dtype, start in sorted(views, key=lambda view: view[3]):
+        literals.append((position, start, bytes(body[position:start])))
+        position = start + math.prod(shape) * dtype.itemsize
+    if position < len(body):
+        literals.append((position, len(body), bytes(body[position:])))
+    if sum(stop - start for start, stop, _ in literals) > _MAX_LITERAL_BYTES:
+        return
+    if len(_forms) >= _MAX_FORMS:  # clients choose them
+        _forms.clear()
+    _forms[len(body), bytes(body[:_FORM_KEY_BYTES])] = _Form(
+        call.model_spec, call.output_filter, call.input_names, tuple(literals), tuple(views)
+    )
 
 
 def decode_predict_request(
@@ -220,20 +357,47 @@ def encode_predict_response(
     """
     parts: list[Piece] = []
     for name, array in batch.items():
-        tensor = encode_tensor(array, use_tensor_content, strings_as_content=True)
-        parts += _encode_entry(b"\x0a", name, tensor)
-    spec = encode_model_spec(model_spec)
-    parts += (b"\x12", write_varint(len(spec)), spec)
+        head = _encode_plain_head(name, array.dtype, array.shape, use_tensor_content)
+        if head is not None and array.flags.c_contiguous:
+            parts += (head, array)
+        else:
+            tensor = encode_tensor(array, use_tensor_content, strings_as_content=True)
+            parts += _encode_entry(b"\x0a", name, tensor)
+    parts.append(_encode_answer_spec(model_spec))
     return join_pieces(parts)
+
+
+@lru_cache(maxsize=1024)
+def _encode_plain_head(
+    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], use_tensor_content: bool
+) -> bytes | None:
+    """An output up to its values, when these are an array's own bytes; else None."""
+    head = encode_plain_head(dtype, shape, use_tensor_content)
+    if head is None:
+        return None
+    size = math.prod(shape) * dtype.itemsize
+    return join_pieces(_encode_entry_head(b"\x0a", name, head, size))
+
+
+@lru_cache(maxsize=512)
+def _encode_answer_spec(spec: ModelSpec) -> bytes:
+    encoded = encode_model_spec(spec)
+    return b"\x12" + write_varint(len(encoded)) + encoded
 
 
 def _encode_entry(tag: bytes, name: str, tensor: tuple[bytes, Piece]) -> tuple[Piece, ...]:
     """An entry of the map of tensors, in pieces: an array's bytes are copied once, at the end."""
     head, payload = tensor
-    size = len(head) + (len(payload) if isinstance(payload, bytes) else payload.nbytes)
+    size = len(payload) if isinstance(payload, bytes) else payload.nbytes
+    return *_encode_entry_head(tag, name, head, size), payload
+
+
+def _encode_entry_head(tag: bytes, name: str, head: bytes, size: int) -> tuple[bytes, ...]:
+    """An entry up to its tensor's values, which take `size` bytes."""
+    size += len(head)
     key = name.encode()
     key = b"\x0a" + write_varint(len(key)) + key + b"\x12" + write_varint(size)
-    return tag, write_varint(len(key) + size), key, head, payload
+    return tag, write_varint(len(key) + size), key, head
 
 
 def model_spec_from_proto(proto: model_pb2.ModelSpec) -> ModelSpec:
@@ -289,10 +453,11 @@ _decode_remembered = lru_cache(maxsize=512)(_decode)
 def _decode_part(scan: Scan, name: str, max_fill_bytes: int) -> tuple[Array, int]:
     """A tensor, and how many bytes it takes beyond those that the message warrants."""
     start, stop = scan.tensors[name]
+    read = _scan_strings if scan.body[start + 1 : start + 2] == _STRINGS else scan_tensor
     try:
-        return scan_tensor(scan.body, start, stop), 0
+        return read(scan.body, start, stop), 0
     except Unusual:
-        array = decode_tensor(scan.body[start:stop], max_fill_bytes=max_fill_bytes)
+        array = decode_tensor(bytes(scan.body[start:stop]), max_fill_bytes=max_fill_bytes)
         return array, max(0, array.nbytes - _CARRIED_FACTOR * (stop - start))
 
 
@@ -336,13 +501,13 @@ class Scan:
         output_filter: The filter's names, in order.
     """
 
-    body: bytes
+    body: Buffer
     model_spec: bytes | None
     tensors: dict[str, tuple[int, int]]
     output_filter: list[str]
 
 
-def scan_predict(body: bytes, tags: Tags) -> Scan:
+def scan_predict(body: Buffer, tags: Tags) -> Scan:
     """Finds the parts of a message.
 
     Raises:
@@ -352,7 +517,9 @@ def scan_predict(body: bytes, tags: Tags) -> Scan:
     found = Scan(body, None, {}, [])
     position, end = 0, len(body)
     try:
-        while position < end:
+        for _ in range(_MAX_PARTS):
+            if position == end:
+                return found
             tag = body[position]
             length, position = read_varint(body, position + 1)
             stop = position + length
@@ -362,18 +529,39 @@ def scan_predict(body: bytes, tags: Tags) -> Scan:
                 name, start = _scan_entry(body, position, stop)
                 found.tensors[name] = (start, stop)
             elif tag == spec_tag and found.model_spec is None:
-                found.model_spec = body[position:stop]
+                found.model_spec = bytes(body[position:stop])
             elif tag == filter_tag:
-                found.output_filter.append(body[position:stop].decode())
+                found.output_filter.append(str(body[position:stop], "utf-8"))
             else:
                 raise Unusual
             position = stop
     except _ODD:
         raise Unusual from None
-    return found
+    raise RequestError(f"the message has {_MAX_PARTS} tensors and names, or more")
 
 
-def _scan_entry(body: bytes, position: int, stop: int) -> tuple[str, int]:
+def _weigh_request(body: Buffer) -> int:
+    """The bytes that protobuf takes at most for a request, and for its tensors apart."""
+    weight = 0
+    try:
+        for count, (number, field, begin, end) in enumerate(scan_message(body, 0, len(body))):
+            if count >= _MAX_PARTS:
+                raise RequestError(f"the message has {_MAX_PARTS} fields or more")
+            is_tensor = number == _REQUEST_TAGS[1] >> 3 and begin >= 0
+            try:
+                if not is_tensor:
+                    raise Unusual
+                _, start = _scan_entry(body, begin, end)
+                locate_tensor(body, start, end)
+                weight += _COPIES * (end - field)
+            except Unusual:
+                weight += _PARTS_FACTOR * (end - field)
+    except _ODD:
+        return _PARTS_FACTOR * len(body)
+    return weight
+
+
+def _scan_entry(body: Buffer, position: int, stop: int) -> tuple[str, int]:
     """A map entry's key, and where its value starts; the value must end at `stop`."""
     if position >= stop or body[position] != 0x0A:
         raise Unusual
@@ -384,16 +572,111 @@ def _scan_entry(body: bytes, position: int, stop: int) -> tuple[str, int]:
     length, start = read_varint(body, after + 1)
     if start + length != stop:
         raise Unusual
-    return body[position:after].decode(), start
+    return str(body[position:after], "utf-8"), start
 
 
-def scan_tensor(body: bytes, start: int, stop: int) -> Array:
+def scan_tensor(body: Buffer, start: int, stop: int) -> Array:
     """Reads the serialized TensorProto from `start` to `stop`, into a view where it can be.
 
     Raises:
         Unusual: Fields out of place, a dtype that is not read in place, or values that are not
             exactly as many as the shape says.
     """
+    layout, shape, count, tag, position = _scan_fields(body, start, stop)
+    if _is_plain(layout, count, tag, stop - position):
+        return np.ndarray(shape, layout.dtype, body, position)
+    if layout.packing in (Packing.VARINT, Packing.BITS) and tag == layout.field_number << 3 | 2:
+        values = read_varints(bytes(body[position:stop]), 0, stop - position)
+        if values is not None and values.size == count:
+            return narrow(values, layout).reshape(shape)
+    raise Unusual
+
+
+def _scan_strings(body: Buffer, start: int, stop: int) -> Array:
+    """As `scan_tensor`, of strings."""
+    values = []
+    try:
+        shape, count, position = _scan_head(body, start)
+        while position < stop:
+            if body[position] != _STRING_TAG:
+                raise Unusual
+            size, begin = body[position + 1], position + 2
+            if size >= 0x80:
+                size, begin = read_varint(body, position + 1)
+            position = begin + size
+            values.append(bytes(body[begin:position]))
+    except (*_ODD, PlumblineError):
+        raise Unusual from None
+    if position != stop or len(values) != count:
+        raise Unusual
+    array = np.empty(count, object)
+    array[:] = values
+    return array.reshape(shape)
+
+
+def weigh_tensor(body: Buffer, start: int, stop: int) -> int:
+    """The bytes that an array takes at most, and protobuf on the way, beyond the message.
+
+    Args:
+        body: A buffer.
+        start: Where a serialized TensorProto starts in it.
+        stop: Where it ends.
+    """
+    size = stop - start
+    try:
+        layout = LAYOUTS[body[start + 1]]
+        _, count, position = _scan_head(body, start)
+        tag = body[position] if position < stop else 0
+    except (KeyError, Unusual, *_ODD, PlumblineError):
+        return _PARTS_FACTOR * size
+    filled = count * layout.itemsize
+    if filled > MAX_FILL_BYTES and count > size:
+        filled = 0  # they are not carried, and not filled in
+    if layout.packing is Packing.STRINGS:
+        return _COPIES * size + _STRING_BYTES * min(count, size) + filled
+    if tag == _CONTENT_TAG or layout.packing is Packing.BYTES:
+        return _COPIES * size + filled
+    return (_NUMBER_FACTOR if layout.packing is Packing.FIXED else _VARINT_FACTOR) * size + filled
+
+
+def _scan_head(body: Buffer, start: int) -> tuple[tuple[int, ...], int, int]:
+    """Shape and number of elements of a tensor, and where its values start."""
+    if body[start] != 0x08 or body[start + 2] != 0x12:
+        raise Unusual
+    length, position = read_varint(body, start + 3)
+    if length > _MAX_SHAPE_BYTES:
+        raise Unusual
+    shape, count = _read_shape(bytes(body[position : position + length]))
+    return shape, count, position + length
+
+
+def locate_tensor(
+    body: Buffer, start: int, stop: int
+) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and position of a tensor whose values lie in the message as in an array.
+
+    Raises:
+        Unusual: It is none.
+    """
+    layout, shape, count, tag, position = _scan_fields(body, start, stop)
+    if not _is_plain(layout, count, tag, stop - position):
+        raise Unusual
+    return shape, layout.dtype, position
+
+
+def _is_plain(layout: Layout, count: int, tag: int, length: int) -> bool:
+    """Whether values of so many bytes are an array's own."""
+    if length != count * layout.itemsize or layout.packing is Packing.STRINGS:
+        return False
+    if tag == _CONTENT_TAG:
+        return layout.dtype.kind != "b"  # any byte but 0 is true; numpy wants it to be 1
+    return layout.packing is Packing.FIXED and tag == layout.field_number << 3 | 2
+
+
+def _scan_fields(
+    body: Buffer, start: int, stop: int
+) -> tuple[Layout, tuple[int, ...], int, int, int]:
+    """Layout, shape, number of elements, the tag of the values and where these start."""
     try:
         if stop - start < 4 or body[start] != 0x08 or body[start + 2] != 0x12:
             raise Unusual
@@ -402,10 +685,9 @@ def scan_tensor(body: bytes, start: int, stop: int) -> Array:
         after = position + length
         if layout is None or after >= stop:
             raise Unusual
+        text = bytes(body[position:after])
         shape, count = (
-            _read_shape(body[position:after])
-            if length <= _LONGEST_REMEMBERED
-            else _read_shape.__wrapped__(body[position:after])
+            _read_shape(text) if length <= _LONGEST_REMEMBERED else _read_shape.__wrapped__(text)
         )
         tag = body[after]
         length, position = read_varint(body, after + 1)
@@ -413,21 +695,7 @@ def scan_tensor(body: bytes, start: int, stop: int) -> Array:
         raise Unusual from None
     if position + length != stop or length == 0:
         raise Unusual
-    packing, is_typed = layout.packing, tag == layout.field_number << 3 | 2
-    if (
-        length == count * layout.itemsize
-        and packing is not Packing.STRINGS
-        and (
-            (tag == _CONTENT_TAG and layout.dtype.kind != "b")
-            or (packing is Packing.FIXED and is_typed)
-        )
-    ):
-        return np.ndarray(shape, layout.dtype, body, position)
-    if packing in (Packing.VARINT, Packing.BITS) and is_typed:
-        values = read_varints(body, position, position + length)
-        if values is not None and values.size == count:
-            return narrow(values, layout).reshape(shape)
-    raise Unusual
+    return layout, shape, count, tag, position
 
 
 @lru_cache(maxsize=1024)

@@ -383,6 +383,19 @@ def encode_tensor(
     return head + _tag(layout) + write_varint(len(payload)), payload
 
 
+def encode_plain_head(
+    dtype: np.dtype[Any], shape: tuple[int, ...], use_tensor_content: bool
+) -> bytes | None:
+    """The head of `encode_tensor` for any array of this dtype and shape whose payload is its own
+    bytes, if it is C-contiguous; None for others."""
+    layout = _BY_DTYPE.get(dtype)
+    count = math.prod(shape)
+    if layout is None or layout.packing is not Packing.FIXED or dtype != layout.dtype or not count:
+        return None
+    tag = _CONTENT_TAG if use_tensor_content else _tag(layout)
+    return _encode_head(layout.number, shape) + tag + write_varint(count * dtype.itemsize)
+
+
 def join_pieces(pieces: Iterable[Piece]) -> bytes:
     """The message that pieces make up: the one copy of an array's bytes."""
     return b"".join(pieces)  # type: ignore[arg-type]  # numpy's types tell of buffers from 3.12 on

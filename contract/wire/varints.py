@@ -6,18 +6,21 @@ a small multiple of one chunk, whatever the message's size.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from contract.signature import Array
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 _CHUNK = 65_536
 _FEW = 48
 _MAX_VARINT_BYTES = 10
 
 
-def read_varint(data: bytes, position: int) -> tuple[int, int]:
+def read_varint(data: Buffer, position: int) -> tuple[int, int]:
     """Reads one varint.
 
     Args:
@@ -45,6 +48,46 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
                 break
             return value, position
     raise ValueError("a varint of more than 64 bits")
+
+
+_LENGTH_DELIMITED = 2
+_FIXED_BYTES = {1: 8, 5: 4}
+
+
+def scan_message(data: Buffer, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+    """The fields of a message.
+
+    Args:
+        data: A buffer.
+        start: Where the message starts in it.
+        stop: Where it ends.
+
+    Yields:
+        Number, where the field starts with its tag, and start and stop of its content; the
+        content's start is -1 if it is not length-delimited.
+
+    Raises:
+        IndexError: The last field is cut off.
+        ValueError: It is no message, or has groups.
+    """
+    position = start
+    while position < stop:
+        field = position
+        tag, position = read_varint(data, position)
+        number, wire_type = tag >> 3, tag & 7
+        begin = -1
+        if wire_type == _LENGTH_DELIMITED:
+            length, begin = read_varint(data, position)
+            position = begin + length
+        elif wire_type in _FIXED_BYTES:
+            position += _FIXED_BYTES[wire_type]
+        elif wire_type == 0:
+            _, position = read_varint(data, position)
+        else:
+            raise ValueError("groups are not taken")
+        if position > stop or not 0 < number < 2**29:
+            raise ValueError("cut off, or no field")
+        yield number, field, begin, position
 
 
 def write_varint(value: int) -> bytes:

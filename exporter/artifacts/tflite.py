@@ -83,7 +83,7 @@ def _configure(converter: tf.lite.TFLiteConverter, job: ConversionJob) -> None:
         converter.target_spec.supported_types = [tf.float16]
     if job.variant == "int8":
         assert job.calibration is not None
-        examples = read_golden(job.calibration)
+        examples = read_golden(job.calibration, max_bytes=None)
         converter.representative_dataset = lambda: _iterate_calibration(examples)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         # Float inputs and outputs become int8; those that are uint8 pixels stay what they are.

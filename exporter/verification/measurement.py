@@ -196,4 +196,5 @@ def read_held_out(directory: Path) -> HeldOut:
             labels = archive[key]
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path}: unreadable labels: {error}") from error
-    return HeldOut(read_golden(directory / _ROWS), labels, key.removeprefix("labels."))
+    rows = read_golden(directory / _ROWS, max_bytes=None)
+    return HeldOut(rows, labels, key.removeprefix("labels."))

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from contract.errors import PermissionDeniedError, RequestError, UnimplementedError
 from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec
 from contract.signature import Array, Batch
+from contract.wire.examples import ExamplesRequest
 from contract.wire.plumbline_wire import inference_pb2, status_pb2
 from contract.wire.predict import PredictCall, model_spec_from_proto, model_spec_to_proto
 from contract.wire.signatures import SIGNATURE_DEF_FIELD, metadata_response
@@ -43,6 +45,12 @@ if TYPE_CHECKING:
     from contract.wire.plumbline_wire.example_pb2 import Input
     from serving.api.request_log import RequestLog
     from serving.versions.states import VersionStatus
+
+LARGE_BYTES = 64 * 1024
+"""Outputs from here on count for the memory that a call may hold."""
+
+MANY_RESULTS = 4096
+"""Scores and labels from here on are made messages on a thread."""
 
 
 class Manager(Protocol):
@@ -111,7 +119,12 @@ class Handlers:
         with self.acquire(spec) as servable:
             check = servable.checks.find(spec.signature_name, UNKNOWN_IN_PREDICT)
             check.check_names(call.input_names)
-            inputs = check.complete(call.decode_inputs())
+            if call.is_quick:
+                given = call.decode_inputs(reserve=context.reserve)
+            else:
+                decode = partial(call.decode_inputs, reserve=context.reserve)
+                given = await self.pool.run(decode, context=context)
+            inputs = check.complete(given)
             if call.output_filter:
                 check.check_filter(call.output_filter)
             outputs = await servable.answer(
@@ -121,6 +134,9 @@ class Handlers:
                 pool=self.pool,
                 context=context,
             )
+        size = sum(array.nbytes for array in outputs.values())
+        if size >= LARGE_BYTES:
+            context.reserve(2 * size)  # the message too
         return check.answer_spec, outputs
 
     async def predict_arrays(
@@ -144,17 +160,17 @@ class Handlers:
         self,
         method: ExamplesMethod,
         spec: ModelSpec,
-        message: Input,
+        given: Input | Array,
         *,
         context: RequestContext = NO_CONTEXT,
     ) -> tuple[ModelSpec, ExamplesResult]:
-        """Classify or Regress of an `Input`: who answered, and the result."""
+        """Classify or Regress of an `Input`, or of its rows: who answered, and the result."""
         with self.acquire(spec) as servable:
             check = servable.checks.find(spec.signature_name, UNKNOWN_IN_EXAMPLES)
             if self._is_method_checked:
                 check_method_name(check.proto, method.name, method.method_name)
             wanted = method.check_signature(check.proto)
-            examples = serialize_examples(message)
+            examples = serialize_examples(given, context.reserve)
             self.observer.observe_examples(servable.id.name, len(examples))
             outputs = await servable.answer(
                 check.name,
@@ -163,38 +179,46 @@ class Handlers:
                 pool=self.pool,
                 context=context,
             )
-        return check.answer_spec, method.make_result(outputs, len(examples))
+            result = await self._make_result(method, outputs, len(examples), context)
+        return check.answer_spec, result
+
+    async def _make_result(
+        self, method: ExamplesMethod, outputs: Batch, num_examples: int, context: RequestContext
+    ) -> ExamplesResult:
+        if sum(array.size for array in outputs.values()) < MANY_RESULTS:
+            return method.make_result(outputs, num_examples)
+        make = partial(method.make_result, outputs, num_examples)
+        return await self.pool.run(make, context=context)
 
     async def answer_request(
         self,
         method: ExamplesMethod,
-        request: inference_pb2.ClassificationRequest | inference_pb2.RegressionRequest,
+        request: ExamplesRequest,
         *,
         context: RequestContext = NO_CONTEXT,
     ) -> inference_pb2.ClassificationResponse | inference_pb2.RegressionResponse:
         """Classify or Regress over gRPC."""
         spec, result = await self.answer_examples(
-            method, _read_model_spec(request), request.input, context=context
+            method, _read_model_spec(request.message), request.rows, context=context
         )
         response: inference_pb2.ClassificationResponse | inference_pb2.RegressionResponse
         response = method.rpc.response(model_spec=model_spec_to_proto(spec), result=result)
         return response
 
     async def multi_infer(
-        self, request: inference_pb2.MultiInferenceRequest, *, context: RequestContext = NO_CONTEXT
+        self, request: ExamplesRequest, *, context: RequestContext = NO_CONTEXT
     ) -> inference_pb2.MultiInferenceResponse:
         """A MultiInferenceResponse for a MultiInferenceRequest.
 
         The tasks must name one model and different signatures
         (`servables/tensorflow/multi_inference.cc`).
         """
-        spec = (
-            model_spec_from_proto(request.tasks[0].model_spec) if request.tasks else ModelSpec("")
-        )
+        tasks = request.message.tasks
+        spec = model_spec_from_proto(tasks[0].model_spec) if tasks else ModelSpec("")
         response = inference_pb2.MultiInferenceResponse()
         with self.acquire(spec) as servable:
-            plan = _plan_tasks(request.tasks, servable)
-            examples = serialize_examples(request.input)
+            plan = _plan_tasks(tasks, servable)
+            examples = serialize_examples(request.rows, context.reserve)
             for method, check, wanted in plan:
                 outputs = await servable.answer(
                     check.name,
@@ -204,7 +228,7 @@ class Handlers:
                     context=context,
                 )
                 result = response.results.add(model_spec=model_spec_to_proto(check.answer_spec))
-                made = method.make_result(outputs, len(examples))
+                made = await self._make_result(method, outputs, len(examples), context)
                 getattr(result, f"{method.name}_result").CopyFrom(made)
         self.observer.observe_examples(spec.name, len(examples))
         return response

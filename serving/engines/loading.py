@@ -1,18 +1,21 @@
-"""From a version directory to a servable, checked before anyone may ask it."""
+"""From a version directory to a servable, checked before anyone may ask it.
+
+What only an examination needs is imported by whoever examines: a server that has trials leaves it
+to them, and its zygote imports it while the server imports the rest.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from contract import layout
 from contract.errors import ManifestError, PlumblineError, ServableNotFoundError, UnimplementedError
-from contract.golden import GoldenExamples
-from contract.manifest import check_files, read_manifest
-from contract.parity import FLOAT32, Tolerance, read_tolerances
 from contract.servable import ServableId
 from contract.signature import STRING, Signature
 from contract.wire.plumbline_wire import metadata_pb2
@@ -21,13 +24,16 @@ from serving.config.flags import AUTO
 from serving.config.server import BatchingParameters, ServerConfig, read_batching_parameters
 from serving.engines.lazy import LazyEngine
 from serving.engines.litert import LiteRTEngine
-from serving.engines.self_test import Examination, load_golden, replay_golden
 from serving.engines.servable import LITERT, TENSORFLOW, Engine, Servable
+from serving.engines.signatures import SignatureChecks
 from serving.engines.tensorflow import TensorFlowEngine
 from serving.observer import EngineChoice, Observer
 
 if TYPE_CHECKING:
+    from contract.golden import GoldenExamples
+    from contract.parity import Tolerance
     from contract.wire.plumbline_wire.saved_model_pb2 import SignatureDef
+    from serving.engines.self_test import Examination
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +75,15 @@ class Trials(Protocol):
         ...
 
 
+Guard = Callable[[Path], AbstractContextManager[None]]
+"""Surrounds what is loaded in this process, given the version's directory; it may refuse."""
+
+
+def unguarded(version_dir: Path) -> AbstractContextManager[None]:
+    """No guard."""
+    return contextlib.nullcontext()
+
+
 def load_servable(
     servable_id: ServableId,
     version_dir: Path,
@@ -76,6 +91,7 @@ def load_servable(
     observer: Observer,
     *,
     trials: Trials | None = None,
+    guard: Guard = unguarded,
     is_serving: Callable[[], bool] = lambda: True,
 ) -> Servable:
     """Loads a version, checks it, and answers for it.
@@ -91,14 +107,17 @@ def load_servable(
         config: The flags that concern loading.
         observer: Is told choices, self-tests and batches.
         trials: Where the version is loaded and tested first; None for this process at once.
+        guard: Surrounds what is loaded here.
         is_serving: Whether this process serves anything already. Only then is TensorFlow, which
             takes seconds to import, tried elsewhere first.
     """
     if trials is None:
-        findings, litert = examine_version(servable_id, version_dir, config, observer)
+        with guard(version_dir):
+            findings, litert = examine_version(servable_id, version_dir, config, observer)
     else:
         findings, litert = trials.examine(servable_id, version_dir, observer), None
-        if findings.list_signatures(LITERT):
+    if litert is None and findings.list_signatures(LITERT):
+        with guard(version_dir):
             tflite = version_dir / layout.variant_path(layout.FLOAT32)
             litert = LiteRTEngine(tflite, num_threads=config.litert_num_threads)
     by_tensorflow = findings.list_signatures(TENSORFLOW)
@@ -106,11 +125,15 @@ def load_servable(
     def make_tensorflow() -> Engine:
         if trials is not None and is_serving():
             trials.try_tensorflow(servable_id, version_dir, by_tensorflow)
-        return TensorFlowEngine(version_dir, config)
+        with guard(version_dir):
+            return TensorFlowEngine(version_dir, config)
 
     def check_tensorflow(engine: Engine) -> None:
-        examination = make_examination(servable_id, version_dir, config, observer)
-        examination.examine(engine, by_tensorflow, FLOAT32)
+        from contract.parity import FLOAT32
+
+        with guard(version_dir):
+            examination = make_examination(servable_id, version_dir, config, observer)
+            examination.examine(engine, by_tensorflow, FLOAT32)
 
     engines: dict[str, Engine] = {}
     if litert is not None:
@@ -144,10 +167,14 @@ def examine_version(
     Returns:
         What was found, and the LiteRT engine when it answers any signature.
     """
+    from contract.manifest import check_files, read_manifest
+    from contract.parity import read_tolerances
+
     if (version_dir / layout.MANIFEST).is_file():
         check_files(version_dir, read_manifest(version_dir))
     signature_defs = _read_signature_defs(version_dir, config)
     signatures = signatures_from_map(signature_defs)
+    SignatureChecks(servable_id, signature_defs)  # their defaults are tensors
     choices, litert = select_engines(version_dir, signatures, config)
     for name, choice in sorted(choices.items()):
         _log.info("%s: %s by %s: %s", servable_id, name, choice.engine, choice.reason)
@@ -170,6 +197,8 @@ def try_tensorflow(
     observer: Observer,
 ) -> None:
     """Loads TensorFlow and the version's graph, tests the signatures, and forgets all of it."""
+    from contract.parity import FLOAT32
+
     engine = TensorFlowEngine(version_dir, config)
     examination = make_examination(servable_id, version_dir, config, observer)
     examination.examine(engine, signature_names, FLOAT32)
@@ -180,6 +209,8 @@ def make_examination(
     servable_id: ServableId, version_dir: Path, config: ServerConfig, observer: Observer
 ) -> Examination:
     """The checks of a version as the flags want them; reads its golden examples."""
+    from serving.engines.self_test import Examination, load_golden
+
     return Examination(
         servable_id,
         version_dir,
@@ -231,6 +262,9 @@ def select_engines(
     `auto` takes LiteRT when `model.tflite` has the signature and golden examples agree
     through it; `--prefer_tflite_model` and `litert` take it without golden examples too.
     """
+    from contract.parity import read_tolerances
+    from serving.engines.self_test import load_golden
+
     is_only = config.engine == LITERT
     model: LiteRTEngine | str = "--engine=tensorflow"
     if config.engine == AUTO and config.saved_model_tags != ServerConfig.saved_model_tags:
@@ -285,6 +319,8 @@ def _choose(
     *,
     is_forced: bool,
 ) -> EngineChoice:
+    from serving.engines.self_test import replay_golden
+
     obstacle = _find_obstacle(signature, model.signatures.get(signature.name))
     if obstacle:
         return EngineChoice(TENSORFLOW, obstacle)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from google.protobuf.message import DecodeError
 
 from contract import layout
-from contract.errors import ManifestError, PlumblineError, VerificationError
+from contract.errors import ManifestError, PlumblineError, RequestError, VerificationError
 from contract.golden import GoldenExamples, read_golden
 from contract.parity import ParityReport, Tolerance, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
@@ -33,6 +33,9 @@ _log = logging.getLogger(__name__)
 
 MAX_WARMUP_RECORDS = 1000
 """As `saved_model_warmup_util.h`."""
+
+MAX_WARMUP_BYTES = 2**30
+"""Of the file of warmup records."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,6 +115,11 @@ class Examination:
         path = self.version_dir / layout.WARMUP
         if not path.is_file():
             return
+        size = path.stat().st_size
+        if size > MAX_WARMUP_BYTES:
+            raise ManifestError(
+                f"{path}: {size} bytes; warmup records may have {MAX_WARMUP_BYTES}: keep fewer"
+            )
         started = time.perf_counter()
         replayed = 0
         for number, data in enumerate(itertools.islice(read_records(path), MAX_WARMUP_RECORDS)):
@@ -139,6 +147,13 @@ def _list_calls(data: bytes, where: str) -> list[_Call]:
         log = prediction_log_pb2.PredictionLog.FromString(data)
     except DecodeError as error:
         raise ManifestError(f"{where} is no PredictionLog: {error}") from error
+    try:
+        return _read_log(log, where)
+    except RequestError as error:
+        raise ManifestError(f"{where} holds no request: {error.message}") from error
+
+
+def _read_log(log: prediction_log_pb2.PredictionLog, where: str) -> list[_Call]:
     kind = log.WhichOneof("log_type")
     if kind == "predict_log":
         return [_read_predict(log.predict_log.request)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from contract.errors import SignatureNotFoundError, UnimplementedError
@@ -165,6 +165,7 @@ class Servable:
         self._engines = engines
         self._observer = observer
         self._meter = CostMeter()
+        self._observe_run: dict[str, Callable[[float], None]] = {}
         self._max_image_pixels = max_image_pixels
         self._may_decode_images = frozenset(
             name
@@ -288,5 +289,9 @@ class Servable:
         outputs = engine.run(key[0], inputs, output_filter=output_filter, context=context)
         elapsed = time.perf_counter() - started
         self._meter.record(key, elapsed)
-        self._observer.observe_runtime_latency(self.id, key[0], "Predict", elapsed * 1e6)
+        observe = self._observe_run.get(key[0])
+        if observe is None:
+            observe = self._observer.bind_runtime_latency(self.id, key[0], "Predict")
+            self._observe_run[key[0]] = observe
+        observe(elapsed * 1e6)
         return outputs

@@ -7,7 +7,7 @@ The order of the checks and their words are TensorFlow Serving's
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +15,15 @@ import numpy as np
 from contract.errors import Code, RequestError, SignatureNotFoundError, TensorMismatchError
 from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec, ServableId
 from contract.signature import Array
+from contract.wire.examples import ROW_BYTES
 from contract.wire.signatures import signature_from_proto
 from contract.wire.tensors import from_tensor_proto
 
 if TYPE_CHECKING:
     from contract.wire.plumbline_wire.example_pb2 import Input
     from contract.wire.plumbline_wire.saved_model_pb2 import SignatureDef
+
+_FEW_EXAMPLES = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -167,24 +170,34 @@ def check_method_name(proto: SignatureDef, kind: str, wanted: str) -> None:
 # The examples of a Classify or Regress request, as the tensor of strings a graph parses.
 
 
-def serialize_examples(message: Input) -> Array:
+def serialize_examples(given: Input | Array, reserve: Callable[[int], None] | None = None) -> Array:
     """Serialized tf.Examples, one per row.
 
     A context is put before each example's own bytes: protobuf merges what is concatenated,
     and an example's own feature wins (`servables/tensorflow/util.cc`).
 
+    Args:
+        given: A message, or rows as they are returned.
+        reserve: Is told what rows take before they are made; may refuse them.
+
     Returns:
         Objects of bytes, shape (examples,).
     """
-    kind = message.WhichOneof("kind")
-    examples = getattr(message, kind).examples if kind else ()
+    if isinstance(given, np.ndarray):
+        if not len(given):
+            raise RequestError("Input is empty.")
+        return given
+    kind = given.WhichOneof("kind")
+    examples = getattr(given, kind).examples if kind else ()
     if not examples:
         raise RequestError("Input is empty.")
     context = (
-        message.example_list_with_context.context.SerializeToString()
+        given.example_list_with_context.context.SerializeToString()
         if kind == "example_list_with_context"
         else b""
     )
+    if reserve is not None and len(examples) > _FEW_EXAMPLES:
+        reserve(len(examples) * (ROW_BYTES + len(context)) + given.ByteSize())
     rows = np.empty(len(examples), object)
     rows[:] = [context + example.SerializeToString() for example in examples]
     return rows

@@ -6,7 +6,7 @@ that one the process that loads: a fork costs a millisecond where an import cost
 zygote ends when nobody is left that could ask it. Elsewhere, and should the zygote be gone, a
 trial is an interpreter of its own.
 
-What was found comes back as plain data, never as pickles: the process that loads a version is
+What was found comes back as plain data and never as a pickle: the process that loads a version is
 trusted no more than its files.
 """
 
@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib
 import logging
 import os
+import pickle
 import select
 import signal
 import socket
@@ -41,9 +43,8 @@ from contract.errors import (
 from contract.lite.runtime import find_interpreter
 from contract.servable import ServableId
 from contract.wire.plumbline_wire import metadata_pb2
-from serving.config.flags import ServerFlags
 from serving.config.server import ServerConfig
-from serving.engines.loading import Findings, Trials, examine_version, try_tensorflow
+from serving.engines.loading import Findings, examine_version, try_tensorflow
 from serving.engines.servable import TENSORFLOW
 from serving.observer import EngineChoice, Observer
 
@@ -53,6 +54,8 @@ BYTES_PER_EXTRA_SECOND = 10_000_000
 MAX_REPORT_BYTES = 64 * 2**20
 """A report holds signatures and sentences; one that is larger is not read."""
 
+_EARLY_S = 10.0
+_FOR_TRIALS = ("contract.manifest", "contract.parity", "serving.engines.self_test")
 _SHARE_OF_FREE_MEMORY = 0.75
 _GRACE_S = 10.0
 _TICK_MS = 20
@@ -68,15 +71,18 @@ class Request(msgspec.Struct, frozen=True):
         name: The model's.
         version: Its number.
         directory: The version's.
-        flags: The server's.
         tensorflow: The signatures that TensorFlow is to be loaded for; None for everything else.
     """
 
     name: str
     version: int
-    directory: str
-    flags: dict[str, bool | int | float | str]
+    directory: bytes
     tensorflow: tuple[str, ...] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The version's directory."""
+        return Path(os.fsdecode(self.directory))
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -112,7 +118,7 @@ def prepare_trials(config: ServerConfig) -> None:
         find_interpreter()
 
 
-def start_trials(config: ServerConfig) -> Trials:
+def start_trials(config: ServerConfig) -> ForkedTrials | SpawnedTrials:
     """Where this process's versions are tried: by forks of this process as it is now, if it may.
 
     Call it before any thread is started, and after `prepare_trials`.
@@ -129,8 +135,7 @@ class _AskedTrials:
     """What both kinds of trial share: requests out of arguments, answers out of reports."""
 
     def __init__(self, config: ServerConfig) -> None:
-        names = [field.name for field in dataclasses.fields(ServerFlags)]
-        self._flags = {name: getattr(config, name) for name in names}
+        self._config = config
 
     def examine(self, servable_id: ServableId, version_dir: Path, observer: Observer) -> Findings:
         """See `Trials`."""
@@ -158,8 +163,7 @@ class _AskedTrials:
     def _ask(
         self, servable_id: ServableId, version_dir: Path, tensorflow: tuple[str, ...] | None
     ) -> Report:
-        name, version = servable_id.name, servable_id.version
-        request = Request(name, version, str(version_dir), self._flags, tensorflow)
+        request = _make_request(servable_id, version_dir, tensorflow)
         try:
             return msgspec.msgpack.decode(self._run(request), type=Report)
         except msgspec.DecodeError as error:
@@ -181,35 +185,57 @@ class ForkedTrials(_AskedTrials):
     def __init__(self, config: ServerConfig) -> None:
         super().__init__(config)
         self._otherwise = SpawnedTrials(config)
+        self._begun: dict[Request, tuple[float, socket.socket]] = {}
         # A message of its own for each request, and an end of file when nobody can ask any more.
         self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         gc.freeze()  # what is there now is never collected, so its pages stay shared
         self.pid = os.fork()
         if self.pid == 0:
-            _be_zygote(its)
+            _be_zygote(its, config)
         its.close()
 
+    def begin(self, servable_id: ServableId, version_dir: Path) -> None:
+        """Begins a trial that `examine` will soon ask for, so that it runs meanwhile."""
+        if len(self._begun) < (os.cpu_count() or 1):
+            request = _make_request(servable_id, version_dir, None)
+            self._begun[request] = (time.monotonic(), self._send(request))
+
     def _run(self, request: Request) -> bytes:
-        here, there = socket.socketpair()
-        with here:
+        begun, here = self._begun.pop(request, (0.0, None))
+        if here is not None and time.monotonic() - begun > _EARLY_S:
+            here.close()  # the files may have changed
+            here = None
+        with here or self._send(request) as here:
+            limit_s = find_time_limit(request, self._config)
+            here.settimeout(None if limit_s is None else limit_s + _GRACE_S)
             try:
-                with there:
-                    message = msgspec.msgpack.encode(request)
-                    socket.send_fds(self._socket, [message], [there.fileno()])
-                limit_s = find_time_limit(request)
-                here.settimeout(None if limit_s is None else limit_s + _GRACE_S)
                 report = _receive(here)
             except OSError as error:
                 _log.error("the zygote does not answer: %s", error)
                 report = b""
         return report or self._otherwise._run(request)
 
+    def _send(self, request: Request) -> socket.socket:
+        """Asks the zygote; where it will answer."""
+        here, there = socket.socketpair()
+        with there:
+            try:
+                message = msgspec.msgpack.encode(request)
+                socket.send_fds(self._socket, [message], [there.fileno()])
+            except OSError as error:
+                _log.error("the zygote cannot be asked: %s", error)
+        return here
+
 
 class SpawnedTrials(_AskedTrials):
     """Trials by interpreters of their own."""
 
+    def begin(self, servable_id: ServableId, version_dir: Path) -> None:
+        """Nothing: an interpreter more would slow the start."""
+
     def _run(self, request: Request) -> bytes:
-        limit_s = find_time_limit(request)
+        limit_s = find_time_limit(request, self._config)
+        known = dataclasses.replace(self._config, tls=None, auth_tokens=())
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import main; main()"],
@@ -218,7 +244,7 @@ class SpawnedTrials(_AskedTrials):
             env=environment,
         ) as child:
             try:
-                report, _ = child.communicate(msgspec.msgpack.encode(request), limit_s)
+                report, _ = child.communicate(pickle.dumps((known, request)), limit_s)
             except subprocess.TimeoutExpired:
                 child.kill()
                 return _encode_failure(_make_late(request, limit_s))
@@ -227,39 +253,38 @@ class SpawnedTrials(_AskedTrials):
 
 def main() -> None:
     """What a spawned interpreter does: the request comes on stdin, the report goes to stdout."""
-    request = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Request)
+    config, request = pickle.load(sys.stdin.buffer)
     output = os.dup(1)
     os.dup2(2, 1)  # libraries print
     logging.basicConfig(
         stream=sys.stderr,
-        level=str(request.flags["log_level"]).upper(),
+        level=config.log_level.upper(),
         format="%(asctime)s %(levelname).1s %(name)s] %(message)s",
     )
     limit_resources()
     with os.fdopen(output, "wb") as file:
-        file.write(run_trial(request))
+        file.write(run_trial(request, config))
         file.flush()
         os._exit(0)  # without unloading what may not unload
 
 
-def find_time_limit(request: Request) -> float | None:
+def find_time_limit(request: Request, config: ServerConfig) -> float | None:
     """Seconds that a trial may take: --trial_timeout_s, and more for large versions."""
-    base = float(request.flags["trial_timeout_s"])
-    if not base:
+    if not config.trial_timeout_s:
         return None
     size = 0
-    for path in Path(request.directory).rglob("*"):
+    for path in request.path.rglob("*"):
         try:
             size += path.stat().st_size
         except OSError:
             continue
-    return base + size / BYTES_PER_EXTRA_SECOND
+    return config.trial_timeout_s + size / BYTES_PER_EXTRA_SECOND
 
 
 # The zygote and what it forks. Nothing of the caller's stack may run in them: they end here.
 
 
-def _be_zygote(requests: socket.socket) -> NoReturn:
+def _be_zygote(requests: socket.socket, config: ServerConfig) -> NoReturn:
     code = 1
     try:
         # It ends with those who ask, who may still load while they drain.
@@ -268,6 +293,8 @@ def _be_zygote(requests: socket.socket) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _close_all_but(requests.fileno())
+        for name in _FOR_TRIALS:
+            importlib.import_module(name)
         while True:
             message, fds, _, _ = socket.recv_fds(requests, _BACKLOG_BYTES, 1)
             if not message:
@@ -275,7 +302,7 @@ def _be_zygote(requests: socket.socket) -> NoReturn:
                 break
             if os.fork() == 0:
                 requests.close()
-                _watch_trial(message, fds[0])
+                _watch_trial(message, fds[0], config)
             for fd in fds:
                 os.close(fd)
     except BaseException:
@@ -284,17 +311,17 @@ def _be_zygote(requests: socket.socket) -> NoReturn:
         os._exit(code)
 
 
-def _watch_trial(message: bytes, reply: int) -> NoReturn:
+def _watch_trial(message: bytes, reply: int, config: ServerConfig) -> NoReturn:
     """Forks who loads, and answers for it whatever becomes of it."""
     code = 1
     try:
         request = msgspec.msgpack.decode(message, type=Request)
-        limit_s = find_time_limit(request)
+        limit_s = find_time_limit(request, config)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         ours, its = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _be_trial(request, its, limit_s)
+            _be_trial(request, config, its, limit_s)
         os.close(its)
         answer = _await_report(request, pid, ours, reply, limit_s)
         with socket.socket(fileno=reply) as answering:
@@ -306,14 +333,16 @@ def _watch_trial(message: bytes, reply: int) -> NoReturn:
         os._exit(code)
 
 
-def _be_trial(request: Request, output: int, limit_s: float | None) -> NoReturn:
+def _be_trial(
+    request: Request, config: ServerConfig, output: int, limit_s: float | None
+) -> NoReturn:
     code = 1
     try:
         # Ctrl-C and what ends a service reach its whole group, and say nothing of the version.
         if limit_s is not None:  # should nobody watch any more
             signal.alarm(int(limit_s + _GRACE_S) + 1)
         limit_resources()
-        report = run_trial(request)
+        report = run_trial(request, config)
         with os.fdopen(output, "wb") as file:
             file.write(report)
         code = 0
@@ -391,11 +420,10 @@ class _Notes(Observer):
         self.warmup_us = latency_us
 
 
-def run_trial(request: Request) -> bytes:
+def run_trial(request: Request, config: ServerConfig) -> bytes:
     """Loads and tests a version in this process; gives the report."""
-    config = ServerConfig(**request.flags)  # type: ignore[arg-type]
     servable_id = ServableId(request.name, request.version)
-    version_dir = Path(request.directory)
+    version_dir = request.path
     notes = _Notes()
     signature_defs, failure = b"", None
     try:
@@ -465,6 +493,12 @@ def _find_free_memory() -> int:
 # Small things.
 
 
+def _make_request(
+    servable_id: ServableId, version_dir: Path, tensorflow: tuple[str, ...] | None
+) -> Request:
+    return Request(servable_id.name, servable_id.version, os.fsencode(version_dir), tensorflow)
+
+
 def _receive(stream: socket.socket) -> bytes:
     pieces = []
     while piece := stream.recv(2**20):
@@ -478,7 +512,9 @@ def _close_all_but(fd: int) -> None:
 
 
 def _describe(error: PlumblineError) -> Failure:
-    return Failure(type(error).__name__, error.message, int(error.code))
+    # A file's name in it may be of any bytes, a report is UTF-8.
+    message = error.message.encode(errors="replace").decode()
+    return Failure(type(error).__name__, message, int(error.code))
 
 
 def _encode_failure(error: PlumblineError) -> bytes:
@@ -494,14 +530,14 @@ def _raise_failure(report: Report) -> None:
 
 def _make_unfit(request: Request, how: str) -> ManifestError:
     return ManifestError(
-        f"{request.directory}: the process that loaded and tested it first {how}; its files are "
+        f"{request.path}: the process that loaded and tested it first {how}; its files are "
         "damaged or do harm: export and publish it again"
     )
 
 
 def _make_late(request: Request, limit_s: float | None) -> ManifestError:
     return ManifestError(
-        f"{request.directory}: it was not loaded and tested within {limit_s or 0:.0f} s; a graph "
+        f"{request.path}: it was not loaded and tested within {limit_s or 0:.0f} s; a graph "
         "in it may never end, or --trial_timeout_s must be higher"
     )
 

@@ -1,26 +1,28 @@
-"""The calls of gRPC: bytes in, bytes out, around `Handlers`.
+"""The methods of gRPC: bytes in, bytes out, around `Handlers`.
 
 Predict, the hot path, is read and written by `contract.wire.predict` without messages; the
-other methods use protobuf. Texts longer than 1024 bytes are cut as TensorFlow Serving cuts
-them (`model_servers/grpc_status_util.cc`).
+other methods use protobuf.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from contract.errors import Code, InternalError, PlumblineError, RequestError
-from contract.wire.predict import PredictCall, encode_predict_response, parse_predict_request
+from contract.wire.examples import parse_examples_request
+from contract.wire.predict import (
+    QUICK_BYTES,
+    PredictCall,
+    TakesLongError,
+    encode_predict_response,
+    parse_predict_request,
+)
 from contract.wire.rpc import (
     CLASSIFY,
     GET_MODEL_METADATA,
@@ -31,89 +33,23 @@ from contract.wire.rpc import (
     REGRESS,
     Method,
 )
-from contract.wire.status_codes import grpc_status, trailing_metadata_for
 from serving.api.handlers import Handlers
 from serving.api.results import CLASSIFICATION, REGRESSION
 from serving.config.server import ServerConfig
 from serving.context import RequestContext
+from serving.engines.thread_pool import ThreadPool
+from serving.grpc.protocol import CRASH_TEXT, Respond
+from serving.grpc.protocol import Message as RequestBytes
 from serving.observer import Observer
-from serving.security import Authorize
 
 if TYPE_CHECKING:
     from serving.api.request_log import RequestLog
 
 _log = logging.getLogger(__name__)
 
-MAX_TEXT_BYTES = 1024
-TRUNCATED = "...TRUNCATED"
-CRASH_TEXT = "the server failed; its log has the reason"
-DRAINING_TEXT = "the server is shutting down; ask another one, or again later"
-
-_LINGER_S = 0.1
-_QUIET_S = 0.1
-_MAX_REFUSING_S = 1.0
-_POLL_S = 0.02
-
-Respond = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
-"""A method: request bytes and grpcio's context in, response bytes out."""
-
-
-class GrpcCalls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no types
-    """Path to handler, and how a server takes leave.
-
-    Every path that nobody knows is UNIMPLEMENTED, without words.
-
-    grpcio's own `stop` cancels calls that have arrived but whose handler has not begun, so a
-    client in full swing would see CANCELLED, which nobody retries. So calls pass for a moment
-    while health says NOT_SERVING, then new ones are refused with UNAVAILABLE, and the server
-    stops once it is quiet.
-
-    Args:
-        methods: Path to what answers it.
-        always: Path to handlers that answer to the end, as probes want.
-        authorize: Is asked before every call of `methods`.
-    """
-
-    def __init__(
-        self,
-        methods: Mapping[str, Respond],
-        *,
-        always: Mapping[str, grpc.RpcMethodHandler] | None = None,
-        authorize: Authorize | None = None,
-    ) -> None:
-        if authorize is not None:
-            methods = {path: _guard(respond, authorize) for path, respond in methods.items()}
-        self._handlers = {
-            path: grpc.unary_unary_rpc_method_handler(respond) for path, respond in methods.items()
-        }
-        self._always = dict(always or {})
-        self._unknown = _refuse_with(grpc.StatusCode.UNIMPLEMENTED, "")
-        self._num_calls = 0
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        """The handler of a call; grpcio asks."""
-        path = handler_call_details.method
-        if path in self._always:
-            return self._always[path]
-        self._num_calls += 1
-        return self._handlers.get(path, self._unknown)
-
-    async def shut(self, grace_s: float) -> None:
-        """Lets calls pass a moment longer, then refuses them until none come any more.
-
-        Takes 0.2 s when nobody calls, and at most 1.1 s or a third of `grace_s`.
-        """
-        await asyncio.sleep(min(_LINGER_S, grace_s / 10))
-        self._handlers = {}
-        self._unknown = _refuse_with(grpc.StatusCode.UNAVAILABLE, DRAINING_TEXT)
-        begin = last_call = time.monotonic()
-        seen = self._num_calls
-        while (now := time.monotonic()) - begin < min(_MAX_REFUSING_S, grace_s / 5):
-            if self._num_calls != seen:
-                seen, last_call = self._num_calls, now
-            if now - last_call >= min(_QUIET_S, grace_s / 10):
-                return
-            await asyncio.sleep(_POLL_S)
+_OF_EXAMPLES = (CLASSIFY, REGRESS, MULTI_INFERENCE)
+_MESSAGE_FACTOR = 32
+"""What protobuf makes of one byte of a message of messages, at most."""
 
 
 def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]:
@@ -125,16 +61,20 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
         return encode_predict_response(spec, outputs, use_tensor_content=use_tensor_content)
 
     def answer_with(method: Method, answer: Callable[..., Awaitable[Message]]) -> Respond:
-        is_run = method in (CLASSIFY, REGRESS, MULTI_INFERENCE)
+        is_run = method in _OF_EXAMPLES
 
-        async def exchange(request: Message, context: RequestContext) -> bytes:
+        async def exchange(request: Any, context: RequestContext) -> bytes:
             answered = answer(request, context=context) if is_run else answer(request)
             return bytes((await answered).SerializeToString())
 
         told = observer if method in (CLASSIFY, REGRESS) else None
-        return _make_respond(method.name, method.request.FromString, exchange, told)
+        return _make_respond(method.name, _make_parse(method), exchange, told, handlers.pool)
 
-    methods = {PREDICT.path: _make_respond(PREDICT.name, parse_predict_request, predict, observer)}
+    methods = {
+        PREDICT.path: _make_respond(
+            PREDICT.name, parse_predict_request, predict, observer, handlers.pool
+        )
+    }
     for method, answer in (
         (CLASSIFY, partial(handlers.answer_request, CLASSIFICATION)),
         (REGRESS, partial(handlers.answer_request, REGRESSION)),
@@ -152,29 +92,49 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
     return methods
 
 
+def _make_parse(method: Method) -> Callable[..., Any]:
+    """Reads requests of a method that is not Predict; see `_make_respond`."""
+
+    def parse(body: RequestBytes, *, quickly: bool = False, reserve: Callable[[int], None]) -> Any:
+        if quickly and len(body) > QUICK_BYTES:
+            raise TakesLongError
+        if method in _OF_EXAMPLES:
+            return parse_examples_request(body, method.request, reserve)
+        if len(body) > QUICK_BYTES:
+            reserve(_MESSAGE_FACTOR * len(body))
+        return method.request.FromString(body)
+
+    return parse
+
+
 def _make_respond(
     name: str,
-    parse: Callable[[bytes], Any],
+    parse: Callable[..., Any],
     exchange: Callable[[Any, RequestContext], Awaitable[bytes]],
     observer: Observer | None,
+    pool: ThreadPool,
 ) -> Respond:
     """A method from bytes to bytes; whatever goes wrong becomes a status.
 
-    `parse` raises DecodeError, or an error for its sake, when bytes are no request. Without an
-    observer calls are not counted.
+    `parse` raises DecodeError, or an error for its sake, when bytes are no request, and
+    TakesLongError when it is told to be quick and cannot: then a thread of the pool does it.
+    Without an observer calls are not counted.
     """
 
-    async def respond(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def respond(body: RequestBytes, context: RequestContext) -> bytes:
         started = time.perf_counter()
         model_name = ""
         try:
             try:
-                request = parse(body)
+                request = parse(body, quickly=True, reserve=context.reserve)
+            except TakesLongError:
+                read = partial(_parse_slowly, parse, body, context.reserve)
+                request = await pool.run(read, context=context)
             except DecodeError as error:
                 raise RequestError("", code=Code.INTERNAL) from error
             if observer is not None:
                 model_name = request.model_spec.name
-            reply = await exchange(request, _make_context(context))
+            reply = await exchange(request, context)
         except Exception as error:  # the boundary: whatever fails, the caller gets a status
             told = _tell(error)
             if told is None:
@@ -182,8 +142,10 @@ def _make_respond(
                 told = InternalError(CRASH_TEXT)
             if observer is not None:
                 observer.observe_request(model_name, told.code.name)
-            await _fail(context, told)
-            raise  # never: abort() has raised
+            try:
+                raise told from (None if told is error else error)
+            finally:
+                del told  # or the traceback would keep this frame, and it the body, as garbage
         if observer is not None:
             elapsed_us = (time.perf_counter() - started) * 1e6
             observer.observe_request_latency(model_name, name, "GRPC", elapsed_us)
@@ -193,16 +155,13 @@ def _make_respond(
     return respond
 
 
-def _make_context(call: grpc.aio.ServicerContext) -> RequestContext:
-    remaining_s = call.time_remaining()  # None without a deadline
-    deadline = math.inf if remaining_s is None else time.monotonic() + remaining_s
-    context = RequestContext(call.peer(), deadline)
-
-    def abandon(_: object) -> None:
-        context.is_abandoned = True
-
-    call.add_done_callback(abandon)
-    return context
+def _parse_slowly(
+    parse: Callable[..., Any], body: RequestBytes, reserve: Callable[[int], None]
+) -> Any:
+    try:
+        return parse(body, reserve=reserve)
+    except DecodeError as error:
+        raise RequestError("", code=Code.INTERNAL) from error
 
 
 def _tell(error: Exception) -> PlumblineError | None:
@@ -214,42 +173,9 @@ def _tell(error: Exception) -> PlumblineError | None:
 
 
 def _log_answers(path: str, respond: Respond, log: RequestLog) -> Respond:
-    async def respond_and_log(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def respond_and_log(body: RequestBytes, context: RequestContext) -> bytes:
         reply = await respond(body, context)
-        log.offer(path, lambda: (body, reply), len(body) + len(reply))
+        log.offer(path, lambda: (bytes(body), reply), len(body) + len(reply))
         return reply
 
     return respond_and_log
-
-
-def _refuse_with(code: grpc.StatusCode, text: str) -> grpc.RpcMethodHandler:
-    async def refuse(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        await context.abort(code, text)
-        raise AssertionError(body)  # abort() has raised
-
-    return grpc.unary_unary_rpc_method_handler(refuse)
-
-
-def _guard(respond: Respond, authorize: Authorize) -> Respond:
-    async def respond_if_allowed(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        try:
-            authorize(context.invocation_metadata() or ())
-        except PlumblineError as error:
-            await _fail(context, error)
-        return await respond(body, context)
-
-    return respond_if_allowed
-
-
-async def _fail(context: grpc.aio.ServicerContext, error: PlumblineError) -> None:
-    await context.abort(
-        grpc_status(error.code), cut_text(error.message), trailing_metadata_for(error)
-    )
-
-
-def cut_text(text: str) -> str:
-    """A status text of at most 1024 bytes and the mark that it was cut."""
-    encoded = text.encode(errors="replace")
-    if len(encoded) <= MAX_TEXT_BYTES:
-        return text
-    return encoded[:MAX_TEXT_BYTES].decode(errors="ignore") + TRUNCATED

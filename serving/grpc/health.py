@@ -4,35 +4,42 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import grpc
+from google.protobuf.message import DecodeError
 
+from contract.errors import Code, RequestError, ServableNotFoundError
 from contract.wire.plumbline_wire import health_pb2
 from contract.wire.rpc import HEALTH_CHECK, HEALTH_WATCH
+from serving.context import RequestContext
+from serving.grpc.protocol import Message, Method
 from serving.monitoring.health import Health
 
 
-def list_health_methods(health: Health) -> dict[str, grpc.RpcMethodHandler]:
-    """Path to handler."""
+def list_health_methods(health: Health) -> dict[str, Method]:
+    """Path to method; open to callers without a token, as probes have none."""
 
-    async def check(
-        request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
-    ) -> health_pb2.HealthCheckResponse:
-        status = health.find_status(request.service)
+    async def check(body: Message, _context: RequestContext) -> bytes:
+        status = health.find_status(_read_service(body))
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "service name unknown")
-        return health_pb2.HealthCheckResponse(status=status)
+            raise ServableNotFoundError("service name unknown")
+        return _write_status(status)
 
-    async def watch(
-        request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        async for status in health.watch(request.service):
-            yield health_pb2.HealthCheckResponse(status=status)
+    async def watch(body: Message, _context: RequestContext) -> AsyncIterator[bytes]:
+        async for status in health.watch(_read_service(body)):
+            yield _write_status(status)
 
-    codec = {
-        "request_deserializer": health_pb2.HealthCheckRequest.FromString,
-        "response_serializer": health_pb2.HealthCheckResponse.SerializeToString,
-    }
     return {
-        HEALTH_CHECK.path: grpc.unary_unary_rpc_method_handler(check, **codec),
-        HEALTH_WATCH.path: grpc.unary_stream_rpc_method_handler(watch, **codec),
+        HEALTH_CHECK.path: Method(check, is_open=True),
+        HEALTH_WATCH.path: Method(watch, is_open=True, is_streaming=True),
     }
+
+
+def _read_service(body: Message) -> str:
+    try:
+        service: str = health_pb2.HealthCheckRequest.FromString(bytes(body)).service
+    except DecodeError as error:
+        raise RequestError("", code=Code.INTERNAL) from error
+    return service
+
+
+def _write_status(status: health_pb2.HealthCheckResponse.ServingStatus) -> bytes:
+    return bytes(health_pb2.HealthCheckResponse(status=status).SerializeToString())

@@ -2,89 +2,134 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
-
-import grpc.aio
 
 from contract.errors import ServableUnavailableError
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
-from serving.grpc.calls import GrpcCalls, list_methods
+from serving.grpc.arguments import read_channel_arguments
+from serving.grpc.calls import list_methods
 from serving.grpc.health import list_health_methods
+from serving.grpc.protocol import Method, Service
 from serving.monitoring.health import Health
-from serving.security import TokenStore, make_authorizer, make_grpc_credentials
+from serving.security import TokenStore, make_authorizer, make_ssl_context
+from serving.transport.admission import MemoryBudget
+from serving.transport.http2_protocol import Http2Peer
+from serving.transport.listener import ConnectionTable, Listener
+
+_LINGER_S = 0.1
 
 
 class GrpcServer:
     """One gRPC server on a TCP port, a UNIX socket, or both.
 
     `health` is served as grpc.health.v1, and open to callers without a token, as probes have none.
+
+    Args:
+        handlers: What the methods do.
+        config: Ports, limits, TLS and tokens.
+        health: See above.
+        connections: Counts connections with those of REST; one of its own without.
+        budget: What calls may hold, with those of REST; without, they may hold anything.
+
+    Attributes:
+        port: Where it listens; 0 until `start`, and without TCP.
     """
 
-    def __init__(self, handlers: Handlers, config: ServerConfig, health: Health) -> None:
+    def __init__(
+        self,
+        handlers: Handlers,
+        config: ServerConfig,
+        health: Health,
+        *,
+        connections: ConnectionTable | None = None,
+        budget: MemoryBudget | None = None,
+    ) -> None:
         self._config = config
-        is_health_served = config.enable_grpc_healthcheck_service or not config.strict_compat
-        self._calls = GrpcCalls(
-            list_methods(handlers, config),
-            always=list_health_methods(health) if is_health_served else None,
+        methods = {
+            path: Method(respond) for path, respond in list_methods(handlers, config).items()
+        }
+        if config.enable_grpc_healthcheck_service or not config.strict_compat:
+            methods |= list_health_methods(health)
+        arguments = read_channel_arguments(config, _make_greeting(config))
+        self._arguments = arguments
+        service = Service(
+            {path.encode(): method for path, method in methods.items()},
+            budget=budget,
             authorize=make_authorizer(TokenStore(config.auth_tokens, config.auth_token_file)),
+            max_receive_bytes=arguments.max_receive_bytes,
+            max_send_bytes=arguments.max_send_bytes,
+            max_calls=config.max_concurrent_calls,
+            other_port=_make_sentence(config),
         )
-        max_bytes = -1 if config.strict_compat else config.max_message_bytes  # -1: 2^31 - 1
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", max_bytes),
-                ("grpc.max_send_message_length", max_bytes),
-                *_parse_channel_arguments(config),
-            ],
-            maximum_concurrent_rpcs=config.max_concurrent_calls or None,
+        tls = None if config.tls is None else make_ssl_context(config.tls, alpn=("h2",))
+        self._listener = Listener(
+            lambda: Http2Peer(service.make_call, arguments.habits),
+            tls=tls,
+            connections=connections or ConnectionTable(),
+            limits=arguments.times,
+            on_malformed=lambda: handlers.observer.observe_malformed("GRPC"),
         )
-        self._server.add_generic_rpc_handlers((self._calls,))
         self.port = 0
 
     async def start(self) -> None:
-        """Opens the port and the socket."""
+        """Opens the port and the socket.
+
+        Raises:
+            ServableUnavailableError: One of them cannot be listened on.
+        """
         config = self._config
         if config.port:
-            address = join_address(config.host, max(config.port, 0))
-            self.port = self._open(address, "--port")
+            port = max(config.port, 0)
+            try:
+                self.port = await self._listener.open_tcp(
+                    config.host, port, reuse_port=self._arguments.reuse_port
+                )
+            except OSError:
+                address = join_address(config.host, port)
+                raise _cannot_listen(address, "--port") from None
         if config.grpc_socket_path:
             path = Path(config.grpc_socket_path).absolute()
-            self._open(f"unix:{path}", "--grpc_socket_path")
-        await self._server.start()
-
-    def _open(self, address: str, flag: str) -> int:
-        try:
-            if self._config.tls is None:
-                return int(self._server.add_insecure_port(address))
-            credentials = make_grpc_credentials(self._config.tls)
-            return int(self._server.add_secure_port(address, credentials))
-        except RuntimeError:
-            raise ServableUnavailableError(
-                f"cannot listen on {address}: it is in use or not allowed; choose another {flag}"
-            ) from None
+            try:
+                await self._listener.open_unix(path)
+            except OSError:
+                raise _cannot_listen(f"unix:{path}", "--grpc_socket_path") from None
 
     async def stop(self, grace_s: float) -> bool:
-        """Takes no new calls, and waits at most `grace_s` for those in flight."""
-        begin = time.monotonic()
-        await self._calls.shut(grace_s)
-        left_s = max(0.0, grace_s - (time.monotonic() - begin))
-        stop_begin = time.monotonic()
-        await self._server.stop(left_s)
-        if self._config.grpc_socket_path:
-            Path(self._config.grpc_socket_path).unlink(missing_ok=True)
-        return time.monotonic() - stop_begin < left_s
+        """Takes no new connections, lets go of those it has, and waits for calls in flight.
+
+        Calls that come meanwhile are answered: nobody is refused who was not told to go.
+
+        Returns:
+            Whether all were answered within `grace_s`.
+        """
+        begun = time.monotonic()
+        await asyncio.sleep(min(_LINGER_S, grace_s / 10))  # health says NOT_SERVING by now
+        await self._listener.stop_accepting()
+        return await self._listener.drain(max(0.0, grace_s - (time.monotonic() - begun)))
 
 
-def _parse_channel_arguments(config: ServerConfig) -> list[tuple[str, int | str]]:
-    """Arguments for grpcio: --grpc_channel_arguments, numbers as numbers.
+def _cannot_listen(address: str, flag: str) -> ServableUnavailableError:
+    return ServableUnavailableError(
+        f"cannot listen on {address}: it is in use or not allowed; choose another {flag}"
+    )
 
-    Two servers on one port would share it silently; that is wanted among workers only.
-    """
-    arguments: list[tuple[str, int | str]] = [("grpc.so_reuseport", int(config.workers > 1))]
-    for pair in filter(None, config.grpc_channel_arguments.split(",")):
-        key, _, value = pair.partition("=")
-        is_number = value.lstrip("-").isdecimal() and value.isascii()
-        arguments.append((key.strip(), int(value) if is_number else value))
-    return arguments
+
+def _make_sentence(config: ServerConfig) -> str:
+    """For those who speak HTTP to the port of gRPC."""
+    if config.rest_api_port > 0:
+        return f"this port speaks gRPC; REST is on port {config.rest_api_port}"
+    if config.rest_api_port:
+        return "this port speaks gRPC; REST is on the port that the server's log names"
+    return "this port speaks gRPC; REST is off (--rest_api_port=PORT turns it on)"
+
+
+def _make_greeting(config: ServerConfig) -> bytes:
+    text = _make_sentence(config) + "\n"
+    return (
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Length: {len(text)}\r\nConnection: close\r\n\r\n{text}"
+    ).encode()

@@ -21,6 +21,7 @@ from serving.monitoring.instruments import (
     render_families,
 )
 from serving.observer import EngineChoice, Observer
+from serving.transport.admission import MemoryBudget
 from serving.versions.states import VersionStatus
 
 CONTENT_TYPE = "text/plain"
@@ -33,6 +34,9 @@ _THREAD_POOL = "model_server_batch_threads"
 _RUNTIMES = {"tensorflow": "TF1"}
 _TF = ":tensorflow:serving:"
 _VERSION = ("model_name", "version")
+UNKNOWN = "(unknown)"
+"""The name of all models that are not served: callers choose them."""
+
 _SIGNATURE = (*_VERSION, "signature_name")
 
 
@@ -49,6 +53,8 @@ class Metrics(Observer):
         self._is_ready = is_ready
         self._start_time_s = find_start_time_s()
         self._runtimes: dict[tuple[ServableId, str], str] = {}
+        self._model_names = {""}  # those that have been served, and requests without one
+        self._budget: MemoryBudget | None = None
         self._requests = Family(
             f"{_TF}request_count", "The total number of requests.", ("model_name", "status")
         )
@@ -92,6 +98,7 @@ class Metrics(Observer):
             "The padding size of batches.",
             ("execution_batch_size",),
             bounds=_ROWS,
+            is_bounded=True,
         )
         self._input_size = HistogramFamily(
             f"{_TF}batching_session:input_batch_size",
@@ -133,6 +140,10 @@ class Metrics(Observer):
             "Sampled requests: written, dropped or failed.",
             ("result",),
         )
+        self._refused = Family(
+            "plumbline_memory_refusals",
+            "How often --max_bytes_in_flight refused memory to a call.",
+        )
         self._malformed = Family(
             "plumbline_malformed",
             "How often bytes came that are no request of the port's protocol.",
@@ -166,6 +177,11 @@ class Metrics(Observer):
         self._warmup.child(path, "OK").observe(latency_us)
 
     def observe_request(self, model_name: str, status: str) -> None:
+        if model_name not in self._model_names:
+            if status == "OK":
+                self._model_names.add(model_name)
+            else:
+                model_name = UNKNOWN
         self._requests.child(model_name, status).add()
 
     def observe_request_latency(
@@ -176,11 +192,21 @@ class Metrics(Observer):
     def observe_runtime_latency(
         self, servable_id: ServableId, signature_name: str, api: str, latency_us: float
     ) -> None:
+        self.bind_runtime_latency(servable_id, signature_name, api)(latency_us)
+
+    def bind_runtime_latency(
+        self, servable_id: ServableId, signature_name: str, api: str
+    ) -> Callable[[float], None]:
         name = servable_id.name
         runtime = self._runtimes.get((servable_id, signature_name), "")
-        self._runtime_latency.child(name, api, runtime).observe(latency_us)
+        all_versions = self._runtime_latency.child(name, api, runtime)
         own = self._runtime.child(name, str(servable_id.version), signature_name)
-        own.observe(latency_us * 1e-6)
+
+        def observe(latency_us: float) -> None:
+            all_versions.observe(latency_us)
+            own.observe(latency_us * 1e-6)
+
+        return observe
 
     def observe_examples(self, model_name: str, num_examples: int) -> None:
         self._examples.child(model_name).observe(num_examples)
@@ -209,6 +235,7 @@ class Metrics(Observer):
 
     def observe_state(self, servable_id: ServableId, status: VersionStatus) -> None:
         """Drops what is said of a version that was unloaded; a failed one stays visible."""
+        self._model_names.add(servable_id.name)
         if status.state is not VersionState.END or status.code is not Code.OK:
             return
         key = (servable_id.name, str(servable_id.version))
@@ -227,8 +254,14 @@ class Metrics(Observer):
         """The page that Prometheus scrapes."""
         return render_families((*self.list_counters(), *self.take_gauges()))
 
+    def watch_budget(self, budget: MemoryBudget) -> None:
+        """Tells from now on what calls hold."""
+        self._budget = budget
+
     def list_counters(self) -> list[Family | HistogramFamily]:
         """What only grows, over all that this process has seen."""
+        if self._budget is not None:
+            self._refused.child().value = self._budget.num_refused
         return [
             self._requests,
             self._request_latency,
@@ -244,6 +277,7 @@ class Metrics(Observer):
             self._queue_wait,
             self._abandoned,
             self._request_log,
+            self._refused,
             self._malformed,
         ]
 
@@ -263,11 +297,24 @@ class Metrics(Observer):
         )
         # Asked here, since asking costs more than a tenth of the server's start.
         build.child(find_product_version(), platform.python_version()).value = 1
+        budget = self._budget
         return [
             self._self_test,
             self._engine,
             states,
             build,
+            _make_gauge(
+                "bytes_in_flight",
+                "Memory that calls hold.",
+                0 if budget is None else budget.num_bytes,
+                sum,
+            ),
+            _make_gauge(
+                "max_bytes_in_flight",
+                "Memory that calls may hold (--max_bytes_in_flight).",
+                0 if budget is None else budget.max_bytes,
+                sum,
+            ),
             _make_gauge("ready", "1 when every model is served.", float(self._is_ready()), min),
             _make_gauge(
                 "process_start_time_seconds",

@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import json
 import math
-from array import array as array_of_numbers
+import operator
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,14 @@ from contract.wire.plumbline_wire import inference_pb2
 from serving.rest.json_text import quote_json
 from serving.rest.requests import INT_RANGES, name_dtype
 
-_DIGITS = {"float32": ("%.9g", "f"), "float64": ("%.17g", "d")}
-"""Digits that name any number of a dtype, and array.array's code of it."""
+_DIGITS = {"f": "%.9g", "d": "%.17g"}
+"""numpy's letter of a dtype (and struct's) to the digits that name any number of it."""
 
-_PART_SIZE = 65536
-"""Elements written at a time: each is an object of its own, twenty times its digits' size."""
+_PART_SIZE = 4096
+"""Elements written at a time: each is an object of its own, twenty times its digits' size, and
+other threads wait for some milliseconds while they are formatted."""
 
-_WORDS = {"nan": b"NaN", "-nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
+_WORDS = {"nan": "NaN", "-nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def encode_error(text: str) -> bytes:
@@ -54,6 +57,8 @@ def encode_rows(outputs: Batch) -> bytes:
                 f"Tensor name: {name} has inconsistent batch size: {shape[0]} expecting: {num_rows}"
             )
         num_rows = shape[0]
+    if len(names) == 1 and (body := _encode_plain_rows(outputs[names[0]])) is not None:
+        return body
     size = sum(outputs[name].size for name in names)
     separator = b", " if len(names) == 1 else b","
     parts = []
@@ -62,6 +67,16 @@ def encode_rows(outputs: Batch) -> bytes:
         rows = columns[0] if len(names) == 1 else _name_rows(names, columns)
         parts.append(separator.join(rows))
     return b'{\n    "predictions": [' + separator.join(parts) + b"\n    ]\n}"
+
+
+def _encode_plain_rows(array: Array) -> bytes | None:
+    """`encode_rows` of what most models answer: few floats of shape (rows, columns)."""
+    if array.ndim != 2 or array.dtype.char not in _DIGITS or not 0 < array.size <= _PART_SIZE:
+        return None
+    texts = _format_decimals(array)
+    size = array.shape[1]
+    rows = [", ".join(texts[start : start + size]) for start in range(0, len(texts), size)]
+    return f'{{\n    "predictions": [[{"], [".join(rows)}]\n    ]\n}}'.encode()
 
 
 def encode_columns(outputs: Batch) -> bytes:
@@ -101,28 +116,44 @@ def encode_regression(result: inference_pb2.RegressionResult) -> bytes:
 
 def format_decimals(array: Array) -> list[bytes]:
     """The numbers of a float32 or float64 array, in order."""
+    return [text.encode() for text in _format_decimals(array)]
+
+
+def _format_decimals(array: Array) -> list[str]:
     values = array.ravel().tolist()
-    if not values:
+    size = len(values)
+    if not size:
         return []
-    short = ("%g " * len(values) % tuple(values)).split()
-    digits, code = _DIGITS[array.dtype.name]
-    # array.array rounds to float32 as numpy does, and costs a fraction of it for few numbers.
-    back = array_of_numbers(code, map(float, short))
-    found = []
-    for text, same, value in zip(short, back, values, strict=True):
-        if same != value:
-            text = digits % value
-        if "." in text or "e" in text:
-            found.append(text.encode())
-        else:
-            found.append(_WORDS.get(text) or text.encode() + b".0")
-    return found
+    code, short_form, long_form, digits = _find_forms(size, array.dtype.char)
+    short = (short_form % tuple(values)).split()
+    # The number that each text names, rounded as its dtype is.
+    back = struct.unpack(code, struct.pack(code, *map(float, short)))
+    if any(map(operator.eq, back, values)):
+        texts = [
+            text if same == value else digits % value
+            for text, same, value in zip(short, back, values, strict=True)
+        ]
+    else:
+        texts = (long_form % tuple(values)).split()
+    return [text if "." in text or "e" in text else _mend(text) for text in texts]
+
+
+@lru_cache(maxsize=64)
+def _find_forms(size: int, char: str) -> tuple[str, str, str, str]:
+    """For so many numbers of a dtype: the code of struct, and forms to print them."""
+    digits = _DIGITS[char]
+    return f"{size}{char}", "%g " * size, f"{digits} " * size, digits
+
+
+def _mend(text: str) -> str:
+    """A number without a point as JSON has it here."""
+    return _WORDS.get(text) or text + ".0"
 
 
 def _format(name: str, array: Array) -> list[bytes]:
     """Every element as JSON, in order."""
     dtype = dtype_name(array.dtype)
-    if dtype in _DIGITS:
+    if array.dtype.char in _DIGITS:
         return format_decimals(array)
     if dtype in INT_RANGES:
         return [b"%d" % value for value in array.ravel().tolist()]

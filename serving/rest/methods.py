@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
-
-from google.protobuf import json_format
-from google.protobuf.message import Message
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from contract.errors import RequestError
 from contract.servable import ModelSpec
@@ -16,6 +13,7 @@ from contract.wire.predict import model_spec_to_proto
 from serving.api.handlers import Handlers
 from serving.api.results import CLASSIFICATION, REGRESSION, ExamplesMethod
 from serving.config.server import ServerConfig
+from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.signatures import UNKNOWN_IN_REST
 from serving.rest.answers import (
     encode_classification,
@@ -24,11 +22,18 @@ from serving.rest.answers import (
     encode_regression,
     encode_rows,
 )
-from serving.rest.json_text import parse_json_object
+from serving.rest.json_text import may_hold_booleans, parse_json_object
 from serving.rest.paths import Target
+from serving.rest.pieces import CUT_BYTES, PieceReader, cut_body
 from serving.rest.requests import read_examples, read_inputs, read_signature_name
+from serving.rest.weighing import weigh_answer, weigh_json
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 Result = TypeVar("Result")
+Body: TypeAlias = bytes | bytearray
+Verb: TypeAlias = Callable[[ModelSpec, Body, RequestContext], Awaitable[bytes]]
 
 LARGE_BYTES = 64 * 1024
 """Bodies from here on are read and written on a thread, so that they hold up nobody else."""
@@ -40,58 +45,84 @@ class RestMethods:
     def __init__(self, handlers: Handlers, config: ServerConfig) -> None:
         self._handlers = handlers
         self._max_depth = config.max_json_depth
-        self._verbs: dict[str, Callable[[ModelSpec, bytes | bytearray], Awaitable[bytes]]] = {
+        self._pieces = PieceReader(max_depth=config.max_json_depth)
+        self._verbs: dict[str, Verb] = {
             "predict": self._predict,
             "classify": partial(self._answer_examples, CLASSIFICATION, encode_classification),
             "regress": partial(self._answer_examples, REGRESSION, encode_regression),
         }
 
-    async def answer(self, method: str, target: Target, body: bytes | bytearray) -> bytes | None:
+    async def answer(
+        self, method: str, target: Target, body: Body, *, context: RequestContext = NO_CONTEXT
+    ) -> bytes | None:
         """The body of the answer; None when there is no such thing to ask for."""
         if method == "GET":
             return self._describe(target)
         verb = self._verbs.get(target.verb)
-        return None if verb is None else await verb(target.spec, body)
+        return None if verb is None else await verb(target.spec, body, context)
 
-    async def _predict(self, spec: ModelSpec, body: bytes | bytearray) -> bytes:
-        document = await self._parse(body)
+    async def _predict(self, spec: ModelSpec, body: Body, context: RequestContext) -> bytes:
+        cut = cut_body(body) if len(body) >= CUT_BYTES else None
+        document = await self._parse(body, context) if cut is None else cut.document
         name = read_signature_name(document)
         with self._handlers.acquire(spec) as servable:
             check = servable.checks.find(name, UNKNOWN_IN_REST)
             if not check.input_names:
                 raise RequestError(f"Failed to get input map for signature: {name or 'DEFAULT'}")
-            inputs, by_row = await self._run(
-                lambda: read_inputs(document, check.input_dtypes), len(body)
-            )
-            outputs = await self._handlers.predict_arrays(servable, check, inputs)
+            inputs = None
+            if cut is not None:
+                by_row = cut.is_row_format
+                inputs = await self._pieces.read(cut, check.input_dtypes, context.reserve)
+                if inputs is None:
+                    document = await self._parse(body, context)
+            if inputs is None:
+                read = partial(
+                    read_inputs,
+                    document,
+                    check.input_dtypes,
+                    has_booleans=may_hold_booleans(body),
+                )
+                found = await self._run(read, len(body), context)
+                inputs, by_row = found
+            outputs = await self._handlers.predict_arrays(servable, check, inputs, context=context)
         encode = encode_rows if by_row else encode_columns
         size = sum(array.nbytes for array in outputs.values())
-        return await self._run(lambda: encode(outputs), size)
+        if size >= LARGE_BYTES:
+            context.reserve(weigh_answer(outputs))
+        return await self._run(lambda: encode(outputs), size, context)
 
     async def _answer_examples(
         self,
         method: ExamplesMethod,
         encode: Callable[[Any], bytes],
         spec: ModelSpec,
-        body: bytes | bytearray,
+        body: Body,
+        context: RequestContext,
     ) -> bytes:
-        document = await self._parse(body)
+        document = await self._parse(body, context)
         spec = dataclasses.replace(spec, signature_name=read_signature_name(document))
-        message = await self._run(lambda: read_examples(document), len(body))
-        answered, result = await self._handlers.answer_examples(method, spec, message)
+        message = await self._run(lambda: read_examples(document), len(body), context)
+        answered, result = await self._handlers.answer_examples(
+            method, spec, message, context=context
+        )
         if self._handlers.request_log is not None:
             self._handlers.request_log.offer_examples(method.rpc, spec, message, answered, result)
         return encode(result)
 
-    async def _parse(self, body: bytes | bytearray) -> dict[str, Any]:
-        return await self._run(
-            lambda: parse_json_object(body, max_depth=self._max_depth), len(body)
-        )
+    async def _parse(self, body: Body, context: RequestContext) -> dict[str, Any]:
+        def parse() -> dict[str, Any]:
+            if len(body) >= LARGE_BYTES:
+                context.reserve(weigh_json(body))
+            return parse_json_object(body, max_depth=self._max_depth)
 
-    async def _run(self, call: Callable[[], Result], num_bytes: int) -> Result:
+        return await self._run(parse, len(body), context)
+
+    async def _run(
+        self, call: Callable[[], Result], num_bytes: int, context: RequestContext
+    ) -> Result:
         if num_bytes < LARGE_BYTES:
             return call()
-        return await self._handlers.pool.run(call)
+        return await self._handlers.pool.run(call, context=context)
 
     def _describe(self, target: Target) -> bytes:
         spec = target.spec
@@ -110,6 +141,8 @@ class RestMethods:
 
 
 def _to_dict(message: Message) -> dict[str, Any]:
+    from google.protobuf import json_format  # of no use to predictions, and slow to import
+
     return json_format.MessageToDict(
         message,
         preserving_proto_field_name=True,

@@ -7,10 +7,11 @@ Paths, methods, headers and bodies that are no JSON are those of its HTTP server
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import math
 import re
 import time
-import zlib
 from collections.abc import Awaitable, Callable
 
 from contract.errors import (
@@ -22,7 +23,7 @@ from contract.errors import (
     ServableUnavailableError,
     UnauthenticatedError,
 )
-from contract.wire.status_codes import ERROR_KEY, http_status
+from contract.wire.status_codes import headers_for, http_status
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
@@ -30,10 +31,12 @@ from serving.monitoring.health import CallCounter, Health
 from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
-from serving.rest.paths import EmptyAnswer, is_api_path, is_valid_path, parse_path
+from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
 from serving.security import TokenStore, make_ssl_context
-from serving.transport.admission import MemoryBudget
-from serving.transport.http1 import Answer, Http1Connections, Limits, Request
+from serving.transport.admission import RETRY_AFTER_S, MemoryBudget
+from serving.transport.http1 import Answer, Http1, Limits, Request
+from serving.transport.inflate import Compression, inflate
+from serving.transport.listener import ConnectionTable, Listener, TimeLimits
 
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
@@ -48,7 +51,6 @@ _HTML = b"Content-Type: text/html\r\n"
 _NO_JSON = b"Content-Type: text/html; charset=ISO-8859-1\r\n"
 _TEXT = b"Content-Type: text/plain; charset=utf-8\r\n"
 _BEARER = b"WWW-Authenticate: Bearer\r\n"
-_RETRY = b"Retry-After: 1\r\n"
 _CORS = (
     b"Access-Control-Allow-Origin: *\r\n"
     b"Access-Control-Allow-Methods: POST, GET\r\n"
@@ -56,7 +58,11 @@ _CORS = (
 )
 _ORIGIN = re.compile("https?://")
 _NO_BUDGET = 2**62
-_GZIP = 16 + zlib.MAX_WBITS
+_LINGER_S = 0.1
+
+_MAX_KNOWN_TARGETS = 256
+_MAX_KNOWN_CHARS = 256
+"""Paths whose meaning is remembered."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +77,8 @@ class RestServer:
         config: Everything the server is told.
         health: Of the server.
         render_metrics: The page that Prometheus scrapes.
-        budget: Memory of all calls; None for as much as there is.
+        connections: Counts connections with those of gRPC; one of its own without.
+        budget: Memory of all calls, with those of gRPC; None for as much as there is.
         grpc_address: Where gRPC is served, for clients of it that ask here; "" for nowhere.
     """
 
@@ -82,6 +89,7 @@ class RestServer:
         health: Health,
         render_metrics: Callable[[], Awaitable[str]],
         *,
+        connections: ConnectionTable | None = None,
         budget: MemoryBudget | None = None,
         grpc_address: str = "",
     ) -> None:
@@ -99,9 +107,9 @@ class RestServer:
         self._json = _JSON + more
         self._no_json = _NO_JSON + more
         self._calls = CallCounter()
-        self._server: asyncio.Server | None = None
+        self._known_targets: dict[str, Target] = {}
         timeout_s = config.rest_api_timeout_in_ms / 1000
-        self._connections = Http1Connections(
+        self._http = Http1(
             self,
             Limits(
                 max_body_bytes=UNLIMITED if strict else config.max_json_bytes,
@@ -111,14 +119,22 @@ class RestServer:
                 ),
                 call_timeout_s=timeout_s,
                 call_timeout_text=f"no answer within {timeout_s:g} s (--rest_api_timeout_in_ms)",
-                header_timeout_s=config.header_timeout_s,
-                idle_timeout_s=config.idle_timeout_s,
-                max_connection_age_s=config.max_connection_age_s,
-                http2_text="this port speaks REST over HTTP/1.1"
-                + (f"; gRPC is served at {grpc_address}" if grpc_address else ""),
             ),
             budget or MemoryBudget(config.max_bytes_in_flight or _NO_BUDGET),
-            lambda: self._observer.observe_malformed("REST"),
+            http2_text="this port speaks REST over HTTP/1.1"
+            + (f"; gRPC is on {grpc_address}" if grpc_address else ""),
+        )
+        tls = None if config.tls is None else make_ssl_context(config.tls, alpn=("http/1.1",))
+        self._listener = Listener(
+            self._http.make_peer,
+            tls=tls,
+            connections=connections or ConnectionTable(),
+            limits=TimeLimits(
+                max_age_s=config.max_connection_age_s or math.inf,
+                header_timeout_s=config.header_timeout_s,
+                idle_timeout_s=config.idle_timeout_s or math.inf,
+            ),
+            on_malformed=lambda: self._observer.observe_malformed("REST"),
         )
         self._tokens = TokenStore(config.auth_tokens, config.auth_token_file)
         self.port = 0
@@ -127,15 +143,8 @@ class RestServer:
         """Opens the port."""
         config = self._config
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._connections.make,
-                config.host.strip("[]"),
-                max(config.rest_api_port, 0),
-                ssl=None
-                if config.tls is None
-                else make_ssl_context(config.tls, alpn=("http/1.1",)),
-                backlog=1024,
-                reuse_port=True if config.workers > 1 else None,
+            self.port = await self._listener.open_tcp(
+                config.host, max(config.rest_api_port, 0), reuse_port=config.workers > 1
             )
         except OSError as error:
             address = join_address(config.host, config.rest_api_port)
@@ -143,34 +152,39 @@ class RestServer:
                 f"cannot listen on {address}: {error.strerror or error}; "
                 "choose another --rest_api_port"
             ) from None
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self, grace_s: float) -> bool:
         """Takes no new connections, and waits at most `grace_s` for the calls in flight.
 
-        Calls on open connections are answered until then, and told that the connection closes.
+        What was sent before is answered, and told that the connection closes.
+
+        Returns:
+            Whether all were answered.
         """
-        if self._server is not None:
-            self._server.close()
-        return await self._connections.drain(grace_s)
+        begun = time.monotonic()
+        await asyncio.sleep(min(_LINGER_S, grace_s / 10))  # /readyz says 503 by now
+        await self._listener.stop_accepting()
+        return await self._listener.drain(max(0.0, grace_s - (time.monotonic() - begun)))
 
     # What the transport calls.
 
     def begin(self, request: Request) -> Answer | None:
         """Turns away who may not call: 401 without a token, 429 beyond the limit."""
-        calls, config = self._calls, self._config
+        calls = self._calls
         calls.num_in_flight += 1
-        if request.target.partition("?")[0] in self._probes:
+        limit = self._config.max_concurrent_calls
+        is_full = limit and calls.num_in_flight > limit
+        if not (is_full or self._tokens) or _cut_query(request.target) in self._probes:
             return None
-        limit = config.max_concurrent_calls
-        if limit and calls.num_in_flight > limit:
+        if is_full:
             text = f"{limit} calls are in flight already (--max_concurrent_calls)"
-            return Answer(429, self._json + _RETRY, encode_error(text))
-        if self._tokens:
-            try:
-                self._tokens.check(request.find_header(b"authorization"))
-            except UnauthenticatedError as error:
-                return Answer(401, self._json + _BEARER, encode_error(error.message))
+            return self._encode_refusal(ResourceExhaustedError(text, retry_after_s=RETRY_AFTER_S))
+        try:
+            self._tokens.check(request.find_header(b"authorization"))
+        except UnauthenticatedError as error:
+            answer = self._encode_refusal(error)
+            answer.head += _BEARER
+            return answer
         return None
 
     def end(self, request: Request) -> None:
@@ -181,7 +195,9 @@ class RestServer:
         """The answer to a request; never raises."""
         path = request.target
         method = request.method
-        bare = path.partition("?")[0]
+        if method == "POST" and (target := self._known_targets.get(path)) is not None:
+            return await self._answer(request, path, target)
+        bare = _cut_query(path)
         if bare in self._pages and method in ("GET", "HEAD"):
             return await self._answer_page(bare)
         if method not in _ALLOWED:
@@ -192,7 +208,21 @@ class RestServer:
             return _send_page(404, "Not Found")
         if method == "OPTIONS":
             return self._answer_preflight(request)
-        return await self._answer(request, path)
+        try:
+            found = self._parse_path(method, path)
+        except PlumblineError as error:
+            return self._refuse("", error)
+        return await self._answer(request, path, found)
+
+    def _parse_path(self, method: str, path: str) -> Target:
+        target = parse_path(method, path)
+        if target is None:
+            raise _make_path_error(method, path)
+        if method == "POST" and len(path) <= _MAX_KNOWN_CHARS:
+            if len(self._known_targets) >= _MAX_KNOWN_TARGETS:
+                self._known_targets.clear()
+            self._known_targets[path] = target
+        return target
 
     def refuse(self, request: Request, error: PlumblineError) -> Answer:
         """The answer to a request that ended in an error."""
@@ -226,21 +256,18 @@ class RestServer:
             return Answer(500, _TEXT, CRASH_TEXT.encode() + b"\n")
         return Answer(200, b"Content-Type: %s\r\n" % CONTENT_TYPE.encode(), page.encode())
 
-    async def _answer(self, request: Request, path: str) -> Answer:
+    async def _answer(self, request: Request, path: str, target: Target) -> Answer:
         started = time.perf_counter()
-        method, name, body = request.method, "", None
+        method, name = request.method, target.spec.name
         try:
-            target = parse_path(method, path)
-            if target is not None:
-                name = target.spec.name
-                sent: bytes | bytearray = b""
-                if method == "POST":
-                    sent = request.body
-                    if b"content-encoding" in request.headers:
-                        sent = await self._inflate(request)
-                body = await self._methods.answer(method, target, sent)
-            if target is None or body is None:
-                raise RequestError(f"Malformed request: {method} {path}")
+            sent: bytes | bytearray = b""
+            if method == "POST":
+                sent = request.body
+                if b"content-encoding" in request.headers:
+                    sent = await self._inflate(request)
+            body = await self._methods.answer(method, target, sent, context=request.context)
+            if body is None:
+                raise _make_path_error(method, path)
         except PlumblineError as error:
             return self._refuse(name, error)
         except Exception:  # the boundary: a caller learns nothing of it, the log all
@@ -253,12 +280,15 @@ class RestServer:
 
     def _refuse(self, name: str, error: PlumblineError) -> Answer:
         self._observer.observe_request(name, error.code.name)
-        kind, body = type(error), encode_error(error.message)
+        return self._encode_refusal(error)
+
+    def _encode_refusal(self, error: PlumblineError) -> Answer:
+        told: PlumblineError = error
+        body = encode_error(error.message)
         if isinstance(error, EmptyAnswer):
-            kind, body = RequestError, b""
-        status = http_status(error.code)
-        head = b"%s%s: %s\r\n" % (self._json, ERROR_KEY.encode(), kind.__name__.encode())
-        return Answer(status, head + _RETRY if status == 429 else head, body)
+            told, body = RequestError(error.message), b""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers_for(told).items())
+        return Answer(http_status(error.code), self._json + lines.encode(), body)
 
     def _answer_preflight(self, request: Request) -> Answer:
         origin = request.find_header(b"origin") or ""
@@ -267,30 +297,28 @@ class RestServer:
         return Answer(http_status(code), self._no_json, b"")
 
     async def _inflate(self, request: Request) -> bytes | bytearray:
-        body = request.body
+        """The body; b"" when its gzip is damaged, as TensorFlow Serving takes it."""
+        body, context = request.body, request.context
         if b"gzip" not in request.headers[b"content-encoding"]:
             return body
-        if len(body) < LARGE_BYTES // 4:
-            return inflate_gzip(body, max_bytes=self._max_inflated_bytes)
-        return await self._pool.run(lambda: inflate_gzip(body, max_bytes=self._max_inflated_bytes))
-
-
-def inflate_gzip(data: bytes | bytearray, *, max_bytes: int) -> bytes:
-    """The content of a gzip body; b"" when it is damaged, as TensorFlow Serving takes it.
-
-    Never allocates more than `max_bytes` and a little.
-    """
-    inflater = zlib.decompressobj(_GZIP)
-    try:
-        content = inflater.decompress(data, max_bytes + 1)
-    except zlib.error:
-        return b""
-    if len(content) > max_bytes:
-        raise ResourceExhaustedError(
-            f"the body is larger than {max_bytes} bytes after gunzip (--max_inflated_bytes); "
-            "send fewer rows at a time, or use gRPC"
+        call = functools.partial(
+            inflate,
+            body,
+            Compression.GZIP,
+            max_bytes=self._max_inflated_bytes,
+            reserve=context.reserve,
+            flag="max_inflated_bytes",
         )
-    return content if inflater.eof else b""
+        is_small = len(body) < LARGE_BYTES // 4
+        return (call() if is_small else await self._pool.run(call, context=context)) or b""
+
+
+def _cut_query(target: str) -> str:
+    return target.partition("?")[0]
+
+
+def _make_path_error(method: str, path: str) -> RequestError:
+    return RequestError(f"Malformed request: {method} {path}")
 
 
 def _send_page(status: int, reason: str) -> Answer:

@@ -22,19 +22,36 @@ def go_on_as_task(
         awaited: What `send(None)` gave: what it waits for.
         loop: The running loop.
     """
-    return loop.create_task(_finish(coroutine, awaited))
+    started = Started(coroutine, awaited)
+    task = loop.create_task(_finish(started))
+    task.add_done_callback(started.close)
+    return task
 
 
-async def _finish(coroutine: Coroutine[Any, Any, Result], awaited: Any) -> Result:
-    return await _Rest(coroutine, awaited)
+async def _finish(started: Started[Result]) -> Result:
+    return await started
 
 
-class _Rest(Generic[Result]):
-    """Awaits the rest of a coroutine, beginning with what it waits for already."""
+class Started(Generic[Result]):
+    """Awaits the rest of a coroutine, beginning with what it waits for already.
+
+    Args:
+        coroutine: See `go_on_as_task`.
+        awaited: See there.
+    """
 
     def __init__(self, coroutine: Coroutine[Any, Any, Result], awaited: Any) -> None:
         self._coroutine = coroutine
         self._awaited = awaited
+
+    def close(self, _task: object = None) -> None:
+        """Ends the coroutine if nobody has gone on with it.
+
+        A task that is cancelled before its first step ends without one, and would leave it waiting.
+        """
+        if isinstance(self._awaited, asyncio.Future):
+            self._awaited.cancel()
+        self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, Result]:
         coroutine, awaited = self._coroutine, self._awaited
@@ -44,8 +61,12 @@ class _Rest(Generic[Result]):
                 yield awaited
             except BaseException as error:  # a cancellation above all: it is the coroutine's
                 thrown = error
+            # A future keeps its failure, whose traceback would keep this frame, and it the future.
+            awaited = self._awaited = None
             try:
                 awaited = coroutine.send(None) if thrown is None else coroutine.throw(thrown)
             except StopIteration as done:
                 result: Result = done.value
                 return result
+            finally:
+                del thrown

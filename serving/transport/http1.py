@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import email.utils
 import logging
 import math
 import re
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import httptools
 
@@ -32,6 +31,8 @@ from contract.errors import (
 from serving.context import RequestContext
 from serving.transport.admission import MemoryBudget, Reservation
 from serving.transport.driving import go_on_as_task
+from serving.transport.listener import Peer
+from serving.transport.wrong_port import PREFACE, WrongPort
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together; more is 431."""
@@ -41,9 +42,11 @@ MAX_HEADERS = 256
 SLICE_S = 0.0007
 """How long one connection's requests may hold the event loop before others have their turn."""
 
+QUIET_S = 0.4
+"""How long a connection that is to go is left to a request that may be under way to it."""
+
 LINGER_S = 2.0
-"""How long a connection that was told to close may go on sending: closed with bytes unread, it
-would be reset, and the answer lost with it."""
+"""How long a caller may go on sending once it was told that the connection closes."""
 
 DISCARD_S = 10.0
 """The same where a body that was refused is still under way."""
@@ -51,24 +54,24 @@ DISCARD_S = 10.0
 STALLED_S = 60.0
 """How long a caller may read nothing of an answer."""
 
-SWEEP_S = 0.25
-_SWEEP_CLOSES = 200
-"""Connections closed in one turn of the loop."""
-
 _MAX_DISCARDED_BYTES = 1024 * 1024
 """What is left of a refused body is read up to this size, so that the connection stays open."""
 
 _MAX_AHEAD_BYTES = 64 * 1024
 """Pipelined bytes kept while a call is in flight."""
 
+_MAX_KNOWN_BYTES = 4096
+"""Heads remembered, one a connection."""
+
 _MAX_LINE_BYTES = 1024
 _CHUNKS_AT_A_TIME = 400
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_HTTP_1_1_REQUIRED = 0xD
 
 _REASONS = {
     200: b"OK",
@@ -123,32 +126,19 @@ class Request:
         body: b"" until it is read.
         context: Of the work for it.
         reservation: What it holds of the memory budget.
+        keeps_alive: Whether the connection stays open for another one.
     """
 
-    __slots__ = (
-        "body",
-        "content_length",
-        "context",
-        "headers",
-        "is_chunked",
-        "keeps_alive",
-        "method",
-        "reservation",
-        "target",
-        "wants_continue",
-    )
+    __slots__ = ("body", "context", "headers", "keeps_alive", "method", "reservation", "target")
 
-    def __init__(self, method: str, target: str, headers: Mapping[bytes, bytes]) -> None:
-        self.method = method
-        self.target = target
-        self.headers = headers
+    def __init__(self, head: Head, context: RequestContext, reservation: Reservation) -> None:
+        self.method = head.method
+        self.target = head.target
+        self.headers: Mapping[bytes, bytes] = head.headers
+        self.keeps_alive = head.keeps_alive
         self.body: bytes | bytearray = b""
-        self.keeps_alive = True
-        self.is_chunked = False
-        self.content_length = 0
-        self.wants_continue = False
-        self.context: RequestContext
-        self.reservation: Reservation
+        self.context = context
+        self.reservation = reservation
 
     def find_header(self, name: bytes) -> str | None:
         """The value of a header, None when there is none; bytes that are no text are escaped."""
@@ -182,127 +172,59 @@ class Service(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """What connections and requests may take.
+    """What requests may take.
 
     Attributes:
         max_body_bytes: As sent.
         large_body_text: What to say of a larger one.
         call_timeout_s: From a request's head to its answer.
         call_timeout_text: What to say when it is over.
-        header_timeout_s: From the first byte (of a new connection: from its beginning) to the
-            end of the head.
-        idle_timeout_s: Between two requests; 0 for no limit.
-        max_connection_age_s: After it, `Connection: close`; 0 for no limit.
-        http2_text: What is told to clients that speak HTTP/2.
     """
 
     max_body_bytes: int
     large_body_text: str
     call_timeout_s: float
     call_timeout_text: str
-    header_timeout_s: float = 10.0
-    idle_timeout_s: float = 0.0
-    max_connection_age_s: float = 0.0
-    http2_text: str = "this port speaks HTTP/1.1"
 
 
-class Http1Connections:
-    """All HTTP/1.1 connections of a server.
+class Http1:
+    """What all connections of a port have in common.
 
     Args:
         service: Answers.
-        limits: Of all of them.
+        limits: Of requests.
         budget: Memory.
-        observe_malformed: Is told of bytes that are no HTTP.
-
-    Attributes:
-        is_draining: Whether answers say `Connection: close`.
+        http2_text: What is told to clients that speak HTTP/2.
     """
 
     def __init__(
-        self,
-        service: Service,
-        limits: Limits,
-        budget: MemoryBudget,
-        observe_malformed: Callable[[], None] = lambda: None,
+        self, service: Service, limits: Limits, budget: MemoryBudget, *, http2_text: str
     ) -> None:
         self.service = service
         self.limits = limits
         self.budget = budget
-        self.observe_malformed = observe_malformed
-        self.is_draining = False
-        self._open: set[Http1Connection] = set()
-        self._sweeper: asyncio.TimerHandle | None = None
+        self.http2_text = http2_text
         self._date = (0, b"")
 
-    def make(self) -> Http1Connection:
-        """The protocol of a new connection."""
-        return Http1Connection(self)
-
-    def add(self, connection: Http1Connection) -> None:
-        """A connection was made."""
-        self._open.add(connection)
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
-
-    def remove(self, connection: Http1Connection) -> None:
-        """A connection is gone."""
-        self._open.discard(connection)
-
-    @property
-    def num_open(self) -> int:
-        """Connections that are open."""
-        return len(self._open)
-
-    async def drain(self, grace_s: float, quiet_s: float = 0.4) -> bool:
-        """Answers what still comes, with `Connection: close`, and closes what is quiet.
-
-        Args:
-            grace_s: After it, everything is closed.
-            quiet_s: A connection without a request for so long is closed.
-
-        Returns:
-            Whether no request was given up.
-        """
-        self.is_draining = True
-        begin = time.monotonic()
-        while self._open and (now := time.monotonic()) < begin + grace_s:
-            for connection in list(self._open):
-                connection.close_if_quiet(max(begin, connection.quiet_since) + quiet_s, now)
-            await asyncio.sleep(min(0.02, grace_s))
-        was_idle = not any(connection.is_busy for connection in self._open)
-        self.close()
-        await asyncio.sleep(0)
-        return was_idle
-
-    def close(self) -> None:
-        """Closes every connection at once."""
-        for connection in list(self._open):
-            connection.abort()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+    def make_peer(self) -> Http1Peer:
+        """A new connection."""
+        return Http1Peer(self)
 
     def format_date(self) -> bytes:
-        """The Date header of an answer, made once a second."""
+        """The Date header of an answer, made once a second, and the beginning of the next."""
         now = int(time.time())
         if now != self._date[0]:
-            text = email.utils.formatdate(now, usegmt=True)
-            self._date = (now, b"Date: %s\r\nContent-Length: " % text.encode())
+            self._date = (now, b"Date: %s\r\nContent-Length: " % format_date(now).encode())
         return self._date[1]
 
-    def _sweep(self) -> None:
-        now = time.monotonic()
-        num_closed = 0
-        for connection in list(self._open):
-            if connection.check(now):
-                num_closed += 1
-                if num_closed >= _SWEEP_CLOSES:
-                    break
-        wait_s = SWEEP_S if num_closed < _SWEEP_CLOSES else 0.01
-        self._sweeper = None
-        if self._open:
-            self._sweeper = asyncio.get_running_loop().call_later(wait_s, self._sweep)
+
+def format_date(seconds: float) -> str:
+    """Seconds since the epoch as RFC 9110, 5.6.7, has it, whatever the locale says."""
+    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(seconds)
+    return (
+        f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} "
+        f"{hour:02}:{minute:02}:{second:02} GMT"
+    )
 
 
 class MalformedError(Exception):
@@ -318,19 +240,47 @@ class MalformedError(Exception):
 
 
 class Head:
-    """What httptools finds in the head of a request; is fed up to its end and no further."""
+    """What httptools finds in the head of a request; is fed up to its end and no further.
 
-    __slots__ = ("_parser", "headers", "is_complete", "target")
+    Attributes:
+        method: For example `POST`.
+        target: See `Request`.
+        headers: See `Request`.
+        keeps_alive: See `Request`.
+        content_length: 0 when there is no such header.
+        is_chunked: Whether the body is in the chunked coding.
+        wants_continue: Whether the body comes after `100 Continue`.
+        is_complete: Whether the rest is known.
+    """
+
+    __slots__ = (
+        "_parser",
+        "_url",
+        "content_length",
+        "headers",
+        "is_chunked",
+        "is_complete",
+        "keeps_alive",
+        "method",
+        "target",
+        "wants_continue",
+    )
 
     def __init__(self) -> None:
-        self._parser = httptools.HttpRequestParser(self)
-        self.target = b""
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._url = b""
+        self.method = ""
+        self.target = ""
         self.headers: dict[bytes, bytes] = {}
+        self.keeps_alive = True
+        self.content_length = 0
+        self.is_chunked = False
+        self.wants_continue = False
         self.is_complete = False
 
     def on_url(self, part: bytes) -> None:
         """Part of the target."""
-        self.target += part
+        self._url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header line."""
@@ -369,42 +319,41 @@ class Head:
             if not self.is_complete:
                 raise MalformedError(str(error)) from None
 
-    def make_request(self) -> Request:
-        """The request, once the head is complete.
+    def finish(self) -> None:
+        """Reads what the headers say of the message, once they are complete.
 
         Raises:
-            MalformedError: It says contradictory things, or of another version.
+            MalformedError: They say contradictory things, or it is of another version.
         """
+        if not self.is_complete:
+            raise MalformedError("the head is empty")
         version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise MalformedError(f"HTTP/{version} is not spoken here; HTTP/1.1 is", 505)
+        self.method = self._parser.get_method().decode()
+        self.target = _decode_target(self._url)
+        self._parser = None  # they hold each other
         headers = self.headers
-        method = self._parser.get_method().decode()
-        request = Request(method, _decode_target(self.target), headers)
-        length = headers.get(b"content-length")
-        if length is not None:
-            request.content_length = int(length)
+        self.content_length = int(headers.get(b"content-length", 0))
         coding = headers.get(b"transfer-encoding")
         if coding is not None:
             if version == "1.0":
                 raise MalformedError("HTTP/1.0 has no Transfer-Encoding")
             if coding.lower() != b"chunked":
                 raise MalformedError("the only Transfer-Encoding understood is chunked", 501)
-            request.is_chunked = True
+            self.is_chunked = True
         connection = headers.get(b"connection")
-        if connection is None:
-            request.keeps_alive = version == "1.1"
-        else:
+        self.keeps_alive = version == "1.1"
+        if connection is not None:
             options = [one.strip() for one in connection.lower().split(b",")]
-            request.keeps_alive = b"close" not in options and (
+            self.keeps_alive = b"close" not in options and (
                 version == "1.1" or b"keep-alive" in options
             )
         expected = headers.get(b"expect")
         if expected is not None and version == "1.1":
             if expected.lower() != b"100-continue":
                 raise MalformedError("the only expectation understood is 100-continue", 417)
-            request.wants_continue = True
-        return request
+            self.wants_continue = True
 
 
 def _decode_target(target: bytes) -> str:
@@ -503,31 +452,34 @@ class ChunkReader:
 
 
 # What a connection does.
-_HEAD, _BODY, _CALL, _DISCARD, _LEAVING, _GONE = range(6)
+_HEAD, _BODY, _CALL, _DISCARD, _STRANGER, _LEAVING, _GONE = range(7)
 
 
-class Http1Connection(asyncio.Protocol):
+class Http1Peer(Peer):
     """One connection: reads a request, answers it, reads the next."""
 
-    def __init__(self, connections: Http1Connections) -> None:
-        self._all = connections
-        self._service = connections.service
-        self._limits = connections.limits
+    def __init__(self, http: Http1) -> None:
+        self._http = http
+        self._service = http.service
+        self._limits = http.limits
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
         self._state = _HEAD
-        self._born = self.quiet_since = time.monotonic()
-        self._due = self._born + self._limits.header_timeout_s
+        self._due = math.inf
+        self._quiet_since = 0.0
+        self._going_since = math.inf
         self._data = b""
         self._at = 0  # what of _data is read
         self._fed = 0  # what of _data the parser has seen, from _at on
         self._head: Head | None = None
+        self._known_head = b""  # the last one, and what it said
+        self._known: Head | None = None
         self._request: Request | None = None
         self._chunks: ChunkReader | None = None
         self._left = 0  # of a body
         self._body = bytearray()
         self._task: asyncio.Task[Answer] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stranger: WrongPort | None = None
         self._is_late = False
         self._is_at_end = False
         self._out: list[bytes] = []
@@ -535,13 +487,58 @@ class Http1Connection(asyncio.Protocol):
         self._is_reading_paused = False
         self._is_scheduled = False
         self._num_unsent = 0
-        self._progress_at = self._born
+        self._progress_at = 0.0
+
+    # What the listener calls.
+
+    def begin(self) -> None:
+        self._quiet_since = self.begun
+        self._due = self.begun + self.listener.limits.header_timeout_s
+
+    def lose(self) -> None:
+        self._abandon()
+        self._state = _GONE
+
+    def leave(self) -> None:
+        if math.isinf(self._going_since):
+            self._going_since = time.monotonic()
+
+    def look(self, now: float) -> None:
+        if self._is_writing_paused or self.is_hung_up:
+            num_unsent = self.transport.get_write_buffer_size()
+            if num_unsent:
+                if num_unsent < self._num_unsent:
+                    self._progress_at = now
+                self._num_unsent = num_unsent
+                if now >= self._progress_at + STALLED_S:
+                    self.transport.abort()
+                return
+        super().look(now)
+
+    def watch(self, now: float) -> None:
+        if self._state == _LEAVING:
+            if now >= self._due:
+                self.hang_up()
+        elif self._state in (_HEAD, _DISCARD, _STRANGER) and now >= self._due:
+            if self._head is not None:
+                self._note_malformed("the head of a request took too long")
+            self.transport.abort()
+        elif self._is_idle and (
+            now >= self.goes or now >= max(self._going_since, self._quiet_since) + QUIET_S
+        ):
+            self._leave()
+
+    @property
+    def is_busy(self) -> bool:
+        return self._request is not None or (
+            self._is_writing_paused and self.transport.get_write_buffer_size() > 0
+        )
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._state == _HEAD and self._head is None and self._at >= len(self._data)
 
     # What asyncio calls.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
-        self._all.add(self)
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -561,71 +558,21 @@ class Http1Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The caller sends no more, and has left if it waits for an answer; what waits its turn
         is still answered, as far as that is quick."""
-        if self._is_scheduled and self._state == _HEAD and self._transport.can_write_eof():
+        if self._is_scheduled and self._state == _HEAD and self.transport.can_write_eof():
             self._is_at_end = True
             return True
         self._abandon()
         return False
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._abandon()
-        self._state = _GONE
-        self._all.remove(self)
-
     def pause_writing(self) -> None:
         self._is_writing_paused = True
-        self._num_unsent = self._transport.get_write_buffer_size()
+        self._num_unsent = self.transport.get_write_buffer_size()
         self._progress_at = time.monotonic()
         self._pause_reading()
 
     def resume_writing(self) -> None:
         self._is_writing_paused = False
         self._schedule()
-
-    # What the server calls.
-
-    def check(self, now: float) -> bool:
-        """Whether the connection was closed, as its time is over."""
-        if self._is_writing_paused or self._state == _LEAVING:
-            num_unsent = self._transport.get_write_buffer_size()
-            if num_unsent and num_unsent < self._num_unsent:
-                self._progress_at = now
-                self._due = max(self._due, now + LINGER_S)
-            self._num_unsent = num_unsent
-            if num_unsent and now < self._progress_at + STALLED_S:
-                return False
-            if num_unsent:
-                self.abort()
-                return True
-        if self._due <= now and self._state in (_HEAD, _DISCARD, _LEAVING):
-            self.abort()
-            return True
-        age = self._limits.max_connection_age_s
-        if age and self._is_idle and now - self._born > age:
-            self._leave()
-            return True
-        return False
-
-    def close_if_quiet(self, when: float, now: float) -> None:
-        """Closes the connection if no request came until `when`."""
-        if self._is_idle and now >= when:
-            self._leave()
-
-    def abort(self) -> None:
-        """Closes at once."""
-        if self._state != _GONE:
-            self._abandon()
-            self._state = _GONE
-            self._transport.abort()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a request is being read or answered."""
-        return self._request is not None
-
-    @property
-    def _is_idle(self) -> bool:
-        return self._state == _HEAD and self._head is None and self._at >= len(self._data)
 
     # Reading.
 
@@ -661,7 +608,7 @@ class Http1Connection(asyncio.Protocol):
             self._pause_reading()
         elif self._is_reading_paused and not self._is_writing_paused and self._state != _GONE:
             self._is_reading_paused = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
 
     def _step(self) -> bool:
         """Does one thing; whether there may be more to do."""
@@ -673,16 +620,26 @@ class Http1Connection(asyncio.Protocol):
             return self._read_body()
         if self._state == _DISCARD:
             return self._discard()
+        if self._state == _STRANGER:
+            return self._talk_to_stranger()
         return False
 
     def _read_head(self) -> bool:
         data, start = self._data, self._at
         if start >= len(data):
             return False
-        head = self._head or self._begin_head()
+        head = self._head
         if head is None:
-            return False
-        start = self._at
+            known = self._known_head
+            if known and data.startswith(known, start):  # a client's calls are much alike
+                assert self._known is not None
+                self._at = start + len(known)
+                self._begin(self._known)
+                return True
+            head = self._begin_head()
+            if head is None:
+                return self._state == _STRANGER
+            start = self._at
         end = data.find(b"\r\n\r\n", start + max(0, self._fed - 3))
         if (len(data) if end < 0 else end) - start > MAX_HEAD_BYTES:
             raise MalformedError(f"the head is larger than {MAX_HEAD_BYTES} bytes", 431)
@@ -693,10 +650,12 @@ class Http1Connection(asyncio.Protocol):
                 raise MalformedError("the head does not end in CR LF CR LF")
             return False
         head.feed(data[start + self._fed : end + 4])
-        if not head.is_complete:
-            raise MalformedError("the head is empty")
+        head.finish()
         self._at = end + 4
         self._head = None
+        if self._at - start <= _MAX_KNOWN_BYTES:
+            self._known_head = data[start : self._at]
+            self._known = head
         self._begin(head)
         return True
 
@@ -705,50 +664,49 @@ class Http1Connection(asyncio.Protocol):
         data, start = self._data, self._at
         if data.startswith(b"\r\n", start):  # RFC 9112, 2.2
             self._at = start = start + 2
-        if data.startswith(b"PRI", start):
-            if data.startswith(_PREFACE, start):
-                self._refuse_http2()
+        if data.startswith(b"P", start):
+            if data.startswith(PREFACE, start):
+                self._greet_stranger()
                 return None
-            if _PREFACE.startswith(data[start:]):
+            if PREFACE.startswith(data[start : start + len(PREFACE)]):
+                wait_s = self.listener.limits.header_timeout_s
+                self._due = min(self._due, time.monotonic() + wait_s)
                 return None
         self._head = Head()
         self._fed = 0
-        self._due = time.monotonic() + self._limits.header_timeout_s
+        self._due = time.monotonic() + self.listener.limits.header_timeout_s
         return self._head
 
     def _begin(self, head: Head) -> None:
         """A head is complete: admits the request, or refuses it."""
-        request = head.make_request()
-        request.reservation = self._all.budget.open(self)
-        context = request.context = RequestContext(
-            self, time.monotonic() + self._limits.call_timeout_s, request.reservation.grow
+        reservation = self._http.budget.open(self)
+        context = RequestContext(
+            self, time.monotonic() + self._limits.call_timeout_s, reservation.grow
         )
-        self._request = request
+        self._request = request = Request(head, context, reservation)
         refusal = self._service.begin(request)
-        if refusal is None and request.content_length > self._limits.max_body_bytes:
+        length = head.content_length
+        if refusal is None and length > self._limits.max_body_bytes:
             refusal = self._service.refuse(
                 request, ResourceExhaustedError(self._limits.large_body_text)
             )
-        length = request.content_length
-        if not (length or request.is_chunked):
+        if not (length or head.is_chunked):
             if refusal is None:
                 self._start(request)
             else:
                 self._finish(request, refusal)
             return
-        if refusal is None:
-            self._state = _BODY
-            self._left = length
-            self._chunks = ChunkReader() if request.is_chunked else None
-            if self._at + length > len(self._data) or request.is_chunked:
-                self._set_timer(context.deadline)
-                if request.wants_continue and self._at >= len(self._data):
-                    self._out.append(_CONTINUE)
-                    self._flush()
-            return
         self._left = length
-        self._chunks = ChunkReader() if request.is_chunked else None
-        self._give_up_body(request, refusal)
+        self._chunks = ChunkReader() if head.is_chunked else None
+        if refusal is not None:
+            self._give_up_body(request, refusal)
+            return
+        self._state = _BODY
+        if head.is_chunked or self._at + length > len(self._data):
+            self._set_timer(context.deadline)
+            if head.wants_continue and self._at >= len(self._data):
+                self._out.append(_CONTINUE)
+                self._flush()
 
     def _read_body(self) -> bool:
         request = self._request
@@ -796,10 +754,11 @@ class Http1Connection(asyncio.Protocol):
     def _give_up_body(self, request: Request, refusal: Answer) -> None:
         """Refuses a request whose body is still to come: reads the rest, or closes."""
         self._body = bytearray()
-        if request.wants_continue or request.is_chunked or self._left > _MAX_DISCARDED_BYTES:
+        if b"expect" in request.headers or self._chunks or self._left > _MAX_DISCARDED_BYTES:
             request.keeps_alive = False
             self._finish(request, refusal)
             self._due = time.monotonic() + DISCARD_S
+            self.linger(DISCARD_S)
             return
         left = self._left
         self._finish(request, refusal)
@@ -868,11 +827,9 @@ class Http1Connection(asyncio.Protocol):
         """Writes an answer, and turns to the next request."""
         self._drop_request()
         now = time.monotonic()
-        all_ = self._all
-        closes = not request.keeps_alive
-        if not closes and self._at >= len(self._data):
-            age = self._limits.max_connection_age_s
-            closes = all_.is_draining or (age > 0 and now - self._born > age)
+        closes = not request.keeps_alive or (
+            self._at >= len(self._data) and (now >= self._going_since or now >= self.goes)
+        )
         body = answer.body
         line = _STATUS_LINES.get(answer.status) or b"HTTP/1.1 %d \r\n" % answer.status
         end = b"\r\n\r\n"
@@ -880,9 +837,9 @@ class Http1Connection(asyncio.Protocol):
             end = b"\r\nConnection: close\r\n\r\n"
         elif b"connection" in request.headers:
             end = b"\r\nConnection: keep-alive\r\n\r\n"
-        head = b"%s%s%s%d%s" % (line, answer.head, all_.format_date(), len(body), end)
+        head = b"%s%s%s%d%s" % (line, answer.head, self._http.format_date(), len(body), end)
         self._out.append(head if request.method == "HEAD" else head + body)
-        self.quiet_since = now
+        self._quiet_since = now
         if closes:
             self._leave()
         else:
@@ -890,8 +847,7 @@ class Http1Connection(asyncio.Protocol):
 
     def _expect_head(self) -> None:
         self._state = _HEAD
-        idle_s = self._limits.idle_timeout_s
-        self._due = self.quiet_since + idle_s if idle_s else math.inf
+        self._due = self._quiet_since + self.listener.limits.idle_timeout_s
 
     def _drop_request(self) -> None:
         """Nothing more is done for the request in hand."""
@@ -963,36 +919,48 @@ class Http1Connection(asyncio.Protocol):
         self._state = _LEAVING
         self._data = b""
         self._at = 0
-        self._due = self._progress_at = time.monotonic()
-        self._due += LINGER_S
-        self._num_unsent = self._transport.get_write_buffer_size()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+        self._progress_at = time.monotonic()
+        self._due = self._progress_at + LINGER_S
+        self._num_unsent = self.transport.get_write_buffer_size()
+        if self.transport.can_write_eof():
+            self.hang_up()
         if self._is_reading_paused and not self._is_at_end:
             self._is_reading_paused = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
+
+    def _note_malformed(self, text: str) -> None:
+        self.listener.note_malformed()
+        _log.debug("%s: %s", self.transport.get_extra_info("peername"), text)
 
     def _refuse_malformed(self, error: MalformedError) -> None:
-        self._all.observe_malformed()
-        _log.debug("malformed bytes: %s", error)
+        self._note_malformed(str(error))
         self._drop_request()
         answer = self._service.refuse_malformed(error.status, str(error))
         line = _STATUS_LINES.get(error.status) or b"HTTP/1.1 %d \r\n" % error.status
         self._out.append(
             b"%s%s%s%d\r\nConnection: close\r\n\r\n%s"
-            % (line, answer.head, self._all.format_date(), len(answer.body), answer.body)
+            % (line, answer.head, self._http.format_date(), len(answer.body), answer.body)
         )
         self._leave()
 
-    def _refuse_http2(self) -> None:
-        """Tells a client of HTTP/2, in its words, what this port speaks (RFC 9113, 6.8)."""
-        self._all.observe_malformed()
-        _log.debug("malformed bytes: the preface of HTTP/2")
-        text = self._limits.http2_text.encode()
-        settings = b"\0\0\0\4\0\0\0\0\0"
-        goaway = (8 + len(text)).to_bytes(3, "big") + b"\7\0\0\0\0\0\0\0\0\0"
-        self._out.append(settings + goaway + _HTTP_1_1_REQUIRED.to_bytes(4, "big") + text)
-        self._leave()
+    def _greet_stranger(self) -> None:
+        """Begins to tell a client of HTTP/2 what this port speaks."""
+        self._note_malformed("the preface of HTTP/2")
+        self._at += len(PREFACE)
+        self._stranger = WrongPort(self._http.http2_text)
+        self._state = _STRANGER
+        self._due = time.monotonic() + self.listener.limits.header_timeout_s
+
+    def _talk_to_stranger(self) -> bool:
+        stranger = self._stranger
+        assert stranger is not None
+        stranger.read(self._data[self._at :])
+        self._at = len(self._data)
+        self._out.append(stranger.out)
+        stranger.out = b""
+        if stranger.is_done:
+            self._leave()
+        return False
 
     # Writing.
 
@@ -1000,9 +968,9 @@ class Http1Connection(asyncio.Protocol):
         out = self._out
         if out and self._state != _GONE:
             self._out = []
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def _pause_reading(self) -> None:
         if not self._is_reading_paused and self._state != _GONE:
             self._is_reading_paused = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()

@@ -24,7 +24,7 @@ class Compression(enum.IntEnum):
 
 
 def inflate(
-    data: bytes | memoryview,
+    data: bytes | bytearray | memoryview,
     compression: Compression,
     *,
     max_bytes: int,

@@ -26,6 +26,7 @@ from serving.monitoring.metrics import Metrics
 from serving.versions.manager import raise_failures
 from serving.versions.states import VersionStatus, choose_states
 from serving.workers.shared_state import MetricsDump, Place, Refusal, WorkerState
+from serving.workers.suspects import LoadGuard
 
 CATCH_UP_S = 10.0
 """How long a worker that lags behind tries to accept a reload that another has accepted."""
@@ -58,7 +59,9 @@ class WorkerGroup:
         self._slot = place.slot
         self.is_replacement = place.is_replacement
         self.metrics = Metrics(list_versions=self.snapshot, is_ready=self.is_ready)
-        self.manager = make_manager(config, self.metrics, trials)
+        self.manager = make_manager(
+            config, self.metrics, trials, LoadGuard(place.shared, place.slot).watch
+        )
         self.acquire = self.manager.acquire  # each worker serves from its own memory
         self._watchers: list[Callable[[], None]] = []
         self._was_ready: bool | None = None

@@ -28,6 +28,7 @@ import msgspec
 from contract.errors import Code, ServableUnavailableError
 from serving.config.models import ModelConfig
 from serving.monitoring.instruments import Dump, add_dumps
+from serving.versions.lifecycle import Fingerprint
 from serving.versions.manager import Failure
 from serving.versions.states import VersionStatus
 
@@ -43,10 +44,15 @@ LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _RETIRED = "retired"
 _MODELS = "models"
+_SUSPECTS = {True: "convicted", False: "suspected"}
+_MAX_SUSPECTS = 1000
 _WISH, _GENERATION, _FIRST_SLOT = 0, 1, 2  # where numbers are in the page
 _BEAT, _FIRST_COUNT = 0, 1  # and where among those of a slot
 _NUM_COUNTS = 2
 _NUM_NUMBERS = _FIRST_COUNT + _NUM_COUNTS
+
+Suspect = tuple[str, Fingerprint]
+"""A version's directory, and its files as they were."""
 
 Kept = TypeVar("Kept")
 Missing = TypeVar("Missing")
@@ -249,6 +255,28 @@ class SharedState:
                         ) from None
                 time.sleep(_POLL_S)
             yield
+
+    # Versions that workers load, and under which they died: see `serving.workers.suspects`.
+
+    def write_loading(self, slot: int, suspects: Sequence[Suspect]) -> None:
+        """Says what a worker loads."""
+        if suspects:
+            self._replace(f"{slot}.loading", pickle.dumps(list(suspects)))
+        else:
+            (self.folder / f"{slot}.loading").unlink(missing_ok=True)
+
+    def read_loading(self, slot: int) -> list[Suspect]:
+        """What a worker was loading when it last said so."""
+        return self._unpickle(f"{slot}.loading", list, list)
+
+    def add_suspects(self, suspects: Sequence[Suspect], *, is_certain: bool) -> None:
+        """Keeps versions under one of which a worker died; the supervisor alone does."""
+        known = self.read_suspects(is_certain=is_certain)
+        self._replace(_SUSPECTS[is_certain], pickle.dumps([*known, *suspects][-_MAX_SUSPECTS:]))
+
+    def read_suspects(self, *, is_certain: bool) -> list[Suspect]:
+        """Versions under which a worker died, or under one of which it did."""
+        return self._unpickle(_SUSPECTS[is_certain], list, list)
 
     def _replace(self, name: str, data: bytes) -> None:
         partial = self.folder / f".{name}.{os.getpid()}"

@@ -28,6 +28,7 @@ from serving.engines.trial_load import prepare_trials
 from serving.server import DRAIN_MARGIN_S
 from serving.workers.liveness import Liveness
 from serving.workers.shared_state import Place, SharedState
+from serving.workers.suspects import convict
 
 _STOPPING = frozenset((signal.SIGTERM, signal.SIGINT))
 _LISTENING = signal.SIGUSR1  # a worker says that it takes calls
@@ -201,8 +202,11 @@ class Supervisor:
                 pid, status = os.waitpid(slot.pid, os.WNOHANG)
                 if pid:
                     slot.pid = 0
+                    code = os.waitstatus_to_exitcode(status)
                     self._shared.forget(slot.number)
-                    self._note_end(slot, os.waitstatus_to_exitcode(status))
+                    for directory in convict(self._shared, slot.number, code):
+                        logger.error("worker %d died while it loaded %s", slot.number, directory)
+                    self._note_end(slot, code)
 
     def _note_end(self, slot: _Slot, code: int) -> None:
         if self._is_stopping:

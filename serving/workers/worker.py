@@ -16,6 +16,7 @@ from contract.errors import ConfigError
 from serving.config.models import read_model_configs
 from serving.config.server import ServerConfig
 from serving.engines.loading import Trials
+from serving.logs import LineFormatter
 from serving.server import Server, bound_drain
 from serving.workers.group import WorkerGroup
 from serving.workers.shared_state import BEAT_S, Place
@@ -44,9 +45,7 @@ class Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         who = f"worker {self._place.slot}"
         for handler in logging.getLogger().handlers:
-            handler.setFormatter(
-                logging.Formatter(f"%(asctime)s %(levelname).1s %(name)s] {who}: %(message)s")
-            )
+            handler.setFormatter(LineFormatter(who))
 
     async def serve(self) -> int:
         """Serves; returns the exit code."""

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from contract.errors import (
     ConfigError,
+    DeadlineExceededError,
     InternalError,
     ManifestError,
     SignatureNotFoundError,
@@ -140,6 +141,26 @@ def test_chunks_give_what_the_whole_batch_gives(
     chunked = model.predict(batch)["probabilities"]
     assert chunked.shape == (num_rows, 10)
     np.testing.assert_allclose(chunked, whole.predict(batch)["probabilities"], atol=1e-6)
+
+
+def test_a_run_ends_between_chunks_when_nobody_wants_it(model: LiteModel) -> None:
+    program = model.find_program()
+    batch = {"images": make_rows(200)}
+    wanted = program.run(batch)["probabilities"]
+    asked = 0
+
+    def proceed() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise DeadlineExceededError("the deadline passed")
+
+    with pytest.raises(DeadlineExceededError):
+        program.run(batch, proceed=proceed)
+    assert asked == 2
+    asked = 2
+    np.testing.assert_array_equal(program.run(batch, proceed=proceed)["probabilities"], wanted)
+    assert asked == 2 + 3
 
 
 def test_answers_are_those_of_the_public_signature_runner(folder: Path, model: LiteModel) -> None:

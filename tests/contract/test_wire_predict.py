@@ -13,6 +13,7 @@ from contract.wire.plumbline_wire import predict_pb2, tensor_pb2
 from contract.wire.predict import (
     _REQUEST_TAGS,
     Unusual,
+    _forms,
     decode_model_spec,
     decode_predict_request,
     decode_predict_response,
@@ -332,3 +333,95 @@ def test_what_is_not_in_serializer_order_is_left_to_protobuf():
     with pytest.raises(Unusual):
         scan_tensor(body, 0, len(body))
     assert decode_tensor(body).shape == ()
+
+
+def read_or_fail(body: bytes) -> object:
+    try:
+        spec, arrays, output_filter = decode_predict_request(body)
+    except PlumblineError as error:
+        return type(error), error.message
+    return spec, output_filter, {name: (a.dtype, a.shape, a.tolist()) for name, a in arrays.items()}
+
+
+def remember(body: bytes) -> None:
+    _forms.clear()
+    decode_predict_request(body)
+    assert _forms
+
+
+TWO = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(2, dtype=np.uint8)}
+
+
+@pytest.mark.parametrize("use_tensor_content", [True, False])
+@pytest.mark.parametrize("output_filter", [(), ("scores",)])
+def test_a_remembered_form_changes_no_reading(use_tensor_content, output_filter):
+    batch = TWO if use_tensor_content else {"a": TWO["a"], "b": TWO["a"] + 1}
+    body = encode_predict_request(
+        SPEC, batch, output_filter=output_filter, use_tensor_content=use_tensor_content
+    )
+    for position in range(len(body)):
+        for flip in (0x01, 0x80, 0xFF):
+            changed = bytearray(body)
+            changed[position] ^= flip
+            _forms.clear()
+            wanted = read_or_fail(bytes(changed))
+            remember(body)
+            assert read_or_fail(bytes(changed)) == wanted, position
+
+
+@given(specs, batches, st.booleans())
+def test_messages_that_differ_in_values_alone_are_read_by_the_form_of_the_first(
+    spec, batch, use_tensor_content
+):
+    first = {
+        name: np.zeros_like(array) if array.dtype != object else array
+        for name, array in batch.items()
+    }
+    for one in (first, batch, first):
+        body = encode_predict_request(spec, one, use_tensor_content=use_tensor_content)
+        read_spec, read, _ = decode_predict_request(body)
+        assert read_spec == spec
+        assert read.keys() == one.keys()
+        assert all(same(read[name], one[name]) for name in one)
+
+
+def test_remembered_forms_are_bounded():
+    for size in range(1, 600):
+        decode_predict_request(encode_predict_request(SPEC, {"a": np.zeros(size, np.float32)}))
+        assert len(_forms) <= 256
+    _forms.clear()
+    decode_predict_request(encode_predict_request(SPEC, {"a" * 5000: np.zeros(9, np.float32)}))
+    assert not _forms
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_any_buffer_is_read(kind):
+    words = np.array([b"a", b"bc"], object)
+    batch = TWO | {"words": words, "numbers": np.array([3, -1], np.int64)}
+    for one, content in ((TWO, True), (batch, False)):
+        body = encode_predict_request(
+            SPEC, one, output_filter=["scores"], use_tensor_content=content
+        )
+        for _ in range(2):  # scanned, and by its form
+            spec, read, output_filter = decode_predict_request(kind(body))
+            assert (spec, output_filter) == (SPEC, ("scores",))
+            assert all(same(read[name], one[name]) for name in one)
+
+
+@given(specs, batches, st.booleans())
+def test_an_answer_is_what_protobuf_would_write(spec, batch, use_tensor_content):
+    body = encode_predict_response(spec, batch, use_tensor_content=use_tensor_content)
+    message = predict_pb2.PredictResponse.FromString(body)
+    assert model_spec_from_proto(message.model_spec) == spec
+    assert message.outputs.keys() == batch.keys()
+    for name, array in batch.items():
+        assert same(from_tensor_proto(message.outputs[name]), array)
+        head = message.outputs[name]
+        assert bool(head.tensor_content) <= use_tensor_content
+
+
+def test_arrays_that_are_not_contiguous_are_answered_in_their_order():
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for one in (array.T, array[::2], np.broadcast_to(np.float32(3), (2, 2))):
+        _, read = decode_predict_response(encode_predict_response(SPEC, {"y": one}))
+        assert same(read["y"], np.ascontiguousarray(one))

@@ -44,7 +44,7 @@ HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS = 1, 2, 3
 INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 4, 5, 6
 MAX_WINDOW = 2**31 - 1
 
-PATIENCE_S = 15
+PATIENCE_S = 10
 """Until a test gives up on a frame that must come."""
 
 Fields = Sequence[tuple[str, str]]
@@ -162,7 +162,97 @@ class Answer:
         return self.trailers.get("grpc-status", self.headers.get("grpc-status", ""))
 
 
-class Peer:
+class Reader:
+    """Understands what a server sends, and refuses what is no HTTP/2.
+
+    Args:
+        max_table_size: SETTINGS_HEADER_TABLE_SIZE of the peer that reads.
+
+    Attributes:
+        frames: All that came so far.
+        settings: The server's, by identifier.
+        answers: By stream.
+    """
+
+    def __init__(self, max_table_size: int = 4096) -> None:
+        self.frames: list[Frame] = []
+        self.settings: dict[int, int] = {}
+        self.answers: dict[int, Answer] = {}
+        self._buffer = bytearray()
+        self._decoder = Decoder()
+        self._decoder.max_allowed_table_size = max_table_size
+        self._block: tuple[int, bytes, bool] | None = None
+        self._given: Counter[int] = Counter()
+
+    def feed(self, octets: bytes) -> None:
+        """Takes what came."""
+        self._buffer += octets
+
+    def take(self) -> Frame | None:
+        """The next frame; None where it is not whole yet."""
+        found = self._take()
+        if found is not None:
+            self.frames.append(found)
+            self._note(found)
+        return found
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether no part of a frame is held."""
+        return not self._buffer
+
+    def _take(self) -> Frame | None:
+        if len(self._buffer) < 9:
+            return None
+        found, length = Frame.parse_frame_header(memoryview(bytes(self._buffer[:9])))
+        if len(self._buffer) < 9 + length:
+            return None
+        body = bytes(self._buffer[9 : 9 + length])
+        del self._buffer[: 9 + length]
+        found.parse_body(memoryview(body))
+        return found
+
+    def _note(self, found: Frame) -> None:
+        if self._block is not None:
+            assert isinstance(found, ContinuationFrame), "a header block was interrupted"
+        if isinstance(found, SettingsFrame) and "ACK" not in found.flags:
+            self.settings.update(found.settings)
+        elif isinstance(found, HeadersFrame):
+            self._block = (found.stream_id, found.data, "END_STREAM" in found.flags)
+        elif isinstance(found, ContinuationFrame) and self._block is not None:
+            stream, begun, is_last = self._block
+            self._block = (stream, begun + found.data, is_last)
+        elif isinstance(found, DataFrame):
+            answer = self._answer(found.stream_id)
+            answer.body += found.data
+            answer.sizes.append(len(found.data))
+            answer.is_ended |= "END_STREAM" in found.flags
+        elif isinstance(found, WindowUpdateFrame):
+            self._given[found.stream_id] += found.window_increment
+        elif isinstance(found, RstStreamFrame):
+            self._answer(found.stream_id).reset_code = found.error_code
+        if self._block is not None and "END_HEADERS" in found.flags:
+            stream, encoded, is_last = self._block
+            self._block = None
+            self._note_block(self._answer(stream), encoded, is_last)
+
+    def _answer(self, stream: int) -> Answer:
+        answer = self.answers.setdefault(stream, Answer())
+        assert not answer.is_ended or answer.reset_code is None, f"more came; {self.frames[-9:]}"
+        return answer
+
+    def _note_block(self, answer: Answer, encoded: bytes, is_last: bool) -> None:
+        fields = {str(name): str(value) for name, value in self._decoder.decode(encoded)}
+        assert all(name == name.lower() for name in fields), fields
+        if answer.headers:
+            answer.trailers = fields
+        else:
+            assert fields[":status"].isdigit(), fields
+            answer.headers = fields
+        answer.is_ended |= is_last
+
+
+class Peer(Reader):
     """A connection; a context manager.
 
     Args:
@@ -172,9 +262,7 @@ class Peer:
         context: For TLS.
 
     Attributes:
-        frames: All that came so far.
-        settings: The server's, by identifier.
-        answers: By stream.
+        is_closed: Whether the server has closed.
     """
 
     def __init__(
@@ -194,16 +282,9 @@ class Peer:
             self.socket.connect(str(address))
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
-        self.frames: list[Frame] = []
-        self.settings: dict[int, int] = {}
-        self.answers: dict[int, Answer] = {}
+        super().__init__(dict(pairs).get(HEADER_TABLE_SIZE, 4096))
         self.is_closed = False
-        self._buffer = bytearray()
-        self._decoder = Decoder()
-        self._decoder.max_allowed_table_size = dict(pairs).get(HEADER_TABLE_SIZE, 4096)
-        self._block: tuple[int, bytes, bool] | None = None
         self._pings = itertools.count(1)
-        self._given: Counter[int] = Counter()
         self._sent: Counter[int] = Counter()
         if handshake:
             self.send(PREFACE, settings(*pairs))
@@ -229,12 +310,12 @@ class Peer:
             return
 
     def send_body(self, stream: int, body: bytes, *, size: int = 16384) -> None:
-        """A request's body to its end, within the windows that the server gives.
+        """A request's body, within the windows that the server gives, to its end or the answer's.
 
         Only bodies sent by this count against the windows.
         """
         position = 0
-        while position < len(body):
+        while position < len(body) and not self._is_over(stream):
             room = min(self._room(0), self._room(stream), size, len(body) - position)
             if room <= 0:
                 assert self.read() is not None, self.told
@@ -253,7 +334,7 @@ class Peer:
         Raises:
             AssertionError: None came in time.
         """
-        while (found := self._take()) is None:
+        while (found := self.take()) is None:
             try:
                 received = self.socket.recv(2**18)
             except TimeoutError:
@@ -263,9 +344,7 @@ class Peer:
             if not received:
                 self.is_closed = True
                 return None
-            self._buffer += received
-        self.frames.append(found)
-        self._note(found)
+            self.feed(received)
         return found
 
     @property
@@ -333,53 +412,3 @@ class Peer:
                 assert found.error_code in codes, self.told
                 return
         raise AssertionError(f"closed without a word; {self.told}")
-
-    def _take(self) -> Frame | None:
-        if len(self._buffer) < 9:
-            return None
-        found, length = Frame.parse_frame_header(memoryview(bytes(self._buffer[:9])))
-        if len(self._buffer) < 9 + length:
-            return None
-        body = bytes(self._buffer[9 : 9 + length])
-        del self._buffer[: 9 + length]
-        found.parse_body(memoryview(body))
-        return found
-
-    def _note(self, found: Frame) -> None:
-        if self._block is not None:
-            assert isinstance(found, ContinuationFrame), "a header block was interrupted"
-        if isinstance(found, SettingsFrame) and "ACK" not in found.flags:
-            self.settings.update(found.settings)
-        elif isinstance(found, HeadersFrame):
-            self._block = (found.stream_id, found.data, "END_STREAM" in found.flags)
-        elif isinstance(found, ContinuationFrame) and self._block is not None:
-            stream, begun, is_last = self._block
-            self._block = (stream, begun + found.data, is_last)
-        elif isinstance(found, DataFrame):
-            answer = self._answer(found.stream_id)
-            answer.body += found.data
-            answer.sizes.append(len(found.data))
-            answer.is_ended |= "END_STREAM" in found.flags
-        elif isinstance(found, WindowUpdateFrame):
-            self._given[found.stream_id] += found.window_increment
-        elif isinstance(found, RstStreamFrame):
-            self._answer(found.stream_id).reset_code = found.error_code
-        if self._block is not None and "END_HEADERS" in found.flags:
-            stream, encoded, is_last = self._block
-            self._block = None
-            self._note_block(self._answer(stream), encoded, is_last)
-
-    def _answer(self, stream: int) -> Answer:
-        answer = self.answers.setdefault(stream, Answer())
-        assert not answer.is_ended or answer.reset_code is None, f"more came; {self.told}"
-        return answer
-
-    def _note_block(self, answer: Answer, encoded: bytes, is_last: bool) -> None:
-        fields = {str(name): str(value) for name, value in self._decoder.decode(encoded)}
-        assert all(name == name.lower() for name in fields), fields
-        if answer.headers:
-            answer.trailers = fields
-        else:
-            assert fields[":status"].isdigit(), fields
-            answer.headers = fields
-        answer.is_ended |= is_last

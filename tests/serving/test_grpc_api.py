@@ -19,7 +19,7 @@ from contract.wire.rpc import (
 )
 from contract.wire.status_codes import ERROR_KEY
 from serving.config.server import ServerConfig
-from serving.grpc.calls import TRUNCATED, cut_text
+from serving.grpc.protocol import TRUNCATED, cut_text
 from serving.observer import Observer
 from tests.serving.numpy_servables import OneModelManager, make_servable
 from tests.serving.servers import Faces, serve

@@ -92,6 +92,7 @@ def server(
     with ServerProcess(
         tmp_path_factory.mktemp("http2"),
         *("--model_name=mlp", f"--model_base_path={published_mlp / 'mlp'}", "--engine=litert"),
+        "--max_concurrent_calls=0",  # so that HTTP/2's own limit on streams is met
     ) as process:
         yield process.wait_until_ready()
         assert process.is_serving
@@ -437,16 +438,6 @@ CONNECTION_ERRORS = [
                 end=True,
             )
         ],
-        h2.FRAME_SIZE_ERROR,
-    ),
-    case(
-        "4.2 SETTINGS beyond SETTINGS_MAX_FRAME_SIZE",
-        lambda k: [h2.settings(*[(0xFF, 0)] * 4000)],
-        h2.FRAME_SIZE_ERROR,
-    ),
-    case(
-        "4.2 an unknown frame beyond SETTINGS_MAX_FRAME_SIZE",
-        lambda k: [h2.frame(0x16, payload=bytes(20_000))],
         h2.FRAME_SIZE_ERROR,
     ),
     case(
@@ -813,11 +804,6 @@ def refuse(name: str, make: Callable[[Kind], bytes], *, body: bool = True) -> Ca
 
 
 STREAM_ERRORS = [
-    case(
-        "4.2/2 DATA beyond SETTINGS_MAX_FRAME_SIZE",
-        lambda k: [k.open(1), h2.data(1, b"x" * 2**20, end=True)],
-        h2.FRAME_SIZE_ERROR,
-    ),
     case("5.1/1 idle: DATA", lambda k: [h2.data(1, end=True)], h2.PROTOCOL_ERROR, h2.STREAM_CLOSED),
     case(
         "5.1/5 half-closed (remote): DATA",
@@ -922,8 +908,6 @@ STREAM_ERRORS = [
     refuse("8.2.1 NUL in a value", lambda k: k.head(("x-test", "a\0b"))),
     refuse("8.2.1 LF in a value", lambda k: k.head(("x-test", "a\nb"))),
     refuse("8.2.1 CR in a value", lambda k: k.head(("x-test", "a\rb"))),
-    refuse("8.2.1 a value that begins with a blank", lambda k: k.head(("x-test", " ok"))),
-    refuse("8.2.1 a value that ends with a tab", lambda k: k.head(("x-test", "ok\t"))),
     refuse("8.1.2.6/1 content-length of one octet", lambda k: k.head(("content-length", "1"))),
     case(
         "8.1.2.6/2 content-length and many DATA frames",
@@ -1000,19 +984,27 @@ def test_3_4_the_first_frame_of_the_server_is_settings(address: Address) -> None
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\r" + h2.settings(),
         b"PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n" + h2.settings(),
         b"\x16\x03\x01\x00\xf4\x01\x00\x00\xf0\x03\x03" + bytes(200),
-        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"\0" * 100,
     ],
-    ids=["3.5/2 invalid", "last octet", "version", "TLS", "HTTP/1.1", "zeros"],
+    ids=["3.5/2 invalid", "last octet", "version", "TLS", "zeros"],
 )
 def test_3_4_what_is_no_preface_ends_the_connection(address: Address, preface: bytes) -> None:
-    with socket.create_connection(address, timeout=h2.PATIENCE_S) as sock:
-        sock.sendall(preface)
-        try:
-            while sock.recv(2**16):
-                pass
-        except ConnectionResetError:
+    """Nothing that is no HTTP/2 is said: h2spec takes half a frame for a fault."""
+    with h2.Peer(address, handshake=False) as peer:
+        peer.send(preface)
+        while peer.read() is not None:
             pass
+        assert peer.is_between_frames
+
+
+def test_a_client_of_http1_is_told_in_its_own_words(address: Address) -> None:
+    if OTHER_SERVER:
+        pytest.skip("nothing says that it must")
+    with socket.create_connection(address, timeout=h2.PATIENCE_S) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        told = b"".join(iter(lambda: sock.recv(2**16), b""))
+    assert told.startswith(b"HTTP/1.1 4"), told
+    assert b"gRPC" in told
 
 
 @pytest.mark.parametrize("first", [h2.ping(), h2.window_update(0, 1), PLAIN.ask(1)])
@@ -1022,10 +1014,9 @@ def test_3_4_the_first_frame_of_a_client_must_be_settings(address: Address, firs
         peer.expect_connection_error(h2.PROTOCOL_ERROR)
 
 
-@pytest.mark.parametrize("ack", [h2.frame(h2.SETTINGS, h2.ACK)])
-def test_3_4_an_ack_is_no_preface(address: Address, ack: bytes) -> None:
+def test_3_4_an_ack_is_no_preface(address: Address) -> None:
     with h2.Peer(address, handshake=False) as peer:
-        peer.send(h2.PREFACE, ack)
+        peer.send(h2.PREFACE, h2.frame(h2.SETTINGS, h2.ACK))
         peer.expect_connection_error(h2.PROTOCOL_ERROR)
 
 
@@ -1043,6 +1034,26 @@ def test_everything_may_come_octet_by_octet(address: Address, kind: Kind) -> Non
         assert peer.read_answer(1).headers[":status"]
 
 
+# Section 4.2: frame size
+
+
+@pytest.mark.parametrize(
+    ("frame_type", "stream"),
+    [(h2.DATA, 1), (h2.HEADERS, 3), (h2.SETTINGS, 0), (h2.CONTINUATION, 1), (0x16, 0), (0x16, 1)],
+    ids=["4.2/2 DATA", "HEADERS", "SETTINGS", "CONTINUATION", "unknown", "unknown of a stream"],
+)
+def test_4_2_a_frame_beyond_what_is_advertised_is_a_frame_size_error(
+    address: Address, kind: Kind, frame_type: int, stream: int
+) -> None:
+    with h2.Peer(address) as peer:
+        size = peer.settings.get(h2.MAX_FRAME_SIZE, 2**14) + 1
+        assert size < 2**24, "h2spec sends one octet more than that"
+        is_block = frame_type == h2.CONTINUATION
+        peer.send(h2.headers(1, kind.head(), flags=0 if is_block else h2.END_HEADERS))
+        peer.send(h2.frame(frame_type, 0, stream, bytes(size - size % 6 + 6)))
+        peer.expect_stream_error(1, h2.FRAME_SIZE_ERROR)
+
+
 # Section 5.1.2: concurrency
 
 
@@ -1052,7 +1063,7 @@ def test_5_1_2_more_streams_than_advertised_are_refused(address: Address, kind: 
         assert 100 <= most <= 10_000, (
             "RFC 9113, 6.5.2 recommends at least 100; h2spec opens them all"
         )
-        peer.send(*(h2.headers(2 * n + 1, kind.head(), end=True) for n in range(most + 1)))
+        peer.send(*(kind.ask(2 * n + 1) for n in range(most + 1)))
         found = peer.read_until(lambda one: isinstance(one, RstStreamFrame | GoAwayFrame))
         assert getattr(found, "error_code", None) in (h2.REFUSED_STREAM, h2.PROTOCOL_ERROR)
 

@@ -1,0 +1,568 @@
+"""gRPC over HTTP/2: from a request's fields and frames to a method's bytes, and back.
+
+Source: doc/PROTOCOL-HTTP2.md, doc/compression.md and doc/statuscodes.md of grpc/grpc.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import math
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from struct import Struct
+from typing import Any, Final
+
+from contract.errors import (
+    Code,
+    DeadlineExceededError,
+    InternalError,
+    PlumblineError,
+    ResourceExhaustedError,
+    UnimplementedError,
+)
+from contract.signature import Array
+from contract.wire.status_codes import trailing_metadata_for
+from serving.context import RequestContext
+from serving.grpc.buffers import BufferPool
+from serving.security import Authorize
+from serving.transport.admission import RETRY_AFTER_S, MemoryBudget, Reservation
+from serving.transport.driving import Started
+from serving.transport.http2 import (
+    NO_TRAILERS,
+    Block,
+    Connection,
+    ErrorCode,
+    Head,
+    Piece,
+    Stream,
+)
+from serving.transport.inflate import Compression, inflate
+
+_log = logging.getLogger(__name__)
+
+MAX_TEXT_BYTES = 1024
+TRUNCATED = "...TRUNCATED"
+CRASH_TEXT = "the server failed; its log has the reason"
+
+Message = bytes | memoryview
+"""A request's bytes. A view is valid as long as somebody holds it, and read-only."""
+
+Respond = Callable[[Message, RequestContext], Awaitable[bytes]]
+"""A unary method: request and context in, response bytes out; raises PlumblineError."""
+
+RespondInStream = Callable[[Message, RequestContext], AsyncIterator[bytes]]
+"""A method that answers a stream of responses."""
+
+_MANY_OPEN, _FEW_OPEN = 10_000, 10
+"""When so many requests have begun, a connection may begin no more than a few."""
+
+_NOTHING: Final = memoryview(b"")
+_PREFIX = Struct("!BI")
+_READ_PREFIX, _PACK_PREFIX, _PREFIX_BYTES = _PREFIX.unpack_from, _PREFIX.pack, _PREFIX.size
+
+_ENCODINGS: Final = {
+    b"identity": None,
+    b"gzip": Compression.GZIP,
+    b"deflate": Compression.DEFLATE,
+}
+_ACCEPTED: Final = (b"grpc-accept-encoding", b"identity,deflate,gzip")
+_CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
+_OK_HEAD: Final = Block((b":status", b"200"), _CONTENT_TYPE, _ACCEPTED)
+_OK_TAIL: Final = Block((b"grpc-status", b"0"))
+
+_read_timeout = re.compile(rb"([0-9]{1,8})([HMSmun])").fullmatch
+_UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_is_grpc = re.compile(rb"application/grpc(?:[+;].*)?", re.DOTALL | re.IGNORECASE).fullmatch
+_escape = re.compile(rb"[^ -$&-~]").sub
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Method:
+    """What answers a path.
+
+    Attributes:
+        respond: Answers one request.
+        is_streaming: Whether it answers a stream of responses.
+        is_open: Whether callers without a token may call it, as many as like to.
+    """
+
+    respond: Respond | RespondInStream
+    is_streaming: bool = False
+    is_open: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class Service:
+    """What the calls of a server share.
+
+    Attributes:
+        methods: Path to method.
+        budget: What calls may hold together; None for no limit.
+        authorize: Is asked for every call of a method that is not open, before its body is read.
+        max_receive_bytes: Largest request, as sent and inflated.
+        max_send_bytes: Largest response.
+        max_calls: Calls in flight; 0 for any number.
+        num_calls: Calls in flight: their requests are complete, and they are not answered.
+        num_open: Requests that have begun, and are not answered.
+        buffers: What large requests are read into.
+        other_port: A sentence for those who speak HTTP, and no gRPC, to this port.
+    """
+
+    methods: Mapping[bytes, Method]
+    budget: MemoryBudget | None = None
+    authorize: Authorize | None = None
+    max_receive_bytes: int = 2**31 - 1
+    max_send_bytes: int = 2**31 - 1
+    max_calls: int = 0
+    num_calls: int = 0
+    num_open: int = 0
+    other_port: str = ""
+    buffers: BufferPool = dataclasses.field(default_factory=BufferPool)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no call more may be worked on."""
+        return 0 < self.max_calls <= self.num_calls
+
+    def make_call(self, connection: Connection, stream_id: int, head: Head | None) -> Call:
+        """A request that has begun."""
+        return Call(connection, stream_id, head, self)
+
+
+class _Told:
+    """What a head says to gRPC; the same for every call with the same head."""
+
+    __slots__ = ("authorization", "compression", "http", "method", "refusal", "timeout_s")
+
+    def __init__(self, head: Head, service: Service) -> None:
+        self.method = service.methods.get(head.path)
+        self.timeout_s = math.inf
+        self.compression: Compression | None = None
+        self.authorization: tuple[tuple[str, str], ...] = ()
+        self.refusal: Block | None = None
+        self.http: tuple[Block, bytes] | None = None
+        self._read(head, service)
+
+    def _read(self, head: Head, service: Service) -> None:  # noqa: C901 - field by field
+        content_type = None
+        for name, value, _, _ in head.fields:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"grpc-timeout":
+                found = _read_timeout(value)
+                if found is None:
+                    self.refusal = make_refusal(Code.INTERNAL, "malformed grpc-timeout")
+                else:
+                    self.timeout_s = int(found[1]) * _UNITS[found[2]]
+            elif name == b"grpc-encoding":
+                if value in _ENCODINGS:
+                    self.compression = _ENCODINGS[value]
+                else:
+                    text = f"grpc-encoding {value.decode(errors='replace')} is not supported"
+                    self.refusal = make_refusal(Code.UNIMPLEMENTED, text, _ACCEPTED)
+            elif name == b"authorization":
+                self.authorization = (("authorization", value.decode("latin-1")),)
+        if head.method != b"POST":
+            self.http = _make_http(405, service.other_port, (b"allow", b"POST"))
+        elif content_type is None or not _is_grpc(content_type):
+            self.http = _make_http(415, service.other_port)
+        elif self.method is None:
+            # Every path that nobody knows is UNIMPLEMENTED, without words, as in grpc++.
+            self.refusal = make_refusal(Code.UNIMPLEMENTED, "")
+
+
+class Call(Stream):
+    """One call: a stream of HTTP/2 in gRPC's terms.
+
+    A method that does not have to wait is answered within `receive`: its coroutine is driven at
+    once, and neither task nor future nor timer is made.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_context",
+        "_deadline",
+        "_filled",
+        "_is_counted",
+        "_is_deflated",
+        "_is_open",
+        "_lent",
+        "_prefix",
+        "_reservation",
+        "_service",
+        "_task",
+        "_timer",
+        "_told",
+    )
+
+    def __init__(
+        self, connection: Connection, stream_id: int, head: Head | None, service: Service
+    ) -> None:
+        super().__init__(connection, stream_id, head)
+        self._service = service
+        self._is_open = False
+        self._is_counted = False
+        self._deadline = math.inf
+        self._buffer: memoryview | None = None
+        self._lent: Array | None = None
+        self._prefix = b""
+        self._filled = 0
+        self._is_deflated = False
+        self._context: RequestContext | None = None
+        self._reservation: Reservation | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # The request.
+
+    def open(self) -> None:  # noqa: C901 - on the hot path
+        head = self.head
+        if head is None:
+            text = f"the metadata exceed {self.connection.limits.max_head_bytes} bytes"
+            self._refuse(make_refusal(Code.RESOURCE_EXHAUSTED, text))
+            return
+        told = head.told
+        if told is None:
+            told = head.told = _Told(head, self._service)
+        self._told: _Told = told
+        method = told.method
+        if method is None or told.http is not None or told.refusal is not None:
+            if told.http is None:
+                self._refuse(told.refusal)
+            elif self.is_ended:
+                self._answer_http()
+            return  # else once the request is complete
+        service = self._service
+        if not method.is_open:
+            if service.authorize is not None:
+                try:
+                    service.authorize(told.authorization)
+                except PlumblineError as error:
+                    self._refuse(make_error(error))
+                    return
+            if service.is_full or (
+                service.num_open > _MANY_OPEN and len(self.connection.streams) > _FEW_OPEN
+            ):
+                self._refuse_for_now()
+                return
+        service.num_open += 1
+        self._is_open = True
+        if told.timeout_s != math.inf:
+            self._deadline = time.monotonic() + told.timeout_s
+        if self.is_ended:
+            self._end_early()
+
+    def receive(self, data: Piece, start: int, stop: int) -> None:
+        size = stop - start
+        buffer = self._buffer
+        if buffer is not None:  # a part of a message of which the beginning has come
+            filled = self._filled + size
+            if filled <= len(buffer):
+                buffer[self._filled : filled] = memoryview(data)[start:stop]
+                self._filled = filled
+                if self.is_ended:
+                    self._end_request()
+                return
+        elif self.is_ended and size >= _PREFIX_BYTES and not self._prefix:
+            flag, length = _READ_PREFIX(data, start)
+            if (
+                not flag
+                and length == size - _PREFIX_BYTES
+                and length <= self._service.max_receive_bytes
+                and self._told.http is None
+            ):
+                self._begin(bytes(data[start + _PREFIX_BYTES : stop]))
+                return
+        if self._told.http is not None:
+            if self.is_ended:
+                self._answer_http()
+            return
+        try:
+            self._collect(data, start, stop)
+        except PlumblineError as error:
+            self._fail(error)
+
+    def _collect(self, data: Piece, start: int, stop: int) -> None:
+        """The beginning of a message that comes in parts, or what is no message at all."""
+        if self._buffer is None:
+            missing = _PREFIX_BYTES - len(self._prefix)
+            self._prefix += bytes(data[start : min(stop, start + missing)])
+            start = min(stop, start + missing)
+            if len(self._prefix) == _PREFIX_BYTES:
+                self._open_buffer()
+        buffer = self._buffer
+        if buffer is not None:
+            filled = self._filled + stop - start
+            if filled > len(buffer):
+                raise UnimplementedError("a unary call carries one message, and more came")
+            buffer[self._filled : filled] = memoryview(data)[start:stop]
+            self._filled = filled
+        if self.is_ended:
+            self._end_request()
+        else:
+            self._await_end()
+
+    def _end_request(self) -> None:
+        buffer = self._buffer
+        if buffer is None or self._filled < len(buffer):
+            self._end_early()
+            return
+        body = buffer.toreadonly()
+        self._buffer = _NOTHING
+        try:
+            message = self._inflate(body) if self._is_deflated else body
+        except PlumblineError as error:
+            self._fail(error)
+        else:
+            self._begin(message)
+
+    def _open_buffer(self) -> None:
+        flag, length = _READ_PREFIX(self._prefix)
+        if flag > 1:
+            raise InternalError(f"a message begins with {flag}, which is no compression flag")
+        if length > self._service.max_receive_bytes:
+            raise ResourceExhaustedError(
+                f"Received message larger than max ({length} vs. {self._service.max_receive_bytes})"
+            )
+        if flag and not self._told.compression:
+            raise InternalError("a compressed message came without grpc-encoding")
+        self._is_deflated = bool(flag)
+        self.reserve(length)
+        self._buffer, self._lent = self._service.buffers.take(length)
+
+    def _inflate(self, body: memoryview) -> bytes:
+        """The message within; its bytes count for the budget as they come out."""
+        compression = self._told.compression
+        assert compression is not None
+        service = self._service
+        found = inflate(
+            body,
+            compression,
+            max_bytes=service.max_receive_bytes,
+            reserve=self.reserve,
+            flag="max_message_bytes",
+        )
+        if found is None:
+            raise InternalError("a compressed message cannot be inflated: damaged or cut off")
+        return found
+
+    def _await_end(self) -> None:
+        """A call whose request comes bit by bit has a deadline all the same."""
+        if self._timer is None and self._deadline != math.inf:
+            self._arm()
+
+    def _end_early(self) -> None:
+        if self._told.http is not None:
+            self._answer_http()
+        elif self._buffer is None and not self._prefix:
+            self._fail(UnimplementedError("a unary call carries one message, and none came"))
+        else:
+            self._fail(InternalError("the request ends within a message"))
+
+    # The answer.
+
+    def _begin(self, body: Message) -> None:
+        method = self._told.method
+        assert method is not None
+        if not method.is_open:
+            if self._service.is_full:
+                self._refuse_for_now()
+                return
+            self._service.num_calls += 1
+            self._is_counted = True
+        context = self._context = RequestContext(self.connection, self._deadline, self.reserve)
+        if method.is_streaming:
+            self._task = asyncio.get_running_loop().create_task(
+                self._respond_in_stream(method.respond(body, context))  # type: ignore[arg-type]
+            )
+            self._await_end()
+            return
+        coroutine: Coroutine[Any, Any, bytes] = method.respond(body, context)  # type: ignore[assignment]
+        try:
+            awaited = coroutine.send(None)
+        except StopIteration as done:
+            self._reply(done.value)
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._wait_for(coroutine, awaited, len(body))
+
+    def _wait_for(self, coroutine: Coroutine[Any, Any, bytes], awaited: Any, size: int) -> None:
+        """Goes on with a method that has to wait; only then its request counts for the budget."""
+        if self._buffer is None:  # else it was weighed as it came
+            try:
+                self.reserve(size)
+            except PlumblineError as error:
+                coroutine.close()
+                self._fail(error)
+                return
+        started = Started(coroutine, awaited)
+        self._task = asyncio.get_running_loop().create_task(self._carry_on(started))
+        self._task.add_done_callback(started.close)
+        self._await_end()
+
+    async def _carry_on(self, begun: Started[bytes]) -> None:
+        try:
+            reply = await begun
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._reply(reply)
+
+    async def _respond_in_stream(self, responses: AsyncIterator[bytes]) -> None:
+        try:
+            self.connection.send_head(self, _OK_HEAD)
+            async for response in responses:
+                self.connection.send(self, (_PACK_PREFIX(0, len(response)), response))
+        except Exception as error:
+            self._fail(error)
+        else:
+            self.connection.send_tail(self, _OK_TAIL)
+
+    def _reply(self, reply: bytes) -> None:
+        size = len(reply)
+        if size > self._service.max_send_bytes:
+            self._fail(
+                ResourceExhaustedError(
+                    f"Sent message larger than max ({size} vs. {self._service.max_send_bytes})"
+                )
+            )
+            return
+        if self.id in self.connection.streams:
+            self.connection.answer(
+                self, _OK_HEAD, (_PACK_PREFIX(0, size), reply), size + _PREFIX_BYTES, _OK_TAIL
+            )
+
+    def _fail(self, error: Exception) -> None:
+        """Whatever fails, the caller gets a status."""
+        if not isinstance(error, PlumblineError):
+            _log.error("a call failed", exc_info=error)
+            error = InternalError(CRASH_TEXT)
+        self._refuse(make_error(error, is_begun=self.queue is not None))
+
+    def _refuse_for_now(self) -> None:
+        text = (
+            f"{self._service.max_calls} calls are in flight already (--max_concurrent_calls); "
+            "ask again later"
+        )
+        self._refuse(make_error(ResourceExhaustedError(text, retry_after_s=RETRY_AFTER_S)))
+
+    def _refuse(self, block: Block | None) -> None:
+        assert block is not None
+        if self.id in self.connection.streams:
+            self.connection.send_tail(self, block)
+
+    def _answer_http(self) -> None:
+        assert self._told.http is not None
+        block, text = self._told.http
+        self.connection.send_head(self, block)
+        self.connection.send(self, (text,))
+        self.connection.send_tail(self, NO_TRAILERS)
+
+    # Time, memory and the end.
+
+    def reserve(self, num_bytes: int) -> None:
+        """Takes bytes of the server's budget until the answer is sent; see `RequestContext`."""
+        if self._reservation is None:
+            if self._service.budget is None:
+                return
+            self._reservation = self._service.budget.open(self.connection)
+        self._reservation.grow(num_bytes)
+
+    def _arm(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(
+            max(0.0, self._deadline - time.monotonic()), self._expire
+        )
+
+    def _expire(self) -> None:
+        """The deadline has passed: the caller is told, and the work is not wanted."""
+        self._timer = None
+        if self.queue is not None:
+            self.connection.cancel(self, ErrorCode.CANCEL)
+            self.abandon()
+        else:
+            self._stop_work()
+            self._fail(DeadlineExceededError("the deadline passed before the answer was there"))
+
+    def _stop_work(self) -> None:
+        if self._context is not None:
+            self._context.is_abandoned = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def abandon(self) -> None:
+        self._stop_work()
+        self.close()
+
+    def close(self) -> None:
+        self._buffer = None  # of what did not come to an end
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._task is not None and not self._task.done():
+            # What it holds is given back, and another may take its place, once the work has ended.
+            self._task.add_done_callback(self._release)
+            self._task = None
+        else:
+            self._release()
+
+    def _release(self, _task: object = None) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._service.num_open -= 1
+        if self._is_counted:
+            self._is_counted = False
+            self._service.num_calls -= 1
+        if self._reservation is not None:
+            self._reservation.close()
+        if self._lent is not None:
+            self._service.buffers.give_back(self._lent)
+            self._lent = None
+
+
+def make_refusal(code: Code, text: str, *fields: tuple[bytes, bytes]) -> Block:
+    """An answer without a message ("trailers only")."""
+    message = _escape(
+        lambda found: b"%%%02X" % found[0][0], cut_text(text).encode(errors="replace")
+    )
+    return Block(
+        (b":status", b"200"),
+        _CONTENT_TYPE,
+        (b"grpc-status", str(int(code)).encode()),
+        *([(b"grpc-message", message)] if message else []),
+        *fields,
+    )
+
+
+def make_error(error: PlumblineError, *, is_begun: bool = False) -> Block:
+    """What a call ends with that failed; after messages (`is_begun`) the status is all."""
+    metadata = tuple((key.encode(), value.encode()) for key, value in trailing_metadata_for(error))
+    if not is_begun:
+        return make_refusal(error.code, error.message, *metadata)
+    message = _escape(
+        lambda found: b"%%%02X" % found[0][0], cut_text(error.message).encode(errors="replace")
+    )
+    status = (b"grpc-status", str(int(error.code)).encode())
+    return Block(status, (b"grpc-message", message), *metadata)
+
+
+def _make_http(status: int, sentence: str, *fields: tuple[bytes, bytes]) -> tuple[Block, bytes]:
+    text = sentence.encode() + b"\n"
+    block = Block(
+        (b":status", str(status).encode()),
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(text)).encode()),
+        *fields,
+    )
+    return block, text
+
+
+def cut_text(text: str) -> str:
+    """A status text of at most 1024 bytes and the mark that it was cut."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= MAX_TEXT_BYTES:
+        return text
+    return encoded[:MAX_TEXT_BYTES].decode(errors="ignore") + TRUNCATED

@@ -1,0 +1,334 @@
+"""A bad version costs itself: whatever its files do, they do it in a process of their own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import numpy as np
+import psutil
+import pytest
+
+from contract import layout
+from contract.errors import ManifestError, PlumblineError
+from contract.golden import Golden, GoldenExamples, read_golden, write_golden
+from contract.manifest import hash_files, read_manifest, write_manifest
+from contract.servable import ServableId
+from contract.wire.plumbline_wire import predict_pb2, status_pb2
+from contract.wire.rpc import GET_MODEL_STATUS, PREDICT
+from serving.config.server import ServerConfig
+from serving.engines.trial_load import SpawnedTrials
+from serving.observer import EngineChoice, Observer
+from tests.serving.server_process import ROOT, ServerProcess, call
+from tests.serving.test_server import make_request
+
+ENDLESS = ROOT / "tests" / "recorded" / "endless.tflite"
+"""`images` to `probabilities`, by a `tf.while_loop` whose condition stays true."""
+
+WORKERS = pytest.mark.parametrize("workers", [1, 2])
+
+
+@pytest.fixture
+def source(published_mlp: Path) -> Path:
+    return published_mlp / "mlp" / "1"
+
+
+@pytest.fixture
+def base(tmp_path: Path, source: Path) -> Path:
+    """A base path with one good version."""
+    shutil.copytree(source, tmp_path / "mlp" / "1")
+    return tmp_path / "mlp"
+
+
+class Draft:
+    """A version in the making; `publish` seals and renames it, as Plumbline does."""
+
+    def __init__(self, source: Path, base: Path, version: int) -> None:
+        self.path = base / f".draft-{version}"
+        self._target = base / str(version)
+        shutil.copytree(source, self.path)
+
+    def publish(self) -> None:
+        manifest = read_manifest(self.path)
+        sealed = msgspec.structs.replace(manifest, files=hash_files(self.path))
+        write_manifest(self.path, sealed)
+        self.path.rename(self._target)
+
+    def crash(self) -> None:
+        """Two bytes that end whoever loads the model."""
+        path = self.path / "model.tflite"
+        content = bytearray(path.read_bytes())
+        content[80:82] = bytes((172, 3))
+        path.write_bytes(content)
+
+    def never_end(self) -> None:
+        shutil.copyfile(ENDLESS, self.path / "model.tflite")
+
+    def disagree(self) -> None:
+        """Neither LiteRT nor TensorFlow gives what these golden examples say."""
+        path = self.path / layout.GOLDEN
+        one = read_golden(path).signatures["serving_default"]
+        outputs = {name: array + np.float32(0.5) for name, array in one.outputs.items()}
+        wrong = GoldenExamples(one.inputs, outputs, one.batch_sizes)
+        write_golden(path, Golden({"serving_default": wrong}))
+
+
+def serve(folder: Path, base: Path, *flags: str, **options: Any) -> ServerProcess:
+    return ServerProcess(folder, "--model_name=mlp", f"--model_base_path={base}", *flags, **options)
+
+
+def ask(server: ServerProcess) -> int:
+    """The version that answers a Predict."""
+    with grpc.insecure_channel(server.address) as channel:
+        answer: predict_pb2.PredictResponse = call(channel, PREDICT, make_request())
+    return answer.model_spec.version.value
+
+
+def find_status(server: ServerProcess, version: int) -> Any:
+    request = status_pb2.GetModelStatusRequest()
+    request.model_spec.name = "mlp"
+    with grpc.insecure_channel(server.address) as channel:
+        answer = call(channel, GET_MODEL_STATUS, request)
+    found = [one for one in answer.model_version_status if one.version == version]
+    return found[0] if found else status_pb2.ModelVersionStatus()
+
+
+def wait_for_end(server: ServerProcess, version: int) -> str:
+    """Waits until a version has ended; what is said of it."""
+    end = status_pb2.ModelVersionStatus.END
+    server.wait_for(lambda: find_status(server, version).state == end)
+    return str(find_status(server, version).status.error_message)
+
+
+@WORKERS
+def test_a_model_that_crashes_the_interpreter_ends_its_version_and_nothing_else(
+    tmp_path: Path, base: Path, source: Path, workers: int
+) -> None:
+    with serve(tmp_path, base, f"--workers={workers}") as server:
+        server.wait_until_ready()
+        draft = Draft(source, base, 2)
+        draft.crash()
+        draft.publish()
+        assert "SIGSEGV" in wait_for_end(server, 2)
+        assert [ask(server) for _ in range(4)] == [1] * 4
+        assert "ended with signal" not in server.log
+        server.signal()
+        assert server.wait() == 0
+
+
+def test_a_server_that_has_no_other_version_says_why_it_serves_nothing(
+    tmp_path: Path, source: Path
+) -> None:
+    (tmp_path / "mlp").mkdir()
+    draft = Draft(source, tmp_path / "mlp", 1)
+    draft.crash()
+    draft.publish()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "serving", "embedded", "--port=-1"),
+            *("--model_name=mlp", f"--model_base_path={tmp_path / 'mlp'}"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "SIGSEGV" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_graph_that_never_ends_is_given_up_and_its_process_ended(
+    tmp_path: Path, base: Path, source: Path
+) -> None:
+    with serve(tmp_path, base, "--trial_timeout_s=1") as server:
+        server.wait_until_ready()
+        draft = Draft(source, base, 2)
+        draft.never_end()
+        draft.publish()
+        assert "not loaded and tested within" in wait_for_end(server, 2)
+        assert ask(server) == 1
+        zygote = find_zygote(server)
+        server.wait_for(lambda: not zygote.children(recursive=True))
+
+
+def test_files_that_change_are_tried_again(tmp_path: Path, base: Path, source: Path) -> None:
+    with serve(tmp_path, base) as server:
+        server.wait_until_ready()
+        draft = Draft(source, base, 2)
+        draft.crash()
+        draft.publish()
+        wait_for_end(server, 2)
+        shutil.copyfile(source / "model.tflite", base / "2" / "model.tflite")
+        shutil.copyfile(source / layout.MANIFEST, base / "2" / layout.MANIFEST)
+        server.wait_for(lambda: ask(server) == 2)
+
+
+def test_what_the_trial_found_is_not_found_again(tmp_path: Path, base: Path) -> None:
+    with serve(tmp_path, base, rest=True) as server:
+        server.wait_until_ready()
+        assert server.log.count("warmup calls in") == 1
+        assert server.log.count("serving_default by litert: 64 golden examples agree") == 1
+        page = subprocess.run(
+            ["curl", "-s", f"{server.url}/monitoring/prometheus/metrics"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        ).stdout
+    passed = [line for line in page.splitlines() if "serving_uint8" in line and "passed" in line]
+    assert passed, page
+
+
+def test_a_self_test_that_fails_leaves_no_tensorflow_in_a_server_that_served_without_it(
+    tmp_path: Path, base: Path, source: Path
+) -> None:
+    with serve(tmp_path, base) as server:
+        server.wait_until_ready()
+        draft = Draft(source, base, 2)
+        draft.disagree()
+        draft.publish()
+        assert "self-test" in wait_for_end(server, 2)
+        assert ask(server) == 1
+        maps = psutil.Process(server.process.pid).memory_maps()
+        assert not [one.path for one in maps if "libtensorflow" in one.path]
+
+
+def test_a_zygote_that_is_gone_is_done_without(tmp_path: Path, base: Path, source: Path) -> None:
+    with serve(tmp_path, base) as server:
+        server.wait_until_ready()
+        find_zygote(server).kill()
+        draft = Draft(source, base, 2)
+        draft.crash()
+        draft.publish()
+        assert "SIGSEGV" in wait_for_end(server, 2)
+        Draft(source, base, 3).publish()
+        server.wait_for(lambda: ask(server) == 3)
+
+
+def find_zygote(server: ServerProcess) -> psutil.Process:
+    (zygote,) = psutil.Process(server.process.pid).children()
+    return zygote
+
+
+@WORKERS
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_zygotes_end_with_their_server(
+    tmp_path: Path, base: Path, workers: int, number: signal.Signals
+) -> None:
+    with serve(tmp_path, base, f"--workers={workers}") as server:
+        server.wait_until_ready()
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        assert len(family) == (1 if workers == 1 else 2 * workers)
+        server.signal(number)
+        server.wait()
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive
+
+
+def test_a_trial_ends_with_its_server(tmp_path: Path, base: Path, source: Path) -> None:
+    with serve(tmp_path, base) as server:
+        server.wait_until_ready()
+        zygote = find_zygote(server)
+        draft = Draft(source, base, 2)
+        draft.never_end()
+        draft.publish()
+        server.wait_for(lambda: len(zygote.children(recursive=True)) == 2)
+        family = zygote.children(recursive=True)
+        server.signal(signal.SIGKILL)
+        server.wait()
+        _, alive = psutil.wait_procs([zygote, *family], timeout=30)
+        assert not alive
+
+
+class Seen(Observer):
+    """Keeps the choices."""
+
+    def __init__(self) -> None:
+        self.choices: dict[str, EngineChoice] = {}
+        self.results: dict[str, str] = {}
+
+    def observe_engine(
+        self, servable_id: ServableId, signature_name: str, choice: EngineChoice
+    ) -> None:
+        self.choices[signature_name] = choice
+
+    def observe_self_test(self, servable_id: ServableId, signature_name: str, result: str) -> None:
+        self.results[signature_name] = result
+
+
+def test_where_there_is_no_fork_an_interpreter_of_its_own_tries_a_version(
+    base: Path, source: Path
+) -> None:
+    trials, seen = SpawnedTrials(ServerConfig(trial_timeout_s=20)), Seen()
+    findings = trials.examine(ServableId("mlp", 1), base / "1", seen)
+    assert findings.choices == seen.choices
+    assert seen.choices["serving_default"].engine == "litert"
+    assert seen.results["serving_default"] == "passed"
+    assert "serving_default" in findings.signature_defs
+    draft = Draft(source, base, 2)
+    draft.crash()
+    draft.publish()
+    with pytest.raises(ManifestError, match="SIGSEGV"):
+        trials.examine(ServableId("mlp", 2), base / "2", Observer())
+    draft = Draft(source, base, 3)
+    draft.never_end()
+    draft.publish()
+    with pytest.raises(ManifestError, match="not loaded and tested within"):
+        SpawnedTrials(ServerConfig(trial_timeout_s=3)).examine(
+            ServableId("mlp", 3), base / "3", Observer()
+        )
+
+
+def test_an_error_keeps_its_class_message_and_code(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    with pytest.raises(PlumblineError) as raised:
+        SpawnedTrials(ServerConfig()).examine(ServableId("mlp", 1), tmp_path / "1", Observer())
+    assert type(raised.value).__name__ == "ServableNotFoundError"
+    assert "Could not find SavedModel" in raised.value.message
+
+
+def test_hot_swaps_with_every_second_version_bad_fail_no_call(
+    tmp_path: Path, base: Path, source: Path
+) -> None:
+    with serve(tmp_path, base) as server:
+        server.wait_until_ready()
+        stopped, failures, counts = threading.Event(), [], []
+
+        def ask_again_and_again() -> None:
+            count = 0
+            with grpc.insecure_channel(server.address) as channel:
+                while not stopped.wait(0.002):
+                    try:
+                        call(channel, PREDICT, make_request())
+                        count += 1
+                    except grpc.RpcError as error:
+                        failures.append(str(error))
+            counts.append(count)
+
+        threads = [threading.Thread(target=ask_again_and_again) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for version in range(2, 8):
+                draft = Draft(source, base, version)
+                if version % 2 == 0:
+                    draft.crash()
+                draft.publish()
+                if version % 2 == 0:
+                    wait_for_end(server, version)
+                else:
+                    server.wait_for(lambda wanted=version: ask(server) == wanted)  # type: ignore[misc]
+        finally:
+            stopped.set()
+            for thread in threads:
+                thread.join()
+        assert not failures
+        assert len(counts) == 4 and min(counts) > 10
