@@ -10,10 +10,10 @@ that one client never pays for another; `RestClient` and `OnDevicePredictor` nee
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own would take its import, which every command would wait for
 if TYPE_CHECKING:
+    from typing import Any
+
     from clients.aio import AsyncPredictionClient
     from clients.blocking import PredictionClient, RestClient
     from clients.core.retry import RetryPolicy
@@ -62,6 +62,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is asked for (PEP 562)."""
+    import importlib
+
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "RestClient":

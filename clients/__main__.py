@@ -3,7 +3,7 @@
 import os
 import sys
 
-from contract.console.exits import ExitCode
+from contract.console.interrupts import run_main
 
 
 def main() -> int:
@@ -11,12 +11,7 @@ def main() -> int:
     # gRPC's C++ writes to stderr what our messages say better ("Got goaway ..."). It reads this
     # when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    try:
-        from clients.cli import main as run_command
-
-        return run_command()
-    except KeyboardInterrupt:  # before or after a command: nothing was begun or is left to keep
-        return ExitCode.INTERRUPTED
+    return run_main("clients.cli")
 
 
 if __name__ == "__main__":

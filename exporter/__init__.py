@@ -17,10 +17,10 @@ Everything is loaded when it is first asked for: what reads a version needs no T
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own would take its import, which every command would wait for
 if TYPE_CHECKING:
+    from typing import Any
+
     from exporter.candidate import Candidate
     from exporter.config import Config, load_config, parse_config
     from exporter.data.dataset import Dataset, load_dataset
@@ -88,6 +88,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is asked for (PEP 562)."""
+    import importlib
+
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f"exporter.{_MODULES[name]}"), name)

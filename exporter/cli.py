@@ -23,7 +23,12 @@ from contract.errors import ConfigError, PlumblineError
 from contract.lite.runtime import hide_delegate_notes
 from exporter.config import Config, load_config
 from exporter.processes import filter_chatter, silence_tensorflow
-from exporter.publishing.publish import PublishOptions, find_candidate, publish_version
+from exporter.publishing.publish import (
+    PublishOptions,
+    describe_interrupted,
+    find_candidate,
+    publish_version,
+)
 from exporter.publishing.transfer import Copied, copy_to_remote, fetch_version
 from exporter.show import (
     show_copied,
@@ -61,9 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _LOG.debug("where it was raised", exc_info=True)
         return exit_code_of(error)
     except KeyboardInterrupt:
-        remark("interrupted; nothing was published")
+        remark(f"interrupted; {_describe_interrupted(arguments)}")
         return ExitCode.INTERRUPTED
     return status
+
+
+def _describe_interrupted(arguments: argparse.Namespace) -> str:
+    if arguments.verb == "fetch" or getattr(arguments, "to", None):
+        return "run the same command again to go on"
+    return describe_interrupted()
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,10 +1,14 @@
-"""`python -m serving VERB`."""
-
-from __future__ import annotations
+"""`python -m serving VERB`, and the command `plumbline-serving`."""
 
 import sys
 
-from serving.cli import main
+from contract.console.interrupts import run_main
+
+
+def main() -> int:
+    """Runs one verb; see `serving.cli.main`."""
+    return run_main("serving.cli")
+
 
 if __name__ == "__main__":
     sys.exit(main())

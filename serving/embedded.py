@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import sys
+import signal
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from contract.errors import PlumblineError
 from serving.addresses import is_loopback
 from serving.config.flags import ServerFlags, describe_flags, list_flags
 from serving.config.server import ServerConfig, check_honoured, parse_server_flags, read_config
+from serving.logs import set_up_log
 
 if TYPE_CHECKING:
     from serving.engines.loading import Trials
@@ -48,11 +49,7 @@ def run_embedded(arguments: argparse.Namespace) -> int:
 
         say(f"Plumbline: {find_product_version()}")
         return ExitCode.DONE
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=flags.log_level.upper(),
-        format="%(asctime)s %(levelname).1s %(name)s] %(message)s",
-    )
+    set_up_log(flags.log_level)
     for one in unknown_flags:
         logger.warning("%s", one)
     for name in find_ignored(flags):
@@ -64,6 +61,8 @@ def run_embedded(arguments: argparse.Namespace) -> int:
             flags.host,
         )
     check_honoured(flags)
+    # Until the server has its own: an event loop that is interrupted as it starts never closes.
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(ExitCode.INTERRUPTED))
     try:
         config = read_config(flags, unknown_flags)
         if config.workers == 1:

@@ -13,7 +13,7 @@ from contract.servable import ServableId
 from serving.addresses import Addresses, log_addresses, write_port_file
 from serving.api.handlers import Manager
 from serving.config.server import ServerConfig
-from serving.engines.loading import Trials, load_servable
+from serving.engines.loading import Guard, Trials, load_servable, unguarded
 from serving.engines.servable import Servable
 from serving.monitoring.metrics import Metrics
 from serving.versions.manager import ServableManager
@@ -116,7 +116,10 @@ class SingleProcess:
 
 
 def make_manager(
-    config: ServerConfig, metrics: Metrics, trials: Trials | None = None
+    config: ServerConfig,
+    metrics: Metrics,
+    trials: Trials | None = None,
+    guard: Guard = unguarded,
 ) -> ServableManager:
     """A manager that loads with `serving.engines.loading`, after `trials`, and tells `metrics`."""
 
@@ -127,6 +130,7 @@ def make_manager(
             config,
             metrics,
             trials=trials,
+            guard=guard,
             is_serving=manager.is_serving,
         )
 

@@ -136,7 +136,6 @@ def make_http2() -> Any:
     from contract.wire.rpc import CLASSIFY
     from serving.grpc.protocol import Method, Service
     from serving.transport.http2_protocol import Habits, Http2Peer
-    from serving.transport.listener import ConnectionTable, Listener
 
     methods = {PREDICT.path: Method(_echo), CLASSIFY.path: Method(_echo_later)}
     service = Service(
@@ -145,18 +144,21 @@ def make_http2() -> Any:
         other_port="gRPC alone is spoken here",
     )
     habits = Habits(not_http2=b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    return _listen(lambda: Http2Peer(service.make_call, habits))
 
-    def make() -> Any:
-        return Http2Peer(service.make_call, habits)
+
+def _listen(make: Any) -> Any:
+    """The same, known to a listener, as every connection is."""
+    from serving.transport.listener import ConnectionTable, Listener
 
     listener = Listener(make, tls=None, connections=ConnectionTable())
 
-    def make_heard() -> Any:
+    def make_peer() -> Any:
         peer = make()
         peer.listener = listener
         return peer
 
-    return make_heard
+    return make_peer
 
 
 class _EchoService:
@@ -188,8 +190,8 @@ class _EchoService:
 def make_http1() -> Any:
     """A maker of connections of the REST port; requests are echoed."""
     from serving.transport.admission import MemoryBudget
-    from serving.transport.http1 import Http1Connections, Limits
+    from serving.transport.http1 import Http1, Limits
 
     limits = Limits(MAX_BYTES, "too large", 20.0, "too late")
-    connections = Http1Connections(_EchoService(), limits, MemoryBudget(2**20))
-    return connections.make
+    http = Http1(_EchoService(), limits, MemoryBudget(2**20), http2_text="HTTP/1.1 alone")
+    return _listen(http.make_peer)

@@ -30,6 +30,7 @@ from clients.targets import (
 from clients.transport.channel import explain_failure, open_channel
 from contract.console.exits import ExitCode
 from contract.console.extras import import_extra
+from contract.console.interrupts import left_to_asyncio
 from contract.console.terminal import print_json, print_table, remark, show_progress
 from contract.errors import ConfigError, DatasetError, PlumblineError
 from contract.servable import ModelSpec
@@ -126,7 +127,8 @@ def run(args: argparse.Namespace) -> ExitCode:
             with show_progress(f"{rate:g} calls/s", total=total, unit="calls") as progress:
                 load = LoadRun(plan, on_answer=functools.partial(progress.advance, 1))
                 try:
-                    asyncio.run(_run_load(args, load, body))
+                    with left_to_asyncio():
+                        asyncio.run(_run_load(args, load, body))
                 finally:
                     results.append(load.summarise())  # of an interrupted one too
     except KeyboardInterrupt:

@@ -40,6 +40,7 @@ from clients.targets import (
 from contract import layout
 from contract.console.exits import ExitCode
 from contract.console.extras import import_extra
+from contract.console.interrupts import left_to_asyncio
 from contract.console.terminal import print_json, print_table, remark
 from contract.errors import ConfigError, PlumblineError, UnimplementedError
 from contract.golden import MAX_BYTES, Golden, read_golden
@@ -153,7 +154,7 @@ def _make_server_hop(name: str, args: argparse.Namespace, tolerance: Tolerance) 
     def open_predictor() -> Iterator[Predictor]:
         if name == GRPC_AIO:
             client = open_aio_client(args, allow_non_finite=True)
-            with asyncio.Runner() as runner:
+            with left_to_asyncio(), asyncio.Runner() as runner:
                 try:
                     yield Pinned(lambda *a, **k: runner.run(client.predict(*a, **k)), args)
                 finally:

@@ -42,6 +42,7 @@ from exporter.publishing.staging import (
     sync_path,
 )
 
+_made_here: list[Path] = []
 _LOG = logging.getLogger(__name__)
 _MAX_VERSION = 2**63 - 1
 
@@ -116,6 +117,13 @@ def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -
         target = _seal_and_rename(stage, base_path / str(version), manifest)
         retired = _retire(base_path, manifest.model_name, options)
     return Published(target, version, tuple(retired), tuple(changes))
+
+
+def describe_interrupted() -> str:
+    """What an interruption finds done: for who is told of it."""
+    if not _made_here:
+        return "nothing was published"
+    return f"{_made_here[-1]} is published already"
 
 
 def _check_options(options: PublishOptions, base_path: Path, model_name: str) -> None:
@@ -224,6 +232,7 @@ def _seal_and_rename(stage: Path, target: Path, manifest: Manifest) -> Path:
     (stage / WRITER).unlink()
     sync_path(stage)
     rename_stage(stage, target, advice="; publish again")
+    _made_here.append(target)
     sync_path(target.parent)
     return target
 

@@ -6,9 +6,11 @@ to them, and its zygote imports it while the server imports the rest.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -73,6 +75,15 @@ class Trials(Protocol):
         ...
 
 
+Guard = Callable[[Path], AbstractContextManager[None]]
+"""Surrounds what is loaded in this process, given the version's directory; it may refuse."""
+
+
+def unguarded(version_dir: Path) -> AbstractContextManager[None]:
+    """No guard."""
+    return contextlib.nullcontext()
+
+
 def load_servable(
     servable_id: ServableId,
     version_dir: Path,
@@ -80,6 +91,7 @@ def load_servable(
     observer: Observer,
     *,
     trials: Trials | None = None,
+    guard: Guard = unguarded,
     is_serving: Callable[[], bool] = lambda: True,
 ) -> Servable:
     """Loads a version, checks it, and answers for it.
@@ -95,14 +107,17 @@ def load_servable(
         config: The flags that concern loading.
         observer: Is told choices, self-tests and batches.
         trials: Where the version is loaded and tested first; None for this process at once.
+        guard: Surrounds what is loaded here.
         is_serving: Whether this process serves anything already. Only then is TensorFlow, which
             takes seconds to import, tried elsewhere first.
     """
     if trials is None:
-        findings, litert = examine_version(servable_id, version_dir, config, observer)
+        with guard(version_dir):
+            findings, litert = examine_version(servable_id, version_dir, config, observer)
     else:
         findings, litert = trials.examine(servable_id, version_dir, observer), None
-        if findings.list_signatures(LITERT):
+    if litert is None and findings.list_signatures(LITERT):
+        with guard(version_dir):
             tflite = version_dir / layout.variant_path(layout.FLOAT32)
             litert = LiteRTEngine(tflite, num_threads=config.litert_num_threads)
     by_tensorflow = findings.list_signatures(TENSORFLOW)
@@ -110,13 +125,15 @@ def load_servable(
     def make_tensorflow() -> Engine:
         if trials is not None and is_serving():
             trials.try_tensorflow(servable_id, version_dir, by_tensorflow)
-        return TensorFlowEngine(version_dir, config)
+        with guard(version_dir):
+            return TensorFlowEngine(version_dir, config)
 
     def check_tensorflow(engine: Engine) -> None:
         from contract.parity import FLOAT32
 
-        examination = make_examination(servable_id, version_dir, config, observer)
-        examination.examine(engine, by_tensorflow, FLOAT32)
+        with guard(version_dir):
+            examination = make_examination(servable_id, version_dir, config, observer)
+            examination.examine(engine, by_tensorflow, FLOAT32)
 
     engines: dict[str, Engine] = {}
     if litert is not None:

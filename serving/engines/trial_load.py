@@ -338,8 +338,7 @@ def _be_trial(
 ) -> NoReturn:
     code = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        # Ctrl-C and what ends a service reach its whole group, and say nothing of the version.
         if limit_s is not None:  # should nobody watch any more
             signal.alarm(int(limit_s + _GRACE_S) + 1)
         limit_resources()

@@ -142,7 +142,10 @@ def _make_respond(
                 told = InternalError(CRASH_TEXT)
             if observer is not None:
                 observer.observe_request(model_name, told.code.name)
-            raise told from error
+            try:
+                raise told from (None if told is error else error)
+            finally:
+                del told  # or the traceback would keep this frame, and it the body, as garbage
         if observer is not None:
             elapsed_us = (time.perf_counter() - started) * 1e6
             observer.observe_request_latency(model_name, name, "GRPC", elapsed_us)

@@ -513,6 +513,7 @@ class Call(Stream):
         self.close()
 
     def close(self) -> None:
+        self._buffer = None  # of what did not come to an end
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -29,9 +29,13 @@ Dump = dict[str, dict[Labels, Value]]
 """Family name to labels to what the children hold."""
 
 MAX_CHILDREN = 1000
-"""Label values of one family; clients choose some of them, so there must be an end."""
+"""Label values of a family of which callers choose some: there must be an end."""
 
 OTHER = "(other)"
+"""What stands for all label values beyond `MAX_CHILDREN`."""
+
+MAX_LABEL_BYTES = 256
+"""Where a label value is cut."""
 
 
 class Counter:
@@ -83,8 +87,10 @@ class _Family(Generic[Child]):
         *,
         kind: str,
         make_child: Callable[[], Child],
+        is_bounded: bool = False,
     ) -> None:
         self.name = name
+        self._is_bounded = is_bounded
         self._description = description
         self._label_names = label_names
         self._kind = kind
@@ -95,7 +101,9 @@ class _Family(Generic[Child]):
         """The child with these label values; made when it is first asked for."""
         found = self._children.get(labels)
         if found is None:
-            if len(self._children) >= MAX_CHILDREN:
+            labels = tuple(map(cut_label, labels))
+            is_full = self._is_bounded and len(self._children) >= MAX_CHILDREN
+            if is_full and labels not in self._children:
                 labels = (OTHER,) * len(labels)
             found = self._children.setdefault(labels, self._make_child())
         return found
@@ -165,10 +173,20 @@ class Family(_Family[Counter]):
 
 
 class HistogramFamily(_Family[Histogram]):
-    """A metric whose children are histograms; see `Family`."""
+    """A metric whose children are histograms; see `Family`.
+
+    With `is_bounded` it has `MAX_CHILDREN` children and one more for all others: callers choose
+    its label values.
+    """
 
     def __init__(
-        self, name: str, description: str, label_names: Labels, *, bounds: Sequence[float]
+        self,
+        name: str,
+        description: str,
+        label_names: Labels,
+        *,
+        bounds: Sequence[float],
+        is_bounded: bool = False,
     ) -> None:
         super().__init__(
             name,
@@ -176,6 +194,7 @@ class HistogramFamily(_Family[Histogram]):
             label_names,
             kind="histogram",
             make_child=functools.partial(Histogram, tuple(bounds)),
+            is_bounded=is_bounded,
         )
         self._limits = [*(f"{bound:.6g}" for bound in bounds), "+Inf"]
 
@@ -224,6 +243,16 @@ def _add(one: Value, other: Value) -> Value:
 def exponential_bounds(scale: float, growth: float, count: int) -> tuple[float, ...]:
     """The bounds of TensorFlow's `monitoring::Buckets::Exponential`, without the last."""
     return tuple(scale * growth**power for power in range(count))
+
+
+def cut_label(value: str) -> str:
+    """A label value of at most `MAX_LABEL_BYTES`, and dots where it was cut."""
+    if len(value) * 4 <= MAX_LABEL_BYTES:
+        return value
+    encoded = value[: MAX_LABEL_BYTES + 1].encode(errors="replace")
+    if len(encoded) <= MAX_LABEL_BYTES:
+        return value
+    return encoded[: MAX_LABEL_BYTES - 3].decode(errors="ignore") + "..."
 
 
 def _escape(value: str) -> str:

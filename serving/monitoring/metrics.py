@@ -21,6 +21,8 @@ from serving.monitoring.instruments import (
     render_families,
 )
 from serving.observer import EngineChoice, Observer
+from serving.transport.admission import MemoryBudget
+from serving.transport.listener import ConnectionTable
 from serving.versions.states import VersionStatus
 
 CONTENT_TYPE = "text/plain"
@@ -33,6 +35,9 @@ _THREAD_POOL = "model_server_batch_threads"
 _RUNTIMES = {"tensorflow": "TF1"}
 _TF = ":tensorflow:serving:"
 _VERSION = ("model_name", "version")
+UNKNOWN = "(unknown)"
+"""The name of all models that are not served: callers choose them."""
+
 _SIGNATURE = (*_VERSION, "signature_name")
 
 
@@ -49,6 +54,9 @@ class Metrics(Observer):
         self._is_ready = is_ready
         self._start_time_s = find_start_time_s()
         self._runtimes: dict[tuple[ServableId, str], str] = {}
+        self._model_names = {""}  # those that have been served, and requests without one
+        self._budget = MemoryBudget(0)
+        self._connections = ConnectionTable()
         self._requests = Family(
             f"{_TF}request_count", "The total number of requests.", ("model_name", "status")
         )
@@ -92,6 +100,7 @@ class Metrics(Observer):
             "The padding size of batches.",
             ("execution_batch_size",),
             bounds=_ROWS,
+            is_bounded=True,
         )
         self._input_size = HistogramFamily(
             f"{_TF}batching_session:input_batch_size",
@@ -133,6 +142,14 @@ class Metrics(Observer):
             "Sampled requests: written, dropped or failed.",
             ("result",),
         )
+        self._refused = Family(
+            "plumbline_memory_refusals",
+            "How often --max_bytes_in_flight refused memory to a call.",
+        )
+        self._refused_connections = Family(
+            "plumbline_refused_connections",
+            "Connections that were closed at once: one too many (--max_connections).",
+        )
         self._malformed = Family(
             "plumbline_malformed",
             "How often bytes came that are no request of the port's protocol.",
@@ -166,6 +183,11 @@ class Metrics(Observer):
         self._warmup.child(path, "OK").observe(latency_us)
 
     def observe_request(self, model_name: str, status: str) -> None:
+        if model_name not in self._model_names:
+            if status == "OK":
+                self._model_names.add(model_name)
+            else:
+                model_name = UNKNOWN
         self._requests.child(model_name, status).add()
 
     def observe_request_latency(
@@ -219,6 +241,7 @@ class Metrics(Observer):
 
     def observe_state(self, servable_id: ServableId, status: VersionStatus) -> None:
         """Drops what is said of a version that was unloaded; a failed one stays visible."""
+        self._model_names.add(servable_id.name)
         if status.state is not VersionState.END or status.code is not Code.OK:
             return
         key = (servable_id.name, str(servable_id.version))
@@ -237,8 +260,15 @@ class Metrics(Observer):
         """The page that Prometheus scrapes."""
         return render_families((*self.list_counters(), *self.take_gauges()))
 
+    def watch(self, budget: MemoryBudget, connections: ConnectionTable) -> None:
+        """Tells from now on what calls hold, and how many connections there are."""
+        self._budget = budget
+        self._connections = connections
+
     def list_counters(self) -> list[Family | HistogramFamily]:
         """What only grows, over all that this process has seen."""
+        self._refused.child().value = self._budget.num_refused
+        self._refused_connections.child().value = self._connections.num_refused
         return [
             self._requests,
             self._request_latency,
@@ -254,6 +284,8 @@ class Metrics(Observer):
             self._queue_wait,
             self._abandoned,
             self._request_log,
+            self._refused,
+            self._refused_connections,
             self._malformed,
         ]
 
@@ -278,6 +310,19 @@ class Metrics(Observer):
             self._engine,
             states,
             build,
+            _make_gauge(
+                "bytes_in_flight",
+                "Memory that calls hold.",
+                self._budget.num_bytes,
+                sum,
+            ),
+            _make_gauge(
+                "max_bytes_in_flight",
+                "Memory that calls may hold (--max_bytes_in_flight).",
+                self._budget.max_bytes,
+                sum,
+            ),
+            _make_gauge("connections", "Open connections.", self._connections.num_open, sum),
             _make_gauge("ready", "1 when every model is served.", float(self._is_ready()), min),
             _make_gauge(
                 "process_start_time_seconds",

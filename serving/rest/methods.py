@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
-
-from google.protobuf import json_format
-from google.protobuf.message import Message
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from contract.errors import RequestError
 from contract.servable import ModelSpec
@@ -30,6 +27,9 @@ from serving.rest.paths import Target
 from serving.rest.pieces import CUT_BYTES, PieceReader, cut_body
 from serving.rest.requests import read_examples, read_inputs, read_signature_name
 from serving.rest.weighing import weigh_answer, weigh_json
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 Result = TypeVar("Result")
 Body: TypeAlias = bytes | bytearray
@@ -141,6 +141,8 @@ class RestMethods:
 
 
 def _to_dict(message: Message) -> dict[str, Any]:
+    from google.protobuf import json_format  # of no use to predictions, and slow to import
+
     return json_format.MessageToDict(
         message,
         preserving_proto_field_name=True,

@@ -31,7 +31,7 @@ import orjson
 
 from contract.errors import RequestError
 from contract.signature import Array
-from serving.rest.json_text import parse_strictly
+from serving.rest.json_text import may_hold_booleans, parse_strictly
 from serving.rest.requests import read_inputs, to_array
 
 CUT_BYTES = 256 * 1024
@@ -147,8 +147,8 @@ class PieceReader:
             raise _UncutError
         parts = []
         structure = _Structure()
-        for numbers, brackets in _cut_numbers(cut, self._max_depth):
-            array = to_array(numbers, dtype)
+        for numbers, brackets, has_booleans in _cut_numbers(cut, self._max_depth):
+            array = to_array(numbers, dtype, has_booleans=has_booleans)
             if array is None:
                 raise _UncutError
             reserve(2 * array.nbytes)  # once more when they are joined
@@ -166,7 +166,9 @@ class PieceReader:
         parts: dict[str, list[Array]] = {name: [] for name in dtypes}
         for piece in _cut_rows(cut):
             rows = _parse(piece, self._max_depth - 1)
-            arrays, _ = read_inputs({"instances": rows}, dtypes)
+            arrays, _ = read_inputs(
+                {"instances": rows}, dtypes, has_booleans=may_hold_booleans(piece)
+            )
             if arrays.keys() != parts.keys():
                 raise _UncutError
             for name, array in arrays.items():
@@ -186,8 +188,9 @@ def _parse(piece: bytes, max_depth: int) -> Any:
         raise _UncutError from None
 
 
-def _cut_numbers(cut: CutBody, max_depth: int) -> Iterator[tuple[list[Any], bytes]]:
-    """The numbers of every piece, and the brackets and commas among them."""
+def _cut_numbers(cut: CutBody, max_depth: int) -> Iterator[tuple[list[Any], bytes, bool]]:
+    """The numbers of every piece, the brackets and commas among them, and whether there may be
+    booleans too."""
     body, stop = cut.body, cut.stop
     opening = _OPENING.match(body, cut.start, stop)
     depth = opening[0].count(b"[") if opening else 0  # of a row
@@ -206,7 +209,8 @@ def _cut_numbers(cut: CutBody, max_depth: int) -> Iterator[tuple[list[Any], byte
             if set(map(type, values)) != {list}:
                 raise _UncutError
             values = list(chain.from_iterable(values))
-        yield values, text.translate(None, _BUT_STRUCTURE) + (b"" if comma < 0 else b",")
+        brackets = text.translate(None, _BUT_STRUCTURE) + (b"" if comma < 0 else b",")
+        yield values, brackets, may_hold_booleans(text)
         position, before = end + 1, b"[" * still_open
 
 

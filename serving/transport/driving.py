@@ -61,8 +61,12 @@ class Started(Generic[Result]):
                 yield awaited
             except BaseException as error:  # a cancellation above all: it is the coroutine's
                 thrown = error
+            # A future keeps its failure, whose traceback would keep this frame, and it the future.
+            awaited = self._awaited = None
             try:
                 awaited = coroutine.send(None) if thrown is None else coroutine.throw(thrown)
             except StopIteration as done:
                 result: Result = done.value
                 return result
+            finally:
+                del thrown

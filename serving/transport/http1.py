@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import email.utils
 import logging
 import math
 import re
@@ -33,6 +32,7 @@ from serving.context import RequestContext
 from serving.transport.admission import MemoryBudget, Reservation
 from serving.transport.driving import go_on_as_task
 from serving.transport.listener import Peer
+from serving.transport.wrong_port import PREFACE, WrongPort
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together; more is 431."""
@@ -60,6 +60,8 @@ _MAX_DISCARDED_BYTES = 1024 * 1024
 _MAX_AHEAD_BYTES = 64 * 1024
 """Pipelined bytes kept while a call is in flight."""
 
+_LARGE_BYTES = 64 * 1024
+
 _MAX_KNOWN_BYTES = 4096
 """Heads remembered, one a connection."""
 
@@ -68,9 +70,10 @@ _CHUNKS_AT_A_TIME = 400
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_HTTP_1_1_REQUIRED = 0xD
 
 _REASONS = {
     200: b"OK",
@@ -213,9 +216,17 @@ class Http1:
         """The Date header of an answer, made once a second, and the beginning of the next."""
         now = int(time.time())
         if now != self._date[0]:
-            text = email.utils.formatdate(now, usegmt=True)
-            self._date = (now, b"Date: %s\r\nContent-Length: " % text.encode())
+            self._date = (now, b"Date: %s\r\nContent-Length: " % format_date(now).encode())
         return self._date[1]
+
+
+def format_date(seconds: float) -> str:
+    """Seconds since the epoch as RFC 9110, 5.6.7, has it, whatever the locale says."""
+    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(seconds)
+    return (
+        f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} "
+        f"{hour:02}:{minute:02}:{second:02} GMT"
+    )
 
 
 class MalformedError(Exception):
@@ -443,7 +454,7 @@ class ChunkReader:
 
 
 # What a connection does.
-_HEAD, _BODY, _CALL, _DISCARD, _LEAVING, _GONE = range(6)
+_HEAD, _BODY, _CALL, _DISCARD, _STRANGER, _LEAVING, _GONE = range(7)
 
 
 class Http1Peer(Peer):
@@ -470,6 +481,7 @@ class Http1Peer(Peer):
         self._body = bytearray()
         self._task: asyncio.Task[Answer] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stranger: WrongPort | None = None
         self._is_late = False
         self._is_at_end = False
         self._out: list[bytes] = []
@@ -509,7 +521,7 @@ class Http1Peer(Peer):
         if self._state == _LEAVING:
             if now >= self._due:
                 self.hang_up()
-        elif self._state in (_HEAD, _DISCARD) and now >= self._due:
+        elif self._state in (_HEAD, _DISCARD, _STRANGER) and now >= self._due:
             if self._head is not None:
                 self._note_malformed("the head of a request took too long")
             self.transport.abort()
@@ -610,6 +622,8 @@ class Http1Peer(Peer):
             return self._read_body()
         if self._state == _DISCARD:
             return self._discard()
+        if self._state == _STRANGER:
+            return self._talk_to_stranger()
         return False
 
     def _read_head(self) -> bool:
@@ -626,7 +640,7 @@ class Http1Peer(Peer):
                 return True
             head = self._begin_head()
             if head is None:
-                return False
+                return self._state == _STRANGER
             start = self._at
         end = data.find(b"\r\n\r\n", start + max(0, self._fed - 3))
         if (len(data) if end < 0 else end) - start > MAX_HEAD_BYTES:
@@ -652,11 +666,13 @@ class Http1Peer(Peer):
         data, start = self._data, self._at
         if data.startswith(b"\r\n", start):  # RFC 9112, 2.2
             self._at = start = start + 2
-        if data.startswith(b"PRI", start):
-            if data.startswith(_PREFACE, start):
-                self._refuse_http2()
+        if data.startswith(b"P", start):
+            if data.startswith(PREFACE, start):
+                self._greet_stranger()
                 return None
-            if _PREFACE.startswith(data[start:]):
+            if PREFACE.startswith(data[start : start + len(PREFACE)]):
+                wait_s = self.listener.limits.header_timeout_s
+                self._due = min(self._due, time.monotonic() + wait_s)
                 return None
         self._head = Head()
         self._fed = 0
@@ -804,7 +820,8 @@ class Http1Peer(Peer):
         self._go_on()
 
     def _crash(self, request: Request, error: BaseException | None = None) -> Answer:
-        _log.error("%s %s failed", request.method, request.target, exc_info=error or True)
+        target = request.target[:256]
+        _log.error("%s %s failed", request.method, target, exc_info=error or True)
         return self._service.refuse(
             request, InternalError("the server failed; its log has the reason")
         )
@@ -824,7 +841,14 @@ class Http1Peer(Peer):
         elif b"connection" in request.headers:
             end = b"\r\nConnection: keep-alive\r\n\r\n"
         head = b"%s%s%s%d%s" % (line, answer.head, self._http.format_date(), len(body), end)
-        self._out.append(head if request.method == "HEAD" else head + body)
+        if request.method == "HEAD":
+            self._out.append(head)
+        elif len(body) < _LARGE_BYTES:
+            self._out.append(head + body)
+        else:  # without a copy
+            self._out.append(head)
+            self._flush()
+            self.transport.write(body)
         self._quiet_since = now
         if closes:
             self._leave()
@@ -881,10 +905,7 @@ class Http1Peer(Peer):
                 self._request = None
                 task.add_done_callback(lambda _: self._release(request))
                 task.cancel()
-            else:
-                self._service.refuse(
-                    request, CancelledError("the caller left before the body was complete")
-                )
+            self._service.refuse(request, CancelledError("the caller left before the answer"))
             self._drop_request()
         self._body = bytearray()
         self._data = b""
@@ -910,6 +931,7 @@ class Http1Peer(Peer):
         self._num_unsent = self.transport.get_write_buffer_size()
         if self.transport.can_write_eof():
             self.hang_up()
+            self.linger(LINGER_S)
         if self._is_reading_paused and not self._is_at_end:
             self._is_reading_paused = False
             self.transport.resume_reading()
@@ -929,14 +951,24 @@ class Http1Peer(Peer):
         )
         self._leave()
 
-    def _refuse_http2(self) -> None:
-        """Tells a client of HTTP/2, in its words, what this port speaks (RFC 9113, 6.8)."""
+    def _greet_stranger(self) -> None:
+        """Begins to tell a client of HTTP/2 what this port speaks."""
         self._note_malformed("the preface of HTTP/2")
-        text = self._http.http2_text.encode()
-        settings = b"\0\0\0\4\0\0\0\0\0"
-        goaway = (8 + len(text)).to_bytes(3, "big") + b"\7\0\0\0\0\0\0\0\0\0"
-        self._out.append(settings + goaway + _HTTP_1_1_REQUIRED.to_bytes(4, "big") + text)
-        self._leave()
+        self._at += len(PREFACE)
+        self._stranger = WrongPort(self._http.http2_text)
+        self._state = _STRANGER
+        self._due = time.monotonic() + self.listener.limits.header_timeout_s
+
+    def _talk_to_stranger(self) -> bool:
+        stranger = self._stranger
+        assert stranger is not None
+        stranger.read(self._data[self._at :])
+        self._at = len(self._data)
+        self._out.append(stranger.out)
+        stranger.out = b""
+        if stranger.is_done:
+            self._leave()
+        return False
 
     # Writing.
 

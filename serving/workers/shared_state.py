@@ -18,6 +18,7 @@ import mmap
 import os
 import pickle
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ import msgspec
 from contract.errors import Code, ServableUnavailableError
 from serving.config.models import ModelConfig
 from serving.monitoring.instruments import Dump, add_dumps
+from serving.versions.lifecycle import Fingerprint
 from serving.versions.manager import Failure
 from serving.versions.states import VersionStatus
 
@@ -37,16 +39,25 @@ BEAT_S = 0.1
 SILENT_S = 1.0
 """A worker whose heart has not beaten for so long answers nobody at the moment."""
 
+LOST_S = 3.0
+"""After so long it makes all not ready: by then one that does nothing was replaced, and a load
+that holds the GIL is rarely longer."""
+
 LOCK_TIMEOUT_S = 60.0
 """How long a reload waits for another one; a worker may hang in the middle of its own."""
 
 _POLL_S = 0.05
 _RETIRED = "retired"
 _MODELS = "models"
+_SUSPECTS = {True: "convicted", False: "suspected"}
+_MAX_SUSPECTS = 1000
 _WISH, _GENERATION, _FIRST_SLOT = 0, 1, 2  # where numbers are in the page
 _BEAT, _FIRST_COUNT = 0, 1  # and where among those of a slot
 _NUM_COUNTS = 2
 _NUM_NUMBERS = _FIRST_COUNT + _NUM_COUNTS
+
+Suspect = tuple[str, Fingerprint]
+"""A version's directory, and its files as they were."""
 
 Kept = TypeVar("Kept")
 Missing = TypeVar("Missing")
@@ -150,9 +161,9 @@ class SharedState:
         """When a worker's heart last beat (`time.monotonic`, the same for all processes)."""
         return self._numbers[_find_number(slot, _BEAT)]
 
-    def is_silent(self, slot: int) -> bool:
-        """Whether a worker answers nobody at the moment."""
-        return time.monotonic() - self.find_last_beat(slot) > SILENT_S
+    def is_silent(self, slot: int, limit_s: float = SILENT_S) -> bool:
+        """Whether a worker's heart has not beaten for so long."""
+        return time.monotonic() - self.find_last_beat(slot) > limit_s
 
     # Connections.
 
@@ -250,6 +261,28 @@ class SharedState:
                 time.sleep(_POLL_S)
             yield
 
+    # Versions that workers load, and under which they died: see `serving.workers.suspects`.
+
+    def write_loading(self, slot: int, suspects: Sequence[Suspect]) -> None:
+        """Says what a worker loads."""
+        if suspects:
+            self._replace(f"{slot}.loading", pickle.dumps(list(suspects)))
+        else:
+            (self.folder / f"{slot}.loading").unlink(missing_ok=True)
+
+    def read_loading(self, slot: int) -> list[Suspect]:
+        """What a worker was loading when it last said so."""
+        return self._unpickle(f"{slot}.loading", list, list)
+
+    def add_suspects(self, suspects: Sequence[Suspect], *, is_certain: bool) -> None:
+        """Keeps versions under one of which a worker died; the supervisor alone does."""
+        known = self.read_suspects(is_certain=is_certain)
+        self._replace(_SUSPECTS[is_certain], pickle.dumps([*known, *suspects][-_MAX_SUSPECTS:]))
+
+    def read_suspects(self, *, is_certain: bool) -> list[Suspect]:
+        """Versions under which a worker died, or under one of which it did."""
+        return self._unpickle(_SUSPECTS[is_certain], list, list)
+
     def _replace(self, name: str, data: bytes) -> None:
         partial = self.folder / f".{name}.{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):  # the folder goes when the server ends
@@ -319,9 +352,13 @@ class Place:
         shared: Where workers note how they stand.
         is_replacement: Whether others serve already.
         lifeline: A file that ends with the supervisor.
+        grpc: What gRPC listens on; all workers have the same.
+        rest: And REST.
     """
 
     slot: int
     shared: SharedState
     is_replacement: bool
     lifeline: int
+    grpc: Sequence[socket.socket] = ()
+    rest: Sequence[socket.socket] = ()

@@ -196,6 +196,11 @@ class Reader:
             self._note(found)
         return found
 
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether no part of a frame is held."""
+        return not self._buffer
+
     def _take(self) -> Frame | None:
         if len(self._buffer) < 9:
             return None

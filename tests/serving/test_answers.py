@@ -42,6 +42,25 @@ def test_float32_numbers_have_the_digits_they_need(number: float, text: bytes) -
     assert format_decimals(np.array([number], np.float32)) == [text]
 
 
+@given(FLOATS)
+def test_a_number_has_six_digits_where_these_name_it_and_else_all(array: Any) -> None:
+    digits = "%.9g" if array.dtype == np.float32 else "%.17g"
+    with np.errstate(over="ignore"):
+        for value, text in zip(array.ravel(), format_decimals(array), strict=True):
+            short = f"{float(value):g}"
+            names_it = array.dtype.type(short) == value
+            plain = short if names_it else digits % value
+            wanted = plain if "." in plain or "e" in plain else f"{plain}.0"
+            words = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+            assert text.decode() == words.get(plain, wanted)
+
+
+@given(npst.arrays("f4", npst.array_shapes(min_dims=2, max_dims=2, max_side=5)))
+def test_rows_of_floats_are_laid_out_as_other_rows(array: Any) -> None:
+    wanted = b", ".join(b"[" + b", ".join(format_decimals(row)) + b"]" for row in array)
+    assert encode_rows({"y": array}) == b'{\n    "predictions": [' + wanted + b"\n    ]\n}"
+
+
 def test_rows_of_several_outputs_are_objects() -> None:
     outputs = {"b": np.array([1, 2]), "a": np.array([[True], [False]])}
     assert json.loads(encode_rows(outputs)) == {

@@ -95,3 +95,15 @@ def test_a_misspelt_flag_ends_the_start_and_a_strange_one_does_not(tmp_path: Pat
     strange = run_embedded("--port=-1", "--flag_of_the_future=x", base)
     assert strange.returncode == 3
     assert "unknown argument: --flag_of_the_future=x" in strange.stderr
+
+
+def test_a_server_imports_no_other_http_server_and_nothing_that_is_slow_and_rarely_used() -> None:
+    check = (
+        "import sys, serving.server, serving.rest.server; "
+        "heavy = {'aiohttp', 'http.client', 'email', 'google.protobuf.json_format', 'tensorflow'}"
+        " & set(sys.modules); sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import email.utils
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import pytest
 import uvloop
 from hypothesis import given, settings
@@ -27,6 +29,7 @@ from serving.transport.http1 import (
     Limits,
     MalformedError,
     Request,
+    format_date,
 )
 from serving.transport.listener import ConnectionTable, Listener, TimeLimits
 
@@ -207,6 +210,11 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
 LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
+@given(st.integers(0, 2**34))
+def test_dates_are_written_as_mail_writes_them(seconds: int) -> None:
+    assert format_date(seconds) == email.utils.formatdate(seconds, usegmt=True)
+
+
 def find_bodies(answers: bytes) -> list[bytes]:
     return [one.partition(b"\r\n\r\n")[2] for one in answers.split(b"HTTP/1.1 ")[1:]]
 
@@ -364,13 +372,33 @@ def test_what_is_not_understood_has_a_status_of_its_own(
     assert b"Connection: close" in answer
 
 
-def test_a_client_of_http2_is_told_in_its_words(server: Server) -> None:
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-    for parts in ([preface + b"\0\0\0\4\0\0\0\0\0"], [preface[:10], preface[10:]]):
-        answer = server.exchange(*parts)
-        assert answer[:9] == b"\0\0\0\4\0\0\0\0\0"  # SETTINGS
-        assert answer[12] == 7  # GOAWAY
-        assert answer.endswith(b"HTTP/1.1 alone")
+@pytest.mark.parametrize("size", [1, 10, 1000])
+def test_a_client_of_http2_is_told_in_its_words(server: Server, size: int) -> None:
+    settings, headers = b"\0\0\0\4\0\0\0\0\0", b"\0\0\1\1\5\0\0\0\1\x82"
+    sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + headers
+    answer = server.exchange(*(sent[at : at + size] for at in range(0, len(sent), size)))
+    kinds, texts = [], []
+    while answer:
+        end = 9 + int.from_bytes(answer[:3], "big")
+        kinds.append(answer[3:9])
+        texts.append(answer[9:end])
+        answer = answer[end:]
+    assert kinds == [
+        b"\4\0\0\0\0\0",  # SETTINGS
+        b"\4\1\0\0\0\0",  # and the acknowledgement of the client's
+        b"\1\5\0\0\0\1",  # trailers for its stream
+        b"\7\0\0\0\0\0",  # GOAWAY
+    ]
+    assert b"HTTP/1.1 alone" in texts[2]
+    assert texts[3] == b"\0\0\0\1\0\0\0\0HTTP/1.1 alone"
+
+
+def test_a_grpc_client_is_told_which_port_is_grpcs(server: Server) -> None:
+    address = f"127.0.0.1:{server.port}"
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/a.B/C")(b"", timeout=TIMEOUT_S)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert caught.value.details() == "HTTP/1.1 alone"
 
 
 def test_an_empty_line_before_a_request_is_passed_over(server: Server) -> None:

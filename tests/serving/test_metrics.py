@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from contract.errors import ManifestError
+from contract.errors import ManifestError, ResourceExhaustedError
 from contract.servable import ServableId, VersionState
 from contract.wire.rpc import PREDICT
 from serving.engines.servable import EngineChoice
@@ -21,9 +21,12 @@ from serving.monitoring.instruments import (
     OTHER,
     Family,
     HistogramFamily,
+    cut_label,
     exponential_bounds,
 )
-from serving.monitoring.metrics import Metrics
+from serving.monitoring.metrics import UNKNOWN, Metrics
+from serving.transport.admission import MemoryBudget
+from serving.transport.listener import ConnectionTable
 from serving.versions.states import VersionStatus
 from tests.serving.server_process import ServerProcess, call
 
@@ -111,12 +114,65 @@ def test_what_is_said_of_an_unloaded_version_goes_and_of_a_failed_one_stays() ->
     assert 'plumbline_self_test{model_name="mlp",version="2"' in text
 
 
-def test_names_that_clients_invent_do_not_grow_without_end() -> None:
+def test_names_of_models_that_are_not_served_share_one_row() -> None:
+    metrics = make_metrics()
+    for number in range(5000):
+        metrics.observe_request(f"invented-{number}", "NOT_FOUND")
+    name = ":tensorflow:serving:request_count"
+    text = metrics.render()
+    assert find(text, name, model_name=UNKNOWN, status="NOT_FOUND") == 5000
+    assert "invented" not in text
+
+
+def test_a_served_model_keeps_its_own_row_whatever_others_ask_for() -> None:
     metrics = make_metrics()
     for number in range(MAX_CHILDREN + 500):
         metrics.observe_request(f"invented-{number}", "NOT_FOUND")
+        metrics.observe_state(
+            ServableId(f"model-{number}", 1), VersionStatus(1, VersionState.LOADING)
+        )
+    metrics.observe_request("mlp", "OK")
+    metrics.observe_request("model-1400", "UNAVAILABLE")
     name = ":tensorflow:serving:request_count"
-    assert find(metrics.render(), name, model_name=OTHER, status=OTHER) == 500
+    text = metrics.render()
+    assert find(text, name, model_name="mlp", status="OK") == 1
+    assert find(text, name, model_name="model-1400", status="UNAVAILABLE") == 1
+    assert OTHER not in text
+
+
+def test_batch_sizes_that_callers_choose_do_not_grow_without_end() -> None:
+    metrics = make_metrics()
+    for number in range(MAX_CHILDREN + 500):
+        metrics.observe_batch(MLP_1, 0, number)
+    name = ":tensorflow:serving:batching_session:padding_size_count"
+    assert find(metrics.render(), name, execution_batch_size=OTHER) == 500
+
+
+@pytest.mark.parametrize("letter", ["n", "ä", "😀"])
+def test_a_long_label_is_cut_at_256_bytes(letter: str) -> None:
+    family = Family("name", "Description.", ("label",))
+    for _ in range(2):
+        family.child(letter * 100_000).add()
+    ((_, labels), value) = next(iter(read("\n".join(family.render()) + "\n").items()))
+    assert value == 2
+    assert 250 <= len(dict(labels)["label"].encode()) <= 256
+    shortest = letter * (256 // len(letter.encode()))
+    assert cut_label(shortest) == shortest
+
+
+def test_what_calls_hold_is_seen() -> None:
+    metrics, budget = make_metrics(), MemoryBudget(1000)
+    metrics.watch(budget, ConnectionTable(num_open=3, num_refused=2))
+    reservation = budget.open("caller")
+    reservation.grow(100)
+    with pytest.raises(ResourceExhaustedError):
+        reservation.grow(1000)
+    text = metrics.render()
+    assert find(text, "plumbline_bytes_in_flight") == 100
+    assert find(text, "plumbline_max_bytes_in_flight") == 1000
+    assert find(text, "plumbline_memory_refusals") == 1
+    assert find(text, "plumbline_connections") == 3
+    assert find(text, "plumbline_refused_connections") == 2
 
 
 @given(st.text(max_size=20))
@@ -161,7 +217,9 @@ def test_a_server_counts_its_calls_and_says_what_it_is(published_mlp: Path, tmp_
             assert answer.headers.get_content_type() == "text/plain"
             text = answer.read().decode()
     name = ":tensorflow:serving:request_count"
-    assert find(text, name, model_name="absent", status="NOT_FOUND") == 1
+    assert find(text, name, model_name=UNKNOWN, status="NOT_FOUND") == 1
+    assert find(text, "plumbline_bytes_in_flight") == 0
+    assert (find(text, "plumbline_max_bytes_in_flight") or 0) > 1e7
     assert find(text, "plumbline_version_state", model_name="mlp", version="1") == 30
     assert find(text, "plumbline_ready") == 1
     assert (find(text, "plumbline_process_start_time_seconds") or 0) > 1e9

@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from contract.errors import Code, RequestError
 from contract.wire.plumbline_wire import example_pb2
-from serving.rest.json_text import parse_json_object
+from serving.rest.json_text import count_up_to, may_hold_booleans, parse_json_object
 from serving.rest.requests import (
     ItemReader,
     decode_base64_object,
@@ -45,6 +45,56 @@ def test_the_fast_and_the_thorough_way_agree(array: Any) -> None:
     assert fast is not None
     assert fast.dtype == thorough.dtype
     assert np.array_equal(fast, thorough)
+
+
+NUMBERS = st.one_of(
+    st.integers(-(2**63), 2**64 - 1), st.integers(-300, 300), st.floats(), st.just(1e39)
+)
+ODD = st.one_of(NUMBERS, st.none(), st.text(max_size=2), st.just({"a": 1.0}), st.just({"b64": ""}))
+NESTED = st.recursive(ODD, lambda inner: st.lists(inner, max_size=4), max_leaves=20)
+
+
+@st.composite
+def nearly_regular(draw: st.DrawFn) -> list[Any]:
+    """Lists of one shape, mostly, of which a value or a list may be another."""
+    sizes = draw(st.lists(st.sampled_from([1, 2, 3, 17]), min_size=1, max_size=3))
+    values = st.integers(0, 9) if draw(st.booleans()) else NUMBERS
+
+    def make(depth: int) -> Any:
+        if depth == len(sizes):
+            return draw(values)
+        return [make(depth + 1) for _ in range(sizes[depth])]
+
+    found: list[Any] = make(0)
+    if draw(st.booleans()):
+        level: Any = found
+        for _ in range(draw(st.integers(0, len(sizes) - 1))):
+            level = level[draw(st.integers(0, len(level) - 1))]
+        level[draw(st.integers(0, len(level) - 1))] = draw(NESTED)
+    return found
+
+
+@given(st.one_of(NESTED, nearly_regular()), st.sampled_from([*DTYPES, "string", "bool", "float16"]))
+@settings(max_examples=1000)
+def test_numbers_are_read_alike_with_and_without_a_look_for_booleans(
+    values: Any, dtype: str
+) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        packed = to_array(values, dtype, has_booleans=False)
+        looked_at = to_array(values, dtype, has_booleans=True)
+    if packed is None or looked_at is None:
+        assert packed is looked_at
+        return
+    assert (packed.dtype, packed.shape) == (looked_at.dtype, looked_at.shape)
+    assert packed.dtype.num == looked_at.dtype.num
+    assert packed.tolist() == looked_at.tolist() or packed.tobytes() == looked_at.tobytes()
+
+
+@given(st.lists(st.sampled_from([*"[]{}:,", "true", "false", '"rl"', "1.5"])), st.integers(0, 200))
+def test_characters_are_counted_up_to_a_limit(parts: list[str], limit: int) -> None:
+    body = "".join(parts).encode()
+    assert min(count_up_to(body, b"[", limit), limit) == min(body.count(b"["), limit)
+    assert may_hold_booleans(body) == (b"true" in body or b"false" in body)
 
 
 def test_columns_may_be_one_value_a_list_or_an_object() -> None:
