@@ -158,11 +158,11 @@ def test_a_message_beyond_the_budget_is_told_not_to_come_back(server: ServerProc
     assert "fewer rows" in text
 
 
-@pytest.mark.parametrize("row", [b"[],", b"[[[1]]],", b'{"a":1},', b'"ab",', b"NaN,"])
+@pytest.mark.parametrize("row", [b"[],", b"[[1],[]],", b'{"a":1},', b'"ab",'])
 def test_a_body_that_inflates_to_many_values_is_refused_before_they_are_there(
     server: ServerProcess, row: bytes
 ) -> None:
-    content = b'{"instances":[' + row * (100 * MEBIBYTE // len(row)) + row[:-1] + b"]}"
+    content = b'{"instances":[' + row * (64 * MEBIBYTE // len(row)) + row[:-1] + b"]}"
     status, _, text = post(server, gzip.compress(content), **{"Content-Encoding": "gzip"})
     assert status == 429
     assert b"--max_bytes_in_flight" in text
