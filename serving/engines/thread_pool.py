@@ -13,6 +13,7 @@ import heapq
 import itertools
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -98,16 +99,20 @@ class _Entry:
 
 
 class ThreadPool:
-    """Two threads per core; calls beyond them wait, up to a limit.
+    """A thread per core and one more, which long runs leave free; calls beyond them wait.
 
     Args:
-        num_threads: Threads; 0 for twice the cores.
+        num_threads: Threads; 0 for one more than there are cores. More would only make every run
+            slower, and the event loop's turns later.
+        num_processes: Workers that share the cores, each with its part of those.
         max_queued_calls: Calls that may wait for a thread; 0 for no limit. When that many wait,
             the caller with the most of them makes room for one with fewer.
     """
 
-    def __init__(self, *, num_threads: int = 0, max_queued_calls: int = 0) -> None:
-        self._num_threads = num_threads or 2 * (os.cpu_count() or 1)
+    def __init__(
+        self, *, num_threads: int = 0, num_processes: int = 1, max_queued_calls: int = 0
+    ) -> None:
+        self._num_threads = num_threads or 1 + max(1, _count_cores() // num_processes)
         self._max_long = max(1, self._num_threads - 1)
         self._max_queued_calls = max_queued_calls
         self._lock = threading.Lock()
@@ -117,6 +122,8 @@ class ThreadPool:
         self._num_queued = 0
         self._num_running = 0
         self._num_long = 0
+        self._num_owed = 0
+        """Tokens that were taken when only long calls waited, and may not be lost."""
         self._callers: dict[Hashable, _Caller] = {}
         self._turns: list[tuple[float, int, _Caller]] = []
         """A heap of the callers with calls that wait, by the time they had."""
@@ -279,6 +286,8 @@ class ThreadPool:
                     self._list(caller)
             for caller in passed_over:
                 self._list(caller)
+            if found is None and passed_over:
+                self._num_owed += 1
         return found
 
     def _start(self, entry: _Entry) -> None:
@@ -303,7 +312,9 @@ class ThreadPool:
             self._list(caller)
         if entry.cost_s >= LONG_S:
             self._num_long -= 1
-            self._tokens.put(None)  # for one that was passed over
+            for _ in range(self._num_owed):
+                self._tokens.put(None)
+            self._num_owed = 0
         if not self._num_queued and not self._num_running:
             self._callers.clear()  # nobody was short of anything: nobody owes
             self._turns.clear()
@@ -329,6 +340,13 @@ class ThreadPool:
         for key, caller in list(self._callers.items()):
             if not caller.waiting and not caller.num_running and caller.used_s <= self._clock_s:
                 del self._callers[key]
+
+
+def _count_cores() -> int:
+    """Those that this process may run on, where the system tells."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _drop_unwanted(entry: _Entry) -> bool:

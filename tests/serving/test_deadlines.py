@@ -341,3 +341,55 @@ def test_metrics_tell_how_much_was_abandoned() -> None:
     for stage, count in (("waiting", 1), ("running", 2)):
         labels = f'model_name="m",version="3",stage="{stage}"'
         assert f"plumbline_abandoned_calls{{{labels}}} {count}\n" in page
+
+
+def test_calls_behind_a_long_one_are_all_answered() -> None:
+    async def scenario() -> None:
+        pool = ThreadPool(num_threads=2)
+        release, begun = threading.Event(), threading.Event()
+
+        def hold() -> bool:
+            begun.set()
+            return release.wait(20)
+
+        holding = asyncio.ensure_future(pool.run(hold, cost_s=LONG_S))
+        await asyncio.to_thread(begun.wait, 20)
+        costs = [LONG_S, 0.0, 0.0, LONG_S, 0.0]
+        calls = [
+            asyncio.ensure_future(
+                pool.run(lambda: True, context=RequestContext("one"), cost_s=cost)
+            )
+            for cost in costs
+        ]
+        # The other thread has looked at all of them: a call of another caller's comes through.
+        for _ in range(len(costs)):
+            await pool.run(lambda: True, context=RequestContext("other"))
+        assert not any(call.done() for call in calls)
+        release.set()
+        assert await asyncio.gather(holding, *calls) == [True] * 6
+        pool.close()
+
+    play(scenario)
+
+
+def test_many_callers_of_long_and_short_calls_are_all_answered() -> None:
+    async def scenario() -> None:
+        random = np.random.default_rng(3)
+        pool = ThreadPool(num_threads=3, max_queued_calls=0)
+
+        async def ask(caller: int) -> int:
+            for _ in range(40):
+                cost_s = float(random.choice([0.0, 1e-4, LONG_S, 1.0]))
+                call = asyncio.ensure_future(
+                    pool.run(lambda: None, context=RequestContext(caller), cost_s=cost_s)
+                )
+                await asyncio.sleep(0)
+                if random.random() < 0.2:
+                    call.cancel()
+                await asyncio.wait([call])
+            return caller
+
+        assert await asyncio.gather(*(ask(caller % 9) for caller in range(40)))
+        pool.close()
+
+    play(scenario)
