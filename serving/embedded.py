@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 from contract.console.exits import ExitCode
-from contract.console.terminal import say
 from contract.errors import PlumblineError
 from serving.addresses import is_loopback
 from serving.config.flags import ServerFlags, describe_flags, list_flags
@@ -45,6 +44,7 @@ def run_embedded(arguments: argparse.Namespace) -> int:
     """
     flags, unknown_flags = parse_server_flags(arguments.flags)
     if flags.version:
+        from contract.console.terminal import say
         from serving.monitoring.metrics import find_product_version
 
         say(f"Plumbline: {find_product_version()}")
