@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -42,6 +43,7 @@ def run_embedded(arguments: argparse.Namespace) -> int:
     A flag that cannot be used is a ConfigError, so 2, where files that cannot be used are 3:
     the server fails to start.
     """
+    gc.disable()  # nothing that is imported until the loop runs is garbage
     flags, unknown_flags = parse_server_flags(arguments.flags)
     if flags.version:
         from contract.console.terminal import say
@@ -124,6 +126,8 @@ def _run_on_loop(serving: Coroutine[None, None, int]) -> int:
         import uvloop
 
         factory = uvloop.new_event_loop
+    gc.freeze()
+    gc.enable()
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(serving)
 
