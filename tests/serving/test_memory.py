@@ -19,6 +19,7 @@ from contract.wire.predict import encode_predict_request
 from contract.wire.rpc import CLASSIFY, PREDICT, Method
 from contract.wire.status_codes import PUSHBACK_KEY
 from contract.wire.varints import write_varint
+from serving.config.memory import PROCESS_BYTES
 from tests.serving.server_process import ServerProcess
 
 MEBIBYTE = 2**20
@@ -103,6 +104,12 @@ def run_at_once(count: int, ask: Callable[[], Any]) -> list[Any]:
         thread.join(120)
     assert len(answers) == count
     return answers
+
+
+def test_a_process_at_rest_takes_no_more_than_the_default_leaves_it(
+    server: ServerProcess,
+) -> None:
+    assert read_bytes(Path(f"/proc/{server.process.pid}"), "VmRSS") < PROCESS_BYTES
 
 
 def test_large_json_bodies_at_once_are_answered_or_told_when_to_come_back(
