@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import contextlib
 import gc
 import logging
@@ -78,6 +79,8 @@ def run_embedded(arguments: argparse.Namespace) -> int:
         code = _report(error)
     # A run or a load that never ends must not hold the process: its thread would be joined.
     logging.shutdown()
+    if not code:
+        atexit._run_exitfuncs()  # of whoever measures coverage, or keeps a profile
     os._exit(code)
 
 
