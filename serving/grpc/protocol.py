@@ -73,6 +73,7 @@ _CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
 _OK_HEAD: Final = Block((b":status", b"200"), _CONTENT_TYPE, _ACCEPTED)
 _OK_TAIL: Final = Block((b"grpc-status", b"0"))
 
+_INFLATED_AT_ONCE = 4096
 _TYPE, _TIMEOUT, _ENCODING, _AUTHORIZATION = range(4)
 _NAMES: Final = {
     b"content-type": _TYPE,
@@ -327,9 +328,24 @@ class Call(Stream):
             return
         body = buffer.toreadonly()
         self._buffer = _NOTHING
+        if not self._is_deflated:
+            self._begin(body)
+        elif len(body) > _INFLATED_AT_ONCE:
+            self._task = asyncio.get_running_loop().create_task(self._inflate_elsewhere(body))
+            self._await_end()
+        else:
+            try:
+                message = self._inflate(body)
+            except PlumblineError as error:
+                self._fail(error)
+            else:
+                self._begin(message)
+
+    async def _inflate_elsewhere(self, body: memoryview) -> None:
+        """On a thread: a message of 100 KiB may hold 100 MiB."""
         try:
-            message = self._inflate(body) if self._is_deflated else body
-        except PlumblineError as error:
+            message = await asyncio.to_thread(self._inflate, body)
+        except Exception as error:
             self._fail(error)
         else:
             self._begin(message)
