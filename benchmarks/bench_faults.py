@@ -569,7 +569,13 @@ def main() -> int:
     lines = []
     for name in args.only or measures:
         remark(f"{name} ...")
-        lines.append(measures[name](version_dir))
+        try:
+            lines.append(measures[name](version_dir))
+        except (grpc.RpcError, psutil.Error, subprocess.SubprocessError, OSError) as error:
+            seen = f"{type(error).__name__}: {error}".partition("\n")[0]
+            lines.append(
+                judge(name, name, f"the server is gone, or speaks no more: {seen}", "", False)
+            )
         remark(f"{name}: {lines[-1].verdict}: {lines[-1].measured}")
     if args.json:
         print_json(lines)
