@@ -151,6 +151,8 @@ _FORBIDDEN = (b"connection", b"proxy-connection", b"keep-alive", b"transfer-enco
 # (PROTOCOL-HTTP2.md, "ASCII-Value"), and grpcio sends them.
 _is_name = re.compile(rb"[!-9;-@\[-~]+").fullmatch
 _is_number = re.compile(rb"[0-9]{1,18}").fullmatch
+# What is neither this nor HTTP/2 is answered with frames alone: whoever expects them reads no text.
+_is_http1 = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE|CONNECT) [^ \r\n]+").match
 _MAX_KINDS = 1024
 _kinds: dict[bytes, int] = {}
 
@@ -546,7 +548,7 @@ class Connection:
             return False
         # The peer knows nothing of HTTP/2, so that it is not sent any.
         self.out.clear()
-        if self._not_http2 and re.match(rb"[A-Z]{3,10} ", data):
+        if self._not_http2 and _is_http1(data):
             self.out.append(self._not_http2)
             self.is_closed = self.is_at_fault = True
             return False
