@@ -98,12 +98,24 @@ class ConnectionOptions:
         keepalive_s: Ping a silent connection after so many seconds, so that a dead one is
             noticed.
         compression: Of requests. Floats hardly shrink; it pays for images kept as text.
+        max_answer_bytes: The largest answer that is read, inflated; a larger one is a
+            ResourceExhaustedError, and `predict_many` asks for fewer rows at a time.
+
+    Raises:
+        ConfigError: `max_answer_bytes` is below 1 or above 2^31 - 1.
     """
 
     tls: TlsOptions | None = None
     token: Token | None = dataclasses.field(default=None, repr=False)
     keepalive_s: float = 60.0
     compression: Literal["none", "gzip", "deflate"] = "none"
+    max_answer_bytes: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_answer_bytes < 2**31:
+            raise ConfigError(
+                f"max_answer_bytes={self.max_answer_bytes}: give 1 to {2**31 - 1} bytes"
+            )
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What goes with every call.
@@ -118,6 +130,9 @@ class ConnectionOptions:
             raise ConfigError("the bearer token must be one line of printable ASCII")
         return (("authorization", f"Bearer {token}"),)
 
+
+LARGER_ANSWERS = "send fewer rows at a time, or give ConnectionOptions a larger max_answer_bytes"
+"""What to do about an answer that is too large."""
 
 DEFAULT_TIMEOUTS = Timeouts()
 DEFAULT_CHECKS = Checks()

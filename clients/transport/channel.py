@@ -17,7 +17,7 @@ from types import ModuleType
 
 import grpc
 
-from clients.options import ConnectionOptions
+from clients.options import LARGER_ANSWERS, ConnectionOptions
 from contract.errors import Code, ConfigError, PlumblineError, ServableUnavailableError
 from contract.wire.rpc import UNLIMITED
 from contract.wire.status_codes import ERROR_KEY, error_from_rpc
@@ -38,6 +38,9 @@ _COMPRESSION = {
 }
 # What a connection that breaks under a call looks like, beside UNAVAILABLE.
 _TORN = ("RST_STREAM", "Stream removed", "GOAWAY", "Connection reset", "Socket closed")
+
+
+_TOO_LARGE = "Received message larger than max"
 
 
 def parse_target(address: str | Iterable[str]) -> tuple[str, bool]:
@@ -105,7 +108,7 @@ def open_channel(
     """A channel, and what to call the server in messages."""
     target, several = parse_target(address)
     arguments: list[tuple[str, int | str]] = [
-        *UNLIMITED,
+        *(dict(UNLIMITED) | {"grpc.max_receive_message_length": options.max_answer_bytes}).items(),
         ("grpc.keepalive_time_ms", int(options.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", 20_000),
         # A server that comes back is found within 2 s, not within gRPC's two minutes.
@@ -161,6 +164,8 @@ def explain_failure(
         ):
             # We cancel nothing that we still wait for: the server went away under the call.
             error = ServableUnavailableError(f"{call}: the connection broke: {error.message}")
+        elif error.code is Code.RESOURCE_EXHAUSTED and _TOO_LARGE in error.message:
+            error = type(error)(f"{call}: {error.message}; {LARGER_ANSWERS}")
         elif error.code is Code.UNAVAILABLE and "failed to connect" in error.message:
             text = f"{call}: nobody answers; is a server running there? ({error.message})"
             error = type(error)(text)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import ssl
+import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from clients.core.effects import Call
-from clients.options import ConnectionOptions, TlsOptions
+from clients.options import LARGER_ANSWERS, ConnectionOptions, TlsOptions
 from contract.console.extras import make_missing_error
 from contract.errors import (
     Code,
     ConfigError,
     DeadlineExceededError,
     PlumblineError,
+    ResourceExhaustedError,
     ServableUnavailableError,
 )
 from contract.wire.status_codes import (
@@ -27,6 +31,7 @@ from contract.wire.status_codes import (
 )
 
 try:
+    import httpcore  # which httpx stands on
     import httpx
 except ImportError as missing:
     raise make_missing_error("RestClient", ["httpx"], "rest") from missing
@@ -51,7 +56,10 @@ class HttpCaller:
         self._gzip = connection.compression == "gzip"
         tls = connection.tls
         self._extensions = {"sni_hostname": tls.server_name} if tls and tls.server_name else {}
+        self._max_bytes = connection.max_answer_bytes
+        self._deadline = Deadline()
         self._client = httpx.Client(verify=make_ssl_context(tls) if tls else True)
+        _bound_waits(self._client, self._deadline)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -75,11 +83,13 @@ class HttpCaller:
                 error = ServableUnavailableError(text)
             error.__cause__ = failure
             return error
+        except ResourceExhaustedError as failure:
+            return failure
         return body if 200 <= status < 300 else read_error(status, headers, body)
 
     def _send(self, method: str, path: str, call: Call) -> tuple[int, httpx.Headers, bytes]:
-        """One exchange; httpx's timeouts are per read, the deadline is for all of it."""
-        deadline = time.monotonic() + call.timeout_s
+        """One exchange."""
+        self._deadline.at = time.monotonic() + call.timeout_s
         headers = {"content-type": "application/json", **dict(self._headers())}
         content = call.body or None
         if content and self._gzip:
@@ -93,11 +103,92 @@ class HttpCaller:
             extensions=self._extensions,
         ) as response:
             pieces = []
+            size = 0
             for piece in response.iter_bytes():
                 pieces.append(piece)
-                if time.monotonic() > deadline:
+                size += len(piece)
+                if size > self._max_bytes:
+                    raise ResourceExhaustedError(
+                        f"{call.path} at {self._url}: the answer is larger than max_answer_bytes="
+                        f"{self._max_bytes}; {LARGER_ANSWERS}"
+                    )
+                if time.monotonic() > self._deadline.at:
                     raise TimeoutError
             return response.status_code, response.headers, b"".join(pieces)
+
+
+class Deadline(threading.local):
+    """When the call that this thread makes has to be over, on `time.monotonic()`'s clock."""
+
+    at: float = math.inf
+
+    def bound(self, timeout: float | None) -> float:
+        """Seconds that one wait of the call may take."""
+        left = self.at - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout
+        return left if timeout is None else min(timeout, left)
+
+
+class _BoundBackend(httpcore.NetworkBackend):
+    """Connects as another one does; no wait on its connections goes beyond the deadline.
+
+    httpx's timeouts are for one read each, so that a server that sends a byte of its head now
+    and then would be read for ever.
+    """
+
+    def __init__(self, backend: httpcore.NetworkBackend, deadline: Deadline) -> None:
+        self._backend = backend
+        self._deadline = deadline
+
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, *args: Any, **options: Any
+    ) -> httpcore.NetworkStream:
+        bound = self._deadline.bound(timeout)
+        stream = self._backend.connect_tcp(host, port, bound, *args, **options)
+        return _BoundStream(stream, self._deadline)
+
+    def sleep(self, seconds: float) -> None:
+        self._backend.sleep(seconds)
+
+
+class _BoundStream(httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._deadline.bound(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._deadline.bound(timeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        bound = self._deadline.bound(timeout)
+        stream = self._stream.start_tls(ssl_context, server_hostname, bound)
+        return _BoundStream(stream, self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _bound_waits(client: httpx.Client, deadline: Deadline) -> None:
+    """Sees to it that all connections of a client, those to proxies too, know the deadline.
+
+    httpcore's pool takes a backend; httpx has no parameter for it.
+    """
+    for transport in (client._transport, *client._mounts.values()):
+        if isinstance(transport, httpx.HTTPTransport):
+            pool = transport._pool
+            pool._network_backend = _BoundBackend(pool._network_backend, deadline)
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes) -> PlumblineError:

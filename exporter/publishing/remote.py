@@ -19,11 +19,13 @@ from contract import layout
 from contract.console.extras import import_extra
 from contract.errors import (
     ConfigError,
+    ExportError,
     PlumblineError,
     ServableUnavailableError,
     UnimplementedError,
 )
 from contract.manifest import FileEntry
+from exporter.publishing.staging import is_full
 
 if TYPE_CHECKING:
     import fsspec
@@ -191,6 +193,11 @@ def _describe(error: Exception, url: str) -> PlumblineError:
         return ConfigError(f"{url}: access is refused ({text}); check the credentials")
     if isinstance(error, FileNotFoundError):
         return ConfigError(f"{url}: not found ({text}); check the address")
+    if is_full(error):
+        return ExportError(
+            f"{url}: the disk there is full or a quota is reached ({text}); the copy is incomplete "
+            "and stays; make room and run the same command again, or delete its folder"
+        )
     if isinstance(error, NotImplementedError):
         return ConfigError(f"{url}: this kind of address cannot do that ({text})")
     return ServableUnavailableError(f"{url}: cannot be reached or failed ({kind}: {text})")

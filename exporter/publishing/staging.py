@@ -25,6 +25,8 @@ _LOG = logging.getLogger(__name__)
 
 WRITER = ".writer"
 """File inside a stage that its living writer holds locked."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk without room, a quota and a limit on files say."""
 
 
 @contextlib.contextmanager
@@ -149,6 +151,11 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 def sync_path(path: Path) -> None:
     """Waits until a file's or folder's content is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -205,7 +212,7 @@ def explain_os_errors(base_path: Path) -> Iterator[None]:
         where = error.filename or base_path
         told: PlumblineError
         match error.errno:
-            case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            case number if number in _FULL:
                 told = ExportError(
                     f"{base_path}: the disk is full or a quota is reached ({error.strerror}); the "
                     "base path is as it was; free some space, or retire old versions with --keep"

@@ -29,7 +29,10 @@ from exporter.publishing.staging import (
     explain_os_errors,
     hold_base_path,
     is_alive,
+    is_full,
     mark_alive,
+    opened,
+    remove_tree,
     rename_stage,
     sync_path,
     sync_tree,
@@ -172,7 +175,7 @@ def fetch_version(
         ManifestError: It is damaged there, or the copy of it that is here.
         VersionExistsError: Another version bears this number here.
         ConfigError: The address or the base path cannot be used.
-        ExportError: The disk is full.
+        ExportError: The disk is full; then nothing is left of what was fetched.
         ServableUnavailableError: The address cannot be reached; run it again to go on.
         UnimplementedError: fsspec or a package for this kind of address is missing.
     """
@@ -181,7 +184,7 @@ def fetch_version(
     target = base_path / str(int(folder))
     stage = base_path / f"{layout.STAGE_PREFIX}fetch-{target.name}"
     num_present = None
-    with explain_os_errors(base_path):
+    with explain_os_errors(base_path), opened(base_path):
         mark = _open_stage(stage, target)
         if mark is not None:
             try:
@@ -191,6 +194,10 @@ def fetch_version(
                     (stage / WRITER).unlink()
                     rename_stage(stage, target)
                     sync_path(base_path)
+            except OSError as error:
+                if is_full(error):  # half a version would keep the disk full
+                    remove_tree(stage)
+                raise
             finally:
                 os.close(mark)
         manifest = read_manifest(target)
@@ -245,7 +252,11 @@ def _open_stage(stage: Path, target: Path) -> int | None:
                 return None
             if not (stage.exists() and is_alive(stage)):
                 stage.mkdir(exist_ok=True)
-                return mark_alive(stage)
+                try:
+                    return mark_alive(stage)
+                except OSError:
+                    remove_tree(stage)
+                    raise
         if not told:
             _LOG.info("waiting: another process is fetching %s", target)
             told = True

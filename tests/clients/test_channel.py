@@ -154,3 +154,15 @@ def test_a_token_in_plain_text_to_another_machine_is_warned_of(
         PredictionClient("192.0.2.1:1", model_name="m", connection=connection).close()
     assert "plain text" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_an_answer_over_the_limit_is_refused_with_the_way_out() -> None:
+    with ModelServer() as server:
+        small = ConnectionOptions(max_answer_bytes=1000)
+        with PredictionClient(server.address, model_name="m", connection=small) as client:
+            assert client.predict(np.ones((1, 4), np.float32))
+            with pytest.raises(errors.ResourceExhaustedError, match="max_answer_bytes"):
+                client.predict(np.ones((1000, 4), np.float32))
+            # Of many rows fewer are asked for at a time.
+            parts = client.predict_many(np.ones((1000, 4), np.float32), batch_size=500)
+            assert sum(len(part.rows) for part in parts) == 1000

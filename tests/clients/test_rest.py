@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -200,33 +203,80 @@ def test_nan_passes_when_allowed(server: RestServer) -> None:
         assert np.isnan(client.predict(ROWS * np.float32(np.nan))["y"]).all()
 
 
-def test_the_deadline_holds_against_a_server_that_dribbles(
-    server: RestServer, client: RestClient
-) -> None:
-    import socket
+@contextlib.contextmanager
+def serve_bytes(first: bytes, again: bytes, *, pause_s: float) -> Iterator[str]:
+    """The address of a server that sends `first`, and then `again` for ever."""
+    stop = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(first)
+            while not stop.wait(pause_s):
+                connection.sendall(again)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        stop = threading.Event()
-
-        def dribble() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
-                while not stop.wait(0.05):
-                    connection.sendall(b" ")
-
-        thread = threading.Thread(target=dribble, daemon=True)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        start = time.monotonic()
-        with (
-            RestClient(address, model_name="m") as slow,
-            pytest.raises(errors.DeadlineExceededError, match="no answer within"),
-        ):
-            slow.status(timeout_s=0.4)
-        assert time.monotonic() - start < 5
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
         stop.set()
-        thread.join()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nx-dribble: ", b"x"),
+        (b"", b"H"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    ],
+    ids=["in the body", "in a header", "in the first line", "with promises", "in chunks"],
+)
+def test_the_deadline_holds_against_a_server_that_dribbles(first: bytes, again: bytes) -> None:
+    start = time.monotonic()
+    with (
+        serve_bytes(first, again, pause_s=0.05) as address,
+        RestClient(address, model_name="m", retry=RetryPolicy(max_attempts=1)) as slow,
+        pytest.raises(errors.PlumblineError) as caught,
+    ):
+        slow.status(timeout_s=0.4)
+    # `HHHH` is no HTTP, which may be told at once.
+    if not again.startswith(b"H"):
+        assert isinstance(caught.value, errors.DeadlineExceededError)
+        assert "no answer within" in caught.value.message
+    assert time.monotonic() - start < 20
+
+
+def test_an_answer_without_end_is_read_up_to_the_limit() -> None:
+    options = ConnectionOptions(max_answer_bytes=100_000)
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    with (
+        serve_bytes(head, b"4000\r\n" + b" " * 0x4000 + b"\r\n", pause_s=0) as address,
+        RestClient(address, model_name="m", connection=options) as client,
+        pytest.raises(errors.ResourceExhaustedError, match="larger than max_answer_bytes=100000"),
+    ):
+        client.status(timeout_s=60)
+
+
+def test_a_small_answer_that_inflates_is_bounded_by_what_it_inflates_to(server: RestServer) -> None:
+    bomb = gzip.compress(b" " * 50_000_000)
+    server.answer = lambda *_: (200, {"content-encoding": "gzip"}, bomb)
+    options = ConnectionOptions(max_answer_bytes=1_000_000)
+    with (
+        RestClient(server.address, model_name="m", connection=options) as client,
+        pytest.raises(errors.ResourceExhaustedError, match="fewer rows"),
+    ):
+        client.status()
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2**31])
+def test_a_limit_on_answers_that_cannot_be_is_refused(limit: int) -> None:
+    with pytest.raises(errors.ConfigError, match="max_answer_bytes"):
+        ConnectionOptions(max_answer_bytes=limit)
 
 
 def test_a_server_that_says_when_to_come_back_is_believed(server: RestServer) -> None:

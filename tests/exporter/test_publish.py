@@ -38,6 +38,7 @@ from exporter.publishing.publish import (
 )
 from exporter.publishing.staging import hold_base_path, mark_alive
 from tests.exporter.candidates import make_candidate, make_signature
+from tests.exporter.file_limit import small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = PublishOptions()
@@ -321,18 +322,8 @@ def test_a_full_disk_leaves_the_base_path_as_it_was(
     assert not base_path.parent.exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
 def test_a_disk_that_is_really_full_leaves_the_base_path_as_it_was(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "256k") as disk:
         small = make_candidate(tmp_path / "small")
         large = make_candidate(tmp_path / "large", payload=b"x" * 300_000)
         publish_version(small, disk / "mlp", DEFAULTS)
@@ -341,8 +332,6 @@ def test_a_disk_that_is_really_full_leaves_the_base_path_as_it_was(tmp_path: Pat
             publish_version(large, disk / "mlp", DEFAULTS)
         assert names_in(disk / "mlp") == before
         assert_every_version_is_whole(disk / "mlp")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_file_size_limit_is_told_like_a_full_disk(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from contract import layout
 from contract.errors import (
     ConfigError,
+    ExportError,
     ManifestError,
     ServableNotFoundError,
     ServableUnavailableError,
@@ -22,6 +23,7 @@ from contract.errors import (
 from contract.manifest import check_files, read_manifest, write_manifest
 from exporter.publishing.remote import RemoteBasePath
 from exporter.publishing.transfer import copy_to_remote, fetch_version
+from tests.exporter.file_limit import limit_files, small_disk
 from tests.exporter.remote_versions import (
     CREDENTIALS,
     Bucket,
@@ -138,6 +140,41 @@ def test_a_fetch_killed_on_the_way_shows_no_version_and_goes_on_where_it_was(
     assert fetched.num_present >= 4
     assert_same_version(here / "3", version)
     assert list(here.glob(".stage-*")) == []
+
+
+def list_all(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_fetch_onto_a_disk_that_is_full_leaves_nothing_and_says_so(
+    version: Path, tmp_path: Path
+) -> None:
+    url = f"file://{version.parent}"
+    with small_disk(tmp_path / "disk", "24k") as disk:
+        with pytest.raises(ExportError, match=r"disk is full.*base path is as it was"):
+            fetch_version(url, disk / "models" / "mlp")
+        assert list_all(disk) == []
+        (disk / "mlp").mkdir()
+        (disk / "mlp" / "filler").write_bytes(b"x" * 12_000)
+        with pytest.raises(ExportError, match="disk is full"):
+            fetch_version(url, disk / "mlp")
+        assert list_all(disk / "mlp") == ["filler"]
+    fetch_version(url, tmp_path / "elsewhere")
+
+
+def test_a_fetch_beyond_a_limit_on_files_leaves_nothing(version: Path, tmp_path: Path) -> None:
+    with limit_files(3_000), pytest.raises(ExportError, match="disk is full or a quota"):
+        fetch_version(f"file://{version.parent}", tmp_path / "models" / "mlp")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_copy_to_a_disk_that_is_full_says_that_it_is_the_disk(
+    version: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "24k") as disk:
+        with pytest.raises(ExportError, match=r"disk there is full.*incomplete"):
+            copy_to_remote(version, f"file://{disk}/mlp")
+        assert not list(disk.rglob(layout.MANIFEST.rpartition("/")[2]))
 
 
 def test_two_fetches_at_once_end_with_one_version(
