@@ -344,6 +344,8 @@ def crowd(
     alone = [one.between(0, begun).find_p99_ms() for one in reports]
     p99s = [one.between(begun, ended).find_p99_ms() for one in reports]
     failed = sum(len(one.faults) for one in reports)
+    if failed:
+        seen += "; neighbours: " + ", ".join(one.describe_faults() for one in reports)
     shown = [f"{p99:.1f} ({before:.1f} alone)" for p99, before in zip(p99s, alone, strict=True)]
     measured = f"p99 gRPC {shown[0]}, REST {shown[1]} ms; {failed} failed; {memory}; {seen}"
     is_good = max(p99s) <= p99_ms and not failed and memory.is_within
@@ -569,7 +571,13 @@ def main() -> int:
     lines = []
     for name in args.only or measures:
         remark(f"{name} ...")
-        lines.append(measures[name](version_dir))
+        try:
+            lines.append(measures[name](version_dir))
+        except (grpc.RpcError, psutil.Error, subprocess.SubprocessError, OSError) as error:
+            seen = f"{type(error).__name__}: {error}".partition("\n")[0]
+            lines.append(
+                judge(name, name, f"the server is gone, or speaks no more: {seen}", "", False)
+            )
         remark(f"{name}: {lines[-1].verdict}: {lines[-1].measured}")
     if args.json:
         print_json(lines)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
 
+from contract.wire.plumbline_wire import health_pb2
+from contract.wire.rpc import HEALTH_CHECK
 from serving.addresses import is_loopback
 from serving.cli import VERBS, main
 from serving.config.flags import ServerFlags
 from serving.embedded import find_ignored
-from tests.serving.server_process import ROOT, run_embedded
+from tests.serving.server_process import ROOT, ServerProcess, call, run_embedded
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +90,23 @@ def test_a_token_in_the_clear_is_warned_of_beyond_loopback(tmp_path: Path, host:
     done = run_embedded(*flags, f"--auth_token_file={tokens}")
     assert done.returncode == 3, done.stderr  # there is nothing to serve
     assert ("sees the tokens" in done.stderr) is (host == "0.0.0.0")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_the_wildcard_of_ipv6_is_every_address_of_both_families_for_both_protocols(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "base").mkdir()
+    flags = ("--host=[::]", f"--model_base_path={tmp_path / 'base'}")
+    with ServerProcess(tmp_path, *flags, rest=True) as server:
+        for host in ("127.0.0.1", "[::1]"):
+            url = f"http://{host}:{server.addresses['rest_port']}/livez"
+            with urllib.request.urlopen(url, timeout=20) as answer:
+                assert answer.status == 200
+            address = f"{host}:{server.addresses['grpc_port']}"
+            with grpc.insecure_channel(address) as channel:
+                answer = call(channel, HEALTH_CHECK, health_pb2.HealthCheckRequest())
+            assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_a_misspelt_flag_ends_the_start_and_a_strange_one_does_not(tmp_path: Path) -> None:
