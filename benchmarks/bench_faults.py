@@ -344,6 +344,8 @@ def crowd(
     alone = [one.between(0, begun).find_p99_ms() for one in reports]
     p99s = [one.between(begun, ended).find_p99_ms() for one in reports]
     failed = sum(len(one.faults) for one in reports)
+    if failed:
+        seen += "; neighbours: " + ", ".join(one.describe_faults() for one in reports)
     shown = [f"{p99:.1f} ({before:.1f} alone)" for p99, before in zip(p99s, alone, strict=True)]
     measured = f"p99 gRPC {shown[0]}, REST {shown[1]} ms; {failed} failed; {memory}; {seen}"
     is_good = max(p99s) <= p99_ms and not failed and memory.is_within
