@@ -27,6 +27,14 @@ from contract.servable import ModelSpec
 from contract.wire.predict import encode_predict_request
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
+GRPC_FIELDS = (
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", PREDICT),
+    (":authority", "127.0.0.1"),
+    ("content-type", "application/grpc"),
+    ("te", "trailers"),
+)
 NUM_PIXELS = 784
 AFTER_FAULT_S = 0.02
 STOP_S = 60
@@ -81,7 +89,7 @@ class Callers:
     """The process; a context manager. `report` is there once it has ended.
 
     Args:
-        kind: `grpc` or `rest`.
+        kind: `grpc`, `http2` (gRPC without grpcio; ends with the first that fails) or `rest`.
         port: On 127.0.0.1.
         count: Connections.
         pause_s: Between two calls of one connection.
@@ -143,6 +151,26 @@ def call_grpc(port: int, is_over: threading.Event, note: Note, pause_s: float) -
                 time.sleep(AFTER_FAULT_S)
 
 
+def call_http2(port: int, is_over: threading.Event, note: Note, pause_s: float) -> None:
+    """gRPC without grpcio, whose threads take turns that are no latency of a server's."""
+    from tests.serving import http2_peer as h2
+
+    head, body = h2.block(GRPC_FIELDS), h2.grpc_message(make_body())
+    try:
+        with h2.Peer(("127.0.0.1", port)) as peer:
+            for stream in range(1, 2**31, 2):
+                if is_over.wait(pause_s):
+                    return
+                started = time.monotonic()
+                peer.send(h2.headers(stream, head), h2.data(stream, body, end=True))
+                status = peer.read_answer(stream).grpc_status
+                note(started, None if status == "0" else (f"status {status}", ""))
+                peer.answers.clear()
+                peer.frames.clear()
+    except (AssertionError, OSError) as error:
+        note(time.monotonic(), (type(error).__name__, str(error)[:99]))
+
+
 def call_rest(port: int, is_over: threading.Event, note: Note, pause_s: float) -> None:
     """Asks over one connection that stays open, until told to stop."""
     body = json.dumps({"instances": [[0.5] * NUM_PIXELS]}).encode()
@@ -166,12 +194,13 @@ def call_rest(port: int, is_over: threading.Event, note: Note, pause_s: float) -
 
 
 Note = Callable[[float, tuple[str, str] | None], None]
+CALLS = {"grpc": call_grpc, "http2": call_http2, "rest": call_rest}
 
 
 def main() -> None:
     """Calls, and prints what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=["grpc", "rest"])
+    parser.add_argument("kind", choices=list(CALLS))
     parser.add_argument("port", type=int)
     parser.add_argument("count", type=int)
     parser.add_argument("--pause_s", type=float, default=0.002)
@@ -187,9 +216,8 @@ def main() -> None:
             faults.append((now, *fault))
 
     is_over = threading.Event()
-    target = call_grpc if args.kind == "grpc" else call_rest
     threads = [
-        threading.Thread(target=target, args=(args.port, is_over, note, args.pause_s))
+        threading.Thread(target=CALLS[args.kind], args=(args.port, is_over, note, args.pause_s))
         for _ in range(args.count)
     ]
     gc.disable()  # a pause of ours is no latency of the server's

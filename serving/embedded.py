@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -12,7 +14,6 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 from contract.console.exits import ExitCode
-from contract.console.terminal import say
 from contract.errors import PlumblineError
 from serving.addresses import is_loopback
 from serving.config.flags import ServerFlags, describe_flags, list_flags
@@ -43,8 +44,10 @@ def run_embedded(arguments: argparse.Namespace) -> int:
     A flag that cannot be used is a ConfigError, so 2, where files that cannot be used are 3:
     the server fails to start.
     """
+    gc.disable()  # nothing that is imported until the loop runs is garbage
     flags, unknown_flags = parse_server_flags(arguments.flags)
     if flags.version:
+        from contract.console.terminal import say
         from serving.monitoring.metrics import find_product_version
 
         say(f"Plumbline: {find_product_version()}")
@@ -76,6 +79,8 @@ def run_embedded(arguments: argparse.Namespace) -> int:
         code = _report(error)
     # A run or a load that never ends must not hold the process: its thread would be joined.
     logging.shutdown()
+    if not code:
+        atexit._run_exitfuncs()  # of whoever measures coverage, or keeps a profile
     os._exit(code)
 
 
@@ -124,6 +129,8 @@ def _run_on_loop(serving: Coroutine[None, None, int]) -> int:
         import uvloop
 
         factory = uvloop.new_event_loop
+    gc.freeze()
+    gc.enable()
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(serving)
 

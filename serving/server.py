@@ -23,6 +23,7 @@ from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
 from serving.transport.admission import MemoryBudget
 from serving.transport.listener import ConnectionTable
+from serving.transport.sharing import SharedSockets
 from serving.versions.manager import Failure, FailureKind, ServableManager, raise_failures
 from serving.versions.polling import ConfigPoller
 
@@ -43,9 +44,19 @@ class Server:
     Args:
         config: Everything it is told.
         front: Whom it answers for.
+        grpc: What gRPC listens on, if that is shared with other processes.
+        rest: And REST.
     """
 
-    def __init__(self, config: ServerConfig, *, front: Front) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        front: Front,
+        grpc: SharedSockets | None = None,
+        rest: SharedSockets | None = None,
+    ) -> None:
+        self._shared_grpc, self._shared_rest = grpc, rest
         self._config = config
         self._front = front
         self._manager = front.manager
@@ -55,7 +66,7 @@ class Server:
         )
         self._connections = ConnectionTable(config.max_connections)
         self._budget = _make_budget(config)
-        front.metrics.watch_budget(self._budget)
+        front.metrics.watch(self._budget, self._connections)
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
@@ -81,6 +92,7 @@ class Server:
             config,
             self._health,
             connections=self._connections,
+            shared=self._shared_grpc,
             budget=self._budget,
         )
         await self._grpc.start()
@@ -93,6 +105,7 @@ class Server:
                 config,
                 self._health,
                 self._front.render_metrics,
+                shared=self._shared_rest,
                 budget=self._budget,
                 connections=self._connections,
                 grpc_address=_name_grpc_address(config, self._grpc),

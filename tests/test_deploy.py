@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -17,8 +18,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from serving.config import memory
 from serving.config.flags import ServerFlags, list_flags, parse_flags
 from serving.container.engine import REPOSITORY, name_default_image
+from serving.transport.admission import MemoryBudget
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -31,6 +34,7 @@ FOLDERS = [
 ]
 SCHEMA = "1.37"
 DRAIN_TIMEOUT_S = 30  # the default of --drain_timeout_s
+TMP_BYTES = 64 * 2**20  # files in memory count for a container's limit
 
 Document = dict[str, Any]
 
@@ -146,6 +150,38 @@ def test_the_server_understands_every_flag_it_is_given(name: str) -> None:
     given, unknown = parse_flags(container["args"], list_flags(ServerFlags))
     assert unknown == []
     assert (given["port"], given["rest_api_port"]) == (8500, 8501)
+
+
+def check_memory(limit: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls, the processes and /tmp fit, and so does the largest message."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as in the image
+    flags = ServerFlags(**dict[str, Any](parse_flags(arguments, list_flags(ServerFlags))[0]))
+    budget = memory.choose_max_bytes_in_flight(flags, limit)
+    needed = flags.workers * memory.PROCESS_BYTES + memory.BESIDE_BYTES
+    assert needed + flags.workers * budget + TMP_BYTES <= limit
+    assert MemoryBudget(budget).max_call_bytes >= flags.max_message_bytes
+    # As sent, and once more in arrays, which is what pieces of it take.
+    assert MemoryBudget(budget).max_call_bytes >= 3 * flags.max_json_bytes
+
+
+@pytest.mark.parametrize("name", ["embedded", "embedded-fetch"])
+def test_no_request_is_worth_more_memory_than_a_pod_has(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod, container = find_server(name)
+    tmp = next(one for one in pod["volumes"] if one["name"] == "tmp")
+    assert tmp["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Mi"}
+    limit = container["resources"]["limits"]["memory"]
+    assert limit.endswith("Mi")
+    check_memory(int(limit.removesuffix("Mi")) * 2**20, container["args"], monkeypatch)
+
+
+def test_no_request_is_worth_more_memory_than_compose_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = read_compose()["services"]["embedded"]
+    assert any("size=64m" in one for one in service["tmpfs"])
+    check_memory(int(service["mem_limit"]), [], monkeypatch)
 
 
 @pytest.mark.parametrize("name", SERVERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,6 +13,9 @@ from contract.errors import InternalError, TensorMismatchError
 from contract.lite.runtime import Interpreter
 from contract.lite.tensors import LiteSignature, LiteTensor, Quantisation
 from contract.signature import Array, Batch, Signature, check_batch
+
+QUICK_CHUNK_S = 150e-6
+"""Chunks that take less become larger."""
 
 _LARGE_BYTES = 1 << 14
 """From here on an input is written through a view, which spares a copy."""
@@ -23,7 +27,9 @@ class Program:
     Args:
         entry: The signature as the file has it.
         pool: The model's interpreters.
-        max_chunk_rows: Larger batches run in chunks of so many rows.
+        max_chunk_rows: Larger batches run in chunks of so many rows; of up to four times as many
+            where a chunk takes less than `QUICK_CHUNK_S`, as the hand-overs between chunks then
+            cost more than memory.
         dequantise: float32 in and out where the file has integers.
 
     Attributes:
@@ -31,11 +37,12 @@ class Program:
     """
 
     __slots__ = (
+        "_chunk_rows",
         "_entry",
         "_idle",
         "_inputs",
         "_key",
-        "_max_chunk_rows",
+        "_most_chunk_rows",
         "_outputs",
         "_pool",
         "_subgraph",
@@ -49,7 +56,8 @@ class Program:
         self._entry = entry
         self._pool = pool
         self._idle = pool.idle
-        self._max_chunk_rows = max_chunk_rows
+        self._chunk_rows = max_chunk_rows
+        self._most_chunk_rows = 4 * max_chunk_rows
         self._subgraph = entry.subgraph
         # Two programs of one subgraph admit different dtypes: the raw one has the key ~n.
         self._key = entry.subgraph if dequantise else ~entry.subgraph
@@ -123,12 +131,13 @@ class Program:
             name: np.asarray(batch[name], dtype=spec.numpy_dtype)
             for name, spec in self.signature.inputs.items()
         }
-        size = self._max_chunk_rows
+        size = self._chunk_rows
         if num_rows <= size or not self._entry.is_divisible:
             return self._run_chunk(native, keep=num_rows <= size)
         # Through `run`: from the second chunk on, the lane is allocated already.
         batched = {tensor.spec.name for tensor in self._entry.inputs if tensor.is_batched}
         parts = []
+        started = time.perf_counter()
         for start in range(0, num_rows, size):
             if start and proceed is not None:
                 proceed()
@@ -137,6 +146,9 @@ class Program:
                 name: native[name][rows] if name in batched else native[name] for name in native
             }
             parts.append(self.run(chunk))
+        elapsed_s = time.perf_counter() - started
+        if elapsed_s < QUICK_CHUNK_S * len(parts) and size < self._most_chunk_rows:
+            self._chunk_rows = 2 * size  # rows are computed alike in any company
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _run_chunk(self, batch: Batch, *, keep: bool) -> dict[str, Array]:

@@ -12,7 +12,6 @@ import logging
 import os
 import struct
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypedDict
@@ -221,6 +220,8 @@ def hide_delegate_notes() -> Iterator[None]:
     It replaces the process's stderr for a while: for commands, which have one thread, and
     nothing for a server.
     """
+    import tempfile
+
     sys.stderr.flush()
     with tempfile.TemporaryFile() as kept:
         stderr = os.dup(2)

@@ -99,7 +99,9 @@ class Handlers:
     ) -> None:
         self.acquire = manager.acquire
         self.observer = metrics
-        self.pool = ThreadPool(max_queued_calls=config.max_queued_calls)
+        self.pool = ThreadPool(
+            num_processes=config.workers, max_queued_calls=config.max_queued_calls
+        )
         self.request_log = request_log
         self._manager = manager
         self._is_method_checked = config.enable_signature_method_name_check

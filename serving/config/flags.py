@@ -12,11 +12,9 @@ meant to want a token must not answer everyone because its flag was misspelt.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar
 
-from contract.console.terminal import fold
 from contract.errors import ConfigError
 
 FlagValue = bool | int | float | str
@@ -151,6 +149,8 @@ def parse_flags(
 
 def _guess(argument: str, known: Iterable[str]) -> UnknownFlag:
     """What an argument that is no flag may have been meant to be."""
+    import difflib
+
     dashed = argument.startswith("-")
     given = argument.lstrip("-").partition("=")[0].replace("-", "_").lower()
     words = set(given.split("_"))
@@ -195,6 +195,8 @@ def _parse_value(found: Flag, text: str) -> FlagValue:
 
 def describe_flags(flags: Iterable[Flag], server: ServerKind) -> str:
     """The table of `--help`: a line with name and default, then what the flag is for."""
+    from contract.console.terminal import fold
+
     lines = []
     for one in flags:
         default = str(one.default).lower() if isinstance(one.default, bool) else repr(one.default)
@@ -205,7 +207,8 @@ def describe_flags(flags: Iterable[Flag], server: ServerKind) -> str:
     return "\n".join(lines)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+# Nobody makes one of these, so that what makes them is not generated: it costs milliseconds.
+@dataclasses.dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class TensorFlowServingFlags:
     """The flags of `tensorflow_model_server`, with its names and defaults.
 

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from contract.console.terminal import hide_chatter
 from contract.errors import (
     Code,
     ConfigError,
@@ -189,6 +188,8 @@ def _make_session_config(config: ServerConfig, message: Any) -> Any:
 
 
 def _import_tensorflow() -> Any:
+    from contract.console.terminal import hide_chatter
+
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         if "tensorflow" in sys.modules:  # or another thread imports it: then this one waits

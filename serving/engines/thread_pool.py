@@ -104,12 +104,15 @@ class ThreadPool:
     Args:
         num_threads: Threads; 0 for one more than there are cores. More would only make every run
             slower, and the event loop's turns later.
+        num_processes: Workers that share the cores, each with its part of those.
         max_queued_calls: Calls that may wait for a thread; 0 for no limit. When that many wait,
             the caller with the most of them makes room for one with fewer.
     """
 
-    def __init__(self, *, num_threads: int = 0, max_queued_calls: int = 0) -> None:
-        self._num_threads = num_threads or 1 + _count_cores()
+    def __init__(
+        self, *, num_threads: int = 0, num_processes: int = 1, max_queued_calls: int = 0
+    ) -> None:
+        self._num_threads = num_threads or 1 + max(1, _count_cores() // num_processes)
         self._max_long = max(1, self._num_threads - 1)
         self._max_queued_calls = max_queued_calls
         self._lock = threading.Lock()

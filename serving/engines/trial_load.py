@@ -12,6 +12,7 @@ trusted no more than its files.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import importlib
@@ -43,6 +44,7 @@ from contract.errors import (
 from contract.lite.runtime import find_interpreter
 from contract.servable import ServableId
 from contract.wire.plumbline_wire import metadata_pb2
+from serving.config.memory import find_memory_limit
 from serving.config.server import ServerConfig
 from serving.engines.loading import Findings, examine_version, try_tensorflow
 from serving.engines.servable import TENSORFLOW
@@ -459,35 +461,22 @@ def limit_resources() -> None:
     except ImportError:  # Windows
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        # Should the machine run short all the same, this process is the one to go.
+    with contextlib.suppress(OSError):  # no Linux, or a /proc for reading
+        # Should the machine or the container run short, this process is the one to go.
         Path("/proc/self/oom_score_adj").write_text("1000")
-        status = Path("/proc/self/status").read_text()
-        free = _find_free_memory()
-    except OSError:  # no Linux
-        return
-    held = int(status.split("VmData:")[1].split()[0]) * 1024
-    limit = held + int(free * _SHARE_OF_FREE_MEMORY)
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    with contextlib.suppress(OSError):
+        held = _read_kilobytes("/proc/self/status", "VmData:")
+        free = min(_read_kilobytes("/proc/meminfo", "MemAvailable:"), find_memory_limit())
+        limit = held + int(free * _SHARE_OF_FREE_MEMORY)
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if hard != resource.RLIM_INFINITY:
+            limit = min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def _find_free_memory() -> int:
-    """Bytes that the machine and the container can still give."""
-    table = Path("/proc/meminfo").read_text()
-    free = int(table.split("MemAvailable:")[1].split()[0]) * 1024
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        root = Path("/sys/fs/cgroup")
-        try:
-            free = min(free, int((root / limit).read_text()) - int((root / usage).read_text()))
-        except (OSError, ValueError):  # another version of cgroups, or "max"
-            continue
-    return max(free, 0)
+def _read_kilobytes(path: str, key: str) -> int:
+    """A line of /proc, in bytes."""
+    return int(Path(path).read_text().split(key)[1].split()[0]) * 1024
 
 
 # Small things.
@@ -543,12 +532,14 @@ def _make_late(request: Request, limit_s: float | None) -> ManifestError:
 
 
 def _explain_end(request: Request, code: int) -> bytes:
+    if code == -getattr(signal, "SIGKILL", 0):
+        error: PlumblineError = ResourceExhaustedError(
+            f"{request.path}: the process that loaded and tested it first was killed, which the "
+            "kernel does for want of memory"
+        )
+        return _encode_failure(error)
     how = f"ended with code {code}"
     if code < 0:
-        try:
+        with contextlib.suppress(ValueError):
             how = f"was ended by {signal.Signals(-code).name}"
-        except ValueError:
-            how = f"was ended by signal {-code}"
-    if -code in (signal.SIGKILL, signal.SIGABRT) if hasattr(signal, "SIGKILL") else False:
-        how += ", perhaps for want of memory"
     return _encode_failure(_make_unfit(request, how))

@@ -133,8 +133,8 @@ def read_channel_arguments(config: ServerConfig, not_http2: bytes = b"") -> Chan
         times,
         max_receive_bytes=find_bytes("grpc.max_receive_message_length", "grpc.max_message_length"),
         max_send_bytes=find_bytes("grpc.max_send_message_length"),
-        # Two servers on one port would share it silently; that is wanted among workers only.
-        reuse_port=bool(given.get("grpc.so_reuseport", config.workers > 1)),
+        # Two servers on one port would share it silently.
+        reuse_port=bool(given.get("grpc.so_reuseport", False)),
     )
 
 

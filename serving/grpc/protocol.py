@@ -73,7 +73,14 @@ _CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
 _OK_HEAD: Final = Block((b":status", b"200"), _CONTENT_TYPE, _ACCEPTED)
 _OK_TAIL: Final = Block((b"grpc-status", b"0"))
 
-_read_timeout = re.compile(rb"([0-9]{1,8})([HMSmun])").fullmatch
+_INFLATED_AT_ONCE = 4096
+_TYPE, _TIMEOUT, _ENCODING, _AUTHORIZATION = range(4)
+_NAMES: Final = {
+    b"content-type": _TYPE,
+    b"grpc-timeout": _TIMEOUT,
+    b"grpc-encoding": _ENCODING,
+    b"authorization": _AUTHORIZATION,
+}
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _is_grpc = re.compile(rb"application/grpc(?:[+;].*)?", re.DOTALL | re.IGNORECASE).fullmatch
 _escape = re.compile(rb"[^ -$&-~]").sub
@@ -146,32 +153,41 @@ class _Told:
         self.http: tuple[Block, bytes] | None = None
         self._read(head, service)
 
-    def _read(self, head: Head, service: Service) -> None:  # noqa: C901 - field by field
-        content_type = None
+    def _read(self, head: Head, service: Service) -> None:
+        is_grpc = False
         for name, value, _, _ in head.fields:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"grpc-timeout":
-                found = _read_timeout(value)
-                if found is None:
-                    self.refusal = make_refusal(Code.INTERNAL, "malformed grpc-timeout")
-                else:
-                    self.timeout_s = int(found[1]) * _UNITS[found[2]]
-            elif name == b"grpc-encoding":
-                if value in _ENCODINGS:
-                    self.compression = _ENCODINGS[value]
-                else:
-                    text = f"grpc-encoding {value.decode(errors='replace')} is not supported"
-                    self.refusal = make_refusal(Code.UNIMPLEMENTED, text, _ACCEPTED)
-            elif name == b"authorization":
+            code = _NAMES.get(name)
+            if code is None:
+                continue
+            if code == _TYPE:
+                is_grpc = value == _CONTENT_TYPE[1] or bool(_is_grpc(value))
+            elif code == _TIMEOUT:
+                self._read_timeout(value)
+            elif code == _ENCODING:
+                self._read_encoding(value)
+            else:
                 self.authorization = (("authorization", value.decode("latin-1")),)
         if head.method != b"POST":
             self.http = _make_http(405, service.other_port, (b"allow", b"POST"))
-        elif content_type is None or not _is_grpc(content_type):
+        elif not is_grpc:
             self.http = _make_http(415, service.other_port)
         elif self.method is None:
             # Every path that nobody knows is UNIMPLEMENTED, without words, as in grpc++.
             self.refusal = make_refusal(Code.UNIMPLEMENTED, "")
+
+    def _read_timeout(self, value: bytes) -> None:
+        digits, unit_s = value[:-1], _UNITS.get(value[-1:])
+        if unit_s is None or len(digits) > 8 or not digits.isdigit():
+            self.refusal = make_refusal(Code.INTERNAL, "malformed grpc-timeout")
+        else:
+            self.timeout_s = int(digits) * unit_s
+
+    def _read_encoding(self, value: bytes) -> None:
+        if value in _ENCODINGS:
+            self.compression = _ENCODINGS[value]
+        else:
+            text = f"grpc-encoding {value.decode(errors='replace')} is not supported"
+            self.refusal = make_refusal(Code.UNIMPLEMENTED, text, _ACCEPTED)
 
 
 class Call(Stream):
@@ -312,9 +328,24 @@ class Call(Stream):
             return
         body = buffer.toreadonly()
         self._buffer = _NOTHING
+        if not self._is_deflated:
+            self._begin(body)
+        elif len(body) > _INFLATED_AT_ONCE:
+            self._task = asyncio.get_running_loop().create_task(self._inflate_elsewhere(body))
+            self._await_end()
+        else:
+            try:
+                message = self._inflate(body)
+            except PlumblineError as error:
+                self._fail(error)
+            else:
+                self._begin(message)
+
+    async def _inflate_elsewhere(self, body: memoryview) -> None:
+        """On a thread: a message of 100 KiB may hold 100 MiB."""
         try:
-            message = self._inflate(body) if self._is_deflated else body
-        except PlumblineError as error:
+            message = await asyncio.to_thread(self._inflate, body)
+        except Exception as error:
             self._fail(error)
         else:
             self._begin(message)

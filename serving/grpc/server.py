@@ -19,6 +19,7 @@ from serving.security import TokenStore, make_authorizer, make_ssl_context
 from serving.transport.admission import MemoryBudget
 from serving.transport.http2_protocol import Http2Peer
 from serving.transport.listener import ConnectionTable, Listener
+from serving.transport.sharing import SharedSockets
 
 _LINGER_S = 0.1
 
@@ -34,6 +35,7 @@ class GrpcServer:
         health: See above.
         connections: Counts connections with those of REST; one of its own without.
         budget: What calls may hold, with those of REST; without, they may hold anything.
+        shared: What to listen on, if that is shared with other processes.
 
     Attributes:
         port: Where it listens; 0 until `start`, and without TCP.
@@ -47,8 +49,10 @@ class GrpcServer:
         *,
         connections: ConnectionTable | None = None,
         budget: MemoryBudget | None = None,
+        shared: SharedSockets | None = None,
     ) -> None:
         self._config = config
+        self._shared = shared
         methods = {
             path: Method(respond) for path, respond in list_methods(handlers, config).items()
         }
@@ -82,6 +86,9 @@ class GrpcServer:
             ServableUnavailableError: One of them cannot be listened on.
         """
         config = self._config
+        if self._shared is not None:
+            self._start_shared(self._shared)
+            return
         if config.port:
             port = max(config.port, 0)
             try:
@@ -97,6 +104,15 @@ class GrpcServer:
                 await self._listener.open_unix(path)
             except OSError:
                 raise _cannot_listen(f"unix:{path}", "--grpc_socket_path") from None
+
+    def _start_shared(self, shared: SharedSockets) -> None:
+        config = self._config
+        try:
+            self._listener.open_shared(shared)
+        except OSError:
+            address = join_address(config.host, config.port)
+            raise _cannot_listen(address, "--port") from None
+        self.port = config.port
 
     async def stop(self, grace_s: float) -> bool:
         """Takes no new connections, lets go of those it has, and waits for calls in flight.

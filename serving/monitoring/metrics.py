@@ -22,6 +22,7 @@ from serving.monitoring.instruments import (
 )
 from serving.observer import EngineChoice, Observer
 from serving.transport.admission import MemoryBudget
+from serving.transport.listener import ConnectionTable
 from serving.versions.states import VersionStatus
 
 CONTENT_TYPE = "text/plain"
@@ -54,7 +55,8 @@ class Metrics(Observer):
         self._start_time_s = find_start_time_s()
         self._runtimes: dict[tuple[ServableId, str], str] = {}
         self._model_names = {""}  # those that have been served, and requests without one
-        self._budget: MemoryBudget | None = None
+        self._budget = MemoryBudget(0)
+        self._connections = ConnectionTable()
         self._requests = Family(
             f"{_TF}request_count", "The total number of requests.", ("model_name", "status")
         )
@@ -143,6 +145,10 @@ class Metrics(Observer):
         self._refused = Family(
             "plumbline_memory_refusals",
             "How often --max_bytes_in_flight refused memory to a call.",
+        )
+        self._refused_connections = Family(
+            "plumbline_refused_connections",
+            "Connections that were closed at once: one too many (--max_connections).",
         )
         self._malformed = Family(
             "plumbline_malformed",
@@ -254,14 +260,15 @@ class Metrics(Observer):
         """The page that Prometheus scrapes."""
         return render_families((*self.list_counters(), *self.take_gauges()))
 
-    def watch_budget(self, budget: MemoryBudget) -> None:
-        """Tells from now on what calls hold."""
+    def watch(self, budget: MemoryBudget, connections: ConnectionTable) -> None:
+        """Tells from now on what calls hold, and how many connections there are."""
         self._budget = budget
+        self._connections = connections
 
     def list_counters(self) -> list[Family | HistogramFamily]:
         """What only grows, over all that this process has seen."""
-        if self._budget is not None:
-            self._refused.child().value = self._budget.num_refused
+        self._refused.child().value = self._budget.num_refused
+        self._refused_connections.child().value = self._connections.num_refused
         return [
             self._requests,
             self._request_latency,
@@ -278,6 +285,7 @@ class Metrics(Observer):
             self._abandoned,
             self._request_log,
             self._refused,
+            self._refused_connections,
             self._malformed,
         ]
 
@@ -297,7 +305,6 @@ class Metrics(Observer):
         )
         # Asked here, since asking costs more than a tenth of the server's start.
         build.child(find_product_version(), platform.python_version()).value = 1
-        budget = self._budget
         return [
             self._self_test,
             self._engine,
@@ -306,15 +313,16 @@ class Metrics(Observer):
             _make_gauge(
                 "bytes_in_flight",
                 "Memory that calls hold.",
-                0 if budget is None else budget.num_bytes,
+                self._budget.num_bytes,
                 sum,
             ),
             _make_gauge(
                 "max_bytes_in_flight",
                 "Memory that calls may hold (--max_bytes_in_flight).",
-                0 if budget is None else budget.max_bytes,
+                self._budget.max_bytes,
                 sum,
             ),
+            _make_gauge("connections", "Open connections.", self._connections.num_open, sum),
             _make_gauge("ready", "1 when every model is served.", float(self._is_ready()), min),
             _make_gauge(
                 "process_start_time_seconds",

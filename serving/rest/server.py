@@ -37,6 +37,7 @@ from serving.transport.admission import RETRY_AFTER_S, MemoryBudget
 from serving.transport.http1 import Answer, Http1, Limits, Request
 from serving.transport.inflate import Compression, inflate
 from serving.transport.listener import ConnectionTable, Listener, TimeLimits
+from serving.transport.sharing import SharedSockets
 
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
@@ -80,6 +81,7 @@ class RestServer:
         connections: Counts connections with those of gRPC; one of its own without.
         budget: Memory of all calls, with those of gRPC; None for as much as there is.
         grpc_address: Where gRPC is served, for clients of it that ask here; "" for nowhere.
+        shared: What to listen on, if that is shared with other processes.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class RestServer:
         connections: ConnectionTable | None = None,
         budget: MemoryBudget | None = None,
         grpc_address: str = "",
+        shared: SharedSockets | None = None,
     ) -> None:
+        self._shared = shared
         self._config = config
         self._health = health
         self._render_metrics = render_metrics
@@ -143,9 +147,12 @@ class RestServer:
         """Opens the port."""
         config = self._config
         try:
-            self.port = await self._listener.open_tcp(
-                config.host, max(config.rest_api_port, 0), reuse_port=config.workers > 1
-            )
+            if self._shared is None:
+                port = max(config.rest_api_port, 0)
+                self.port = await self._listener.open_tcp(config.host, port)
+            else:
+                self._listener.open_shared(self._shared)
+                self.port = config.rest_api_port
         except OSError as error:
             address = join_address(config.host, config.rest_api_port)
             raise ServableUnavailableError(
@@ -271,7 +278,7 @@ class RestServer:
         except PlumblineError as error:
             return self._refuse(name, error)
         except Exception:  # the boundary: a caller learns nothing of it, the log all
-            _log.exception("%s %s failed", method, path)
+            _log.exception("%s %s failed", method, path[:256])
             return self._refuse(name, InternalError(CRASH_TEXT))
         elapsed_us = (time.perf_counter() - started) * 1e6
         self._observer.observe_request_latency(name, target.verb, "REST", elapsed_us)

@@ -21,6 +21,7 @@ ENTRY_OVERHEAD = 32
 _MAX_INTEGER = 2**31 - 1
 _MAX_REMEMBERED_FIELDS = 1024
 _LONGEST_REMEMBERED = 256
+_MAX_VALUES = 64
 
 
 class HpackError(Exception):
@@ -143,10 +144,17 @@ class Decoder(Generic[Made]):
             index, position = _read_rest(block, position, mask)
         name_start = position
         if index == 0:
-            length, position = _read_length(block, position)
+            length = block[position] & 0x7F
+            position += 1
+            if length == 0x7F:
+                length, position = _read_rest(block, position, 0x7F)
             position += length
-        length, value_start = _read_length(block, position)
-        stop = value_start + length
+        name_stop = position
+        length = block[position] & 0x7F
+        position += 1
+        if length == 0x7F:
+            length, position = _read_rest(block, position, 0x7F)
+        stop = position + length
         if stop > len(block):
             raise HpackError("a string is longer than its block")
         # A field whose name stands in the dynamic table means something else another time, and
@@ -160,19 +168,33 @@ class Decoder(Generic[Made]):
                     self._insert(found)
                 return found, stop
         if index == 0:
-            name = _read_string(block, name_start)
+            name = _read_name(block, name_start, name_stop)
         elif index <= _NUM_STATIC:
             name = self._static[index - 1][0]
         else:
             name = self._find_dynamic(index)[0]
-        field = self._make(name, _read_string(block, position))
-        if is_lasting and len(raw) <= _LONGEST_REMEMBERED:
-            if len(self._remembered) >= _MAX_REMEMBERED_FIELDS:
-                self._remembered.clear()
-            self._remembered[raw] = field
+        value = block[position:stop]
+        if block[name_stop] >= 0x80:
+            value = decode_huffman(value)
+        field = self._make(name, value)
+        if is_lasting:
+            self._remember(raw, field)
         if byte >= 0x40:
             self._insert(field)
         return field, stop
+
+    def _remember(self, raw: bytes, field: Made) -> None:
+        """Keeps what a literal means, but of names whose value is another every time."""
+        name = field[0]
+        num_values = _num_values.get(name, 0)
+        if len(raw) > _LONGEST_REMEMBERED or num_values > _MAX_VALUES:
+            return
+        if len(self._remembered) >= _MAX_REMEMBERED_FIELDS:
+            self._remembered.clear()
+        if len(_num_values) >= _MAX_REMEMBERED_FIELDS:
+            _num_values.clear()
+        _num_values[name] = num_values + 1
+        self._remembered[raw] = field
 
     def _find_dynamic(self, index: int) -> Made:
         if not _NUM_STATIC < index <= _NUM_STATIC + len(self._dynamic):
@@ -204,6 +226,11 @@ class Decoder(Generic[Made]):
 _KNOWN: dict[Callable[[bytes, bytes], Any], tuple[list[Any], dict[bytes, Any]]] = {}
 
 
+# Strings that are names, and in how many ways a name was kept with a value.
+_names: dict[bytes, bytes] = {}
+_num_values: dict[bytes, int] = {}
+
+
 def _read_rest(block: bytes, position: int, value: int) -> tuple[int, int]:
     """The rest of an integer whose prefix is full (section 5.1), and where it ends."""
     shift = 0
@@ -218,21 +245,21 @@ def _read_rest(block: bytes, position: int, value: int) -> tuple[int, int]:
         shift += 7
 
 
-def _read_length(block: bytes, position: int) -> tuple[int, int]:
-    """The length of a string, and where it begins."""
-    length = block[position] & 0x7F
-    position += 1
-    return _read_rest(block, position, 0x7F) if length == 0x7F else (length, position)
-
-
-def _read_string(block: bytes, position: int) -> bytes:
-    """The string (section 5.2) whose length stands at `position`."""
-    is_huffman = block[position] >= 0x80
-    length, position = _read_length(block, position)
-    if position + length > len(block):
-        raise HpackError("a string is longer than its block")
-    data = block[position : position + length]
-    return decode_huffman(data) if is_huffman else data
+def _read_name(block: bytes, start: int, stop: int) -> bytes:
+    """A name that is no index: the string (section 5.2) from `start` to `stop`."""
+    raw = block[start:stop]
+    name = _names.get(raw)
+    if name is None:
+        is_huffman = raw[0] >= 0x80
+        position = 1
+        if raw[0] & 0x7F == 0x7F:
+            _, position = _read_rest(raw, 1, 0x7F)
+        name = decode_huffman(raw[position:]) if is_huffman else raw[position:]
+        if len(raw) <= _LONGEST_REMEMBERED:
+            if len(_names) >= _MAX_REMEMBERED_FIELDS:
+                _names.clear()
+            _names[raw] = name
+    return name
 
 
 # Encoding.
@@ -292,13 +319,32 @@ _CODE_LENGTHS = (
 _EOS = 256
 
 # The machine: a state is 256 times a node of the tree of codes, so that state + byte is a key.
-_steps: dict[int, tuple[int, bytes]] = {}
-"""State + byte to the state after it and the bytes that it completed; grows as it is used, to
-2^16 entries at most."""
 _children: list[list[int]] = []
 """Node to its two children: a node, or ~symbol. Empty until the first code is decoded."""
 _ends: set[int] = set()
 """The states in which a string may end: within a code's first 7 bits, all of them ones."""
+
+
+class _Steps(dict[int, tuple[int, bytes]]):
+    """State + byte to the state after it and the bytes that it completed; grows as it is used, to
+    2^16 entries at most."""
+
+    def __missing__(self, key: int) -> tuple[int, bytes]:
+        if not _children:
+            _grow_tree()
+        node, text = key >> 8, b""
+        for shift in range(7, -1, -1):
+            node = _children[node][key >> shift & 1]
+            if node < 0:
+                if ~node == _EOS:
+                    raise HpackError("EOS is no character")
+                text += bytes((~node,))
+                node = 0
+        step = self[key] = (node << 8, text)
+        return step
+
+
+_steps = _Steps()
 
 
 def decode_huffman(data: bytes) -> bytes:
@@ -307,17 +353,12 @@ def decode_huffman(data: bytes) -> bytes:
     Raises:
         HpackError: EOS is among them, or the padding is longer than 7 bits or not of ones.
     """
-    if not _children:
-        _grow_tree()
     state, parts = 0, []
     steps = _steps
     for byte in data:
-        step = steps.get(state + byte)
-        if step is None:
-            step = _make_step(state, byte)
-        state, text = step
+        state, text = steps[state + byte]
         parts.append(text)
-    if state not in _ends:
+    if state and state not in _ends:
         raise HpackError("a Huffman code is cut off, or its padding is not of ones")
     return b"".join(parts)
 
@@ -343,16 +384,3 @@ def _grow_tree() -> None:
         _ends.add(node << 8)
         node = children[node][1]
     _children.extend(children)
-
-
-def _make_step(state: int, byte: int) -> tuple[int, bytes]:
-    node, text = state >> 8, b""
-    for shift in range(7, -1, -1):
-        node = _children[node][byte >> shift & 1]
-        if node < 0:
-            if ~node == _EOS:
-                raise HpackError("EOS is no character")
-            text += bytes((~node,))
-            node = 0
-    step = _steps[state + byte] = (node << 8, text)
-    return step

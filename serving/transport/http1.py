@@ -60,6 +60,8 @@ _MAX_DISCARDED_BYTES = 1024 * 1024
 _MAX_AHEAD_BYTES = 64 * 1024
 """Pipelined bytes kept while a call is in flight."""
 
+_LARGE_BYTES = 64 * 1024
+
 _MAX_KNOWN_BYTES = 4096
 """Heads remembered, one a connection."""
 
@@ -818,7 +820,8 @@ class Http1Peer(Peer):
         self._go_on()
 
     def _crash(self, request: Request, error: BaseException | None = None) -> Answer:
-        _log.error("%s %s failed", request.method, request.target, exc_info=error or True)
+        target = request.target[:256]
+        _log.error("%s %s failed", request.method, target, exc_info=error or True)
         return self._service.refuse(
             request, InternalError("the server failed; its log has the reason")
         )
@@ -838,7 +841,14 @@ class Http1Peer(Peer):
         elif b"connection" in request.headers:
             end = b"\r\nConnection: keep-alive\r\n\r\n"
         head = b"%s%s%s%d%s" % (line, answer.head, self._http.format_date(), len(body), end)
-        self._out.append(head if request.method == "HEAD" else head + body)
+        if request.method == "HEAD":
+            self._out.append(head)
+        elif len(body) < _LARGE_BYTES:
+            self._out.append(head + body)
+        else:  # without a copy
+            self._out.append(head)
+            self._flush()
+            self.transport.write(body)
         self._quiet_since = now
         if closes:
             self._leave()
@@ -895,10 +905,7 @@ class Http1Peer(Peer):
                 self._request = None
                 task.add_done_callback(lambda _: self._release(request))
                 task.cancel()
-            else:
-                self._service.refuse(
-                    request, CancelledError("the caller left before the body was complete")
-                )
+            self._service.refuse(request, CancelledError("the caller left before the answer"))
             self._drop_request()
         self._body = bytearray()
         self._data = b""
@@ -924,6 +931,7 @@ class Http1Peer(Peer):
         self._num_unsent = self.transport.get_write_buffer_size()
         if self.transport.can_write_eof():
             self.hang_up()
+            self.linger(LINGER_S)
         if self._is_reading_paused and not self._is_at_end:
             self._is_reading_paused = False
             self.transport.resume_reading()

@@ -143,31 +143,54 @@ class Limits:
 # Fields. Each is classified once: (name, value, kind, size as HPACK counts).
 Field = tuple[bytes, bytes, int, int]
 
-_REGULAR, _METHOD, _SCHEME, _PATH, _AUTHORITY, _CONTENT_LENGTH, _BAD = range(7)
+_REGULAR, _METHOD, _SCHEME, _PATH, _AUTHORITY, _CONTENT_LENGTH, _TE, _BAD = range(8)
 _PSEUDO = {b":method": _METHOD, b":scheme": _SCHEME, b":path": _PATH, b":authority": _AUTHORITY}
 # Section 8.2.2. A connection's own fields have no place in HTTP/2.
 _FORBIDDEN = (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
-# Section 8.2.1; but spaces around a value are not malformed: gRPC says that they may be taken off
+# Section 8.2.1; but blanks around a value are not malformed: gRPC says that they may be taken off
 # (PROTOCOL-HTTP2.md, "ASCII-Value"), and grpcio sends them.
 _is_name = re.compile(rb"[!-9;-@\[-~]+").fullmatch
-_is_odd_value = re.compile(rb"[\0\r\n]").search
 _is_number = re.compile(rb"[0-9]{1,18}").fullmatch
+_MAX_KINDS = 1024
+_kinds: dict[bytes, int] = {}
 
 
 def classify_field(name: bytes, value: bytes) -> Field:
     """A field, and what is to be made of it in a request."""
-    kind = _REGULAR
+    kind = _kinds.get(name)
+    if kind is None:
+        kind = _classify_name(name)
+    if b"\n" in value or b"\r" in value or b"\0" in value:
+        kind = _BAD
+    elif kind != _REGULAR:
+        kind = _classify_special(name, value, kind)
+    return name, value, kind, len(name) + len(value) + 32
+
+
+def _classify_name(name: bytes) -> int:
     if name[:1] == b":":
         kind = _PSEUDO.get(name, _BAD)
-        if value.strip(b" \t") != value or (kind == _PATH and not value):
-            kind = _BAD
-    elif not _is_name(name) or name in _FORBIDDEN or (name == b"te" and value != b"trailers"):
-        kind = _BAD
     elif name == b"content-length":
-        kind = _CONTENT_LENGTH if _is_number(value) else _BAD
-    if _is_odd_value(value):
-        kind = _BAD
-    return name, value, kind, len(name) + len(value) + 32
+        kind = _CONTENT_LENGTH
+    elif name == b"te":
+        kind = _TE
+    else:
+        kind = _REGULAR if _is_name(name) and name not in _FORBIDDEN else _BAD
+    if len(_kinds) >= _MAX_KINDS:
+        _kinds.clear()
+    _kinds[name] = kind
+    return kind
+
+
+def _classify_special(name: bytes, value: bytes, kind: int) -> int:
+    """A field whose value decides as well."""
+    if kind == _TE:
+        return _REGULAR if value == b"trailers" else _BAD
+    if kind == _CONTENT_LENGTH:
+        return kind if _is_number(value) else _BAD
+    if value.strip(b" \t") != value or (kind == _PATH and not value):
+        return _BAD
+    return kind
 
 
 class Head:
@@ -201,23 +224,23 @@ def _read_head(fields: list[Field], max_bytes: int) -> Head:  # noqa: C901 - one
     regular: list[Field] = []
     length, size = -1, 0
     for field in fields:
-        kind = field[2]
-        size += field[3]
+        _, value, kind, field_size = field
+        size += field_size
         if kind == _REGULAR:
             regular.append(field)
         elif kind == _BAD:
             raise _Malformed
         elif kind == _CONTENT_LENGTH:
-            if length not in (-1, int(field[1])):
+            if length not in (-1, int(value)):
                 raise _Malformed
-            length = int(field[1])
+            length = int(value)
             regular.append(field)
         elif regular or pseudo[kind] is not None:
             raise _Malformed  # after a regular field, or twice
         else:
-            pseudo[kind] = field[1]
-        if size > max_bytes:
-            raise _HeadTooLarge
+            pseudo[kind] = value
+    if size > max_bytes:
+        raise _HeadTooLarge
     _, method, scheme, path, authority = pseudo
     if method is None:
         raise _Malformed

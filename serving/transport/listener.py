@@ -22,16 +22,19 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from serving.transport.sharing import BACKLOG, SharedServer, SharedSockets
 
 if TYPE_CHECKING:
     import ssl
 
-_BACKLOG = 1024
 _LINGER_S = 1.0
 _LOOK_S = 0.5
+_LOOK_SLICE_S = 0.002
+_LOOK_PAUSE_S = 0.002
 _POLL_S = 0.01
 _MAX_DRAIN_BACKLOG_S = 0.5
 
@@ -196,78 +199,54 @@ class Listener:
         )
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
+        self._shared: SharedServer | None = None
         self._path: Path | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
 
     async def open_tcp(self, host: str, port: int, *, reuse_port: bool = False) -> int:
-        """Listens on every address of `host`.
-
-        Args:
-            host: A name or an address; `::` or `[::]` stands for all addresses of both families.
-            port: 0 for any that is free.
-            reuse_port: Share the port with other processes that do.
+        """Listens on every address of `host`; see `bind_tcp`.
 
         Returns:
             The port.
-
-        Raises:
-            OSError: It is in use, or not allowed, or `host` is no address of this machine.
         """
-        bare = host.strip("[]")
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        opened: list[socket.socket] = []
-        try:
-            for family, _, _, _, address in dict.fromkeys(found):
-                if port == 0 and opened:
-                    address = (address[0], opened[0].getsockname()[1], *address[2:])
-                opened.append(_open(family, address, reuse_port=reuse_port))
-        except OSError as error:
-            for one in opened:
-                one.close()
-            if bare == "::" and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                return await self.open_tcp("0.0.0.0", port, reuse_port=reuse_port)
-            raise
+        opened = bind_tcp(host, port, reuse_port=reuse_port)
         for one in opened:
             await self._serve(one)
-        number: int = opened[0].getsockname()[1]
-        return number
+        return find_port(opened)
 
     async def open_unix(self, path: Path) -> None:
-        """Listens on a UNIX socket; what an ended server left at `path` is replaced.
-
-        Raises:
-            OSError: Somebody listens there, or it is no socket, or not allowed.
-        """
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(path.stat().st_mode):
-                raise OSError(errno.EEXIST, "it is a file")
-            with socket.socket(socket.AF_UNIX) as other:
-                try:
-                    other.connect(str(path))
-                except ConnectionRefusedError:
-                    path.unlink()
-                else:
-                    raise OSError(errno.EADDRINUSE, "another server listens there")
-        one = socket.socket(socket.AF_UNIX)
-        try:
-            one.bind(str(path))
-        except OSError:
-            one.close()
-            raise
+        """Listens on a UNIX socket; see `bind_unix`."""
+        one = bind_unix(path)
         self._path = path
         await self._serve(one)
+
+    def open_shared(self, shared: SharedSockets) -> None:
+        """Listens on sockets together with other processes, and takes this one's share.
+
+        Who has made the sockets turns new connections away (`turn_away`) before all are told to
+        leave; when one leaves alone, the others go on.
+
+        Raises:
+            OSError: Somebody else listens there by now.
+        """
+        self._shared = SharedServer(shared, self.adopt, lambda: len(self.peers))
+        self._sockets += shared.sockets
+        self._start_to_look()
 
     async def _serve(self, one: socket.socket) -> None:
         one.setblocking(False)
         loop = asyncio.get_running_loop()
         self._sockets.append(one)
         server = await loop.create_server(
-            self._make_peer, sock=one, backlog=_BACKLOG, **self._tls_options
+            self._make_peer, sock=one, backlog=BACKLOG, **self._tls_options
         )
         self._servers.append(server)
+        self._start_to_look()
+
+    def _start_to_look(self) -> None:
         if self._timer is None:
+            loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self.limits.look_s, self._look)
 
     def _make_peer(self) -> Peer:
@@ -298,15 +277,23 @@ class Listener:
             if not self.peers:
                 self._gone.set()
 
-    def _look(self) -> None:
-        now = time.monotonic()
-        for peer in list(self.peers):
+    def _look(self, peers: Sequence[Peer] = ()) -> None:
+        """Looks at all connections, or goes on with `peers`: ten thousand may end at once."""
+        began = now = time.monotonic()
+        peers = peers or list(self.peers)
+        wait_s, rest = self.limits.look_s, peers[:0]
+        for index, peer in enumerate(peers):
+            if peer not in self.peers:
+                continue
             try:
                 peer.look(now)
             except Exception:  # the boundary: one connection's fault is not the others'
                 _log.exception("a fault of ours in a connection")
                 peer.transport.abort()
-        self._timer = asyncio.get_running_loop().call_later(self.limits.look_s, self._look)
+            if time.monotonic() - began > _LOOK_SLICE_S and index + 1 < len(peers):
+                wait_s, rest = _LOOK_PAUSE_S, peers[index + 1 :]
+                break
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._look, rest)
 
     async def stop_accepting(self) -> None:
         """Takes no more connections, after those that the kernel has accepted already.
@@ -315,17 +302,15 @@ class Listener:
         """
         if self._path is not None:
             self._path.unlink(missing_ok=True)  # before the socket: then nobody finds it
-        for one in self._sockets:
-            _turn_away(one)
-        begun = time.monotonic()
-        while time.monotonic() - begun < _MAX_DRAIN_BACKLOG_S:
-            await asyncio.sleep(_POLL_S)
-            if not any(map(_count_backlog, self._sockets)) and (
-                time.monotonic() - begun >= 3 * _POLL_S
-            ):
-                break
+        if self._shared is None:
+            turn_away(self._sockets)
+        else:
+            self._shared.leave_to_others()
+        await wait_for_backlog(self._sockets)
         for server in self._servers:
             server.close()
+        if self._shared is not None:
+            await self._shared.close()
         self._servers.clear()
         self._sockets.clear()
 
@@ -356,6 +341,65 @@ class Listener:
         return is_answered
 
 
+def bind_tcp(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
+    """Sockets on every address of `host`, which do not listen yet.
+
+    Args:
+        host: A name or an address; `::` or `[::]` stands for all addresses of both families.
+        port: 0 for any that is free.
+        reuse_port: Share the port with other processes that do.
+
+    Raises:
+        OSError: It is in use, or not allowed, or `host` is no address of this machine.
+    """
+    bare = host.strip("[]")
+    found = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    opened: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            if port == 0 and opened:
+                address = (address[0], find_port(opened), *address[2:])
+            opened.append(_open(family, address, reuse_port=reuse_port))
+    except OSError as error:
+        for one in opened:
+            one.close()
+        if bare == "::" and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            return bind_tcp("0.0.0.0", port, reuse_port=reuse_port)
+        raise
+    return opened
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """A socket at a path, which does not listen yet; what an ended server left is replaced.
+
+    Raises:
+        OSError: Somebody listens there, or it is no socket, or not allowed.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise OSError(errno.EEXIST, "it is a file")
+        with socket.socket(socket.AF_UNIX) as other:
+            try:
+                other.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+            else:
+                raise OSError(errno.EADDRINUSE, "another server listens there")
+    one = socket.socket(socket.AF_UNIX)
+    try:
+        one.bind(str(path))
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def find_port(sockets: Sequence[socket.socket]) -> int:
+    """The port that all of them have."""
+    number: int = sockets[0].getsockname()[1]
+    return number
+
+
 def _open(family: int, address: tuple[object, ...], *, reuse_port: bool) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -382,15 +426,28 @@ _DROP_SYN = (
 )
 
 
-def _turn_away(one: socket.socket) -> None:
-    """Keeps new connections from a listening socket, where the kernel can."""
-    if one.family == socket.AF_UNIX or sys.platform != "linux":
-        return
+def turn_away(sockets: Iterable[socket.socket]) -> None:
+    """Keeps new connections from listening sockets, where the kernel can."""
+    for one in sockets:
+        if one.family != socket.AF_UNIX and sys.platform == "linux":
+            _drop_new(one)
+
+
+def _drop_new(one: socket.socket) -> None:
     code = b"".join(struct.pack("=HBBI", *line) for line in _DROP_SYN)
     buffer = ctypes.create_string_buffer(code)
     program = struct.pack("@HP", len(_DROP_SYN), ctypes.addressof(buffer))
     with contextlib.suppress(OSError):
         one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+async def wait_for_backlog(sockets: Sequence[socket.socket]) -> None:
+    """Returns once no connection waits to be accepted; at once is not soon enough to know."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < _MAX_DRAIN_BACKLOG_S:
+        await asyncio.sleep(_POLL_S)
+        if time.monotonic() - begun >= 3 * _POLL_S and not any(map(_count_backlog, sockets)):
+            return
 
 
 def _count_backlog(one: socket.socket) -> int:

@@ -8,15 +8,21 @@ one that hangs as well, and by a hash: eight of them may all go to one of two pr
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Protocol
 
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
+
+_MAX_OPENING_S = 0.5
+_NOTE_S = 0.1
 _RETRY_S = 0.001
-_MAX_YIELD_S = 0.02
+_MAX_YIELD_S = 0.05
 _PAUSE_S = 1.0
 
 _log = logging.getLogger(__name__)
@@ -25,8 +31,8 @@ _log = logging.getLogger(__name__)
 class Share(Protocol):
     """How many connections this process has, and how many others that accept have."""
 
-    def note(self, num_connections: int) -> None:
-        """Says how many this process has."""
+    def note(self, num_connections: float) -> None:
+        """Says how many this process has; infinity if it takes no more."""
         ...
 
     def is_fair(self) -> bool:
@@ -34,24 +40,114 @@ class Share(Protocol):
         ...
 
 
-class SharedAcceptor:
-    """Takes this process's share of connections from a socket, inside the event loop.
+@dataclasses.dataclass(frozen=True, slots=True)
+class SharedSockets:
+    """What this process listens on together with others.
+
+    Attributes:
+        sockets: Bound; all processes have them from one that made them.
+        share: This process's.
+    """
+
+    sockets: Sequence[socket.socket]
+    share: Share
+
+
+class SharedServer:
+    """This process's share of the connections to shared sockets; like an `asyncio.Server`.
 
     A process that has more connections than another leaves the next one to that, but not for
     long: the other may be busy.
 
     Args:
-        listening: Does not block; the caller closes it.
-        take: Gets every connection, which does not block either.
-        share: Asked before each.
+        shared: The sockets. They listen from now on.
+        adopt: Opens a connection that was accepted.
+        count: How many of its connections are open.
+
+    Raises:
+        OSError: Somebody else listens there by now.
     """
 
     def __init__(
-        self, listening: socket.socket, take: Callable[[socket.socket], None], share: Share
+        self,
+        shared: SharedSockets,
+        adopt: Callable[[socket.socket], Coroutine[None, None, None]],
+        count: Callable[[], int],
+    ) -> None:
+        self._shared = shared
+        self._adopt = adopt
+        self._count = count
+        self._loop = asyncio.get_running_loop()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+        for one in shared.sockets:
+            one.setblocking(False)
+            one.listen(BACKLOG)
+        self._acceptors = [SharedAcceptor(one, self._take, self._is_fair) for one in shared.sockets]
+        self._keep_noting()
+
+    def leave_to_others(self) -> None:
+        """Takes no connection any more that another process would take."""
+        self._is_closed = True
+        self._shared.share.note(float("inf"))
+
+    async def close(self) -> None:
+        """Takes no more; returns once those that were taken are open."""
+        self.leave_to_others()
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        if self._opening:
+            await asyncio.wait(self._opening, timeout=_MAX_OPENING_S)
+        for one in self._shared.sockets:
+            one.close()
+
+    def _keep_noting(self) -> None:
+        """Others need not know at once which connections were closed."""
+        self._note()
+        if not self._is_closed:
+            self._loop.call_later(_NOTE_S, self._keep_noting)
+
+    def _note(self) -> None:
+        if not self._is_closed:
+            self._shared.share.note(self._count() + len(self._opening))
+
+    def _is_fair(self) -> bool:
+        self._note()
+        return self._shared.share.is_fair()
+
+    def _take(self, connection: socket.socket) -> None:
+        task = self._loop.create_task(self._open(connection))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        self._note()
+
+    async def _open(self, connection: socket.socket) -> None:
+        try:
+            if connection.family != socket.AF_UNIX:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._adopt(connection)
+        except OSError:  # it has left, or does not get on with TLS
+            connection.close()
+
+
+class SharedAcceptor:
+    """Takes this process's share of connections from one socket, inside the event loop.
+
+    Args:
+        listening: Does not block; the caller closes it.
+        take: Gets every connection, which does not block either.
+        is_fair: Whether this process may take one more; asked before each.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        take: Callable[[socket.socket], None],
+        is_fair: Callable[[], bool],
     ) -> None:
         self._socket = listening
         self._take = take
-        self._share = share
+        self._is_fair = is_fair
         self._loop = asyncio.get_running_loop()
         self._yielded = self._began_to_yield = float("-inf")
         self._retry: asyncio.TimerHandle | None = None
@@ -74,7 +170,7 @@ class SharedAcceptor:
         self._retry = self._loop.call_later(seconds, self._listen)
 
     def _accept(self) -> None:
-        if not self._share.is_fair() and self._may_yield(time.monotonic()):
+        if not self._is_fair() and self._may_yield(time.monotonic()):
             self._wait(_RETRY_S)
             return
         self._yielded = float("-inf")

@@ -25,7 +25,7 @@ from serving.monitoring.instruments import (
 from serving.monitoring.metrics import Metrics
 from serving.versions.manager import raise_failures
 from serving.versions.states import VersionStatus, choose_states
-from serving.workers.shared_state import MetricsDump, Place, Refusal, WorkerState
+from serving.workers.shared_state import LOST_S, MetricsDump, Place, Refusal, WorkerState
 from serving.workers.suspects import LoadGuard
 
 CATCH_UP_S = 10.0
@@ -126,17 +126,15 @@ class WorkerGroup:
         return (
             self.manager.is_ready()
             and all(one.is_ready for one in others.values())
-            and not any(map(self._shared.is_silent, others))
+            and not any(self._shared.is_silent(slot, LOST_S) for slot in others)
         )
 
     def list_obstacles(self) -> list[str]:
         """What keeps any worker from being ready: what several say, once."""
         found = dict.fromkeys(self.manager.list_obstacles())
         for slot, one in self._list_others().items():
-            is_silent = self._shared.is_silent(slot)
-            found |= dict.fromkeys(
-                [f"worker {slot}: not answering"] if is_silent else one.obstacles
-            )
+            is_lost = self._shared.is_silent(slot, LOST_S)
+            found |= dict.fromkeys([f"worker {slot}: not answering"] if is_lost else one.obstacles)
         return list(found)
 
     def watch(self, watcher: Callable[[], None]) -> None:

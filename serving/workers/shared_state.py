@@ -18,6 +18,7 @@ import mmap
 import os
 import pickle
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,10 @@ BEAT_S = 0.1
 
 SILENT_S = 1.0
 """A worker whose heart has not beaten for so long answers nobody at the moment."""
+
+LOST_S = 3.0
+"""After so long it makes all not ready: by then one that does nothing was replaced, and a load
+that holds the GIL is rarely longer."""
 
 LOCK_TIMEOUT_S = 60.0
 """How long a reload waits for another one; a worker may hang in the middle of its own."""
@@ -156,9 +161,9 @@ class SharedState:
         """When a worker's heart last beat (`time.monotonic`, the same for all processes)."""
         return self._numbers[_find_number(slot, _BEAT)]
 
-    def is_silent(self, slot: int) -> bool:
-        """Whether a worker answers nobody at the moment."""
-        return time.monotonic() - self.find_last_beat(slot) > SILENT_S
+    def is_silent(self, slot: int, limit_s: float = SILENT_S) -> bool:
+        """Whether a worker's heart has not beaten for so long."""
+        return time.monotonic() - self.find_last_beat(slot) > limit_s
 
     # Connections.
 
@@ -347,9 +352,13 @@ class Place:
         shared: Where workers note how they stand.
         is_replacement: Whether others serve already.
         lifeline: A file that ends with the supervisor.
+        grpc: What gRPC listens on; all workers have the same.
+        rest: And REST.
     """
 
     slot: int
     shared: SharedState
     is_replacement: bool
     lifeline: int
+    grpc: Sequence[socket.socket] = ()
+    rest: Sequence[socket.socket] = ()

@@ -25,7 +25,9 @@ from contract.errors import ConfigError, ServableUnavailableError
 from serving.addresses import Addresses, join_address, log_addresses, write_port_file
 from serving.config.server import ServerConfig
 from serving.engines.trial_load import prepare_trials
+from serving.grpc.arguments import read_channel_arguments
 from serving.server import DRAIN_MARGIN_S
+from serving.transport.listener import bind_tcp, bind_unix, find_port, turn_away
 from serving.workers.liveness import Liveness
 from serving.workers.shared_state import Place, SharedState
 from serving.workers.suspects import convict
@@ -88,10 +90,9 @@ class Supervisor:
         if not hasattr(signal, "sigtimedwait") or not hasattr(os, "fork"):
             raise ConfigError("--workers: processes can share ports on Linux only; leave it out")
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        with (
-            _reserve_ports(self._config) as self._config,
-            tempfile.TemporaryDirectory(prefix="plumbline-", ignore_cleanup_errors=True) as folder,
-        ):
+        self._ports = _open_ports(self._config)
+        self._config = self._ports.config
+        with tempfile.TemporaryDirectory(prefix="plumbline-", ignore_cleanup_errors=True) as folder:
             self._shared = SharedState(Path(folder), self._config.workers)
             self._lifeline, self._lifeline_end = os.pipe()
             _preload(self._config)
@@ -164,10 +165,16 @@ class Supervisor:
         code = 1
         try:
             os.close(self._lifeline_end)
-            # One process alone can listen on a path.
-            socket_path = self._config.grpc_socket_path if slot.number == 0 else ""
-            config = dataclasses.replace(self._config, grpc_socket_path=socket_path, port_file="")
-            place = Place(slot.number, self._shared, slot.is_replacement, self._lifeline)
+            config = dataclasses.replace(self._config, port_file="")
+            ports = self._ports
+            place = Place(
+                slot.number,
+                self._shared,
+                slot.is_replacement,
+                self._lifeline,
+                ports.grpc,
+                ports.rest,
+            )
             code = self._serve(config, place)
         except BaseException:
             logger.exception("a fault of ours in worker %d", slot.number)
@@ -235,6 +242,7 @@ class Supervisor:
             return
         logger.info("%s: not ready; draining %d workers", number.name, len(self._slots))
         self._end_all(signal.SIGTERM)
+        self._ports.turn_away()
 
     def _end_all(self, number: signal.Signals) -> None:
         self._is_stopping = True
@@ -253,57 +261,64 @@ def _preload(config: ServerConfig) -> None:
     gc.freeze()
 
 
-@contextlib.contextmanager
-def _reserve_ports(config: ServerConfig) -> Iterator[ServerConfig]:
-    """Holds the TCP ports that workers share, from before the first to after the last of them.
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Ports:
+    """What all workers listen on, bound before the first and held until the last of them.
 
-    The sockets are bound and never listen. Only sockets that listen get connections, so holding
-    a port takes none away. It fixes the number of a port that was left open, and nobody else can
-    have it while a worker is replaced.
+    A worker that starts late finds its port free, and what waits to be accepted outlives workers.
 
-    Yields:
-        `config` with the numbers of its ports.
+    Attributes:
+        config: With the numbers of ports that were left open.
+        grpc: The sockets of --port and --grpc_socket_path.
+        rest: Those of --rest_api_port.
+    """
+
+    config: ServerConfig
+    grpc: tuple[socket.socket, ...]
+    rest: tuple[socket.socket, ...]
+
+    def turn_away(self) -> None:
+        """Lets nobody connect any more; what is connected is not touched."""
+        if self.config.grpc_socket_path:
+            Path(self.config.grpc_socket_path).unlink(missing_ok=True)
+        turn_away((*self.grpc, *self.rest))
+        for one in (*self.grpc, *self.rest):
+            one.close()
+
+
+def _open_ports(config: ServerConfig) -> _Ports:
+    """Binds what flags say.
 
     Raises:
-        ServableUnavailableError: A port is in use. Without asking first, two servers of one user
-            would share it silently.
+        ConfigError: --grpc_channel_arguments cannot be used.
+        ServableUnavailableError: A port is in use.
     """
-    with contextlib.ExitStack() as held:
-        numbers = {}
-        for flag in ("port", "rest_api_port"):
-            port = getattr(config, flag)
-            if port:
-                holder = held.enter_context(_hold(config.host.strip("[]"), port, flag))
-                numbers[flag] = holder.getsockname()[1]
-        yield dataclasses.replace(config, **numbers)
+    is_reused = read_channel_arguments(config).reuse_port
+    grpc = _bind(config, "port", reuse_port=is_reused) if config.port else []
+    rest = _bind(config, "rest_api_port") if config.rest_api_port else []
+    config = dataclasses.replace(
+        config,
+        port=find_port(grpc) if grpc else 0,
+        rest_api_port=find_port(rest) if rest else 0,
+    )
+    path = config.grpc_socket_path
+    if path:
+        with _explain(f"unix:{Path(path).absolute()}", "grpc_socket_path"):
+            grpc.append(bind_unix(Path(path).absolute()))
+    return _Ports(config, tuple(grpc), tuple(rest))
 
 
-def _hold(host: str, port: int, flag: str) -> socket.socket:
-    """Holds a port, any if it is negative."""
+def _bind(config: ServerConfig, flag: str, *, reuse_port: bool = False) -> list[socket.socket]:
+    port = max(0, getattr(config, flag))
+    with _explain(join_address(config.host, port), flag):
+        return bind_tcp(config.host, port, reuse_port=reuse_port)
+
+
+@contextlib.contextmanager
+def _explain(address: str, flag: str) -> Iterator[None]:
     try:
-        if port > 0:
-            # Somebody who listens is in the way of a socket that does not share.
-            _bind(host, port, is_shared=False).close()
-        return _bind(host, max(port, 0), is_shared=True)
+        yield
     except OSError as error:
         raise ServableUnavailableError(
-            f"cannot listen on {join_address(host, port)}: "
-            f"{error.strerror or error}; choose another --{flag}"
+            f"cannot listen on {address}: {error.strerror or error}; choose another --{flag}"
         ) from None
-
-
-def _bind(host: str, port: int, *, is_shared: bool) -> socket.socket:
-    family, kind, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    found = socket.socket(family, kind)
-    try:
-        # The rest of connections that were closed is not in the way; who listens is.
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if is_shared:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        found.bind(address)
-    except OSError:
-        found.close()
-        raise
-    return found

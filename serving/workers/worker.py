@@ -18,8 +18,9 @@ from serving.config.server import ServerConfig
 from serving.engines.loading import Trials
 from serving.logs import LineFormatter
 from serving.server import Server, bound_drain
+from serving.transport.sharing import SharedSockets
 from serving.workers.group import WorkerGroup
-from serving.workers.shared_state import BEAT_S, Place
+from serving.workers.shared_state import BEAT_S, FairShare, Place
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,13 @@ class Worker:
         self._beat(asyncio.get_running_loop())
         self._listen_to_supervisor(stop)
         config = self._read_again()
-        server = Server(config, front=WorkerGroup(config, self._place, self._trials))
+        place = self._place
+        server = Server(
+            config,
+            front=WorkerGroup(config, place, self._trials),
+            grpc=SharedSockets(place.grpc, FairShare(place.shared, place.slot, 0)),
+            rest=SharedSockets(place.rest, FairShare(place.shared, place.slot, 1)),
+        )
         await server.start()
         self._tell_supervisor()
         code = await server.serve_until(stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import struct
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from contract.errors import (
     UnimplementedError,
 )
 from contract.lite import LiteModel, Quantisation, list_custom_ops, list_flex_ops, runtime
+from contract.lite import program as program_file
 from contract.signature import Array, TensorSpec
 
 # Converts in a process of its own: this one must stay free of TensorFlow.
@@ -143,8 +145,11 @@ def test_chunks_give_what_the_whole_batch_gives(
     np.testing.assert_allclose(chunked, whole.predict(batch)["probabilities"], atol=1e-6)
 
 
-def test_a_run_ends_between_chunks_when_nobody_wants_it(model: LiteModel) -> None:
-    program = model.find_program()
+def test_a_run_ends_between_chunks_when_nobody_wants_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program_file, "QUICK_CHUNK_S", 0.0)
+    program = LiteModel(folder / "float32.tflite").find_program()
     batch = {"images": make_rows(200)}
     wanted = program.run(batch)["probabilities"]
     asked = 0
@@ -161,6 +166,34 @@ def test_a_run_ends_between_chunks_when_nobody_wants_it(model: LiteModel) -> Non
     asked = 2
     np.testing.assert_array_equal(program.run(batch, proceed=proceed)["probabilities"], wanted)
     assert asked == 2 + 3
+
+
+def test_chunks_of_quick_programs_grow_fourfold_and_answer_the_same_bits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = {"images": make_rows(1000)}
+    answers = []
+    chunks = []
+    for quick_s in (0.0, math.inf):
+        monkeypatch.setattr(program_file, "QUICK_CHUNK_S", quick_s)
+        program = LiteModel(folder / "float32.tflite").find_program()
+        for _ in range(4):
+            answers.append(program.run(batch)["probabilities"])
+        passed: list[int] = []
+        program.run(batch, proceed=lambda passed=passed: passed.append(1))  # type: ignore[misc]
+        chunks.append(1 + len(passed))
+    assert chunks == [16, 4]
+    for answer in answers:
+        np.testing.assert_array_equal(answer, answers[0])
+
+
+@pytest.mark.parametrize("num_rows", [2, 31, 65, 300])
+def test_a_row_has_the_same_bits_in_any_company(model: LiteModel, num_rows: int) -> None:
+    rows = make_rows(num_rows)
+    together = model.predict({"images": rows})["probabilities"]
+    for index in range(0, num_rows, 7):
+        alone = model.predict({"images": rows[index : index + 1]})["probabilities"]
+        np.testing.assert_array_equal(together[index : index + 1], alone)
 
 
 def test_answers_are_those_of_the_public_signature_runner(folder: Path, model: LiteModel) -> None:

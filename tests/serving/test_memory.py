@@ -19,6 +19,7 @@ from contract.wire.predict import encode_predict_request
 from contract.wire.rpc import CLASSIFY, PREDICT, Method
 from contract.wire.status_codes import PUSHBACK_KEY
 from contract.wire.varints import write_varint
+from serving.config.memory import PROCESS_BYTES
 from tests.serving.server_process import ServerProcess
 
 MEBIBYTE = 2**20
@@ -105,6 +106,12 @@ def run_at_once(count: int, ask: Callable[[], Any]) -> list[Any]:
     return answers
 
 
+def test_a_process_at_rest_takes_no_more_than_the_default_leaves_it(
+    server: ServerProcess,
+) -> None:
+    assert read_bytes(Path(f"/proc/{server.process.pid}"), "VmRSS") < PROCESS_BYTES
+
+
 def test_large_json_bodies_at_once_are_answered_or_told_when_to_come_back(
     server: ServerProcess,
 ) -> None:
@@ -145,17 +152,33 @@ def test_large_messages_at_once_are_answered_or_told_when_to_come_back(
         assert "--max_bytes_in_flight" in text
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_a_compressed_message_counts_by_what_it_inflates_to(
+    server: ServerProcess, compression: grpc.Compression
+) -> None:
+    images = np.full((10 * MEBIBYTE // 3136, 784), 0.5, np.float32)
+    with grpc.insecure_channel(
+        server.address, options=UNLIMITED, compression=compression
+    ) as channel:
+        ask = channel.unary_unary(PREDICT.path)
+        assert ask(encode_predict_request(ModelSpec("mlp"), {"images": images}), timeout=120)
+        with pytest.raises(grpc.RpcError) as refusal:
+            ask(bytes(200 * MEBIBYTE), timeout=120)
+    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "one call may hold" in refusal.value.details()
+
+
 def test_a_message_beyond_the_budget_is_told_not_to_come_back(server: ServerProcess) -> None:
     code, pushback, text = call(server, PREDICT, bytes(160 * MEBIBYTE))
     assert (code, pushback) == ("RESOURCE_EXHAUSTED", "-1")
     assert "fewer rows" in text
 
 
-@pytest.mark.parametrize("row", [b"[],", b"[[[1]]],", b'{"a":1},', b'"ab",', b"NaN,"])
+@pytest.mark.parametrize("row", [b"[],", b"[[1],[]],", b'{"a":1},', b'"ab",'])
 def test_a_body_that_inflates_to_many_values_is_refused_before_they_are_there(
     server: ServerProcess, row: bytes
 ) -> None:
-    content = b'{"instances":[' + row * (100 * MEBIBYTE // len(row)) + row[:-1] + b"]}"
+    content = b'{"instances":[' + row * (64 * MEBIBYTE // len(row)) + row[:-1] + b"]}"
     status, _, text = post(server, gzip.compress(content), **{"Content-Encoding": "gzip"})
     assert status == 429
     assert b"--max_bytes_in_flight" in text

@@ -26,6 +26,7 @@ from serving.monitoring.instruments import (
 )
 from serving.monitoring.metrics import UNKNOWN, Metrics
 from serving.transport.admission import MemoryBudget
+from serving.transport.listener import ConnectionTable
 from serving.versions.states import VersionStatus
 from tests.serving.server_process import ServerProcess, call
 
@@ -161,7 +162,7 @@ def test_a_long_label_is_cut_at_256_bytes(letter: str) -> None:
 
 def test_what_calls_hold_is_seen() -> None:
     metrics, budget = make_metrics(), MemoryBudget(1000)
-    metrics.watch_budget(budget)
+    metrics.watch(budget, ConnectionTable(num_open=3, num_refused=2))
     reservation = budget.open("caller")
     reservation.grow(100)
     with pytest.raises(ResourceExhaustedError):
@@ -170,6 +171,8 @@ def test_what_calls_hold_is_seen() -> None:
     assert find(text, "plumbline_bytes_in_flight") == 100
     assert find(text, "plumbline_max_bytes_in_flight") == 1000
     assert find(text, "plumbline_memory_refusals") == 1
+    assert find(text, "plumbline_connections") == 3
+    assert find(text, "plumbline_refused_connections") == 2
 
 
 @given(st.text(max_size=20))

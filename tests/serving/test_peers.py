@@ -6,6 +6,7 @@ Over plain text, TLS, mutual TLS and a UNIX socket. The official stubs have a fi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import fcntl
 import gzip
@@ -13,6 +14,7 @@ import hashlib
 import json
 import re
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -122,6 +124,7 @@ def faces(
         for server in (plain, tls, mutual):
             assert server.process.poll() is None
             assert "Traceback" not in server.log
+            assert len(server.log) < 20_000, "a stranger fills the log"
 
 
 @pytest.fixture(params=["plain", "unix", "tls", "mutual"])
@@ -523,6 +526,29 @@ def test_a_client_without_a_certificate_is_turned_away(faces: dict[str, Face]) -
     with stranger.open_channel() as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(PREDICT.path)(MESSAGE, timeout=TIMEOUT_S)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("name", ["tls", "mutual"])
+def test_strangers_to_tls_disturb_nobody(
+    faces: dict[str, Face], name: str, expected: bytes
+) -> None:
+    """Nothing, noise, plain HTTP of both kinds, and a handshake that breaks off."""
+    hello = b"\x16\x03\x01\x00\xf4\x01\x00\x00\xf0\x03\x03" + bytes(100)
+    greetings = (
+        b"",
+        bytes(range(256)),
+        h2.PREFACE + h2.settings(),
+        b"GET / HTTP/1.1\r\n\r\n",
+        hello,
+    )
+    face = faces[name]
+    with contextlib.ExitStack() as stack:
+        for number in range(100):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", face.port), 20))
+            sock.sendall(greetings[number % len(greetings)])
+        with face.open_channel() as channel:
+            call = channel.unary_unary(PREDICT.path)
+            assert call(MESSAGE, timeout=TIMEOUT_S) == expected
 
 
 def test_gzip_of_another_writer_is_read(plain: Face, expected: bytes) -> None:

@@ -42,7 +42,7 @@ def serve(slot: int, listening: socket.socket, shared: SharedState, waits_s: flo
             time.sleep(waits_s)
 
         beat()
-        SharedAcceptor(listening, take, share)
+        SharedAcceptor(listening, take, share.is_fair)
         await asyncio.Event().wait()
 
     asyncio.run(run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -332,3 +333,54 @@ def test_hot_swaps_with_every_second_version_bad_fail_no_call(
                 thread.join()
         assert not failures
         assert len(counts) == 4 and min(counts) > 10
+
+
+GREEDY = """
+import sys
+from pathlib import Path
+from contract.servable import ServableId
+from serving.config.server import ServerConfig
+from serving.engines import trial_load
+from serving.observer import Observer
+
+trial_load.examine_version = lambda *_: bytearray(2**30)
+trial_load.find_memory_limit = lambda: 2**28  # of a container
+trials = trial_load.ForkedTrials(ServerConfig())
+try:
+    trials.examine(ServableId("mlp", 1), Path("/nowhere/1"), Observer())
+except Exception as error:
+    print(type(error).__name__, error.code.name)
+"""
+
+
+def test_a_version_that_wants_more_memory_than_there_is_is_told_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GREEDY],
+        cwd=ROOT,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "ResourceExhaustedError RESOURCE_EXHAUSTED", done.stderr
+
+
+def test_what_the_kernel_kills_for_want_of_memory_may_be_tried_again(
+    tmp_path: Path, base: Path, source: Path
+) -> None:
+    with serve(tmp_path, base, "--load_retry_interval_micros=100000") as server:
+        server.wait_until_ready()
+        zygote = find_zygote(server)
+        draft = Draft(source, base, 2)
+        draft.never_end()
+        draft.publish()
+        server.wait_for(lambda: len(zygote.children(recursive=True)) == 2)
+        (watcher,) = zygote.children()
+        (trial,) = watcher.children()
+        assert Path(f"/proc/{trial.pid}/oom_score_adj").read_text().strip() == "1000"
+        shutil.copyfile(source / "model.tflite", base / "2" / "model.tflite")
+        shutil.copyfile(source / layout.MANIFEST, base / "2" / layout.MANIFEST)
+        trial.kill()
+        server.wait_for(lambda: ask(server) == 2)
+        assert "RESOURCE_EXHAUSTED" in server.log
