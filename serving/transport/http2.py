@@ -154,8 +154,6 @@ _FORBIDDEN = (b"connection", b"proxy-connection", b"keep-alive", b"transfer-enco
 # (PROTOCOL-HTTP2.md, "ASCII-Value"), and grpcio sends them.
 _is_name = re.compile(rb"[!-9;-@\[-~]+").fullmatch
 _is_number = re.compile(rb"[0-9]{1,18}").fullmatch
-# What is neither this nor HTTP/2 is answered with frames alone: whoever expects them reads no text.
-_is_http1 = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE|CONNECT) [^ \r\n]+").match
 _MAX_KINDS = 1024
 _kinds: dict[bytes, int] = {}
 
