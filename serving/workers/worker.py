@@ -63,7 +63,7 @@ class Worker:
             grpc=SharedSockets(place.grpc, FairShare(place.shared, place.slot, 0)),
             rest=SharedSockets(place.rest, FairShare(place.shared, place.slot, 1)),
         )
-        await server.start()
+        await server.start(stop)
         self._tell_supervisor()
         code = await server.serve_until(stop)
         if self._is_orphan:
