@@ -31,13 +31,11 @@ class Worker:
     Args:
         config: With the numbers of the ports.
         place: Which of them this is.
-        trials: Where versions are loaded first; None for this process at once.
     """
 
-    def __init__(self, config: ServerConfig, place: Place, trials: Trials | None = None) -> None:
+    def __init__(self, config: ServerConfig, place: Place) -> None:
         self._config = config
         self._place = place
-        self._trials = trials
         self._is_orphan = False
 
     def settle_in(self) -> None:
@@ -48,8 +46,12 @@ class Worker:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(LineFormatter(who))
 
-    async def serve(self) -> int:
-        """Serves; returns the exit code."""
+    async def serve(self, trials: Trials | None = None) -> int:
+        """Serves; returns the exit code.
+
+        Args:
+            trials: Where versions are loaded first; None for this process at once.
+        """
         stop = asyncio.Event()
         self._beat(asyncio.get_running_loop())
         self._listen_to_supervisor(stop)
@@ -57,7 +59,7 @@ class Worker:
         place = self._place
         server = Server(
             config,
-            front=WorkerGroup(config, place, self._trials),
+            front=WorkerGroup(config, place, trials),
             grpc=SharedSockets(place.grpc, FairShare(place.shared, place.slot, 0)),
             rest=SharedSockets(place.rest, FairShare(place.shared, place.slot, 1)),
         )
