@@ -474,7 +474,9 @@ class Connection:
             position = self._receive_rest(data, position)
         clock, streams = self._clock, self.streams
         slice_end = clock() + _SLICE_S
-        work, max_frame_bytes = 0, self.limits.max_frame_bytes
+        work, limits = 0, self.limits
+        max_frame_bytes = limits.max_frame_bytes
+        low_window, low_stream_window = limits.connection_window >> 1, limits.stream_window >> 1
         self._needed = _FRAME_HEAD
         while end - position >= _FRAME_HEAD:
             if work >= _WORK_BETWEEN_LOOKS:
@@ -506,7 +508,7 @@ class Connection:
                 else:
                     position = stop
                     self._window -= length
-                    if self._window < self.limits.connection_window >> 1:
+                    if self._window < low_window:
                         self._open_window()
                     if flags & _END_STREAM:
                         stream.is_ended = True
@@ -514,8 +516,10 @@ class Connection:
                         if length > stream.window:
                             self._count_received(stream, length)
                             continue
-                    elif not self._count_received(stream, length):
-                        continue
+                    else:
+                        stream.window -= length
+                        if stream.window < low_stream_window and not self._reopen(stream):
+                            continue
                     stream.receive(data, start, stop)
             elif stop > end:
                 position = self._await_frame(kind, stream_id, length, position, end)
@@ -796,10 +800,14 @@ class Connection:
     def _count_received(self, stream: Stream, length: int) -> bool:
         """Section 6.9: the stream's window, opened again in big steps."""
         stream.window -= length
+        return stream.window >= self.limits.stream_window >> 1 or self._reopen(stream)
+
+    def _reopen(self, stream: Stream) -> bool:
+        """Opens a stream's window that is low; False if the peer has passed it."""
         if stream.window < 0:
             self._drop(stream, ErrorCode.FLOW_CONTROL_ERROR)
             return False
-        if stream.window < self.limits.stream_window >> 1:
+        if not stream.is_ended:
             step = self.limits.stream_window - stream.window
             stream.window += step
             self._send_frame(WINDOW_UPDATE, 0, stream.id, _PACK_ID(step))
