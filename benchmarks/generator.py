@@ -169,6 +169,8 @@ class Connection:
         """Reads what has come; how many calls ended."""
         data = self.socket.recv(1 << 18)
         if not data:
+            if not self._is_greeted:
+                raise ConnectionError("closed before the first SETTINGS")
             for _ in range(len(self.started)):
                 self.broken["connection closed"] += 1
             self.started.clear()
@@ -290,6 +292,18 @@ def collect(connections: list[Connection], seconds: float, *, warmed: int) -> Ou
 
     rate = max(0, answered - failed.total()) / seconds
     return Outcome(rate, dict(failed), warmed + len(times), percentile(0.5), percentile(0.99))
+
+
+def is_answering(port: int, path: str, message: bytes) -> bool:
+    """Whether a call on a connection of its own is answered OK; raises OSError if it is not."""
+    connection = Connection(port, path, message, None)
+    try:
+        connection.send(1, time.perf_counter())
+        while connection.started:
+            connection.receive()
+        return connection.count_statuses() == {1: "0"}
+    finally:
+        connection.socket.close()
 
 
 def run(

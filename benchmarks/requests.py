@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 
 from benchmarks import servers
+from benchmarks.generator import is_answering
 from contract.layout import find_versions
 from contract.servable import ModelSpec
 from contract.wire.predict import encode_predict_request
@@ -63,8 +64,9 @@ def check_ready(model: str) -> Callable[[servers.Running], bool]:
             if running.rest_port and call_rest(running, model)[0] != 200:
                 return False
             # Several connections, since several processes may take them.
-            return all(call_grpc(running, message) for _ in range(4 if running.grpc_port else 0))
-        except (grpc.RpcError, OSError, http.client.HTTPException):
+            calls = range(4 if running.grpc_port else 0)
+            return all(is_answering(running.grpc_port, PREDICT, message) for _ in calls)
+        except (OSError, http.client.HTTPException):
             return False
 
     return is_ready

@@ -106,7 +106,10 @@ def test_a_library_that_takes_an_interruption_for_something_else_does_not_swallo
     check_interrupted(run("sys.path.insert(0, os.getcwd())", "command", cwd=tmp_path))
 
 
-def test_who_cannot_wait_for_an_import_ends_it_by_a_second_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize("impatient", [True, False])
+def test_an_import_that_does_not_end_is_ended_by_time_or_by_a_second_ctrl_c(
+    tmp_path: Path, impatient: bool
+) -> None:
     (tmp_path / "endless.py").write_text("import time\nwhile True: time.sleep(0.01)\n")
     (tmp_path / "verb.py").write_text(
         "def main():\n    print('begun', flush=True)\n    import endless\n"
@@ -122,8 +125,10 @@ def test_who_cannot_wait_for_an_import_ends_it_by_a_second_ctrl_c(tmp_path: Path
     assert child.stdout is not None
     assert child.stdout.readline() == "begun\n"
     deadline = time.monotonic() + 60
+    child.send_signal(signal.SIGINT)
     while child.poll() is None:
-        child.send_signal(signal.SIGINT)
+        if impatient:
+            child.send_signal(signal.SIGINT)
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert child.returncode == 130

@@ -21,6 +21,7 @@ else:
 _INTERRUPTED = 130  # ExitCode.INTERRUPTED, which is not imported yet
 _IMPORTING = "<frozen importlib._bootstrap"
 _LOOK_AGAIN_S = 0.01
+_LOOKS = 200
 
 
 def run_main(name: str) -> int:
@@ -28,8 +29,9 @@ def run_main(name: str) -> int:
 
     While the module is imported nothing was begun, and Ctrl-C ends the process at once. Then it
     raises KeyboardInterrupt, but not into an import: libraries take it for what it is not,
-    and callbacks of the import system print it. It comes when the import is over; a second one
-    ends the process. Once `main` has returned, the exit code stands.
+    and callbacks of the import system print it. It comes when the import is over; after 2 s of
+    waiting, or with a second Ctrl-C, the process ends. Once `main` has returned, its exit code
+    stands.
 
     Where SIGINT is ignored already (`nohup`, a job in the background of a script), it stays so.
     """
@@ -83,12 +85,17 @@ def _end_with(status: int) -> Callable[[int, FrameType | None], NoReturn]:
     return end
 
 
+_looks = 0
 _end_at_once = _end_with(_INTERRUPTED)
 
 
-def _interrupt(_number: int, frame: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _looks
     if not _is_importing(frame) or not hasattr(signal, "setitimer"):
         raise KeyboardInterrupt
+    _looks += 1
+    if _looks > _LOOKS:
+        _end_at_once(number, frame)
     signal.signal(signal.SIGINT, _end_at_once)  # for who cannot wait
     signal.signal(signal.SIGALRM, _look_again)
     signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S)
