@@ -99,10 +99,10 @@ def _serve_as_group(config: ServerConfig) -> int:
     def serve(config: ServerConfig, place: Place) -> int:
         from serving.workers.worker import Worker
 
-        worker = Worker(config, place, _start_trials(config))
+        worker = Worker(config, place)
         worker.settle_in()
         try:
-            return _run_on_loop(worker.serve())
+            return _run_on_loop(worker.serve(_start_trials(config)))
         except PlumblineError as error:
             return _report(error)
 
@@ -117,7 +117,8 @@ def _start_trials(config: ServerConfig) -> Trials:
 
     prepare_trials(config)
     trials = start_trials(config)
-    for model in config.models:
+    looks = config.file_system_poll_wait_seconds >= 0
+    for model in config.models if looks else ():
         for version, version_dir in poll(model).versions.items():
             trials.begin(ServableId(model.name, version), version_dir)
     return trials

@@ -71,8 +71,22 @@ class Server:
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
 
-    async def start(self) -> None:
-        """Begins to load, and listens. Calls to models that still load are UNAVAILABLE."""
+    async def start(self, stop: asyncio.Event) -> None:
+        """Begins to load, and listens. Calls to models that still load are UNAVAILABLE.
+
+        Where it waits for models, that ends once `stop` is set.
+        """
+        waiting = asyncio.ensure_future(self._close_monitor(stop))
+        try:
+            await self._start()
+        finally:
+            waiting.cancel()
+
+    async def _close_monitor(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._manager.monitor.close()
+
+    async def _start(self) -> None:
         config = self._config
         # Modules stay: to look through them for garbage would hold up calls for 10 ms.
         gc.freeze()
@@ -197,7 +211,7 @@ async def run_server(config: ServerConfig, trials: Trials | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # Not the loop's own handlers: these run even while the loop is stuck.
         signal.signal(number, end)
-    await server.start()
+    await server.start(stop)
     return await server.serve_until(stop)
 
 

@@ -36,8 +36,6 @@ class Faults(logging.Handler):
 
 
 _faults = Faults()
-logging.getLogger().addHandler(_faults)
-logging.getLogger("serving").setLevel(logging.ERROR)
 _loop = asyncio.new_event_loop()
 
 
@@ -126,7 +124,12 @@ def exchange(make_protocol: Any, pieces: Iterable[bytes]) -> bytes:
         return b"".join(transport.out)
 
     _faults.records.clear()
-    out = _loop.run_until_complete(run())
+    root = logging.getLogger()
+    root.addHandler(_faults)
+    try:
+        out = _loop.run_until_complete(run())
+    finally:
+        root.removeHandler(_faults)
     _faults.check()
     return out
 

@@ -64,13 +64,15 @@ QUICK_BYTES = 64 * 1024
 """Messages up to here are read at once, whatever is in them."""
 
 # What is made of one byte of a message, at most (measured): by copies; of numbers of a fixed size,
-# one a field; of packed varints; of messages within messages and of what cannot be told. And of a
-# string.
+# one a field; of packed varints as many as declared, and of others; of messages within messages,
+# and of what cannot be told. And of a string.
 _COPIES = 3
 _NUMBER_FACTOR = 12
-_VARINT_FACTOR = 24
+_VARINT_FACTOR = 20
+_ODD_VARINT_FACTOR = 40
 _PARTS_FACTOR = 32
 _STRING_BYTES = 64
+_POINTER_BYTES = 8
 _ODD = (IndexError, ValueError)
 """What reading off the end, a long varint and bad UTF-8 raise."""
 
@@ -453,12 +455,13 @@ _decode_remembered = lru_cache(maxsize=512)(_decode)
 def _decode_part(scan: Scan, name: str, max_fill_bytes: int) -> tuple[Array, int]:
     """A tensor, and how many bytes it takes beyond those that the message warrants."""
     start, stop = scan.tensors[name]
-    read = _scan_strings if scan.body[start + 1 : start + 2] == _STRINGS else scan_tensor
     try:
-        return read(scan.body, start, stop), 0
+        if scan.body[start + 1 : start + 2] != _STRINGS:
+            return scan_tensor(scan.body, start, stop), 0
+        array = _scan_strings(scan.body, start, stop, max_fill_bytes)
     except Unusual:
         array = decode_tensor(bytes(scan.body[start:stop]), max_fill_bytes=max_fill_bytes)
-        return array, max(0, array.nbytes - _CARRIED_FACTOR * (stop - start))
+    return array, max(0, array.nbytes - _CARRIED_FACTOR * (stop - start))
 
 
 def _collect(
@@ -592,9 +595,9 @@ def scan_tensor(body: Buffer, start: int, stop: int) -> Array:
     raise Unusual
 
 
-def _scan_strings(body: Buffer, start: int, stop: int) -> Array:
-    """As `scan_tensor`, of strings."""
-    values = []
+def _scan_strings(body: Buffer, start: int, stop: int, max_fill_bytes: int) -> Array:
+    """As `decode_tensor`, of strings; raises Unusual for what is left to it."""
+    values: list[bytes] = []
     try:
         shape, count, position = _scan_head(body, start)
         while position < stop:
@@ -604,13 +607,16 @@ def _scan_strings(body: Buffer, start: int, stop: int) -> Array:
             if size >= 0x80:
                 size, begin = read_varint(body, position + 1)
             position = begin + size
-            values.append(bytes(body[begin:position]))
+            if len(values) < count:
+                values.append(bytes(body[begin:position]))
     except (*_ODD, PlumblineError):
         raise Unusual from None
-    if position != stop or len(values) != count:
+    carried = len(values)
+    if position != stop or (carried < count and count * _POINTER_BYTES > max_fill_bytes):
         raise Unusual
     array = np.empty(count, object)
-    array[:] = values
+    array[:carried] = values
+    array[carried:] = values[-1] if carried else b""
     return array.reshape(shape)
 
 
@@ -636,7 +642,23 @@ def weigh_tensor(body: Buffer, start: int, stop: int) -> int:
         return _COPIES * size + _STRING_BYTES * min(count, size) + filled
     if tag == _CONTENT_TAG or layout.packing is Packing.BYTES:
         return _COPIES * size + filled
-    return (_NUMBER_FACTOR if layout.packing is Packing.FIXED else _VARINT_FACTOR) * size + filled
+    if layout.packing is Packing.FIXED:
+        return _NUMBER_FACTOR * size + filled
+    is_packed = tag == layout.field_number << 3 | 2 and count == _count_varints(
+        body, position + 1, stop
+    )
+    return (_VARINT_FACTOR if is_packed else _ODD_VARINT_FACTOR) * size + filled
+
+
+def _count_varints(body: Buffer, position: int, stop: int) -> int:
+    """How many packed varints there are, -1 if there is anything else."""
+    try:
+        length, position = read_varint(body, position)
+    except _ODD:
+        return -1
+    if position + length != stop:
+        return -1
+    return int(np.count_nonzero(np.frombuffer(body, np.uint8, length, position) < 0x80))
 
 
 def _scan_head(body: Buffer, start: int) -> tuple[tuple[int, ...], int, int]:

@@ -541,6 +541,7 @@ class Call(Stream):
             self._release()
 
     def _release(self, _task: object = None) -> None:
+        self._context = None  # refers to this call: a cycle that only a search would find
         if self._is_open:
             self._is_open = False
             self._service.num_open -= 1

@@ -31,7 +31,7 @@ from contract.errors import (
 from serving.context import RequestContext
 from serving.transport.admission import MemoryBudget, Reservation
 from serving.transport.driving import go_on_as_task
-from serving.transport.listener import Peer
+from serving.transport.listener import TURN_BYTES, Peer
 from serving.transport.wrong_port import PREFACE, WrongPort
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -61,6 +61,8 @@ _MAX_AHEAD_BYTES = 64 * 1024
 """Pipelined bytes kept while a call is in flight."""
 
 _LARGE_BYTES = 64 * 1024
+
+_MAX_BLANK_LINES = 4
 
 _MAX_KNOWN_BYTES = 4096
 """Heads remembered, one a connection."""
@@ -473,6 +475,7 @@ class Http1Peer(Peer):
         self._at = 0  # what of _data is read
         self._fed = 0  # what of _data the parser has seen, from _at on
         self._head: Head | None = None
+        self._num_blank_lines = 0  # before it
         self._known_head = b""  # the last one, and what it said
         self._known: Head | None = None
         self._request: Request | None = None
@@ -488,6 +491,7 @@ class Http1Peer(Peer):
         self._is_writing_paused = False
         self._is_reading_paused = False
         self._is_scheduled = False
+        self._turn_bytes = 0
         self._num_unsent = 0
         self._progress_at = 0.0
 
@@ -556,6 +560,11 @@ class Http1Peer(Peer):
                 self._pause_reading()
             return
         self._go_on()
+        self._turn_bytes += len(data)
+        if self._turn_bytes >= TURN_BYTES and self._state < _LEAVING:
+            self._turn_bytes = 0
+            self._pause_reading()
+            self._schedule()
 
     def eof_received(self) -> bool:
         """The caller sends no more, and has left if it waits for an answer; what waits its turn
@@ -655,6 +664,7 @@ class Http1Peer(Peer):
         head.finish()
         self._at = end + 4
         self._head = None
+        self._num_blank_lines = 0
         if self._at - start <= _MAX_KNOWN_BYTES:
             self._known_head = data[start : self._at]
             self._known = head
@@ -663,20 +673,24 @@ class Http1Peer(Peer):
 
     def _begin_head(self) -> Head | None:
         """A parser for the next head; None for a client of HTTP/2, or who may become one."""
-        data, start = self._data, self._at
-        if data.startswith(b"\r\n", start):  # RFC 9112, 2.2
-            self._at = start = start + 2
-        if data.startswith(b"P", start):
-            if data.startswith(PREFACE, start):
-                self._greet_stranger()
-                return None
-            if PREFACE.startswith(data[start : start + len(PREFACE)]):
-                wait_s = self.listener.limits.header_timeout_s
-                self._due = min(self._due, time.monotonic() + wait_s)
-                return None
+        data = self._data
+        while data.startswith(b"\r\n", self._at):  # RFC 9112, 2.2
+            self._at += 2
+            self._num_blank_lines += 1
+            if self._num_blank_lines > _MAX_BLANK_LINES:
+                raise MalformedError("the head is empty")
+        begin = data[self._at : self._at + len(PREFACE)]
+        if begin == PREFACE:
+            self._greet_stranger()
+            return None
+        due = time.monotonic() + self.listener.limits.header_timeout_s
+        if begin == b"\r" or PREFACE.startswith(begin):  # it is not clear yet what it becomes
+            if begin:
+                self._due = min(self._due, due)
+            return None
         self._head = Head()
         self._fed = 0
-        self._due = time.monotonic() + self.listener.limits.header_timeout_s
+        self._due = due
         return self._head
 
     def _begin(self, head: Head) -> None:

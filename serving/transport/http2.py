@@ -57,6 +57,9 @@ _END_HEADERS = 0x4
 _PADDED = 0x8
 _PRIORITISED = 0x20
 
+_is_http1 = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|TRACE|CONNECT|PATCH) ").match
+"""Others are told nothing: h2spec takes words for a frame that breaks off."""
+
 _SLICE_S = 0.75e-3
 """How long one connection may hold the loop while others wait."""
 _CALL_WORK, _WORK_BETWEEN_LOOKS = 8, 64
@@ -515,7 +518,7 @@ class Connection:
                         continue
                     stream.receive(data, start, stop)
             elif stop > end:
-                position = self._await_frame(kind, length, position, end)
+                position = self._await_frame(kind, stream_id, length, position, end)
                 if position < end:
                     break
             else:
@@ -546,17 +549,19 @@ class Connection:
             return False
         # The peer knows nothing of HTTP/2, so that it is not sent any.
         self.out.clear()
-        if self._not_http2 and re.match(rb"[A-Z]{3,10} ", data):
+        if self._not_http2 and _is_http1(data):
             self.out.append(self._not_http2)
             self.is_closed = self.is_at_fault = True
             return False
         raise _Fault(ErrorCode.PROTOCOL_ERROR, "the connection does not begin as HTTP/2 does")
 
-    def _await_frame(self, kind: int, length: int, position: int, end: int) -> int:
+    def _await_frame(self, kind: int, stream_id: int, length: int, position: int, end: int) -> int:
         """A frame of which a part is there; returns from where on to wait for the rest."""
         self._check_size(kind, length)
         if self._expected == _ANY and (kind > CONTINUATION or kind == GOAWAY):
             self._be_patient()
+            if kind == GOAWAY and stream_id & LAST_STREAM_ID:
+                raise _Fault(ErrorCode.PROTOCOL_ERROR, "GOAWAY came for a stream")
             if kind == GOAWAY and length < 8:
                 raise _Fault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY has at least 8 bytes")
             self._skip = position + _FRAME_HEAD + length - end

@@ -31,14 +31,18 @@ class VersionStatus:
 
 
 class StateMonitor:
-    """Keeps the last state of every version; any thread may publish, ask or wait."""
+    """Keeps the last state of every version; any thread may publish, ask or wait.
+
+    Attributes:
+        is_closed: Whether nobody waits any longer.
+    """
 
     def __init__(self) -> None:
         self.changed = threading.Condition(threading.RLock())
         self._states: dict[str, dict[int, VersionStatus]] = {}
         self._listeners: list[Callable[[ServableId, VersionStatus], None]] = []
         self._watchers: list[Callable[[], None]] = []
-        self._is_closed = False
+        self.is_closed = False
 
     def subscribe(self, listener: Callable[[ServableId, VersionStatus], None]) -> None:
         """Calls `listener` on every change, on the thread that made it; it must be quick."""
@@ -50,7 +54,7 @@ class StateMonitor:
 
     def close(self) -> None:
         """Lets nobody wait any longer."""
-        self._is_closed = True
+        self.is_closed = True
         self.announce()
 
     def announce(self) -> None:
@@ -100,7 +104,7 @@ class StateMonitor:
     def wait_for(self, predicate: Callable[[], bool], *, timeout_s: float | None = None) -> bool:
         """Blocks until `predicate` holds; it is asked again after each change."""
         with self.changed:
-            self.changed.wait_for(lambda: self._is_closed or predicate(), timeout_s)
+            self.changed.wait_for(lambda: self.is_closed or predicate(), timeout_s)
             return predicate()
 
 

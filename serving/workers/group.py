@@ -96,7 +96,9 @@ class WorkerGroup:
             lambda: not any(manager.is_pending(model.name) for model in manager.models),
             timeout_s=DECISION_TIMEOUT_S,
         )
-        if not manager.is_ready() and any(one.is_ready for one in self._list_others().values()):
+        if manager.is_ready() or manager.monitor.is_closed:
+            return
+        if any(one.is_ready for one in self._list_others().values()):
             raise ServableUnavailableError("this worker cannot load what the others serve")
 
     async def join(self, addresses: Addresses) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -22,6 +23,8 @@ from serving.transport.sharing import SharedSockets
 from serving.workers.group import WorkerGroup
 from serving.workers.shared_state import BEAT_S, FairShare, Place
 
+_PR_SET_PDEATHSIG = 1
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,25 +34,29 @@ class Worker:
     Args:
         config: With the numbers of the ports.
         place: Which of them this is.
-        trials: Where versions are loaded first; None for this process at once.
     """
 
-    def __init__(self, config: ServerConfig, place: Place, trials: Trials | None = None) -> None:
+    def __init__(self, config: ServerConfig, place: Place) -> None:
         self._config = config
         self._place = place
-        self._trials = trials
         self._is_orphan = False
 
     def settle_in(self) -> None:
         """Makes the fork a process of its own: its signals, and its name in the log."""
         # Ctrl-C reaches every process of a terminal; the supervisor tells what to make of it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Should it be stopped when the supervisor dies, nobody else would let it see that.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
         who = f"worker {self._place.slot}"
         for handler in logging.getLogger().handlers:
             handler.setFormatter(LineFormatter(who))
 
-    async def serve(self) -> int:
-        """Serves; returns the exit code."""
+    async def serve(self, trials: Trials | None = None) -> int:
+        """Serves; returns the exit code.
+
+        Args:
+            trials: Where versions are loaded first; None for this process at once.
+        """
         stop = asyncio.Event()
         self._beat(asyncio.get_running_loop())
         self._listen_to_supervisor(stop)
@@ -57,11 +64,11 @@ class Worker:
         place = self._place
         server = Server(
             config,
-            front=WorkerGroup(config, place, self._trials),
+            front=WorkerGroup(config, place, trials),
             grpc=SharedSockets(place.grpc, FairShare(place.shared, place.slot, 0)),
             rest=SharedSockets(place.rest, FairShare(place.shared, place.slot, 1)),
         )
-        await server.start()
+        await server.start(stop)
         self._tell_supervisor()
         code = await server.serve_until(stop)
         if self._is_orphan:

@@ -7,11 +7,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from contract.errors import InternalError, PlumblineError, RequestError, TensorMismatchError
+from contract.errors import (
+    InternalError,
+    PlumblineError,
+    RequestError,
+    ResourceExhaustedError,
+    TensorMismatchError,
+)
 from contract.servable import ModelSpec
 from contract.wire.plumbline_wire import predict_pb2, tensor_pb2
 from contract.wire.predict import (
     _REQUEST_TAGS,
+    TakesLongError,
     Unusual,
     _forms,
     decode_model_spec,
@@ -27,6 +34,7 @@ from contract.wire.predict import (
 )
 from contract.wire.tensors import decode_tensor, from_tensor_proto, to_tensor_proto
 from contract.wire.varints import write_varint
+from tests.growth import measure_growth
 
 SPEC = ModelSpec("mlp", version=7, signature_name="serving_default")
 NUMERIC = ["f4", "f8", "c8", "c16", "f2", "?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
@@ -425,3 +433,86 @@ def test_arrays_that_are_not_contiguous_are_answered_in_their_order():
     for one in (array.T, array[::2], np.broadcast_to(np.float32(3), (2, 2))):
         _, read = decode_predict_response(encode_predict_response(SPEC, {"y": one}))
         assert same(read["y"], np.ascontiguousarray(one))
+
+
+def typed_of(dtype, sizes, **fields) -> bytes:
+    tensor = tensor_of(sizes, **fields)
+    tensor.dtype = dtype
+    return request_of(tensor)
+
+
+@pytest.mark.parametrize(
+    ("values", "shape"),
+    [
+        ([b"a", b"", b"c" * 300], [3]),
+        ([b"a", b"b", b"c", b"d"], [2, 2]),
+        ([b"one"], []),
+        ([], [0]),
+        ([b"a"], [3]),
+        ([b"a", b"b", b"c"], [2]),
+    ],
+)
+def test_strings_are_read_as_protobuf_reads_them(values, shape):
+    body = typed_of(7, shape, string_val=values)
+    wanted = slowly(body)
+    found = parse_predict_request(body).decode_inputs()
+    assert found.keys() == wanted.keys()
+    assert all(same(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        "7, [2_000_000], string_val=[b''] * 2_000_000",
+        "7, [1_000_000], string_val=[b'ab'] * 1_000_000",
+        "7, [999_999], string_val=[b'ab'] * 1_000_000",
+        "9, [4_000_000], int64_val=[1] * 4_000_000",
+        "9, [1_000_000], int64_val=[2**40] * 1_000_000",
+        "9, [999_999], int64_val=[300] * 1_000_000",
+        "10, [9_000_000], tensor_content=b'\\1' * 9_000_000",
+        "1, [999_999], float_val=[0.5] * 1_000_000",
+        "1, [9_000_000], float_val=[0.5]",
+    ],
+)
+def test_an_array_takes_no_more_than_was_weighed(tensor):
+    code = f"""
+    from tests.contract.test_wire_predict import parse_predict_request, typed_of
+    parse_predict_request(typed_of(7, [1], string_val=[b"a"])).decode_inputs()
+    parse_predict_request(typed_of(9, [2], int64_val=[1])).decode_inputs()
+    body = typed_of({tensor})
+    told = []
+    begin()
+    parse_predict_request(body).decode_inputs(reserve=told.append)
+    end()
+    tell(sum(told))
+    """
+    growth, weight = measure_growth(code)
+    assert growth <= weight + 2**20
+    assert weight <= 12 * growth + 2**20
+
+
+def test_reading_can_be_refused_before_it_takes_memory():
+    def refuse(num_bytes):
+        raise ResourceExhaustedError("enough")
+
+    with pytest.raises(ResourceExhaustedError):
+        parse_predict_request(typed_of(7, [1], string_val=[b"a"])).decode_inputs(reserve=refuse)
+
+
+def test_a_large_message_that_is_not_read_in_place_takes_long():
+    large = typed_of(7, [1000], string_val=[b"a" * 100] * 1000)
+    assert not parse_predict_request(large).is_quick
+    assert parse_predict_request(typed_of(7, [1], string_val=[b"a"])).is_quick
+    assert parse_predict_request(typed_of(1, [100_000], tensor_content=bytes(400_000))).is_quick
+    odd = large + b"\x72\x00"  # a field that there is not
+    with pytest.raises(TakesLongError):
+        parse_predict_request(odd, quickly=True)
+    told = []
+    parse_predict_request(odd, reserve=told.append)
+    assert sum(told) >= 2 * len(odd)
+
+
+@pytest.mark.parametrize("part", [b"\x1a\x00", b"\x12\x04\x0a\x00\x12\x00"])
+def test_more_parts_than_any_model_has_are_refused(part):
+    with pytest.raises(RequestError, match="10000"):
+        parse_predict_request(part * 20_000)

@@ -21,7 +21,7 @@ from benchmarks.fuzz.targets import TARGETS
 from benchmarks.fuzz.transports import exchange, make_http1, make_http2
 from tests.serving import http2_peer as h2
 
-NUM_CHANGED = 6000
+NUM_CHANGED = 3000
 LONGEST = 3000
 GREETING = h2.PREFACE + h2.settings()
 HTTP2 = [
@@ -32,7 +32,7 @@ HTTP2 = [
 HTTP1 = [seed[1:] for seed in TARGETS["HTTP/1.1"].seeds() if seed[0] == 0]
 CUTS = st.lists(st.integers(0, 2**16), max_size=12)
 FUZZ = settings(
-    max_examples=600, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

@@ -311,7 +311,7 @@ def test_heads_that_two_servers_may_read_differently_are_refused(
         b"GET /x HTTP/1.1 \r\n",
         b"GET / HTTP/1.1\r\n Host: x\r\n",
         b"GET / HTTP/9.9\r\n",
-        b"\r\n\r\n\r\n",
+        b"\r\n" * 9,
     ],
 )
 def test_what_cannot_become_a_request_is_refused_before_it_ends(
@@ -401,8 +401,11 @@ def test_a_grpc_client_is_told_which_port_is_grpcs(server: Server) -> None:
     assert caught.value.details() == "HTTP/1.1 alone"
 
 
-def test_an_empty_line_before_a_request_is_passed_over(server: Server) -> None:
-    assert find_bodies(server.exchange(b"\r\n" + LAST)) == [b"GET /last "]
+@pytest.mark.parametrize("size", [1, 1000])
+def test_empty_lines_before_a_request_are_passed_over(server: Server, size: int) -> None:
+    sent = b"\r\n\r\n" + LAST
+    parts = [sent[at : at + size] for at in range(0, len(sent), size)]
+    assert find_bodies(server.exchange(*parts)) == [b"GET /last "]
 
 
 def test_the_absolute_form_is_read_as_its_path(server: Server) -> None:
@@ -657,7 +660,7 @@ def test_a_server_that_goes_answers_what_was_sent_and_resets_nobody() -> None:
 
 
 @given(st.binary(max_size=60), st.integers(1, 7))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_chunks_are_read_alike_wherever_they_are_cut(noise: bytes, size: int) -> None:
     text = b"5\r\nhello\r\n" + noise + b"0\r\n\r\n"
     assert read_chunks([text]) == read_chunks(

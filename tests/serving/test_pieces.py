@@ -17,7 +17,7 @@ from serving.rest import pieces
 from serving.rest.json_text import parse_json_object
 from serving.rest.pieces import PieceReader, cut_body
 from serving.rest.requests import read_inputs
-from tests.serving.processes import measure_growth
+from tests.growth import measure_growth
 
 Arrays = dict[str, Array]
 

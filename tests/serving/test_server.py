@@ -8,6 +8,8 @@ import queue
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -264,6 +266,25 @@ def test_strict_compat_turns_the_differences_off(published_mlp: Path, tmp_path: 
         with channel, pytest.raises(grpc.RpcError) as caught:
             call(channel, HEALTH_CHECK, health_pb2.HealthCheckRequest())
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_sigterm_ends_a_strict_server_that_waits_for_its_models(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "serving", "embedded", "--port=-1", "--strict_compat"),
+            *(MLP, f"--model_base_path={tmp_path / 'missing'}"),
+            "--file_system_poll_wait_seconds=1",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stderr is not None
+        log = ""
+        while "Could not find base path" not in log:
+            log += server.stderr.readline()
+        server.send_signal(signal.SIGTERM)
+        _, rest = server.communicate(timeout=20)
+        assert server.returncode == 0, rest
 
 
 def begin_post(server: ServerProcess) -> tuple[http.client.HTTPConnection, bytes]:

@@ -380,6 +380,14 @@ def test_a_second_signal_ends_workers_that_are_stopped(server: ServerProcess) ->
     assert not any(worker.is_running() for worker in workers)
 
 
+def test_a_stopped_worker_ends_with_its_supervisor(server: ServerProcess) -> None:
+    workers = list_workers(server)
+    workers[0].suspend()
+    server.process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
+
+
 def test_a_stuck_worker_ends_with_its_supervisor(stuck: Callable[[int], ServerProcess]) -> None:
     with stuck(2) as server:
         server.wait_until_ready()
