@@ -8,11 +8,7 @@ import math
 import time
 
 from serving.transport.http2 import Connection, ErrorCode, Limits, MakeStream
-from serving.transport.listener import Peer
-
-_TURN_BYTES = 2**19
-"""Read of one connection before others have their turn: libuv reads a socket up to 32 times, of a
-large body 8 MB, before it looks at the next."""
+from serving.transport.listener import TURN_BYTES, Peer
 
 _ACK_S = 1.0
 """How long a peer that was told to go may owe the acknowledgement."""
@@ -72,7 +68,7 @@ class Http2Peer(Peer, asyncio.Protocol):
         connection = self.connection
         self._was_heard = True
         self._turn_bytes += len(data)
-        is_turn_over = connection.receive(data) or self._turn_bytes >= _TURN_BYTES
+        is_turn_over = connection.receive(data) or self._turn_bytes >= TURN_BYTES
         if is_turn_over and not self._has_turn_left:
             self._has_turn_left = True
             self.transport.pause_reading()

@@ -31,6 +31,10 @@ from serving.transport.sharing import BACKLOG, SharedServer, SharedSockets
 if TYPE_CHECKING:
     import ssl
 
+TURN_BYTES = 2**19
+"""Read of one connection before others have their turn: libuv reads a socket up to 32 times, of a
+large body 8 MB, before it looks at the next."""
+
 _LINGER_S = 1.0
 _LOOK_S = 0.5
 _LOOK_SLICE_S = 0.002
