@@ -617,6 +617,17 @@ def test_a_beat_alone_shows_that_a_worker_lives(tmp_path: Path) -> None:
     assert time.monotonic() - shared.find_last_beat(0) < SILENT_S
 
 
+def test_a_worker_that_does_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    shared = SharedState(tmp_path, 1)
+    assert not shared.is_awaited(0)  # its heart never beat, and nobody says that it is at work
+    shared.beat(0)
+    assert shared.is_awaited(0)
+    shared.note_idle(0, is_idle=True)
+    assert not shared.is_awaited(0)
+    shared.note_idle(0, is_idle=False)
+    assert shared.is_awaited(0)
+
+
 @pytest.mark.parametrize("damage", [b"", b"torn", pickle.dumps("of another kind")])
 def test_files_that_are_damaged_count_as_missing(tmp_path: Path, damage: bytes) -> None:
     shared = SharedState(tmp_path, 2)
