@@ -60,8 +60,11 @@ ALONE_S = 2.0
 P99_MS = 50.0
 P99_PIPELINED_MS = 25.0
 LOAD_TIMEOUT_S = 120
-LOST = ("reset", "closed", "broken pipe", "EOF", "GOAWAY", "cancel")
-"""What grpcio says of a call that was sent and lost, in an UNAVAILABLE of its own."""
+LOST = ("reset", "closed", "broken pipe", "EOF", "cancel")
+"""What grpcio says of a call that was sent and lost, in an UNAVAILABLE of its own.
+
+`GOAWAY received` is none: it is said of calls that were not sent, or not accepted (RFC 9113, 6.8).
+"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,15 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _LOG.debug("where it was raised", exc_info=True)
         return exit_code_of(error)
     except KeyboardInterrupt:
-        remark(f"interrupted; {_describe_interrupted(arguments)}")
+        remark("; ".join(["interrupted", *_describe_interrupted(arguments)]))
         return ExitCode.INTERRUPTED
     return status
 
 
-def _describe_interrupted(arguments: argparse.Namespace) -> str:
+def _describe_interrupted(arguments: argparse.Namespace) -> list[str]:
     if arguments.verb == "fetch" or getattr(arguments, "to", None):
-        return "run the same command again to go on"
-    return describe_interrupted()
+        return ["run the same command again to go on"]
+    return [describe_interrupted()] if arguments.verb in ("train", "export", "publish") else []
 
 
 def build_parser() -> argparse.ArgumentParser:

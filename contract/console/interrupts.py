@@ -95,6 +95,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     _looks += 1
     if _looks > _LOOKS:
+        os.write(2, b"interrupted\n")
         _end_at_once(number, frame)
     signal.signal(signal.SIGINT, _end_at_once)  # for who cannot wait
     signal.signal(signal.SIGALRM, _look_again)

@@ -397,8 +397,8 @@ class ServerFlags(TensorFlowServingFlags):
     )
     trial_timeout_s: float = flag(
         60.0,
-        "How long the first load and the self-test of a version may take, and a second more for "
-        "10 MB of it; 0 for no limit.",
+        "How long the first load and the self-test of a version may take, three times as long with "
+        "TensorFlow, and a second more for 10 MB of it; 0 for no limit.",
         container="ignored",
     )
     drain_timeout_s: float = flag(

@@ -53,6 +53,9 @@ from serving.observer import EngineChoice, Observer
 BYTES_PER_EXTRA_SECOND = 10_000_000
 """Large versions have more time: a second for so many bytes of their files."""
 
+TENSORFLOW_FACTOR = 3
+"""So many times as long where TensorFlow is imported first, which takes a busy machine a minute."""
+
 MAX_REPORT_BYTES = 64 * 2**20
 """A report holds signatures and sentences; one that is larger is not read."""
 
@@ -280,7 +283,8 @@ def find_time_limit(request: Request, config: ServerConfig) -> float | None:
             size += path.stat().st_size
         except OSError:
             continue
-    return config.trial_timeout_s + size / BYTES_PER_EXTRA_SECOND
+    factor = 1 if request.tensorflow is None else TENSORFLOW_FACTOR
+    return factor * config.trial_timeout_s + size / BYTES_PER_EXTRA_SECOND
 
 
 # The zygote and what it forks. Nothing of the caller's stack may run in them: they end here.
@@ -302,7 +306,12 @@ def _be_zygote(requests: socket.socket, config: ServerConfig) -> NoReturn:
             if not message:
                 code = 0
                 break
-            if os.fork() == 0:
+            try:
+                is_watcher = os.fork() == 0
+            except OSError as error:  # the server gets an end of file, and asks elsewhere
+                _log.error("no process for a trial: %s", error)
+                is_watcher = False
+            if is_watcher:
                 requests.close()
                 _watch_trial(message, fds[0], config)
             for fd in fds:

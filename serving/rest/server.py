@@ -67,6 +67,9 @@ _MAX_KNOWN_CHARS = 256
 
 _log = logging.getLogger(__name__)
 
+_INFLATING_S = 1.0
+"""About what 256 MiB take."""
+
 
 class RestServer:
     """One HTTP server with TensorFlow Serving's REST API, metrics and probes.
@@ -317,7 +320,10 @@ class RestServer:
             flag="max_inflated_bytes",
         )
         is_small = len(body) < LARGE_BYTES // 4
-        return (call() if is_small else await self._pool.run(call, context=context)) or b""
+        if is_small:
+            return call() or b""
+        # What it inflates to, nobody knows: it may take long, and must leave a thread to others.
+        return await self._pool.run(call, context=context, cost_s=_INFLATING_S) or b""
 
 
 def _cut_query(target: str) -> str:

@@ -161,10 +161,7 @@ class WorkerGroup:
         return choose_states(versions, name, version)
 
     def reload(self, models: Sequence[ModelConfig]) -> None:
-        """See `ServableManager.reload`; waits for every worker, as long as it is not ended.
-
-        The supervisor ends those that hang.
-        """
+        """See `ServableManager.reload`; waits for every worker that does not hang."""
         known = {model.name for model in self.manager.models}
         new = [model.name for model in models if model.name not in known]
         with self._shared.lock_models(self._has_left.is_set):
@@ -195,14 +192,18 @@ class WorkerGroup:
         return {slot: one for slot, one in states.items() if one.takes_calls}
 
     def _wait_for_others(self, is_done: Callable[[WorkerState], bool]) -> list[WorkerState]:
-        """The others' states once each is done or has ended.
+        """The others' states once each is done, or has ended, or hangs.
 
-        Whoever takes the place of one that has ended starts with the models in force.
+        Whoever takes the place of such a one starts with the models in force, and one that comes
+        to follows.
         """
         while True:
-            states = list(self._shared.read_states(but=self._slot).values())
-            if all(map(is_done, states)):
-                return states
+            states = self._shared.read_states(but=self._slot)
+            awaited = {slot: one for slot, one in states.items() if self._shared.is_awaited(slot)}
+            if all(map(is_done, awaited.values())):
+                for slot in states.keys() - awaited.keys():
+                    logger.warning("worker %d hangs and was not waited for", slot)
+                return list(awaited.values())
             if self._has_left.wait(_LISTEN_S):
                 raise ServableUnavailableError(
                     "the server is shutting down, and did not wait for new models"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from serving.workers.shared_state import BEAT_S
 
-IDLE_LIMIT_S = 1.5
+IDLE_LIMIT_S = 2.0
 """How long a worker may be silent that does nothing: stopped, or in a deadlock."""
 
 BUSY_LIMIT_S = 20.0
@@ -28,9 +28,13 @@ class Liveness:
     Args:
         pid: Of a child that was not reaped yet.
         now: When it was forked (`time.monotonic`).
+
+    Attributes:
+        idle_s: How long it has been silent and done nothing; 0 while its heart beats.
     """
 
     def __init__(self, pid: int, now: float) -> None:
+        self.idle_s = 0.0
         self._folder = Path(f"/proc/{pid}")
         self._excused = now
         self._worked = now
@@ -49,12 +53,13 @@ class Liveness:
         """
         beat = max(last_beat, self._excused)
         if now - beat < 3 * BEAT_S:
-            self._worked, self._cpu_ticks = now, -1
+            self._worked, self._cpu_ticks, self.idle_s = now, -1, 0.0
             return None
         if self._is_at_work():
             self._worked = now
         silent_s = now - beat
-        if now - max(self._worked, beat) > IDLE_LIMIT_S:
+        self.idle_s = now - max(self._worked, beat)
+        if self.idle_s > IDLE_LIMIT_S:
             return f"has done nothing for {silent_s:.1f} s"
         return f"has been silent for {silent_s:.0f} s" if silent_s > BUSY_LIMIT_S else None
 

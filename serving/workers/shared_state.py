@@ -43,6 +43,9 @@ LOST_S = 3.0
 """After so long it makes all not ready: by then one that does nothing was replaced, and a load
 that holds the GIL is rarely longer."""
 
+LONGEST_SILENCE_S = 30.0
+"""Nobody waits any longer for a worker, whatever the supervisor says of it."""
+
 LOCK_TIMEOUT_S = 60.0
 """How long a reload waits for another one; a worker may hang in the middle of its own."""
 
@@ -52,7 +55,7 @@ _MODELS = "models"
 _SUSPECTS = {True: "convicted", False: "suspected"}
 _MAX_SUSPECTS = 1000
 _WISH, _GENERATION, _FIRST_SLOT = 0, 1, 2  # where numbers are in the page
-_BEAT, _FIRST_COUNT = 0, 1  # and where among those of a slot
+_BEAT, _IDLE, _FIRST_COUNT = 0, 1, 2  # and where among those of a slot
 _NUM_COUNTS = 2
 _NUM_NUMBERS = _FIRST_COUNT + _NUM_COUNTS
 
@@ -160,6 +163,16 @@ class SharedState:
     def find_last_beat(self, slot: int) -> float:
         """When a worker's heart last beat (`time.monotonic`, the same for all processes)."""
         return self._numbers[_find_number(slot, _BEAT)]
+
+    def note_idle(self, slot: int, is_idle: bool) -> None:
+        """Says whether a worker is silent and does nothing, as the supervisor sees it."""
+        self._numbers[_find_number(slot, _IDLE)] = is_idle
+
+    def is_awaited(self, slot: int) -> bool:
+        """Whether others wait for a worker: its heart beats, or it is at work."""
+        is_idle = bool(self._numbers[_find_number(slot, _IDLE)])
+        # The supervisor ends those that are silent for so long, unless it hangs itself.
+        return not is_idle and not self.is_silent(slot, LONGEST_SILENCE_S)
 
     def is_silent(self, slot: int, limit_s: float = SILENT_S) -> bool:
         """Whether a worker's heart has not beaten for so long."""

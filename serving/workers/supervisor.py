@@ -37,7 +37,10 @@ _LISTENING = signal.SIGUSR1  # a worker says that it takes calls
 _SIGNALS = frozenset((*_STOPPING, _LISTENING, signal.SIGCHLD))
 _LONG_ENOUGH_S = 10.0
 _MIN_DELAY_S, _MAX_DELAY_S = 0.1, 10.0
-_LOOK_S = 0.25
+_LOOK_S = 0.1
+_SUSPENDED_S = 1.0
+_AWAITED_S = 0.5
+"""How long others wait for a worker that is silent and does nothing."""
 _KILL_AFTER_S = 0.5
 """How long a worker that hangs has, once told to end, to come to."""
 
@@ -111,7 +114,7 @@ class Supervisor:
                 self._stop(signal.Signals(info.si_signo))
             self._open_if_all_listen()
             now = time.monotonic()
-            if now - looked > 2 * _LOOK_S:  # this process was suspended, and perhaps all were
+            if now - looked > _SUSPENDED_S:  # this process was suspended, and perhaps all were
                 for slot in self._slots:
                     if slot.liveness is not None:
                         slot.liveness.excuse(now)
@@ -129,6 +132,7 @@ class Supervisor:
         if not slot.pid or slot.liveness is None:
             return
         fault = slot.liveness.find_fault(now, self._shared.find_last_beat(slot.number))
+        self._shared.note_idle(slot.number, slot.liveness.idle_s > _AWAITED_S)
         if fault and not slot.told:
             logger.error("worker %d %s: ending it", slot.number, fault)
             self._tell(slot, signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -21,6 +22,8 @@ from serving.server import Server, bound_drain
 from serving.transport.sharing import SharedSockets
 from serving.workers.group import WorkerGroup
 from serving.workers.shared_state import BEAT_S, FairShare, Place
+
+_PR_SET_PDEATHSIG = 1
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class Worker:
         """Makes the fork a process of its own: its signals, and its name in the log."""
         # Ctrl-C reaches every process of a terminal; the supervisor tells what to make of it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Should it be stopped when the supervisor dies, nobody else would let it see that.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
         who = f"worker {self._place.slot}"
         for handler in logging.getLogger().handlers:
             handler.setFormatter(LineFormatter(who))

@@ -660,7 +660,7 @@ def test_a_server_that_goes_answers_what_was_sent_and_resets_nobody() -> None:
 
 
 @given(st.binary(max_size=60), st.integers(1, 7))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_chunks_are_read_alike_wherever_they_are_cut(noise: bytes, size: int) -> None:
     text = b"5\r\nhello\r\n" + noise + b"0\r\n\r\n"
     assert read_chunks([text]) == read_chunks(

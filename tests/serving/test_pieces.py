@@ -92,6 +92,7 @@ def test_rows_of_several_inputs_are_read_in_pieces() -> None:
     [
         '{"instances":[[1,2],[3]]}',
         '{"instances":[[1,2],3,[4,5]]}',
+        '{"instances":[[1,2],[3,4,5],[6],[7,8]]}',
         '{"instances":[[1,2],[3,"4"]]}',
         '{"instances":[[1,2],[3,null]]}',
         '{"instances":[[1,2],[3,4],]}',

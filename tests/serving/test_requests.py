@@ -75,7 +75,7 @@ def nearly_regular(draw: st.DrawFn) -> list[Any]:
 
 
 @given(st.one_of(NESTED, nearly_regular()), st.sampled_from([*DTYPES, "string", "bool", "float16"]))
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 def test_numbers_are_read_alike_with_and_without_a_look_for_booleans(
     values: Any, dtype: str
 ) -> None:

@@ -24,6 +24,7 @@ from contract.manifest import hash_files, read_manifest, write_manifest
 from contract.servable import ServableId
 from contract.wire.plumbline_wire import predict_pb2, status_pb2
 from contract.wire.rpc import GET_MODEL_STATUS, PREDICT
+from contract.wire.tensors import to_tensor_proto
 from serving.config.server import ServerConfig
 from serving.engines.trial_load import SpawnedTrials
 from serving.observer import EngineChoice, Observer
@@ -102,9 +103,9 @@ def find_status(server: ServerProcess, version: int) -> Any:
 
 
 def wait_for_end(server: ServerProcess, version: int) -> str:
-    """Waits until a version has ended; what is said of it."""
+    """Waits until a version has ended; what is said of it. TensorFlow may be imported for it."""
     end = status_pb2.ModelVersionStatus.END
-    server.wait_for(lambda: find_status(server, version).state == end)
+    server.wait_for(lambda: find_status(server, version).state == end, timeout_s=200)
     return str(find_status(server, version).status.error_message)
 
 
@@ -197,6 +198,36 @@ def test_a_self_test_that_fails_leaves_no_tensorflow_in_a_server_that_served_wit
         draft.disagree()
         draft.publish()
         assert "self-test" in wait_for_end(server, 2)
+        assert ask(server) == 1
+        maps = psutil.Process(server.process.pid).memory_maps()
+        assert not [one.path for one in maps if "libtensorflow" in one.path]
+
+
+def test_a_signature_that_needs_tensorflow_is_tried_elsewhere_when_it_is_first_asked_for(
+    tmp_path: Path, base: Path
+) -> None:
+    path = base / "1" / layout.GOLDEN
+    signatures = dict(read_golden(path).signatures)
+    one = signatures["classify"]
+    outputs = {
+        name: array[::-1] if array.dtype.hasobject else array + np.float32(0.5)
+        for name, array in one.outputs.items()
+    }
+    signatures["classify"] = GoldenExamples(one.inputs, outputs, one.batch_sizes)
+    write_golden(path, Golden(signatures))
+    (base / "1" / layout.MANIFEST).unlink()
+    with serve(tmp_path, base) as server:
+        server.wait_until_ready()
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name, request.model_spec.signature_name = "mlp", "classify"
+        rows = np.empty(1, object)
+        rows[:] = [b""]
+        request.inputs["inputs"].CopyFrom(to_tensor_proto(rows))
+        with (
+            grpc.insecure_channel(server.address) as channel,
+            pytest.raises(grpc.RpcError, match="self-test of signature 'classify' failed"),
+        ):
+            call(channel, PREDICT, request, timeout_s=200)
         assert ask(server) == 1
         maps = psutil.Process(server.process.pid).memory_maps()
         assert not [one.path for one in maps if "libtensorflow" in one.path]

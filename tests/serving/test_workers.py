@@ -380,6 +380,14 @@ def test_a_second_signal_ends_workers_that_are_stopped(server: ServerProcess) ->
     assert not any(worker.is_running() for worker in workers)
 
 
+def test_a_stopped_worker_ends_with_its_supervisor(server: ServerProcess) -> None:
+    workers = list_workers(server)
+    workers[0].suspend()
+    server.process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
+
+
 def test_a_stuck_worker_ends_with_its_supervisor(stuck: Callable[[int], ServerProcess]) -> None:
     with stuck(2) as server:
         server.wait_until_ready()
@@ -607,6 +615,17 @@ def test_a_beat_alone_shows_that_a_worker_lives(tmp_path: Path) -> None:
     shared.beat(0)
     assert not shared.is_silent(0)
     assert time.monotonic() - shared.find_last_beat(0) < SILENT_S
+
+
+def test_a_worker_that_does_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    shared = SharedState(tmp_path, 1)
+    assert not shared.is_awaited(0)  # its heart never beat, and nobody says that it is at work
+    shared.beat(0)
+    assert shared.is_awaited(0)
+    shared.note_idle(0, is_idle=True)
+    assert not shared.is_awaited(0)
+    shared.note_idle(0, is_idle=False)
+    assert shared.is_awaited(0)
 
 
 @pytest.mark.parametrize("damage", [b"", b"torn", pickle.dumps("of another kind")])
