@@ -31,7 +31,7 @@ from contract.errors import (
 from serving.context import RequestContext
 from serving.transport.admission import MemoryBudget, Reservation
 from serving.transport.driving import go_on_as_task
-from serving.transport.listener import TURN_BYTES, Peer
+from serving.transport.listener import Peer, Turn
 from serving.transport.wrong_port import PREFACE, WrongPort
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -491,7 +491,7 @@ class Http1Peer(Peer):
         self._is_writing_paused = False
         self._is_reading_paused = False
         self._is_scheduled = False
-        self._turn_bytes = 0
+        self._turn = Turn(self._loop)
         self._num_unsent = 0
         self._progress_at = 0.0
 
@@ -560,9 +560,7 @@ class Http1Peer(Peer):
                 self._pause_reading()
             return
         self._go_on()
-        self._turn_bytes += len(data)
-        if self._turn_bytes >= TURN_BYTES and self._state < _LEAVING:
-            self._turn_bytes = 0
+        if self._turn.is_over(len(data)) and self._state < _LEAVING:
             self._pause_reading()
             self._schedule()
 

@@ -8,7 +8,7 @@ import math
 import time
 
 from serving.transport.http2 import Connection, ErrorCode, Limits, MakeStream
-from serving.transport.listener import TURN_BYTES, Peer
+from serving.transport.listener import Peer, Turn
 
 _ACK_S = 1.0
 """How long a peer that was told to go may owe the acknowledgement."""
@@ -50,7 +50,7 @@ class Http2Peer(Peer, asyncio.Protocol):
             make_stream, habits.limits, notify=self._flush, not_http2=habits.not_http2
         )
         self._has_turn_left = False  # there is more to read, in a turn to come
-        self._turn_bytes = 0
+        self._turn = Turn(self._loop)
         self._was_heard = True
         self._heard = math.inf
         self._looked = math.inf
@@ -67,9 +67,8 @@ class Http2Peer(Peer, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         connection = self.connection
         self._was_heard = True
-        self._turn_bytes += len(data)
-        is_turn_over = connection.receive(data) or self._turn_bytes >= TURN_BYTES
-        if is_turn_over and not self._has_turn_left:
+        has_more = connection.receive(data)
+        if (self._turn.is_over(len(data)) or has_more) and not self._has_turn_left:
             self._has_turn_left = True
             self.transport.pause_reading()
             self._loop.call_soon(self._go_on)
@@ -97,7 +96,6 @@ class Http2Peer(Peer, asyncio.Protocol):
         if self.connection.is_paused:
             self._has_turn_left = False
             return  # `resume_writing` comes
-        self._turn_bytes = 0
         if self.connection.has_unread and self.connection.receive():
             self._loop.call_soon(self._go_on)
         else:

@@ -31,9 +31,8 @@ from serving.transport.sharing import BACKLOG, SharedServer, SharedSockets
 if TYPE_CHECKING:
     import ssl
 
-TURN_BYTES = 2**19
-"""Read of one connection before others have their turn: libuv reads a socket up to 32 times, of a
-large body 8 MB, before it looks at the next."""
+_TURN_BYTES = 2**19
+"""Read of one connection in half a turn."""
 
 _LINGER_S = 1.0
 _LOOK_S = 0.5
@@ -43,6 +42,38 @@ _POLL_S = 0.01
 _MAX_DRAIN_BACKLOG_S = 0.5
 
 _log = logging.getLogger(__name__)
+
+
+class Turn:
+    """Tells when a connection has been read long enough, and others should have their turn.
+
+    libuv reads a socket up to 32 times, 8 MB of a large body, before it looks at the next. How much
+    was read since it last looked at others is asked only of who sends a lot.
+    """
+
+    __slots__ = ("_is_marked", "_loop", "_num_bytes")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._num_bytes = 0
+        self._is_marked = False
+
+    def is_over(self, num_bytes: int) -> bool:
+        """Whether, with so many bytes more, it is the others' turn."""
+        self._num_bytes += num_bytes
+        if self._num_bytes < _TURN_BYTES:
+            return False
+        self._num_bytes = 0
+        if self._is_marked:
+            return True
+        self._is_marked = True
+        self._loop.call_soon(self._begin)
+        return False
+
+    def _begin(self) -> None:
+        """The loop has looked at others."""
+        self._num_bytes = 0
+        self._is_marked = False
 
 
 @dataclasses.dataclass(slots=True)
