@@ -129,10 +129,16 @@ class Service:
     other_port: str = ""
     buffers: BufferPool = dataclasses.field(default_factory=BufferPool)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no call more may be worked on."""
-        return 0 < self.max_calls <= self.num_calls
+    def is_full(self, connection: Connection) -> bool:
+        """Whether no call more of this connection may be worked on.
+
+        A tenth of the limit is kept beside it for connections with few requests, so that one with
+        many does not lock the others out.
+        """
+        if not 0 < self.max_calls <= self.num_calls:
+            return False
+        is_busy = len(connection.streams) > _FEW_OPEN
+        return is_busy or self.num_calls >= self.max_calls + self.max_calls // 10
 
     def make_call(self, connection: Connection, stream_id: int, head: Head | None) -> Call:
         """A request that has begun."""
@@ -259,7 +265,7 @@ class Call(Stream):
                 except PlumblineError as error:
                     self._refuse(make_error(error))
                     return
-            if service.is_full or (
+            if service.is_full(self.connection) or (
                 service.num_open > _MANY_OPEN and len(self.connection.streams) > _FEW_OPEN
             ):
                 self._refuse_for_now()
@@ -399,7 +405,7 @@ class Call(Stream):
         method = self._told.method
         assert method is not None
         if not method.is_open:
-            if self._service.is_full:
+            if self._service.is_full(self.connection):
                 self._refuse_for_now()
                 return
             self._service.num_calls += 1

@@ -361,6 +361,21 @@ def test_a_token_is_asked_for_before_the_body() -> None:
         assert scene.call("/t/echo", metadata=metadata) == b"hello"
 
 
+def test_a_connection_full_of_calls_leaves_room_for_others() -> None:
+    message = h2.grpc_message(b"x")
+    with (
+        Scene(max_calls=20) as scene,
+        h2.Peer(scene.address) as greedy,
+        h2.Peer(scene.address) as modest,
+    ):
+        for stream in range(1, 41, 2):
+            greedy.send(h2.headers(stream, fields("/t/slow")), h2.data(stream, message, end=True))
+        scene.wait_for(lambda: scene.service.num_calls == 20)
+        for peer, stream, status in ((greedy, 41, "8"), (modest, 1, "0")):
+            peer.send(h2.headers(stream, fields("/t/echo")), h2.data(stream, message, end=True))
+            assert peer.read_answer(stream).grpc_status == status
+
+
 def test_too_many_calls_are_refused_and_told_when_to_come_back() -> None:
     with Scene(max_calls=2) as scene, h2.Peer(scene.address) as peer:
         for stream in (1, 3, 5):
