@@ -48,6 +48,7 @@ _NPY = re.compile(
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, EOFError, TypeError, OverflowError, RecursionError),
     *(MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error),
+    msgspec.MsgspecError,  # no ValueError before 0.20
 )
 """What zipfile, numpy and msgspec raise over bytes that are damaged or made up."""
 
