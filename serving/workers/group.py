@@ -67,6 +67,7 @@ class WorkerGroup:
         self._was_ready: bool | None = None
         self._noting = threading.Lock()  # the state and the dumps of this worker
         self._has_joined = False
+        self._were_all_there = place.is_replacement
         self._noted = WorkerState()
         self._dump = MetricsDump()
         self._following = threading.Lock()  # the models, and the two that tell which
@@ -123,10 +124,16 @@ class WorkerGroup:
     # What handlers and health ask; see `Front`.
 
     def is_ready(self) -> bool:
-        """Whether every worker that takes calls is ready."""
+        """Whether every worker that takes calls is ready; at the start, whether all of them are.
+
+        One that dies later is missed by nobody: the others take its calls.
+        """
         others = self._list_others()
+        if len(others) == self._shared.num_slots - 1:
+            self._were_all_there = True
         return (
-            self.manager.is_ready()
+            self._were_all_there
+            and self.manager.is_ready()
             and all(one.is_ready for one in others.values())
             and not any(self._shared.is_silent(slot, LOST_S) for slot in others)
         )
@@ -137,6 +144,8 @@ class WorkerGroup:
         for slot, one in self._list_others().items():
             is_lost = self._shared.is_silent(slot, LOST_S)
             found |= dict.fromkeys([f"worker {slot}: not answering"] if is_lost else one.obstacles)
+        if not found and not self._were_all_there:
+            found["workers are starting"] = None
         return list(found)
 
     def watch(self, watcher: Callable[[], None]) -> None:

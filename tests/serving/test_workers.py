@@ -27,11 +27,12 @@ from contract.errors import Code
 from contract.servable import VersionState
 from contract.wire.plumbline_wire import predict_pb2, status_pb2, tensor_pb2
 from contract.wire.rpc import HANDLE_RELOAD_CONFIG, PREDICT
+from serving.config.server import parse_config
 from serving.monitoring.instruments import Dump, add_dumps
 from serving.versions.states import VersionStatus
-from serving.workers.group import merge_statuses
+from serving.workers.group import WorkerGroup, merge_statuses
 from serving.workers.liveness import BUSY_LIMIT_S, IDLE_LIMIT_S, Liveness
-from serving.workers.shared_state import SILENT_S, Refusal, SharedState, WorkerState
+from serving.workers.shared_state import SILENT_S, Place, Refusal, SharedState, WorkerState
 from tests.serving.server_process import ROOT, ServerProcess, call, run_embedded
 from tests.serving.test_lifecycle import Callers, link_version, serve_version
 
@@ -129,6 +130,23 @@ def test_ports_and_socket_are_shared_and_counts_are_the_sum(server: ServerProces
     assert seen == [NUM_TRIES + 1.0] * NUM_TRIES
     assert read_metric(server, ":tensorflow:serving:request_latency_count") == NUM_TRIES + 1
     assert read_metric(server, "plumbline_ready") == 1
+
+
+def test_a_group_is_ready_once_every_worker_takes_calls_and_stays_so_when_one_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = SharedState(tmp_path, 2)
+    config = parse_config(["--model_name=mlp", "--model_base_path=/models/mlp", "--workers=2"])
+    first = WorkerGroup(config, Place(0, shared, is_replacement=False, lifeline=-1))
+    monkeypatch.setattr(first.manager, "is_ready", lambda: True)
+    assert not first.is_ready()  # calls would soon reach one that still loads
+    shared.beat(1)
+    shared.write_state(1, WorkerState(takes_calls=True))
+    assert not first.is_ready()
+    shared.write_state(1, WorkerState(takes_calls=True, is_ready=True))
+    assert first.is_ready()
+    shared.withdraw(1)
+    assert first.is_ready()
 
 
 def test_a_version_is_available_once_every_worker_has_it(
