@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from struct import Struct
 from typing import Any, Final
 
@@ -563,28 +563,24 @@ class Call(Stream):
 
 def make_refusal(code: Code, text: str, *fields: tuple[bytes, bytes]) -> Block:
     """An answer without a message ("trailers only")."""
-    message = _escape(
-        lambda found: b"%%%02X" % found[0][0], cut_text(text).encode(errors="replace")
-    )
-    return Block(
-        (b":status", b"200"),
-        _CONTENT_TYPE,
-        (b"grpc-status", str(int(code)).encode()),
-        *([(b"grpc-message", message)] if message else []),
-        *fields,
-    )
+    return Block((b":status", b"200"), _CONTENT_TYPE, *_make_status(code, text), *fields)
 
 
 def make_error(error: PlumblineError, *, is_begun: bool = False) -> Block:
     """What a call ends with that failed; after messages (`is_begun`) the status is all."""
     metadata = tuple((key.encode(), value.encode()) for key, value in trailing_metadata_for(error))
-    if not is_begun:
-        return make_refusal(error.code, error.message, *metadata)
-    message = _escape(
-        lambda found: b"%%%02X" % found[0][0], cut_text(error.message).encode(errors="replace")
-    )
-    status = (b"grpc-status", str(int(error.code)).encode())
-    return Block(status, (b"grpc-message", message), *metadata)
+    if is_begun:
+        return Block(*_make_status(error.code, error.message), *metadata)
+    return make_refusal(error.code, error.message, *metadata)
+
+
+def _make_status(code: Code, text: str) -> Iterator[tuple[bytes, bytes]]:
+    yield b"grpc-status", str(int(code)).encode()
+    if text:
+        escaped = _escape(
+            lambda found: b"%%%02X" % found[0][0], cut_text(text).encode(errors="replace")
+        )
+        yield b"grpc-message", escaped
 
 
 def _make_http(status: int, sentence: str, *fields: tuple[bytes, bytes]) -> tuple[Block, bytes]:

@@ -84,29 +84,3 @@ class Health:
             if self.is_draining:
                 return
             await changed.wait()
-
-
-class CallCounter:
-    """How many calls are being answered, and a way to wait until none is."""
-
-    def __init__(self) -> None:
-        self.num_in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def __enter__(self) -> None:
-        self.num_in_flight += 1
-        self._idle.clear()
-
-    def __exit__(self, *error: object) -> None:
-        self.num_in_flight -= 1
-        if not self.num_in_flight:
-            self._idle.set()
-
-    async def wait_until_idle(self, timeout_s: float) -> bool:
-        """Whether no call was in flight within `timeout_s`."""
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True

@@ -27,7 +27,7 @@ from contract.wire.status_codes import headers_for, http_status
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
-from serving.monitoring.health import CallCounter, Health
+from serving.monitoring.health import Health
 from serving.monitoring.metrics import CONTENT_TYPE
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
@@ -113,7 +113,7 @@ class RestServer:
         more = _CORS if config.rest_api_enable_cors_support else b""
         self._json = _JSON + more
         self._no_json = _NO_JSON + more
-        self._calls = CallCounter()
+        self._num_calls = 0  # in flight
         self._known_targets: dict[str, Target] = {}
         timeout_s = config.rest_api_timeout_in_ms / 1000
         self._http = Http1(
@@ -180,10 +180,9 @@ class RestServer:
 
     def begin(self, request: Request) -> Answer | None:
         """Turns away who may not call: 401 without a token, 429 beyond the limit."""
-        calls = self._calls
-        calls.num_in_flight += 1
+        self._num_calls += 1
         limit = self._config.max_concurrent_calls
-        is_full = limit and calls.num_in_flight > limit
+        is_full = limit and self._num_calls > limit
         if not (is_full or self._tokens) or _cut_query(request.target) in self._probes:
             return None
         if is_full:
@@ -199,7 +198,7 @@ class RestServer:
 
     def end(self, request: Request) -> None:
         """A request that `begin` has seen is done."""
-        self._calls.num_in_flight -= 1
+        self._num_calls -= 1
 
     async def answer(self, request: Request) -> Answer:
         """The answer to a request; never raises."""
