@@ -16,6 +16,7 @@ import msgspec
 
 from contract import layout
 from contract.errors import ManifestError
+from contract.heads import Head
 from contract.signature import PREDICT_METHOD, Signature, TensorSpec
 
 SCHEMA = 1
@@ -88,6 +89,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         version: Its number; 0 while it is a candidate.
         created: UTC, ISO 8601, seconds.
         signatures: Signature name to entry.
+        heads: Output name, of whichever signatures have it, to what it means; {} in versions of
+            an older exporter: then an output of (rows, classes >= 2) floats has classes.
         files: Relative POSIX path to entry, for every file but the manifest.
         metrics: For example `test_accuracy`; fractions in 0..1.
         parity: Variant name to what verification measured.
@@ -105,6 +108,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     created: str
     signatures: dict[str, SignatureEntry]
+    heads: dict[str, Head] = {}
     files: dict[str, FileEntry] = {}
     metrics: dict[str, float] = {}
     parity: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Real handwritten digits, MNIST, the user's own arrays, or noise: one `Dataset` of fixed splits.
 
 Images are held as raw uint8, ink light on dark as in MNIST (0 = paper, 255 = ink), so that
-every signature sees the same pixels; `to_float32` is the one place that scales them.
+every signature sees the same pixels; `PixelScale` is the one place that scales them.
 Nothing here imports TensorFlow.
 """
 
@@ -9,78 +9,128 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import DatasetError
+from contract.heads import Head
 from contract.signature import Array
 from exporter.config import DataConfig
+from exporter.data.examples import Examples, ExportExamples, choose_rows, spread_rows
+from exporter.data.pixels import ZERO_TO_ONE, PixelScale
 from exporter.data.readers import RawData, read_digits, read_mnist, read_npz
 
 _RANDOM_FEATURES = 784
 _RANDOM_CLASSES = 10
 _MAX_CLASSES = 100_000
 
+_CLASS_ROWS = 64
+"""Rows of a class, beside the test split, that copies are judged by ..."""
+_MAX_MORE_ROWS = 4096
+"""... and of all classes together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Three splits of examples with labels.
+    """Three splits of examples with targets.
 
     Attributes:
         name: `digits`, `mnist`, `random`, or the user's file name without its ending.
-        x_train: uint8 (examples, height, width, channels) in 0..255 for images, else
-            float32 (examples, *features).
-        y_train: int64 (examples,), a class in 0..num_classes-1.
-        x_validation: As `x_train`; for early stopping.
-        y_validation: As `y_train`.
-        x_test: As `x_train`; seen by nothing but the final measurement.
-        y_test: As `y_train`.
-        class_names: One per class, in order.
+        train: What is trained on, and what int8 is calibrated with.
+        validation: For early stopping.
+        test: Seen by nothing but the final measurement.
+        targets: Target name to the task that it poses, with the names of its classes.
         fingerprint: sha256 (hex) over all arrays, their dtypes and shapes.
-        is_image: The features are pixels.
+        pixels: How the pixels of the only input, uint8 (examples, height, width, channels),
+            become numbers; None where it holds none.
         dummy: The data mean nothing (`random`): every output must say so.
     """
 
     name: str
-    x_train: Array
-    y_train: Array
-    x_validation: Array
-    y_validation: Array
-    x_test: Array
-    y_test: Array
-    class_names: tuple[str, ...]
+    train: Examples
+    validation: Examples
+    test: Examples
+    targets: Mapping[str, Head]
     fingerprint: str
-    is_image: bool
+    pixels: PixelScale | None = None
     dummy: bool = False
 
     @property
+    def is_image(self) -> bool:
+        """The only input holds pixels."""
+        return self.pixels is not None
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example: (height, width, channels) or the features'."""
+        """Shape of one example of the only input: (height, width, channels) or the features'."""
         return tuple(int(n) for n in self.x_train.shape[1:])
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the first target, in order."""
+        return next(iter(self.targets.values())).class_names
+
+    @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes of the first target."""
         return len(self.class_names)
 
+    @property
+    def x_train(self) -> Array:
+        """The first input of the training split."""
+        return _first(self.train.inputs)
 
-def to_float32(features: Array, input_shape: tuple[int, ...] | None = None) -> NDArray[np.float32]:
-    """Turn raw features into what a model takes: the one place that scales pixels.
+    @property
+    def y_train(self) -> Array:
+        """The first target of the training split."""
+        return _first(self.train.targets)
+
+    @property
+    def x_validation(self) -> Array:
+        """The first input of the validation split."""
+        return _first(self.validation.inputs)
+
+    @property
+    def y_validation(self) -> Array:
+        """The first target of the validation split."""
+        return _first(self.validation.targets)
+
+    @property
+    def x_test(self) -> Array:
+        """The first input of the test split."""
+        return _first(self.test.inputs)
+
+    @property
+    def y_test(self) -> Array:
+        """The first target of the test split."""
+        return _first(self.test.targets)
+
+
+def _first(arrays: Mapping[str, Array]) -> Array:
+    return next(iter(arrays.values()))
+
+
+def to_float32(
+    features: Array,
+    input_shape: tuple[int, ...] | None = None,
+    pixels: PixelScale = ZERO_TO_ONE,
+) -> NDArray[np.float32]:
+    """Turn raw features into what a model takes.
 
     Args:
         features: uint8 pixels (examples, ...), or float32 features, which pass unscaled.
         input_shape: Shape of one example for the model, where it differs: an MLP takes
             (784,) for images of (28, 28, 1).
+        pixels: What 0 and 255 become.
 
     Returns:
-        float32 (examples, *input_shape); pixels are in 0..1.
+        float32 (examples, *input_shape).
     """
-    scaled: NDArray[np.float32] = np.asarray(features, np.float32)
-    if features.dtype == np.uint8:
-        # Divided, as the exported signatures do: a product with 1/255 rounds differently.
-        scaled = scaled / np.float32(255)
+    is_pixels = features.dtype == np.uint8
+    scaled = pixels.apply(features) if is_pixels else np.asarray(features, np.float32)
     return scaled if input_shape is None else scaled.reshape(len(scaled), *input_shape)
 
 
@@ -116,6 +166,58 @@ def load_dataset(config: DataConfig) -> Dataset:
     raw = _clean_features(raw)
     num_classes = _check_labels(raw)
     return _split(raw, config, num_classes)
+
+
+def draw_export_examples(
+    dataset: Dataset, *, num_golden: int, num_calibration: int, seed: int
+) -> ExportExamples:
+    """The rows of a data set that its version is made and verified with.
+
+    Args:
+        dataset: What the model was trained on.
+        num_golden: Golden rows, or as many as there are.
+        num_calibration: Rows of int8's calibration, balanced over the classes.
+        seed: Of the choice of calibration rows.
+    """
+    splits = (dataset.test, dataset.validation, dataset.train)
+    others = Examples.concatenate(list(splits[1:]))
+    labels = dataset.test.labels
+    if labels is None:
+        golden = dataset.test.take(spread_rows(len(dataset.test), num_golden))
+        more = others.take(slice(0))
+        calibration = dataset.train.take(spread_rows(len(dataset.train), num_calibration))
+    else:
+        chosen = choose_rows(labels, num_golden)
+        golden = dataset.test.take(chosen)
+        if len(chosen) < num_golden or len(np.unique(labels)) < dataset.num_classes:
+            every = Examples.concatenate(list(splits))
+            golden = every.take(choose_rows(_labels(every), num_golden))
+        limit = min(_CLASS_ROWS * dataset.num_classes, _MAX_MORE_ROWS)
+        more = others.take(choose_rows(_labels(others), limit))
+        train_labels = _labels(dataset.train)
+        calibration = dataset.train.take(choose_rows(train_labels, num_calibration, seed=seed))
+    return ExportExamples(
+        name=dataset.name,
+        fingerprint=dataset.fingerprint,
+        num_examples={
+            "train": len(dataset.train),
+            "validation": len(dataset.validation),
+            "test": len(dataset.test),
+        },
+        golden=golden,
+        test=dataset.test,
+        more=more,
+        calibration=calibration,
+        targets=dataset.targets,
+        pixels=dataset.pixels,
+        dummy=dataset.dummy,
+    )
+
+
+def _labels(examples: Examples) -> Array:
+    labels = examples.labels
+    assert labels is not None, "every split has the same targets"
+    return labels
 
 
 def fingerprint_arrays(arrays: dict[str, Array]) -> str:
@@ -168,12 +270,16 @@ def _split(raw: RawData, config: DataConfig, num_classes: int) -> Dataset:
         "x_test": x_test,
         "y_test": y_test,
     }
+    names = raw.class_names or tuple(str(label) for label in range(num_classes))
     return Dataset(
         name=raw.name,
-        **arrays,
-        class_names=raw.class_names or tuple(str(label) for label in range(num_classes)),
+        **{
+            split: Examples({"": arrays[f"x_{split}"]}, {"": arrays[f"y_{split}"]})
+            for split in ("train", "validation", "test")
+        },
+        targets={"": Head(task="multiclass", class_names=names)},
         fingerprint=fingerprint_arrays(arrays),
-        is_image=raw.x_train.dtype == np.uint8,
+        pixels=PixelScale() if raw.x_train.dtype == np.uint8 else None,
         dummy=raw.dummy,
     )
 

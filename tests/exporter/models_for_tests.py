@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from contract.heads import Head
 from exporter.data.dataset import Dataset, fingerprint_arrays, to_float32
+from exporter.data.examples import Examples
+from exporter.data.pixels import PixelScale
 
 if TYPE_CHECKING:
     from exporter.training.models import ModelHeads
@@ -25,10 +28,15 @@ def make_dataset(
         splits[f"y_{split}"] = np.arange(rows, dtype=np.int64) % num_classes
     return Dataset(
         name="made_up",
-        **splits,
-        class_names=tuple(f"class {n}" for n in range(num_classes)),
+        **{
+            split: Examples({"": splits[f"x_{split}"]}, {"": splits[f"y_{split}"]})
+            for split in ("train", "validation", "test")
+        },
+        targets={
+            "": Head(task="multiclass", class_names=tuple(f"class {n}" for n in range(num_classes)))
+        },
         fingerprint=fingerprint_arrays(splits),
-        is_image=is_image,
+        pixels=PixelScale() if is_image else None,
     )
 
 

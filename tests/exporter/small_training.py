@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from contract.heads import Head
 from exporter.config import Config, parse_config
 from exporter.data.dataset import Dataset, fingerprint_arrays
+from exporter.data.examples import Examples
+from exporter.data.pixels import PixelScale
 
 CLASSES = 3
 
@@ -30,15 +33,12 @@ def make_dataset(*, side: int = 8, rows: int = 150, dtype: type = np.uint8) -> D
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test}
     return Dataset(
         name="bars",
-        x_train=x_train,
-        y_train=y_train,
-        x_validation=x_validation,
-        y_validation=y_validation,
-        x_test=x_test,
-        y_test=y_test,
-        class_names=("top", "middle", "bottom"),
+        train=Examples({"": x_train}, {"": y_train}),
+        validation=Examples({"": x_validation}, {"": y_validation}),
+        test=Examples({"": x_test}, {"": y_test}),
+        targets={"": Head(task="multiclass", class_names=("top", "middle", "bottom"))},
         fingerprint=fingerprint_arrays(arrays),
-        is_image=True,
+        pixels=PixelScale(),
     )
 
 
