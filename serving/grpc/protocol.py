@@ -50,8 +50,9 @@ CRASH_TEXT = "the server failed; its log has the reason"
 Message = bytes | memoryview
 """A request's bytes. A view is valid as long as somebody holds it, and read-only."""
 
-Respond = Callable[[Message, RequestContext], Awaitable[bytes]]
-"""A unary method: request and context in, response bytes out; raises PlumblineError."""
+Respond = Callable[[Message, RequestContext], bytes | Awaitable[bytes]]
+"""A unary method: request and context in, response bytes out, at once or when they are awaited;
+raises PlumblineError."""
 
 RespondInStream = Callable[[Message, RequestContext], AsyncIterator[bytes]]
 """A method that answers a stream of responses."""
@@ -417,8 +418,12 @@ class Call(Stream):
             )
             self._await_end()
             return
-        coroutine: Coroutine[Any, Any, bytes] = method.respond(body, context)  # type: ignore[assignment]
         try:
+            answered = method.respond(body, context)
+            if isinstance(answered, bytes):
+                self._reply(answered)
+                return
+            coroutine: Coroutine[Any, Any, bytes] = answered  # type: ignore[assignment]
             awaited = coroutine.send(None)
         except StopIteration as done:
             self._reply(done.value)

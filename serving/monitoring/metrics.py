@@ -195,6 +195,17 @@ class Metrics(Observer):
     ) -> None:
         self._request_latency.child(model_name, api, entrypoint).observe(latency_us)
 
+    def bind_success(self, model_name: str, api: str, entrypoint: str) -> Callable[[float], None]:
+        self._model_names.add(model_name)
+        requests = self._requests.child(model_name, "OK")
+        observe_latency = self._request_latency.child(model_name, api, entrypoint).observe
+
+        def observe(latency_us: float) -> None:
+            observe_latency(latency_us)
+            requests.value += 1
+
+        return observe
+
     def observe_runtime_latency(
         self, servable_id: ServableId, signature_name: str, api: str, latency_us: float
     ) -> None:
