@@ -449,14 +449,14 @@ class Call(Stream, RequestContext):
 
     def _wait_for(self, coroutine: Coroutine[Any, Any, bytes], awaited: Any, size: int) -> None:
         """Goes on with a method that has to wait; only then its request counts for the budget."""
+        started = Started(coroutine, awaited)
         if self._buffer is None:  # else it was weighed as it came
             try:
                 self.reserve(size)
             except PlumblineError as error:
-                coroutine.close()
+                started.close()
                 self._fail(error)
                 return
-        started = Started(coroutine, awaited)
         self._task = asyncio.get_running_loop().create_task(self._carry_on(started))
         self._task.add_done_callback(started.close)
         self._await_end()
