@@ -20,6 +20,7 @@ from contract.heads import Head
 from contract.manifest import Manifest, hash_files, write_manifest
 from contract.parity import EXACT, replay
 from contract.signature import Array
+from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.golden import (
     list_variant_signatures,
     make_calibration,
@@ -37,7 +38,6 @@ from exporter.card import (
 )
 from exporter.config import ExportConfig
 from exporter.data.examples import ExportExamples
-from exporter.models.exportable import Exportable
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import CANDIDATE, REPORT
 from exporter.verification.measurement import (

@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw, ImageFont
 from contract import layout
 from contract.manifest import DataEntry, Manifest, from_entries, to_entries
 from contract.signature import Array
+from exporter.artifacts.exportable import Exportable
 from exporter.config import Config
 from exporter.data.examples import ExportExamples
-from exporter.models.exportable import Exportable
 from exporter.training.run import TrainResult
 from exporter.verification.verdict import HEADINGS, Verification, list_rows
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from contract.console.terminal import open_rich
 from contract.errors import ConfigError
+from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.tflite import convert, prepare_converting
 from exporter.candidate import CALIBRATION, Candidate, make_candidate
 from exporter.card import Origin, describe_training
 from exporter.config import Config, ExportConfig
 from exporter.data.dataset import Dataset, draw_export_examples, load_dataset
 from exporter.data.examples import ExportExamples
-from exporter.models.exportable import Exportable
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import Published, PublishOptions, check_base_path, publish_version
 from exporter.publishing.staging import explain_os_errors, remove_tree

@@ -47,7 +47,7 @@ from exporter.data.examples import Examples, ExportExamples
 from exporter.data.pixels import PixelScale
 
 if TYPE_CHECKING:
-    from exporter.models.exportable import Exportable
+    from exporter.artifacts.exportable import Exportable
 
 _FIRST_BATCHES = (1, 7, 24)
 _BATCH = 32

@@ -17,6 +17,7 @@ import tensorflow as tf
 from contract.errors import ConfigError
 from contract.heads import Head
 from contract.signature import STRING, Array, Batch, Signature, TensorSpec
+from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.golden import make_image_inputs, shape_rows
 from exporter.artifacts.names import CLASSIFY, PREDICT_IMAGES
 from exporter.artifacts.saved_model import InProcessPredictor, save_functions, write_labels
@@ -29,7 +30,6 @@ from exporter.artifacts.signatures import (
 from exporter.data.examples import ExportExamples
 from exporter.data.pixels import ZERO_TO_ONE
 from exporter.heads import tell_head
-from exporter.models.exportable import Exportable
 from exporter.models.inputs import name_rows
 
 _HEAD_EXAMPLES = 8

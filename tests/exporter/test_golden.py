@@ -15,6 +15,7 @@ from contract import layout
 from contract.heads import Head
 from contract.signature import Array, Batch, Signature, TensorSpec
 from contract.wire.tfrecord import read_records
+from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.golden import (
     list_exact_rows,
     make_calibration,
@@ -24,7 +25,6 @@ from exporter.artifacts.golden import (
     shape_rows,
 )
 from exporter.data.examples import ExportExamples, choose_rows
-from exporter.models.exportable import Exportable
 from tests.exporter.candidates import make_signature
 from tests.exporter.models_for_tests import draw_examples, make_dataset
 
