@@ -42,6 +42,8 @@ _APART = 0.1
 _MAX_RANKED = 512
 """Scores whose order is compared, pair by pair."""
 
+_TOGETHER, _ORDER = "all rows", "order"
+
 _CONSTANT = 1e-6
 """A column whose spread is less than this, times its largest value, has none."""
 
@@ -185,7 +187,7 @@ def _judge_classes(
     if num_places == 0:
         return Agreement()
     num_rows = int(is_known.any(axis=1).sum())
-    together = _measure("all rows", num_lost / num_places, num_rows, RISK, limit)
+    together = _measure(_TOGETHER, num_lost / num_places, num_rows, RISK, limit)
     by_class = list(_measure_each(head, classes, lost, num_classes, limit))
     losses = [together, *by_class, *_measure_order(head, golden, got, limit)]
     failed = [one for one in losses if limit is not None and one.bound > limit]
@@ -232,15 +234,13 @@ def _find_lost(head: Head, golden: Array, got: Array, slack: float) -> Array:
         threshold = 0.0 if head.from_logits else 0.5
         is_tie = np.abs(golden - threshold) <= slack
         is_other = (golden > threshold) != (got > threshold)
-        lost: Array = (~is_tie & (is_other | (got == threshold))) | np.isnan(got)
-        return lost
+        return np.asarray((~is_tie & (is_other | (got == threshold))) | np.isnan(got))
     may_win = golden >= golden.max(axis=-1, keepdims=True) - slack
     is_tie = may_win.sum(axis=-1) > 1
     best = got.argmax(axis=-1)
     is_right = np.take_along_axis(may_win, best[..., None], axis=-1)[..., 0]
     ties = (got == got.max(axis=-1, keepdims=True)).sum(axis=-1) > 1
-    lost: Array = ~is_right | (ties & ~is_tie) | np.isnan(got).any(axis=-1)
-    return lost
+    return np.asarray(~is_right | (ties & ~is_tie) | np.isnan(got).any(axis=-1))
 
 
 def _measure_each(
@@ -298,19 +298,19 @@ def _measure_order(head: Head, golden: Array, got: Array, limit: float | None) -
         above, ties = found[:, None] > found, found[:, None] == found
         wrong = int((is_apart & ~above).sum()) - int((is_apart & ties).sum()) / 2
         num_rows = min(len(golden), int((is_apart.any(axis=0) | is_apart.any(axis=1)).sum()))
-        name = "order" if num_labels == 1 else f"order of {_name_class(head, 2 * label + 1)}"
+        name = _ORDER if num_labels == 1 else f"{_ORDER} of {_name_class(head, 2 * label + 1)}"
         yield _measure(name, wrong / num_pairs, num_rows, RISK / num_labels, limit)
 
 
 def _explain(loss: Loss, limit: float) -> str:
-    what = (
-        f"{loss.num_lost} of {loss.num_rows} rows are answered otherwise"
-        if loss.name == "all rows"
-        else f"{loss.num_lost} of {loss.num_rows} rows are put in another {loss.name}"
-        if loss.name.startswith("order")
-        else f"{loss.num_lost} of {loss.num_rows} rows of class {loss.name} are answered otherwise"
-    )
-    return f"{what}, which proves that at least {loss.bound:.2%} are (at most {limit:.4g} may be)"
+    rows = f"{loss.num_lost} of {loss.num_rows} rows"
+    if loss.name == _TOGETHER:
+        what = f"{rows} are answered otherwise"
+    elif loss.name.startswith(_ORDER):
+        what = f"{rows} are put in another {loss.name}"
+    else:
+        what = f"{rows} of class {loss.name} are answered otherwise"
+    return f"{what}, which proves a share of {loss.bound:.2%} (at most {100 * limit:.3g}%)"
 
 
 def _judge_values(

@@ -258,10 +258,11 @@ class OutputParity:
     losses: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """One clause: how far it is from golden, and how far it may be."""
+        """What was lost, how far it is from golden, and how far it may be."""
         if self.problem:
             return self.problem
-        text = f"{self.name} differs by up to {self.max_abs_difference:.3g}"
+        lost = f"{self.name}: {'; '.join(self.losses)}; it" if self.losses else self.name
+        text = f"{lost} differs by up to {self.max_abs_difference:.3g}"
         if self.max_allowed == 0:
             text += " (must be equal bit for bit)"
         elif self.max_allowed is not None:
@@ -270,7 +271,7 @@ class OutputParity:
             text += f" in row {self.worst_row}"
         if self.top1_agreement is not None:
             text += f", top-1 agreement {self.top1_agreement:.2%}"
-        return "; ".join([text, *self.losses])
+        return text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

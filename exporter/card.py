@@ -24,7 +24,7 @@ from exporter.artifacts.exportable import Exportable
 from exporter.config import Config
 from exporter.data.examples import ExportExamples
 from exporter.training.run import TrainResult
-from exporter.verification.verdict import HEADINGS, Verification, list_rows
+from exporter.verification.verdict import Verification, list_headings, list_rows
 
 _TOOLS = ("tensorflow", "tf-keras", "keras", "ai-edge-litert", "numpy", "plumbline-tf")
 
@@ -81,8 +81,8 @@ def describe_candidate(
 
     `calibration_fingerprint` is "" where nothing was calibrated.
     """
-    accuracy = verification.measurements[0].accuracy
-    metrics = {} if accuracy is None else {"test_accuracy": accuracy}
+    in_process = verification.measurements[0]
+    metrics = {f"test_{name}": value for name, value in in_process.metrics.items()}
     return Manifest(
         model_name=origin.model_name,
         version=0,
@@ -152,11 +152,12 @@ def _write_making(manifest: Manifest) -> str:
 
 
 def _write_table(verification: Verification) -> str:
+    headings = list_headings(verification)
     lines = [
         "## Copies, compared with the in-process model",
         "",
-        f"| {' | '.join(HEADINGS)} |",
-        f"|---|{'---:|' * (len(HEADINGS) - 1)}",
+        f"| {' | '.join(headings)} |",
+        f"|---|{'---:|' * (len(headings) - 1)}",
         *(f"| {' | '.join(row)} |" for row in list_rows(verification)),
     ]
     lines += [f"\n{note}." for note in verification.notes]

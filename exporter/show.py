@@ -29,7 +29,7 @@ def show_training(trained: Trained) -> None:
 
 def show_export(exported: Exported) -> None:
     """The one table that says what was made and that every copy agrees."""
-    from exporter.verification.verdict import HEADINGS, list_rows
+    from exporter.verification.verdict import list_headings, list_rows
 
     if exported.candidate is None:
         say("Trained as a worker; the chief exports.")
@@ -38,7 +38,7 @@ def show_export(exported: Exported) -> None:
     title = exported.candidate.manifest.model_name
     if exported.dummy:
         title += " — DUMMY DATA, predicts nothing real"
-    print_table(HEADINGS, list_rows(verification), title=title)
+    print_table(list_headings(verification), list_rows(verification), title=title)
     for note in verification.notes:
         say(f"Note: {note}.")
     for name, problems in verification.failures.items():
