@@ -464,9 +464,10 @@ def _judge_meaning(name: str, golden: Array, got: Array, tolerance: Tolerance) -
     guessed = guess_head(golden)
     if guessed is None:
         return Agreement()
-    # What floats of another order of summation may do to a score makes no class another.
-    unit = _unit(np.abs(_widen(golden)), tolerance)
-    slack = 2 * tolerance.atol * unit if math.isfinite(tolerance.atol) else 0.0
+    # What floats of another order of summation may do to a score makes no class another. Variants
+    # of fewer bits have no such excuse.
+    noise = min(tolerance.atol, FLOAT32.atol) if math.isfinite(tolerance.atol) else 0.0
+    slack = 2 * noise * _unit(np.abs(_widen(golden)), tolerance)
     return judge_output(
         tolerance.heads.get(name, guessed),
         golden,
