@@ -191,8 +191,8 @@ def _judge_classes(
     by_class = list(_measure_each(head, classes, lost, num_classes, limit))
     losses = [together, *by_class, *_measure_order(head, golden, got, limit)]
     failed = [one for one in losses if limit is not None and one.bound > limit]
-    # A class tells more than all rows do, and among what passes the one that is nearest to failing.
-    told = [one for one in failed if one is not together] or failed or losses
+    # A class tells more than all rows do; of what passes the class that is nearest to failing.
+    told = [one for one in failed if one is not together] or failed or losses[1:]
     worst = max(told, key=lambda one: (one.bound, one.num_lost))
     problems = [] if limit is None or not failed else [_explain(worst, limit)]
     if together.bound > 1 - min_top1_agreement:
