@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from contract.errors import ConfigError, ManifestError
-from contract.lite.program import Lane, LanePool, Program
+from contract.lite.program import LanePool, Program
 from contract.lite.runtime import create_interpreter
+from contract.lite.schema import find_memory
 from contract.lite.tensors import Quantisation, read_signatures
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch, Signature, find_signature
@@ -54,15 +55,15 @@ class LiteModel:
                 raise ConfigError(f"{key} is {value}; give 1 or more")
         content, label = _read_model(source)
         create = partial(create_interpreter, content, num_threads=num_threads, source=label)
-        self._pool = LanePool(create)
         interpreter = create()
+        self._pool = LanePool(create, find_memory(content))
         try:
             self._entries = read_signatures(interpreter)
         except (RuntimeError, ValueError, TypeError, LookupError, OverflowError) as error:
             # A runtime trusts the names and numbers of a file until it is asked for them.
             reason = " ".join(str(error).split())
             raise ManifestError(f"{label} has damaged signatures: {reason}") from error
-        self._pool.idle.append(Lane(interpreter))
+        self._pool.idle.append(self._pool.make(interpreter))
         self._shown = self._compile(max_chunk_rows, dequantise=True)
         self._raw = self._compile(max_chunk_rows, dequantise=False)
 
@@ -73,8 +74,13 @@ class LiteModel:
 
     @property
     def raw_signatures(self) -> Mapping[str, Signature]:
-        """Name to signature as the file declares it."""
+        """Name to signature with the dtypes of the file."""
         return {name: self._raw[name].signature for name in self._entries}
+
+    @property
+    def fixed_rows(self) -> Mapping[str, int]:
+        """Name to how many rows the file fixes for a run; 0 where it takes any number."""
+        return {name: entry.fixed_rows for name, entry in self._entries.items()}
 
     @property
     def is_quantised(self) -> bool:
@@ -96,7 +102,8 @@ class LiteModel:
 
         Raises:
             SignatureNotFoundError: The model has no such signature.
-            TensorMismatchError: A wrong name, dtype or shape.
+            TensorMismatchError: A wrong name, dtype or shape; a number of rows that the file
+                cannot be asked for.
             InternalError: The interpreter failed.
         """
         program = (self._shown if dequantise else self._raw).get(signature_name)
