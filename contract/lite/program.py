@@ -361,6 +361,10 @@ class LanePool:
         except IndexError:
             return self.make(self._create())
 
+    def make_another(self) -> LanePool:
+        """A pool of its own, for runs whose memory is not to be kept."""
+        return LanePool(self._create, self._memory)
+
     def make(self, interpreter: Interpreter) -> Lane:
         """A lane of an interpreter that nobody else uses."""
         return Lane(interpreter, resets=self._memory is Memory.TENSORS)

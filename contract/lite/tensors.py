@@ -152,6 +152,21 @@ class LiteSignature:
         rows_in = any(tensor.is_batched for tensor in self.inputs)
         return rows_in and all(tensor.is_batched for tensor in self.outputs)
 
+    def reshape(self, shapes: Mapping[str, tuple[int, ...]]) -> LiteSignature:
+        """The signature with these sizes of the inputs' axes in place of those of the file.
+
+        Rows are still rows. An input that cannot have such a shape keeps its own.
+        """
+
+        def apply(tensor: LiteTensor) -> LiteTensor:
+            sizes, shape = shapes.get(tensor.spec.name, ()), tensor.spec.shape
+            if not shape or len(sizes) != len(shape) or 0 in sizes:
+                return tensor
+            new = (None, *sizes[1:]) if tensor.is_batched else sizes
+            return dataclasses.replace(tensor, spec=dataclasses.replace(tensor.spec, shape=new))
+
+        return dataclasses.replace(self, inputs=tuple(map(apply, self.inputs)))
+
     def describe(self, *, dequantise: bool) -> Signature:
         """The signature as callers see it: float32 or the integers of the file."""
 
