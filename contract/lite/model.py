@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from contract.errors import ConfigError, InternalError, ManifestError, TensorMismatchError
-from contract.lite.program import LanePool, Program
+from contract.lite.program import LanePool, Program, prepare_resets
 from contract.lite.runtime import create_interpreter
-from contract.lite.schema import find_memory
+from contract.lite.schema import Memory, find_memory
 from contract.lite.tensors import Quantisation, read_signatures
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch, Signature, check_batch, find_signature
@@ -57,7 +57,10 @@ class LiteModel:
         create = partial(create_interpreter, content, num_threads=num_threads, source=label)
         self._max_chunk_rows = max_chunk_rows
         interpreter = create()
-        self._pool = LanePool(create, find_memory(content))
+        memory = find_memory(content)
+        if memory is Memory.TENSORS and not prepare_resets(interpreter):
+            memory = Memory.RESOURCES
+        self._pool = LanePool(create, memory)
         try:
             self._entries = read_signatures(interpreter)
         except (RuntimeError, ValueError, TypeError, LookupError, OverflowError) as error:

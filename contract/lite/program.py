@@ -367,7 +367,26 @@ class LanePool:
 
     def make(self, interpreter: Interpreter) -> Lane:
         """A lane of an interpreter that nobody else uses."""
-        return Lane(interpreter, resets=self._memory is Memory.TENSORS)
+        resets = self._memory is Memory.TENSORS
+        if resets:
+            prepare_resets(interpreter)
+        return Lane(interpreter, resets=resets)
+
+
+def prepare_resets(interpreter: Interpreter) -> bool:
+    """Allocates every subgraph, since variable tensors are reset in all of them or not at all.
+
+    Returns:
+        Whether this interpreter can reset them.
+    """
+    calls = interpreter._interpreter
+    try:
+        for subgraph in range(calls.NumSubgraphs()):
+            calls.AllocateTensors(subgraph)
+        calls.ResetVariableTensors()
+    except (RuntimeError, ValueError, AttributeError):
+        return False
+    return True
 
 
 class _UsedOnce(list[Lane]):

@@ -140,6 +140,14 @@ def test_an_lstm_answers_what_keras_answered_in_any_order() -> None:
     np.testing.assert_allclose(ask(model, rows), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("first", ["serving_default", "negative"])
+def test_either_signature_of_an_lstm_may_be_asked_first(first: str) -> None:
+    recorded = np.load(FOLDER / "lstm.npz")
+    sign = -1 if first == "negative" else 1
+    answer = ask(LiteModel(FOLDER / "lstm.tflite"), sign * recorded["rows"], signature_name=first)
+    np.testing.assert_allclose(answer, recorded["answers"], atol=1e-6)
+
+
 @pytest.mark.parametrize("name", STATEFUL)
 def test_the_bare_interpreter_does_remember(name: str) -> None:
     """Else the tests beside this one would show nothing."""
