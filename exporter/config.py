@@ -32,6 +32,7 @@ BUILDER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 BUILT_IN_LOSSES = ("categorical_crossentropy", "mean_squared_error")
 LoopName = Literal["fit", "gradient_tape"]
 StrategyName = Literal["none", "mirrored", "multi_worker"]
+TargetTask = Literal["", "multiclass", "binary", "multilabel", "regression"]
 VariantName = Literal["float32", "float16", "dynamic_range", "int8"]
 
 Table: TypeAlias = dict[str, Any]
@@ -85,22 +86,38 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which data to train on and how to split them.
 
     Attributes:
-        kind: `digits`, `mnist`, `npz` or `random`.
+        kind: `digits`, `mnist`, `npz`, `sequence` or `random`.
         path: The user's file (npz; mnist: a file or the folder of the four IDX files).
         download: Fetch MNIST when neither `path` nor Keras's cache has it.
         seed: Of the split (and of `random`); independent of the training seed.
         validation_fraction: Share of the training rows set apart for early stopping.
         test_fraction: Share set apart first, where the data bring no test split.
+        task: What the targets are; "" tells it from their values.
+        tasks: Target name to what it is, where several targets differ.
+        scale: What a model receives for the pixels 0 and 255.
+        impute: What a missing number becomes: the `mean` or `median` of its column's training
+            rows, or `zero`; "" refuses missing values.
         num_examples: Rows of `random`.
     """
 
-    kind: Literal["digits", "mnist", "npz", "random"]
+    kind: Literal["digits", "mnist", "npz", "sequence", "random"]
     path: str = ""
     download: bool = False
     seed: Seed
     validation_fraction: Fraction
     test_fraction: Fraction
+    task: TargetTask = ""
+    tasks: dict[str, TargetTask] = {}
+    scale: tuple[float, float] = (0.0, 1.0)
+    impute: Literal["", "mean", "median", "zero"] = ""
     num_examples: Annotated[int, Meta(ge=40)] = 2000
+
+    def __post_init__(self) -> None:
+        if not self.scale[0] < self.scale[1]:
+            raise ValueError(
+                f"scale is {list(self.scale)}; give what black and white become, the lower first: "
+                "[0, 1], [-1, 1] or [0, 255]"
+            )
 
 
 class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True):
