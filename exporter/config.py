@@ -86,12 +86,18 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which data to train on and how to split them.
 
     Attributes:
-        kind: `digits`, `mnist`, `npz`, `sequence` or `random`.
-        path: The user's file (npz; mnist: a file or the folder of the four IDX files).
+        kind: `digits`, `mnist`, `npz`, `sequence`, `csv`, `parquet`, `text` or `random`.
+        path: The user's file (mnist: a file or the folder of the four IDX files).
+        test_path: Likewise with the test split, for kinds that have one split a file.
         download: Fetch MNIST when neither `path` nor Keras's cache has it.
         seed: Of the split (and of `random`); independent of the training seed.
         validation_fraction: Share of the training rows set apart for early stopping.
         test_fraction: Share set apart first, where the data bring no test split.
+        target: The column to be learnt, or several: one target each, or one for all of them with
+            the task `multilabel` or `regression`.
+        columns: Those that the model is fed with; () stands for all others.
+        categories: Columns whose numbers are names.
+        inputs: `vector`: one input, categories one-hot; `columns`: one input a column, (rows, 1).
         task: What the targets are; "" tells it from their values.
         tasks: Target name to what it is, where several targets differ.
         scale: What a model receives for the pixels 0 and 255.
@@ -100,12 +106,17 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
         num_examples: Rows of `random`.
     """
 
-    kind: Literal["digits", "mnist", "npz", "sequence", "random"]
+    kind: Literal["digits", "mnist", "npz", "sequence", "csv", "parquet", "text", "random"]
     path: str = ""
+    test_path: str = ""
     download: bool = False
     seed: Seed
     validation_fraction: Fraction
     test_fraction: Fraction
+    target: str | tuple[str, ...] = ""
+    columns: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    inputs: Literal["vector", "columns"] = "vector"
     task: TargetTask = ""
     tasks: dict[str, TargetTask] = {}
     scale: tuple[float, float] = (0.0, 1.0)

@@ -24,6 +24,7 @@ from exporter.data.examples import Examples, ExportExamples, choose_rows, spread
 from exporter.data.inputs import clean_input, fill_missing, find_fillings
 from exporter.data.pixels import ZERO_TO_ONE, PixelScale
 from exporter.data.readers import RawData, read_digits, read_mnist, read_npz
+from exporter.data.tables import read_table, read_texts
 from exporter.data.targets import clean_target
 
 _RANDOM_FEATURES = 784
@@ -175,6 +176,10 @@ def _read(config: DataConfig) -> RawData:
             return read_npz(config.path)
         case "sequence":
             return dataclasses.replace(read_npz(config.path, config.kind), is_sequence=True)
+        case "csv" | "parquet":
+            return read_table(config)
+        case "text":
+            return read_texts(config)
         case "random":
             return _make_random(config)
         case _:
