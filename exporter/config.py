@@ -86,7 +86,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which data to train on and how to split them.
 
     Attributes:
-        kind: `digits`, `mnist`, `npz`, `sequence`, `csv`, `parquet`, `text` or `random`.
+        kind: Where they come from, see docs/training.md.
         path: The user's file (mnist: a file or the folder of the four IDX files).
         test_path: Likewise with the test split, for kinds that have one split a file.
         download: Fetch MNIST when neither `path` nor Keras's cache has it.
@@ -100,13 +100,26 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
         inputs: `vector`: one input, categories one-hot; `columns`: one input a column, (rows, 1).
         task: What the targets are; "" tells it from their values.
         tasks: Target name to what it is, where several targets differ.
+        image_size: (height, width) that pictures are resized to; () where all have the same.
+        channels: 1 for grey, 3 for RGB; 0: grey where all pictures are.
+        skip_unreadable: Leave out pictures that cannot be read.
         scale: What a model receives for the pixels 0 and 255.
         impute: What a missing number becomes: the `mean` or `median` of its column's training
             rows, or `zero`; "" refuses missing values.
         num_examples: Rows of `random`.
     """
 
-    kind: Literal["digits", "mnist", "npz", "sequence", "csv", "parquet", "text", "random"]
+    kind: Literal[
+        "digits",
+        "mnist",
+        "npz",
+        "image_folder",
+        "csv",
+        "parquet",
+        "sequence",
+        "text",
+        "random",
+    ]
     path: str = ""
     test_path: str = ""
     download: bool = False
@@ -119,11 +132,16 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
     inputs: Literal["vector", "columns"] = "vector"
     task: TargetTask = ""
     tasks: dict[str, TargetTask] = {}
+    image_size: tuple[Positive, ...] = ()
+    channels: Literal[0, 1, 3] = 0
+    skip_unreadable: bool = False
     scale: tuple[float, float] = (0.0, 1.0)
     impute: Literal["", "mean", "median", "zero"] = ""
     num_examples: Annotated[int, Meta(ge=40)] = 2000
 
     def __post_init__(self) -> None:
+        if len(self.image_size) not in (0, 2):
+            raise ValueError(f"image_size is {list(self.image_size)}; give [height, width]")
         if not self.scale[0] < self.scale[1]:
             raise ValueError(
                 f"scale is {list(self.scale)}; give what black and white become, the lower first: "

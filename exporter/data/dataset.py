@@ -21,6 +21,7 @@ from contract.heads import Head
 from contract.signature import Array
 from exporter.config import DataConfig
 from exporter.data.examples import Examples, ExportExamples, choose_rows, spread_rows
+from exporter.data.image_folder import read_image_folder
 from exporter.data.inputs import clean_input, fill_missing, find_fillings
 from exporter.data.pixels import ZERO_TO_ONE, PixelScale
 from exporter.data.readers import RawData, read_digits, read_mnist, read_npz
@@ -176,6 +177,8 @@ def _read(config: DataConfig) -> RawData:
             return read_npz(config.path)
         case "sequence":
             return dataclasses.replace(read_npz(config.path, config.kind), is_sequence=True)
+        case "image_folder":
+            return read_image_folder(config)
         case "csv" | "parquet":
             return read_table(config)
         case "text":
