@@ -97,7 +97,7 @@ def compare_inputs(
 
 def _compare_scale(name: str, rows: Array, known: InputStatistics) -> list[Remark]:
     lowest, highest = float(rows.min()), float(rows.max())
-    seen = f"numbers of {lowest:g}..{highest:g} in {name!r}"
+    seen = f"numbers of {lowest:g}..{highest:g} in {_call(name)}"
     made_with = f"the model was made with {known.min:g}..{known.max:g}"
     takes_unit = known.max <= _UNIT and known.min >= -_UNIT and known.max > known.min
     if takes_unit and lowest >= 0 and _PIXEL_RANGE[0] < highest <= _PIXEL_RANGE[1]:
@@ -120,10 +120,14 @@ def _compare_ink(name: str, rows: Array, known: InputStatistics) -> list[Remark]
         return []
     ours, theirs = ("dark on light", "light on dark")[:: 1 if share > known.light_borders else -1]
     text = (
-        f"the pictures in {name!r} look {ours} ({share:.0%} have a border lighter than their "
+        f"the pictures in {_call(name)} look {ours} ({share:.0%} have a border lighter than their "
         f"middle), and the model was made with pictures {theirs} ({known.light_borders:.0%})"
     )
     return [Remark(name, text, "--invert")]
+
+
+def _call(name: str) -> str:
+    return repr(name) if name else "the only input"
 
 
 def _share_light_borders(array: Array, shape: tuple[int, ...]) -> float:

@@ -25,6 +25,7 @@ from exporter.data.image_folder import read_image_folder
 from exporter.data.inputs import clean_input, fill_missing, find_fillings
 from exporter.data.pixels import ZERO_TO_ONE, PixelScale
 from exporter.data.readers import RawData, read_digits, read_mnist, read_npz
+from exporter.data.statistics import warn_of_odd_splits
 from exporter.data.tables import read_table, read_texts
 from exporter.data.targets import clean_target
 
@@ -201,6 +202,7 @@ def make_dataset(raw: RawData, config: DataConfig) -> Dataset:
         {name: Examples(inputs[name], targets[name]) for name in raw.splits}, heads, raw, config
     )
     splits, fillings = _fill_missing(splits, raw, config)
+    warn_of_odd_splits({split: splits[split] for split in raw.splits}, raw.source)
     is_image = len(inputs["train"]) == 1 and _first(inputs["train"]).dtype == np.uint8
     pixels = PixelScale(*config.scale) if is_image else None
     arrays = {

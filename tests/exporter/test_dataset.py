@@ -505,3 +505,15 @@ def test_several_sets_of_idx_files_in_one_folder_are_told_apart(tmp_path: Path) 
         load_dataset(data_config("mnist", path=str(tmp_path)))
     one = tmp_path / "emnist-digits-test-labels-idx1-ubyte"
     assert load_dataset(data_config("mnist", path=str(one))).num_classes == 10
+
+
+def test_a_test_split_that_is_the_other_way_round_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    x_train = np.zeros((60, 9, 9), np.uint8)
+    x_train[:, 3:6, 3:6] = 200
+    arrays = {"x_train": x_train, "y_train": labels(), "y_test": labels()}
+    load_npz(tmp_path, x_test=x_train, **arrays)
+    assert not caplog.text
+    load_npz(tmp_path, x_test=255 - x_train, **arrays)
+    assert "in the test split, the pictures in the only input look dark on light" in caplog.text
