@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from exporter.artifacts.signatures import Functions, ServedModel
     from exporter.data.dataset import Dataset
-    from exporter.training.models import ModelHeads
+    from exporter.training.heads import ModelHeads
 
 _LOG = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from exporter.artifacts.names import (
     UINT8,
 )
 from exporter.data.dataset import Dataset
-from exporter.training.models import ModelHeads
+from exporter.training.heads import ModelHeads
 
 _MAX_PIXELS = 16 * 1024 * 1024
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contract.heads import Head
-from exporter.data.dataset import Dataset, fingerprint_arrays, to_float32
+from exporter.data.dataset import Dataset, fingerprint_arrays
 from exporter.data.examples import Examples
 from exporter.data.pixels import PixelScale
 
 if TYPE_CHECKING:
-    from exporter.training.models import ModelHeads
+    from exporter.training.heads import ModelHeads
 
 
 def make_dataset(
@@ -40,11 +40,13 @@ def make_dataset(
     )
 
 
-def find_heads(model: Any, dataset: Dataset, loss: str = "categorical_crossentropy") -> ModelHeads:
-    """As `train` finds them."""
-    from exporter.training.models import describe_heads
+def find_heads(model: Any, dataset: Dataset, **training: Any) -> ModelHeads:
+    """As `train` finds them; keywords are keys of [training]."""
+    from exporter.config import TrainingConfig
+    from exporter.training.parts import describe_dataset_heads
 
-    return describe_heads(model, to_float32(dataset.x_train[:8]), dataset.num_classes, loss=loss)
+    config = TrainingConfig(epochs=1, batch_size=1, learning_rate=0.1, **training)
+    return describe_dataset_heads(model, dataset, config)
 
 
 def build_softmax(shape: tuple[int, ...], num_classes: int, *, head: str | None = None) -> Any:
