@@ -73,18 +73,6 @@ class ModelOutput:
     loss: str = ""
 
     @property
-    def width(self) -> int:
-        """Size of the last axis."""
-        return self.shape[-1] if self.shape else 1
-
-    @property
-    def kind(self) -> str:
-        """`probabilities`, `logits` or `value`."""
-        if self.head.task != "multiclass":
-            return "value"
-        return "logits" if self.head.from_logits else "probabilities"
-
-    @property
     def places(self) -> tuple[int, ...]:
         """Axes of one example along which classes are told: () but for masks."""
         return self.target_shape[:-1] if self.form == "one_hot" else strip(self.shape)

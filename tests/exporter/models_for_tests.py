@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contract.heads import Head
-from exporter.data.dataset import Dataset, fingerprint_arrays
-from exporter.data.examples import Examples
+from exporter.data.dataset import (
+    Dataset,
+    draw_export_examples,
+    fingerprint_arrays,
+)
+from exporter.data.examples import Examples, ExportExamples
 from exporter.data.pixels import PixelScale
 
 if TYPE_CHECKING:
+    from exporter.models.keras import KerasModel
     from exporter.training.heads import ModelHeads
 
 
@@ -47,6 +52,19 @@ def find_heads(model: Any, dataset: Dataset, **training: Any) -> ModelHeads:
 
     config = TrainingConfig(epochs=1, batch_size=1, learning_rate=0.1, **training)
     return describe_dataset_heads(model, dataset, config)
+
+
+def draw_examples(dataset: Dataset, *, seed: int = 1) -> ExportExamples:
+    """As an export draws them."""
+    return draw_export_examples(dataset, num_golden=64, num_calibration=40, seed=seed)
+
+
+def make_exportable(model: Any, dataset: Dataset, **training: Any) -> KerasModel:
+    """A model as an export of a trained one has it; keywords are keys of [training]."""
+    from exporter.models.keras import KerasModel
+
+    heads = find_heads(model, dataset, **training).by_output
+    return KerasModel(model, draw_examples(dataset), heads=heads)
 
 
 def build_softmax(shape: tuple[int, ...], num_classes: int, *, head: str | None = None) -> Any:
