@@ -29,7 +29,13 @@ Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 BUILDER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-BUILT_IN_LOSSES = ("categorical_crossentropy", "mean_squared_error")
+REGRESSION_LOSSES = ("mean_squared_error", "mean_absolute_error", "huber")
+BUILT_IN_LOSSES = (
+    "categorical_crossentropy",
+    "sparse_categorical_crossentropy",
+    "binary_crossentropy",
+    *REGRESSION_LOSSES,
+)
 LoopName = Literal["fit", "gradient_tape"]
 StrategyName = Literal["none", "mirrored", "multi_worker"]
 TargetTask = Literal["", "multiclass", "binary", "multilabel", "regression"]
@@ -37,6 +43,11 @@ VariantName = Literal["float32", "float16", "dynamic_range", "int8"]
 
 Table: TypeAlias = dict[str, Any]
 """A table of TOML, as it was read: nothing is known of it yet."""
+
+
+def is_custom(loss: str) -> bool:
+    """Whether a loss is a function of the user's own."""
+    return ":" in loss
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,8 +193,12 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
         weight_decay: For `adamw`.
         patience: Epochs without a better validation loss before it stops; 0 = never.
             The best epoch's weights are restored in either case.
-        loss: `categorical_crossentropy`, `mean_squared_error` (regression head), or
-            `package.module:function` (y_true, y_pred) -> per-example loss.
+        loss: "" takes the one that fits each output: crossentropy of classes, of two or of labels,
+            squared error of values. Or a name of Keras's, or `package.module:function` (y_true,
+            y_pred) -> per-example loss; a table gives outputs losses of their own, by name.
+        loss_weights: Output name to the factor of its loss in the sum; 1 where it is not named.
+        class_weight: "" weighs every row alike; `balanced` gives each class the same weight in
+            all; a table gives weights by class name, 1 where it is not named.
         label_smoothing: Share of probability moved to the other classes (gradient_tape).
         clip_norm: Largest global norm of the gradient; 0 = any (gradient_tape).
         mixup: Alpha of mixup's Beta distribution; 0 = off (gradient_tape).
@@ -203,7 +218,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     weight_decay: NotNegative = 0.0
     schedule: ScheduleConfig = ScheduleConfig()
     patience: Count = 0
-    loss: str = "categorical_crossentropy"
+    loss: str | dict[str, str] = ""
+    loss_weights: dict[str, NotNegative] = {}
+    class_weight: str | dict[str, NotNegative] = ""
     label_smoothing: Share = 0.0
     clip_norm: NotNegative = 0.0
     mixup: NotNegative = 0.0
@@ -213,18 +230,21 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     strategy: StrategyName = "none"
 
     def __post_init__(self) -> None:
-        if self.loss not in BUILT_IN_LOSSES and not BUILDER.fullmatch(self.loss):
+        asked = [self.loss] if isinstance(self.loss, str) else list(self.loss.values())
+        for loss in filter(None, asked):
+            if loss not in BUILT_IN_LOSSES and not BUILDER.fullmatch(loss):
+                raise ValueError(
+                    f"loss is {loss!r}; give one of {', '.join(map(repr, BUILT_IN_LOSSES))}, or "
+                    "'package.module:function', or leave it out for the one that fits"
+                )
+        if isinstance(self.class_weight, str) and self.class_weight not in ("", "balanced"):
             raise ValueError(
-                f"loss is {self.loss!r}; give {' or '.join(map(repr, BUILT_IN_LOSSES))} or "
-                "'package.module:function'"
+                f"class_weight is {self.class_weight!r}; give 'balanced', or a table of weights by "
+                "class name"
             )
-        if self.loop == "gradient_tape":
-            return
-        asked = [name for name in ("label_smoothing", "clip_norm", "mixup") if getattr(self, name)]
-        if self.loss not in BUILT_IN_LOSSES:
-            asked.insert(0, "loss")
-        if asked:
-            raise ValueError(f"{', '.join(asked)}: only with loop = 'gradient_tape', not 'fit'")
+        only = [name for name in ("label_smoothing", "clip_norm", "mixup") if getattr(self, name)]
+        if only and self.loop != "gradient_tape":
+            raise ValueError(f"{', '.join(only)}: only with loop = 'gradient_tape', not 'fit'")
 
 
 class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
