@@ -55,7 +55,7 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="INPUT",
-        help="npz, npy, csv, jsonl, PNG, JPEG, or a folder of images (light ink on dark)",
+        help="npz, npy, csv, jsonl, PNG, JPEG, or a folder of images",
     )
     parser.add_argument(
         "--output",
@@ -69,7 +69,9 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--array_name", default="", metavar="NAME", help="the array to take of an npz"
     )
-    parser.add_argument("--invert", action="store_true", help="images have dark ink on paper")
+    parser.add_argument(
+        "--invert", action="store_true", help="turn dark ink on paper into light on dark"
+    )
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="a text file, one class name per line"
     )

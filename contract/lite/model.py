@@ -142,7 +142,13 @@ class LiteModel:
 
     def _compile(self, max_chunk_rows: int, *, dequantise: bool) -> dict[str, Program]:
         programs = {
-            name: Program(entry, self._pool, max_chunk_rows=max_chunk_rows, dequantise=dequantise)
+            name: Program(
+                entry,
+                self._pool,
+                max_chunk_rows=max_chunk_rows,
+                dequantise=dequantise,
+                signature_names=frozenset(self._entries),
+            )
             for name, entry in self._entries.items()
         }
         if DEFAULT_SIGNATURE_NAME in programs:
