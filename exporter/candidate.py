@@ -7,30 +7,39 @@ own, started while the model trains.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from contract import layout
-from contract.golden import write_golden
+from contract.errors import VerificationError
+from contract.golden import Golden, write_golden
+from contract.heads import Head
 from contract.manifest import Manifest, hash_files, write_manifest
-from contract.servable import DEFAULT_SIGNATURE_NAME
+from contract.parity import EXACT, replay
+from contract.signature import Array
+from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.golden import (
-    list_lite_signatures,
+    list_variant_signatures,
     make_calibration,
     make_golden,
     make_held_out,
     write_warmup,
 )
 from exporter.artifacts.tflite import ConversionJob
-from exporter.card import count_confusions, describe_candidate, draw_confusions, write_model_card
-from exporter.config import Config
-from exporter.data.dataset import Dataset
+from exporter.card import (
+    Origin,
+    count_confusions,
+    describe_candidate,
+    draw_confusions,
+    write_model_card,
+)
+from exporter.config import ExportConfig
+from exporter.data.examples import ExportExamples
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import CANDIDATE, REPORT
-from exporter.training.run import TrainResult
 from exporter.verification.measurement import (
     IN_PROCESS,
     SAVED_MODEL,
@@ -47,6 +56,8 @@ CALIBRATION = "calibration.npz"
 """What int8 was calibrated with, in the run's folder until its candidate is published."""
 
 _VERIFICATION_TIMEOUT_S = 600.0
+_MOST_CONFUSED = 200
+"""Classes of the largest confusion matrix that is drawn."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,57 +76,47 @@ class Candidate:
 
 
 def make_candidate(
-    result: TrainResult,
-    dataset: Dataset,
-    config: Config,
+    model: Exportable,
+    examples: ExportExamples,
+    config: ExportConfig,
+    origin: Origin,
     *,
     run_dir: Path,
     conversion: ChildProcess[ConversionJob, Path],
     verification: ChildProcess[MeasurementJob, Measurement],
     step: Callable[[str], None],
 ) -> Candidate:
-    """Saves, converts, verifies and describes a trained model in `run_dir/candidate`.
+    """Saves, converts, verifies and describes a model in `run_dir/candidate`.
 
     `step` is told the name of each step as it begins.
     """
-    from exporter.artifacts.saved_model import save_model
-
     path = run_dir / CANDIDATE
     step("save")
-    predictor, served = save_model(result.model, result.heads, dataset, path)
-    signatures = predictor.signatures
-    carried = [list_lite_signatures(signatures, variant) for variant in config.export.variants]
+    model.save(path)
+    variants = config.variants if model.lite_signatures else ()
+    copies = (*([SAVED_MODEL] if model.has_saved_model else []), *model.given_variants)
+    carried = {one: list_variant_signatures(model, one) for one in variants}
 
     step("convert")
     fingerprint = ""
-    for variant, names in zip(config.export.variants, carried, strict=True):
+    for variant in variants:
         calibration = None
         if variant == "int8":
             calibration = run_dir.resolve() / CALIBRATION
-            examples, fingerprint = make_calibration(
-                [signatures[name] for name in names],
-                dataset,
-                config.export.calibration_num_examples,
-                seed=config.training.seed,
-            )
-            write_golden(calibration, examples)
+            rows, fingerprint = make_calibration(model, carried[variant], examples)
+            write_golden(calibration, rows)
         conversion.ask(
             ConversionJob(
                 candidate=path.resolve(),
                 variant=variant,
-                signature_names=names,
+                signature_names=carried[variant],
                 calibration=calibration,
             )
         )
-    golden = make_golden(predictor, signatures, dataset, config.export.golden_num_examples)
+    golden = make_golden(model, examples, config.golden_num_examples)
+    _check_answers(model, golden)
     write_golden(path / layout.GOLDEN, golden)
-    main = result.heads.main
-    outputs = dict(zip(served.own_outputs, served.outputs, strict=True))
-    held_out = HeldOut(
-        make_held_out(predictor, signatures, dataset),
-        dataset.y_test,
-        scored="" if main.kind == "value" else outputs[main.name],
-    )
+    held_out = _hold_out(model, examples)
     write_held_out(run_dir, held_out)
 
     def ask_for_measurement(copy: str, names: list[str]) -> None:
@@ -125,44 +126,38 @@ def make_candidate(
                 name=copy,
                 signature_names=names,
                 held_out=run_dir.resolve(),
-                tolerances=config.export.tolerances,
+                tolerances=config.tolerances,
             )
         )
 
-    ask_for_measurement(SAVED_MODEL, list(signatures))
-    write_warmup(path, config.model.name, golden, list(signatures.values()))
-    answers = held_out.golden.signatures[DEFAULT_SIGNATURE_NAME].outputs
-    counts = None
-    if held_out.scored:
-        predicted = answers[held_out.scored].argmax(axis=1)
-        counts = count_confusions(dataset.y_test, predicted, dataset.num_classes)
-        right = int(np.trace(counts))
-        title = f"{config.model.name} on {dataset.name}: {right} of {counts.sum()} test rows right"
-        draw_confusions(path / layout.CONFUSION_MATRIX, counts, dataset.class_names, title)
+    for copy in copies:
+        ask_for_measurement(copy, list(golden.signatures))
+    asked = [one for name, one in model.signatures.items() if name in golden.signatures]
+    write_warmup(path, origin.model_name, golden, asked)
+    answers = held_out.golden.signatures[held_out.signature_name].outputs
+    counts = _draw_confusions(path, held_out, answers, origin.model_name, examples.name)
     in_process = Measurement(
         name=IN_PROCESS,
-        num_test_rows=len(dataset.y_test),
+        num_test_rows=held_out.num_test,
         accuracy=measure_accuracy(answers, held_out),
-        us_per_row=time_one_row(predictor, golden),
+        us_per_row=time_one_row(model, golden),
     )
 
     step("verify")
-    for variant, names in zip(config.export.variants, carried, strict=True):
+    for variant in variants:
         conversion.receive(
-            timeout_s=config.export.conversion_timeout_s,
+            timeout_s=config.conversion_timeout_s,
             remedy="raise export.conversion_timeout_s, or leave out a variant",
         )
-        ask_for_measurement(variant, names)
-    copies = [
-        verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S)
-        for _ in (SAVED_MODEL, *config.export.variants)
+        ask_for_measurement(variant, carried[variant])
+    measurements = [
+        verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S) for _ in (*copies, *variants)
     ]
-    verdict = judge([in_process, *copies], golden, config.export.tolerances)
+    verdict = judge([in_process, *measurements], golden, config.tolerances)
     manifest = describe_candidate(
-        result,
-        dataset,
-        config,
-        signatures=signatures,
+        model,
+        examples,
+        origin,
         verification=verdict,
         calibration_fingerprint=fingerprint,
     )
@@ -173,3 +168,71 @@ def make_candidate(
         manifest = msgspec.structs.replace(manifest, files=hash_files(path))
         manifest = write_manifest(path, manifest)
     return Candidate(path, manifest, verdict)
+
+
+def _check_answers(model: Exportable, golden: Golden) -> None:
+    """Refuses a model that no copy could equal: one that draws lots, or answers what is no number.
+
+    Raises:
+        VerificationError: Names the output and the row.
+    """
+    for name, examples in golden.signatures.items():
+        for output, array in examples.outputs.items():
+            if array.dtype.kind != "f":
+                continue
+            wrong = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+            if wrong.any():
+                row = int(np.flatnonzero(wrong)[0])
+                raise VerificationError(
+                    f"the model answers NaN or infinity in output {output!r} of {name} for "
+                    f"{int(wrong.sum())} of {len(array)} examples, first for example {row}; look "
+                    "for weights that are no numbers, and for examples on another scale than the "
+                    "model was trained on"
+                )
+    name = next(iter(golden.signatures))
+    again = replay(golden.signatures[name], model, EXACT, signature_name=name)
+    if not again.passed:
+        worst = again.worst
+        raise VerificationError(
+            f"the model answers the same rows differently when asked twice: output {worst.name!r} "
+            f"by up to {worst.max_abs_difference:.3g}; a layer draws random numbers at inference "
+            "(dropout called with training=True, a random augmentation, sampling): take it out "
+            "of the exported model"
+        )
+
+
+def _hold_out(model: Exportable, examples: ExportExamples) -> HeldOut:
+    """The held-out rows with the answers in process, and the targets of the test split."""
+    golden, num_test = make_held_out(model, examples)
+    signature = model.main_signature
+    heads = {name: head for name, head in model.heads.items() if name in signature.outputs}
+    targets = model.name_targets(examples.test.targets)
+    return HeldOut(
+        golden,
+        num_test,
+        signature_name=signature.name,
+        heads=heads,
+        targets={name: array[:num_test] for name, array in targets.items() if name in heads},
+    )
+
+
+def _draw_confusions(
+    path: Path, held_out: HeldOut, answers: Mapping[str, Array], model_name: str, data_name: str
+) -> Array | None:
+    """Draws and returns the confusions of the first output that says one class a row, if any."""
+    for name, targets in held_out.targets.items():
+        head: Head = held_out.heads[name]
+        if head.task not in ("multiclass", "binary") or targets.ndim != 1:
+            continue
+        predicted = head.decide(answers[name][: held_out.num_test])
+        if predicted.ndim != 1:
+            continue
+        classes = 2 if head.task == "binary" else answers[name].shape[1]
+        counts = count_confusions(targets, predicted, classes)
+        right = int(np.trace(counts))
+        title = f"{model_name} on {data_name}: {right} of {counts.sum()} test rows right"
+        names = head.class_names or tuple(map(str, range(classes)))
+        if classes <= _MOST_CONFUSED:
+            draw_confusions(path / layout.CONFUSION_MATRIX, counts, names, title)
+        return counts
+    return None

@@ -6,10 +6,12 @@ The picture is drawn with Pillow: matplotlib takes a second to import.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,13 +20,14 @@ from PIL import Image, ImageDraw, ImageFont
 from contract import layout
 from contract.golden import read_golden
 from contract.manifest import DataEntry, Manifest, from_entries, to_entries
-from contract.signature import UINT8, Array, Signature
+from contract.signature import UINT8, Array
+from exporter.artifacts.exportable import Exportable
 from exporter.config import Config
-from exporter.data.dataset import Dataset
+from exporter.data.examples import ExportExamples
 from exporter.training.run import TrainResult
 from exporter.verification.verdict import HEADINGS, Verification, list_rows
 
-_TOOLS = ("tensorflow", "tf-keras", "ai-edge-litert", "numpy", "plumbline-tf")
+_TOOLS = ("tensorflow", "tf-keras", "keras", "ai-edge-litert", "numpy", "plumbline-tf")
 
 _MAX_PIXELS = 900
 _TOP, _MARGIN = 96, 24
@@ -37,12 +40,44 @@ _NEARLY, _GROUND = 32, 0.3
 there is one (0.47 in the digits)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, for those who hold its version.
+
+    Attributes:
+        model_name: The model this becomes a version of.
+        config: The configuration of the run, in plain types; `export` at least.
+        seed: Of its training; None where it was trained elsewhere.
+        metrics: Of its training, by name.
+    """
+
+    model_name: str
+    config: Mapping[str, Any]
+    seed: int | None = None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def describe_training(result: TrainResult, config: Config) -> Origin:
+    """Where a model comes from that was trained here."""
+    best = result.best_epoch - 1
+    metrics = {
+        f"validation_{name.removeprefix('val_')}": values[best]
+        for name, values in result.history.items()
+        if name.startswith("val_")
+    }
+    return Origin(
+        config.model.name,
+        msgspec.to_builtins(config),
+        config.training.seed,
+        metrics | {"best_epoch": float(result.best_epoch)},
+    )
+
+
 def describe_candidate(
-    result: TrainResult,
-    dataset: Dataset,
-    config: Config,
+    model: Exportable,
+    examples: ExportExamples,
+    origin: Origin,
     *,
-    signatures: Mapping[str, Signature],
     verification: Verification,
     calibration_fingerprint: str,
 ) -> Manifest:
@@ -52,32 +87,23 @@ def describe_candidate(
     """
     accuracy = verification.measurements[0].accuracy
     metrics = {} if accuracy is None else {"test_accuracy": accuracy}
-    best = result.best_epoch - 1
-    metrics |= {
-        f"validation_{name.removeprefix('val_')}": values[best]
-        for name, values in result.history.items()
-        if name.startswith("val_")
-    }
     return Manifest(
-        model_name=config.model.name,
+        model_name=origin.model_name,
         version=0,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        signatures=to_entries(signatures),
-        metrics=metrics | {"best_epoch": float(result.best_epoch)},
+        signatures=to_entries(model.signatures),
+        heads=dict(model.heads),
+        metrics=metrics | dict(origin.metrics),
         parity={one.name: msgspec.to_builtins(one) for one in verification.measurements},
-        config=msgspec.to_builtins(config),
+        config=dict(origin.config),
         data=DataEntry(
-            name=dataset.name,
-            fingerprint=dataset.fingerprint,
-            class_names=dataset.class_names,
-            num_examples={
-                "train": len(dataset.y_train),
-                "validation": len(dataset.y_validation),
-                "test": len(dataset.y_test),
-            },
-            dummy=dataset.dummy,
+            name=examples.name,
+            fingerprint=examples.fingerprint,
+            class_names=examples.class_names,
+            num_examples=dict(examples.num_examples),
+            dummy=examples.dummy,
         ),
-        seed=config.training.seed,
+        seed=origin.seed or 0,
         tool_versions=_list_tool_versions(),
         calibration_fingerprint=calibration_fingerprint,
     )
@@ -112,7 +138,7 @@ def _write_head(manifest: Manifest) -> str:
     lines = [f"# {manifest.model_name}", ""]
     if data is not None and data.dummy:
         lines += ["**Dummy data: trained on random numbers. It predicts nothing real.**", ""]
-    lines.append(f"- Made {manifest.created} with training seed {manifest.seed}.")
+    lines.append(_write_making(manifest))
     if data is not None:
         rows = ", ".join(f"{count} {split}" for split, count in data.num_examples.items())
         lines.append(f"- Data: `{data.name}` ({rows} rows), fingerprint `{data.fingerprint[:16]}`.")
@@ -121,6 +147,12 @@ def _write_head(manifest: Manifest) -> str:
     tools = ", ".join(f"{name} {version}" for name, version in manifest.tool_versions.items())
     lines.append(f"- Tools: {tools}.")
     return "\n".join(lines)
+
+
+def _write_making(manifest: Manifest) -> str:
+    if "training" in manifest.config:
+        return f"- Made {manifest.created} with training seed {manifest.seed}."
+    return f"- Made {manifest.created} of a model that was trained elsewhere."
 
 
 def _write_table(verification: Verification) -> str:

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING
 
 from contract.console.terminal import open_rich
 from contract.errors import ConfigError
+from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.tflite import convert, prepare_converting
 from exporter.candidate import CALIBRATION, Candidate, make_candidate
-from exporter.config import Config
-from exporter.data.dataset import Dataset, load_dataset
+from exporter.card import Origin, describe_training
+from exporter.config import Config, ExportConfig
+from exporter.data.dataset import Dataset, draw_export_examples, load_dataset
+from exporter.data.examples import ExportExamples
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import Published, PublishOptions, check_base_path, publish_version
 from exporter.publishing.staging import explain_os_errors, remove_tree
@@ -165,9 +168,7 @@ def run_export(
             steps("load trained model")
             dataset, result = load_trained(trained)
         candidate = make_candidate(
-            result,
-            dataset,
-            config,
+            *_make_exportable(result, dataset, config),
             run_dir=run_dir,
             conversion=conversion,
             verification=verification,
@@ -182,6 +183,22 @@ def run_export(
             for name in (*HELD_OUT_FILES, CALIBRATION):
                 (run_dir / name).unlink(missing_ok=True)
     return Exported(candidate, published, run_dir, steps.seconds)
+
+
+def _make_exportable(
+    result: TrainResult, dataset: Dataset, config: Config
+) -> tuple[Exportable, ExportExamples, ExportConfig, Origin]:
+    """A trained model as `make_candidate` takes it."""
+    from exporter.models.keras import KerasModel
+
+    examples = draw_export_examples(
+        dataset,
+        num_golden=config.export.golden_num_examples,
+        num_calibration=config.export.calibration_num_examples,
+        seed=config.training.seed,
+    )
+    model = KerasModel(result.model, examples, heads=result.heads.by_output)
+    return model, examples, config.export, describe_training(result, config)
 
 
 def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:

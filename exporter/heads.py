@@ -48,8 +48,11 @@ def tell_head(
     if is_softmax:
         return Head(task="multiclass", class_names=names)
     if is_sigmoid or (from_logits and width == 1):
-        task = "binary" if width == 1 else "multilabel"
-        return Head(task=task, from_logits=not is_sigmoid, class_names=names)
+        return Head(
+            task="binary" if width == 1 else "multilabel",
+            from_logits=not is_sigmoid,
+            class_names=names,
+        )
     if from_logits or (names and len(names) == width > 1):
         return Head(task="multiclass", from_logits=True, class_names=names)
     return Head(task="regression" if target is None else target.task, class_names=names)

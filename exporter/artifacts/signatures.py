@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import tensorflow as tf
-import tf_keras
 
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from exporter.artifacts.names import (
@@ -22,8 +21,7 @@ from exporter.artifacts.names import (
     TUTORIAL_VALUES,
     UINT8,
 )
-from exporter.data.dataset import Dataset
-from exporter.training.models import ModelHeads
+from exporter.data.pixels import ZERO_TO_ONE, PixelScale
 
 _MAX_PIXELS = 16 * 1024 * 1024
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -40,101 +38,76 @@ Functions: TypeAlias = dict[str, tf.types.experimental.ConcreteFunction]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model under the names that its signatures use.
+class TracedModel:
+    """What the signatures of a model are made of: its own call, on tensors by their served names.
 
     Attributes:
-        model: Built, trained.
+        call: Runs the model, for inference, on tensors by name; its outputs by name.
         inputs: Name to shape and dtype, in the model's order; axis 0 is the batch.
-        own_inputs: The names of the same inputs inside the model.
         outputs: Names in the model's order.
-        own_outputs: The names of the same outputs inside the model.
-        is_classifier: One output, as wide as there are classes.
+        is_classifier: One output, (batch, classes), which says which class a row is.
+        class_names: Of that output.
+        image_shape: (height, width, channels) of the pictures that its only input was made of;
+            () where it takes none.
+        pixels: How their pixels become the input.
     """
 
-    model: tf_keras.Model
+    call: Callable[[Tensors], dict[str, tf.Tensor]]
     inputs: Mapping[str, tf.TensorSpec]
-    own_inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    own_outputs: tuple[str, ...]
-    is_classifier: bool
+    is_classifier: bool = False
+    class_names: tuple[str, ...] = ()
+    image_shape: tuple[int, ...] = ()
+    pixels: PixelScale = ZERO_TO_ONE
 
     @property
     def single_input(self) -> tf.TensorSpec | None:
         """The input, when there is only one."""
         return next(iter(self.inputs.values())) if len(self.inputs) == 1 else None
 
-    def call(self, tensors: Tensors) -> dict[str, tf.Tensor]:
-        """Runs the model, for inference, on tensors by name; its outputs by name."""
-        own = {own: tensors[name] for own, name in zip(self.own_inputs, self.inputs, strict=True)}
-        answers = self.model(own if len(own) > 1 else next(iter(own.values())), training=False)
-        if not isinstance(answers, dict):
-            answers = dict(zip(self.own_outputs, tf.nest.flatten(answers), strict=True))
-        return {
-            name: answers[own] for name, own in zip(self.outputs, self.own_outputs, strict=True)
-        }
 
-
-def name_tensors(model: tf_keras.Model, heads: ModelHeads, dataset: Dataset) -> ServedModel:
-    """Names a model's inputs and outputs for its signatures."""
-    dtypes = dict(zip(model.input_names, (tensor.dtype for tensor in model.inputs), strict=True))
-    own_inputs = tuple(heads.inputs)
-    if len(own_inputs) == 1 and dataset.is_image:
-        inputs = ["images"]
-    else:
-        inputs = _replace_generated(model, own_inputs, "features", "input")
-    own_outputs = tuple(head.name for head in heads.outputs)
-    only = heads.outputs[0] if len(heads.outputs) == 1 else None
-    if only is not None and only.kind == "probabilities":
-        outputs = ["probabilities"]
-    else:
-        outputs = _replace_generated(model, own_outputs, "outputs", "output")
-    return ServedModel(
-        model=model,
-        inputs={
-            name: tf.TensorSpec((None, *heads.inputs[own]), dtypes.get(own, tf.float32))
-            for name, own in zip(inputs, own_inputs, strict=True)
-        },
-        own_inputs=own_inputs,
-        outputs=tuple(outputs),
-        own_outputs=own_outputs,
-        is_classifier=only is not None and only.kind != "value" and only.width > 1,
-    )
-
-
-def _replace_generated(
-    model: tf_keras.Model, names: tuple[str, ...], single: str, several: str
+def replace_generated(
+    names: Sequence[str], kinds: Mapping[str, str], single: str, several: str
 ) -> list[str]:
-    """Keras numbers the layers nobody named by order of creation: such names change."""
-    own = [None if _is_generated(model, name) else name for name in names]
+    """Served names in place of those that Keras made up.
+
+    Keras numbers the layers nobody named by order of creation: such names change from build to
+    build.
+
+    Args:
+        names: Of inputs or outputs, in the model's order.
+        kinds: Layer name to the name of its class; the key of a dict, which somebody wrote, is
+            in none.
+        single: What a generated name becomes where it is the only one.
+        several: What it becomes, with its place, where it is not.
+    """
+    own = [None if _is_generated(name, kinds.get(name)) else name for name in names]
     if len(names) == 1:
         return [own[0] or single]
     return [name or f"{several}_{index}" for index, name in enumerate(own)]
 
 
-def _is_generated(model: tf_keras.Model, name: str) -> bool:
-    layer = next((layer for layer in model.layers if layer.name == name), None)
-    if layer is None:  # the key of a dict: somebody wrote it
+def _is_generated(name: str, kind: str | None) -> bool:
+    if kind is None:
         return False
-    kind = type(layer).__name__
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind).lower()
-    return re.fullmatch(rf"({re.escape(snake)}|input)(_\d+)?", name) is not None
+    return re.fullmatch(rf"({re.escape(snake)}|input|input_layer)(_\d+)?", name) is not None
 
 
-def trace_signatures(served: ServedModel, dataset: Dataset) -> Functions:
+def trace_signatures(model: TracedModel) -> Functions:
     """Signature name to concrete function, `serving_default` first."""
-    functions = {DEFAULT_SIGNATURE_NAME: _trace(served.call, served.inputs)}
-    only = served.single_input
+    functions = {DEFAULT_SIGNATURE_NAME: trace(model.call, model.inputs)}
+    only = model.single_input
     if only is None:
         return functions
-    if dataset.is_image:
-        functions |= _trace_image_signatures(served, dataset)
-    if served.is_classifier and only.shape[1:].num_elements() == TUTORIAL_VALUES:
-        functions[PREDICT_IMAGES] = _trace_tutorial_signature(served)
+    if model.image_shape:
+        functions |= _trace_image_signatures(model)
+    if model.is_classifier and only.shape[1:].num_elements() == TUTORIAL_VALUES:
+        functions[PREDICT_IMAGES] = _trace_tutorial_signature(model)
     return functions
 
 
-def _trace(
+def trace(
     call: Callable[[Tensors], Tensors], inputs: Mapping[str, tf.TensorSpec]
 ) -> tf.types.experimental.ConcreteFunction:
     """A function whose tensors are keyword arguments, named as in the signature."""
@@ -143,15 +116,13 @@ def _trace(
     )
 
 
-def _trace_image_signatures(served: ServedModel, dataset: Dataset) -> Functions:
-    shape = dataset.input_shape
-    ((name, only),) = served.inputs.items()
+def _trace_image_signatures(model: TracedModel) -> Functions:
+    shape = model.image_shape
+    ((name, only),) = model.inputs.items()
 
     def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        # Division, as in dataset.to_float32: a product with 1/255 rounds differently.
-        scaled = tf.cast(pixels, tf.float32) / tf.constant(255.0)
-        shaped = tf.reshape(scaled, (-1, *only.shape[1:]))
-        return served.call({name: tf.cast(shaped, only.dtype)})
+        shaped = tf.reshape(_scale_pixels(pixels, model.pixels), (-1, *only.shape[1:]))
+        return model.call({name: tf.cast(shaped, only.dtype)})
 
     def answer_files(tensors: Tensors) -> dict[str, tf.Tensor]:
         return answer(_decode_images(tensors["image_bytes"], shape))
@@ -161,34 +132,46 @@ def _trace_image_signatures(served: ServedModel, dataset: Dataset) -> Functions:
             tensors["inputs"], {ENCODED_FEATURE: tf.io.FixedLenFeature((), tf.string)}
         )
         (scores,) = answer(_decode_images(parsed[ENCODED_FEATURE], shape)).values()
-        classes = tf.tile(tf.constant([dataset.class_names]), (tf.shape(scores)[0], 1))
+        classes = tf.tile(tf.constant([model.class_names]), (tf.shape(scores)[0], 1))
         return {"classes": classes, "scores": scores}
 
     # (28, 28) for (28, 28, 1): the shape that readers of grey images, Pillow's too, give.
     raw_shape = shape[:-1] if shape[-1] == 1 else shape
     functions = {
-        UINT8: _trace(
+        UINT8: trace(
             lambda tensors: answer(tensors["images"]),
             {"images": tf.TensorSpec((None, *raw_shape), tf.uint8)},
         ),
     }
     if shape[-1] in (1, 3):
         strings = tf.TensorSpec((None,), tf.string)
-        functions[IMAGE_BYTES] = _trace(answer_files, {"image_bytes": strings})
-        if served.is_classifier:
-            functions[CLASSIFY] = _trace(classify, {"inputs": strings})
+        functions[IMAGE_BYTES] = trace(answer_files, {"image_bytes": strings})
+        if model.is_classifier and model.class_names:
+            functions[CLASSIFY] = trace(classify, {"inputs": strings})
     return functions
 
 
-def _trace_tutorial_signature(served: ServedModel) -> tf.types.experimental.ConcreteFunction:
-    ((name, only),) = served.inputs.items()
+def _scale_pixels(pixels: tf.Tensor, scale: PixelScale) -> tf.Tensor:
+    """The operations of `PixelScale.apply`, in its order."""
+    numbers = tf.cast(pixels, tf.float32)
+    if scale.is_identity:
+        return numbers
+    numbers = numbers / tf.constant(255.0)
+    if (scale.low, scale.high) != (0.0, 1.0):
+        numbers = numbers * tf.constant(scale.high - scale.low, tf.float32)
+        numbers = numbers + tf.constant(scale.low, tf.float32)
+    return numbers
+
+
+def _trace_tutorial_signature(model: TracedModel) -> tf.types.experimental.ConcreteFunction:
+    ((name, only),) = model.inputs.items()
 
     def score(tensors: Tensors) -> dict[str, tf.Tensor]:
         shaped = tf.reshape(tensors["images"], (-1, *only.shape[1:]))
-        (scores,) = served.call({name: tf.cast(shaped, only.dtype)}).values()
+        (scores,) = model.call({name: tf.cast(shaped, only.dtype)}).values()
         return {"scores": scores}
 
-    return _trace(score, {"images": tf.TensorSpec((None, TUTORIAL_VALUES), tf.float32)})
+    return trace(score, {"images": tf.TensorSpec((None, TUTORIAL_VALUES), tf.float32)})
 
 
 def _decode_images(image_bytes: tf.Tensor, image_shape: tuple[int, ...]) -> tf.Tensor:

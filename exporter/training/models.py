@@ -19,7 +19,9 @@ import tensorflow as tf
 import tf_keras
 from numpy.typing import NDArray
 
+import contract.heads
 from contract.errors import ConfigError
+from contract.heads import Task
 from contract.signature import Array
 from exporter.config import ModelConfig
 
@@ -196,6 +198,15 @@ class ModelHeads:
     def main(self) -> Head:
         """The output that is measured: the first that classifies, else the first."""
         return next((head for head in self.outputs if head.kind != "value"), self.outputs[0])
+
+    @property
+    def by_output(self) -> dict[str, contract.heads.Head]:
+        """Own output name to what it means, where that is known."""
+        found = {}
+        for head in self.outputs:
+            task: Task = "regression" if head.kind == "value" else "multiclass"
+            found[head.name] = contract.heads.Head(task=task, from_logits=head.kind == "logits")
+        return found
 
     def name_outputs(self, structure: Structure) -> dict[str, tf.Tensor]:
         """Name a model's answers, or the targets made for them, by head."""

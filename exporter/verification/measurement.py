@@ -9,6 +9,7 @@ import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ import numpy as np
 from contract import layout
 from contract.errors import ManifestError
 from contract.golden import Golden, read_golden, write_golden
+from contract.heads import Head
 from contract.lite import LiteModel
 from contract.parity import Predictor, Tolerance, compare, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME
@@ -28,23 +30,35 @@ SAVED_MODEL = "saved_model"
 
 _TIMED_CALLS = 200
 _TIMED_SECONDS = 0.5
-HELD_OUT_FILES = _ROWS, _LABELS = "test_split.npz", "test_labels.npz"
+HELD_OUT_FILES = _ROWS, _TARGETS, _INDEX = "held_out.npz", "held_out_targets.npz", "held_out.json"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The whole test split with the in-process answers.
+    """The test split, then rows of every class from the other splits, with in-process answers.
 
     Attributes:
-        golden: Every row, for `serving_default` and what takes raw pixels.
-        labels: int64 (rows,).
-        scored: The output of `serving_default` whose largest class is compared with the
-            labels; "" where none is.
+        golden: The rows, for the main signature and what takes raw pixels.
+        num_test: How many of them, the first, are of the test split.
+        signature_name: The main signature, whose outputs `heads` and `targets` are of.
+        heads: Output name to what it means.
+        targets: Output name to what it should have been, for the rows of the test split; {}
+            where nobody knows.
     """
 
     golden: Golden
-    labels: Array
-    scored: str = ""
+    num_test: int
+    signature_name: str
+    heads: Mapping[str, Head]
+    targets: Mapping[str, Array]
+
+
+class _HeldOutIndex(msgspec.Struct, frozen=True):
+    """What is kept of a `HeldOut` beside its arrays."""
+
+    num_test: int
+    signature_name: str
+    heads: dict[str, Head]
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,8 +113,8 @@ def measure(
             compare(held_out.golden.signatures[key].outputs, got, tolerance, signature_name=key)
             for key, got in answers.items()
         ]
-        rows = len(held_out.labels)
-        accuracy = measure_accuracy(answers.get(DEFAULT_SIGNATURE_NAME, {}), held_out)
+        rows = held_out.num_test
+        accuracy = measure_accuracy(answers.get(held_out.signature_name, {}), held_out)
     outputs = [output for report in reports + whole for output in report.outputs]
     judged = [output for report in whole or reports for output in report.outputs]
     agreements = [one.top1_agreement for one in judged if one.top1_agreement is not None]
@@ -159,42 +173,55 @@ def _answer(predictor: Predictor, golden: Golden, signature_name: str) -> dict[s
 
 
 def measure_accuracy(answers: Batch, held_out: HeldOut) -> float | None:
-    """Share of rows, 0..1, whose largest class is the label; None where there are no classes."""
-    if held_out.scored not in answers:
-        return None
-    return float(np.mean(answers[held_out.scored].argmax(axis=1) == held_out.labels))
+    """Share of the test split, 0..1, whose class is the target; None where there are no classes.
+
+    Of the first output that has one class a row.
+    """
+    for name, targets in held_out.targets.items():
+        head = held_out.heads.get(name)
+        if head is None or head.task not in ("multiclass", "binary") or name not in answers:
+            continue
+        decided = head.decide(answers[name][: held_out.num_test])
+        return float(np.mean(decided == targets.reshape(decided.shape)))
+    return None
 
 
 def time_one_row(predictor: Predictor, golden: Golden) -> float | None:
-    """Median microseconds of a `serving_default` call with one row."""
-    examples = golden.signatures.get(DEFAULT_SIGNATURE_NAME)
+    """Median microseconds of a row in the smallest call, of `serving_default` or what is first."""
+    name = DEFAULT_SIGNATURE_NAME
+    if name not in golden.signatures:
+        name = next(iter(golden.signatures), "")
+    examples = golden.signatures.get(name)
     if examples is None or not examples.batch_sizes:
         return None
-    row = {name: array[:1] for name, array in examples.inputs.items()}
+    count = examples.batch_sizes[0]
+    row = {name: array[:count] for name, array in examples.inputs.items()}
     seconds: list[float] = []
     end = time.perf_counter() + _TIMED_SECONDS
     while len(seconds) < _TIMED_CALLS and (len(seconds) < 10 or time.perf_counter() < end):
         start = time.perf_counter()
-        predictor.predict(row, signature_name=DEFAULT_SIGNATURE_NAME)
+        predictor.predict(row, signature_name=name)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds) * 1e6
+    return statistics.median(seconds) * 1e6 / count
 
 
 def write_held_out(directory: Path, held_out: HeldOut) -> None:
-    """Writes a test split for another process; it is no part of a version."""
+    """Writes held-out rows for another process; they are no part of a version."""
     write_golden(directory / _ROWS, held_out.golden, compress=False)
-    with (directory / _LABELS).open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **{f"labels.{held_out.scored}": held_out.labels})
+    with (directory / _TARGETS).open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **held_out.targets)
+    index = _HeldOutIndex(held_out.num_test, held_out.signature_name, dict(held_out.heads))
+    (directory / _INDEX).write_bytes(msgspec.json.encode(index))
 
 
 def read_held_out(directory: Path) -> HeldOut:
     """Reads what `write_held_out` wrote."""
-    path = directory / _LABELS
+    path = directory / _TARGETS
     try:
         with np.load(path, allow_pickle=False) as archive:
-            (key,) = archive.files
-            labels = archive[key]
+            targets = {name: archive[name] for name in archive.files}
+        index = msgspec.json.decode((directory / _INDEX).read_bytes(), type=_HeldOutIndex)
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: unreadable labels: {error}") from error
+        raise ManifestError(f"{path}: unreadable targets: {error}") from error
     rows = read_golden(directory / _ROWS, max_bytes=None)
-    return HeldOut(rows, labels, key.removeprefix("labels."))
+    return HeldOut(rows, index.num_test, index.signature_name, index.heads, targets)

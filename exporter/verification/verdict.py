@@ -59,8 +59,10 @@ def _list_disagreeing_signatures(golden: Golden) -> list[str]:
 
     They would, if the scaling in the graph were not the one that the model was trained with.
     """
+    problems: list[str] = []
+    if DEFAULT_SIGNATURE_NAME not in golden.signatures:
+        return problems
     default = golden.signatures[DEFAULT_SIGNATURE_NAME].outputs
-    problems = []
     for name in (UINT8, PREDICT_IMAGES, IMAGE_BYTES):
         if name not in golden.signatures:
             continue

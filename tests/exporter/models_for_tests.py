@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contract.heads import Head
-from exporter.data.dataset import Dataset, fingerprint_arrays, to_float32
-from exporter.data.examples import Examples
+from exporter.data.dataset import (
+    Dataset,
+    draw_export_examples,
+    fingerprint_arrays,
+    to_float32,
+)
+from exporter.data.examples import Examples, ExportExamples
 from exporter.data.pixels import PixelScale
 
 if TYPE_CHECKING:
+    from exporter.models.keras import KerasModel
     from exporter.training.models import ModelHeads
 
 
@@ -45,6 +51,21 @@ def find_heads(model: Any, dataset: Dataset, loss: str = "categorical_crossentro
     from exporter.training.models import describe_heads
 
     return describe_heads(model, to_float32(dataset.x_train[:8]), dataset.num_classes, loss=loss)
+
+
+def draw_examples(dataset: Dataset, *, seed: int = 1) -> ExportExamples:
+    """As an export draws them."""
+    return draw_export_examples(dataset, num_golden=64, num_calibration=40, seed=seed)
+
+
+def make_exportable(
+    model: Any, dataset: Dataset, loss: str = "categorical_crossentropy"
+) -> KerasModel:
+    """A model as an export of a trained one has it."""
+    from exporter.models.keras import KerasModel
+
+    heads = find_heads(model, dataset, loss).by_output
+    return KerasModel(model, draw_examples(dataset), heads=heads)
 
 
 def build_softmax(shape: tuple[int, ...], num_classes: int, *, head: str | None = None) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from contract.golden import Golden, GoldenExamples
+from contract.heads import Head
 from contract.parity import EXACT, Tolerances
 from contract.signature import Array, Batch
 from exporter.verification.measurement import HeldOut, Measurement, measure
@@ -56,7 +57,13 @@ def measure_copy(
         golden,
         EXACT if variant == "saved_model" else Tolerances().of_variant(variant),
         signature_names=list(golden.signatures),
-        held_out=HeldOut(whole, CLASSES.argmax(axis=1), "classes"),
+        held_out=HeldOut(
+            whole,
+            ROWS,
+            signature_name="serving_default",
+            heads={"classes": Head(task="multiclass")},
+            targets={"classes": CLASSES.argmax(axis=1)},
+        ),
     )
 
 
