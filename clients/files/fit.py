@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from clients.files.pictures import decode_image
 from clients.files.read import (
     UNNAMED,
     FileRows,
     OnSkipped,
     Skipped,
-    decode_image,
     list_files,
     read_files,
 )
