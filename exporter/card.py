@@ -24,6 +24,7 @@ from contract.signature import UINT8, Array
 from exporter.artifacts.exportable import Exportable
 from exporter.config import Config
 from exporter.data.examples import ExportExamples
+from exporter.data.statistics import describe_inputs
 from exporter.training.run import TrainResult
 from exporter.verification.verdict import HEADINGS, Verification, list_rows
 
@@ -103,6 +104,7 @@ def describe_candidate(
             num_examples=dict(examples.num_examples),
             dummy=examples.dummy,
         ),
+        inputs=describe_inputs(examples),
         seed=origin.seed or 0,
         tool_versions=_list_tool_versions(),
         calibration_fingerprint=calibration_fingerprint,

@@ -9,6 +9,7 @@ from contract.console.terminal import print_table, say
 if TYPE_CHECKING:
     from exporter.flow import Exported, Trained
     from exporter.inspect import Inspection
+    from exporter.own_model import ExportedVersion
     from exporter.predict import Prediction
     from exporter.publishing.publish import Published
     from exporter.publishing.transfer import Copied
@@ -47,6 +48,17 @@ def show_export(exported: Exported) -> None:
         say(f"Not published. The candidate and its report stay in {exported.run_dir}.")
     else:
         show_published(exported.published)
+
+
+def show_own(exported: ExportedVersion) -> None:
+    """The table of a model that was trained elsewhere, and where its version is."""
+    from exporter.verification.verdict import HEADINGS, list_rows
+
+    rows = list_rows(exported.verification)
+    print_table(HEADINGS, rows, title=exported.manifest.model_name)
+    for note in exported.verification.notes:
+        say(f"Note: {note}.")
+    show_published(exported.published)
 
 
 def show_published(published: Published) -> None:

@@ -19,6 +19,7 @@ from clients.files.read import (
 )
 from contract.console.terminal import remark
 from contract.errors import DatasetError, PlumblineError, TensorMismatchError
+from contract.manifest import InputStatistics
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import (
     IMAGE_BYTES,
@@ -33,6 +34,49 @@ from contract.signature import (
     dtype_name,
     find_signature,
 )
+from contract.statistics import compare_inputs
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Adjustment:
+    """What is done to numbers before they are sent.
+
+    Attributes:
+        invert: Dark ink on paper becomes light ink on dark.
+        scale: Numbers are divided by it; 0 leaves them, and divides decoded pixels by 255 where
+            a signature takes floats.
+        shift: Then added.
+    """
+
+    invert: bool = False
+    scale: float = 0.0
+    shift: float = 0.0
+
+    def apply(self, rows: FileRows) -> FileRows:
+        """Rows of arrays, adjusted; those of files of pictures are left to `scale_pixels`."""
+        if rows.is_image or self == Adjustment():
+            return rows
+        batch = {
+            name: self._adjust(array) if array.dtype.kind in "iuf" else array
+            for name, array in rows.batch.items()
+        }
+        return dataclasses.replace(rows, batch=batch)
+
+    def scale_pixels(self, pixels: Array) -> Array:
+        """float32 of decoded pixels."""
+        scaled: Array = pixels.astype(np.float32) / np.float32(self.scale or 255)
+        return scaled + np.float32(self.shift) if self.shift else scaled
+
+    def _adjust(self, array: Array) -> Array:
+        if self.invert and array.size:
+            # Bytes and floats of 0..255 about their middle, likewise floats of 0..1 and -1..1.
+            is_bytes = array.dtype.kind in "iu" or array.max() > 1
+            whole = 255 if is_bytes else (1 if array.min() >= 0 else 0)
+            array = (whole - array).astype(array.dtype)
+        if not self.scale and not self.shift:
+            return array
+        numbers: Array = array.astype(np.float32) / np.float32(self.scale or 1)
+        return numbers + np.float32(self.shift)
 
 
 class InputReader:
@@ -43,6 +87,7 @@ class InputReader:
     Attributes:
         signature: The signature that the rows fit.
         skipped: Everything that was skipped so far.
+        remarks: What looks wrong about the first rows, beside those of `known`.
 
     Raises:
         ConfigError: A path does not exist or is of an unknown kind.
@@ -57,23 +102,28 @@ class InputReader:
         *,
         signature_name: str = "",
         array_name: str = "",
-        invert: bool = False,
+        adjustment: Adjustment = Adjustment(),
+        known: Mapping[str, InputStatistics] | None = None,
     ) -> None:
         self.skipped: list[Skipped] = []
-        self._invert = invert
+        self._adjustment = adjustment
         self._pixel_shape = find_pixel_shape(signatures)
         self._hints = Hints(frozenset(signatures))
-        self._blocks = read_files(
+        blocks = read_files(
             list_files(paths),
             on_skipped=self._skip,
             array_name=array_name,
             signature_name=signature_name or DEFAULT_SIGNATURE_NAME,
         )
+        self._blocks = map(adjustment.apply, blocks)
         first = next(self._blocks, None)
         if first is None:
             raise DatasetError("no rows: none of the files could be read, or they are empty")
         self.signature = choose_signature(signatures, first, signature_name)
         self._first = self._fit(first)
+        self.remarks = compare_inputs(self._first.batch, known or {})
+        for one in self.remarks:
+            remark(f"{one.text}: {one.flag} mends it")
 
     def __iter__(self) -> Iterator[FileRows]:
         """Blocks of rows whose batch fits the signature; may be iterated once."""
@@ -97,7 +147,7 @@ class InputReader:
             rows,
             self.signature,
             pixel_shape=self._pixel_shape,
-            invert=self._invert,
+            adjustment=self._adjustment,
             on_skipped=self._skip,
             hints=self._hints,
         )
@@ -148,13 +198,13 @@ def fit_rows(
     signature: Signature,
     *,
     pixel_shape: tuple[int, ...] = (),
-    invert: bool = False,
+    adjustment: Adjustment = Adjustment(),
     on_skipped: OnSkipped,
     hints: Hints,
 ) -> FileRows:
     """The rows as `signature` wants them."""
     if rows.is_image:
-        return _fit_images(rows, signature, pixel_shape, invert, on_skipped)
+        return _fit_images(rows, signature, pixel_shape, adjustment, on_skipped)
     batch = _shape_batch(rows, signature)
     check_batch(batch, signature, hints)
     return dataclasses.replace(rows, batch=batch)
@@ -251,7 +301,7 @@ def _fit_images(
     rows: FileRows,
     signature: Signature,
     pixel_shape: tuple[int, ...],
-    invert: bool,
+    adjustment: Adjustment,
     on_skipped: OnSkipped,
 ) -> FileRows:
     name, spec = next(iter(signature.inputs.items()))
@@ -268,11 +318,11 @@ def _fit_images(
     kept, images = [], []
     for index, content in enumerate(contents):
         try:
-            images.append(decode_image(content, shape, invert=invert))
+            images.append(decode_image(content, shape, invert=adjustment.invert))
             kept.append(index)
         except DatasetError as error:
             on_skipped(Skipped(rows.name_row(index), str(error)))
     pixels: Array = np.array(images, dtype=np.uint8).reshape(len(images), *shape)
     if spec.dtype == "float32":
-        pixels = pixels.astype(np.float32) / np.float32(255)
+        pixels = adjustment.scale_pixels(pixels)
     return rows.take(kept, {name: _fit_array(pixels, spec, is_text=False)})

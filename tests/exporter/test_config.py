@@ -97,7 +97,7 @@ def test_a_value_that_cannot_be_is_refused_with_its_key(override: str, sentence:
 
 @pytest.mark.parametrize(
     "override",
-    ["label_smoothing=0.1", "clip_norm=1", "mixup=0.2", "loss=my.module:loss"],
+    ["label_smoothing=0.1", "clip_norm=1", "mixup=0.2"],
 )
 def test_what_only_the_custom_loop_offers_is_refused_for_fit(override: str) -> None:
     assert "only with loop = 'gradient_tape'" in refuse(f"training.{override}")
