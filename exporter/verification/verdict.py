@@ -153,8 +153,11 @@ def list_rows(verification: Verification) -> list[tuple[str, ...]]:
 
 
 def _choose_metric(verification: Verification) -> str:
-    in_process = verification.measurements[0]
-    return next((name for name in _METRICS if _find_metric(in_process, name) is not None), ACCURACY)
+    measured = verification.measurements
+    return next(
+        (name for name in _METRICS for one in measured if _find_metric(one, name) is not None),
+        ACCURACY,
+    )
 
 
 def _find_metric(found: Measurement, metric: str) -> float | None:
