@@ -46,6 +46,11 @@ def show_export(exported: Exported) -> None:
         say(f"{name} FAILED: {'; '.join(problems)}.")
     if exported.published is None:
         say(f"Not published. The candidate and its report stay in {exported.run_dir}.")
+        if exported.trained_in is not None:
+            say(
+                "The trained model is kept; export it without training again: "
+                f"python -m exporter export --trained {exported.trained_in}"
+            )
     else:
         show_published(exported.published)
 

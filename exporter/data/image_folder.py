@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import io
 import logging
 import os
 from collections.abc import Sequence
@@ -186,10 +187,15 @@ def _try_to_read(path: Path, size: tuple[int, int] | None, channels: int) -> Arr
 
 
 def read_picture(path: Path, *, size: tuple[int, int] | None, channels: int) -> Array:
-    """uint8 (height, width, channels) of one file.
+    """`decode_picture` of a file."""
+    return decode_picture(path.read_bytes(), size=size, channels=channels)
+
+
+def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: int) -> Array:
+    """uint8 (height, width, channels) of a picture's bytes.
 
     Args:
-        path: A picture; its EXIF orientation is honoured, its transparency dropped.
+        content: Of its file; EXIF orientation is honoured, transparency dropped.
         size: (height, width) to resize to; None leaves it as it is.
         channels: 1 (grey) or 3 (RGB).
 
@@ -200,7 +206,7 @@ def read_picture(path: Path, *, size: tuple[int, int] | None, channels: int) -> 
     import PIL.Image
     import PIL.ImageOps
 
-    with PIL.Image.open(path) as image:
+    with PIL.Image.open(io.BytesIO(content)) as image:
         if image.width * image.height > _MAX_PIXELS:
             raise ValueError(
                 f"{image.width} × {image.height} pixels; at most {_MAX_PIXELS:,} are decoded"
