@@ -328,9 +328,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
+    return _override(table, overrides, source=str(path))
+
+
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+    """Apply overrides to a configuration.
+
+    Args:
+        config: Read before.
+        overrides: As `load_config` takes them.
+
+    Raises:
+        ConfigError: See `load_config`.
+    """
+    return _override(msgspec.to_builtins(config), overrides, source="the configuration")
+
+
+def _override(table: Table, overrides: Sequence[str], *, source: str) -> Config:
     for override in overrides:
         _apply_override(table, override)
-    return parse_config(table, source=str(path))
+    return parse_config(table, source=source)
 
 
 def parse_config(table: Table, *, source: str = "the configuration") -> Config:

@@ -19,7 +19,10 @@ from contract.manifest import Manifest, check_files, from_entries, read_manifest
 from contract.signature import Signature
 from contract.wire.signatures import read_meta_graph, read_signatures
 
-_EXPORT_AGAIN = "python -m exporter export --config configs/mlp.toml --base_path {base}"
+_EXPORT_AGAIN = (
+    "python -m exporter export --base_path {base} --config FILE (or --model FILE: what the "
+    "version was made from)"
+)
 _GENERATED = re.compile(
     r"(args|conv2d|dense|flatten|functional|input|keras_tensor|output|sequential)(_\d+)+"
 )

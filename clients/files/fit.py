@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from clients.files.pictures import decode_image
 from clients.files.read import (
     UNNAMED,
     FileRows,
     OnSkipped,
     Skipped,
-    decode_image,
     list_files,
     read_files,
 )
@@ -22,9 +22,12 @@ from contract.errors import DatasetError, PlumblineError, TensorMismatchError
 from contract.manifest import InputStatistics
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import (
+    IMAGE_BYTES,
     PREDICT_METHOD,
     STRING,
+    UINT8,
     Array,
+    Hints,
     Signature,
     TensorSpec,
     check_batch,
@@ -32,9 +35,6 @@ from contract.signature import (
     find_signature,
 )
 from contract.statistics import compare_inputs
-
-PIXELS = "serving_uint8"
-IMAGE_BYTES = "serving_image_bytes"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,6 +108,7 @@ class InputReader:
         self.skipped: list[Skipped] = []
         self._adjustment = adjustment
         self._pixel_shape = find_pixel_shape(signatures)
+        self._hints = Hints(frozenset(signatures))
         blocks = read_files(
             list_files(paths),
             on_skipped=self._skip,
@@ -148,6 +149,7 @@ class InputReader:
             pixel_shape=self._pixel_shape,
             adjustment=self._adjustment,
             on_skipped=self._skip,
+            hints=self._hints,
         )
 
     def _skip(self, skipped: Skipped) -> None:
@@ -167,11 +169,11 @@ def choose_signature(
     """
     if signature_name:
         return find_signature(signatures, signature_name)
-    preferred = (DEFAULT_SIGNATURE_NAME, PIXELS)
+    preferred = (DEFAULT_SIGNATURE_NAME, UINT8)
     if rows.is_image:
-        preferred = (PIXELS, IMAGE_BYTES)
+        preferred = (UINT8, IMAGE_BYTES)
     elif _looks_like_pixels(rows):
-        preferred = (PIXELS, DEFAULT_SIGNATURE_NAME)
+        preferred = (UINT8, DEFAULT_SIGNATURE_NAME)
     rest = sorted(
         name
         for name, signature in signatures.items()
@@ -182,11 +184,12 @@ def choose_signature(
             return signatures[name]
     if rows.is_image:
         raise TensorMismatchError(
-            f"images need the signature {PIXELS} or {IMAGE_BYTES}; this version has "
+            f"images need the signature {UINT8} or {IMAGE_BYTES}; this version has "
             f"{', '.join(signatures)}; name one with --signature_name, or give arrays"
         )
     fallback = signatures.get(DEFAULT_SIGNATURE_NAME) or next(iter(signatures.values()))
-    check_batch(_shape_batch(rows, fallback), fallback)  # raises, and says why
+    hints = Hints(frozenset(signatures))
+    check_batch(_shape_batch(rows, fallback), fallback, hints)  # raises, and says why
     raise TensorMismatchError(f"{rows.source} fits none of {', '.join(signatures)}")
 
 
@@ -197,18 +200,19 @@ def fit_rows(
     pixel_shape: tuple[int, ...] = (),
     adjustment: Adjustment = Adjustment(),
     on_skipped: OnSkipped,
+    hints: Hints,
 ) -> FileRows:
     """The rows as `signature` wants them."""
     if rows.is_image:
         return _fit_images(rows, signature, pixel_shape, adjustment, on_skipped)
     batch = _shape_batch(rows, signature)
-    check_batch(batch, signature)
+    check_batch(batch, signature, hints)
     return dataclasses.replace(rows, batch=batch)
 
 
 def find_pixel_shape(signatures: Mapping[str, Signature]) -> tuple[int, ...]:
     """(height, width[, channels]) of the model's images, () when no signature tells."""
-    for name in (PIXELS, *signatures):
+    for name in (UINT8, *signatures):
         if name in signatures and len(signatures[name].inputs) == 1:
             shape = next(iter(signatures[name].inputs.values())).shape or ()
             if len(shape) in (3, 4) and None not in shape[1:]:
@@ -309,7 +313,7 @@ def _fit_images(
     if not shape or spec.dtype not in ("uint8", "float32"):
         raise TensorMismatchError(
             f"`{name}` of signature {signature.name!r} wants {spec.describe()}, which says not "
-            f"how large an image is; use signature {PIXELS} or {IMAGE_BYTES}, or give arrays"
+            f"how large an image is; use signature {UINT8} or {IMAGE_BYTES}, or give arrays"
         )
     kept, images = [], []
     for index, content in enumerate(contents):

@@ -56,7 +56,7 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="INPUT",
-        help="npz, npy, csv, jsonl, PNG, JPEG, or a folder of images (light ink on dark)",
+        help="npz, npy, csv, jsonl, PNG, JPEG, or a folder of images",
     )
     parser.add_argument(
         "--output",
