@@ -19,6 +19,7 @@ import numpy as np
 
 from contract.console.extras import import_extra
 from contract.errors import DatasetError
+from contract.pictures import JPEG_MAGIC, MAX_PIXELS, PNG_MAGIC, read_orientation
 from contract.signature import Array
 from exporter.config import DataConfig
 from exporter.data.examples import Examples
@@ -37,8 +38,6 @@ _SPLITS = {
     "val": "validation",
     "valid": "validation",
 }
-_MAX_PIXELS = 2**24
-"""As in the exported graph."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _SHOWN = 5
 _IGNORED = ("__MACOSX", "__pycache__")
@@ -204,15 +203,14 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
         ValueError: It has more pixels than the exported graph would decode.
     """
     import PIL.Image
-    import PIL.ImageOps
 
     with PIL.Image.open(io.BytesIO(content)) as image:
-        if image.width * image.height > _MAX_PIXELS:
+        if image.width * image.height > MAX_PIXELS:
             raise ValueError(
-                f"{image.width} × {image.height} pixels; at most {_MAX_PIXELS:,} are decoded"
+                f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
             )
         image.load()
-        upright = PIL.ImageOps.exif_transpose(image)
+        upright = _turn(image, content)
         if upright.mode.startswith("I"):  # 16 bits: the high byte, as TensorFlow's decoder
             high = np.asarray(upright, np.uint32) >> 8
             upright = PIL.Image.fromarray(high.clip(0, 255).astype(np.uint8))
@@ -221,6 +219,27 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
         pixels = (pixels * _LUMA).sum(axis=-1, keepdims=True)
     whole: Array = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     return whole
+
+
+def _turn(image: PIL.Image.Image, content: bytes) -> PIL.Image.Image:
+    """As a viewer shows it; of PNG and JPEG files by the one rule that graph and clients have."""
+    import PIL.Image
+    import PIL.ImageOps
+
+    if not content.startswith((PNG_MAGIC, JPEG_MAGIC)):
+        return PIL.ImageOps.exif_transpose(image)
+    turn = PIL.Image.Transpose
+    methods = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_270,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_90,
+    }
+    method = methods.get(read_orientation(content))
+    return image if method is None else image.transpose(method)
 
 
 def _resize(image: PIL.Image.Image, size: tuple[int, int] | None) -> Array:
