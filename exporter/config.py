@@ -7,10 +7,12 @@ here only where leaving a key out has one plain meaning (0 = off, "" = none).
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import re
+import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -38,6 +40,7 @@ BUILT_IN_LOSSES = (
 )
 LoopName = Literal["fit", "gradient_tape"]
 StrategyName = Literal["none", "mirrored", "multi_worker"]
+TargetTask = Literal["", "multiclass", "binary", "multilabel", "regression"]
 VariantName = Literal["float32", "float16", "dynamic_range", "int8"]
 
 Table: TypeAlias = dict[str, Any]
@@ -96,22 +99,87 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which data to train on and how to split them.
 
     Attributes:
-        kind: `digits`, `mnist`, `npz` or `random`.
-        path: The user's file (npz; mnist: a file or the folder of the four IDX files).
+        kind: Where they come from, see docs/training.md.
+        path: The user's file (mnist: a file or the folder of the four IDX files).
+        test_path: Likewise with the test split, for kinds that have one split a file.
         download: Fetch MNIST when neither `path` nor Keras's cache has it.
         seed: Of the split (and of `random`); independent of the training seed.
         validation_fraction: Share of the training rows set apart for early stopping.
         test_fraction: Share set apart first, where the data bring no test split.
+        target: The column to be learnt, or several: one target each, or one for all of them with
+            the task `multilabel` or `regression`.
+        columns: Those that the model is fed with; () stands for all others.
+        categories: Columns whose numbers are names.
+        inputs: `vector`: one input, categories one-hot; `columns`: one input a column, (rows, 1).
+        features: Feature name of a tf.Example to what it holds: `image`, `string`,
+            `float32[28,28]`, `int64`, or `uint8[28,28]` of raw bytes; {} asks the first record.
+        loader: `package.module:function` that returns a tf.data.Dataset.
+        class_names: Of the only target, where the data do not name its classes.
+        shuffle_bytes: Records in memory from which the next row is drawn, of data that stream.
+        memory_bytes: Rows of a loader beyond it are kept in a temporary folder, and stream.
+        task: What the targets are; "" tells it from their values.
+        tasks: Target name to what it is, where several targets differ.
+        image_size: (height, width) that pictures are resized to; () where all have the same.
+        channels: 1 for grey, 3 for RGB; 0: grey where all pictures are.
+        skip_unreadable: Leave out pictures that cannot be read.
+        scale: What a model receives for the pixels 0 and 255.
+        impute: What a missing number becomes: the `mean` or `median` of its column's training
+            rows, or `zero`; "" refuses missing values.
         num_examples: Rows of `random`.
     """
 
-    kind: Literal["digits", "mnist", "npz", "random"]
+    kind: Literal[
+        "digits",
+        "mnist",
+        "npz",
+        "image_folder",
+        "csv",
+        "parquet",
+        "sequence",
+        "text",
+        "tfrecord",
+        "loader",
+        "random",
+    ]
     path: str = ""
+    test_path: str = ""
     download: bool = False
     seed: Seed
     validation_fraction: Fraction
     test_fraction: Fraction
+    target: str | tuple[str, ...] = ""
+    columns: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    inputs: Literal["vector", "columns"] = "vector"
+    features: dict[str, str] = {}
+    loader: str = ""
+    class_names: tuple[str, ...] = ()
+    shuffle_bytes: Positive = 64 * 2**20
+    memory_bytes: Positive = 512 * 2**20
+    task: TargetTask = ""
+    tasks: dict[str, TargetTask] = {}
+    image_size: tuple[Positive, ...] = ()
+    channels: Literal[0, 1, 3] = 0
+    skip_unreadable: bool = False
+    scale: tuple[float, float] = (0.0, 1.0)
+    impute: Literal["", "mean", "median", "zero"] = ""
     num_examples: Annotated[int, Meta(ge=40)] = 2000
+
+    def __post_init__(self) -> None:
+        if (self.kind == "loader") != bool(self.loader):
+            raise ValueError(
+                f"kind is {self.kind!r} and loader {self.loader!r}; kind = 'loader' and loader = "
+                "'package.module:function' go together"
+            )
+        if self.loader and not BUILDER.fullmatch(self.loader):
+            raise ValueError(f"loader is {self.loader!r}; give 'package.module:function'")
+        if len(self.image_size) not in (0, 2):
+            raise ValueError(f"image_size is {list(self.image_size)}; give [height, width]")
+        if not self.scale[0] < self.scale[1]:
+            raise ValueError(
+                f"scale is {list(self.scale)}; give what black and white become, the lower first: "
+                "[0, 1], [-1, 1] or [0, 255]"
+            )
 
 
 class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -396,3 +464,21 @@ def _describe(
         message += f", got {given.get(name)!r}"
     message = message.replace("Expected ", "expected ", 1)
     return f"{key}: {message}" if key else message
+
+
+def import_function(reference: str, *, key: str) -> Callable[..., object]:
+    """Import `package.module:function`, also from the current folder."""
+    module_name, _, name = reference.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code
+        raise ConfigError(
+            f"{key} {reference!r} does not import: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{key} {reference!r}: {module_name} has no function {name!r}")
+    return function  # type: ignore[no-any-return]

@@ -12,7 +12,12 @@ _SUM_TOLERANCE = 1e-3
 
 
 def tell_head(
-    answers: Array, *, activation: str = "", target: Head | None = None, from_logits: bool = False
+    answers: Array,
+    *,
+    activation: str = "",
+    target: Head | None = None,
+    class_names: tuple[str, ...] = (),
+    from_logits: bool = False,
 ) -> Head | None:
     """What one output is for.
 
@@ -21,6 +26,7 @@ def tell_head(
         activation: Of the layer that gives the output: `softmax`, `sigmoid`, `linear`; "" where
             nobody knows.
         target: What the data ask of this output; None without targets.
+        class_names: Given without targets.
         from_logits: The model's own loss takes logits.
 
     Returns:
@@ -46,7 +52,7 @@ def tell_head(
             from_logits=target.has_classes and not scores_are_shares,
             class_names=target.class_names,
         )
-    names = target.class_names if target is not None else ()
+    names = class_names if target is None else target.class_names
     if is_softmax:
         return Head(task="multiclass", class_names=names)
     if is_sigmoid or (from_logits and width == 1):

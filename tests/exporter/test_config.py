@@ -127,8 +127,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_one_number_of_a_tolerance_can_change_and_the_others_stay() -> None:
     config = load_config(MLP, ["export.tolerances.int8.min_top1_agreement=0.5"])
     assert config.export.tolerances.int8.min_top1_agreement == 0.5
-    assert config.export.tolerances.int8.max_accuracy_loss_rows == 3
-    assert config.export.tolerances.float16.min_top1_agreement == 0.999
+    assert config.export.tolerances.int8.max_class_loss == 0.05
+    assert config.export.tolerances.float16.max_class_loss == 0.01
 
 
 def test_a_configuration_survives_the_manifest() -> None:
