@@ -38,8 +38,8 @@ _SPLITS = {
     "val": "validation",
     "valid": "validation",
 }
-"""As in the exported graph."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""As in the exported graph."""
 _SHOWN = 5
 _IGNORED = ("__MACOSX", "__pycache__")
 
@@ -204,6 +204,7 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
         ValueError: It has more pixels than the exported graph would decode.
     """
     import PIL.Image
+    import PIL.ImageOps
 
     with PIL.Image.open(io.BytesIO(content)) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -211,7 +212,10 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
                 f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
             )
         image.load()
-        upright = turn_upright(image, read_orientation(content))
+        if image.format in ("PNG", "JPEG", "MPO"):  # what graphs and clients decode, alike
+            upright = turn_upright(image, read_orientation(content))
+        else:
+            upright = PIL.ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):  # 16 bits: the high byte, as TensorFlow's decoder
             high = np.asarray(upright, np.uint32) >> 8
             upright = PIL.Image.fromarray(high.clip(0, 255).astype(np.uint8))
