@@ -79,11 +79,12 @@ def describe_file(path: Path, *, tries: bool = False) -> LiteFile:
         )
 
 
-def describe_apart(path: Path) -> LiteFile:
+def describe_apart(path: Path, *, timeout_s: float = _TIMEOUT_S) -> LiteFile:
     """`describe_file` with every signature asked once, in another process.
 
     Args:
         path: A `.tflite` file.
+        timeout_s: How long the other process may take.
 
     Raises:
         ManifestError: Missing, unreadable, not a TFLite model, or one that ends the process that
@@ -96,12 +97,12 @@ def describe_apart(path: Path) -> LiteFile:
             [sys.executable, "-c", code, str(path)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise ManifestError(
-            f"{path}: opening it and asking it once took longer than {_TIMEOUT_S:g} s"
+            f"{path}: opening it and asking it once took longer than {timeout_s:g} s"
         ) from None
     try:
         outcome = msgspec.json.decode(done.stdout, type=_Outcome)
