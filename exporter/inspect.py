@@ -10,7 +10,7 @@ import msgspec
 
 from contract import layout
 from contract.errors import ConfigError, PlumblineError
-from contract.lite.apart import LiteFile, describe_apart, describe_file
+from contract.lite.apart import LiteDescription, describe_apart, describe_file
 from contract.manifest import Manifest, read_manifest
 from contract.signature import Signature
 from exporter.publishing.foreign import advise, list_lacks, name_foreign
@@ -197,7 +197,7 @@ def _inspect_variant(version_dir: Path, variant: str) -> InspectedVariant:
         return InspectedVariant(file=file, num_bytes=path.stat().st_size, problem=error.message)
 
 
-def _describe_variant(path: Path, file: str, found: LiteFile) -> InspectedVariant:
+def _describe_variant(path: Path, file: str, found: LiteDescription) -> InspectedVariant:
     return InspectedVariant(
         file=file,
         num_bytes=path.stat().st_size,

@@ -10,6 +10,7 @@ from exporter.publishing.foreign import advise
 if TYPE_CHECKING:
     from exporter.flow import Exported, Trained
     from exporter.inspect import InspectedVariant, Inspection
+    from exporter.own_model import ExportedVersion
     from exporter.predict import Prediction
     from exporter.publishing.publish import Published
     from exporter.publishing.transfer import Copied
@@ -30,7 +31,7 @@ def show_training(trained: Trained) -> None:
 
 def show_export(exported: Exported) -> None:
     """The one table that says what was made and that every copy agrees."""
-    from exporter.verification.verdict import HEADINGS, list_rows
+    from exporter.verification.verdict import list_headings, list_rows
 
     if exported.candidate is None:
         say("Trained as a worker; the chief exports.")
@@ -39,15 +40,31 @@ def show_export(exported: Exported) -> None:
     title = exported.candidate.manifest.model_name
     if exported.dummy:
         title += " — DUMMY DATA, predicts nothing real"
-    print_table(HEADINGS, list_rows(verification), title=title)
+    print_table(list_headings(verification), list_rows(verification), title=title)
     for note in verification.notes:
         say(f"Note: {note}.")
     for name, problems in verification.failures.items():
         say(f"{name} FAILED: {'; '.join(problems)}.")
     if exported.published is None:
         say(f"Not published. The candidate and its report stay in {exported.run_dir}.")
+        if exported.trained_in is not None:
+            say(
+                "The trained model is kept; export it without training again: "
+                f"python -m exporter export --trained {exported.trained_in}"
+            )
     else:
         show_published(exported.published)
+
+
+def show_own(exported: ExportedVersion) -> None:
+    """The table of a model that was trained elsewhere, and where its version is."""
+    from exporter.verification.verdict import list_headings, list_rows
+
+    rows = list_rows(exported.verification)
+    print_table(list_headings(exported.verification), rows, title=exported.manifest.model_name)
+    for note in exported.verification.notes:
+        say(f"Note: {note}.")
+    show_published(exported.published)
 
 
 def show_published(published: Published) -> None:

@@ -86,7 +86,7 @@ class KerasModel(Exportable):
             inputs=inputs,
             outputs=tuple(one.served for one in self._outputs),
             is_classifier=is_classifier,
-            class_names=class_names if is_classifier else (),
+            class_names=class_names or tuple(map(str, range(shape[-1]))) if is_classifier else (),
             image_shape=_find_image_shape(examples) if len(inputs) == 1 else (),
             pixels=examples.pixels or ZERO_TO_ONE,
         )
@@ -194,7 +194,11 @@ class KerasModel(Exportable):
             target = _find_target(name, examples.targets, len(answers))
             activation, from_logits = activations.get(name, ""), _takes_logits(self._model)
             told[name] = heads.get(name) or tell_head(
-                answer, activation=activation, target=target, from_logits=from_logits
+                answer,
+                activation=activation,
+                target=target,
+                class_names=examples.given_names if len(answers) == 1 else (),
+                from_logits=from_logits,
             )
             told[name] = _name_classes(told[name], answer, target)
         only = next(iter(told.values())) if len(told) == 1 else None

@@ -29,13 +29,12 @@ from exporter.data.dataset import Dataset
 from exporter.publishing.staging import translate_disk_errors
 from exporter.training.parts import TrainingParts
 from exporter.training.run import EpochListener, RunState
+from exporter.training.trained import CHANGEABLE
 
 _LOG = logging.getLogger(__name__)
 
 _KEPT = 2
 _EPOCH_DIRECTORY = re.compile(r"epoch-(\d+)")
-_CHANGEABLE = ("checkpoint_every", "tensorboard")
-"""Keys of [training] that a resumed run may change: they move no weight."""
 
 
 class RunIdentity(msgspec.Struct, frozen=True):
@@ -55,7 +54,7 @@ class RunIdentity(msgspec.Struct, frozen=True):
 def identify_run(config: Config, dataset: Dataset) -> RunIdentity:
     """Return what a run is recognised by."""
     plain = msgspec.to_builtins(config)
-    training = {key: value for key, value in plain["training"].items() if key not in _CHANGEABLE}
+    training = {key: value for key, value in plain["training"].items() if key not in CHANGEABLE}
     # As JSON keeps it, so that it equals what is read back: lists, not tuples.
     return msgspec.json.decode(
         msgspec.json.encode(RunIdentity(plain["model"], training, dataset.fingerprint)),

@@ -196,7 +196,8 @@ def _try_variant(name: str, file: Path) -> Check:
 
 
 def _conclude(found: Measurement, golden: Golden, *, signatures: tuple[str, ...] = ()) -> Check:
-    detail = "; ".join(found.problems) or (
+    told = [*found.problems, *(f"because {cause}" for cause in found.causes)]
+    detail = "; ".join(told) or (
         "equal bit for bit" if found.bit_equal else f"differs by {found.max_abs_difference:.1e}"
     )
     return Check(
