@@ -363,7 +363,7 @@ def _read_class_names(text: str | None) -> list[str]:
 
 def _import_objects(references: list[str]) -> dict[str, object]:
     """Name to class or function of each `package.module:name`."""
-    from exporter.training.models import import_function
+    from exporter.config import import_function
 
     return {
         reference.rpartition(":")[2]: import_function(reference, key="--custom_objects")

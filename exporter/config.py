@@ -125,6 +125,8 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
         scale: What a model receives for the pixels 0 and 255.
         impute: What a missing number becomes: the `mean` or `median` of its column's training
             rows, or `zero`; "" refuses missing values.
+        max_examples: Rows taken at most of each split that the data bring, evenly spread over it;
+            0 takes all. Not of data that stream.
         num_examples: Rows of `random`.
     """
 
@@ -163,6 +165,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
     skip_unreadable: bool = False
     scale: tuple[float, float] = (0.0, 1.0)
     impute: Literal["", "mean", "median", "zero"] = ""
+    max_examples: Annotated[int, Meta(ge=0)] = 0
     num_examples: Annotated[int, Meta(ge=40)] = 2000
 
     def __post_init__(self) -> None:
