@@ -20,6 +20,7 @@ from contract.heads import Head
 from contract.manifest import Manifest, hash_files, write_manifest
 from contract.parity import EXACT, replay
 from contract.signature import Array
+from exporter.artifacts.conversion import ask_for_conversions, iterate_conversions
 from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.golden import (
     list_variant_signatures,
@@ -28,7 +29,7 @@ from exporter.artifacts.golden import (
     make_held_out,
     write_warmup,
 )
-from exporter.artifacts.tflite import ConversionJob
+from exporter.artifacts.tflite import Conversion, ConversionJob
 from exporter.card import (
     Origin,
     count_confusions,
@@ -82,7 +83,7 @@ def make_candidate(
     origin: Origin,
     *,
     run_dir: Path,
-    conversion: ChildProcess[ConversionJob, Path],
+    conversion: ChildProcess[ConversionJob, Conversion],
     verification: ChildProcess[MeasurementJob, Measurement],
     step: Callable[[str], None],
 ) -> Candidate:
@@ -99,20 +100,22 @@ def make_candidate(
 
     step("convert")
     fingerprint = ""
+    jobs = []
     for variant in variants:
         calibration = None
         if variant == "int8":
             calibration = run_dir.resolve() / CALIBRATION
             rows, fingerprint = make_calibration(model, carried[variant], examples)
             write_golden(calibration, rows)
-        conversion.ask(
+        jobs.append(
             ConversionJob(
                 candidate=path.resolve(),
                 variant=variant,
-                signature_names=carried[variant],
+                signatures=[model.signatures[name] for name in carried[variant]],
                 calibration=calibration,
             )
         )
+    ask_for_conversions(conversion, jobs)
     golden = make_golden(model, examples, config.golden_num_examples)
     _check_answers(model, golden)
     write_golden(path / layout.GOLDEN, golden)
@@ -144,16 +147,25 @@ def make_candidate(
     )
 
     step("verify")
-    for variant in variants:
-        conversion.receive(
-            timeout_s=config.conversion_timeout_s,
-            remedy="raise export.conversion_timeout_s, or leave out a variant",
-        )
-        ask_for_measurement(variant, carried[variant])
-    measurements = [
-        verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S) for _ in (*copies, *variants)
-    ]
-    verdict = judge([in_process, *measurements], golden, config.tolerances)
+    conversions = {}
+    for made in iterate_conversions(
+        conversion, jobs, model, run_dir=run_dir, timeout_s=config.conversion_timeout_s
+    ):
+        conversions[made.variant] = made
+        if made.file is not None:
+            ask_for_measurement(made.variant, carried[made.variant])
+    measured = (*copies, *(one.variant for one in conversions.values() if one.file is not None))
+    found = {
+        copy: verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S) for copy in measured
+    }
+    verdict = judge(
+        [in_process, *(found.get(one) or describe_unmade(conversions[one]) for one in (*copies, *variants))],
+        golden,
+        config.tolerances,
+        required={IN_PROCESS, *copies, *config.require},
+    )
+    for variant in verdict.left_out:
+        (path / layout.variant_path(variant)).unlink(missing_ok=True)
     manifest = describe_candidate(
         model,
         examples,
