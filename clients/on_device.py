@@ -170,7 +170,7 @@ def find_version_dir(path: Path) -> Path:
         ConfigError: There is neither.
     """
     if not path.is_dir():
-        raise ConfigError(f"{path} does not exist; give a version directory such as models/mlp/1")
+        raise ConfigError(f"{path} does not exist; give a version directory, BASE_PATH/1")
     if layout.parse_version(path.name) is not None or list_variants(path):
         return path
     versions = layout.find_versions(path)

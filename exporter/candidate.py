@@ -7,14 +7,14 @@ own, started while the model trains.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from contract import layout
-from contract.errors import VerificationError
+from contract.errors import PlumblineError, VerificationError
 from contract.golden import Golden, write_golden
 from contract.heads import Head
 from contract.manifest import Manifest, hash_files, write_manifest
@@ -42,11 +42,13 @@ from exporter.data.examples import ExportExamples
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import CANDIDATE, REPORT
 from exporter.verification.measurement import (
+    ACCURACY,
     IN_PROCESS,
     SAVED_MODEL,
     HeldOut,
     Measurement,
-    measure_accuracy,
+    describe_unmade,
+    measure_metrics,
     time_one_row,
     write_held_out,
 )
@@ -92,29 +94,14 @@ def make_candidate(
     `step` is told the name of each step as it begins.
     """
     path = run_dir / CANDIDATE
+    config, origin = _loosen_for_half(model, config, origin)
     step("save")
     model.save(path)
     variants = config.variants if model.lite_signatures else ()
     copies = (*([SAVED_MODEL] if model.has_saved_model else []), *model.given_variants)
-    carried = {one: list_variant_signatures(model, one) for one in variants}
 
     step("convert")
-    fingerprint = ""
-    jobs = []
-    for variant in variants:
-        calibration = None
-        if variant == "int8":
-            calibration = run_dir.resolve() / CALIBRATION
-            rows, fingerprint = make_calibration(model, carried[variant], examples)
-            write_golden(calibration, rows)
-        jobs.append(
-            ConversionJob(
-                candidate=path.resolve(),
-                variant=variant,
-                signatures=[model.signatures[name] for name in carried[variant]],
-                calibration=calibration,
-            )
-        )
+    jobs, fingerprint = _list_jobs(model, examples, variants, run_dir)
     ask_for_conversions(conversion, jobs)
     golden = make_golden(model, examples, config.golden_num_examples)
     _check_answers(model, golden)
@@ -130,6 +117,7 @@ def make_candidate(
                 signature_names=names,
                 held_out=run_dir.resolve(),
                 tolerances=config.tolerances,
+                heads=dict(model.heads),
             )
         )
 
@@ -139,33 +127,35 @@ def make_candidate(
     write_warmup(path, origin.model_name, golden, asked)
     answers = held_out.golden.signatures[held_out.signature_name].outputs
     counts = _draw_confusions(path, held_out, answers, origin.model_name, examples.name)
+    metrics = measure_metrics(answers, held_out)
     in_process = Measurement(
         name=IN_PROCESS,
         num_test_rows=held_out.num_test,
-        accuracy=measure_accuracy(answers, held_out),
+        accuracy=metrics.get(ACCURACY),
+        metrics=metrics,
         us_per_row=time_one_row(model, golden),
     )
 
     step("verify")
-    conversions = {}
+    found = {}
+    measured = list(copies)
     for made in iterate_conversions(
         conversion, jobs, model, run_dir=run_dir, timeout_s=config.conversion_timeout_s
     ):
-        conversions[made.variant] = made
-        if made.file is not None:
-            ask_for_measurement(made.variant, carried[made.variant])
-    measured = (*copies, *(one.variant for one in conversions.values() if one.file is not None))
-    found = {
-        copy: verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S) for copy in measured
-    }
+        if made.file is None:
+            found[made.variant] = describe_unmade(made.variant, made.problem, made.remedy)
+        else:
+            measured.append(made.variant)
+            ask_for_measurement(made.variant, list_variant_signatures(model, made.variant))
+    found |= {name: _receive_measurement(verification, name) for name in measured}
     verdict = judge(
-        [in_process, *(found.get(one) or describe_unmade(conversions[one]) for one in (*copies, *variants))],
+        [in_process, *(found[name] for name in (*copies, *variants))],
         golden,
         config.tolerances,
-        required={IN_PROCESS, *copies, *config.require},
+        optional=set(variants) - set(config.require),
     )
-    for variant in verdict.left_out:
-        (path / layout.variant_path(variant)).unlink(missing_ok=True)
+    for name in verdict.left_out:
+        (path / layout.variant_path(name)).unlink(missing_ok=True)
     manifest = describe_candidate(
         model,
         examples,
@@ -180,6 +170,56 @@ def make_candidate(
         manifest = msgspec.structs.replace(manifest, files=hash_files(path))
         manifest = write_manifest(path, manifest)
     return Candidate(path, manifest, verdict)
+
+
+def _loosen_for_half(
+    model: Exportable, config: ExportConfig, origin: Origin
+) -> tuple[ExportConfig, Origin]:
+    """A float32 copy of a model that computes in float16 is held to float16's tolerance.
+
+    The manifest keeps that, so that whoever checks the version later asks no more.
+    """
+    if not model.is_half_precision:
+        return config, origin
+    numbers = msgspec.structs.replace(config.tolerances, float32=config.tolerances.float16)
+    config = msgspec.structs.replace(config, tolerances=numbers)
+    kept = {**origin.config, "export": msgspec.to_builtins(config)}
+    return config, dataclasses.replace(origin, config=kept)
+
+
+def _list_jobs(
+    model: Exportable, examples: ExportExamples, variants: Sequence[str], run_dir: Path
+) -> tuple[list[ConversionJob], str]:
+    """What the converter is to make, and the fingerprint of what calibrates it ("" if nothing)."""
+    jobs, fingerprint = [], ""
+    for variant in variants:
+        names = list_variant_signatures(model, variant)
+        calibration = None
+        if variant == "int8":
+            calibration = run_dir.resolve() / CALIBRATION
+            rows, fingerprint = make_calibration(model, names, examples)
+            write_golden(calibration, rows)
+        jobs.append(
+            ConversionJob(
+                candidate=(run_dir / CANDIDATE).resolve(),
+                variant=variant,
+                signatures=[model.signatures[name] for name in names],
+                calibration=calibration,
+            )
+        )
+    return jobs, fingerprint
+
+
+def _receive_measurement(
+    verification: ChildProcess[MeasurementJob, Measurement], copy: str
+) -> Measurement:
+    """What was measured; a copy that cannot be asked, or ends the process, has failed."""
+    try:
+        return verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S)
+    except PlumblineError as error:
+        if not verification.is_alive:
+            verification.restart()
+        return describe_unmade(copy, error.message)
 
 
 def _check_answers(model: Exportable, golden: Golden) -> None:

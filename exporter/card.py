@@ -18,13 +18,20 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from contract import layout
+from contract.golden import read_golden
 from contract.manifest import DataEntry, Manifest, from_entries, to_entries
-from contract.signature import Array
+from contract.signature import UINT8, Array
 from exporter.artifacts.exportable import Exportable
 from exporter.config import Config
 from exporter.data.examples import ExportExamples
+from exporter.data.statistics import describe_inputs
 from exporter.training.run import TrainResult
-from exporter.verification.verdict import HEADINGS, Verification, list_rows
+from exporter.verification.verdict import (
+    Verification,
+    list_failures,
+    list_headings,
+    list_rows,
+)
 
 _TOOLS = ("tensorflow", "tf-keras", "keras", "ai-edge-litert", "numpy", "plumbline-tf")
 
@@ -34,6 +41,9 @@ _INK, _PAPER, _GRID = (23, 43, 77), (255, 255, 255), (214, 219, 227)
 _RIGHT, _WRONG = (33, 113, 181), (203, 65, 45)
 _FAINTEST = 0.18
 """A single wrong row out of hundreds must still be seen."""
+_NEARLY, _GROUND = 32, 0.3
+"""Grey levels that are black or white for the eye; the share of pictures that is ground where
+there is one (0.47 in the digits)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +91,8 @@ def describe_candidate(
 
     `calibration_fingerprint` is "" where nothing was calibrated.
     """
-    accuracy = verification.measurements[0].accuracy
-    metrics = {} if accuracy is None else {"test_accuracy": accuracy}
+    in_process = verification.measurements[0]
+    metrics = {f"test_{name}": value for name, value in in_process.metrics.items()}
     return Manifest(
         model_name=origin.model_name,
         version=0,
@@ -90,7 +100,11 @@ def describe_candidate(
         signatures=to_entries(model.signatures),
         heads=dict(model.heads),
         metrics=metrics | dict(origin.metrics),
-        parity={one.name: msgspec.to_builtins(one) for one in verification.measurements},
+        parity={
+            one.name: msgspec.to_builtins(one)
+            | {"problems": list(verification.failures.get(one.name, ()))}
+            for one in verification.measurements
+        },
         config=dict(origin.config),
         data=DataEntry(
             name=examples.name,
@@ -99,6 +113,7 @@ def describe_candidate(
             num_examples=dict(examples.num_examples),
             dummy=examples.dummy,
         ),
+        inputs=describe_inputs(examples),
         seed=origin.seed or 0,
         tool_versions=_list_tool_versions(),
         calibration_fingerprint=calibration_fingerprint,
@@ -122,7 +137,7 @@ def write_model_card(
         _write_table(verification),
         *([] if counts is None else [_write_classes(manifest, counts)]),
         _write_signatures(manifest),
-        _write_use(manifest),
+        _write_use(directory),
     ]
     path = directory / layout.MODEL_CARD
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,14 +167,16 @@ def _write_making(manifest: Manifest) -> str:
 
 
 def _write_table(verification: Verification) -> str:
+    headings = list_headings(verification)
     lines = [
         "## Copies, compared with the in-process model",
         "",
-        f"| {' | '.join(HEADINGS)} |",
-        f"|---|{'---:|' * (len(HEADINGS) - 1)}",
+        f"| {' | '.join(headings)} |",
+        f"|---|{'---:|' * (len(headings) - 1)}",
         *(f"| {' | '.join(row)} |" for row in list_rows(verification)),
     ]
     lines += [f"\n{note}." for note in verification.notes]
+    lines += [f"\n{failure}" for failure in list_failures(verification)]
     return "\n".join(lines)
 
 
@@ -190,20 +207,29 @@ def _write_signatures(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _write_use(manifest: Manifest) -> str:
+def _write_use(directory: Path) -> str:
     lines = ["## Use", ""]
-    if any(
-        spec.dtype == "uint8" for e in manifest.signatures.values() for spec in e.inputs.values()
-    ):
+    if _is_light_on_dark(directory):
         lines.append(
-            "Images are light ink on dark paper, as in MNIST: 0 is paper, 255 is ink. "
-            "Invert photographs of dark ink on white paper before sending them."
+            "Pictures are light on dark: 0 is the ground, 255 is ink. Invert pictures of dark ink "
+            "on white paper before sending them (`python -m clients predict --invert`)."
         )
     lines.append(
         "`python -m exporter verify <this directory>` checks every file and replays the golden "
         "examples."
     )
     return "\n".join(lines)
+
+
+def _is_light_on_dark(directory: Path) -> bool:
+    """Whether the golden pixels have one channel, and a black ground rather than a white one."""
+    golden = read_golden(directory / layout.GOLDEN).signatures.get(UINT8)
+    if golden is None:
+        return False
+    pixels = next(iter(golden.inputs.values()))
+    has_one_channel = pixels.ndim == 3 or pixels.shape[-1] == 1
+    black, white = float(np.mean(pixels < _NEARLY)), float(np.mean(pixels > 255 - _NEARLY))
+    return has_one_channel and black > _GROUND and black > 2 * white
 
 
 def count_confusions(labels: Array, predicted: Array, num_classes: int) -> Array:

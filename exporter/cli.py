@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from contract import layout
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.extras import require_extra
 from contract.console.terminal import print_json, remark, show_progress
 from contract.errors import ConfigError, PlumblineError
+from contract.heads import Task
 from contract.lite.runtime import hide_delegate_notes
 from exporter.config import Config, load_config
 from exporter.processes import filter_chatter, silence_tensorflow
@@ -34,6 +35,7 @@ from exporter.show import (
     show_copied,
     show_export,
     show_inspection,
+    show_own,
     show_prediction,
     show_published,
     show_recheck,
@@ -44,8 +46,11 @@ if TYPE_CHECKING:
     from exporter.verification.recheck import Check
 
 _LOG = logging.getLogger(__name__)
+_SCALE_HELP = "what the pixels 0 and 255 become before the model: raw pixels are then taken too"
 _LOCAL_FLAGS = ("base_path", "keep", "version", "model_config_file", "allow_signature_change")
 """Of `publish`: they have no meaning at a remote base path."""
+_RUN_FLAGS = ("overrides", "run_dir", "resume", "download", "trained")
+"""Of training: they have no meaning for a model that is trained already."""
 
 Parser: TypeAlias = argparse.ArgumentParser
 
@@ -106,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--trained", type=Path, metavar="RUN_DIR", help="export what `train` left there"
     )
+    _add_own_model_flags(verb)
 
     text = "Check every file of a version, and replay its golden examples."
     verb = add(verify, text, "a version directory")
@@ -176,6 +182,45 @@ def _add_run_flags(parser: Parser) -> None:
     )
 
 
+def _add_own_model_flags(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "a model that is trained already", "instead of a configuration; see docs/own-model.md"
+    )
+    add = group.add_argument
+    add(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a .keras, .h5 or .tflite file, or the folder of a SavedModel",
+    )
+    add(
+        "--examples",
+        type=Path,
+        metavar="FILE",
+        help="rows as the model takes them: .npz (an array per input), .npy, .csv or .parquet",
+    )
+    add("--labels", metavar="FILE", help="what they should be answered, or a column of theirs")
+    add("--class_names", metavar="NAME,NAME", help="in order; or a file with a name a line")
+    add(
+        "--task", metavar="TASK", choices=get_args(Task), help=f"one of {', '.join(get_args(Task))}"
+    )
+    add("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help=_SCALE_HELP)
+    add(
+        "--custom_objects",
+        action="append",
+        default=[],
+        metavar="PACKAGE.MODULE:NAME",
+        help="a class or function of the model's own; may be repeated",
+    )
+    add("--allow_lambda", action="store_true", help="load Lambda layers, which are code that runs")
+    add("--name", default="", metavar="NAME", help="model name; default: the name of the file")
+    add(
+        "--variants",
+        metavar="NAME,NAME",
+        help=f"TFLite copies; default {','.join(layout.VARIANTS)}",
+    )
+
+
 def _add_publish_flags(parser: Parser) -> None:
     parser.add_argument(
         "--base_path",
@@ -211,8 +256,11 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """`export`: the whole flow."""
+    """`export`: the whole flow, or that of a model which is trained already."""
     require_extra("tensorflow", "this command")
+    if arguments.model is not None:
+        return _export_own(arguments)
+    _refuse_own_flags(arguments)
     from exporter.flow import choose_run_dir, run_export
 
     config = _load_config(arguments)
@@ -239,6 +287,81 @@ def export(arguments: argparse.Namespace) -> int:
             "seconds": exported.seconds,
         }
     return _tell(arguments, document, lambda: show_export(exported), passed=passed)
+
+
+def _export_own(arguments: argparse.Namespace) -> int:
+    """`export --model FILE`."""
+    from exporter.own_model import export as export_model
+
+    given = [name for name in _RUN_FLAGS if getattr(arguments, name, None)]
+    if given:
+        raise ConfigError(
+            f"--model exports a model that is trained already, so "
+            f"--{given[0].replace('overrides', 'set')} has no place beside it"
+        )
+    if arguments.examples is None:
+        raise ConfigError(
+            f"--model {arguments.model} needs --examples FILE: rows that the copies are verified "
+            "with, as .npz, .npy, .csv or .parquet"
+        )
+    name = arguments.name or arguments.model.absolute().name.partition(".")[0]
+    exported = export_model(
+        arguments.model,
+        _to_local_path(arguments.base_path) or Path("models", name),
+        examples=arguments.examples,
+        labels=arguments.labels,
+        class_names=_read_class_names(arguments.class_names),
+        name=name,
+        task=arguments.task,
+        scale=tuple(arguments.scale) if arguments.scale else None,
+        custom_objects=_import_objects(arguments.custom_objects),
+        allow_lambda=arguments.allow_lambda,
+        options=_read_options(arguments),
+        **({"variants": _split(arguments.variants)} if arguments.variants is not None else {}),
+    )
+    document = {
+        "model_name": exported.manifest.model_name,
+        "passed": True,
+        "verification": exported.verification,
+        "published": exported.published,
+    }
+    return _tell(arguments, document, lambda: show_own(exported))
+
+
+def _refuse_own_flags(arguments: argparse.Namespace) -> None:
+    names = ("examples", "labels", "class_names", "task", "scale", "custom_objects", "variants")
+    given = [name for name in names if getattr(arguments, name)]
+    if given:
+        raise ConfigError(
+            f"--{given[0]} is for a model that is trained already; name it with --model FILE"
+        )
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _read_class_names(text: str | None) -> list[str]:
+    """Names given as `fine,fraud`, or in a file with a name a line."""
+    if not text:
+        return []
+    path = Path(text)
+    if not path.is_file():
+        return _split(text)
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--class_names {path} cannot be read as text: {error}") from error
+
+
+def _import_objects(references: list[str]) -> dict[str, object]:
+    """Name to class or function of each `package.module:name`."""
+    from exporter.training.models import import_function
+
+    return {
+        reference.rpartition(":")[2]: import_function(reference, key="--custom_objects")
+        for reference in references
+    }
 
 
 def verify(arguments: argparse.Namespace) -> int:

@@ -30,13 +30,25 @@ Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 BUILDER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-BUILT_IN_LOSSES = ("categorical_crossentropy", "mean_squared_error")
+REGRESSION_LOSSES = ("mean_squared_error", "mean_absolute_error", "huber")
+BUILT_IN_LOSSES = (
+    "categorical_crossentropy",
+    "sparse_categorical_crossentropy",
+    "binary_crossentropy",
+    *REGRESSION_LOSSES,
+)
 LoopName = Literal["fit", "gradient_tape"]
 StrategyName = Literal["none", "mirrored", "multi_worker"]
+TargetTask = Literal["", "multiclass", "binary", "multilabel", "regression"]
 VariantName = Literal["float32", "float16", "dynamic_range", "int8"]
 
 Table: TypeAlias = dict[str, Any]
 """A table of TOML, as it was read: nothing is known of it yet."""
+
+
+def is_custom(loss: str) -> bool:
+    """Whether a loss is a function of the user's own."""
+    return ":" in loss
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,22 +98,67 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which data to train on and how to split them.
 
     Attributes:
-        kind: `digits`, `mnist`, `npz` or `random`.
-        path: The user's file (npz; mnist: a file or the folder of the four IDX files).
+        kind: Where they come from, see docs/training.md.
+        path: The user's file (mnist: a file or the folder of the four IDX files).
+        test_path: Likewise with the test split, for kinds that have one split a file.
         download: Fetch MNIST when neither `path` nor Keras's cache has it.
         seed: Of the split (and of `random`); independent of the training seed.
         validation_fraction: Share of the training rows set apart for early stopping.
         test_fraction: Share set apart first, where the data bring no test split.
+        target: The column to be learnt, or several: one target each, or one for all of them with
+            the task `multilabel` or `regression`.
+        columns: Those that the model is fed with; () stands for all others.
+        categories: Columns whose numbers are names.
+        inputs: `vector`: one input, categories one-hot; `columns`: one input a column, (rows, 1).
+        task: What the targets are; "" tells it from their values.
+        tasks: Target name to what it is, where several targets differ.
+        image_size: (height, width) that pictures are resized to; () where all have the same.
+        channels: 1 for grey, 3 for RGB; 0: grey where all pictures are.
+        skip_unreadable: Leave out pictures that cannot be read.
+        scale: What a model receives for the pixels 0 and 255.
+        impute: What a missing number becomes: the `mean` or `median` of its column's training
+            rows, or `zero`; "" refuses missing values.
         num_examples: Rows of `random`.
     """
 
-    kind: Literal["digits", "mnist", "npz", "random"]
+    kind: Literal[
+        "digits",
+        "mnist",
+        "npz",
+        "image_folder",
+        "csv",
+        "parquet",
+        "sequence",
+        "text",
+        "random",
+    ]
     path: str = ""
+    test_path: str = ""
     download: bool = False
     seed: Seed
     validation_fraction: Fraction
     test_fraction: Fraction
+    target: str | tuple[str, ...] = ""
+    columns: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    inputs: Literal["vector", "columns"] = "vector"
+    task: TargetTask = ""
+    tasks: dict[str, TargetTask] = {}
+    image_size: tuple[Positive, ...] = ()
+    channels: Literal[0, 1, 3] = 0
+    skip_unreadable: bool = False
+    scale: tuple[float, float] = (0.0, 1.0)
+    impute: Literal["", "mean", "median", "zero"] = ""
     num_examples: Annotated[int, Meta(ge=40)] = 2000
+
+    def __post_init__(self) -> None:
+        if len(self.image_size) not in (0, 2):
+            raise ValueError(f"image_size is {list(self.image_size)}; give [height, width]")
+        if not self.scale[0] < self.scale[1]:
+            raise ValueError(
+                f"scale is {list(self.scale)}; give what black and white become, the lower first: "
+                "[0, 1], [-1, 1] or [0, 255]"
+            )
 
 
 class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,8 +194,12 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
         weight_decay: For `adamw`.
         patience: Epochs without a better validation loss before it stops; 0 = never.
             The best epoch's weights are restored in either case.
-        loss: `categorical_crossentropy`, `mean_squared_error` (regression head), or
-            `package.module:function` (y_true, y_pred) -> per-example loss.
+        loss: "" takes the one that fits each output: crossentropy of classes, of two or of labels,
+            squared error of values. Or a name of Keras's, or `package.module:function` (y_true,
+            y_pred) -> per-example loss; a table gives outputs losses of their own, by name.
+        loss_weights: Output name to the factor of its loss in the sum; 1 where it is not named.
+        class_weight: "" weighs every row alike; `balanced` gives each class the same weight in
+            all; a table gives weights by class name, 1 where it is not named.
         label_smoothing: Share of probability moved to the other classes (gradient_tape).
         clip_norm: Largest global norm of the gradient; 0 = any (gradient_tape).
         mixup: Alpha of mixup's Beta distribution; 0 = off (gradient_tape).
@@ -158,7 +219,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     weight_decay: NotNegative = 0.0
     schedule: ScheduleConfig = ScheduleConfig()
     patience: Count = 0
-    loss: str = "categorical_crossentropy"
+    loss: str | dict[str, str] = ""
+    loss_weights: dict[str, NotNegative] = {}
+    class_weight: str | dict[str, NotNegative] = ""
     label_smoothing: Share = 0.0
     clip_norm: NotNegative = 0.0
     mixup: NotNegative = 0.0
@@ -168,18 +231,21 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     strategy: StrategyName = "none"
 
     def __post_init__(self) -> None:
-        if self.loss not in BUILT_IN_LOSSES and not BUILDER.fullmatch(self.loss):
+        asked = [self.loss] if isinstance(self.loss, str) else list(self.loss.values())
+        for loss in filter(None, asked):
+            if loss not in BUILT_IN_LOSSES and not BUILDER.fullmatch(loss):
+                raise ValueError(
+                    f"loss is {loss!r}; give one of {', '.join(map(repr, BUILT_IN_LOSSES))}, or "
+                    "'package.module:function', or leave it out for the one that fits"
+                )
+        if isinstance(self.class_weight, str) and self.class_weight not in ("", "balanced"):
             raise ValueError(
-                f"loss is {self.loss!r}; give {' or '.join(map(repr, BUILT_IN_LOSSES))} or "
-                "'package.module:function'"
+                f"class_weight is {self.class_weight!r}; give 'balanced', or a table of weights by "
+                "class name"
             )
-        if self.loop == "gradient_tape":
-            return
-        asked = [name for name in ("label_smoothing", "clip_norm", "mixup") if getattr(self, name)]
-        if self.loss not in BUILT_IN_LOSSES:
-            asked.insert(0, "loss")
-        if asked:
-            raise ValueError(f"{', '.join(asked)}: only with loop = 'gradient_tape', not 'fit'")
+        only = [name for name in ("label_smoothing", "clip_norm", "mixup") if getattr(self, name)]
+        if only and self.loop != "gradient_tape":
+            raise ValueError(f"{', '.join(only)}: only with loop = 'gradient_tape', not 'fit'")
 
 
 class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,15 @@ import numpy as np
 
 from contract.errors import ConfigError, DatasetError
 from contract.golden import Golden, write_golden
-from contract.signature import Array, Signature, check_batch, find_signature
+from contract.signature import (
+    IMAGE_BYTES,
+    UINT8,
+    Array,
+    Hints,
+    Signature,
+    check_batch,
+    find_signature,
+)
 from exporter.inspect import check_version_dir
 
 _PICTURES = {".png", ".jpg", ".jpeg"}
@@ -71,7 +79,7 @@ def predict_files(
     name = signature_name or _choose_signature(arrays, predictor.signatures)
     signature = find_signature(predictor.signatures, name)
     batch = _name_inputs(arrays, signature)
-    rows = check_batch(batch, signature)
+    rows = check_batch(batch, signature, Hints(frozenset(predictor.signatures)))
     if rows < 1:
         raise DatasetError("the inputs have no rows; give at least one")
     sizes = tuple(min(batch_size, rows - start) for start in range(0, rows, batch_size))
@@ -115,7 +123,7 @@ def _choose_signature(arrays: dict[str, Array], signatures: dict[str, Signature]
     if len(arrays) != 1:
         return ""
     (array,) = arrays.values()
-    wanted = {"O": "serving_image_bytes", "u": "serving_uint8"}.get(array.dtype.kind, "")
+    wanted = {"O": IMAGE_BYTES, "u": UINT8}.get(array.dtype.kind, "")
     return wanted if wanted in signatures else ""
 
 

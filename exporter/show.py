@@ -9,6 +9,7 @@ from contract.console.terminal import print_table, say
 if TYPE_CHECKING:
     from exporter.flow import Exported, Trained
     from exporter.inspect import Inspection
+    from exporter.own_model import ExportedVersion
     from exporter.predict import Prediction
     from exporter.publishing.publish import Published
     from exporter.publishing.transfer import Copied
@@ -29,7 +30,12 @@ def show_training(trained: Trained) -> None:
 
 def show_export(exported: Exported) -> None:
     """The one table that says what was made and that every copy agrees."""
-    from exporter.verification.verdict import HEADINGS, list_rows
+    from exporter.verification.verdict import (
+        describe_requirement,
+        list_failures,
+        list_headings,
+        list_rows,
+    )
 
     if exported.candidate is None:
         say("Trained as a worker; the chief exports.")
@@ -38,15 +44,31 @@ def show_export(exported: Exported) -> None:
     title = exported.candidate.manifest.model_name
     if exported.dummy:
         title += " — DUMMY DATA, predicts nothing real"
-    print_table(HEADINGS, list_rows(verification), title=title)
+    print_table(list_headings(verification), list_rows(verification), title=title)
     for note in verification.notes:
         say(f"Note: {note}.")
-    for name, problems in verification.failures.items():
-        say(f"{name} FAILED: {'; '.join(problems)}.")
+    for failure in list_failures(verification):
+        say(failure)
     if exported.published is None:
+        requirement = describe_requirement(verification)
+        if requirement:
+            say(f"{requirement}.")
         say(f"Not published. The candidate and its report stay in {exported.run_dir}.")
     else:
         show_published(exported.published)
+
+
+def show_own(exported: ExportedVersion) -> None:
+    """The table of a model that was trained elsewhere, and where its version is."""
+    from exporter.verification.verdict import list_failures, list_headings, list_rows
+
+    rows = list_rows(exported.verification)
+    print_table(list_headings(exported.verification), rows, title=exported.manifest.model_name)
+    for note in exported.verification.notes:
+        say(f"Note: {note}.")
+    for failure in list_failures(exported.verification):
+        say(failure)
+    show_published(exported.published)
 
 
 def show_published(published: Published) -> None:

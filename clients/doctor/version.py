@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from clients.doctor.findings import OK, WARNING, Check, Finding
+from clients.files.fit import Adjustment, InputReader
+from clients.on_device import find_version_dir
 from clients.parity import AGREES, ON_DEVICE, check_hop, make_device_hop
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
@@ -17,7 +19,10 @@ from contract.manifest import Manifest, check_files, from_entries, read_manifest
 from contract.signature import Signature
 from contract.wire.signatures import read_meta_graph, read_signatures
 
-_EXPORT_AGAIN = "python -m exporter export --config configs/mlp.toml --base_path {base}"
+_EXPORT_AGAIN = (
+    "python -m exporter export --base_path {base} --config FILE (or --model FILE: what the "
+    "version was made from)"
+)
 _GENERATED = re.compile(
     r"(args|conv2d|dense|flatten|functional|input|keras_tensor|output|sequential)(_\d+)+"
 )
@@ -40,6 +45,32 @@ def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
     except (ManifestError, OSError) as error:
         return [*findings, Check.SIGNATURES.fails(str(error), _describe_copy(version_dir))]
     return [*findings, check_names(signatures), *_check_specs(signatures)]
+
+
+def check_inputs(path: Path, inputs: Sequence[Path], adjustment: Adjustment) -> Finding:
+    """Whether files that somebody means to send look like what a version was made with."""
+    if not inputs:
+        return Check.INPUTS.is_not_checked("")
+    try:
+        manifest = read_manifest(find_version_dir(path))
+        if not manifest.inputs:
+            return Check.INPUTS.is_not_checked("the version does not say what its inputs were like")
+        reader = InputReader(
+            inputs,
+            from_entries(manifest.signatures),
+            adjustment=adjustment,
+            known=manifest.inputs,
+        )
+    except PlumblineError as error:
+        return Check.INPUTS.fails(str(error))
+    listed = " ".join(map(str, inputs))
+    if reader.remarks:
+        flags = " ".join(dict.fromkeys(one.flag for one in reader.remarks))
+        return Check.INPUTS.warns(
+            "; ".join(one.text for one in reader.remarks),
+            f"python -m clients predict {listed} {flags}",
+        )
+    return Check.INPUTS.passes(f"{listed} look like what the version was made with")
 
 
 def _find_leaf(path: Path) -> tuple[Path | None, Finding]:

@@ -200,7 +200,13 @@ class LiteModel:
     def _compile(self, *, dequantise: bool) -> dict[str, Program]:
         most = self._max_chunk_rows
         programs = {
-            name: Program(entry, self._pool, max_chunk_rows=most, dequantise=dequantise)
+            name: Program(
+                entry,
+                self._pool,
+                max_chunk_rows=most,
+                dequantise=dequantise,
+                signature_names=frozenset(self._entries),
+            )
             for name, entry in self._entries.items()
         }
         if DEFAULT_SIGNATURE_NAME in programs:

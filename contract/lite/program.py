@@ -13,7 +13,7 @@ from contract.errors import InternalError, TensorMismatchError
 from contract.lite.runtime import Calls, Interpreter
 from contract.lite.schema import Memory
 from contract.lite.tensors import LiteSignature, LiteTensor, Quantisation
-from contract.signature import Array, Batch, Signature, check_batch
+from contract.signature import Array, Batch, Hints, Signature, check_batch
 
 QUICK_CHUNK_S = 150e-6
 """Chunks that take less become larger."""
@@ -32,6 +32,7 @@ class Program:
             where a chunk takes less than `QUICK_CHUNK_S`, as the hand-overs between chunks then
             cost more than memory. Where the file fixes the rows of a run, chunks have so many.
         dequantise: float32 in and out where the file has integers.
+        signature_names: The signatures of the file, for the advice of a refusal.
 
     Attributes:
         signature: What `run` takes and gives.
@@ -40,6 +41,7 @@ class Program:
     __slots__ = (
         "_chunk_rows",
         "_entry",
+        "_hints",
         "_idle",
         "_inputs",
         "_key",
@@ -51,9 +53,21 @@ class Program:
     )
 
     def __init__(
-        self, entry: LiteSignature, pool: LanePool, *, max_chunk_rows: int, dequantise: bool
+        self,
+        entry: LiteSignature,
+        pool: LanePool,
+        *,
+        max_chunk_rows: int,
+        dequantise: bool,
+        signature_names: frozenset[str] = frozenset(),
     ) -> None:
         self.signature: Signature = entry.describe(dequantise=dequantise)
+        scales = {
+            tensor.spec.name: (tensor.quantisation.scale, tensor.quantisation.zero_point)
+            for tensor in entry.inputs
+            if tensor.quantisation is not None
+        }
+        self._hints = Hints(signature_names, scales)
         self._entry = entry
         self._pool = pool
         self._idle = pool.idle
@@ -125,7 +139,7 @@ class Program:
         return answer
 
     def _run_checked(self, batch: Batch, proceed: Callable[[], object] | None) -> dict[str, Array]:
-        num_rows = check_batch(batch, self.signature)
+        num_rows = check_batch(batch, self.signature, self._hints)
         if num_rows == 0:
             return self._answer_nothing()
         # In this machine's byte order: the interpreter copies bytes, not values.

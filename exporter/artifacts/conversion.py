@@ -15,12 +15,8 @@ import msgspec
 
 from contract.errors import ExportError
 from exporter.artifacts.exportable import Exportable, Recipe
-from exporter.artifacts.tflite import Conversion, ConversionJob
+from exporter.artifacts.tflite import MAX_UNROLLED_STEPS, Conversion, ConversionJob
 from exporter.processes import ChildProcess
-
-MAX_UNROLLED_STEPS = 64
-"""Recurrent layers over more steps are not unrolled: 64 make the file of an LSTM six times as
-large, and the conversion five times as slow."""
 
 _RECIPES = (
     Recipe(),
@@ -91,9 +87,7 @@ def _receive(
             raise
         problem = f"the converter ended over it: {error.message}"
         remedy = "change the model, or raise export.conversion_timeout_s where it took too long"
-        found = Conversion(
-            variant=job.variant, problem=problem, remedy=remedy, recipe=job.recipe
-        )
+        found = Conversion(variant=job.variant, problem=problem, remedy=remedy, recipe=job.recipe)
         return found, True
 
 

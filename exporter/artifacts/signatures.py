@@ -13,6 +13,7 @@ from typing import TypeAlias
 import tensorflow as tf
 
 from contract.servable import DEFAULT_SIGNATURE_NAME
+from exporter.artifacts.decoding import decode_images
 from exporter.artifacts.names import (
     CLASSIFY,
     ENCODED_FEATURE,
@@ -22,15 +23,6 @@ from exporter.artifacts.names import (
     UINT8,
 )
 from exporter.data.pixels import ZERO_TO_ONE, PixelScale
-
-_MAX_PIXELS = 16 * 1024 * 1024
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_JPEG_MAGIC = b"\xff\xd8\xff"
-_PNG_HEADER_BYTES = 24
-"""Magic (8), length and name of IHDR (8), width and height (4 + 4), big endian.
-https://www.w3.org/TR/png-3/#11IHDR: IHDR is the first chunk of every PNG."""
-_LUMA = (0.299, 0.587, 0.114)
-"""ITU-R BT.601, as JPEG and Pillow's mode L use it. (`decode_png(channels=1)` swaps weights.)"""
 
 Tensors: TypeAlias = Mapping[str, tf.Tensor]
 Functions: TypeAlias = dict[str, tf.types.experimental.ConcreteFunction]
@@ -61,6 +53,7 @@ class TracedModel:
     class_names: tuple[str, ...] = ()
     image_shape: tuple[int, ...] = ()
     pixels: PixelScale = ZERO_TO_ONE
+    batch_size: int | None = None
 
     @property
     def single_input(self) -> tf.TensorSpec | None:
@@ -129,14 +122,20 @@ def _trace_image_signatures(model: TracedModel, *, with_strings: bool) -> Functi
         shaped = tf.reshape(_scale_pixels(pixels, model.pixels), (-1, *only.shape[1:]))
         return model.call({name: tf.cast(shaped, only.dtype)})
 
+    strings = tf.TensorSpec((None,), tf.string)
+    # Traced once, for both signatures: there is more of it than of a small model.
+    decode = tf.function(
+        lambda files: decode_images(files, shape), input_signature=[strings], autograph=False
+    )
+
     def answer_files(tensors: Tensors) -> dict[str, tf.Tensor]:
-        return answer(_decode_images(tensors["image_bytes"], shape))
+        return answer(decode(tensors["image_bytes"]))
 
     def classify(tensors: Tensors) -> dict[str, tf.Tensor]:
         parsed = tf.io.parse_example(
             tensors["inputs"], {ENCODED_FEATURE: tf.io.FixedLenFeature((), tf.string)}
         )
-        (scores,) = answer(_decode_images(parsed[ENCODED_FEATURE], shape)).values()
+        (scores,) = answer(decode(parsed[ENCODED_FEATURE])).values()
         classes = tf.tile(tf.constant([model.class_names]), (tf.shape(scores)[0], 1))
         return {"classes": classes, "scores": scores}
 
@@ -149,7 +148,6 @@ def _trace_image_signatures(model: TracedModel, *, with_strings: bool) -> Functi
         ),
     }
     if with_strings and shape[-1] in (1, 3):
-        strings = tf.TensorSpec((None,), tf.string)
         functions[IMAGE_BYTES] = trace(answer_files, {"image_bytes": strings})
         if model.is_classifier and model.class_names:
             functions[CLASSIFY] = trace(classify, {"inputs": strings})
@@ -177,72 +175,3 @@ def _trace_tutorial_signature(model: TracedModel) -> tf.types.experimental.Concr
         return {"scores": scores}
 
     return trace(score, {"images": tf.TensorSpec((model.batch_size, TUTORIAL_VALUES), tf.float32)})
-
-
-def _decode_images(image_bytes: tf.Tensor, image_shape: tuple[int, ...]) -> tf.Tensor:
-    """Decodes, greyscales, resizes a batch of files to what a model was trained on.
-
-    A few kilobytes can declare gigapixels. `tf.io.decode_*` allocates what the header declares,
-    so the header is read first and everything over `_MAX_PIXELS` is refused.
-
-    Args:
-        image_bytes: string (batch,), a PNG or JPEG file each, of any size up to `_MAX_PIXELS`.
-        image_shape: (height, width, channels) of the data; channels is 1 or 3.
-
-    Returns:
-        float32 (batch, height, width, channels), whole numbers 0..255: a file of the data's
-        own size gives exactly the pixels it holds. Transparency is dropped.
-    """
-    height, width, channels = image_shape
-    pixels = tf.map_fn(
-        lambda one: _decode_image(one, (height, width)),
-        image_bytes,
-        fn_output_signature=tf.TensorSpec((height, width, 3), tf.float32),
-        parallel_iterations=1,  # bounds memory: one decoded image at a time
-    )
-    if channels == 1:
-        pixels = tf.reduce_sum(pixels * tf.constant(_LUMA, tf.float32), axis=-1, keepdims=True)
-    return tf.clip_by_value(tf.round(pixels), 0.0, 255.0)
-
-
-def _decode_image(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """float32 (height, width, 3) of one file."""
-    is_png = tf.strings.substr(data, 0, len(_PNG_MAGIC)) == _PNG_MAGIC
-    is_jpeg = tf.strings.substr(data, 0, len(_JPEG_MAGIC)) == _JPEG_MAGIC
-    long_enough = tf.strings.length(data) >= _PNG_HEADER_BYTES
-    known = tf.debugging.Assert(
-        tf.logical_and(tf.logical_or(is_png, is_jpeg), long_enough),
-        ["image is neither a PNG nor a JPEG file; bytes:", tf.strings.length(data)],
-    )
-    with tf.control_dependencies([known]):
-        data = tf.identity(data)
-    shape = tf.cond(
-        is_png,
-        lambda: _read_png_size(data),
-        lambda: tf.image.extract_jpeg_shape(data, output_type=tf.int64)[:2],
-    )
-    num_pixels = shape[0] * shape[1]
-    small = tf.debugging.Assert(
-        tf.logical_and(num_pixels > 0, num_pixels <= _MAX_PIXELS),
-        [f"image declares 0 or more than {_MAX_PIXELS} pixels; (height, width):", shape],
-    )
-    with tf.control_dependencies([small]):
-        data = tf.identity(data)
-    decoded = tf.cond(
-        is_png,
-        lambda: tf.io.decode_png(data, channels=3),
-        lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
-    )
-    decoded = tf.ensure_shape(decoded, (None, None, 3))
-    # Resized before the greyscale: the uint8 image is the only large tensor there is.
-    return tf.image.resize(decoded, size, method="bilinear", antialias=True)
-
-
-def _read_png_size(data: tf.Tensor) -> tf.Tensor:
-    """int64 (2,): height and width."""
-    field = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.uint8), tf.int64)
-    powers = tf.constant([2**24, 2**16, 2**8, 1], tf.int64)
-    # Each is below 2^32 and the product below 2^64; the spec forbids sides of 2^31 and more.
-    width, height = tf.reduce_sum(field[:4] * powers), tf.reduce_sum(field[4:] * powers)
-    limit = tf.constant(2**31 - 1, tf.int64)
-    return tf.stack([tf.minimum(height, limit), tf.minimum(width, limit)])

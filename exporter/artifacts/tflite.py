@@ -33,6 +33,10 @@ _HALF = re.compile(r"tensor<[^>]*(?:f16|bf16)>")
 _LOOPS = frozenset({"While", "StatelessWhile"})
 _TRIED_ROWS = (1, 5)
 
+MAX_UNROLLED_STEPS = 64
+"""Recurrent layers over more steps are not unrolled: 64 make an LSTM's file six times as large,
+and its conversion five times as slow."""
+
 
 class ConversionJob(msgspec.Struct, frozen=True, kw_only=True):
     """One variant to be made.
@@ -98,8 +102,9 @@ def convert(job: ConversionJob) -> Conversion:
     if job.variant == "int8" and job.source is not None and _has_loops(source):
         return _fail(
             job,
-            "the model has loops (recurrent layers) of too many steps to be unrolled, and TFLite "
-            "cannot quantise the inside of a loop",
+            "the model has loops (recurrent layers over more than "
+            f"{MAX_UNROLLED_STEPS} steps, or of a kind that cannot be unrolled), and TFLite cannot "
+            "quantise the inside of a loop",
             "shorten the sequences, or use dynamic_range, which has int8 weights",
         )
     try:
@@ -108,12 +113,10 @@ def convert(job: ConversionJob) -> Conversion:
         return _explain(error, job)
     names = list_custom_ops(content)
     if names:
-        return _lack(job, {name: "" for name in names})
+        return _lack(job, dict.fromkeys(names, ""))
     problem = _try_out(content, job)
     if problem:
-        return _fail(
-            job, f"it converts, but TFLite's interpreter fails: {problem}", _REPLACE_LAYER
-        )
+        return _fail(job, f"it converts, but TFLite's interpreter fails: {problem}", _REPLACE_LAYER)
     try:
         job.file.parent.mkdir(parents=True, exist_ok=True)
         job.file.write_bytes(content)

@@ -112,6 +112,7 @@ class ExportExamples:
         more: Rows of the other splits, the classes in turn: so that rare classes are judged too.
         calibration: Rows that int8 is calibrated with.
         targets: Target name to the task that it poses, with the names of its classes; {} without.
+        given_names: Class names that somebody gave without labels.
         pixels: How the pixels of the only input become numbers, uint8 (rows, height, width,
             channels); None where it is no image.
         dummy: The data mean nothing.
@@ -125,10 +126,12 @@ class ExportExamples:
     more: Examples
     calibration: Examples
     targets: Mapping[str, Head]
+    given_names: tuple[str, ...] = ()
     pixels: PixelScale | None = None
     dummy: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the first target that has classes."""
-        return next((one.class_names for one in self.targets.values() if one.has_classes), ())
+        """Of the first target that has classes, else as given."""
+        found = (one.class_names for one in self.targets.values() if one.has_classes)
+        return next(found, ()) or self.given_names

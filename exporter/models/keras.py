@@ -95,7 +95,7 @@ class KerasModel(Exportable):
             inputs=inputs,
             outputs=tuple(one.served for one in self._outputs),
             is_classifier=is_classifier,
-            class_names=class_names if is_classifier else (),
+            class_names=class_names or tuple(map(str, range(shape[-1]))) if is_classifier else (),
             image_shape=_find_image_shape(examples) if len(inputs) == 1 else (),
             pixels=examples.pixels or ZERO_TO_ONE,
         )
@@ -149,13 +149,16 @@ class KerasModel(Exportable):
 
     def save_for_conversion(self, directory: Path, recipe: Recipe) -> bool:
         """See `Exportable.save_for_conversion`."""
-        unrolled = recipe.unroll_up_to and has_loops(self._model)
-        if not (self.is_half_precision or unrolled or recipe.batch_size is not None):
+        is_recurrent = has_loops(self._model)
+        is_fixed = any(spec.shape[0] is not None for spec in self._traced.inputs.values())
+        if recipe.batch_size is not None:
+            if is_fixed:
+                return False
+        elif recipe.unroll_up_to:
+            if not is_recurrent:
+                return False
+        elif not (self.is_half_precision or (is_recurrent and is_fixed)):
             return False
-        if recipe.batch_size is not None and any(
-            spec.shape[0] is not None for spec in self._traced.inputs.values()
-        ):
-            return False  # its batch is fixed as it is
         traced = self._traced
         if recipe.batch_size is not None:
             inputs = {
@@ -228,7 +231,11 @@ class KerasModel(Exportable):
             target = _find_target(name, examples.targets, len(answers))
             activation, from_logits = activations.get(name, ""), _takes_logits(self._model)
             told[name] = heads.get(name) or tell_head(
-                answer, activation=activation, target=target, from_logits=from_logits
+                answer,
+                activation=activation,
+                target=target,
+                class_names=examples.given_names if len(answers) == 1 else (),
+                from_logits=from_logits,
             )
             told[name] = _name_classes(told[name], answer, target)
         only = next(iter(told.values())) if len(told) == 1 else None

@@ -40,7 +40,9 @@ def traced_for_lite(model: KerasObject, recipe: Recipe) -> Iterator[None]:
                 changes.enter_context(_attribute(layer, "_could_use_gpu_kernel", value=False))
             if hasattr(layer, "use_cudnn"):
                 changes.enter_context(_attribute(layer, "use_cudnn", value=False))
-            if hasattr(layer, "unroll") and _count_steps(layer) in range(1, recipe.unroll_up_to + 1):
+            if hasattr(layer, "unroll") and _count_steps(layer) in range(
+                1, recipe.unroll_up_to + 1
+            ):
                 changes.enter_context(_attribute(layer, "unroll", value=True))
         yield
 

@@ -7,13 +7,18 @@ would hang on how often it was iterated before, so a resumed run would see other
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from exporter.training.models import ModelHeads, Structure
+from contract.signature import Array
+from exporter.data.examples import Examples
+from exporter.training.heads import ModelHeads, Structure, Tensors
+from exporter.training.losses import weigh_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +60,23 @@ def order_rows(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def make_batches(
-    features: NDArray[np.float32],
-    targets: NDArray[np.float32],
-    heads: ModelHeads,
-    plan: BatchPlan,
-    first_epoch: int,
-) -> tf.data.Dataset:
-    """Return every batch from `first_epoch` (from 0) to the last, as the model's heads take it.
+Raw: TypeAlias = dict[str, tf.Tensor]
+"""A batch of the data's inputs, or of its targets, by name."""
 
-    `features` are (examples, ...), `targets` one-hot (examples, classes). One data set for the
-    whole run: a new one per epoch costs a start-up each.
+Weights: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""Output name to weight by class."""
+
+Batch: TypeAlias = tuple[Structure, Structure] | tuple[Structure, Structure, Structure]
+"""What a step takes: inputs and targets as the model's heads have them, and the rows' weights
+where classes weigh unequally. Of one input or one head a tensor, else dicts."""
+
+
+def make_batches(
+    examples: Examples, heads: ModelHeads, plan: BatchPlan, first_epoch: int, weights: Weights
+) -> tf.data.Dataset:
+    """Return every batch from `first_epoch` (from 0) to the last, see `Batch`.
+
+    One data set for the whole run: a new one per epoch costs a start-up each.
     """
     data = tf.data.Dataset.from_tensor_slices(_plan_epochs(plan, first_epoch))
     data = data.flat_map(
@@ -74,22 +85,59 @@ def make_batches(
         ).batch(plan.batch_size, drop_remainder=plan.drop_remainder)
     )
     # Held once as tensors; the batches gather from them.
-    x, y = tf.constant(features), tf.constant(targets)
+    inputs, targets = (
+        {name: tf.constant(array) for name, array in arrays.items()}
+        for arrays in (examples.inputs, examples.targets)
+    )
 
-    def gather(
-        rows: tf.Tensor, partners: tf.Tensor, weights: tf.Tensor
-    ) -> tuple[Structure, Structure]:
-        batch_x, batch_y = tf.gather(x, rows), tf.gather(y, rows)
-        if plan.mixup:
-            batch_x = _mix(batch_x, tf.gather(x, partners), weights)
-            batch_y = _mix(batch_y, tf.gather(y, partners), weights)
-        return heads.shape_inputs(batch_x), heads.shape_targets(batch_y)
+    def gather(rows: tf.Tensor) -> Batch:
+        raw_inputs, raw_targets = (
+            {name: tf.gather(array, rows) for name, array in arrays.items()}
+            for arrays in (inputs, targets)
+        )
+        return prepare_batch(raw_inputs, raw_targets, heads, weights)
 
-    data = data.map(gather, num_parallel_calls=1, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    def make(rows: tf.Tensor, partners: tf.Tensor, shares: tf.Tensor) -> Batch:
+        batch = gather(rows)
+        if not plan.mixup:
+            return batch
+        mixed: Batch = tf.nest.map_structure(
+            lambda one, other: _mix(one, other, shares), batch, gather(partners)
+        )
+        return mixed
+
+    data = data.map(make, num_parallel_calls=1, deterministic=True).prefetch(tf.data.AUTOTUNE)
     # Each worker takes its share of every batch: there are no files to share out.
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return data.with_options(options)
+
+
+def prepare_batch(inputs: Raw, targets: Raw, heads: ModelHeads, weights: Weights) -> Batch:
+    """Turn rows as the data have them into what a step takes."""
+    made = (heads.prepare_inputs(inputs), _alone(heads.prepare_targets(targets)))
+    if not weights:
+        return made
+    # Keras wants a weight for every head, or for none.
+    given = weigh_targets(targets, heads, weights)
+    rows = tf.shape(next(iter(targets.values())))[0]
+    whole = {one.name: given.get(one.name, tf.ones([rows, *one.places])) for one in heads.trained}
+    return (*made, _alone(whole))
+
+
+def _alone(tensors: Tensors) -> Structure:
+    return tensors if len(tensors) > 1 else next(iter(tensors.values()))
+
+
+def iterate_batches(examples: Examples, size: int) -> tf.data.Dataset:
+    """Return all rows in order, once, as batches of (inputs, targets) as the data have them."""
+    arrays = (dict(examples.inputs), dict(examples.targets))
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(size)
+
+
+def count_classes(examples: Examples, target_name: str, num_classes: int) -> Array:
+    """int64 (classes,): how many rows, or places of rows, are of each class."""
+    return np.bincount(examples.targets[target_name].reshape(-1), minlength=num_classes)
 
 
 def _plan_epochs(

@@ -79,7 +79,7 @@ def train(
     recorder = EpochRecorder(
         parts,
         state,
-        evaluate=make_evaluate(parts, dataset),
+        evaluate=make_evaluate(parts),
         listeners=tuple(listeners),
         progress=progress,
     )

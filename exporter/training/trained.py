@@ -9,7 +9,7 @@ import numpy as np
 
 from contract.errors import ConfigError
 from exporter.config import Config
-from exporter.data.dataset import Dataset, load_dataset, to_float32
+from exporter.data.dataset import Dataset, load_dataset
 from exporter.training.run import TrainResult
 
 _RECORD = "trained.json"
@@ -62,7 +62,8 @@ def check_trained(run_dir: Path) -> None:
 
 def load_trained(run_dir: Path) -> tuple[Dataset, TrainResult]:
     """Reads the data again, builds the model again and gives it its weights."""
-    from exporter.training.models import HEAD_EXAMPLES, build_model, describe_heads
+    from exporter.training.models import build_model
+    from exporter.training.parts import describe_dataset_heads
 
     try:
         record = msgspec.json.decode((run_dir / _RECORD).read_bytes(), type=TrainedRecord)
@@ -77,18 +78,13 @@ def load_trained(run_dir: Path) -> tuple[Dataset, TrainResult]:
             f"{run_dir} was trained on data {record.data_fingerprint[:12]}, and those found now "
             f"are {dataset.fingerprint[:12]}; bring the data back, or train again"
         )
-    model = build_model(config.model, dataset.input_shape, dataset.num_classes)
+    model = build_model(config.model, dataset)
     try:
         with np.load(run_dir / _WEIGHTS, allow_pickle=False) as archive:
             model.set_weights([archive[name] for name in sorted(archive.files)])
     except (OSError, ValueError) as error:
         raise ConfigError(f"{run_dir / _WEIGHTS} does not fit its model: {error}") from error
-    heads = describe_heads(
-        model,
-        to_float32(dataset.x_train[:HEAD_EXAMPLES]),
-        dataset.num_classes,
-        loss=config.training.loss,
-    )
+    heads = describe_dataset_heads(model, dataset, config.training)
     result = TrainResult(
         model=model,
         heads=heads,

@@ -141,7 +141,8 @@ def _check_variant(version_dir: Path, variant: str, golden: Golden, tolerance: T
 
 
 def _conclude(found: Measurement, golden: Golden, *, signatures: tuple[str, ...] = ()) -> Check:
-    detail = "; ".join(found.problems) or (
+    told = [*found.problems, *(f"because {cause}" for cause in found.causes)]
+    detail = "; ".join(told) or (
         "equal bit for bit" if found.bit_equal else f"differs by {found.max_abs_difference:.1e}"
     )
     return Check(

@@ -67,6 +67,18 @@ def test_signatures_are_asked_by_name(version_dir: Path) -> None:
     assert predictor.predict(pixels, signature_name="serving_uint8")["probabilities"].shape[0] == 5
 
 
+def test_scaled_pixels_are_not_sent_as_black_ones(version_dir: Path) -> None:
+    pixels = np.random.default_rng(0).random((2, *_pixel_shape(version_dir)), np.float32)
+    with pytest.raises(TensorMismatchError, match=r"\(x \* 255\)\.round\(\)\.astype\('uint8'\)"):
+        OnDevicePredictor(version_dir).predict(pixels, signature_name="serving_uint8")
+
+
+def test_raw_pixels_are_sent_to_the_signature_that_scales_them(version_dir: Path) -> None:
+    pixels = np.full((2, *_pixel_shape(version_dir)), 200, np.uint8)
+    with pytest.raises(TensorMismatchError, match=r"raw pixels, uint8, to signature serving_uint8"):
+        OnDevicePredictor(version_dir).predict(pixels)
+
+
 def _pixel_shape(version_dir: Path) -> tuple[int, ...]:
     spec = OnDevicePredictor(version_dir).signatures["serving_uint8"].inputs["images"]
     return tuple(size for size in (spec.shape or ())[1:] if size is not None)
