@@ -22,7 +22,7 @@ from contract.console.terminal import print_json, remark, show_progress
 from contract.errors import ConfigError, PlumblineError
 from contract.heads import Task
 from contract.lite.runtime import hide_delegate_notes
-from exporter.config import Config, load_config
+from exporter.config import Config, load_config, override_config
 from exporter.processes import filter_chatter, silence_tensorflow
 from exporter.publishing.publish import (
     PublishOptions,
@@ -41,12 +41,14 @@ from exporter.show import (
     show_recheck,
     show_training,
 )
+from exporter.training.trained import read_trained_config
 
 if TYPE_CHECKING:
     from exporter.verification.recheck import Check
 
 _LOG = logging.getLogger(__name__)
 _SCALE_HELP = "what the pixels 0 and 255 become before the model: raw pixels are then taken too"
+_CONFIG = Path("configs/mlp.toml")
 _LOCAL_FLAGS = ("base_path", "keep", "version", "model_config_file", "allow_signature_change")
 """Of `publish`: they have no meaning at a remote base path."""
 _RUN_FLAGS = ("overrides", "run_dir", "resume", "download", "trained")
@@ -109,7 +111,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_flags(verb)
     _add_publish_flags(verb)
     verb.add_argument(
-        "--trained", type=Path, metavar="RUN_DIR", help="export what `train` left there"
+        "--trained",
+        type=Path,
+        metavar="RUN_DIR",
+        help="export what `train`, or an export that failed, left there",
     )
     _add_own_model_flags(verb)
 
@@ -162,7 +167,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_run_flags(parser: Parser) -> None:
-    parser.add_argument("--config", type=Path, default=Path("configs/mlp.toml"), metavar="FILE")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"default: {_CONFIG}, or the trained run's own"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -356,7 +363,7 @@ def _read_class_names(text: str | None) -> list[str]:
 
 def _import_objects(references: list[str]) -> dict[str, object]:
     """Name to class or function of each `package.module:name`."""
-    from exporter.training.models import import_function
+    from exporter.config import import_function
 
     return {
         reference.rpartition(":")[2]: import_function(reference, key="--custom_objects")
@@ -440,7 +447,10 @@ def _load_config(arguments: argparse.Namespace) -> Config:
     overrides = list(arguments.overrides)
     if arguments.download:
         overrides.append("data.download=true")
-    return load_config(arguments.config, overrides)
+    trained = getattr(arguments, "trained", None)
+    if trained is not None and arguments.config is None:
+        return override_config(read_trained_config(trained), overrides)
+    return load_config(arguments.config or _CONFIG, overrides)
 
 
 def _read_options(

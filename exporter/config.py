@@ -7,10 +7,12 @@ here only where leaving a key out has one plain meaning (0 = off, "" = none).
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import re
+import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -110,6 +112,12 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
         columns: Those that the model is fed with; () stands for all others.
         categories: Columns whose numbers are names.
         inputs: `vector`: one input, categories one-hot; `columns`: one input a column, (rows, 1).
+        features: Feature name of a tf.Example to what it holds: `image`, `string`,
+            `float32[28,28]`, `int64`, or `uint8[28,28]` of raw bytes; {} asks the first record.
+        loader: `package.module:function` that returns a tf.data.Dataset.
+        class_names: Of the only target, where the data do not name its classes.
+        shuffle_bytes: Records in memory from which the next row is drawn, of data that stream.
+        memory_bytes: Rows of a loader beyond it are kept in a temporary folder, and stream.
         task: What the targets are; "" tells it from their values.
         tasks: Target name to what it is, where several targets differ.
         image_size: (height, width) that pictures are resized to; () where all have the same.
@@ -118,6 +126,8 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
         scale: What a model receives for the pixels 0 and 255.
         impute: What a missing number becomes: the `mean` or `median` of its column's training
             rows, or `zero`; "" refuses missing values.
+        max_examples: Rows taken at most of each split that the data bring, evenly spread over it;
+            0 takes all. Not of data that stream.
         num_examples: Rows of `random`.
     """
 
@@ -130,6 +140,8 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
         "parquet",
         "sequence",
         "text",
+        "tfrecord",
+        "loader",
         "random",
     ]
     path: str = ""
@@ -142,6 +154,11 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     inputs: Literal["vector", "columns"] = "vector"
+    features: dict[str, str] = {}
+    loader: str = ""
+    class_names: tuple[str, ...] = ()
+    shuffle_bytes: Positive = 64 * 2**20
+    memory_bytes: Positive = 512 * 2**20
     task: TargetTask = ""
     tasks: dict[str, TargetTask] = {}
     image_size: tuple[Positive, ...] = ()
@@ -149,9 +166,17 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
     skip_unreadable: bool = False
     scale: tuple[float, float] = (0.0, 1.0)
     impute: Literal["", "mean", "median", "zero"] = ""
+    max_examples: Annotated[int, Meta(ge=0)] = 0
     num_examples: Annotated[int, Meta(ge=40)] = 2000
 
     def __post_init__(self) -> None:
+        if (self.kind == "loader") != bool(self.loader):
+            raise ValueError(
+                f"kind is {self.kind!r} and loader {self.loader!r}; kind = 'loader' and loader = "
+                "'package.module:function' go together"
+            )
+        if self.loader and not BUILDER.fullmatch(self.loader):
+            raise ValueError(f"loader is {self.loader!r}; give 'package.module:function'")
         if len(self.image_size) not in (0, 2):
             raise ValueError(f"image_size is {list(self.image_size)}; give [height, width]")
         if not self.scale[0] < self.scale[1]:
@@ -318,9 +343,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
+    return _override(table, overrides, source=str(path))
+
+
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+    """Apply overrides to a configuration.
+
+    Args:
+        config: Read before.
+        overrides: As `load_config` takes them.
+
+    Raises:
+        ConfigError: See `load_config`.
+    """
+    return _override(msgspec.to_builtins(config), overrides, source="the configuration")
+
+
+def _override(table: Table, overrides: Sequence[str], *, source: str) -> Config:
     for override in overrides:
         _apply_override(table, override)
-    return parse_config(table, source=str(path))
+    return parse_config(table, source=source)
 
 
 def parse_config(table: Table, *, source: str = "the configuration") -> Config:
@@ -437,3 +479,21 @@ def _describe(
         message += f", got {given.get(name)!r}"
     message = message.replace("Expected ", "expected ", 1)
     return f"{key}: {message}" if key else message
+
+
+def import_function(reference: str, *, key: str) -> Callable[..., object]:
+    """Import `package.module:function`, also from the current folder."""
+    module_name, _, name = reference.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code
+        raise ConfigError(
+            f"{key} {reference!r} does not import: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{key} {reference!r}: {module_name} has no function {name!r}")
+    return function  # type: ignore[no-any-return]

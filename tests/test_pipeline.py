@@ -146,6 +146,23 @@ def test_what_train_left_can_be_exported_twice_at_once(tmp_path: Path) -> None:
         check_files(base_path / str(version), read_manifest(base_path / str(version)))
 
 
+def test_what_an_export_trained_and_could_not_convert_is_exported_without_training_again(
+    tmp_path: Path,
+) -> None:
+    hasty = settings("training.epochs=2", "export.conversion_timeout_s=0.001")
+    failed = run_exporter("export", *MLP, *hasty, "--run_dir", "run", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "python -m exporter export --trained run" in failed.stderr
+    # Without --config: the run brings its own.
+    again = settings("export.variants=[]", "export.conversion_timeout_s=300")
+    done = run_exporter("export", "--trained", "run", *again, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "epoch" not in done.stderr
+    manifest = read_manifest(tmp_path / "models" / "mlp" / "1")
+    assert manifest.config["training"]["epochs"] == 2
+    assert manifest.config["export"]["variants"] == []
+
+
 def test_random_data_are_labelled_in_every_output(tmp_path: Path) -> None:
     tolerant = settings('data.kind="random"', "training.epochs=1", "export.variants=[]")
     done = run_exporter("export", *MLP, *tolerant, cwd=tmp_path)

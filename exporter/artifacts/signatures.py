@@ -119,7 +119,7 @@ def _trace_image_signatures(model: TracedModel, *, with_strings: bool) -> Functi
     ((name, only),) = model.inputs.items()
 
     def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        shaped = tf.reshape(_scale_pixels(pixels, model.pixels), (-1, *only.shape[1:]))
+        shaped = tf.reshape(model.pixels.trace(pixels), (-1, *only.shape[1:]))
         return model.call({name: tf.cast(shaped, only.dtype)})
 
     strings = tf.TensorSpec((None,), tf.string)
@@ -152,18 +152,6 @@ def _trace_image_signatures(model: TracedModel, *, with_strings: bool) -> Functi
         if model.is_classifier and model.class_names:
             functions[CLASSIFY] = trace(classify, {"inputs": strings})
     return functions
-
-
-def _scale_pixels(pixels: tf.Tensor, scale: PixelScale) -> tf.Tensor:
-    """The operations of `PixelScale.apply`, in its order."""
-    numbers = tf.cast(pixels, tf.float32)
-    if scale.is_identity:
-        return numbers
-    numbers = numbers / tf.constant(255.0)
-    if (scale.low, scale.high) != (0.0, 1.0):
-        numbers = numbers * tf.constant(scale.high - scale.low, tf.float32)
-        numbers = numbers + tf.constant(scale.low, tf.float32)
-    return numbers
 
 
 def _trace_tutorial_signature(model: TracedModel) -> tf.types.experimental.ConcreteFunction:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
-from typing import assert_never
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +26,33 @@ from exporter.data.inputs import clean_input, fill_missing, find_fillings
 from exporter.data.pixels import ZERO_TO_ONE, PixelScale
 from exporter.data.readers import RawData, read_digits, read_mnist, read_npz
 from exporter.data.statistics import warn_of_odd_splits
+from exporter.data.stream import Stream, StreamedData, open_tfrecords
 from exporter.data.tables import read_table, read_texts
 from exporter.data.targets import clean_target
 
 _RANDOM_FEATURES = 784
 _RANDOM_CLASSES = 10
 
+InMemory: TypeAlias = Literal[
+    "digits",
+    "mnist",
+    "npz",
+    "image_folder",
+    "csv",
+    "parquet",
+    "sequence",
+    "text",
+    "random",
+]
+"""Kinds of data that are read as a whole."""
+
 _CLASS_ROWS = 64
 """Rows of a class, beside the test split, that copies are judged by ..."""
 _MAX_MORE_ROWS = 4096
 """... and of all classes together."""
+_MAX_SAMPLE_ROWS = 10_000
+_MAX_SAMPLE_BYTES = 64 * 2**20
+"""Of a test split that streams."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +61,8 @@ class Dataset:
 
     Attributes:
         name: `digits`, `mnist`, `random`, or the user's file name without its ending.
-        train: What is trained on, and what int8 is calibrated with.
+        train: What is trained on, and what int8 is calibrated with; each split is in memory, or
+            read where it lies.
         validation: For early stopping.
         test: Seen by nothing but the final measurement.
         targets: Target name to the task that it poses, with the names of its classes.
@@ -59,9 +77,9 @@ class Dataset:
     """
 
     name: str
-    train: Examples
-    validation: Examples
-    test: Examples
+    train: Examples | Stream
+    validation: Examples | Stream
+    test: Examples | Stream
     targets: Mapping[str, Head]
     fingerprint: str
     pixels: PixelScale | None = None
@@ -78,7 +96,7 @@ class Dataset:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example of the only input: (height, width, channels) or the features'."""
-        return tuple(int(n) for n in self.x_train.shape[1:])
+        return tuple(int(n) for n in _first(self.train.take(slice(1)).inputs).shape[1:])
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -93,32 +111,37 @@ class Dataset:
     @property
     def x_train(self) -> Array:
         """The first input of the training split."""
-        return _first(self.train.inputs)
+        return _first(_hold(self.train).inputs)
 
     @property
     def y_train(self) -> Array:
         """The first target of the training split."""
-        return _first(self.train.targets)
+        return _first(_hold(self.train).targets)
 
     @property
     def x_validation(self) -> Array:
         """The first input of the validation split."""
-        return _first(self.validation.inputs)
+        return _first(_hold(self.validation).inputs)
 
     @property
     def y_validation(self) -> Array:
         """The first target of the validation split."""
-        return _first(self.validation.targets)
+        return _first(_hold(self.validation).targets)
 
     @property
     def x_test(self) -> Array:
         """The first input of the test split."""
-        return _first(self.test.inputs)
+        return _first(_hold(self.test).inputs)
 
     @property
     def y_test(self) -> Array:
         """The first target of the test split."""
-        return _first(self.test.targets)
+        return _first(_hold(self.test).targets)
+
+
+def _hold(split: Examples | Stream) -> Examples:
+    """The whole split in memory; of data that stream, only what fits is asked for so."""
+    return split if isinstance(split, Examples) else split.take(slice(None))
 
 
 def _first(arrays: Mapping[str, Array]) -> Array:
@@ -165,11 +188,20 @@ def load_dataset(config: DataConfig) -> Dataset:
         >>> load_dataset(load_config("configs/mlp.toml").data).x_train.shape[1:]
         (28, 28, 1)
     """
-    return make_dataset(_read(config), config)
+    if config.kind == "tfrecord":
+        return _stream_dataset(open_tfrecords(config), config)
+    if config.kind == "loader":
+        from exporter.data.loader import read_loader
+
+        read = read_loader(config)
+        if isinstance(read, StreamedData):
+            return _stream_dataset(read, config)
+        return make_dataset(read, config)
+    return make_dataset(_read(config, config.kind), config)
 
 
-def _read(config: DataConfig) -> RawData:
-    match config.kind:
+def _read(config: DataConfig, kind: InMemory) -> RawData:
+    match kind:
         case "digits":
             return read_digits()
         case "mnist":
@@ -187,7 +219,26 @@ def _read(config: DataConfig) -> RawData:
         case "random":
             return _make_random(config)
         case _:
-            assert_never(config.kind)
+            assert_never(kind)
+
+
+def _stream_dataset(data: StreamedData, config: DataConfig) -> Dataset:
+    if config.max_examples:
+        raise DatasetError(
+            f"data.max_examples is {config.max_examples}, and {data.name} streams: give fewer "
+            "shards, or cut the data in the loader"
+        )
+    row = data.splits["train"].take(slice(1))
+    is_image = len(row.inputs) == 1 and _first(row.inputs).dtype == np.uint8
+    return Dataset(
+        name=data.name,
+        train=data.splits["train"],
+        validation=data.splits["validation"],
+        test=data.splits["test"],
+        targets=data.heads,
+        fingerprint=data.fingerprint,
+        pixels=PixelScale(*config.scale) if is_image else None,
+    )
 
 
 def make_dataset(raw: RawData, config: DataConfig) -> Dataset:
@@ -198,9 +249,13 @@ def make_dataset(raw: RawData, config: DataConfig) -> Dataset:
     """
     inputs = _clean_inputs(raw, missing=bool(config.impute))
     targets, heads = _clean_targets(raw, config)
-    splits = _split(
-        {name: Examples(inputs[name], targets[name]) for name in raw.splits}, heads, raw, config
-    )
+    given = {name: Examples(inputs[name], targets[name]) for name in raw.splits}
+    if config.max_examples:
+        given = {
+            name: examples.take(spread_rows(len(examples), config.max_examples))
+            for name, examples in given.items()
+        }
+    splits = _split(given, heads, raw, config)
     splits, fillings = _fill_missing(splits, raw, config)
     warn_of_odd_splits({split: splits[split] for split in raw.splits}, raw.source)
     is_image = len(inputs["train"]) == 1 and _first(inputs["train"]).dtype == np.uint8
@@ -238,22 +293,20 @@ def draw_export_examples(
         seed: Of the choice of calibration rows.
     """
     splits = (dataset.test, dataset.validation, dataset.train)
-    others = Examples.concatenate(list(splits[1:]))
-    labels = dataset.test.labels
-    if labels is None:
+    test = _sample(dataset.test)
+    if any(split.labels is None for split in splits):
         golden = dataset.test.take(spread_rows(len(dataset.test), num_golden))
-        more = others.take(slice(0))
+        more = dataset.test.take(slice(0))
         calibration = dataset.train.take(spread_rows(len(dataset.train), num_calibration))
     else:
-        chosen = choose_rows(labels, num_golden)
+        chosen = choose_rows(_labels(dataset.test), num_golden)
         golden = dataset.test.take(chosen)
-        if len(chosen) < num_golden or len(np.unique(labels)) < dataset.num_classes:
-            every = Examples.concatenate(list(splits))
-            golden = every.take(choose_rows(_labels(every), num_golden))
+        if len(chosen) < num_golden or len(np.unique(_labels(dataset.test))) < dataset.num_classes:
+            golden = _choose(splits, num_golden)
         limit = min(_CLASS_ROWS * dataset.num_classes, _MAX_MORE_ROWS)
-        more = others.take(choose_rows(_labels(others), limit))
-        train_labels = _labels(dataset.train)
-        calibration = dataset.train.take(choose_rows(train_labels, num_calibration, seed=seed))
+        more = _choose(splits[1:], limit)
+        rows = choose_rows(_labels(dataset.train), num_calibration, seed=seed)
+        calibration = dataset.train.take(rows)
     return ExportExamples(
         name=dataset.name,
         fingerprint=dataset.fingerprint,
@@ -263,7 +316,7 @@ def draw_export_examples(
             "test": len(dataset.test),
         },
         golden=golden,
-        test=dataset.test,
+        test=test,
         more=more,
         calibration=calibration,
         targets=dataset.targets,
@@ -272,7 +325,28 @@ def draw_export_examples(
     )
 
 
-def _labels(examples: Examples) -> Array:
+def _sample(split: Examples | Stream) -> Examples:
+    """All rows that are in memory; of a stream, as many as is reasonable, spread evenly."""
+    if isinstance(split, Examples):
+        return split
+    count = max(1, min(_MAX_SAMPLE_ROWS, _MAX_SAMPLE_BYTES // split.row_bytes))
+    return split.take(spread_rows(len(split), count))
+
+
+def _choose(splits: Sequence[Examples | Stream], count: int) -> Examples:
+    """Rows of several splits, the classes in turn."""
+    chosen = choose_rows(np.concatenate([_labels(split) for split in splits]), count)
+    starts = np.cumsum([0, *map(len, splits)])
+    parts = []
+    places = []
+    for split, first, stop in zip(splits, starts[:-1], starts[1:], strict=True):
+        here = np.flatnonzero((chosen >= first) & (chosen < stop))
+        parts.append(split.take(chosen[here] - first))
+        places.append(here)
+    return Examples.concatenate(parts).take(np.argsort(np.concatenate(places)))
+
+
+def _labels(examples: Examples | Stream) -> Array:
     labels = examples.labels
     assert labels is not None, "every split has the same targets"
     return labels
@@ -349,6 +423,7 @@ def _clean_targets(
             f"{raw.source}: data.tasks names {unknown[0]!r}; the targets are "
             f"{', '.join(map(repr, raw.train.targets))}"
         )
+    alone = len(raw.train.targets) == 1
     for name in raw.train.targets:
         for split, examples in raw.splits.items():
             rows, labels = len(examples), len(examples.targets[name])
@@ -362,7 +437,7 @@ def _clean_targets(
             functools.partial(raw.call_array, "y", name=name),
             source=raw.source,
             task=config.tasks.get(name) or config.task or None,
-            class_names=raw.class_names.get(name, ()),
+            class_names=raw.class_names.get(name) or (config.class_names if alone else ()),
         )
         for split, array in parts.items():
             cleaned[split][name] = array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -76,13 +77,13 @@ def choose_rows(labels: Array, count: int, *, seed: int | None = None) -> Array:
     by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     if rng is not None:
         by_class = [rng.permutation(rows) for rows in by_class]
-    turns: list[int] = [
+    turns = (
         rows[turn]
         for turn in range(max(map(len, by_class), default=0))
         for rows in by_class
         if turn < len(rows)
-    ]
-    return np.asarray(turns[: max(count, len(by_class))], np.int64)
+    )
+    return np.fromiter(itertools.islice(turns, max(count, len(by_class))), np.int64)
 
 
 def spread_rows(num_rows: int, count: int) -> Array:

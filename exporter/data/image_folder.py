@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import io
 import logging
 import os
 from collections.abc import Sequence
@@ -18,6 +19,13 @@ import numpy as np
 
 from contract.console.extras import import_extra
 from contract.errors import DatasetError
+from contract.pictures import (
+    JPEG_MAGIC,
+    MAX_PIXELS,
+    PNG_MAGIC,
+    read_orientation,
+    turn_upright,
+)
 from contract.signature import Array
 from exporter.config import DataConfig
 from exporter.data.examples import Examples
@@ -36,9 +44,8 @@ _SPLITS = {
     "val": "validation",
     "valid": "validation",
 }
-_MAX_PIXELS = 2**24
-"""As in the exported graph."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""As in the exported graph."""
 _SHOWN = 5
 _IGNORED = ("__MACOSX", "__pycache__")
 
@@ -186,10 +193,15 @@ def _try_to_read(path: Path, size: tuple[int, int] | None, channels: int) -> Arr
 
 
 def read_picture(path: Path, *, size: tuple[int, int] | None, channels: int) -> Array:
-    """uint8 (height, width, channels) of one file.
+    """`decode_picture` of a file."""
+    return decode_picture(path.read_bytes(), size=size, channels=channels)
+
+
+def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: int) -> Array:
+    """uint8 (height, width, channels) of a picture's bytes.
 
     Args:
-        path: A picture; its EXIF orientation is honoured, its transparency dropped.
+        content: Of its file; EXIF orientation is honoured, transparency dropped.
         size: (height, width) to resize to; None leaves it as it is.
         channels: 1 (grey) or 3 (RGB).
 
@@ -198,15 +210,17 @@ def read_picture(path: Path, *, size: tuple[int, int] | None, channels: int) -> 
         ValueError: It has more pixels than the exported graph would decode.
     """
     import PIL.Image
-    import PIL.ImageOps
 
-    with PIL.Image.open(path) as image:
-        if image.width * image.height > _MAX_PIXELS:
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        if image.width * image.height > MAX_PIXELS:
             raise ValueError(
-                f"{image.width} × {image.height} pixels; at most {_MAX_PIXELS:,} are decoded"
+                f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
             )
         image.load()
-        upright = PIL.ImageOps.exif_transpose(image)
+        if content.startswith((PNG_MAGIC, JPEG_MAGIC)):  # as graphs and clients do it
+            upright = turn_upright(image, read_orientation(content))
+        else:
+            upright = PIL.ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):  # 16 bits: the high byte, as TensorFlow's decoder
             high = np.asarray(upright, np.uint32) >> 8
             upright = PIL.Image.fromarray(high.clip(0, 255).astype(np.uint8))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from contract.errors import ConfigError
 from contract.signature import Array
 from exporter.data.examples import Examples
+from exporter.data.stream import Stream
 from exporter.training.heads import ModelHeads, Structure, Tensors
 from exporter.training.losses import weigh_targets
 
@@ -32,6 +33,8 @@ class BatchPlan:
         epochs: Epochs in all.
         drop_remainder: Leave out the last, smaller batch: replicas must share rows evenly.
         mixup: Alpha of the Beta distribution; 0 = off.
+        worker: Which of several machines this is, where each reads rows of its own.
+        num_workers: How many there are.
     """
 
     num_rows: int
@@ -40,6 +43,8 @@ class BatchPlan:
     epochs: int
     drop_remainder: bool
     mixup: float = 0.0
+    worker: int = 0
+    num_workers: int = 1
 
     def __post_init__(self) -> None:
         if self.drop_remainder and self.num_rows < self.batch_size:
@@ -72,12 +77,18 @@ where classes weigh unequally. Of one input or one head a tensor, else dicts."""
 
 
 def make_batches(
-    examples: Examples, heads: ModelHeads, plan: BatchPlan, first_epoch: int, weights: Weights
+    examples: Examples | Stream,
+    heads: ModelHeads,
+    plan: BatchPlan,
+    first_epoch: int,
+    weights: Weights,
 ) -> tf.data.Dataset:
     """Return every batch from `first_epoch` (from 0) to the last, see `Batch`.
 
     One data set for the whole run: a new one per epoch costs a start-up each.
     """
+    if isinstance(examples, Stream):
+        return _stream_batches(examples, heads, plan, first_epoch, weights)
     data = tf.data.Dataset.from_tensor_slices(_plan_epochs(plan, first_epoch))
     data = data.flat_map(
         lambda rows, partners, weights: tf.data.Dataset.from_tensor_slices(
@@ -113,6 +124,32 @@ def make_batches(
     return data.with_options(options)
 
 
+def _stream_batches(
+    stream: Stream, heads: ModelHeads, plan: BatchPlan, first_epoch: int, weights: Weights
+) -> tf.data.Dataset:
+    """Likewise, of rows that are read as they are needed."""
+    if plan.mixup:
+        raise ConfigError(
+            "training.mixup blends rows with any others, and these data are not in memory; set it "
+            "to 0"
+        )
+    data = stream.open_batches(
+        plan.batch_size,
+        seed=plan.seed,
+        epochs=range(first_epoch, plan.epochs),
+        drop_remainder=plan.drop_remainder,
+        worker=plan.worker,
+        num_workers=plan.num_workers,
+    )
+    options = data.options()  # who shares out what
+    data = data.map(
+        lambda inputs, targets: prepare_batch(inputs, targets, heads, weights),
+        num_parallel_calls=1,
+        deterministic=True,
+    )
+    return data.prefetch(2).with_options(options)
+
+
 def prepare_batch(inputs: Raw, targets: Raw, heads: ModelHeads, weights: Weights) -> Batch:
     """Turn rows as the data have them into what a step takes."""
     made = (heads.prepare_inputs(inputs), _alone(heads.prepare_targets(targets)))
@@ -129,15 +166,26 @@ def _alone(tensors: Tensors) -> Structure:
     return tensors if len(tensors) > 1 else next(iter(tensors.values()))
 
 
-def iterate_batches(examples: Examples, size: int) -> tf.data.Dataset:
+def iterate_batches(examples: Examples | Stream, size: int) -> tf.data.Dataset:
     """Return all rows in order, once, as batches of (inputs, targets) as the data have them."""
+    if isinstance(examples, Stream):
+        return examples.open_batches(size)
     arrays = (dict(examples.inputs), dict(examples.targets))
-    return tf.data.Dataset.from_tensor_slices(arrays).batch(size)
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(size).cache()
 
 
-def count_classes(examples: Examples, target_name: str, num_classes: int) -> Array:
+def count_classes(examples: Examples | Stream, target_name: str, num_classes: int) -> Array:
     """int64 (classes,): how many rows, or places of rows, are of each class."""
-    return np.bincount(examples.targets[target_name].reshape(-1), minlength=num_classes)
+    if not isinstance(examples, Stream):
+        labels = examples.targets[target_name]
+    elif target_name in examples.records.values:
+        labels = examples.records.values[target_name]
+    else:
+        raise ConfigError(
+            "training.class_weights = 'balanced' counts classes, and these data, which are not in "
+            "memory, are indexed by one class a row alone; give the weights as a table"
+        )
+    return np.bincount(labels.reshape(-1), minlength=num_classes)
 
 
 def _plan_epochs(

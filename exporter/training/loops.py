@@ -249,7 +249,7 @@ def make_evaluate(parts: TrainingParts) -> Callable[[], dict[str, float]]:
     heads, split = parts.heads, parts.dataset.validation
     losses = build_losses(parts.config, heads, smoothing=0.0)
     factors = _list_loss_weights(parts, losses)
-    batches = iterate_batches(split, _EVALUATION_BATCH).cache()
+    batches = iterate_batches(split, _EVALUATION_BATCH)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def measure(inputs: Tensors, rows: Tensors) -> Tensors:

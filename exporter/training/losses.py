@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from contract.errors import ConfigError
 from contract.heads import Head
 from contract.signature import Array
-from exporter.config import TrainingConfig, is_custom
+from exporter.config import TrainingConfig, import_function, is_custom
 from exporter.training.heads import ModelHeads, ModelOutput, Tensors
-from exporter.training.models import import_function
 
 PerExampleLoss: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """(y_true, y_pred), each (batch, ..., width) -> (batch, ...)."""

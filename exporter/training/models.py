@@ -7,12 +7,9 @@ renamed tensors.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import tf_keras
@@ -20,8 +17,9 @@ import tf_keras
 from contract.errors import ConfigError
 from contract.heads import Head
 from contract.signature import Array
-from exporter.config import ModelConfig
+from exporter.config import ModelConfig, import_function
 from exporter.data.dataset import Dataset
+from exporter.data.examples import Examples, spread_rows
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -29,6 +27,9 @@ if TYPE_CHECKING:
     from exporter.training.heads import Structure
 
 Shape: TypeAlias = tuple[int, ...]
+
+_BUILDER_ROWS = 10_000
+"""Of data that stream, for a builder that adapts its layers to them."""
 
 
 def build_model(config: ModelConfig, dataset: Dataset) -> tf_keras.Model:
@@ -199,7 +200,9 @@ def _build_custom(builder: str, dataset: Dataset) -> tf_keras.Model:
     more = {}
     with contextlib.suppress(TypeError, ValueError):  # a callable without a signature
         if "examples" in inspect.signature(function).parameters:
-            more["examples"] = dataset.train
+            train = dataset.train
+            some = spread_rows(len(train), _BUILDER_ROWS)
+            more["examples"] = train if isinstance(train, Examples) else train.take(some)
     try:
         model = function(*given, **more)
     except Exception as error:  # the user's code: whatever it raises is theirs to read
@@ -225,24 +228,6 @@ def _build_custom(builder: str, dataset: Dataset) -> tf_keras.Model:
             "functional API, or give a Sequential its Input"
         )
     return model
-
-
-def import_function(reference: str, *, key: str) -> Callable[..., object]:
-    """Import `package.module:function`, also from the current folder."""
-    module_name, _, name = reference.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code
-        raise ConfigError(
-            f"{key} {reference!r} does not import: {type(error).__name__}: {error}"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigError(f"{key} {reference!r}: {module_name} has no function {name!r}")
-    return function  # type: ignore[no-any-return]
 
 
 def _penalty(config: ModelConfig) -> tf_keras.regularizers.L2 | None:

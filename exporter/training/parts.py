@@ -16,7 +16,7 @@ from exporter.training.heads import HEAD_EXAMPLES, ModelHeads, describe_heads
 from exporter.training.losses import build_class_weights
 from exporter.training.models import build_model
 from exporter.training.optimizers import build_optimizer
-from exporter.training.strategy import open_strategy
+from exporter.training.strategy import find_place, open_strategy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,7 @@ def build_parts(dataset: Dataset, config: Config) -> TrainingParts:
     # their state goes into checkpoints.
     tf_keras.backend.experimental.enable_tf_random_generator()
     tf_keras.utils.set_random_seed(training.seed)
+    worker, num_workers = find_place() if training.strategy == "multi_worker" else (0, 1)
     plan = BatchPlan(
         num_rows=len(dataset.train),
         batch_size=training.batch_size,
@@ -65,6 +66,8 @@ def build_parts(dataset: Dataset, config: Config) -> TrainingParts:
         epochs=training.epochs,
         drop_remainder=training.strategy != "none",
         mixup=training.mixup,
+        worker=worker,
+        num_workers=num_workers,
     )
     with strategy.scope():
         model = build_model(config.model, dataset)

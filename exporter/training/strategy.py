@@ -73,6 +73,22 @@ def is_chief() -> bool:
     return tf_config.task == Task("worker", 0)
 
 
+def find_place() -> tuple[int, int]:
+    """Return which of the machines that train this one is, and how many they are.
+
+    The chief is the first, as TensorFlow counts them.
+    """
+    tf_config = read_tf_config()
+    if tf_config is None:
+        return 0, 1
+    tasks = [
+        Task(kind, index)
+        for kind in ("chief", "worker")
+        for index in range(len(tf_config.cluster.get(kind, [])))
+    ]
+    return (tasks.index(tf_config.task) if tf_config.task in tasks else 0), max(1, len(tasks))
+
+
 def read_tf_config() -> TfConfig | None:
     """Return TF_CONFIG, or None where it is not set."""
     text = os.environ.get("TF_CONFIG", "")

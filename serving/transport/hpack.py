@@ -4,11 +4,12 @@ Answers are written without a dynamic table and without Huffman codes: they have
 are encoded once and kept. So the encoder has no state.
 
 Importing costs nearly nothing: Huffman codes are kept as their lengths alone, from which canonical
-codes follow (section 5.2), and the machine that decodes them grows as it meets bytes.
+codes follow (section 5.2), and are read by zlib, which is told the lengths once.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -94,7 +95,7 @@ class Decoder(Generic[Made]):
         self.max_table_size = max_table_size
         self.num_changes = 0
 
-    def decode(self, block: bytes) -> list[Made]:
+    def decode(self, block: bytes) -> list[Made]:  # noqa: C901 - one loop, hot
         """The fields of a block, in order.
 
         Args:
@@ -104,84 +105,82 @@ class Decoder(Generic[Made]):
             HpackError: It is not well formed; the connection cannot go on.
         """
         fields: list[Made] = []
+        static, dynamic = self._static, self._dynamic
         position, end = 0, len(block)
         try:
             while position < end:
+                start = position
                 byte = block[position]
-                if byte >= 0x80:
-                    index = byte & 0x7F
-                    position += 1
-                    if index == 0x7F:
-                        index, position = _read_rest(block, position, 0x7F)
-                    fields.append(
-                        self._static[index - 1]
-                        if 0 < index <= _NUM_STATIC
-                        else self._find_dynamic(index)
-                    )
-                elif byte & 0xE0 == 0x20:
+                position += 1
+                mask = _MASKS[byte]
+                number = byte & mask
+                if number == mask:
+                    number, position = _read_rest(block, position, mask)
+                if byte >= 0x80:  # an indexed field (section 6.1)
+                    if number > _NUM_STATIC:
+                        if number - _NUM_STATIC > len(dynamic):
+                            raise HpackError(f"there is no field with index {number}")
+                        fields.append(dynamic[_NUM_STATIC - number])
+                    elif number:
+                        fields.append(static[number - 1])
+                    else:
+                        raise HpackError("there is no field with index 0")
+                    continue
+                if mask == 0x1F:  # a size update (section 6.3)
                     if fields:
                         raise HpackError("a table size update follows a field")
-                    size, position = byte & 0x1F, position + 1
-                    if size == 0x1F:
-                        size, position = _read_rest(block, position, 0x1F)
-                    self._resize(size)
+                    self._resize(number)
+                    continue
+                # A literal field (section 6.2).
+                name_start = position
+                if not number:
+                    length = block[position] & 0x7F
+                    position += 1
+                    if length == 0x7F:
+                        length, position = _read_rest(block, position, 0x7F)
+                    position += length
+                name_stop = position
+                length = block[position] & 0x7F
+                position += 1
+                if length == 0x7F:
+                    length, position = _read_rest(block, position, 0x7F)
+                value = block[position : position + length]
+                position += length
+                if position > end:
+                    raise HpackError("a string is longer than its block")
+                field = None
+                raw = b""
+                if number > _NUM_STATIC:
+                    # It means something else another time: it is not remembered.
+                    if number - _NUM_STATIC > len(dynamic):
+                        raise HpackError(f"there is no name with index {number}")
+                    name = dynamic[_NUM_STATIC - number][0]
                 else:
-                    field, position = self._read_literal(block, position, byte)
-                    fields.append(field)
+                    if byte & 0xF0 != 0x10:  # that must not be kept by anyone (section 7.1.3)
+                        raw = block[start:position]
+                        field = self._remembered.get(raw)
+                    if field is None:
+                        name = (
+                            static[number - 1][0]
+                            if number
+                            else _read_name(block, name_start, name_stop)
+                        )
+                if field is None:
+                    if block[name_stop] >= 0x80:
+                        value = decode_huffman(value)
+                    field = self._make(name, value)
+                    if raw:
+                        self._remember(raw, field)
+                if byte >= 0x40:
+                    self.num_changes += 1
+                    self._size += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
+                    dynamic.append(field)
+                    if self._size > self._max_size:
+                        self._evict()
+                fields.append(field)
         except IndexError:
             raise HpackError("a header block ends within a field") from None
         return fields
-
-    def _read_literal(  # noqa: C901 - on the hot path
-        self, block: bytes, position: int, byte: int
-    ) -> tuple[Made, int]:
-        """A literal field (section 6.2), and where it ends."""
-        start = position
-        mask = 0x3F if byte >= 0x40 else 0x0F
-        index = byte & mask
-        position += 1
-        if index == mask:
-            index, position = _read_rest(block, position, mask)
-        name_start = position
-        if index == 0:
-            length = block[position] & 0x7F
-            position += 1
-            if length == 0x7F:
-                length, position = _read_rest(block, position, 0x7F)
-            position += length
-        name_stop = position
-        length = block[position] & 0x7F
-        position += 1
-        if length == 0x7F:
-            length, position = _read_rest(block, position, 0x7F)
-        stop = position + length
-        if stop > len(block):
-            raise HpackError("a string is longer than its block")
-        # A field whose name stands in the dynamic table means something else another time, and
-        # what is never to be indexed is not to be kept either (section 7.1.3).
-        is_lasting = index <= _NUM_STATIC and byte & 0xF0 != 0x10
-        if is_lasting:
-            raw = block[start:stop]
-            found = self._remembered.get(raw)
-            if found is not None:
-                if byte >= 0x40:
-                    self._insert(found)
-                return found, stop
-        if index == 0:
-            name = _read_name(block, name_start, name_stop)
-        elif index <= _NUM_STATIC:
-            name = self._static[index - 1][0]
-        else:
-            name = self._find_dynamic(index)[0]
-        value = block[position:stop]
-        if block[name_stop] >= 0x80:
-            value = decode_huffman(value)
-        field = self._make(name, value)
-        if is_lasting:
-            self._remember(raw, field)
-        if byte >= 0x40:
-            self._insert(field)
-        return field, stop
 
     def _remember(self, raw: bytes, field: Made) -> None:
         """Keeps what a literal means, but of names whose value is another every time."""
@@ -196,18 +195,6 @@ class Decoder(Generic[Made]):
         _num_values[name] = num_values + 1
         self._remembered[raw] = field
 
-    def _find_dynamic(self, index: int) -> Made:
-        if not _NUM_STATIC < index <= _NUM_STATIC + len(self._dynamic):
-            raise HpackError(f"there is no field with index {index}")
-        return self._dynamic[_NUM_STATIC - index]
-
-    def _insert(self, field: Made) -> None:
-        """Section 4.4: evict first; what is larger than the table empties it."""
-        self.num_changes += 1
-        self._size += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
-        self._dynamic.append(field)
-        self._evict()
-
     def _resize(self, size: int) -> None:
         if size > self.max_table_size:
             raise HpackError(f"a table of {size} bytes was asked for; {self.max_table_size} is all")
@@ -216,6 +203,7 @@ class Decoder(Generic[Made]):
         self._evict()
 
     def _evict(self) -> None:
+        """Section 4.4: what is larger than the table empties it."""
         dynamic = self._dynamic
         while self._size > self._max_size:
             oldest = dynamic.pop(0)
@@ -225,6 +213,12 @@ class Decoder(Generic[Made]):
 # What `make` made of the static table and of literals; the same for all connections.
 _KNOWN: dict[Callable[[bytes, bytes], Any], tuple[list[Any], dict[bytes, Any]]] = {}
 
+
+# By the first byte of a field, which of its bits begin a number (section 6).
+_MASKS = bytes(
+    0x7F if byte >= 0x80 else 0x3F if byte >= 0x40 else 0x1F if byte >= 0x20 else 0x0F
+    for byte in range(256)
+)
 
 # Strings that are names, and in how many ways a name was kept with a value.
 _names: dict[bytes, bytes] = {}
@@ -317,34 +311,7 @@ _CODE_LENGTHS = (
     "qrqqrrrrrsrrrrrqu"
 )
 _EOS = 256
-
-# The machine: a state is 256 times a node of the tree of codes, so that state + byte is a key.
-_children: list[list[int]] = []
-"""Node to its two children: a node, or ~symbol. Empty until the first code is decoded."""
-_ends: set[int] = set()
-"""The states in which a string may end: within a code's first 7 bits, all of them ones."""
-
-
-class _Steps(dict[int, tuple[int, bytes]]):
-    """State + byte to the state after it and the bytes that it completed; grows as it is used, to
-    2^16 entries at most."""
-
-    def __missing__(self, key: int) -> tuple[int, bytes]:
-        if not _children:
-            _grow_tree()
-        node, text = key >> 8, b""
-        for shift in range(7, -1, -1):
-            node = _children[node][key >> shift & 1]
-            if node < 0:
-                if ~node == _EOS:
-                    raise HpackError("EOS is no character")
-                text += bytes((~node,))
-                node = 0
-        step = self[key] = (node << 8, text)
-        return step
-
-
-_steps = _Steps()
+_MOST_ZLIB_BITS = 15
 
 
 def decode_huffman(data: bytes) -> bytes:
@@ -353,14 +320,83 @@ def decode_huffman(data: bytes) -> bytes:
     Raises:
         HpackError: EOS is among them, or the padding is longer than 7 bits or not of ones.
     """
-    state, parts = 0, []
-    steps = _steps
+    codes = (_zlib_state or _make_zlib_state()).copy()
+    text: bytes = codes.decompress(data.translate(_REVERSED))
+    if codes.eof:  # there is a code of more bits
+        return _decode_long_codes(data)
+    padding = 8 * len(data) - sum(text.translate(_LENGTHS))
+    if padding:
+        ones = (1 << padding) - 1
+        if padding > 7 or data[-1] & ones != ones:
+            raise HpackError("a Huffman code is cut off, or its padding is not of ones")
+    return text
+
+
+# The codes of up to 15 bits, all those of printable ASCII but one, are for zlib. Deflate (RFC 1951)
+# has canonical codes too, if as many bits of code length are told, and takes the bits of a byte
+# from the other end. 15 bits of ones, with which all longer codes begin, are its end of a block.
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_LENGTHS = bytes(int(digit, 36) for digit in _CODE_LENGTHS[:_EOS])
+_zlib_state: Any = None
+
+
+def _make_zlib_state() -> Any:
+    """A decompressor that has read the head of a block, up to the first code (section 3.2.7)."""
+    global _zlib_state
+    lengths = [length if length <= _MOST_ZLIB_BITS else 0 for length in _LENGTHS]
+    bits = "".join(
+        (
+            # Empty blocks, so that the first code begins with a byte.
+            3 * "0100000000",
+            "101" + "00000" + "00000" + "1111",  # the last block; 257 codes, 1 distance
+            # Code lengths are told in 4 bits each: no 16, 17 and 18, the others alike.
+            3 * "000" + 16 * "001",
+            *(f"{length:04b}" for length in (*lengths, _MOST_ZLIB_BITS, 0)),
+        )
+    )
+    assert len(bits) % 8 == 0
+    head = bytes(int(bits[at : at + 8][::-1], 2) for at in range(0, len(bits), 8))
+    _zlib_state = zlib.decompressobj(-zlib.MAX_WBITS)
+    _zlib_state.decompress(head)
+    return _zlib_state
+
+
+# The others, byte by byte. A state is a node of the tree of codes: what has come of a code.
+_children: list[list[int]] = []
+"""Node to its two children: a node, or ~symbol. Empty until it is needed."""
+_ends: set[int] = set()
+"""The nodes at which a string may end: within a code's first 7 bits, all of them ones."""
+_steps: dict[int, tuple[int, bytes]] = {}
+"""256 times a node + byte to the node after it and the bytes that it completed; grows as it is
+used, to 2^16 entries at most."""
+
+
+def _decode_long_codes(data: bytes) -> bytes:
+    """As `decode_huffman`, of codes of any length."""
+    node, parts = 0, []
     for byte in data:
-        state, text = steps[state + byte]
+        step = _steps.get(node << 8 | byte)
+        if step is None:
+            step = _steps[node << 8 | byte] = _find_step(node, byte)
+        node, text = step
         parts.append(text)
-    if state and state not in _ends:
+    if node not in _ends:
         raise HpackError("a Huffman code is cut off, or its padding is not of ones")
     return b"".join(parts)
+
+
+def _find_step(node: int, byte: int) -> tuple[int, bytes]:
+    if not _children:
+        _grow_tree()
+    text = b""
+    for shift in range(7, -1, -1):
+        node = _children[node][byte >> shift & 1]
+        if node < 0:
+            if ~node == _EOS:
+                raise HpackError("EOS is no character")
+            text += bytes((~node,))
+            node = 0
+    return node, text
 
 
 def _grow_tree() -> None:
@@ -381,6 +417,6 @@ def _grow_tree() -> None:
         children[node][code & 1] = ~symbol
     node = 0
     for _ in range(8):
-        _ends.add(node << 8)
+        _ends.add(node)
         node = children[node][1]
     _children.extend(children)
