@@ -132,7 +132,7 @@ def inspect_version(version_dir: Path) -> Inspection:
 def check_version_dir(path: Path) -> None:
     """Refuses what is no version at all, before anything is loaded."""
     if not path.is_dir():
-        raise ConfigError(f"{path} is no directory; give one version, as models/mlp/1")
+        raise ConfigError(f"{path} is no directory; give one version, BASE_PATH/1")
     if any((path / name).exists() for name in (layout.MANIFEST, layout.SAVED_MODEL)):
         return
     versions = [str(found) for found in layout.find_versions(path).values()]
