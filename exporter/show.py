@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from contract.console.terminal import print_table, say
+from exporter.publishing.foreign import advise
 
 if TYPE_CHECKING:
     from exporter.flow import Exported, Trained
-    from exporter.inspect import Inspection
+    from exporter.inspect import InspectedVariant, Inspection
     from exporter.own_model import ExportedVersion
     from exporter.predict import Prediction
     from exporter.publishing.publish import Published
@@ -71,6 +72,8 @@ def show_published(published: Published) -> None:
     for change in published.changes:
         say(f"Allowed signature change: {change}.")
     say(f"Published {published.path}")
+    for lack in published.lacks:
+        say(f"It lacks {lack}.")
     if published.retired:
         say(f"Retired {', '.join(map(str, published.retired))}")
 
@@ -92,7 +95,10 @@ def show_recheck(recheck: Recheck) -> None:
         [(one.name, one.result, one.detail) for one in recheck.checks],
         title=str(recheck.path),
     )
-    say("Passed." if recheck.passed else "FAILED.")
+    if recheck.failed or recheck.passed:
+        say("FAILED." if recheck.failed else "Passed.")
+    else:
+        say(f"Not verified: it is not ours. A version that is: {advise(recheck.path)}")
 
 
 def show_prediction(prediction: Prediction) -> None:
@@ -116,6 +122,8 @@ def show_inspection(inspection: Inspection) -> None:
         title="copies",
     )
     print_table(("what", "value"), _list_provenance(inspection), title="provenance")
+    for lack in inspection.lacks:
+        say(f"It lacks {lack}.")
 
 
 def _list_signature_rows(inspection: Inspection) -> list[tuple[str, ...]]:
@@ -130,19 +138,27 @@ def _list_signature_rows(inspection: Inspection) -> list[tuple[str, ...]]:
 
 def _list_copy_rows(inspection: Inspection) -> list[tuple[str, ...]]:
     """A row for each copy and quantised tensor."""
-    rows: list[tuple[str, ...]] = [
-        ("saved_model", _to_kib(inspection.saved_model.num_bytes), "", "", "", "")
-    ]
+    rows: list[tuple[str, ...]] = []
+    if num_bytes := inspection.saved_model.num_bytes:
+        rows.append(("saved_model", _to_kib(num_bytes), "", "", "", ""))
     for name, variant in inspection.variants.items():
         size = _to_kib(variant.num_bytes)
         if variant.problem or not variant.quantisation:
             # Blanks, not nothing: so the columns are text, and numbers begin one below the other.
-            rows.append((name, size, variant.problem or ", ".join(variant.signatures), *"   "))
+            rows.append((name, size, variant.problem or _list_names(variant), *"   "))
         for at, one in enumerate(variant.quantisation):
             head = ("", "") if at else (name, size)
             tensor = f"{one.tensor} {one.dtype}"
             rows.append((*head, one.signature, tensor, f"{one.scale:.9g}", str(one.zero_point)))
     return rows
+
+
+def _list_names(variant: InspectedVariant) -> str:
+    """The signatures of a copy, with how many rows they take at a time where that is fixed."""
+    return ", ".join(
+        f"{name} ({one.fixed_rows} at a time)" if one.fixed_rows else name
+        for name, one in variant.signatures.items()
+    )
 
 
 def _list_provenance(inspection: Inspection) -> list[tuple[str, str]]:

@@ -57,7 +57,10 @@ class LiteModel:
         create = partial(create_interpreter, content, num_threads=num_threads, source=label)
         self._max_chunk_rows = max_chunk_rows
         interpreter = create()
-        memory = find_memory(content)
+        try:
+            memory = find_memory(content)
+        except ManifestError as error:
+            raise ManifestError(f"{label}: {error.message}") from None
         if memory is Memory.TENSORS and not prepare_resets(interpreter):
             memory = Memory.RESOURCES
         self._pool = LanePool(create, memory)

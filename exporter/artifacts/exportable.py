@@ -74,10 +74,12 @@ class Exportable(abc.ABC):
     def name_targets(self, targets: Mapping[str, Array]) -> dict[str, Array]:
         """Targets by the outputs of the main signature that they are for.
 
-        A single target without a name goes to the first output that has a head.
+        A single target without a name goes to the first output that says a class, else to the
+        first that has a head.
         """
         outputs = [name for name in self.main_signature.outputs if name in self.heads]
         if len(targets) == 1 and not targets.keys() & set(outputs):
+            outputs.sort(key=lambda name: not self.heads[name].has_classes)
             return dict(zip(outputs[:1], targets.values(), strict=False))
         return {name: array for name, array in targets.items() if name in outputs}
 

@@ -19,7 +19,13 @@ import numpy as np
 
 from contract.console.extras import import_extra
 from contract.errors import DatasetError
-from contract.pictures import MAX_PIXELS, read_orientation, turn_upright
+from contract.pictures import (
+    JPEG_MAGIC,
+    MAX_PIXELS,
+    PNG_MAGIC,
+    read_orientation,
+    turn_upright,
+)
 from contract.signature import Array
 from exporter.config import DataConfig
 from exporter.data.examples import Examples
@@ -204,7 +210,6 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
         ValueError: It has more pixels than the exported graph would decode.
     """
     import PIL.Image
-    import PIL.ImageOps
 
     with PIL.Image.open(io.BytesIO(content)) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -212,7 +217,7 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
                 f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
             )
         image.load()
-        if image.format in ("PNG", "JPEG", "MPO"):  # what graphs and clients decode, alike
+        if content.startswith((PNG_MAGIC, JPEG_MAGIC)):  # as graphs and clients do it
             upright = turn_upright(image, read_orientation(content))
         else:
             upright = PIL.ImageOps.exif_transpose(image)

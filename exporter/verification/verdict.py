@@ -107,8 +107,8 @@ def _list_notes(measurements: list[Measurement]) -> list[str]:
     if unjudged:
         more = f" and {len(unjudged) - _MOST_NAMED} more" if len(unjudged) > _MOST_NAMED else ""
         notes.append(
-            f"too few examples to judge copies on {', '.join(unjudged[:_MOST_NAMED])}{more}: give "
-            "examples of every class"
+            f"copies are not judged on {', '.join(unjudged[:_MOST_NAMED])}{more}: the model "
+            "answers too few of the examples with it; give examples of every class"
         )
     if {"int8", "float32"} <= by_name.keys():
         notes += _compare_speed(by_name["int8"], by_name["float32"])
@@ -125,7 +125,7 @@ def _compare_speed(int8: Measurement, float32: Measurement) -> list[str]:
             f"{times}; with int8 in and out it is {raw:.1f} µs: the interpreter is faster, and "
             "scaling floats to int8 and back in Python costs more than that saves"
         ]
-    return [f"{times}; on this processor it saves space, not time"]
+    return [f"{times}; on this processor it saves no time"]
 
 
 _MOST_NAMED = 5
@@ -153,8 +153,11 @@ def list_rows(verification: Verification) -> list[tuple[str, ...]]:
 
 
 def _choose_metric(verification: Verification) -> str:
-    in_process = verification.measurements[0]
-    return next((name for name in _METRICS if _find_metric(in_process, name) is not None), ACCURACY)
+    measured = verification.measurements
+    return next(
+        (name for name in _METRICS for one in measured if _find_metric(one, name) is not None),
+        ACCURACY,
+    )
 
 
 def _find_metric(found: Measurement, metric: str) -> float | None:
