@@ -339,7 +339,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
-            f"cannot read the configuration {path}: {error.strerror}; configs/mlp.toml is one"
+            f"cannot read the configuration {path}: {error.strerror}; a model "
+            "that is trained already takes --model FILE instead"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
