@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_own_model_flags(verb)
 
     text = "Check every file of a version, and replay its golden examples."
-    verb = add(verify, text, "a version directory")
+    verb = add(verify, text, "a version, a SavedModel or a .tflite file")
     verb.add_argument(
         "--skip_tensorflow",
         action="store_true",
@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     text = "Publish a candidate as the next version."
-    verb = add(publish, text, "a candidate, its run directory, or a version")
+    verb = add(publish, text, "a candidate, its run directory, a version, or another tool's model")
     _add_publish_flags(verb)
     verb.add_argument("--version", type=int, metavar="N", help="default: the next free number")
     verb.add_argument(
@@ -148,10 +148,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--version", type=int, metavar="N", help="default: the highest that is complete there"
     )
 
-    add(inspect, "Show a version's signatures, variants and provenance.", "a version directory")
+    add(
+        inspect,
+        "Show a version's signatures, variants and provenance.",
+        "a version, a SavedModel or a .tflite file",
+    )
 
     text = "Answer your own inputs in this process, as a golden file to check any client with."
-    verb = add(predict, text, "a version directory")
+    verb = add(predict, text, "a version or a .tflite file")
     verb.add_argument(
         "--input",
         type=Path,
@@ -416,7 +420,6 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """`predict`: in-process answers for the user's own inputs, as a golden file."""
-    require_extra("tensorflow", "this command")
     from exporter.predict import predict_files
 
     prediction = predict_files(
