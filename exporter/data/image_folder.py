@@ -221,6 +221,20 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
     return whole
 
 
+def find_fault(content: bytes) -> str:
+    """Why a picture's bytes cannot be read, as far as can be told without decoding; "" if not."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
+            image.verify()
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        return str(error).partition(" <_io")[0] or type(error).__name__
+    return ""
+
+
 def _turn(image: PIL.Image.Image, content: bytes) -> PIL.Image.Image:
     """As a viewer shows it; of PNG and JPEG files by the one rule that graph and clients have."""
     import PIL.Image
