@@ -19,7 +19,13 @@ import numpy as np
 
 from contract.console.extras import import_extra
 from contract.errors import DatasetError
-from contract.pictures import JPEG_MAGIC, MAX_PIXELS, PNG_MAGIC, read_orientation
+from contract.pictures import (
+    JPEG_MAGIC,
+    MAX_PIXELS,
+    PNG_MAGIC,
+    read_orientation,
+    turn_upright,
+)
 from contract.signature import Array
 from exporter.config import DataConfig
 from exporter.data.examples import Examples
@@ -39,6 +45,7 @@ _SPLITS = {
     "valid": "validation",
 }
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""As in the exported graph."""
 _SHOWN = 5
 _IGNORED = ("__MACOSX", "__pycache__")
 
@@ -203,6 +210,7 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
         ValueError: It has more pixels than the exported graph would decode.
     """
     import PIL.Image
+    import PIL.ImageOps
 
     with PIL.Image.open(io.BytesIO(content)) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -210,7 +218,10 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
                 f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
             )
         image.load()
-        upright = _turn(image, content)
+        if content.startswith((PNG_MAGIC, JPEG_MAGIC)):  # as graphs and clients do it
+            upright = turn_upright(image, read_orientation(content))
+        else:
+            upright = PIL.ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):  # 16 bits: the high byte, as TensorFlow's decoder
             high = np.asarray(upright, np.uint32) >> 8
             upright = PIL.Image.fromarray(high.clip(0, 255).astype(np.uint8))
@@ -233,27 +244,6 @@ def find_fault(content: bytes) -> str:
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         return str(error).partition(" <_io")[0] or type(error).__name__
     return ""
-
-
-def _turn(image: PIL.Image.Image, content: bytes) -> PIL.Image.Image:
-    """As a viewer shows it; of PNG and JPEG files by the one rule that graph and clients have."""
-    import PIL.Image
-    import PIL.ImageOps
-
-    if not content.startswith((PNG_MAGIC, JPEG_MAGIC)):
-        return PIL.ImageOps.exif_transpose(image)
-    turn = PIL.Image.Transpose
-    methods = {
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_270,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_90,
-    }
-    method = methods.get(read_orientation(content))
-    return image if method is None else image.transpose(method)
 
 
 def _resize(image: PIL.Image.Image, size: tuple[int, int] | None) -> Array:

@@ -75,7 +75,9 @@ class ModelOutput:
     @property
     def places(self) -> tuple[int, ...]:
         """Axes of one example along which classes are told: () but for masks."""
-        return self.target_shape[:-1] if self.form == "one_hot" else strip(self.shape)
+        if self.form == "one_hot":
+            return self.target_shape[:-1]
+        return strip(self.shape) if self.form == "number" else self.shape[:-1]
 
     @property
     def is_trained(self) -> bool:
