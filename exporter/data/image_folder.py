@@ -210,6 +210,7 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
         ValueError: It has more pixels than the exported graph would decode.
     """
     import PIL.Image
+    import PIL.ImageOps
 
     with PIL.Image.open(io.BytesIO(content)) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -229,6 +230,20 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
         pixels = (pixels * _LUMA).sum(axis=-1, keepdims=True)
     whole: Array = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     return whole
+
+
+def find_fault(content: bytes) -> str:
+    """Why a picture's bytes cannot be read, as far as can be told without decoding; "" if not."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
+            image.verify()
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        return str(error).partition(" <_io")[0] or type(error).__name__
+    return ""
 
 
 def _resize(image: PIL.Image.Image, size: tuple[int, int] | None) -> Array:
