@@ -53,6 +53,7 @@ class ChildProcess(Generic[Job, Answer]):
     ) -> None:
         self._name = function.__module__
         self._log = log
+        self._num_unanswered = 0
         with log.open("wb") as stream:
             self._pipe, childs_end = Pipe()
             with childs_end:
@@ -84,6 +85,7 @@ class ChildProcess(Generic[Job, Answer]):
             self._pipe.send(job)
         except ConnectionError:
             raise self._describe_death() from None
+        self._num_unanswered += 1
 
     def receive(self, *, timeout_s: float, remedy: str = "") -> Answer:
         """Waits for the next answer."""
@@ -97,9 +99,15 @@ class ChildProcess(Generic[Job, Answer]):
             answer: Answer | PlumblineError = self._pipe.recv()
         except (EOFError, OSError):  # OSError: it died before it read a job, or amid an answer
             raise self._describe_death() from None
+        self._num_unanswered -= 1
         if isinstance(answer, PlumblineError):
             raise answer
         return answer
+
+    @property
+    def is_idle(self) -> bool:
+        """Alive, with every job answered."""
+        return not self._num_unanswered and self._process.poll() is None
 
     def close(self) -> None:
         """Stops the child, whatever it is at."""
@@ -149,6 +157,8 @@ def silence_tensorflow() -> None:
     """Sets what TensorFlow reads when it is imported; call it first thing in a process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # Spares a second of importing Keras 3, which `tf.keras` would otherwise be.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     # An export is three processes; each would take all of a GPU's memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
