@@ -7,8 +7,8 @@ off them. By the task of a head (`contract.heads`):
   are needed. A row is lost where the copy decides otherwise, or cannot decide: its scores tie (or
   lie on the threshold) where the in-process model's do not, or are no numbers. Each class is judged
   by itself, and all rows together: a share of all rows hides a rare class that is never found.
-- `binary` and `multilabel` also by order, since people choose thresholds of their own: of two rows
-  whose in-process scores are well apart, the copy has to put the same one first.
+- `binary` and `multilabel`, and one class of two, also by order, since people choose thresholds of
+  their own: of two rows whose in-process scores are well apart, the copy has to put the same first.
 - `regression`: each column's RMSE over the spread that it has in process; `embedding`: likewise
   over all columns at once.
 
@@ -39,8 +39,8 @@ RISK = 0.05
 _APART = 0.1
 """Probabilities that differ by more have an order that a copy must keep."""
 
-_MAX_RANKED = 512
-"""Scores whose order is compared, pair by pair."""
+_MAX_RANKED, _MAX_PAIRS = 512, 8_000_000
+"""Scores of a label whose order is compared, and pairs of all labels."""
 
 _TOGETHER, _ORDER = "all rows", "order"
 
@@ -189,10 +189,12 @@ def _judge_classes(
     num_rows = int(is_known.any(axis=1).sum())
     together = _measure(_TOGETHER, num_lost / num_places, num_rows, RISK, limit)
     by_class = list(_measure_each(head, classes, lost, num_classes, limit))
-    losses = [together, *by_class, *_measure_order(head, golden, got, limit)]
-    failed = [one for one in losses if limit is not None and one.bound > limit]
-    # A class tells more than all rows do; of what passes the class that is nearest to failing.
-    told = [one for one in failed if one is not together] or failed or losses[1:]
+    order = list(_measure_order(head, golden, got, limit))
+    failed = [one for one in by_class if limit is not None and one.bound > limit] or [
+        one for one in (*order, together) if limit is not None and one.bound > limit
+    ]
+    # A class tells more than the rest do; of what passes the one that is nearest to failing.
+    told = failed or [*by_class, *order]
     worst = max(told, key=lambda one: (one.bound, one.num_lost))
     problems = [] if limit is None or not failed else [_explain(worst, limit)]
     if together.bound > 1 - min_top1_agreement:
@@ -251,9 +253,9 @@ def _measure_each(
     num_lost = np.bincount(classes[is_known & lost], minlength=num_classes)
     rows = places
     if classes.shape[1] > 1:
-        at = np.broadcast_to(np.arange(len(classes))[:, None], classes.shape)
-        pairs = np.unique(at[is_known] * num_classes + classes[is_known])
-        rows = np.bincount(pairs % num_classes, minlength=num_classes)
+        rows = np.zeros(num_classes, np.int64)
+        for row in classes:
+            rows += np.bincount(row[row >= 0], minlength=num_classes) > 0
     risk = RISK / max(1, int((places > 0).sum()))
     for number in range(num_classes):
         share = num_lost[number] / max(1, places[number])
@@ -274,22 +276,26 @@ def _measure(name: str, share: float, num_rows: int, risk: float, limit: float |
 def _measure_order(head: Head, golden: Array, got: Array, limit: float | None) -> Iterator[Loss]:
     """Of each label: pairs of rows that the in-process model tells apart, and the copy puts other.
 
-    Pairs are no independent observations either: their share counts as so many rows.
+    Pairs are no independent observations either: their share counts as so many rows. One class of
+    two is one label; of more classes, the order of one by itself means little.
     """
     if head.task == "multiclass":
-        return
+        if golden.shape[-1] != 2:
+            return
+        golden, got = (
+            one[..., 1] - one[..., 0] if head.from_logits else one[..., 1] for one in (golden, got)
+        )
     num_labels = golden.shape[-1] if head.task == "multilabel" and golden.ndim > 1 else 1
     columns = golden.reshape(-1, num_labels)
     others = got.reshape(-1, num_labels)
+    num_ranked = min(len(columns), _MAX_RANKED, max(64, math.isqrt(_MAX_PAIRS // num_labels)))
     for label in range(num_labels):
         wanted, found = columns[:, label], others[:, label]
         if head.from_logits:
             with np.errstate(over="ignore"):
                 wanted = 1 / (1 + np.exp(-wanted))
         order = np.argsort(wanted, kind="stable")
-        chosen = order[
-            np.linspace(0, len(order) - 1, min(_MAX_RANKED, len(order))).astype(np.int64)
-        ]
+        chosen = order[np.linspace(0, len(order) - 1, num_ranked).astype(np.int64)]
         wanted, found = wanted[chosen], found[chosen]
         is_apart = wanted[:, None] - wanted > _APART
         num_pairs = int(is_apart.sum())

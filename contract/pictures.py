@@ -2,10 +2,15 @@
 
 One rule for whoever decodes files: the clients and the readers of image folders use this module,
 the exported graph repeats it in TensorFlow's operators (`exporter/artifacts/decoding.py`). It is
-what browsers and `PIL.ImageOps.exif_transpose` do, without XMP.
+what browsers and `PIL.ImageOps.exif_transpose` do, without XMP, and no damaged file is an error.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 MAX_PIXELS = 16 * 1024 * 1024
 """The largest picture that is decoded, by its header."""
@@ -44,6 +49,31 @@ def read_orientation(content: bytes) -> int:
     head = content[:HEAD_BYTES]
     exif = _find_in_png(head) if head.startswith(PNG_MAGIC) else _find_in_jpeg(head)
     return _read_tiff(exif.removeprefix(EXIF_MAGIC))
+
+
+def turn_upright(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+    """A picture as a viewer shows it.
+
+    Args:
+        image: As it is stored.
+        orientation: 1 to 8, of `read_orientation`.
+
+    Returns:
+        The image itself where it is shown as it is stored, else another.
+    """
+    import PIL.Image
+
+    turn = PIL.Image.Transpose
+    method = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_270,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_90,
+    }.get(orientation)
+    return image if method is None else image.transpose(method)
 
 
 def _find_in_jpeg(content: bytes) -> bytes:

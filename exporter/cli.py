@@ -135,12 +135,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--to",
         metavar="URL",
         help="copy the published version PATH to this remote base path instead, an fsspec "
-        "address such as s3://bucket/models/mlp",
+        "address such as s3://bucket/models/NAME",
     )
 
     verb = add(fetch, "Copy a version from a remote base path to this one.")
     verb.add_argument(
-        "url", metavar="URL", help="a remote base path, such as s3://bucket/models/mlp"
+        "url", metavar="URL", help="a remote base path, such as s3://bucket/models/NAME"
     )
     verb.add_argument(
         "--base_path", type=Path, required=True, metavar="DIR", help="the model's own folder here"

@@ -19,7 +19,7 @@ from contract import layout
 from contract.errors import ConfigError, VerificationError
 from contract.heads import Head, Task
 from contract.manifest import Manifest, read_manifest
-from exporter.artifacts.tflite import ConversionJob, convert, prepare_converting
+from exporter.artifacts.tflite import Conversion, ConversionJob, convert, prepare_converting
 from exporter.candidate import make_candidate
 from exporter.card import Origin
 from exporter.config import MODEL_NAME, ExportConfig
@@ -39,7 +39,13 @@ from exporter.publishing.publish import (
 from exporter.publishing.staging import explain_os_errors
 from exporter.verification.measurement import Measurement
 from exporter.verification.reload import MeasurementJob, measure_copy, prepare_measuring
-from exporter.verification.verdict import Verification, list_headings, list_rows
+from exporter.verification.verdict import (
+    Verification,
+    describe_requirement,
+    list_failures,
+    list_headings,
+    list_rows,
+)
 
 if TYPE_CHECKING:
     from exporter.artifacts.exportable import Exportable
@@ -93,7 +99,8 @@ class ExportedVersion:
             + "</tr>"
             for row in rows
         )
-        notes = "".join(f"<p>{html.escape(note)}.</p>" for note in self.verification.notes)
+        said = [f"{note}." for note in self.verification.notes] + list_failures(self.verification)
+        notes = "".join(f"<p>{html.escape(one)}</p>" for one in said)
         title = html.escape(f"{self.manifest.model_name} version {self.version}")
         place = html.escape(str(self.path))
         return (
@@ -296,14 +303,21 @@ def _state_tasks(given: GivenExamples, task: Task | Mapping[str, Task] | None) -
 
 
 def _describe_failures(verification: Verification, run_dir: Path) -> str:
-    problems = [
-        f"{copy}: {'; '.join(problems)}" for copy, problems in verification.failures.items()
+    failed = [
+        f"{copy}: {'; '.join(problems)}"
+        for copy, problems in verification.failures.items()
+        if copy not in verification.left_out
     ]
-    return f"not published: {' | '.join(problems)}. The candidate and its report stay in {run_dir}"
+    requirement = describe_requirement(verification)
+    return (
+        f"not published: {' | '.join(failed)}. "
+        + (f"{requirement}. " if requirement else "")
+        + f"The candidate and its report stay in {run_dir}"
+    )
 
 
 _Processes: TypeAlias = tuple[
-    ChildProcess[ConversionJob, Path], ChildProcess[MeasurementJob, Measurement]
+    ChildProcess[ConversionJob, Conversion], ChildProcess[MeasurementJob, Measurement]
 ]
 
 _idle: list[_Processes] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 import time
 from collections.abc import Callable, Hashable
@@ -13,32 +14,34 @@ def _reserve_nothing(num_bytes: int) -> None:
     """For requests that no budget watches."""
 
 
-class RequestContext:
+class RequestContext(abc.ABC):
     """What every layer below a transport may ask of the request that it works for.
 
-    Args:
-        caller: Who asks: one object a connection. What is short is shared fairly among callers.
-        deadline: On `time.monotonic()`'s clock, in seconds; infinity for none.
-        reserve: Takes so many bytes more from the server's memory budget, until the request is
-            answered; raises ResourceExhaustedError when they are not there. Any thread may call.
-
     Attributes:
+        deadline: On `time.monotonic()`'s clock, in seconds; infinity for none.
         is_abandoned: Whether nobody waits for the answer any more: the caller left or cancelled.
             The transport sets it.
     """
 
-    __slots__ = ("caller", "deadline", "is_abandoned", "reserve")
+    __slots__: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        caller: Hashable = None,
-        deadline: float = math.inf,
-        reserve: Callable[[int], None] = _reserve_nothing,
-    ) -> None:
-        self.caller = caller
-        self.deadline = deadline
-        self.reserve = reserve
-        self.is_abandoned = False
+    deadline: float
+    is_abandoned: bool
+
+    @property
+    @abc.abstractmethod
+    def caller(self) -> Hashable:
+        """Who asks: one object a connection. What is short is shared fairly among callers."""
+
+    @abc.abstractmethod
+    def reserve(self, num_bytes: int) -> None:
+        """Takes so many bytes more from the server's memory budget, until the request is answered.
+
+        Any thread may call.
+
+        Raises:
+            ResourceExhaustedError: They are not there.
+        """
 
     def check(self) -> None:
         """Whether the work is still wanted; asked before anything that takes long.
@@ -65,5 +68,35 @@ class RequestContext:
         return max(0.0, self.deadline - time.monotonic())
 
 
-NO_CONTEXT = RequestContext()
+class PlainContext(RequestContext):
+    """A context that is nothing else.
+
+    Args:
+        caller: See `RequestContext.caller`.
+        deadline: See `RequestContext`.
+        reserve: See `RequestContext.reserve`.
+    """
+
+    __slots__ = ("_caller", "_reserve", "deadline", "is_abandoned")
+
+    def __init__(
+        self,
+        caller: Hashable = None,
+        deadline: float = math.inf,
+        reserve: Callable[[int], None] = _reserve_nothing,
+    ) -> None:
+        self._caller = caller
+        self._reserve = reserve
+        self.deadline = deadline
+        self.is_abandoned = False
+
+    @property
+    def caller(self) -> Hashable:
+        return self._caller
+
+    def reserve(self, num_bytes: int) -> None:
+        self._reserve(num_bytes)
+
+
+NO_CONTEXT = PlainContext()
 """Of work that no request asked for: warmup, self-tests. Nobody abandons it."""

@@ -47,6 +47,16 @@ class Observer:
     ) -> None:
         """A successful request took so long; `entrypoint` is `GRPC` or `REST`."""
 
+    def bind_success(self, model_name: str, api: str, entrypoint: str) -> Callable[[float], None]:
+        """`observe_request_latency` and `observe_request` of requests that are answered OK, for
+        who calls them again and again."""
+
+        def observe(latency_us: float) -> None:
+            self.observe_request_latency(model_name, api, entrypoint, latency_us)
+            self.observe_request(model_name, "OK")
+
+        return observe
+
     def observe_runtime_latency(
         self, servable_id: ServableId, signature_name: str, api: str, latency_us: float
     ) -> None:

@@ -14,6 +14,7 @@ from clients.parity import AGREES, ON_DEVICE, check_hop, make_device_hop
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
 from contract.golden import read_golden
+from contract.lite.apart import describe_apart
 from contract.lite.runtime import hide_delegate_notes
 from contract.manifest import Manifest, check_files, from_entries, read_manifest
 from contract.signature import Signature
@@ -40,8 +41,12 @@ def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
     try:
         if manifest is not None:
             signatures = from_entries(manifest.signatures)
-        else:
+        elif (version_dir / layout.SAVED_MODEL).exists():
             signatures = read_signatures((version_dir / layout.SAVED_MODEL).read_bytes())
+        else:
+            signatures = describe_apart(version_dir / layout.TFLITE).signatures
+    except UnimplementedError as error:
+        return [*findings, Check.SIGNATURES.is_not_checked(str(error))]
     except (ManifestError, OSError) as error:
         return [*findings, Check.SIGNATURES.fails(str(error), _describe_copy(version_dir))]
     return [*findings, check_names(signatures), *_check_specs(signatures)]
@@ -77,7 +82,7 @@ def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
     """The version directory meant by `path`, and whether its place and name are right."""
     if not path.is_dir():
         return None, Check.VERSION_NUMBER.fails(f"{path} is no directory", f"ls {path.parent}")
-    if _is_saved_model(path):
+    if layout.holds_model(path):
         if layout.parse_version(path.name) is not None:
             return path, Check.VERSION_NUMBER.passes(f"{path} is version {path.name}")
         return path, Check.VERSION_NUMBER.fails(
@@ -89,7 +94,7 @@ def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
     if versions:
         newest = versions[max(versions)]
         return newest, Check.VERSION_NUMBER.passes(f"newest of {len(versions)}: {newest}")
-    unnumbered = [child for child in sorted(path.iterdir()) if _is_saved_model(child)]
+    unnumbered = [child for child in sorted(path.iterdir()) if layout.holds_model(child)]
     if unnumbered:
         names = ", ".join(child.name for child in unnumbered)
         return None, Check.VERSION_NUMBER.fails(
@@ -100,10 +105,6 @@ def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
         f"{path} holds no version: no numbered folder with a model in it",
         _EXPORT_AGAIN.format(base=path),
     )
-
-
-def _is_saved_model(path: Path) -> bool:
-    return any((path / name).is_file() for name in (layout.SAVED_MODEL, "model.tflite"))
 
 
 def _check_whole(version_dir: Path) -> tuple[Manifest | None, Finding]:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from contract.console.extras import import_extra
 from contract.errors import DatasetError
-from contract.pictures import MAX_PIXELS, read_orientation
+from contract.pictures import MAX_PIXELS, read_orientation, turn_upright
 from contract.signature import Array
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 
 def decode_image(content: bytes, shape: tuple[int, ...], *, invert: bool = False) -> Array:
@@ -40,7 +36,7 @@ def decode_image(content: bytes, shape: tuple[int, ...], *, invert: bool = False
                 high = np.asarray(image, dtype=np.uint32) >> 8
                 pixels = PIL.Image.fromarray(high.clip(0, 255).astype(np.uint8))
             pixels = pixels.convert("L" if channels == 1 else "RGB")
-            pixels = _turn(pixels, read_orientation(content))
+            pixels = turn_upright(pixels, read_orientation(content))
             if pixels.size != (width, height):
                 pixels = pixels.resize((width, height), PIL.Image.Resampling.BILINEAR)
             array: Array = np.asarray(pixels, dtype=np.uint8).reshape(shape)
@@ -49,20 +45,3 @@ def decode_image(content: bytes, shape: tuple[int, ...], *, invert: bool = False
         reason = text.partition(" at 0x")[0] or type(error).__name__
         raise DatasetError(f"not a readable PNG or JPEG ({reason})") from error
     return 255 - array if invert else array
-
-
-def _turn(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
-    """As a viewer shows it."""
-    import PIL.Image
-
-    turn = PIL.Image.Transpose
-    method = {
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_270,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_90,
-    }.get(orientation)
-    return image if method is None else image.transpose(method)

@@ -29,7 +29,7 @@ class Quantised(NamedTuple):
     outputs: dict[str, Quantisation]
 
 
-class LiteFile(msgspec.Struct, frozen=True, kw_only=True):
+class LiteDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What a `.tflite` file says of itself.
 
     Attributes:
@@ -51,12 +51,12 @@ class LiteFile(msgspec.Struct, frozen=True, kw_only=True):
 class _Outcome(msgspec.Struct, frozen=True):
     """What the other process says."""
 
-    found: LiteFile | None = None
+    found: LiteDescription | None = None
     error: str = ""
     message: str = ""
 
 
-def describe_file(path: Path, *, tries: bool = False) -> LiteFile:
+def describe_file(path: Path, *, tries: bool = False) -> LiteDescription:
     """Reads a file in this process, which a damaged one can end: for those that are vouched for.
 
     Args:
@@ -68,7 +68,7 @@ def describe_file(path: Path, *, tries: bool = False) -> LiteFile:
         UnimplementedError: No TFLite runtime is installed, or the model needs what it lacks.
     """
     with LiteModel(path) as model:
-        return LiteFile(
+        return LiteDescription(
             signatures=dict(model.signatures),
             raw_signatures=dict(model.raw_signatures),
             fixed_rows=dict(model.fixed_rows),
@@ -79,11 +79,12 @@ def describe_file(path: Path, *, tries: bool = False) -> LiteFile:
         )
 
 
-def describe_apart(path: Path) -> LiteFile:
+def describe_apart(path: Path, *, timeout_s: float = _TIMEOUT_S) -> LiteDescription:
     """`describe_file` with every signature asked once, in another process.
 
     Args:
         path: A `.tflite` file.
+        timeout_s: How long the other process may take.
 
     Raises:
         ManifestError: Missing, unreadable, not a TFLite model, or one that ends the process that
@@ -96,12 +97,12 @@ def describe_apart(path: Path) -> LiteFile:
             [sys.executable, "-c", code, str(path)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise ManifestError(
-            f"{path}: opening it and asking it once took longer than {_TIMEOUT_S:g} s"
+            f"{path}: opening it and asking it once took longer than {timeout_s:g} s"
         ) from None
     try:
         outcome = msgspec.json.decode(done.stdout, type=_Outcome)

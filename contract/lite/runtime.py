@@ -131,7 +131,10 @@ def create_interpreter(content: bytes, *, num_threads: int, source: str) -> Inte
             runtime lacks; they are named.
     """
     interpreter_class = find_interpreter()
-    flex = list_flex_ops(content)
+    try:
+        flex = list_flex_ops(content)
+    except ManifestError as error:
+        raise ManifestError(f"{source}: {error.message}") from None
     if flex:
         raise UnimplementedError(
             f"{source} needs TensorFlow operators ({', '.join(flex)}), which a TFLite "

@@ -88,19 +88,21 @@ class PredictCall:
         model_spec: What is asked for.
         output_filter: The outputs wanted; empty for all.
         input_names: The names of the inputs given.
+        form: What is the same in all requests that differ from this one in their tensors' values
+            alone, one object for all of them; None for the first ones.
     """
 
     model_spec: ModelSpec
     output_filter: tuple[str, ...]
     input_names: tuple[str, ...]
     _body: Buffer
-    _form: _Form | None = None
+    form: Form | None = None
     _scan: Scan | None = None
 
     @property
     def is_quick(self) -> bool:
         """Whether decoding the tensors takes no time to speak of."""
-        if self._form is not None or len(self._body) <= QUICK_BYTES:
+        if self.form is not None or len(self._body) <= QUICK_BYTES:
             return True
         scan = self._scan
         assert scan is not None
@@ -131,11 +133,11 @@ class PredictCall:
             TensorMismatchError: `tensor parsing error: NAME`, TensorFlow Serving's words;
                 the reason is its cause.
         """
-        if self._form is not None:
-            return {
-                name: np.ndarray(shape, dtype, self._body, position)
-                for name, shape, dtype, position in self._form.views
-            }
+        if self.form is not None:
+            given = {}
+            for name, shape, dtype, position in self.form.views:
+                given[name] = np.ndarray(shape, dtype, self._body, position)
+            return given
         scan = self._scan
         assert scan is not None
         arrays: dict[str, Array] = {}
@@ -215,9 +217,11 @@ _View: TypeAlias = tuple[str, tuple[int, ...], np.dtype[Any], int]
 """An input that lies in the message as an array lies in memory: name, shape, dtype, position."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Form:
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Form:
     """What requests have in common that differ in the values of their tensors alone.
+
+    Hashed by identity.
 
     Attributes:
         literals: Start, stop and bytes of all that is no tensor's values. Scanning looks at
@@ -237,7 +241,7 @@ _MAX_LITERAL_BYTES = 4096
 _FORM_KEY_BYTES = 16
 """The model's name, or some of it: no values lie so early, but of a scalar before its model."""
 
-_forms: dict[tuple[int, bytes], _Form] = {}
+_forms: dict[tuple[int, bytes], Form] = {}
 
 
 def _remember_form(call: PredictCall, views: Sequence[_View]) -> None:
@@ -252,7 +256,7 @@ def _remember_form(call: PredictCall, views: Sequence[_View]) -> None:
         return
     if len(_forms) >= _MAX_FORMS:  # clients choose them
         _forms.clear()
-    _forms[len(body), bytes(body[:_FORM_KEY_BYTES])] = _Form(
+    _forms[len(body), bytes(body[:_FORM_KEY_BYTES])] = Form(
         call.model_spec, call.output_filter, call.input_names, tuple(literals), tuple(views)
     )
 
@@ -357,16 +361,34 @@ def encode_predict_response(
     Raises:
         TensorMismatchError: TensorFlow has no dtype for one of the arrays.
     """
-    parts: list[Piece] = []
-    for name, array in batch.items():
-        head = _encode_plain_head(name, array.dtype, array.shape, use_tensor_content)
-        if head is not None and array.flags.c_contiguous:
-            parts += (head, array)
-        else:
-            tensor = encode_tensor(array, use_tensor_content, strings_as_content=True)
-            parts += _encode_entry(b"\x0a", name, tensor)
-    parts.append(_encode_answer_spec(model_spec))
-    return join_pieces(parts)
+    return ResponseWriter(model_spec).write(batch, use_tensor_content=use_tensor_content)
+
+
+class ResponseWriter:
+    """Writes the answers of one signature.
+
+    Args:
+        model_spec: Who answers.
+    """
+
+    __slots__ = ("_spec",)
+
+    def __init__(self, model_spec: ModelSpec) -> None:
+        spec = encode_model_spec(model_spec)
+        self._spec = b"\x12" + write_varint(len(spec)) + spec
+
+    def write(self, batch: Batch, *, use_tensor_content: bool = False) -> bytes:
+        """As `encode_predict_response`."""
+        parts: list[Piece] = []
+        for name, array in batch.items():
+            head = _encode_plain_head(name, array.dtype, array.shape, use_tensor_content)
+            if head is not None and array.flags.c_contiguous:
+                parts += (head, array)
+            else:
+                tensor = encode_tensor(array, use_tensor_content, strings_as_content=True)
+                parts += _encode_entry(b"\x0a", name, tensor)
+        parts.append(self._spec)
+        return join_pieces(parts)
 
 
 @lru_cache(maxsize=1024)
@@ -379,12 +401,6 @@ def _encode_plain_head(
         return None
     size = math.prod(shape) * dtype.itemsize
     return join_pieces(_encode_entry_head(b"\x0a", name, head, size))
-
-
-@lru_cache(maxsize=512)
-def _encode_answer_spec(spec: ModelSpec) -> bytes:
-    encoded = encode_model_spec(spec)
-    return b"\x12" + write_varint(len(encoded)) + encoded
 
 
 def _encode_entry(tag: bytes, name: str, tensor: tuple[bytes, Piece]) -> tuple[Piece, ...]:

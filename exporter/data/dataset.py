@@ -223,6 +223,11 @@ def _read(config: DataConfig, kind: InMemory) -> RawData:
 
 
 def _stream_dataset(data: StreamedData, config: DataConfig) -> Dataset:
+    if config.max_examples:
+        raise DatasetError(
+            f"data.max_examples is {config.max_examples}, and {data.name} streams: give fewer "
+            "shards, or cut the data in the loader"
+        )
     row = data.splits["train"].take(slice(1))
     is_image = len(row.inputs) == 1 and _first(row.inputs).dtype == np.uint8
     return Dataset(
@@ -244,9 +249,13 @@ def make_dataset(raw: RawData, config: DataConfig) -> Dataset:
     """
     inputs = _clean_inputs(raw, missing=bool(config.impute))
     targets, heads = _clean_targets(raw, config)
-    splits = _split(
-        {name: Examples(inputs[name], targets[name]) for name in raw.splits}, heads, raw, config
-    )
+    given = {name: Examples(inputs[name], targets[name]) for name in raw.splits}
+    if config.max_examples:
+        given = {
+            name: examples.take(spread_rows(len(examples), config.max_examples))
+            for name, examples in given.items()
+        }
+    splits = _split(given, heads, raw, config)
     splits, fillings = _fill_missing(splits, raw, config)
     warn_of_odd_splits({split: splits[split] for split in raw.splits}, raw.source)
     is_image = len(inputs["train"]) == 1 and _first(inputs["train"]).dtype == np.uint8

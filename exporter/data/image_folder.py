@@ -19,6 +19,13 @@ import numpy as np
 
 from contract.console.extras import import_extra
 from contract.errors import DatasetError
+from contract.pictures import (
+    JPEG_MAGIC,
+    MAX_PIXELS,
+    PNG_MAGIC,
+    read_orientation,
+    turn_upright,
+)
 from contract.signature import Array
 from exporter.config import DataConfig
 from exporter.data.examples import Examples
@@ -37,9 +44,8 @@ _SPLITS = {
     "val": "validation",
     "valid": "validation",
 }
-_MAX_PIXELS = 2**24
-"""As in the exported graph."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""As in the exported graph."""
 _SHOWN = 5
 _IGNORED = ("__MACOSX", "__pycache__")
 
@@ -204,15 +210,17 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
         ValueError: It has more pixels than the exported graph would decode.
     """
     import PIL.Image
-    import PIL.ImageOps
 
     with PIL.Image.open(io.BytesIO(content)) as image:
-        if image.width * image.height > _MAX_PIXELS:
+        if image.width * image.height > MAX_PIXELS:
             raise ValueError(
-                f"{image.width} × {image.height} pixels; at most {_MAX_PIXELS:,} are decoded"
+                f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
             )
         image.load()
-        upright = PIL.ImageOps.exif_transpose(image)
+        if content.startswith((PNG_MAGIC, JPEG_MAGIC)):  # as graphs and clients do it
+            upright = turn_upright(image, read_orientation(content))
+        else:
+            upright = PIL.ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):  # 16 bits: the high byte, as TensorFlow's decoder
             high = np.asarray(upright, np.uint32) >> 8
             upright = PIL.Image.fromarray(high.clip(0, 255).astype(np.uint8))

@@ -398,7 +398,8 @@ def open_records(
         for split, chosen in rows.items()
     }
     _check_splits(splits, heads, source)
-    read = repr((sorted(features.items()), sorted(targets.items()), layout.image_size))
+    order = (layout.image_size, layout.channels, config.shuffle_bytes)
+    read = repr((sorted(features.items()), sorted(targets.items()), order))
     digest = hashlib.sha256(f"{records.fingerprint} {read} {config.scale}".encode())
     for split, chosen in rows.items():
         digest.update(f"{split} {len(chosen)}".encode() + chosen.tobytes())

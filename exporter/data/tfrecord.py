@@ -18,6 +18,7 @@ import numpy as np
 
 from contract.console.extras import require_extra
 from contract.errors import DatasetError, ManifestError
+from contract.pictures import JPEG_MAGIC, PNG_MAGIC
 from contract.signature import Array
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import read_records
@@ -31,7 +32,6 @@ _HEADER_BYTES = 12
 _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 1024
 _GZIP_MAGIC = b"\x1f\x8b"
-_IMAGE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _SHARD = re.compile(r".*(\.tfrecords?|\.tfrec|\.record)(-\d+-of-\d+)?|.*-\d+-of-\d+")
 _FEATURE = re.compile(
     r"(?P<kind>image|string|float32|int64|raw:float32|raw:int64|u?int8|u?int16|int32|float64)"
@@ -199,7 +199,7 @@ def guess_features(path: Path) -> dict[str, Feature]:
         kind = feature.WhichOneof("kind")
         values = getattr(feature, kind).value if kind else []
         if kind == "bytes_list" and len(values) == 1:
-            is_image = values[0].startswith(_IMAGE_MAGIC)
+            is_image = values[0].startswith((PNG_MAGIC, JPEG_MAGIC))
             found[name] = Feature(name, "image" if is_image else "string")
         elif kind in ("float_list", "int64_list") and values:
             shape = (len(values),) if len(values) > 1 else ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,10 +20,15 @@ import tensorflow as tf
 from contract.errors import ConfigError
 from contract.heads import Head, Task
 from contract.signature import STRING, Array, Batch, Signature, TensorSpec
-from exporter.artifacts.exportable import Exportable
+from exporter.artifacts.exportable import Exportable, Recipe
 from exporter.artifacts.golden import make_image_inputs, shape_rows
 from exporter.artifacts.names import CLASSIFY, PREDICT_IMAGES
-from exporter.artifacts.saved_model import InProcessPredictor, save_functions, write_labels
+from exporter.artifacts.saved_model import (
+    InProcessPredictor,
+    save_for_converter,
+    save_functions,
+    write_labels,
+)
 from exporter.artifacts.signatures import (
     Tensors,
     TracedModel,
@@ -33,6 +39,9 @@ from exporter.data.examples import ExportExamples
 from exporter.data.pixels import ZERO_TO_ONE
 from exporter.heads import Loss, tell_head
 from exporter.models.inputs import name_rows
+from exporter.models.lite_layers import computes_in_half, has_loops, traced_for_lite
+
+_LOG = logging.getLogger(__name__)
 
 _HEAD_EXAMPLES = 8
 """Rows that a model is shown to tell what its heads give."""
@@ -104,6 +113,7 @@ class KerasModel(Exportable):
         self.heads = {one.served: one.head for one in self._outputs if one.head is not None}
         if only is not None and self.signatures.keys() & {CLASSIFY, PREDICT_IMAGES}:
             self.heads = {**self.heads, "scores": only}
+        self.is_half_precision = computes_in_half(model)
         self.lite_signatures = tuple(
             name
             for name, signature in self.signatures.items()
@@ -144,6 +154,33 @@ class KerasModel(Exportable):
         """See `Exportable.save`."""
         save_functions(directory, self._functions, _list_variables(self._model), self._model)
         write_labels(directory, self._class_names)
+
+    def save_for_conversion(self, directory: Path, recipe: Recipe) -> bool:
+        """See `Exportable.save_for_conversion`."""
+        is_recurrent = has_loops(self._model)
+        is_fixed = any(spec.shape[0] is not None for spec in self._traced.inputs.values())
+        if recipe.batch_size is not None:
+            if is_fixed:
+                return False
+        elif recipe.unroll_up_to:
+            if not is_recurrent:
+                return False
+        elif not (self.is_half_precision or (is_recurrent and is_fixed)):
+            return False
+        traced = self._traced
+        if recipe.batch_size is not None:
+            inputs = {
+                name: tf.TensorSpec((recipe.batch_size, *spec.shape[1:]), spec.dtype)
+                for name, spec in traced.inputs.items()
+            }
+            traced = dataclasses.replace(traced, inputs=inputs, batch_size=recipe.batch_size)
+        try:
+            with traced_for_lite(self._model, recipe):
+                functions = trace_signatures(traced, with_strings=False)
+        except Exception:  # the user's own layers: not all of them take a batch of any size
+            _LOG.debug("cannot be traced by %s", recipe, exc_info=True)
+            return False
+        return save_for_converter(directory, functions)
 
     def _name_inputs(
         self, own: Mapping[str, tf.TensorSpec], examples: ExportExamples

@@ -29,7 +29,7 @@ from exporter.data.dataset import Dataset
 from exporter.publishing.staging import translate_disk_errors
 from exporter.training.parts import TrainingParts
 from exporter.training.run import EpochListener, RunState
-from exporter.training.trained import CHANGEABLE
+from exporter.training.trained import CHANGEABLE, pack_weights, unpack_weights
 
 _LOG = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ def _find_generators(model: tf_keras.Model) -> list[tf.random.Generator]:
 
 def _write_files(directory: Path, state: RunState, run: RunIdentity) -> None:
     with (directory / "best.npz").open("wb") as file:
-        np.savez(file, **{f"{n:05}": w for n, w in enumerate(state.best_weights)})  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **pack_weights(state.best_weights))
     saved = _SavedState(
         epochs_run=state.epochs_run,
         best_epoch=state.best_epoch,
@@ -217,7 +217,7 @@ def _read_files(directory: Path) -> tuple[_SavedState, list[Array]]:
     try:
         plain = json.loads((directory / "state.json").read_text(encoding="utf-8"))
         with np.load(directory / "best.npz", allow_pickle=False) as arrays:
-            best_weights = [arrays[name] for name in sorted(arrays.files)]
+            best_weights = unpack_weights(arrays)
         return msgspec.convert(plain, _SavedState), best_weights
     except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
         raise ConfigError(

@@ -75,7 +75,9 @@ class ModelOutput:
     @property
     def places(self) -> tuple[int, ...]:
         """Axes of one example along which classes are told: () but for masks."""
-        return self.target_shape[:-1] if self.form == "one_hot" else strip(self.shape)
+        if self.form == "one_hot":
+            return self.target_shape[:-1]
+        return strip(self.shape) if self.form == "number" else self.shape[:-1]
 
     @property
     def is_trained(self) -> bool:
@@ -131,7 +133,7 @@ class ModelHeads:
 
     def _prepare_input(self, rows: tf.Tensor, feed: ModelInput) -> tf.Tensor:
         if self.pixels is not None and rows.dtype == tf.uint8 and feed.dtype != "uint8":
-            rows = scale_pixels(rows, self.pixels)
+            rows = self.pixels.trace(rows)
         return tf.reshape(tf.cast(rows, feed.dtype), (-1, *feed.shape))
 
     def prepare_targets(self, rows: Mapping[str, tf.Tensor]) -> Tensors:
@@ -147,17 +149,6 @@ def _prepare_target(rows: tf.Tensor, output: ModelOutput) -> tf.Tensor:
     if output.form == "one_hot":
         return tf.one_hot(tf.reshape(rows, (-1, *shape[:-1])), shape[-1])
     return tf.reshape(tf.cast(rows, tf.float32), (-1, *shape))
-
-
-def scale_pixels(pixels: tf.Tensor, scale: PixelScale) -> tf.Tensor:
-    """`PixelScale.apply` in a graph, to the same bits: divided, then stretched."""
-    numbers = tf.cast(pixels, tf.float32)
-    if scale.is_identity:
-        return numbers
-    numbers = numbers / tf.constant(255.0)
-    if (scale.low, scale.high) != (0.0, 1.0):
-        numbers = numbers * tf.constant(np.float32(scale.high - scale.low)) + np.float32(scale.low)
-    return numbers
 
 
 def name_parts(structure: Structure, names: list[str]) -> Tensors:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from contract.errors import ConfigError
+from contract.signature import Array
 from exporter.config import Config
 from exporter.data.dataset import Dataset, load_dataset
 from exporter.training.run import TrainResult
@@ -41,7 +43,6 @@ class TrainedRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 def save_trained(run_dir: Path, result: TrainResult, dataset: Dataset, config: Config) -> None:
     """Writes weights, history and configuration."""
-    weights = {f"w{at:04d}": array for at, array in enumerate(result.model.get_weights())}
     record = TrainedRecord(
         config=config,
         data_fingerprint=dataset.fingerprint,
@@ -51,8 +52,36 @@ def save_trained(run_dir: Path, result: TrainResult, dataset: Dataset, config: C
         seconds=result.seconds,
     )
     with (run_dir / _WEIGHTS).open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **weights)
+        np.savez(stream, allow_pickle=False, **pack_weights(result.model.get_weights()))
     (run_dir / _RECORD).write_bytes(msgspec.json.encode(record))
+
+
+def pack_weights(weights: Sequence[Array]) -> dict[str, Array]:
+    """Name weights for an npz file; a vocabulary's words are their bytes and their lengths."""
+    packed = {}
+    for at, array in enumerate(weights):
+        if array.dtype.kind == "O":
+            packed[f"{at:05}.lengths"] = np.vectorize(len, otypes=[np.int64])(array)
+            array = np.frombuffer(b"".join(array.flat), np.uint8)
+        packed[f"{at:05}"] = array
+    return packed
+
+
+def unpack_weights(archive: Mapping[str, Array]) -> list[Array]:
+    """Return what `pack_weights` was given."""
+    weights = []
+    for name in sorted(name for name in archive if "." not in name):
+        array = archive[name]
+        if (lengths := archive.get(f"{name}.lengths")) is not None:
+            ends, data = np.cumsum(lengths), array.tobytes()
+            words = np.empty(lengths.size, object)
+            words[:] = [
+                data[end - length : end]
+                for end, length in zip(ends.flat, lengths.flat, strict=True)
+            ]
+            array = words.reshape(lengths.shape)
+        weights.append(array)
+    return weights
 
 
 def take_up(run_dir: Path, asked: Config) -> Config:
@@ -126,7 +155,7 @@ def load_trained(run_dir: Path, config: Config) -> tuple[Dataset, TrainResult]:
     model = build_model(config.model, dataset)
     try:
         with np.load(run_dir / _WEIGHTS, allow_pickle=False) as archive:
-            model.set_weights([archive[name] for name in sorted(archive.files)])
+            model.set_weights(unpack_weights(archive))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{run_dir / _WEIGHTS} does not fit its model: {error}") from error
     heads = describe_dataset_heads(model, dataset, config.training)

@@ -113,10 +113,27 @@ class Handlers:
         if self.request_log is not None:
             self.request_log.close()
 
+    def predict_again(
+        self, call: PredictCall, context: RequestContext
+    ) -> tuple[SignatureCheck, Batch] | None:
+        """`predict` of a call that differs from one before in values alone, if it is quick.
+
+        Returns:
+            As `predict`; None if that must be asked.
+        """
+        form = call.form
+        if form is None:
+            return None
+        with self.acquire(call.model_spec) as servable:
+            answered = servable.answer_again(form, call.decode_inputs, context)
+        if answered is not None:
+            _reserve_outputs(answered[1], context)
+        return answered
+
     async def predict(
         self, call: PredictCall, *, context: RequestContext = NO_CONTEXT
-    ) -> tuple[ModelSpec, Batch]:
-        """Predict over gRPC."""
+    ) -> tuple[SignatureCheck, Batch]:
+        """Predict over gRPC: the signature that answers, and the outputs."""
         spec = call.model_spec
         with self.acquire(spec) as servable:
             check = servable.checks.find(spec.signature_name, UNKNOWN_IN_PREDICT)
@@ -136,10 +153,10 @@ class Handlers:
                 pool=self.pool,
                 context=context,
             )
-        size = sum(array.nbytes for array in outputs.values())
-        if size >= LARGE_BYTES:
-            context.reserve(2 * size)  # the message too
-        return check.answer_spec, outputs
+            if call.form is not None and inputs is given:
+                servable.remember(call.form, check, inputs, call.output_filter)
+        _reserve_outputs(outputs, context)
+        return check, outputs
 
     async def predict_arrays(
         self,
@@ -298,6 +315,14 @@ class Handlers:
         for name in request.metric_names:
             response.metric.add(name=name, int64_value_increase=0)
         return response
+
+
+def _reserve_outputs(outputs: Batch, context: RequestContext) -> None:
+    size = 0
+    for array in outputs.values():
+        size += array.nbytes
+    if size >= LARGE_BYTES:
+        context.reserve(2 * size)  # the message too
 
 
 def _read_model_spec(

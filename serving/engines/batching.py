@@ -32,7 +32,7 @@ from contract.errors import (
 from contract.servable import ServableId
 from contract.signature import Array, Batch
 from serving.config.server import BatchingParameters
-from serving.context import NO_CONTEXT, RequestContext
+from serving.context import NO_CONTEXT, PlainContext, RequestContext
 from serving.observer import Observer
 
 _log = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ class Batcher:
                 pad_axes=self._parameters.pad_variable_length_inputs,
             )
             deadline = max(task.context.deadline for task in batch.tasks)
-            outputs = self._run(key[0], merged, key[2], RequestContext(deadline=deadline))
+            outputs = self._run(key[0], merged, key[2], PlainContext(deadline=deadline))
             return list(split_outputs(outputs, [task.size for task in batch.tasks], size))
         except PlumblineError as error:
             return [error] * len(batch.tasks)

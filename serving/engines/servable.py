@@ -9,18 +9,19 @@ import abc
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from contract.errors import SignatureNotFoundError, UnimplementedError
 from contract.servable import DEFAULT_SIGNATURE_NAME, ServableId
 from contract.signature import STRING, Batch, Signature
 from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.images import check_pixels
-from serving.engines.signatures import SignatureChecks
+from serving.engines.signatures import SignatureCheck, SignatureChecks
 from serving.observer import EngineChoice, Observer
 
 if TYPE_CHECKING:
     from contract.wire.plumbline_wire.metadata_pb2 import SignatureDefMap
+    from contract.wire.predict import Form
     from serving.engines.thread_pool import ThreadPool
 
 LITERT = "litert"
@@ -30,6 +31,7 @@ QUICK_S = 200e-6
 """Runs shorter than this are done on the event loop: a thread's hand-over costs as much."""
 
 _UNKNOWN_S = 1.0
+_MAX_KNOWN = 256
 
 _SMALL_STRINGS_BITS = 16
 """Strings of up to so many bytes, as bits, are looked through on the event loop."""
@@ -123,6 +125,15 @@ class CostMeter:
         self._seconds[key] = known + weight * (seconds - known)
 
 
+class _Known(NamedTuple):
+    """What is the same in all calls of a form."""
+
+    check: SignatureCheck
+    engine: Engine
+    key: tuple[str, int]
+    output_filter: Sequence[str]
+
+
 class Servable:
     """One version of one model, loaded; each signature is answered by one engine or another.
 
@@ -166,6 +177,7 @@ class Servable:
         self._observer = observer
         self._meter = CostMeter()
         self._observe_run: dict[str, Callable[[float], None]] = {}
+        self._known: dict[Form, _Known] = {}
         self._max_image_pixels = max_image_pixels
         self._may_decode_images = frozenset(
             name
@@ -212,18 +224,71 @@ class Servable:
             return await engine.batcher.answer(
                 signature_name, inputs, output_filter, context=context
             )
-        cost_s = self._meter.estimate(key)
-        if cost_s < QUICK_S:
-            if context.is_over:
-                self._observer.observe_abandoned(self.id, "waiting")
-                context.check()
-            return self._run_timed(engine, key, inputs, output_filter, context)
+        outputs = self._run_at_once(engine, key, inputs, output_filter, context)
+        if outputs is not None:
+            return outputs
         return await pool.run(
             functools.partial(self._run_on_thread, engine, key, inputs, output_filter, context),
             context=context,
-            cost_s=cost_s,
+            cost_s=self._meter.estimate(key),
             on_drop=self._observe_drop,
         )
+
+    def _run_at_once(
+        self,
+        engine: Engine,
+        key: tuple[str, int],
+        inputs: Batch,
+        output_filter: Sequence[str],
+        context: RequestContext,
+    ) -> Batch | None:
+        """`_run_timed`, if that is quick; else None."""
+        if self._meter.estimate(key) >= QUICK_S:
+            return None
+        if context.is_over:
+            self._observer.observe_abandoned(self.id, "waiting")
+            context.check()
+        return self._run_timed(engine, key, inputs, output_filter, context)
+
+    # Calls of a form that was answered before.
+
+    def remember(
+        self, form: Form, check: SignatureCheck, inputs: Batch, output_filter: Sequence[str]
+    ) -> None:
+        """A call passed all checks and was answered: those like it need not be checked again.
+
+        Args:
+            form: What they have in common.
+            check: Their signature's.
+            inputs: What was run.
+            output_filter: As in `answer`.
+        """
+        engine = self._find(check.name)
+        if engine.batcher is not None or check.name in self._may_decode_images:
+            return
+        if len(self._known) >= _MAX_KNOWN:  # clients choose them
+            self._known.clear()
+        key = CostMeter.key(check.name, inputs)
+        self._known[form] = _Known(check, engine, key, output_filter)
+
+    def answer_again(
+        self, form: Form, decode: Callable[[], Batch], context: RequestContext
+    ) -> tuple[SignatureCheck, Batch] | None:
+        """The outputs for a call of a form that is remembered, if that is quick.
+
+        Args:
+            form: What was given to `remember`.
+            decode: Gives the inputs, at once.
+            context: The call's.
+
+        Returns:
+            The signature and the outputs; None if `answer` must be asked.
+        """
+        known = self._known.get(form)
+        if known is None or not known.engine.is_ready:
+            return None
+        outputs = self._run_at_once(known.engine, known.key, decode(), known.output_filter, context)
+        return None if outputs is None else (known.check, outputs)
 
     async def _weigh_images(
         self, key: tuple[str, int], inputs: Batch, pool: ThreadPool, context: RequestContext

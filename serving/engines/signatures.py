@@ -16,6 +16,7 @@ from contract.errors import Code, RequestError, SignatureNotFoundError, TensorMi
 from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec, ServableId
 from contract.signature import Array
 from contract.wire.examples import ROW_BYTES
+from contract.wire.predict import ResponseWriter
 from contract.wire.signatures import signature_from_proto
 from contract.wire.tensors import from_tensor_proto
 
@@ -57,6 +58,7 @@ class SignatureCheck:
         input_dtypes: Alias to numpy's name of the dtype, or `string`.
         output_names: Aliases of the outputs, sorted.
         answer_spec: The ModelSpec of an answer.
+        writer: Writes answers over gRPC.
     """
 
     __slots__ = (
@@ -68,6 +70,7 @@ class SignatureCheck:
         "name",
         "output_names",
         "proto",
+        "writer",
     )
 
     def __init__(self, servable_id: ServableId, name: str, proto: SignatureDef) -> None:
@@ -81,6 +84,7 @@ class SignatureCheck:
         self.answer_spec = ModelSpec(
             servable_id.name, version=servable_id.version, signature_name=name
         )
+        self.writer = ResponseWriter(self.answer_spec)
         self._known = frozenset(self.output_names)
         self._defaults: Mapping[str, Array] = {
             alias: from_tensor_proto(tensor) for alias, tensor in proto.defaults.items()

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from google.protobuf.message import DecodeError, Message
 
@@ -20,7 +20,6 @@ from contract.wire.predict import (
     QUICK_BYTES,
     PredictCall,
     TakesLongError,
-    encode_predict_response,
     parse_predict_request,
 )
 from contract.wire.rpc import (
@@ -57,8 +56,15 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
     observer, use_tensor_content = handlers.observer, config.enable_serialization_as_tensor_content
 
     async def predict(call: PredictCall, context: RequestContext) -> bytes:
-        spec, outputs = await handlers.predict(call, context=context)
-        return encode_predict_response(spec, outputs, use_tensor_content=use_tensor_content)
+        check, outputs = await handlers.predict(call, context=context)
+        return check.writer.write(outputs, use_tensor_content=use_tensor_content)
+
+    def predict_again(call: PredictCall, context: RequestContext) -> bytes | None:
+        answered = handlers.predict_again(call, context)
+        if answered is None:
+            return None
+        check, outputs = answered
+        return check.writer.write(outputs, use_tensor_content=use_tensor_content)
 
     def answer_with(method: Method, answer: Callable[..., Awaitable[Message]]) -> Respond:
         is_run = method in _OF_EXAMPLES
@@ -68,12 +74,12 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
             return bytes((await answered).SerializeToString())
 
         told = observer if method in (CLASSIFY, REGRESS) else None
-        return _make_respond(method.name, _make_parse(method), exchange, told, handlers.pool)
+        return _Responder(method.name, _make_parse(method), exchange, told, handlers.pool).respond
 
-    methods = {
-        PREDICT.path: _make_respond(
-            PREDICT.name, parse_predict_request, predict, observer, handlers.pool
-        )
+    methods: dict[str, Respond] = {
+        PREDICT.path: _Responder(
+            PREDICT.name, parse_predict_request, predict, observer, handlers.pool, predict_again
+        ).respond
     }
     for method, answer in (
         (CLASSIFY, partial(handlers.answer_request, CLASSIFICATION)),
@@ -93,7 +99,7 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
 
 
 def _make_parse(method: Method) -> Callable[..., Any]:
-    """Reads requests of a method that is not Predict; see `_make_respond`."""
+    """Reads requests of a method that is not Predict; see `_Responder`."""
 
     def parse(body: RequestBytes, *, quickly: bool = False, reserve: Callable[[int], None]) -> Any:
         if quickly and len(body) > QUICK_BYTES:
@@ -107,52 +113,101 @@ def _make_parse(method: Method) -> Callable[..., Any]:
     return parse
 
 
-def _make_respond(
-    name: str,
-    parse: Callable[..., Any],
-    exchange: Callable[[Any, RequestContext], Awaitable[bytes]],
-    observer: Observer | None,
-    pool: ThreadPool,
-) -> Respond:
+class _Responder:
     """A method from bytes to bytes; whatever goes wrong becomes a status.
 
-    `parse` raises DecodeError, or an error for its sake, when bytes are no request, and
-    TakesLongError when it is told to be quick and cannot: then a thread of the pool does it.
-    Without an observer calls are not counted.
+    Args:
+        name: Of the method.
+        parse: Raises DecodeError, or an error for its sake, when bytes are no request, and
+            TakesLongError when it is told to be quick and cannot: then a thread does it.
+        exchange: From the request to the response, which may have to be waited for.
+        exchange_at_once: The same; None where `exchange` must be asked.
+        observer: Counts calls; None for who does not.
+        pool: Threads.
     """
 
-    async def respond(body: RequestBytes, context: RequestContext) -> bytes:
+    __slots__ = (
+        "_exchange",
+        "_exchange_at_once",
+        "_name",
+        "_observe_success",
+        "_observer",
+        "_parse",
+        "_pool",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        parse: Callable[..., Any],
+        exchange: Callable[[Any, RequestContext], Awaitable[bytes]],
+        observer: Observer | None,
+        pool: ThreadPool,
+        exchange_at_once: Callable[[Any, RequestContext], bytes | None] = lambda *_: None,
+    ) -> None:
+        self._name = name
+        self._parse = parse
+        self._exchange = exchange
+        self._exchange_at_once = exchange_at_once
+        self._observer = observer
+        self._pool = pool
+        self._observe_success: dict[str, Callable[[float], None]] = {}
+
+    def respond(self, body: RequestBytes, context: RequestContext) -> bytes | Awaitable[bytes]:
         started = time.perf_counter()
-        model_name = ""
+        request = None
         try:
             try:
-                request = parse(body, quickly=True, reserve=context.reserve)
+                request = self._parse(body, quickly=True, reserve=context.reserve)
             except TakesLongError:
-                read = partial(_parse_slowly, parse, body, context.reserve)
-                request = await pool.run(read, context=context)
+                return self._respond_later(body, None, context, started)
             except DecodeError as error:
                 raise RequestError("", code=Code.INTERNAL) from error
-            if observer is not None:
-                model_name = request.model_spec.name
-            reply = await exchange(request, context)
-        except Exception as error:  # the boundary: whatever fails, the caller gets a status
-            told = _tell(error)
-            if told is None:
-                _log.exception("%s failed", name)
-                told = InternalError(CRASH_TEXT)
-            if observer is not None:
-                observer.observe_request(model_name, told.code.name)
-            try:
-                raise told from (None if told is error else error)
-            finally:
-                del told  # or the traceback would keep this frame, and it the body, as garbage
-        if observer is not None:
-            elapsed_us = (time.perf_counter() - started) * 1e6
-            observer.observe_request_latency(model_name, name, "GRPC", elapsed_us)
-            observer.observe_request(model_name, "OK")
+            reply = self._exchange_at_once(request, context)
+        except Exception as error:
+            self._raise_told(error, request)
+        if reply is None:
+            return self._respond_later(body, request, context, started)
+        if self._observer is not None:
+            self._observe(request, started)
         return reply
 
-    return respond
+    async def _respond_later(
+        self, body: RequestBytes, request: Any, context: RequestContext, started: float
+    ) -> bytes:
+        try:
+            if request is None:
+                read = partial(_parse_slowly, self._parse, body, context.reserve)
+                request = await self._pool.run(read, context=context)
+            reply = await self._exchange(request, context)
+        except Exception as error:
+            self._raise_told(error, request)
+        if self._observer is not None:
+            self._observe(request, started)
+        return reply
+
+    def _raise_told(self, error: Exception, request: Any) -> NoReturn:
+        """The boundary: whatever fails, the caller gets a status."""
+        told = _tell(error)
+        if told is None:
+            _log.error("%s failed", self._name, exc_info=error)
+            told = InternalError(CRASH_TEXT)
+        if self._observer is not None:
+            model_name = "" if request is None else request.model_spec.name
+            self._observer.observe_request(model_name, told.code.name)
+        try:
+            raise told from (None if told is error else error)
+        finally:
+            del told, error  # or the traceback would keep this frame, and it the body, as garbage
+
+    def _observe(self, request: Any, started: float) -> None:
+        model_name = request.model_spec.name
+        observe = self._observe_success.get(model_name)
+        if observe is None:  # of what is served: they are few
+            assert self._observer is not None
+            observe = self._observer.bind_success(model_name, self._name, "GRPC")
+            self._observe_success[model_name] = observe
+        observe((time.perf_counter() - started) * 1e6)
 
 
 def _parse_slowly(
@@ -173,9 +228,15 @@ def _tell(error: Exception) -> PlumblineError | None:
 
 
 def _log_answers(path: str, respond: Respond, log: RequestLog) -> Respond:
-    async def respond_and_log(body: RequestBytes, context: RequestContext) -> bytes:
-        reply = await respond(body, context)
+    def offer(body: RequestBytes, reply: bytes) -> bytes:
         log.offer(path, lambda: (bytes(body), reply), len(body) + len(reply))
         return reply
+
+    async def log_later(body: RequestBytes, answered: Awaitable[bytes]) -> bytes:
+        return offer(body, await answered)
+
+    def respond_and_log(body: RequestBytes, context: RequestContext) -> bytes | Awaitable[bytes]:
+        answered = respond(body, context)
+        return offer(body, answered) if isinstance(answered, bytes) else log_later(body, answered)
 
     return respond_and_log

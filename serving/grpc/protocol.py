@@ -50,8 +50,9 @@ CRASH_TEXT = "the server failed; its log has the reason"
 Message = bytes | memoryview
 """A request's bytes. A view is valid as long as somebody holds it, and read-only."""
 
-Respond = Callable[[Message, RequestContext], Awaitable[bytes]]
-"""A unary method: request and context in, response bytes out; raises PlumblineError."""
+Respond = Callable[[Message, RequestContext], bytes | Awaitable[bytes]]
+"""A unary method: request and context in, response bytes out, at once or when they are awaited;
+raises PlumblineError."""
 
 RespondInStream = Callable[[Message, RequestContext], AsyncIterator[bytes]]
 """A method that answers a stream of responses."""
@@ -148,7 +149,15 @@ class Service:
 class _Told:
     """What a head says to gRPC; the same for every call with the same head."""
 
-    __slots__ = ("authorization", "compression", "http", "method", "refusal", "timeout_s")
+    __slots__ = (
+        "authorization",
+        "compression",
+        "http",
+        "is_call",
+        "method",
+        "refusal",
+        "timeout_s",
+    )
 
     def __init__(self, head: Head, service: Service) -> None:
         self.method = service.methods.get(head.path)
@@ -180,6 +189,7 @@ class _Told:
         elif self.method is None:
             # Every path that nobody knows is UNIMPLEMENTED, without words, as in grpc++.
             self.refusal = make_refusal(Code.UNIMPLEMENTED, "")
+        self.is_call = self.http is None and self.refusal is None
 
     def _read_timeout(self, value: bytes) -> None:
         digits, unit_s = value[:-1], _UNITS.get(value[-1:])
@@ -196,8 +206,8 @@ class _Told:
             self.refusal = make_refusal(Code.UNIMPLEMENTED, text, _ACCEPTED)
 
 
-class Call(Stream):
-    """One call: a stream of HTTP/2 in gRPC's terms.
+class Call(Stream, RequestContext):
+    """One call: a stream of HTTP/2 in gRPC's terms, and the context of the method that answers.
 
     A method that does not have to wait is answered within `receive`: its coroutine is driven at
     once, and neither task nor future nor timer is made.
@@ -205,8 +215,6 @@ class Call(Stream):
 
     __slots__ = (
         "_buffer",
-        "_context",
-        "_deadline",
         "_filled",
         "_is_counted",
         "_is_deflated",
@@ -218,22 +226,24 @@ class Call(Stream):
         "_task",
         "_timer",
         "_told",
+        "deadline",
+        "is_abandoned",
     )
 
     def __init__(
         self, connection: Connection, stream_id: int, head: Head | None, service: Service
     ) -> None:
-        super().__init__(connection, stream_id, head)
+        Stream.__init__(self, connection, stream_id, head)
         self._service = service
         self._is_open = False
         self._is_counted = False
-        self._deadline = math.inf
+        self.deadline = math.inf
+        self.is_abandoned = False
         self._buffer: memoryview | None = None
         self._lent: Array | None = None
         self._prefix = b""
         self._filled = 0
         self._is_deflated = False
-        self._context: RequestContext | None = None
         self._reservation: Reservation | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -250,14 +260,15 @@ class Call(Stream):
         if told is None:
             told = head.told = _Told(head, self._service)
         self._told: _Told = told
-        method = told.method
-        if method is None or told.http is not None or told.refusal is not None:
+        service = self._service
+        if not told.is_call:
             if told.http is None:
                 self._refuse(told.refusal)
             elif self.is_ended:
                 self._answer_http()
             return  # else once the request is complete
-        service = self._service
+        method = told.method
+        assert method is not None
         if not method.is_open:
             if service.authorize is not None:
                 try:
@@ -273,7 +284,7 @@ class Call(Stream):
         service.num_open += 1
         self._is_open = True
         if told.timeout_s != math.inf:
-            self._deadline = time.monotonic() + told.timeout_s
+            self.deadline = time.monotonic() + told.timeout_s
         if self.is_ended:
             self._end_early()
 
@@ -388,7 +399,7 @@ class Call(Stream):
 
     def _await_end(self) -> None:
         """A call whose request comes bit by bit has a deadline all the same."""
-        if self._timer is None and self._deadline != math.inf:
+        if self._timer is None and self.deadline != math.inf:
             self._arm()
 
     def _end_early(self) -> None:
@@ -410,14 +421,21 @@ class Call(Stream):
                 return
             self._service.num_calls += 1
             self._is_counted = True
-        context = self._context = RequestContext(self.connection, self._deadline, self.reserve)
         if method.is_streaming:
             self._task = asyncio.get_running_loop().create_task(
-                self._respond_in_stream(method.respond(body, context))  # type: ignore[arg-type]
+                self._respond_in_stream(method.respond(body, self))  # type: ignore[arg-type]
             )
             self._await_end()
             return
-        coroutine: Coroutine[Any, Any, bytes] = method.respond(body, context)  # type: ignore[assignment]
+        try:
+            answered = method.respond(body, self)
+        except Exception as error:
+            self._fail(error)
+            return
+        if isinstance(answered, bytes):
+            self._reply(answered)
+            return
+        coroutine: Coroutine[Any, Any, bytes] = answered  # type: ignore[assignment]
         try:
             awaited = coroutine.send(None)
         except StopIteration as done:
@@ -501,8 +519,11 @@ class Call(Stream):
 
     # Time, memory and the end.
 
+    @property
+    def caller(self) -> Connection:
+        return self.connection
+
     def reserve(self, num_bytes: int) -> None:
-        """Takes bytes of the server's budget until the answer is sent; see `RequestContext`."""
         if self._reservation is None:
             if self._service.budget is None:
                 return
@@ -511,7 +532,7 @@ class Call(Stream):
 
     def _arm(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(
-            max(0.0, self._deadline - time.monotonic()), self._expire
+            max(0.0, self.deadline - time.monotonic()), self._expire
         )
 
     def _expire(self) -> None:
@@ -525,8 +546,7 @@ class Call(Stream):
             self._fail(DeadlineExceededError("the deadline passed before the answer was there"))
 
     def _stop_work(self) -> None:
-        if self._context is not None:
-            self._context.is_abandoned = True
+        self.is_abandoned = True
         if self._task is not None:
             self._task.cancel()
 
@@ -547,7 +567,6 @@ class Call(Stream):
             self._release()
 
     def _release(self, _task: object = None) -> None:
-        self._context = None  # refers to this call: a cycle that only a search would find
         if self._is_open:
             self._is_open = False
             self._service.num_open -= 1

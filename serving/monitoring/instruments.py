@@ -15,8 +15,9 @@ import copy
 import functools
 import math
 import os
+import threading
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Self, TypeVar
@@ -34,6 +35,8 @@ MAX_CHILDREN = 1000
 OTHER = "(other)"
 """What stands for all label values beyond `MAX_CHILDREN`."""
 
+_MOST_UNSETTLED = 512
+
 MAX_LABEL_BYTES = 256
 """Where a label value is cut."""
 
@@ -41,36 +44,116 @@ MAX_LABEL_BYTES = 256
 class Counter:
     """A number that grows, or is set (a gauge)."""
 
-    __slots__ = ("value",)
+    __slots__ = ("_sources", "_value")
 
     def __init__(self) -> None:
-        self.value: float = 0
+        self._value: float = 0
+        self._sources: list[Tally] = []
+
+    @property
+    def value(self) -> float:
+        """The number."""
+        for tally in self._sources:
+            tally.settle()
+        return self._value
+
+    @value.setter
+    def value(self, value: float) -> None:
+        self._value = value
 
     def add(self, amount: float = 1) -> None:
         """Grows by `amount`."""
-        self.value += amount
+        self._value += amount
 
 
 class Histogram:
     """How many observations fell at or below each bound."""
 
-    __slots__ = ("_bounds", "counts", "total")
+    __slots__ = ("_bounds", "_counts", "_sources", "_total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+        self._sources: list[Tally] = []
 
     @property
     def value(self) -> tuple[list[int], float]:
         """The counts and the total."""
-        return list(self.counts), self.total
+        for tally in self._sources:
+            tally.settle()
+        return list(self._counts), self._total
 
     def observe(self, value: float) -> None:
         """Counts `value`, in the unit of the bounds."""
-        index = bisect_left(self._bounds, value)
-        self.counts[index] += 1
-        self.total += value
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def observe_many(self, values: Sequence[float]) -> None:
+        """Counts all of them; they are in order."""
+        below = 0
+        for index, bound in enumerate(self._bounds):
+            up_to = bisect_right(values, bound, below)
+            self._counts[index] += up_to - below
+            below = up_to
+        self._counts[-1] += len(values) - below
+        self._total += sum(values)
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Adds what another of these bounds holds."""
+        for index, count in enumerate(counts):
+            self._counts[index] += count
+        self._total += total
+
+
+class Tally:
+    """Observations for several histograms and a counter, which get them when somebody looks, or
+    many at a time: a list's `append` is a tenth of what they cost each.
+
+    Args:
+        histograms: Each with what an observation is multiplied by for it.
+        counter: Counts observations.
+    """
+
+    __slots__ = ("_counter", "_histograms", "_lock", "_values")
+
+    def __init__(
+        self, *histograms: tuple[Histogram, float], counter: Counter | None = None
+    ) -> None:
+        self._histograms = histograms
+        self._counter = counter
+        self._values: list[float] = []
+        self._lock = threading.Lock()
+        for histogram, _ in histograms:
+            histogram._sources.append(self)
+        if counter is not None:
+            counter._sources.append(self)
+
+    def observe(self, value: float) -> None:
+        """Adds one; from any thread."""
+        values = self._values
+        values.append(value)
+        if len(values) >= _MOST_UNSETTLED:
+            self.settle()
+
+    def close(self) -> None:
+        """Hands on what was observed, for the last time."""
+        self.settle()
+        for histogram, _ in self._histograms:
+            histogram._sources.remove(self)
+        if self._counter is not None:
+            self._counter._sources.remove(self)
+
+    def settle(self) -> None:
+        """Hands on what was observed."""
+        with self._lock:  # those who observe take none: what they append comes after `size`
+            size = len(self._values)
+            values = sorted(self._values[:size])
+            del self._values[:size]
+            for histogram, factor in self._histograms:
+                histogram.observe_many([value * factor for value in values])
+            if self._counter is not None:
+                self._counter.add(size)
 
 
 Child = TypeVar("Child", bound=Counter | Histogram)
@@ -201,18 +284,17 @@ class HistogramFamily(_Family[Histogram]):
     def absorb(self, dumped: Mapping[Labels, Value]) -> None:
         """Adds what another process holds."""
         for labels, value in dumped.items():
-            child = self.child(*labels)
-            summed = _add(child.value, value)
-            assert isinstance(summed, tuple)
-            child.counts, child.total = summed
+            assert isinstance(value, tuple)
+            self.child(*labels).add(*value)
 
     def _render_child(self, pairs: str, child: Histogram) -> Iterable[str]:
         comma = "," if pairs else ""
         cumulative = 0
-        for limit, count in zip(self._limits, list(child.counts), strict=True):
+        counts, total = child.value
+        for limit, count in zip(self._limits, counts, strict=True):
             cumulative += count
             yield f'{self.name}_bucket{{{pairs}{comma}le="{limit}"}} {cumulative}'
-        yield f"{self.name}_sum{{{pairs}}} {_render_number(child.total)}"
+        yield f"{self.name}_sum{{{pairs}}} {_render_number(total)}"
         yield f"{self.name}_count{{{pairs}}} {cumulative}"
 
 

@@ -15,6 +15,7 @@ from contract.servable import ServableId, VersionState
 from serving.monitoring.instruments import (
     Family,
     HistogramFamily,
+    Tally,
     exponential_bounds,
     find_start_time_s,
     measure_resident_bytes,
@@ -54,6 +55,8 @@ class Metrics(Observer):
         self._is_ready = is_ready
         self._start_time_s = find_start_time_s()
         self._runtimes: dict[tuple[ServableId, str], str] = {}
+        self._runs: dict[tuple[ServableId, str, str], Tally] = {}
+        self._successes: dict[tuple[str, str, str], Tally] = {}
         self._model_names = {""}  # those that have been served, and requests without one
         self._budget = MemoryBudget(0)
         self._connections = ConnectionTable()
@@ -195,6 +198,16 @@ class Metrics(Observer):
     ) -> None:
         self._request_latency.child(model_name, api, entrypoint).observe(latency_us)
 
+    def bind_success(self, model_name: str, api: str, entrypoint: str) -> Callable[[float], None]:
+        key = (model_name, api, entrypoint)
+        tally = self._successes.get(key)
+        if tally is None:
+            self._model_names.add(model_name)
+            latency = self._request_latency.child(*key)
+            tally = Tally((latency, 1.0), counter=self._requests.child(model_name, "OK"))
+            self._successes[key] = tally
+        return tally.observe
+
     def observe_runtime_latency(
         self, servable_id: ServableId, signature_name: str, api: str, latency_us: float
     ) -> None:
@@ -203,16 +216,15 @@ class Metrics(Observer):
     def bind_runtime_latency(
         self, servable_id: ServableId, signature_name: str, api: str
     ) -> Callable[[float], None]:
-        name = servable_id.name
-        runtime = self._runtimes.get((servable_id, signature_name), "")
-        all_versions = self._runtime_latency.child(name, api, runtime)
-        own = self._runtime.child(name, str(servable_id.version), signature_name)
-
-        def observe(latency_us: float) -> None:
-            all_versions.observe(latency_us)
-            own.observe(latency_us * 1e-6)
-
-        return observe
+        key = (servable_id, signature_name, api)
+        tally = self._runs.get(key)
+        if tally is None:
+            name = servable_id.name
+            runtime = self._runtimes.get((servable_id, signature_name), "")
+            all_versions = self._runtime_latency.child(name, api, runtime)
+            own = self._runtime.child(name, str(servable_id.version), signature_name)
+            tally = self._runs[key] = Tally((all_versions, 1.0), (own, 1e-6))
+        return tally.observe
 
     def observe_examples(self, model_name: str, num_examples: int) -> None:
         self._examples.child(model_name).observe(num_examples)
@@ -255,6 +267,8 @@ class Metrics(Observer):
             family.forget(*key)
         for engine_key in [key for key in list(self._runtimes) if key[0] == servable_id]:
             self._runtimes.pop(engine_key, None)
+        for run_key in [key for key in list(self._runs) if key[0] == servable_id]:
+            self._runs.pop(run_key).close()
 
     def render(self) -> str:
         """The page that Prometheus scrapes."""

@@ -28,7 +28,7 @@ from contract.errors import (
     PlumblineError,
     ResourceExhaustedError,
 )
-from serving.context import RequestContext
+from serving.context import PlainContext
 from serving.transport.admission import MemoryBudget, Reservation
 from serving.transport.driving import go_on_as_task
 from serving.transport.listener import Peer, Turn
@@ -135,7 +135,7 @@ class Request:
 
     __slots__ = ("body", "context", "headers", "keeps_alive", "method", "reservation", "target")
 
-    def __init__(self, head: Head, context: RequestContext, reservation: Reservation) -> None:
+    def __init__(self, head: Head, context: PlainContext, reservation: Reservation) -> None:
         self.method = head.method
         self.target = head.target
         self.headers: Mapping[bytes, bytes] = head.headers
@@ -694,7 +694,7 @@ class Http1Peer(Peer):
     def _begin(self, head: Head) -> None:
         """A head is complete: admits the request, or refuses it."""
         reservation = self._http.budget.open(self)
-        context = RequestContext(
+        context = PlainContext(
             self, time.monotonic() + self._limits.call_timeout_s, reservation.grow
         )
         self._request = request = Request(head, context, reservation)

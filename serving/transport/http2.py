@@ -33,10 +33,12 @@ DEFAULT_FRAME_BYTES = 16_384
 MAX_FRAME_BYTES = 2**24 - 1
 LAST_STREAM_ID = 2**31 - 1
 
-_READ_FRAME = Struct("!HBBBI").unpack_from
+_READ_FRAME = Struct("!HBHI").unpack_from
+"""A frame's head: its length in two parts, type and flags, and the stream."""
 _PACK_FRAME = Struct("!HBBBI").pack
 _PACK_ID = Struct("!I").pack
 _PACK_DATA = Struct("!IBI").pack
+_PACK_LENGTH = Struct("!IB").pack
 _READ_SETTING = Struct("!HI").iter_unpack
 _FRAME_HEAD = 9
 
@@ -56,6 +58,10 @@ _ACK = _END_STREAM = 0x1
 _END_HEADERS = 0x4
 _PADDED = 0x8
 _PRIORITISED = 0x20
+
+# Type and flags of the frames that requests usually have.
+_LAST_DATA = DATA << 8 | _END_STREAM
+_PLAIN_HEADERS = HEADERS << 8 | _END_HEADERS
 
 _is_http1 = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|TRACE|CONNECT|PATCH) ").match
 """Others are told nothing: h2spec takes words for a frame that breaks off."""
@@ -484,33 +490,26 @@ class Connection:
                 if clock() > slice_end:
                     self._unread, self._position = _keep(data, position)
                     return True
-            high, low, kind, flags, stream_id = _READ_FRAME(data, position)
+            high, low, shape, stream_id = _READ_FRAME(data, position)
             start = position + _FRAME_HEAD
             length = high << 8 | low
             stop = start + length
             work += 1
-            if kind == DATA and self._expected == _ANY:
+            if shape <= _LAST_DATA:
                 stream = streams.get(stream_id)
                 if (
-                    stream is None
-                    or stop > end
-                    or stream.is_ended
-                    or flags & _PADDED
-                    or stream.expected >= 0
-                    or length > max_frame_bytes
-                    or not length
+                    stream is not None
+                    and stop <= end
+                    and 0 < length <= max_frame_bytes
+                    and stream.expected < 0
+                    and not stream.is_ended
+                    and self._expected == _ANY
                 ):
-                    if flags & _PADDED and start >= end and length:
-                        self._needed = _FRAME_HEAD + 1
-                        break
-                    stream_id &= LAST_STREAM_ID
-                    position = self._receive_odd_data(data, start, length, flags, stream_id)
-                else:
                     position = stop
                     self._window -= length
                     if self._window < low_window:
                         self._open_window()
-                    if flags & _END_STREAM:
+                    if shape:
                         stream.is_ended = True
                         work += _CALL_WORK
                         if length > stream.window:
@@ -521,6 +520,28 @@ class Connection:
                         if stream.window < low_stream_window and not self._reopen(stream):
                             continue
                     stream.receive(data, start, stop)
+                    if self.is_closed:
+                        return False
+                    continue
+            elif (
+                shape & ~_END_STREAM == _PLAIN_HEADERS
+                and stop <= end
+                and length <= DEFAULT_FRAME_BYTES
+                and self._expected == _ANY
+            ):
+                position = stop
+                stream_id &= LAST_STREAM_ID
+                self._receive_block(bytes(data[start:stop]), stream_id, shape & _END_STREAM)
+                if self.is_closed:
+                    return False
+                continue
+            kind, flags = shape >> 8, shape & 0xFF
+            if kind == DATA and self._expected == _ANY:
+                if flags & _PADDED and start >= end and length:
+                    self._needed = _FRAME_HEAD + 1
+                    break
+                stream_id &= LAST_STREAM_ID
+                position = self._receive_odd_data(data, start, length, flags, stream_id)
             elif stop > end:
                 position = self._await_frame(kind, stream_id, length, position, end)
                 if position < end:
@@ -528,15 +549,7 @@ class Connection:
             else:
                 position = stop
                 stream_id &= LAST_STREAM_ID
-                if (
-                    kind == HEADERS
-                    and flags & ~_END_STREAM == _END_HEADERS
-                    and self._expected == _ANY
-                    and length <= DEFAULT_FRAME_BYTES
-                ):
-                    self._receive_block(bytes(data[start:stop]), stream_id, flags)
-                else:
-                    self._receive_frame(kind, flags, stream_id, bytes(data[start:stop]))
+                self._receive_frame(kind, flags, stream_id, bytes(data[start:stop]))
             if self.is_closed:
                 return False
         if position < end:
@@ -1009,18 +1022,10 @@ class Connection:
             and size <= self._peer_frame_bytes
             and not self._must_forget
         ):
-            stream_id = stream.id
-            packed = _PACK_ID(stream_id)
+            packed = _PACK_ID(stream.id)
+            opening = head.opening, packed, head.block, _PACK_LENGTH(size << 8, 0), packed
+            self.out.append(b"".join((*opening, *body, tail.closing, packed, tail.block)))
             self._send_window -= size
-            self.out.append(
-                b"".join(
-                    (
-                        *(head.opening, packed, head.block),
-                        *(_PACK_DATA(size << 8, 0, stream_id), *body),
-                        *(tail.closing, packed, tail.block),
-                    )
-                )
-            )
             self._finish(stream)
             if not self._is_receiving:
                 self._notify()

@@ -25,6 +25,7 @@ from contract.manifest import InputStatistics, read_manifest, write_manifest
 from contract.signature import TensorSpec
 from tests.clients.grpc_servers import ModelServer, make_signature
 from tests.clients.serving_mlp import serve_mlp
+from tests.lite_models import FOLDER
 
 Findings = dict[str, dict[str, str]]
 
@@ -267,3 +268,16 @@ def test_a_folder_without_versions_is_not_asked_for_its_path_again(
 ) -> None:
     assert main(["doctor", str(tmp_path)]) == 1
     assert "give its path" not in capsys.readouterr().out
+
+
+def test_a_tflite_file_of_another_tool_is_a_version_that_lacks_something(
+    tmp_path: Path, diagnose: Any
+) -> None:
+    (tmp_path / "1").mkdir()
+    shutil.copy(FOLDER / "lstm.tflite", tmp_path / "1" / layout.TFLITE)
+    status, findings = diagnose(tmp_path)
+    assert status == 0
+    assert "serving_default" in findings["signature names"]["explanation"]
+    assert "float32 (batch, 5, 3)" in findings["shapes"]["explanation"]
+    assert findings["whole version"]["verdict"] == "warning"
+    assert "fails" not in {one["verdict"] for one in findings.values()}

@@ -146,6 +146,18 @@ def test_a_binary_copy_that_lost_the_order_of_its_scores_fails_without_a_positiv
     assert not judge(head, golden, quantise(golden, 64)).problems
 
 
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_one_class_of_two_has_an_order_as_well(from_logits: bool) -> None:
+    scores = RNG.uniform(0, 0.45, 200).astype(np.float32)
+    golden = np.stack([1 - scores, scores], axis=1)
+    head = Head(task="multiclass", from_logits=from_logits)
+    if from_logits:
+        golden = np.log(golden)
+    constant = np.broadcast_to(golden.mean(axis=0), golden.shape)
+    assert "put in another order" in judge(head, golden, constant).problems[0]
+    assert not judge(head, golden, quantise(golden, 64)).problems
+
+
 def test_scores_that_are_all_alike_in_process_have_no_order_to_lose() -> None:
     golden = RNG.uniform(0, 0.01, 200).astype(np.float32)
     found = judge(Head(task="binary", class_names=("fine", "fraud")), golden, np.zeros_like(golden))

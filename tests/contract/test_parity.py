@@ -124,6 +124,21 @@ def test_replay_sends_golden_batches_as_they_were_answered() -> None:
     assert doubler.sizes == [1, 5]
 
 
+@pytest.mark.parametrize(("num_distinct", "passed"), [(4, True), (64, False)])
+def test_a_row_that_golden_repeats_counts_once(num_distinct: int, passed: bool) -> None:
+    rows = np.arange(64) % num_distinct
+    golden = np.array([[0.2, 0.8]] * 64, np.float32)
+    lost = np.where(rows[:, None] % 4 == 0, golden[:, ::-1], golden)
+
+    class Copy:
+        def predict(self, batch: Batch, *, signature_name: str) -> Batch:
+            return {"y": lost}
+
+    examples = GoldenExamples({"x": rows}, {"y": golden}, (64,))
+    tolerance = Tolerance(atol=math.inf, max_class_loss=0.05)
+    assert replay(examples, Copy(), tolerance, signature_name="").passed is passed
+
+
 def test_an_empty_report_does_not_pass() -> None:
     assert not compare({}, {}, EXACT).passed
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from contract.errors import ConfigError
 from exporter.config import Config, override_config
-from exporter.training.trained import TrainedRecord, take_up
+from exporter.training.trained import TrainedRecord, pack_weights, take_up, unpack_weights
 from tests.exporter.small_training import make_config
 
 
@@ -52,3 +53,13 @@ def test_a_folder_without_a_trained_model_is_refused(tmp_path: Path, content: by
         (tmp_path / "trained.json").write_bytes(content)
     with pytest.raises(ConfigError, match="holds no trained model"):
         take_up(tmp_path, make_config())
+
+
+def test_weights_come_back_as_they_were_vocabularies_included(tmp_path: Path) -> None:
+    words = np.array([[b"", b"a\0"], [b"\xc3\xa9t\xc3\xa9", b"b"]], object)
+    weights = [np.eye(2, dtype=np.float32), words, np.arange(3), np.array(2.5)]
+    np.savez(tmp_path / "weights.npz", allow_pickle=False, **pack_weights(weights))
+    with np.load(tmp_path / "weights.npz", allow_pickle=False) as archive:
+        found = unpack_weights(archive)
+    assert [one.dtype for one in found] == [one.dtype for one in weights]
+    assert all(np.array_equal(one, other) for one, other in zip(found, weights, strict=True))

@@ -21,7 +21,7 @@ from contract.errors import (
 from contract.servable import ServableId
 from contract.signature import Batch
 from serving.config.server import BatchingParameters
-from serving.context import NO_CONTEXT, RequestContext
+from serving.context import NO_CONTEXT, PlainContext, RequestContext
 from serving.engines.batching import FULL_TEXT, TIMEOUT_TEXT, Batcher
 from serving.observer import Observer
 
@@ -218,9 +218,9 @@ def test_a_caller_that_gives_up_leaves_the_others_their_answers() -> None:
 
 
 def test_calls_whose_time_is_over_are_left_out_of_the_batch() -> None:
-    left = RequestContext()
+    left = PlainContext()
     left.is_abandoned = True
-    contexts = [RequestContext(deadline=0.0), left, NO_CONTEXT]
+    contexts = [PlainContext(deadline=0.0), left, NO_CONTEXT]
     with batching(max_batch_size=8, allowed_batch_sizes=(1, 2, 8)) as (batcher, runs):
         late, gone, fine = ask(
             *(
@@ -240,7 +240,7 @@ def test_calls_whose_time_is_over_are_left_out_of_the_batch() -> None:
 
 def test_the_latest_deadline_bounds_a_batch() -> None:
     now = time.monotonic()
-    contexts = [RequestContext(deadline=now + seconds) for seconds in (60, 90, 70)]
+    contexts = [PlainContext(deadline=now + seconds) for seconds in (60, 90, 70)]
     with batching(max_batch_size=3) as (batcher, runs):
         ask(
             *(
@@ -258,7 +258,7 @@ def test_calls_given_up_in_the_queue_make_room() -> None:
         async def overfill() -> list[Any]:
             first = asyncio.ensure_future(batcher.answer("doubles", row(1)))
             await asyncio.to_thread(runs.entered.wait, 20)
-            context = RequestContext()
+            context = PlainContext()
             gone = [
                 asyncio.ensure_future(batcher.answer("doubles", row(2), context=one))
                 for one in (context, NO_CONTEXT)

@@ -13,7 +13,7 @@ import pytest
 
 from contract.errors import CancelledError, DeadlineExceededError, ServableUnavailableError
 from contract.servable import ServableId
-from serving.context import RequestContext
+from serving.context import PlainContext, RequestContext
 from serving.engines.servable import CostMeter
 from serving.engines.thread_pool import LONG_S, ThreadPool
 from serving.monitoring.metrics import Metrics
@@ -76,8 +76,8 @@ def test_a_call_whose_deadline_passed_in_the_queue_does_not_run() -> None:
     async def scenario() -> None:
         scene = Scene()
         await scene.hold()
-        late = scene.ask("late", RequestContext(deadline=time.monotonic() + 0.01))
-        timely = scene.ask("timely", RequestContext(deadline=time.monotonic() + 60))
+        late = scene.ask("late", PlainContext(deadline=time.monotonic() + 0.01))
+        timely = scene.ask("timely", PlainContext(deadline=time.monotonic() + 60))
         await asyncio.sleep(0.02)
         answers = await scene.finish(late, timely)
         assert isinstance(answers[0], DeadlineExceededError)
@@ -91,7 +91,7 @@ def test_a_call_whose_caller_left_while_it_waited_does_not_run() -> None:
     async def scenario() -> None:
         scene = Scene()
         await scene.hold()
-        context = RequestContext()
+        context = PlainContext()
         left = scene.ask("left", context)
         await arrive()
         context.is_abandoned = True
@@ -107,12 +107,12 @@ def test_a_call_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:
     async def scenario() -> None:
         scene = Scene(max_queued_calls=1)
         await scene.hold()
-        first = scene.ask("first", RequestContext())
+        first = scene.ask("first", PlainContext())
         await arrive()
         first.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await first
-        second = scene.ask("second", RequestContext())
+        second = scene.ask("second", PlainContext())
         assert await scene.finish(second) == [None]
         assert scene.ran == ["second"]
         assert scene.dropped == ["first"]
@@ -124,12 +124,12 @@ def test_abandoned_calls_do_not_count_as_queued() -> None:
     async def scenario() -> None:
         scene = Scene(max_queued_calls=2)
         await scene.hold()
-        contexts = [RequestContext(), RequestContext(deadline=time.monotonic() + 0.01)]
+        contexts = [PlainContext(), PlainContext(deadline=time.monotonic() + 0.01)]
         gone = [scene.ask("gone", context) for context in contexts]
         await arrive()
         contexts[0].is_abandoned = True
         await asyncio.sleep(0.02)
-        kept = [scene.ask(f"kept {index}", RequestContext()) for index in range(3)]
+        kept = [scene.ask(f"kept {index}", PlainContext()) for index in range(3)]
         answers = await scene.finish(*gone, *kept)
         assert [type(one) for one in answers] == [
             CancelledError,
@@ -147,9 +147,9 @@ def test_a_neighbour_of_a_hundred_waiting_calls_waits_for_one_run() -> None:
     async def scenario() -> None:
         scene = Scene()
         await scene.hold()
-        many = [scene.ask("crowd", RequestContext("crowd"), 1e-3) for _ in range(100)]
+        many = [scene.ask("crowd", PlainContext("crowd"), 1e-3) for _ in range(100)]
         await arrive()
-        one = scene.ask("neighbour", RequestContext("neighbour"))
+        one = scene.ask("neighbour", PlainContext("neighbour"))
         await scene.finish(one, *many)
         assert "neighbour" in scene.ran[:2]
         assert len(scene.ran) == 101
@@ -161,12 +161,12 @@ def test_a_neighbour_that_comes_late_waits_for_one_run() -> None:
     async def scenario() -> None:
         scene = Scene()
         await scene.hold()
-        many = [scene.ask("crowd", RequestContext("crowd"), 1e-3) for _ in range(60)]
+        many = [scene.ask("crowd", PlainContext("crowd"), 1e-3) for _ in range(60)]
         await arrive()
         scene.release.set()
         await many[19]
         seen = len(scene.ran)
-        one = scene.ask("neighbour", RequestContext("neighbour"))
+        one = scene.ask("neighbour", PlainContext("neighbour"))
         await arrive()
         begun = len(scene.ran)
         await scene.finish(one, *many)
@@ -180,8 +180,8 @@ def test_who_sends_long_runs_gets_time_and_not_turns() -> None:
     async def scenario() -> None:
         scene = Scene()
         await scene.hold()
-        long = [scene.ask("long", RequestContext("long"), 20e-3) for _ in range(10)]
-        short = [scene.ask("short", RequestContext("short"), 1e-3) for _ in range(40)]
+        long = [scene.ask("long", PlainContext("long"), 20e-3) for _ in range(10)]
+        short = [scene.ask("short", PlainContext("short"), 1e-3) for _ in range(40)]
         await scene.finish(*long, *short)
         # Turn by turn it would be one each: what a run costs is learnt in the first.
         before_last_short = scene.ran[: 40 - scene.ran[::-1].index("short")]
@@ -196,11 +196,11 @@ def test_a_full_queue_makes_room_for_who_has_fewer_in_it() -> None:
     async def scenario() -> None:
         scene = Scene(max_queued_calls=4)
         await scene.hold()
-        crowd = [scene.ask(f"crowd {index}", RequestContext("crowd")) for index in range(4)]
+        crowd = [scene.ask(f"crowd {index}", PlainContext("crowd")) for index in range(4)]
         await arrive()
-        one = scene.ask("neighbour", RequestContext("neighbour"))
+        one = scene.ask("neighbour", PlainContext("neighbour"))
         await arrive()
-        more = scene.ask("crowd 4", RequestContext("crowd"))
+        more = scene.ask("crowd 4", PlainContext("crowd"))
         answers = await scene.finish(one, more, *crowd)
         assert answers[0] is None
         refused = [index for index, one in enumerate(answers) if one is not None]
@@ -216,7 +216,7 @@ def test_a_pool_remembers_no_caller_once_it_is_idle() -> None:
     async def scenario() -> None:
         scene = Scene()
         await scene.hold()
-        calls = [scene.ask("one", RequestContext(f"caller {index}")) for index in range(10)]
+        calls = [scene.ask("one", PlainContext(f"caller {index}")) for index in range(10)]
         await scene.finish(*calls)
         assert scene.pool._callers == {}
         assert scene.pool._turns == []
@@ -229,7 +229,7 @@ def test_cancelling_over_and_over_leaves_nothing_behind() -> None:
         scene = Scene()
         await scene.hold()
         for _ in range(50):
-            call = scene.ask("gone", RequestContext("restless"))
+            call = scene.ask("gone", PlainContext("restless"))
             await arrive()
             call.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -247,7 +247,7 @@ def test_every_call_of_many_callers_is_answered_once(num_threads: int) -> None:
         pool = ThreadPool(num_threads=num_threads)
 
         async def ask(index: int) -> int:
-            return await pool.run(lambda: index, context=RequestContext(index % 7))
+            return await pool.run(lambda: index, context=PlainContext(index % 7))
 
         answers = await asyncio.gather(*(ask(index) for index in range(500)))
         assert answers == list(range(500))
@@ -266,12 +266,12 @@ def test_long_runs_never_have_all_threads() -> None:
             return release.wait(20)
 
         longs = [
-            asyncio.ensure_future(pool.run(long, context=RequestContext(index), cost_s=LONG_S))
+            asyncio.ensure_future(pool.run(long, context=PlainContext(index), cost_s=LONG_S))
             for index in range(5)
         ]
         for _ in range(2):
             assert await asyncio.to_thread(begun.acquire, timeout=20)
-        assert await pool.run(lambda: "short", context=RequestContext("short")) == "short"
+        assert await pool.run(lambda: "short", context=PlainContext("short")) == "short"
         assert not begun.acquire(blocking=False)
         release.set()
         assert await asyncio.gather(*longs) == [True] * 5
@@ -303,7 +303,7 @@ def test_no_run_starts_for_who_is_out_of_time_or_gone(
     x = {"x": np.ones(2, np.float32)}
     key = CostMeter.key("serving_default", x)
     servable._meter.record(key, 1e-6 if is_quick else 1.0)
-    context = RequestContext(deadline=deadline)
+    context = PlainContext(deadline=deadline)
     context.is_abandoned = is_abandoned
 
     async def scenario() -> None:
@@ -319,7 +319,7 @@ def test_no_run_starts_for_who_is_out_of_time_or_gone(
 def test_a_run_whose_caller_leaves_meanwhile_is_counted() -> None:
     observer = Abandoned()
     servable = make_servable(observer=observer)
-    context = RequestContext()
+    context = PlainContext()
     leave = lambda *_: setattr(context, "is_abandoned", True)  # noqa: E731
     observer.observe_runtime_latency = leave  # type: ignore[method-assign]
 
@@ -356,14 +356,12 @@ def test_calls_behind_a_long_one_are_all_answered() -> None:
         await asyncio.to_thread(begun.wait, 20)
         costs = [LONG_S, 0.0, 0.0, LONG_S, 0.0]
         calls = [
-            asyncio.ensure_future(
-                pool.run(lambda: True, context=RequestContext("one"), cost_s=cost)
-            )
+            asyncio.ensure_future(pool.run(lambda: True, context=PlainContext("one"), cost_s=cost))
             for cost in costs
         ]
         # The other thread has looked at all of them: a call of another caller's comes through.
         for _ in range(len(costs)):
-            await pool.run(lambda: True, context=RequestContext("other"))
+            await pool.run(lambda: True, context=PlainContext("other"))
         assert not any(call.done() for call in calls)
         release.set()
         assert await asyncio.gather(holding, *calls) == [True] * 6
@@ -381,7 +379,7 @@ def test_many_callers_of_long_and_short_calls_are_all_answered() -> None:
             for _ in range(40):
                 cost_s = float(random.choice([0.0, 1e-4, LONG_S, 1.0]))
                 call = asyncio.ensure_future(
-                    pool.run(lambda: None, context=RequestContext(caller), cost_s=cost_s)
+                    pool.run(lambda: None, context=PlainContext(caller), cost_s=cost_s)
                 )
                 await asyncio.sleep(0)
                 if random.random() < 0.2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from serving.engines.servable import EngineChoice
 from serving.monitoring.instruments import (
     MAX_CHILDREN,
     OTHER,
+    Counter,
     Family,
+    Histogram,
     HistogramFamily,
+    Tally,
     cut_label,
     exponential_bounds,
 )
@@ -227,3 +231,53 @@ def test_a_server_counts_its_calls_and_says_what_it_is(published_mlp: Path, tmp_
     assert "plumbline_build_info{" in text
     engines = [key for key in read(text) if key[0] == "plumbline_engine"]
     assert ("signature_name", "serving_default") in {pair for key in engines for pair in key[1]}
+
+
+def test_observations_that_are_counted_later_fall_where_those_counted_at_once_do() -> None:
+    bounds = exponential_bounds(10, 1.8, 33)
+    values = [0.0, *bounds, *(bound * 1.0001 for bound in bounds), 1e12] * 20
+    at_once, later, in_thousands = Histogram(bounds), Histogram(bounds), Histogram(bounds)
+    counter = Counter()
+    tally = Tally((later, 1.0), (in_thousands, 1000.0), counter=counter)
+    for value in values:
+        at_once.observe(value)
+        tally.observe(value)
+    assert later.value[0] == at_once.value[0]
+    assert later.value[1] == pytest.approx(at_once.value[1])
+    assert in_thousands.value[1] == pytest.approx(1000 * at_once.value[1])
+    assert counter.value == len(values)
+
+
+def test_no_observation_is_lost_or_counted_twice_while_others_look() -> None:
+    histogram = Histogram([1.0])
+    tally = Tally((histogram, 1.0))
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            histogram.value  # noqa: B018 - looking counts
+
+    def observe() -> None:
+        for _ in range(20_000):
+            tally.observe(0.5)
+
+    looking = [threading.Thread(target=look) for _ in range(2)]
+    observing = [threading.Thread(target=observe) for _ in range(3)]
+    for thread in looking + observing:
+        thread.start()
+    for thread in observing:
+        thread.join()
+    is_over.set()
+    for thread in looking:
+        thread.join()
+    assert histogram.value == ([60_000, 0], 30_000.0)
+
+
+def test_the_runs_of_a_version_that_is_unloaded_stay_in_the_models_runtime() -> None:
+    metrics = make_metrics()
+    metrics.bind_runtime_latency(MLP_1, "serving_default", "Predict")(50.0)
+    metrics.observe_state(MLP_1, VersionStatus(1, VersionState.END))
+    text = metrics.render()
+    name = ":tensorflow:serving:runtime_latency_count"
+    assert find(text, name, model_name="mlp", API="Predict", runtime="") == 1
+    assert "plumbline_runtime_seconds_count{" not in text

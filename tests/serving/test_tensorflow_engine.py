@@ -22,7 +22,7 @@ from contract.golden import Golden, GoldenExamples, write_golden
 from contract.parity import Tolerance, replay
 from contract.servable import ServableId
 from serving.config.server import BatchingParameters, ServerConfig
-from serving.context import RequestContext
+from serving.context import PlainContext
 from serving.engines import loading, tensorflow
 from serving.engines.litert import LiteRTEngine
 from serving.engines.loading import load_servable, select_engines
@@ -112,7 +112,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TensorFlowEngi
 
 
 def test_a_run_ends_at_its_deadline(endless: TensorFlowEngine) -> None:
-    context = RequestContext(deadline=time.monotonic() + 0.2)
+    context = PlainContext(deadline=time.monotonic() + 0.2)
     with pytest.raises(PlumblineError) as caught:
         endless.run("serving_default", X, context=context)
     assert caught.value.code is Code.DEADLINE_EXCEEDED
@@ -121,7 +121,7 @@ def test_a_run_ends_at_its_deadline(endless: TensorFlowEngine) -> None:
 
 def test_a_deadline_changes_no_answer(engine: TensorFlowEngine) -> None:
     for seconds in (60.0, 1e9, math.inf):
-        context = RequestContext(deadline=time.monotonic() + seconds)
+        context = PlainContext(deadline=time.monotonic() + seconds)
         assert engine.run("", X, context=context)["y"].tolist() == [3, 5, 11]
 
 
