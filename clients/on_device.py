@@ -20,9 +20,13 @@ class OnDevicePredictor:
     Any number of threads may share one predictor: each call takes an interpreter of its own
     from a pool. An int8 variant takes and gives float32: scale and zero point stay hidden.
 
+    Files of other tools will do. Where one fixes its batch, which is nearly always 1, batches of
+    any size are run so many rows at a time; where one remembers from call to call, as recurrent
+    layers may, every run begins afresh, so that no row's answer depends on another's.
+
     Args:
         path: A version directory, a base path (its newest version is taken), or a single
-            `.tflite` file.
+            `.tflite` file, of this or of another tool.
         variant: `float32`, `float16`, `dynamic_range` or `int8`; not looked at for a single file.
         num_threads: Threads inside one call. Callers in parallel usually gain more.
         allow_non_finite: False refuses NaN and infinity, to which a model may answer with
@@ -59,6 +63,11 @@ class OnDevicePredictor:
         """Name to signature, int8 tensors shown as float32."""
         return self._model.signatures
 
+    @property
+    def fixed_rows(self) -> Mapping[str, int]:
+        """Signature name to how many rows the file fixes for a run; 0 where it takes any."""
+        return self._model.fixed_rows
+
     def predict(
         self,
         batch: Batch | Array,
@@ -79,7 +88,8 @@ class OnDevicePredictor:
 
         Raises:
             SignatureNotFoundError: The variant has no such signature.
-            TensorMismatchError: A wrong name, dtype or shape, or a value that is not finite.
+            TensorMismatchError: A wrong name, dtype or shape, a value that is not finite, or
+                rows that do not fill up runs of a fixed size and depend on one another.
             RequestError: `output_filter` names an output that the signature lacks.
             InternalError: The interpreter failed.
         """
@@ -128,13 +138,17 @@ class OnDevicePredictor:
         try:
             program = self._model.find_program(signature_name)
         except SignatureNotFoundError as error:
-            raise SignatureNotFoundError(
-                f"{self.path}: {error}; signatures of strings need a server"
-            ) from None
+            raise SignatureNotFoundError(f"{self.path}: {error}; {self._advise()}") from None
         names = list(program.signature.inputs)
         found = program.run, names[0] if len(names) == 1 else ""
         self._programs[signature_name] = found
         return found
+
+    def _advise(self) -> str:
+        folder = self.path.parent
+        if any((one / layout.SAVED_MODEL).is_file() for one in (folder, folder.parent.parent)):
+            return "signatures of strings need a server"
+        return "give the name of one as signature_name"
 
     def _blame_single_array(self, signature_name: str) -> TensorMismatchError:
         signature = self._model.find_program(signature_name).signature
@@ -155,10 +169,10 @@ def find_variant(path: Path, variant: str) -> Path:
     version_dir = find_version_dir(path)
     found = version_dir / layout.variant_path(variant)
     if variant not in layout.VARIANTS or not found.is_file():
-        present = list_variants(version_dir)
+        present = ", ".join(list_variants(version_dir)) or "none, and needs a server"
         raise ConfigError(
-            f"{version_dir} has no TFLite variant {variant!r}; it has "
-            f"{', '.join(present) if present else 'none: export the version again'}"
+            f"{version_dir} has no TFLite variant {variant!r}; it has {present}; copies are made "
+            f"by: python -m exporter export --model {version_dir} --examples FILE"
         )
     return found
 
@@ -170,7 +184,7 @@ def find_version_dir(path: Path) -> Path:
         ConfigError: There is neither.
     """
     if not path.is_dir():
-        raise ConfigError(f"{path} does not exist; give a version directory such as models/mlp/1")
+        raise ConfigError(f"{path} does not exist; give a version directory, BASE_PATH/1")
     if layout.parse_version(path.name) is not None or list_variants(path):
         return path
     versions = layout.find_versions(path)

@@ -43,11 +43,12 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
         Args:
             scores: What the model answered: (rows, ..., classes) for `multiclass`, (rows,) or
-                (rows, 1) for `binary`, (rows, ..., labels) for `multilabel`.
+                (rows, ..., 1) for `binary`, (rows, ..., labels) for `multilabel`.
 
         Returns:
             int64: for `multiclass` the largest score's index, (rows, ...); else 0 or 1, of the
-            shape of `scores` (`binary`: (rows,)). A score that is no number is class -1.
+            shape of `scores` (`binary`: without a last axis of 1). A score that is no number is
+            class -1.
         """
         wrong = np.isnan(scores)
         if self.task == "multiclass":
@@ -55,4 +56,5 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
         decided = np.where(
             wrong, -1, (scores > (0.0 if self.from_logits else 0.5)).astype(np.int64)
         )
-        return decided.reshape(len(decided)) if self.task == "binary" else decided
+        is_column = self.task == "binary" and decided.ndim > 1 and decided.shape[-1] == 1
+        return decided[..., 0] if is_column else decided

@@ -6,7 +6,8 @@
       assets.extra/{tf_serving_warmup_requests,golden.npz,manifest.json,MODEL_CARD.md,confusion_matrix.png}
       assets.extra/tflite/{float16,dynamic_range,int8}.tflite
 
-A *base path* is a model's own folder, as in TensorFlow Serving's `--model_base_path`.
+A version may lack `saved_model.pb` or `model.tflite`, but not both. A *base path* is a model's own
+folder, as in TensorFlow Serving's `--model_base_path`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 from pathlib import Path
 
 SAVED_MODEL = "saved_model.pb"
+TFLITE = "model.tflite"
 VARIABLES = "variables"
 LABELS = "assets/labels.txt"
 EXTRA = "assets.extra"
@@ -43,7 +45,25 @@ def variant_path(variant: str) -> str:
     Args:
         variant: One of `VARIANTS`.
     """
-    return "model.tflite" if variant == FLOAT32 else f"{EXTRA}/tflite/{variant}.tflite"
+    return TFLITE if variant == FLOAT32 else f"{EXTRA}/tflite/{variant}.tflite"
+
+
+def holds_model(directory: Path) -> bool:
+    """Whether a directory holds what a server loads: a SavedModel, or a TFLite file alone.
+
+    Args:
+        directory: A version's, a candidate's or another tool's.
+    """
+    return any((directory / name).is_file() for name in (SAVED_MODEL, TFLITE))
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a version, or a `.tflite` file, is of another tool: with neither manifest nor golden.
+
+    Args:
+        path: A directory that holds a model, or a file.
+    """
+    return path.is_file() or not any((path / name).exists() for name in (MANIFEST, GOLDEN))
 
 
 def parse_version(name: str) -> int | None:

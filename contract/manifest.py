@@ -55,6 +55,32 @@ class DataEntry(msgspec.Struct, frozen=True):
     dummy: bool = False
 
 
+class InputStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What one input looked like in the rows that a version was made with.
+
+    In the numbers that `serving_default` takes: of pixels, what they were scaled to. See
+    `contract.statistics`, which computes it and holds it against other rows.
+
+    Attributes:
+        min: Smallest number.
+        max: Largest.
+        mean: Over all rows and values.
+        std: Likewise.
+        num_rows: Rows looked at.
+        image_shape: (height, width, channels) of one row; () where the input is no image.
+        light_borders: Of images, the share of rows whose border is brighter than their middle: 0
+            for light ink on dark, 1 for dark ink on paper, something between for photographs.
+    """
+
+    min: float
+    max: float
+    mean: float
+    std: float
+    num_rows: int
+    image_shape: tuple[int, ...] = ()
+    light_borders: float = 0.0
+
+
 class TensorEntry(msgspec.Struct, frozen=True):
     """A TensorSpec in JSON; its name is the key in its map.
 
@@ -97,6 +123,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         config: The whole configuration of the run; `export.tolerances` of it is what every copy
             is held to (`parity.find_tolerances`).
         data: What it was trained on, or None for a model of unknown origin.
+        inputs: Input name, in the data's words, to what it looked like; "" is the only input.
         seed: The training seed.
         tool_versions: Package name to version; `tensorflow` is the oldest server's guide.
         calibration_fingerprint: sha256 of the int8 calibration set, or "".
@@ -114,6 +141,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parity: dict[str, Any] = {}
     config: dict[str, Any] = {}
     data: DataEntry | None = None
+    inputs: dict[str, InputStatistics] = {}
     seed: int = 0
     tool_versions: dict[str, str] = {}
     calibration_fingerprint: str = ""

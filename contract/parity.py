@@ -2,12 +2,13 @@
 
 How far a copy may be off, and whether it is, is decided here and nowhere else: export,
 `verify`, the server's self-test, `parity`, `doctor` and rollouts ask `read_tolerances` and
-`replay`. The accuracy that a copy loses on a test split only the exporter can count; the numbers
-for that stand here too.
+`compare` or `replay`. The accuracy that a copy loses on a test split only the exporter can count;
+the number for that stands here too.
 
-The rule is one-sided on purpose: `|got - golden| <= atol + rtol * |golden|`, element by
-element, with the golden value on the right (as in `numpy.testing.assert_allclose`).
-Integers, booleans and strings must be equal. ULP is measured and never decides.
+Two rules, both to be kept. Of numbers, one-sided on purpose: `|got - golden| <= atol + rtol *
+|golden|`, element by element, with the golden value on the right (as in
+`numpy.testing.assert_allclose`); integers, booleans and strings must be equal. Of what the numbers
+mean: `contract.agreement`. ULP is measured and never decides.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ import numpy as np
 from msgspec import Meta
 
 from contract import layout
+from contract.agreement import Agreement, Loss, guess_head, judge_output
 from contract.errors import ManifestError
 from contract.golden import GoldenExamples
+from contract.heads import Head
 from contract.manifest import Manifest, read_manifest
 from contract.signature import Array, Batch, dtype_name
 
@@ -55,17 +58,23 @@ class Tolerance:
     Attributes:
         atol: Absolute, in units of the output (probabilities: 0..1).
         rtol: Relative to the golden value.
-        min_top1_agreement: Smallest share of rows, 0..1, whose largest class is golden's.
-            It applies to outputs of shape (rows, classes >= 2).
+        min_top1_agreement: Smallest share of rows, 0..1, whose class is golden's, where an output
+            has classes.
         is_scaled: Whether atol is in units of the output's largest golden magnitude where
             that is above 1. Float sums of logits or of a regression head are as inexact as
             their terms are large; probabilities are not affected.
+        max_class_loss: Share, 0..1, of the rows of any class that may be lost; None = any.
+        max_relative_rmse: RMSE of values over their spread; None = any.
+        heads: Output name to what it means; one that is not named is guessed by its form.
     """
 
     atol: float = 1e-5
     rtol: float = 0.0
     min_top1_agreement: float = 0.0
     is_scaled: bool = False
+    max_class_loss: float | None = None
+    max_relative_rmse: float | None = None
+    heads: Mapping[str, Head] = dataclasses.field(default_factory=dict)
 
 
 EXACT = Tolerance(atol=0.0)
@@ -75,41 +84,60 @@ FLOAT32 = Tolerance(atol=1e-5, is_scaled=True)
 Bit equality is asked at export only: on another processor float sums differ.
 """
 
-_FEW_ROWS = 32
-
 
 class VariantTolerance(msgspec.Struct, frozen=True, kw_only=True):
     """How far one TFLite variant may be from the in-process model.
 
+    Every share is held against a copy only as far as the rows of the sample prove it
+    (`contract.agreement.bound_share`).
+
     Attributes:
+        max_class_loss: Share, 0..1, of the rows of any class that may be lost (answered with
+            another class, or with none); also of all rows, and of the order of scores. None = any.
+        max_relative_rmse: RMSE of a column of values, or of an embedding, over its spread in
+            process. None = any.
         max_abs_difference: Largest absolute difference of an output, for outputs up to 1; times
             that output's largest magnitude where it is more (logits, regression). None = not
             asked.
-        min_top1_agreement: Smallest share of rows, 0..1, with the same largest class.
-        max_accuracy_loss_points: Accuracy that may be lost, in percentage points ...
-        max_accuracy_loss_rows: ... or rows of the test split, whichever is more; None = any.
+        min_top1_agreement: Smallest share of all rows, 0..1, with the same class.
+        max_accuracy_loss_points: Accuracy on the test split that may be lost, in percentage
+            points; None = any.
     """
 
+    max_class_loss: Annotated[float, Meta(ge=0, le=1)] | None = None
+    max_relative_rmse: Annotated[float, Meta(ge=0)] | None = None
     max_abs_difference: Annotated[float, Meta(ge=0)] | None = None
     min_top1_agreement: Annotated[float, Meta(ge=0, le=1)] = 0.0
     max_accuracy_loss_points: Annotated[float, Meta(ge=0)] | None = None
-    max_accuracy_loss_rows: Annotated[int, Meta(ge=0)] = 0
 
 
 class Tolerances(msgspec.Struct, frozen=True, kw_only=True):
     """One tolerance per TFLite variant; what stands here is asked where nothing else is said.
 
-    The SavedModel has none: at export it must be equal bit for bit, elsewhere `FLOAT32`.
+    The RMSE of values is about the root of the share of a class: its square is the share of the
+    variance that is lost. The SavedModel has no tolerance: at export it must be equal bit for bit,
+    elsewhere `FLOAT32`.
     """
 
-    float32: VariantTolerance = VariantTolerance(max_abs_difference=FLOAT32.atol)
-    float16: VariantTolerance = VariantTolerance(min_top1_agreement=0.999)
-    dynamic_range: VariantTolerance = VariantTolerance(
-        min_top1_agreement=0.99, max_accuracy_loss_points=0.5, max_accuracy_loss_rows=3
+    float32: VariantTolerance = VariantTolerance(
+        max_class_loss=0.001, max_relative_rmse=0.03, max_abs_difference=FLOAT32.atol
     )
-    int8: VariantTolerance = VariantTolerance(
-        min_top1_agreement=0.99, max_accuracy_loss_points=0.5, max_accuracy_loss_rows=3
-    )
+    float16: VariantTolerance = VariantTolerance(max_class_loss=0.01, max_relative_rmse=0.1)
+    dynamic_range: VariantTolerance = VariantTolerance(max_class_loss=0.03, max_relative_rmse=0.17)
+    int8: VariantTolerance = VariantTolerance(max_class_loss=0.05, max_relative_rmse=0.22)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VersionTolerances:
+    """What the copies of one version are held to.
+
+    Attributes:
+        numbers: One tolerance per variant.
+        heads: Output name to what it means; one that is not named is guessed by its form.
+    """
+
+    numbers: Tolerances = dataclasses.field(default_factory=Tolerances)
+    heads: Mapping[str, Head] = dataclasses.field(default_factory=dict)
 
     def of_variant(self, variant: str) -> Tolerance:
         """What answers of a TFLite variant are held to.
@@ -121,21 +149,26 @@ class Tolerances(msgspec.Struct, frozen=True, kw_only=True):
             Its atol is `max_abs_difference`, infinite where none is asked, in units of the
             output's largest magnitude.
         """
-        numbers: VariantTolerance = getattr(self, variant)
+        numbers: VariantTolerance = getattr(self.numbers, variant)
         limit = numbers.max_abs_difference
         return Tolerance(
             atol=math.inf if limit is None else limit,
             min_top1_agreement=numbers.min_top1_agreement,
             is_scaled=True,
+            max_class_loss=numbers.max_class_loss,
+            max_relative_rmse=numbers.max_relative_rmse,
+            heads=self.heads,
         )
 
     @property
     def of_server(self) -> Tolerance:
         """What answers of a server are held to: it may serve the SavedModel or the float32 variant.
 
-        Hence the wider of the two, so that a version that passes export passes here.
+        Hence never less than `FLOAT32`'s difference, so that a version that passes export passes
+        here.
         """
-        return max(FLOAT32, self.of_variant(layout.FLOAT32), key=lambda one: one.atol)
+        tolerance = self.of_variant(layout.FLOAT32)
+        return dataclasses.replace(tolerance, atol=max(tolerance.atol, FLOAT32.atol))
 
 
 def fill_tolerances(given: Mapping[str, object]) -> dict[str, object]:
@@ -156,24 +189,26 @@ def fill_tolerances(given: Mapping[str, object]) -> dict[str, object]:
     return filled
 
 
-def find_tolerances(manifest: Manifest | None) -> Tolerances:
+def find_tolerances(manifest: Manifest | None) -> VersionTolerances:
     """The tolerances that a version was exported under, which its manifest keeps.
 
     Args:
         manifest: None, or one that says nothing (of an older or a foreign exporter), stands
             for the defaults.
     """
-    export = manifest.config.get("export") if manifest is not None else None
+    if manifest is None:
+        return VersionTolerances()
+    export = manifest.config.get("export")
     given = export.get("tolerances") if isinstance(export, dict) else None
-    if not isinstance(given, dict):
-        return Tolerances()
     try:
-        return msgspec.convert(fill_tolerances(given), Tolerances)
+        filled = fill_tolerances(given if isinstance(given, dict) else {})
+        numbers = msgspec.convert(filled, Tolerances)
     except msgspec.ValidationError:
-        return Tolerances()
+        numbers = Tolerances()
+    return VersionTolerances(numbers, manifest.heads)
 
 
-def read_tolerances(version_dir: Path | None) -> Tolerances:
+def read_tolerances(version_dir: Path | None) -> VersionTolerances:
     """The tolerances of the version in a directory.
 
     Args:
@@ -181,11 +216,11 @@ def read_tolerances(version_dir: Path | None) -> Tolerances:
             such a manifest vouches for nothing, and `verify` and `doctor` tell of it.
     """
     if version_dir is None:
-        return Tolerances()
+        return VersionTolerances()
     try:
         return find_tolerances(read_manifest(version_dir))
     except ManifestError:
-        return Tolerances()
+        return VersionTolerances()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -197,12 +232,15 @@ class OutputParity:
         num_rows: Rows compared.
         max_abs_difference: Largest element-wise difference; inf where one side is not finite.
         max_ulp: The same counted in representable floats; 0 for other dtypes.
-        top1_agreement: Share of rows in 0..1, None where the output has no classes.
+        top1_agreement: Share of rows in 0..1 whose class is golden's; None without classes.
         worst_row: The row of the largest difference, or None when all are equal.
         passed: Within tolerance.
         problem: Why not, when the arrays cannot be compared at all; else "".
         max_allowed: The difference that the tolerance allowed where the largest one is; None = any.
-        min_top1_agreement: The share that the tolerance asked for.
+        worst_class: The class that lost most; None without classes, or where nothing is lost.
+        relative_rmse: Of values, over their spread; None with classes.
+        unjudged: Classes of which there are too few rows to judge.
+        losses: A clause for each limit of `contract.agreement` that is passed.
     """
 
     name: str
@@ -214,13 +252,17 @@ class OutputParity:
     passed: bool
     problem: str = ""
     max_allowed: float | None = None
-    min_top1_agreement: float = 0.0
+    worst_class: Loss | None = None
+    relative_rmse: float | None = None
+    unjudged: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """One clause: how far it is from golden, and how far it may be."""
+        """What was lost, how far it is from golden, and how far it may be."""
         if self.problem:
             return self.problem
-        text = f"{self.name} differs by up to {self.max_abs_difference:.3g}"
+        lost = f"{self.name}: {'; '.join(self.losses)}; it" if self.losses else self.name
+        text = f"{lost} differs by up to {self.max_abs_difference:.3g}"
         if self.max_allowed == 0:
             text += " (must be equal bit for bit)"
         elif self.max_allowed is not None:
@@ -229,8 +271,6 @@ class OutputParity:
             text += f" in row {self.worst_row}"
         if self.top1_agreement is not None:
             text += f", top-1 agreement {self.top1_agreement:.2%}"
-            if self.min_top1_agreement > 0:
-                text += f" (at least {self.min_top1_agreement:.2%})"
         return text
 
 
@@ -287,8 +327,15 @@ def compare(
     Returns:
         What differs and whether it may; another dtype or shape fails and is no error.
     """
+    return _compare(golden, got, tolerance, None, signature_name)
+
+
+def _compare(
+    golden: Batch, got: Batch, tolerance: Tolerance, distinct: Array | None, signature_name: str
+) -> ParityReport:
     outputs = [
-        _compare_output(name, array, got.get(name), tolerance) for name, array in golden.items()
+        _compare_output(name, array, got.get(name), tolerance, distinct)
+        for name, array in golden.items()
     ]
     outputs += [
         _fail(name, got[name], f"output {name!r} is not among golden's {', '.join(golden)}")
@@ -303,9 +350,6 @@ def replay(
 ) -> ParityReport:
     """Sends golden inputs, batch by batch as they were answered, and compares.
 
-    Golden examples are a sample, and shares are meant for a whole test split: of 32 rows or
-    more, one may have another class where the tolerance allows any to have one.
-
     Args:
         examples: Of the signature.
         predictor: The copy to ask.
@@ -319,20 +363,29 @@ def replay(
         predictor.predict(inputs, signature_name=signature_name)
         for inputs, _ in examples.iter_batches()
     ]
-    return compare(
+    return _compare(
         examples.outputs,
         _concatenate(answers) if examples.batch_sizes else answers[0],
-        _allow_one_row(tolerance, examples.num_examples),
-        signature_name=signature_name,
+        tolerance,
+        _list_distinct(examples),
+        signature_name,
     )
 
 
-def _allow_one_row(tolerance: Tolerance, num_rows: int) -> Tolerance:
-    # 99 % of 64 rows would be all of them.
-    if not 0 < tolerance.min_top1_agreement < 1 or num_rows < _FEW_ROWS:
-        return tolerance
-    share = min(tolerance.min_top1_agreement, (num_rows - 1) / num_rows)
-    return dataclasses.replace(tolerance, min_top1_agreement=share)
+def _list_distinct(examples: GoldenExamples) -> Array | None:
+    """int64 row numbers: each input row once. Golden repeats what it has too few of, and a row that
+    was asked twice proves no more than once. None where all rows count.
+    """
+    if not examples.batch_sizes:
+        return None
+    first: dict[tuple[object, ...], int] = {}
+    for row in range(examples.num_examples):
+        key = tuple(
+            tuple(one.flat) if one.dtype.kind == "O" else one.tobytes()
+            for one in (array[row : row + 1] for array in examples.inputs.values())
+        )
+        first.setdefault(key, row)
+    return np.fromiter(first.values(), np.int64) if len(first) < examples.num_examples else None
 
 
 def _concatenate(answers: list[Batch]) -> Mapping[str, Array]:
@@ -347,7 +400,11 @@ def _concatenate(answers: list[Batch]) -> Mapping[str, Array]:
 
 
 def _compare_output(
-    name: str, golden: Array, got: Array | None, tolerance: Tolerance
+    name: str,
+    golden: Array,
+    got: Array | None,
+    tolerance: Tolerance,
+    distinct: Array | None,
 ) -> OutputParity:
     if got is None:
         return _fail(
@@ -365,25 +422,29 @@ def _compare_output(
     num_rows = golden.shape[0] if golden.ndim else 1
     differences = _measure_differences(golden, got)
     allowed = np.broadcast_to(_allowed(golden, tolerance), golden.shape)
-    agreement = _measure_top1_agreement(golden, got)
+    if distinct is None or golden.ndim == 0 or len(golden) <= distinct[-1]:
+        agreement = _judge_meaning(name, golden, got, tolerance)
+    else:
+        agreement = _judge_meaning(name, golden[distinct], got[distinct], tolerance)
     worst = int(differences.argmax())
     largest, limit = float(differences.flat[worst]), float(allowed.flat[worst])
     # An infinite difference is none that any atol allows, an infinite one included.
     passed = (
-        math.isfinite(largest)
-        and bool(np.all(differences <= allowed))
-        and (agreement is None or agreement >= tolerance.min_top1_agreement)
+        math.isfinite(largest) and bool(np.all(differences <= allowed)) and not agreement.problems
     )
     return OutputParity(
         name=name,
         num_rows=num_rows,
         max_abs_difference=largest,
         max_ulp=_measure_max_ulp(golden, got),
-        top1_agreement=agreement,
+        top1_agreement=agreement.top1_agreement,
         worst_row=worst // (golden.size // num_rows) if largest > 0 else None,
         passed=passed,
         max_allowed=limit if math.isfinite(limit) else None,
-        min_top1_agreement=tolerance.min_top1_agreement,
+        worst_class=agreement.worst,
+        relative_rmse=agreement.relative_rmse,
+        unjudged=agreement.unjudged,
+        losses=agreement.problems,
     )
 
 
@@ -421,14 +482,32 @@ def _allowed(golden: Array, tolerance: Tolerance) -> Array | float:
     magnitude = np.abs(_widen(golden))
     # Finite numbers only; inf and NaN are judged by _measure_differences alone.
     finite: Array = np.where(np.isfinite(magnitude), magnitude, 0.0)
-    unit = max(1.0, float(finite.max())) if tolerance.is_scaled else 1.0
-    return tolerance.atol * unit + tolerance.rtol * finite
+    return tolerance.atol * _unit(finite, tolerance) + tolerance.rtol * finite
 
 
-def _measure_top1_agreement(golden: Array, got: Array) -> float | None:
-    if golden.ndim != 2 or golden.shape[1] < 2 or not _is_float(golden):
-        return None
-    return float(np.mean(golden.argmax(axis=1) == got.argmax(axis=1)))
+def _unit(magnitude: Array, tolerance: Tolerance) -> float:
+    if not tolerance.is_scaled:
+        return 1.0
+    return max(1.0, float(magnitude.max(initial=0.0, where=np.isfinite(magnitude))))
+
+
+def _judge_meaning(name: str, golden: Array, got: Array, tolerance: Tolerance) -> Agreement:
+    guessed = guess_head(golden)
+    if guessed is None:
+        return Agreement()
+    # What floats of another order of summation may do to a score makes no class another. Variants
+    # of fewer bits have no such excuse.
+    noise = min(tolerance.atol, FLOAT32.atol) if math.isfinite(tolerance.atol) else 0.0
+    slack = 2 * noise * _unit(np.abs(_widen(golden)), tolerance)
+    return judge_output(
+        tolerance.heads.get(name, guessed),
+        golden,
+        got,
+        max_class_loss=tolerance.max_class_loss,
+        max_relative_rmse=tolerance.max_relative_rmse,
+        min_top1_agreement=tolerance.min_top1_agreement,
+        slack=slack,
+    )
 
 
 def _measure_max_ulp(golden: Array, got: Array) -> int:

@@ -25,7 +25,14 @@ PREDICT_METHOD = "tensorflow/serving/predict"
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
 
+UINT8 = "serving_uint8"
+"""The signature of raw pixels, in versions whose model takes images."""
+IMAGE_BYTES = "serving_image_bytes"
+"""The signature of whole PNG and JPEG files, likewise."""
+
 STRING = "string"
+_LOOKED_AT = 1 << 20
+"""Values that advice is based on: a refusal must not cost much."""
 _NUMPY_NAMES = (
     *("float16", "float32", "float64", "complex64", "complex128", "bool"),
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -137,14 +144,32 @@ def find_signature(signatures: Mapping[str, Signature], name: str) -> Signature:
     return found
 
 
-def check_batch(batch: Batch, signature: Signature) -> int:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hints:
+    """What is known beside the signature of a batch: only the advice in a refusal hangs on it.
+
+    Attributes:
+        signature_names: The signatures that the version has.
+        scales: Input name to (scale, zero point), of integers that stand for reals:
+            real = scale × (integer − zero point).
+    """
+
+    signature_names: frozenset[str] = frozenset()
+    scales: Mapping[str, tuple[float, int]] = dataclasses.field(default_factory=dict)
+
+
+_NO_HINTS = Hints()
+
+
+def check_batch(batch: Batch, signature: Signature, hints: Hints = _NO_HINTS) -> int:
     """Checks names, dtypes and shapes of `batch`; one batch size for all inputs.
 
-    Values are not looked at: NaN passes.
+    Values are looked at only to advise: NaN passes.
 
     Args:
         batch: Input name to ndarray; axis 0 of every array is the batch.
         signature: What the version promises.
+        hints: What else the caller knows of the version, for better advice.
 
     Returns:
         The number of rows, 1 when no input has a batch axis.
@@ -167,7 +192,8 @@ def check_batch(batch: Batch, signature: Signature) -> int:
         if dtype_name(array.dtype) != spec.dtype or not spec.admits_shape(array.shape):
             raise TensorMismatchError(
                 f"got {dtype_name(array.dtype)} {array.shape}, `{name}` of signature "
-                f"{signature.name!r} wants {spec.describe()}{_suggest_fix(array, spec)}"
+                f"{signature.name!r} wants {spec.describe()}"
+                f"{_suggest_fix(array, spec, signature, hints)}"
             )
         if spec.shape and spec.shape[0] is None:
             sizes[name] = array.shape[0]
@@ -177,16 +203,76 @@ def check_batch(batch: Batch, signature: Signature) -> int:
     return next(iter(sizes.values()), 1)
 
 
-def _suggest_fix(array: Array, spec: TensorSpec) -> str:
+def _suggest_fix(array: Array, spec: TensorSpec, signature: Signature, hints: Hints) -> str:
     fixes = []
     if spec.shape is not None and not spec.admits_shape(array.shape):
         fixes.append(_suggest_shape(array, spec.shape))
-    given = dtype_name(array.dtype)
-    if given == "uint8" and spec.dtype == "float32":
-        fixes.append("divide by 255 as float32 if these are pixels, or use signature serving_uint8")
-    elif given != spec.dtype and STRING not in (given, spec.dtype):
-        fixes.append(f"convert with .astype({spec.dtype!r})")
+    if dtype_name(array.dtype) != spec.dtype:
+        fixes.append(_suggest_conversion(array, spec, signature, hints))
     return f": {', '.join(fix for fix in fixes if fix)}" if any(fixes) else ""
+
+
+def _suggest_conversion(array: Array, spec: TensorSpec, signature: Signature, hints: Hints) -> str:
+    """How the values become what they should be: a cast alone may make every picture black."""
+    if STRING in (dtype_name(array.dtype), spec.dtype) or spec.dtype not in _NUMPY_BY_NAME:
+        return ""
+    kind = spec.numpy_dtype.kind
+    if array.dtype.kind not in "iuf" or not array.size or kind in "bc":
+        return _cast(spec)
+    values = array.ravel()[:_LOOKED_AT]
+    is_image = _is_image(array, spec, signature, hints)
+    if kind in "iu":
+        return _suggest_integers(values, spec, hints.scales.get(spec.name), is_image)
+    if not is_image or values.min() < 0 or not 1 < values.max() <= 255:
+        return _cast(spec)
+    advice = (
+        "divide by 255 if the model was trained on pixels of 0..1: "
+        f"(x / 255).astype({spec.dtype!r})"
+    )
+    if UINT8 in hints.signature_names - {signature.name}:
+        advice += f"; or send raw pixels, uint8, to signature {UINT8}, which scales them"
+    return advice
+
+
+def _suggest_integers(
+    values: Array, spec: TensorSpec, scale: tuple[float, int] | None, is_image: bool
+) -> str:
+    lowest, highest = float(values.min()), float(values.max())
+    if not np.isfinite((lowest, highest)).all():
+        return f"replace NaN and infinity, which {spec.dtype} has not"
+    limits = np.iinfo(spec.numpy_dtype)
+    is_float = values.dtype.kind == "f"
+    if scale is not None and is_float:
+        step, zero_point = scale
+        low, high = (step * (limit - zero_point) for limit in (limits.min, limits.max))
+        if low - step <= lowest and highest <= high + step:
+            return (
+                f"quantise with (x / {step:.9g} + {zero_point}).round().clip({limits.min}, "
+                f"{limits.max}).astype({spec.dtype!r})"
+            )
+    if lowest < limits.min or highest > limits.max:
+        if spec.dtype == "uint8" and is_image and lowest >= -1 and highest <= 1:
+            return "scale pixels of -1..1 with ((x + 1) * 127.5).round().astype('uint8')"
+        held = f"{limits.min} to {limits.max}"
+        return f"{spec.dtype} holds {held}, and these are {lowest:.6g} to {highest:.6g}"
+    is_whole = not is_float or bool((values == np.floor(values)).all())
+    if spec.dtype == "uint8" and is_float and highest <= 1 and (is_image or not is_whole):
+        return "scale pixels of 0..1 with (x * 255).round().astype('uint8')"
+    return _cast(spec) if is_whole else f"round first: .round().astype({spec.dtype!r})"
+
+
+def _cast(spec: TensorSpec) -> str:
+    return f"convert with .astype({spec.dtype!r})"
+
+
+def _is_image(array: Array, spec: TensorSpec, signature: Signature, hints: Hints) -> bool:
+    """Whether the numbers are pixels, as far as names and shapes tell."""
+    if len(signature.inputs) == 1 and UINT8 in {signature.name, *hints.signature_names}:
+        return True
+    if any(word in spec.name.lower() for word in ("image", "pixel", "picture")):
+        return True
+    shapes = (array.shape, spec.shape or ())
+    return any(len(shape) == 4 and shape[-1] in (1, 3, 4) for shape in shapes)
 
 
 def _suggest_shape(array: Array, wanted: tuple[int | None, ...]) -> str:

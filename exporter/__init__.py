@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from exporter.data.dataset import Dataset, load_dataset
     from exporter.flow import Exported, Trained, choose_run_dir, run_export, run_train
     from exporter.inspect import Inspection, inspect_version
+    from exporter.own_model import ExportedVersion, export
     from exporter.predict import Prediction, predict_files
     from exporter.publishing.publish import Published, PublishOptions, publish_version
     from exporter.publishing.transfer import Copied, copy_to_remote, fetch_version
@@ -41,6 +42,7 @@ _MODULES = {
     **dict.fromkeys(("Dataset", "load_dataset"), "data.dataset"),
     **dict.fromkeys(("Exported", "Trained", "choose_run_dir", "run_export", "run_train"), "flow"),
     **dict.fromkeys(("Inspection", "inspect_version"), "inspect"),
+    **dict.fromkeys(("ExportedVersion", "export"), "own_model"),
     **dict.fromkeys(("Prediction", "predict_files"), "predict"),
     **dict.fromkeys(("PublishOptions", "Published", "publish_version"), "publishing.publish"),
     **dict.fromkeys(("Copied", "copy_to_remote", "fetch_version"), "publishing.transfer"),
@@ -59,6 +61,7 @@ __all__ = [
     "Copied",
     "Dataset",
     "Exported",
+    "ExportedVersion",
     "Inspection",
     "Measurement",
     "Prediction",
@@ -71,6 +74,7 @@ __all__ = [
     "Verification",
     "choose_run_dir",
     "copy_to_remote",
+    "export",
     "fetch_version",
     "inspect_version",
     "load_config",

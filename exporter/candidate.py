@@ -7,36 +7,48 @@ own, started while the model trains.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from contract import layout
-from contract.golden import write_golden
+from contract.errors import PlumblineError, VerificationError
+from contract.golden import Golden, write_golden
+from contract.heads import Head
 from contract.manifest import Manifest, hash_files, write_manifest
-from contract.servable import DEFAULT_SIGNATURE_NAME
+from contract.parity import EXACT, replay
+from contract.signature import Array
+from exporter.artifacts.conversion import ask_for_conversions, iterate_conversions
+from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.golden import (
-    list_lite_signatures,
+    list_variant_signatures,
     make_calibration,
     make_golden,
     make_held_out,
     write_warmup,
 )
-from exporter.artifacts.tflite import ConversionJob
-from exporter.card import count_confusions, describe_candidate, draw_confusions, write_model_card
-from exporter.config import Config
-from exporter.data.dataset import Dataset
+from exporter.artifacts.tflite import Conversion, ConversionJob
+from exporter.card import (
+    Origin,
+    count_confusions,
+    describe_candidate,
+    draw_confusions,
+    write_model_card,
+)
+from exporter.config import ExportConfig
+from exporter.data.examples import ExportExamples
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import CANDIDATE, REPORT
-from exporter.training.run import TrainResult
 from exporter.verification.measurement import (
+    ACCURACY,
     IN_PROCESS,
     SAVED_MODEL,
     HeldOut,
     Measurement,
-    measure_accuracy,
+    describe_unmade,
+    measure_metrics,
     time_one_row,
     write_held_out,
 )
@@ -47,6 +59,8 @@ CALIBRATION = "calibration.npz"
 """What int8 was calibrated with, in the run's folder until its candidate is published."""
 
 _VERIFICATION_TIMEOUT_S = 600.0
+_MOST_CONFUSED = 200
+"""Classes of the largest confusion matrix that is drawn."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,57 +79,34 @@ class Candidate:
 
 
 def make_candidate(
-    result: TrainResult,
-    dataset: Dataset,
-    config: Config,
+    model: Exportable,
+    examples: ExportExamples,
+    config: ExportConfig,
+    origin: Origin,
     *,
     run_dir: Path,
-    conversion: ChildProcess[ConversionJob, Path],
+    conversion: ChildProcess[ConversionJob, Conversion],
     verification: ChildProcess[MeasurementJob, Measurement],
     step: Callable[[str], None],
 ) -> Candidate:
-    """Saves, converts, verifies and describes a trained model in `run_dir/candidate`.
+    """Saves, converts, verifies and describes a model in `run_dir/candidate`.
 
     `step` is told the name of each step as it begins.
     """
-    from exporter.artifacts.saved_model import save_model
-
     path = run_dir / CANDIDATE
+    config, origin = _loosen_for_half(model, config, origin)
     step("save")
-    predictor, served = save_model(result.model, result.heads, dataset, path)
-    signatures = predictor.signatures
-    carried = [list_lite_signatures(signatures, variant) for variant in config.export.variants]
+    model.save(path)
+    variants = config.variants if model.lite_signatures else ()
+    copies = (*([SAVED_MODEL] if model.has_saved_model else []), *model.given_variants)
 
     step("convert")
-    fingerprint = ""
-    for variant, names in zip(config.export.variants, carried, strict=True):
-        calibration = None
-        if variant == "int8":
-            calibration = run_dir.resolve() / CALIBRATION
-            examples, fingerprint = make_calibration(
-                [signatures[name] for name in names],
-                dataset,
-                config.export.calibration_num_examples,
-                seed=config.training.seed,
-            )
-            write_golden(calibration, examples)
-        conversion.ask(
-            ConversionJob(
-                candidate=path.resolve(),
-                variant=variant,
-                signature_names=names,
-                calibration=calibration,
-            )
-        )
-    golden = make_golden(predictor, signatures, dataset, config.export.golden_num_examples)
+    jobs, fingerprint = _list_jobs(model, examples, variants, run_dir)
+    ask_for_conversions(conversion, jobs)
+    golden = make_golden(model, examples, config.golden_num_examples)
+    _check_answers(model, golden)
     write_golden(path / layout.GOLDEN, golden)
-    main = result.heads.main
-    outputs = dict(zip(served.own_outputs, served.outputs, strict=True))
-    held_out = HeldOut(
-        make_held_out(predictor, signatures, dataset),
-        dataset.y_test,
-        scored="" if main.kind == "value" else outputs[main.name],
-    )
+    held_out = _hold_out(model, examples)
     write_held_out(run_dir, held_out)
 
     def ask_for_measurement(copy: str, names: list[str]) -> None:
@@ -125,44 +116,50 @@ def make_candidate(
                 name=copy,
                 signature_names=names,
                 held_out=run_dir.resolve(),
-                tolerances=config.export.tolerances,
+                tolerances=config.tolerances,
+                heads=dict(model.heads),
             )
         )
 
-    ask_for_measurement(SAVED_MODEL, list(signatures))
-    write_warmup(path, config.model.name, golden, list(signatures.values()))
-    answers = held_out.golden.signatures[DEFAULT_SIGNATURE_NAME].outputs
-    counts = None
-    if held_out.scored:
-        predicted = answers[held_out.scored].argmax(axis=1)
-        counts = count_confusions(dataset.y_test, predicted, dataset.num_classes)
-        right = int(np.trace(counts))
-        title = f"{config.model.name} on {dataset.name}: {right} of {counts.sum()} test rows right"
-        draw_confusions(path / layout.CONFUSION_MATRIX, counts, dataset.class_names, title)
+    for copy in copies:
+        ask_for_measurement(copy, list(golden.signatures))
+    asked = [one for name, one in model.signatures.items() if name in golden.signatures]
+    write_warmup(path, origin.model_name, golden, asked)
+    answers = held_out.golden.signatures[held_out.signature_name].outputs
+    counts = _draw_confusions(path, held_out, answers, origin.model_name, examples.name)
+    metrics = measure_metrics(answers, held_out)
     in_process = Measurement(
         name=IN_PROCESS,
-        num_test_rows=len(dataset.y_test),
-        accuracy=measure_accuracy(answers, held_out),
-        us_per_row=time_one_row(predictor, golden),
+        num_test_rows=held_out.num_test,
+        accuracy=metrics.get(ACCURACY),
+        metrics=metrics,
+        us_per_row=time_one_row(model, golden),
     )
 
     step("verify")
-    for variant, names in zip(config.export.variants, carried, strict=True):
-        conversion.receive(
-            timeout_s=config.export.conversion_timeout_s,
-            remedy="raise export.conversion_timeout_s, or leave out a variant",
-        )
-        ask_for_measurement(variant, names)
-    copies = [
-        verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S)
-        for _ in (SAVED_MODEL, *config.export.variants)
-    ]
-    verdict = judge([in_process, *copies], golden, config.export.tolerances)
+    found = {}
+    measured = list(copies)
+    for made in iterate_conversions(
+        conversion, jobs, model, run_dir=run_dir, timeout_s=config.conversion_timeout_s
+    ):
+        if made.file is None:
+            found[made.variant] = describe_unmade(made.variant, made.problem, made.remedy)
+        else:
+            measured.append(made.variant)
+            ask_for_measurement(made.variant, list_variant_signatures(model, made.variant))
+    found |= {name: _receive_measurement(verification, name) for name in measured}
+    verdict = judge(
+        [in_process, *(found[name] for name in (*copies, *variants))],
+        golden,
+        config.tolerances,
+        optional=set(variants) - set(config.require),
+    )
+    for name in verdict.left_out:
+        (path / layout.variant_path(name)).unlink(missing_ok=True)
     manifest = describe_candidate(
-        result,
-        dataset,
-        config,
-        signatures=signatures,
+        model,
+        examples,
+        origin,
         verification=verdict,
         calibration_fingerprint=fingerprint,
     )
@@ -173,3 +170,121 @@ def make_candidate(
         manifest = msgspec.structs.replace(manifest, files=hash_files(path))
         manifest = write_manifest(path, manifest)
     return Candidate(path, manifest, verdict)
+
+
+def _loosen_for_half(
+    model: Exportable, config: ExportConfig, origin: Origin
+) -> tuple[ExportConfig, Origin]:
+    """A float32 copy of a model that computes in float16 is held to float16's tolerance.
+
+    The manifest keeps that, so that whoever checks the version later asks no more.
+    """
+    if not model.is_half_precision:
+        return config, origin
+    numbers = msgspec.structs.replace(config.tolerances, float32=config.tolerances.float16)
+    config = msgspec.structs.replace(config, tolerances=numbers)
+    kept = {**origin.config, "export": msgspec.to_builtins(config)}
+    return config, dataclasses.replace(origin, config=kept)
+
+
+def _list_jobs(
+    model: Exportable, examples: ExportExamples, variants: Sequence[str], run_dir: Path
+) -> tuple[list[ConversionJob], str]:
+    """What the converter is to make, and the fingerprint of what calibrates it ("" if nothing)."""
+    jobs, fingerprint = [], ""
+    for variant in variants:
+        names = list_variant_signatures(model, variant)
+        calibration = None
+        if variant == "int8":
+            calibration = run_dir.resolve() / CALIBRATION
+            rows, fingerprint = make_calibration(model, names, examples)
+            write_golden(calibration, rows)
+        jobs.append(
+            ConversionJob(
+                candidate=(run_dir / CANDIDATE).resolve(),
+                variant=variant,
+                signatures=[model.signatures[name] for name in names],
+                calibration=calibration,
+            )
+        )
+    return jobs, fingerprint
+
+
+def _receive_measurement(
+    verification: ChildProcess[MeasurementJob, Measurement], copy: str
+) -> Measurement:
+    """What was measured; a copy that cannot be asked, or ends the process, has failed."""
+    try:
+        return verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S)
+    except PlumblineError as error:
+        if not verification.is_alive:
+            verification.restart()
+        return describe_unmade(copy, error.message)
+
+
+def _check_answers(model: Exportable, golden: Golden) -> None:
+    """Refuses a model that no copy could equal: one that draws lots, or answers what is no number.
+
+    Raises:
+        VerificationError: Names the output and the row.
+    """
+    for name, examples in golden.signatures.items():
+        for output, array in examples.outputs.items():
+            if array.dtype.kind != "f":
+                continue
+            wrong = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+            if wrong.any():
+                row = int(np.flatnonzero(wrong)[0])
+                raise VerificationError(
+                    f"the model answers NaN or infinity in output {output!r} of {name} for "
+                    f"{int(wrong.sum())} of {len(array)} examples, first for example {row}; look "
+                    "for weights that are no numbers, and for examples on another scale than the "
+                    "model was trained on"
+                )
+    name = next(iter(golden.signatures))
+    again = replay(golden.signatures[name], model, EXACT, signature_name=name)
+    if not again.passed:
+        worst = again.worst
+        raise VerificationError(
+            f"the model answers the same rows differently when asked twice: output {worst.name!r} "
+            f"by up to {worst.max_abs_difference:.3g}; a layer draws random numbers at inference "
+            "(dropout called with training=True, a random augmentation, sampling): take it out "
+            "of the exported model"
+        )
+
+
+def _hold_out(model: Exportable, examples: ExportExamples) -> HeldOut:
+    """The held-out rows with the answers in process, and the targets of the test split."""
+    golden, num_test = make_held_out(model, examples)
+    signature = model.main_signature
+    heads = {name: head for name, head in model.heads.items() if name in signature.outputs}
+    targets = model.name_targets(examples.test.targets)
+    return HeldOut(
+        golden,
+        num_test,
+        signature_name=signature.name,
+        heads=heads,
+        targets={name: array[:num_test] for name, array in targets.items() if name in heads},
+    )
+
+
+def _draw_confusions(
+    path: Path, held_out: HeldOut, answers: Mapping[str, Array], model_name: str, data_name: str
+) -> Array | None:
+    """Draws and returns the confusions of the first output that says one class a row, if any."""
+    for name, targets in held_out.targets.items():
+        head: Head = held_out.heads[name]
+        if head.task not in ("multiclass", "binary") or targets.ndim != 1:
+            continue
+        predicted = head.decide(answers[name][: held_out.num_test])
+        if predicted.ndim != 1:
+            continue
+        classes = 2 if head.task == "binary" else answers[name].shape[1]
+        counts = count_confusions(targets, predicted, classes)
+        right = int(np.trace(counts))
+        title = f"{model_name} on {data_name}: {right} of {counts.sum()} test rows right"
+        names = head.class_names or tuple(map(str, range(classes)))
+        if classes <= _MOST_CONFUSED:
+            draw_confusions(path / layout.CONFUSION_MATRIX, counts, names, title)
+        return counts
+    return None

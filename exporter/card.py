@@ -6,24 +6,34 @@ The picture is drawn with Pillow: matplotlib takes a second to import.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from contract import layout
+from contract.golden import read_golden
 from contract.manifest import DataEntry, Manifest, from_entries, to_entries
-from contract.signature import Array, Signature
+from contract.signature import UINT8, Array
+from exporter.artifacts.exportable import Exportable
 from exporter.config import Config
-from exporter.data.dataset import Dataset
+from exporter.data.examples import ExportExamples
+from exporter.data.statistics import describe_inputs
 from exporter.training.run import TrainResult
-from exporter.verification.verdict import HEADINGS, Verification, list_rows
+from exporter.verification.verdict import (
+    Verification,
+    list_failures,
+    list_headings,
+    list_rows,
+)
 
-_TOOLS = ("tensorflow", "tf-keras", "ai-edge-litert", "numpy", "plumbline-tf")
+_TOOLS = ("tensorflow", "tf-keras", "keras", "ai-edge-litert", "numpy", "plumbline-tf")
 
 _MAX_PIXELS = 900
 _TOP, _MARGIN = 96, 24
@@ -31,14 +41,49 @@ _INK, _PAPER, _GRID = (23, 43, 77), (255, 255, 255), (214, 219, 227)
 _RIGHT, _WRONG = (33, 113, 181), (203, 65, 45)
 _FAINTEST = 0.18
 """A single wrong row out of hundreds must still be seen."""
+_NEARLY, _GROUND = 32, 0.3
+"""Grey levels that are black or white for the eye; the share of pictures that is ground where
+there is one (0.47 in the digits)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, for those who hold its version.
+
+    Attributes:
+        model_name: The model this becomes a version of.
+        config: The configuration of the run, in plain types; `export` at least.
+        seed: Of its training; None where it was trained elsewhere.
+        metrics: Of its training, by name.
+    """
+
+    model_name: str
+    config: Mapping[str, Any]
+    seed: int | None = None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def describe_training(result: TrainResult, config: Config) -> Origin:
+    """Where a model comes from that was trained here."""
+    best = result.best_epoch - 1
+    metrics = {
+        f"validation_{name.removeprefix('val_')}": values[best]
+        for name, values in result.history.items()
+        if name.startswith("val_")
+    }
+    return Origin(
+        config.model.name,
+        msgspec.to_builtins(config),
+        config.training.seed,
+        metrics | {"best_epoch": float(result.best_epoch)},
+    )
 
 
 def describe_candidate(
-    result: TrainResult,
-    dataset: Dataset,
-    config: Config,
+    model: Exportable,
+    examples: ExportExamples,
+    origin: Origin,
     *,
-    signatures: Mapping[str, Signature],
     verification: Verification,
     calibration_fingerprint: str,
 ) -> Manifest:
@@ -46,34 +91,30 @@ def describe_candidate(
 
     `calibration_fingerprint` is "" where nothing was calibrated.
     """
-    accuracy = verification.measurements[0].accuracy
-    metrics = {} if accuracy is None else {"test_accuracy": accuracy}
-    best = result.best_epoch - 1
-    metrics |= {
-        f"validation_{name.removeprefix('val_')}": values[best]
-        for name, values in result.history.items()
-        if name.startswith("val_")
-    }
+    in_process = verification.measurements[0]
+    metrics = {f"test_{name}": value for name, value in in_process.metrics.items()}
     return Manifest(
-        model_name=config.model.name,
+        model_name=origin.model_name,
         version=0,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        signatures=to_entries(signatures),
-        metrics=metrics | {"best_epoch": float(result.best_epoch)},
-        parity={one.name: msgspec.to_builtins(one) for one in verification.measurements},
-        config=msgspec.to_builtins(config),
+        signatures=to_entries(model.signatures),
+        heads=dict(model.heads),
+        metrics=metrics | dict(origin.metrics),
+        parity={
+            one.name: msgspec.to_builtins(one)
+            | {"problems": list(verification.failures.get(one.name, ()))}
+            for one in verification.measurements
+        },
+        config=dict(origin.config),
         data=DataEntry(
-            name=dataset.name,
-            fingerprint=dataset.fingerprint,
-            class_names=dataset.class_names,
-            num_examples={
-                "train": len(dataset.y_train),
-                "validation": len(dataset.y_validation),
-                "test": len(dataset.y_test),
-            },
-            dummy=dataset.dummy,
+            name=examples.name,
+            fingerprint=examples.fingerprint,
+            class_names=examples.class_names,
+            num_examples=dict(examples.num_examples),
+            dummy=examples.dummy,
         ),
-        seed=config.training.seed,
+        inputs=describe_inputs(examples),
+        seed=origin.seed or 0,
         tool_versions=_list_tool_versions(),
         calibration_fingerprint=calibration_fingerprint,
     )
@@ -96,7 +137,7 @@ def write_model_card(
         _write_table(verification),
         *([] if counts is None else [_write_classes(manifest, counts)]),
         _write_signatures(manifest),
-        _write_use(manifest),
+        _write_use(directory),
     ]
     path = directory / layout.MODEL_CARD
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +149,7 @@ def _write_head(manifest: Manifest) -> str:
     lines = [f"# {manifest.model_name}", ""]
     if data is not None and data.dummy:
         lines += ["**Dummy data: trained on random numbers. It predicts nothing real.**", ""]
-    lines.append(f"- Made {manifest.created} with training seed {manifest.seed}.")
+    lines.append(_write_making(manifest))
     if data is not None:
         rows = ", ".join(f"{count} {split}" for split, count in data.num_examples.items())
         lines.append(f"- Data: `{data.name}` ({rows} rows), fingerprint `{data.fingerprint[:16]}`.")
@@ -119,15 +160,23 @@ def _write_head(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
+def _write_making(manifest: Manifest) -> str:
+    if "training" in manifest.config:
+        return f"- Made {manifest.created} with training seed {manifest.seed}."
+    return f"- Made {manifest.created} of a model that was trained elsewhere."
+
+
 def _write_table(verification: Verification) -> str:
+    headings = list_headings(verification)
     lines = [
         "## Copies, compared with the in-process model",
         "",
-        f"| {' | '.join(HEADINGS)} |",
-        f"|---|{'---:|' * (len(HEADINGS) - 1)}",
+        f"| {' | '.join(headings)} |",
+        f"|---|{'---:|' * (len(headings) - 1)}",
         *(f"| {' | '.join(row)} |" for row in list_rows(verification)),
     ]
     lines += [f"\n{note}." for note in verification.notes]
+    lines += [f"\n{failure}" for failure in list_failures(verification)]
     return "\n".join(lines)
 
 
@@ -158,20 +207,29 @@ def _write_signatures(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _write_use(manifest: Manifest) -> str:
+def _write_use(directory: Path) -> str:
     lines = ["## Use", ""]
-    if any(
-        spec.dtype == "uint8" for e in manifest.signatures.values() for spec in e.inputs.values()
-    ):
+    if _is_light_on_dark(directory):
         lines.append(
-            "Images are light ink on dark paper, as in MNIST: 0 is paper, 255 is ink. "
-            "Invert photographs of dark ink on white paper before sending them."
+            "Pictures are light on dark: 0 is the ground, 255 is ink. Invert pictures of dark ink "
+            "on white paper before sending them (`python -m clients predict --invert`)."
         )
     lines.append(
         "`python -m exporter verify <this directory>` checks every file and replays the golden "
         "examples."
     )
     return "\n".join(lines)
+
+
+def _is_light_on_dark(directory: Path) -> bool:
+    """Whether the golden pixels have one channel, and a black ground rather than a white one."""
+    golden = read_golden(directory / layout.GOLDEN).signatures.get(UINT8)
+    if golden is None:
+        return False
+    pixels = next(iter(golden.inputs.values()))
+    has_one_channel = pixels.ndim == 3 or pixels.shape[-1] == 1
+    black, white = float(np.mean(pixels < _NEARLY)), float(np.mean(pixels > 255 - _NEARLY))
+    return has_one_channel and black > _GROUND and black > 2 * white
 
 
 def count_confusions(labels: Array, predicted: Array, num_classes: int) -> Array:

@@ -9,19 +9,21 @@ import argparse
 import dataclasses
 import functools
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from contract import layout
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.extras import require_extra
 from contract.console.terminal import print_json, remark, show_progress
 from contract.errors import ConfigError, PlumblineError
+from contract.heads import Task
 from contract.lite.runtime import hide_delegate_notes
-from exporter.config import Config, load_config
+from exporter.config import Config, load_config, override_config
 from exporter.processes import filter_chatter, silence_tensorflow
 from exporter.publishing.publish import (
     PublishOptions,
@@ -34,18 +36,24 @@ from exporter.show import (
     show_copied,
     show_export,
     show_inspection,
+    show_own,
     show_prediction,
     show_published,
     show_recheck,
     show_training,
 )
+from exporter.training.trained import read_trained_config
 
 if TYPE_CHECKING:
     from exporter.verification.recheck import Check
 
 _LOG = logging.getLogger(__name__)
+_SCALE_HELP = "what the pixels 0 and 255 become before the model: raw pixels are then taken too"
+_CONFIG = Path("configs/mlp.toml")
 _LOCAL_FLAGS = ("base_path", "keep", "version", "model_config_file", "allow_signature_change")
 """Of `publish`: they have no meaning at a remote base path."""
+_RUN_FLAGS = ("config", "overrides", "run_dir", "resume", "download", "trained")
+"""Of training: they have no meaning for a model that is trained already."""
 
 Parser: TypeAlias = argparse.ArgumentParser
 
@@ -104,11 +112,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_flags(verb)
     _add_publish_flags(verb)
     verb.add_argument(
-        "--trained", type=Path, metavar="RUN_DIR", help="export what `train` left there"
+        "--trained",
+        type=Path,
+        metavar="RUN_DIR",
+        help="export what `train`, or an export that failed, left there",
     )
+    _add_own_model_flags(verb)
 
     text = "Check every file of a version, and replay its golden examples."
-    verb = add(verify, text, "a version directory")
+    verb = add(verify, text, "a version, a SavedModel or a .tflite file")
     verb.add_argument(
         "--skip_tensorflow",
         action="store_true",
@@ -116,19 +128,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     text = "Publish a candidate as the next version."
-    verb = add(publish, text, "a candidate, its run directory, or a version")
+    verb = add(publish, text, "a candidate, its run directory, a version, or another tool's model")
     _add_publish_flags(verb)
     verb.add_argument("--version", type=int, metavar="N", help="default: the next free number")
     verb.add_argument(
         "--to",
         metavar="URL",
         help="copy the published version PATH to this remote base path instead, an fsspec "
-        "address such as s3://bucket/models/mlp",
+        "address such as s3://bucket/models/NAME",
     )
 
     verb = add(fetch, "Copy a version from a remote base path to this one.")
     verb.add_argument(
-        "url", metavar="URL", help="a remote base path, such as s3://bucket/models/mlp"
+        "url", metavar="URL", help="a remote base path, such as s3://bucket/models/NAME"
     )
     verb.add_argument(
         "--base_path", type=Path, required=True, metavar="DIR", help="the model's own folder here"
@@ -137,10 +149,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--version", type=int, metavar="N", help="default: the highest that is complete there"
     )
 
-    add(inspect, "Show a version's signatures, variants and provenance.", "a version directory")
+    add(
+        inspect,
+        "Show a version's signatures, variants and provenance.",
+        "a version, a SavedModel or a .tflite file",
+    )
 
     text = "Answer your own inputs in this process, as a golden file to check any client with."
-    verb = add(predict, text, "a version directory")
+    verb = add(predict, text, "a version or a .tflite file")
     verb.add_argument(
         "--input",
         type=Path,
@@ -156,7 +172,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_run_flags(parser: Parser) -> None:
-    parser.add_argument("--config", type=Path, default=Path("configs/mlp.toml"), metavar="FILE")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"default: {_CONFIG}, or the trained run's own"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -173,6 +191,51 @@ def _add_run_flags(parser: Parser) -> None:
     )
     parser.add_argument(
         "--download", action="store_true", help="allow fetching MNIST when no copy is found"
+    )
+
+
+def _add_own_model_flags(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "a model that is trained already", "instead of a configuration; see docs/own-model.md"
+    )
+    add = group.add_argument
+    add(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a .keras, .h5 or .tflite file, or the folder of a SavedModel",
+    )
+    add(
+        "--examples",
+        type=Path,
+        metavar="FILE",
+        help="rows as the model takes them: .npz (an array per input), .npy, .csv, .parquet, "
+        ".jsonl, or a folder of pictures (whose own folders are the classes)",
+    )
+    add("--labels", metavar="FILE", help="what they should be answered, or a column of theirs")
+    add("--class_names", metavar="NAME,NAME", help="in order; or a file with a name a line")
+    add(
+        "--task", metavar="TASK", choices=get_args(Task), help=f"one of {', '.join(get_args(Task))}"
+    )
+    add("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help=_SCALE_HELP)
+    add(
+        "--custom_objects",
+        action="append",
+        default=[],
+        metavar="PACKAGE.MODULE:NAME",
+        help="a class or function of the model's own; may be repeated",
+    )
+    add("--allow_lambda", action="store_true", help="load Lambda layers, which are code that runs")
+    add(
+        "--skip_unreadable",
+        action="store_true",
+        help="leave out pictures that cannot be read",
+    )
+    add("--name", default="", metavar="NAME", help="model name; default: the name of the file")
+    add(
+        "--variants",
+        metavar="NAME,NAME",
+        help=f"TFLite copies; default {','.join(layout.VARIANTS)}",
     )
 
 
@@ -211,8 +274,11 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """`export`: the whole flow."""
+    """`export`: the whole flow, or that of a model which is trained already."""
     require_extra("tensorflow", "this command")
+    if arguments.model is not None:
+        return _export_own(arguments)
+    _refuse_own_flags(arguments)
     from exporter.flow import choose_run_dir, run_export
 
     config = _load_config(arguments)
@@ -239,6 +305,93 @@ def export(arguments: argparse.Namespace) -> int:
             "seconds": exported.seconds,
         }
     return _tell(arguments, document, lambda: show_export(exported), passed=passed)
+
+
+def _export_own(arguments: argparse.Namespace) -> int:
+    """`export --model FILE`."""
+    from exporter.models.load import read_keras_version, tell_file_kind
+    from exporter.own_model import export as export_model
+
+    given = [name for name in _RUN_FLAGS if getattr(arguments, name, None)]
+    if given:
+        raise ConfigError(
+            "--model exports a model that is trained already, so "
+            f"--{given[0].replace('overrides', 'set')} has no place beside it"
+        )
+    kind = tell_file_kind(arguments.model)
+    if arguments.examples is None:
+        raise ConfigError(
+            f"--model {arguments.model} needs --examples FILE: rows that the copies are verified "
+            "with, as .npz, .npy, .csv, .parquet or .jsonl, or a folder of pictures"
+        )
+    if (
+        kind == "keras"
+        and arguments.custom_objects
+        and read_keras_version(arguments.model).startswith("3")
+    ):
+        os.environ["TF_USE_LEGACY_KERAS"] = "0"  # theirs may say tf.keras, and mean Keras 3
+    name = arguments.name or arguments.model.absolute().name.partition(".")[0]
+    exported = export_model(
+        arguments.model,
+        _to_local_path(arguments.base_path) or Path("models", name),
+        examples=arguments.examples,
+        labels=arguments.labels,
+        class_names=_read_class_names(arguments.class_names),
+        name=name,
+        task=arguments.task,
+        scale=tuple(arguments.scale) if arguments.scale else None,
+        custom_objects=_import_objects(arguments.custom_objects),
+        allow_lambda=arguments.allow_lambda,
+        skip_unreadable=arguments.skip_unreadable,
+        options=_read_options(arguments),
+        variants=layout.VARIANTS if arguments.variants is None else _split(arguments.variants),
+    )
+    document = {
+        "model_name": exported.manifest.model_name,
+        "passed": True,
+        "verification": exported.verification,
+        "published": exported.published,
+    }
+    return _tell(arguments, document, lambda: show_own(exported))
+
+
+def _refuse_own_flags(arguments: argparse.Namespace) -> None:
+    names = (
+        *("examples", "labels", "class_names", "task", "scale", "custom_objects", "allow_lambda"),
+        *("skip_unreadable", "name", "variants"),
+    )
+    given = [name for name in names if getattr(arguments, name)]
+    if given:
+        raise ConfigError(
+            f"--{given[0]} is for a model that is trained already; name it with --model FILE"
+        )
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _read_class_names(text: str | None) -> list[str]:
+    """Names given as `fine,fraud`, or in a file with a name a line."""
+    if not text:
+        return []
+    path = Path(text)
+    if not path.is_file():
+        return _split(text)
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--class_names {path} cannot be read as text: {error}") from error
+
+
+def _import_objects(references: list[str]) -> dict[str, object]:
+    """Name to class or function of each `package.module:name`."""
+    from exporter.config import import_function
+
+    return {
+        reference.rpartition(":")[2]: import_function(reference, key="--custom_objects")
+        for reference in references
+    }
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -286,7 +439,6 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """`predict`: in-process answers for the user's own inputs, as a golden file."""
-    require_extra("tensorflow", "this command")
     from exporter.predict import predict_files
 
     prediction = predict_files(
@@ -317,7 +469,10 @@ def _load_config(arguments: argparse.Namespace) -> Config:
     overrides = list(arguments.overrides)
     if arguments.download:
         overrides.append("data.download=true")
-    return load_config(arguments.config, overrides)
+    trained = getattr(arguments, "trained", None)
+    if trained is not None and arguments.config is None:
+        return override_config(read_trained_config(trained), overrides)
+    return load_config(arguments.config or _CONFIG, overrides)
 
 
 def _read_options(

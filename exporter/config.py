@@ -7,10 +7,12 @@ here only where leaving a key out has one plain meaning (0 = off, "" = none).
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import re
+import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -18,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from contract.errors import ConfigError
+from contract.layout import FLOAT32
 from contract.parity import Tolerances, fill_tolerances
 
 Share = Annotated[float, Meta(ge=0, lt=1)]
@@ -29,13 +32,25 @@ Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 BUILDER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-BUILT_IN_LOSSES = ("categorical_crossentropy", "mean_squared_error")
+REGRESSION_LOSSES = ("mean_squared_error", "mean_absolute_error", "huber")
+BUILT_IN_LOSSES = (
+    "categorical_crossentropy",
+    "sparse_categorical_crossentropy",
+    "binary_crossentropy",
+    *REGRESSION_LOSSES,
+)
 LoopName = Literal["fit", "gradient_tape"]
 StrategyName = Literal["none", "mirrored", "multi_worker"]
+TargetTask = Literal["", "multiclass", "binary", "multilabel", "regression"]
 VariantName = Literal["float32", "float16", "dynamic_range", "int8"]
 
 Table: TypeAlias = dict[str, Any]
 """A table of TOML, as it was read: nothing is known of it yet."""
+
+
+def is_custom(loss: str) -> bool:
+    """Whether a loss is a function of the user's own."""
+    return ":" in loss
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,22 +100,90 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which data to train on and how to split them.
 
     Attributes:
-        kind: `digits`, `mnist`, `npz` or `random`.
-        path: The user's file (npz; mnist: a file or the folder of the four IDX files).
+        kind: Where they come from, see docs/training.md.
+        path: The user's file (mnist: a file or the folder of the four IDX files).
+        test_path: Likewise with the test split, for kinds that have one split a file.
         download: Fetch MNIST when neither `path` nor Keras's cache has it.
         seed: Of the split (and of `random`); independent of the training seed.
         validation_fraction: Share of the training rows set apart for early stopping.
         test_fraction: Share set apart first, where the data bring no test split.
+        target: The column to be learnt, or several: one target each, or one for all of them with
+            the task `multilabel` or `regression`.
+        columns: Those that the model is fed with; () stands for all others.
+        categories: Columns whose numbers are names.
+        inputs: `vector`: one input, categories one-hot; `columns`: one input a column, (rows, 1).
+        features: Feature name of a tf.Example to what it holds: `image`, `string`,
+            `float32[28,28]`, `int64`, or `uint8[28,28]` of raw bytes; {} asks the first record.
+        loader: `package.module:function` that returns a tf.data.Dataset.
+        class_names: Of the only target, where the data do not name its classes.
+        shuffle_bytes: Records in memory from which the next row is drawn, of data that stream.
+        memory_bytes: Rows of a loader beyond it are kept in a temporary folder, and stream.
+        task: What the targets are; "" tells it from their values.
+        tasks: Target name to what it is, where several targets differ.
+        image_size: (height, width) that pictures are resized to; () where all have the same.
+        channels: 1 for grey, 3 for RGB; 0: grey where all pictures are.
+        skip_unreadable: Leave out pictures that cannot be read.
+        scale: What a model receives for the pixels 0 and 255.
+        impute: What a missing number becomes: the `mean` or `median` of its column's training
+            rows, or `zero`; "" refuses missing values.
+        max_examples: Rows taken at most of each split that the data bring, evenly spread over it;
+            0 takes all. Not of data that stream.
         num_examples: Rows of `random`.
     """
 
-    kind: Literal["digits", "mnist", "npz", "random"]
+    kind: Literal[
+        "digits",
+        "mnist",
+        "npz",
+        "image_folder",
+        "csv",
+        "parquet",
+        "sequence",
+        "text",
+        "tfrecord",
+        "loader",
+        "random",
+    ]
     path: str = ""
+    test_path: str = ""
     download: bool = False
     seed: Seed
     validation_fraction: Fraction
     test_fraction: Fraction
+    target: str | tuple[str, ...] = ""
+    columns: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    inputs: Literal["vector", "columns"] = "vector"
+    features: dict[str, str] = {}
+    loader: str = ""
+    class_names: tuple[str, ...] = ()
+    shuffle_bytes: Positive = 64 * 2**20
+    memory_bytes: Positive = 512 * 2**20
+    task: TargetTask = ""
+    tasks: dict[str, TargetTask] = {}
+    image_size: tuple[Positive, ...] = ()
+    channels: Literal[0, 1, 3] = 0
+    skip_unreadable: bool = False
+    scale: tuple[float, float] = (0.0, 1.0)
+    impute: Literal["", "mean", "median", "zero"] = ""
+    max_examples: Annotated[int, Meta(ge=0)] = 0
     num_examples: Annotated[int, Meta(ge=40)] = 2000
+
+    def __post_init__(self) -> None:
+        if (self.kind == "loader") != bool(self.loader):
+            raise ValueError(
+                f"kind is {self.kind!r} and loader {self.loader!r}; kind = 'loader' and loader = "
+                "'package.module:function' go together"
+            )
+        if self.loader and not BUILDER.fullmatch(self.loader):
+            raise ValueError(f"loader is {self.loader!r}; give 'package.module:function'")
+        if len(self.image_size) not in (0, 2):
+            raise ValueError(f"image_size is {list(self.image_size)}; give [height, width]")
+        if not self.scale[0] < self.scale[1]:
+            raise ValueError(
+                f"scale is {list(self.scale)}; give what black and white become, the lower first: "
+                "[0, 1], [-1, 1] or [0, 255]"
+            )
 
 
 class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,8 +219,12 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
         weight_decay: For `adamw`.
         patience: Epochs without a better validation loss before it stops; 0 = never.
             The best epoch's weights are restored in either case.
-        loss: `categorical_crossentropy`, `mean_squared_error` (regression head), or
-            `package.module:function` (y_true, y_pred) -> per-example loss.
+        loss: "" takes the one that fits each output: crossentropy of classes, of two or of labels,
+            squared error of values. Or a name of Keras's, or `package.module:function` (y_true,
+            y_pred) -> per-example loss; a table gives outputs losses of their own, by name.
+        loss_weights: Output name to the factor of its loss in the sum; 1 where it is not named.
+        class_weight: "" weighs every row alike; `balanced` gives each class the same weight in
+            all; a table gives weights by class name, 1 where it is not named.
         label_smoothing: Share of probability moved to the other classes (gradient_tape).
         clip_norm: Largest global norm of the gradient; 0 = any (gradient_tape).
         mixup: Alpha of mixup's Beta distribution; 0 = off (gradient_tape).
@@ -157,7 +244,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     weight_decay: NotNegative = 0.0
     schedule: ScheduleConfig = ScheduleConfig()
     patience: Count = 0
-    loss: str = "categorical_crossentropy"
+    loss: str | dict[str, str] = ""
+    loss_weights: dict[str, NotNegative] = {}
+    class_weight: str | dict[str, NotNegative] = ""
     label_smoothing: Share = 0.0
     clip_norm: NotNegative = 0.0
     mixup: NotNegative = 0.0
@@ -167,18 +256,21 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     strategy: StrategyName = "none"
 
     def __post_init__(self) -> None:
-        if self.loss not in BUILT_IN_LOSSES and not BUILDER.fullmatch(self.loss):
+        asked = [self.loss] if isinstance(self.loss, str) else list(self.loss.values())
+        for loss in filter(None, asked):
+            if loss not in BUILT_IN_LOSSES and not BUILDER.fullmatch(loss):
+                raise ValueError(
+                    f"loss is {loss!r}; give one of {', '.join(map(repr, BUILT_IN_LOSSES))}, or "
+                    "'package.module:function', or leave it out for the one that fits"
+                )
+        if isinstance(self.class_weight, str) and self.class_weight not in ("", "balanced"):
             raise ValueError(
-                f"loss is {self.loss!r}; give {' or '.join(map(repr, BUILT_IN_LOSSES))} or "
-                "'package.module:function'"
+                f"class_weight is {self.class_weight!r}; give 'balanced', or a table of weights by "
+                "class name"
             )
-        if self.loop == "gradient_tape":
-            return
-        asked = [name for name in ("label_smoothing", "clip_norm", "mixup") if getattr(self, name)]
-        if self.loss not in BUILT_IN_LOSSES:
-            asked.insert(0, "loss")
-        if asked:
-            raise ValueError(f"{', '.join(asked)}: only with loop = 'gradient_tape', not 'fit'")
+        only = [name for name in ("label_smoothing", "clip_norm", "mixup") if getattr(self, name)]
+        if only and self.loop != "gradient_tape":
+            raise ValueError(f"{', '.join(only)}: only with loop = 'gradient_tape', not 'fit'")
 
 
 class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,6 +281,8 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
             `--model_base_path`; "" stands for `models/<model name>`.
         keep: Versions to keep when publishing; 0 = all.
         variants: TFLite variants to convert.
+        require: Those of them without which nothing is published; another that cannot be
+            converted, or fails its gate, is left out and said so.
         conversion_timeout_s: Time limit of the converter's process.
         golden_num_examples: Rows kept as golden examples, every class included.
         calibration_num_examples: Rows, balanced over the classes, that calibrate int8.
@@ -198,10 +292,19 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
     base_path: str = ""
     keep: Count = 0
     variants: tuple[VariantName, ...] = ("float32", "float16", "dynamic_range", "int8")
+    require: tuple[VariantName, ...] = ("float32",)
     conversion_timeout_s: Annotated[float, Meta(gt=0)] = 300.0
     golden_num_examples: Annotated[int, Meta(ge=64)] = 64
     calibration_num_examples: Annotated[int, Meta(ge=10)] = 200
     tolerances: Tolerances = Tolerances()
+
+    def __post_init__(self) -> None:
+        missing = [one for one in self.require if one not in (*self.variants, FLOAT32)]
+        if missing:
+            raise ValueError(
+                f"require asks for {', '.join(missing)}, which variants lacks: "
+                f"{', '.join(self.variants) or 'none'}"
+            )
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,13 +339,31 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
-            f"cannot read the configuration {path}: {error.strerror}; configs/mlp.toml is one"
+            f"cannot read the configuration {path}: {error.strerror}; a model "
+            "that is trained already takes --model FILE instead"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
+    return _override(table, overrides, source=str(path))
+
+
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+    """Apply overrides to a configuration.
+
+    Args:
+        config: Read before.
+        overrides: As `load_config` takes them.
+
+    Raises:
+        ConfigError: See `load_config`.
+    """
+    return _override(msgspec.to_builtins(config), overrides, source="the configuration")
+
+
+def _override(table: Table, overrides: Sequence[str], *, source: str) -> Config:
     for override in overrides:
         _apply_override(table, override)
-    return parse_config(table, source=str(path))
+    return parse_config(table, source=source)
 
 
 def parse_config(table: Table, *, source: str = "the configuration") -> Config:
@@ -359,3 +480,21 @@ def _describe(
         message += f", got {given.get(name)!r}"
     message = message.replace("Expected ", "expected ", 1)
     return f"{key}: {message}" if key else message
+
+
+def import_function(reference: str, *, key: str) -> Callable[..., object]:
+    """Import `package.module:function`, also from the current folder."""
+    module_name, _, name = reference.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code
+        raise ConfigError(
+            f"{key} {reference!r} does not import: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{key} {reference!r}: {module_name} has no function {name!r}")
+    return function  # type: ignore[no-any-return]

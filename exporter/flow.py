@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import logging
 import os
+import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.console.terminal import open_rich
-from contract.errors import ConfigError
+from contract.errors import ConfigError, PlumblineError
+from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.tflite import convert, prepare_converting
 from exporter.candidate import CALIBRATION, Candidate, make_candidate
-from exporter.config import Config
-from exporter.data.dataset import Dataset, load_dataset
+from exporter.card import Origin, describe_training
+from exporter.config import Config, ExportConfig
+from exporter.data.dataset import Dataset, draw_export_examples, load_dataset
+from exporter.data.examples import ExportExamples
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import Published, PublishOptions, check_base_path, publish_version
 from exporter.publishing.staging import explain_os_errors, remove_tree
 from exporter.training.run import TrainResult, open_progress
-from exporter.training.strategy import is_chief
+from exporter.training.strategy import is_chief, open_strategy
 from exporter.training.train import train
-from exporter.training.trained import check_trained, load_trained, save_trained
+from exporter.training.trained import load_trained, save_trained, take_up
 from exporter.verification.measurement import HELD_OUT_FILES
 from exporter.verification.reload import measure_copy, prepare_measuring
 
@@ -66,14 +72,16 @@ class Exported:
     Attributes:
         candidate: None for a process that is not the chief of several: it trains only.
         published: None when verification failed.
-        run_dir: Logs, report and, after a failure, the candidate.
+        run_dir: Logs, report, the model that was trained and, after a failure, the candidate.
         seconds: Step name to wall time.
+        trained_in: The run directory that `trained` takes up, where there is one.
     """
 
     candidate: Candidate | None
     published: Published | None
     run_dir: Path
     seconds: dict[str, float]
+    trained_in: Path | None = None
 
     @property
     def dummy(self) -> bool:
@@ -129,9 +137,10 @@ def run_export(
         config: The whole configuration.
         base_path: The model's own folder.
         options: Of publishing.
-        run_dir: For checkpoints, logs, the report and the candidate.
+        run_dir: For checkpoints, logs, the trained model, the report and the candidate.
         resume: Go on from the last checkpoint.
-        trained: A run directory of `run_train`, instead of training.
+        trained: A run directory of `run_train`, or of an export that failed, instead of training;
+            `config` may then differ from the run's own in [export] and in where the data lie.
 
     Returns:
         The candidate and, where it passed verification, the version it became.
@@ -145,13 +154,14 @@ def run_export(
     """
     check_base_path(base_path)
     if trained is not None:
-        check_trained(trained)
+        config = take_up(trained, config)
     if not is_chief():
         with Steps() as steps:
             _train(config, run_dir, resume=resume, steps=steps)
         return Exported(None, None, run_dir, steps.seconds)
     # Started now, so that their imports run while the model trains.
     with (
+        contextlib.ExitStack() as stack,
         Steps() as steps,
         explain_os_errors(run_dir),
         ChildProcess(convert, prepare_converting, log=run_dir / "conversion.log") as conversion,
@@ -161,13 +171,13 @@ def run_export(
     ):
         if trained is None:
             dataset, result = _train(config, run_dir, resume=resume, steps=steps)
+            save_trained(run_dir, result, dataset, config)
+            stack.enter_context(say_what_is_kept(run_dir))
         else:
             steps("load trained model")
-            dataset, result = load_trained(trained)
+            dataset, result = load_trained(trained, config)
         candidate = make_candidate(
-            result,
-            dataset,
-            config,
+            *_make_exportable(result, dataset, config),
             run_dir=run_dir,
             conversion=conversion,
             verification=verification,
@@ -181,7 +191,39 @@ def run_export(
             remove_tree(candidate.path)
             for name in (*HELD_OUT_FILES, CALIBRATION):
                 (run_dir / name).unlink(missing_ok=True)
-    return Exported(candidate, published, run_dir, steps.seconds)
+    return Exported(candidate, published, run_dir, steps.seconds, trained or run_dir)
+
+
+def _make_exportable(
+    result: TrainResult, dataset: Dataset, config: Config
+) -> tuple[Exportable, ExportExamples, ExportConfig, Origin]:
+    """A trained model as `make_candidate` takes it."""
+    from exporter.models.keras import KerasModel
+
+    examples = draw_export_examples(
+        dataset,
+        num_golden=config.export.golden_num_examples,
+        num_calibration=config.export.calibration_num_examples,
+        seed=config.training.seed,
+    )
+    model = KerasModel(result.model, examples, heads=result.heads.by_output)
+    return model, examples, config.export, describe_training(result, config)
+
+
+@contextlib.contextmanager
+def say_what_is_kept(run_dir: Path) -> Iterator[None]:
+    """Adds to whatever fails from here on that nothing has to be trained again."""
+    command = f"python -m exporter export --trained {shlex.quote(str(run_dir))}"
+    kept = f"the trained model is kept; export it without training again: {command}"
+    try:
+        yield
+    except PlumblineError as error:
+        error.message += f"; {kept}"
+        error.args = (error.message,)
+        raise
+    except BaseException:
+        _LOG.warning(kept)
+        raise
 
 
 def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:
@@ -221,6 +263,10 @@ def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:
 def _train(
     config: Config, run_dir: Path, *, resume: bool, steps: Steps
 ) -> tuple[Dataset, TrainResult]:
+    if config.training.strategy == "multi_worker":
+        steps("connect to the other workers")
+        # Before TensorFlow does anything else, as reading shards or calling a loader.
+        open_strategy(config.training.strategy)
     steps("load data")
     dataset = load_dataset(config.data)
     if dataset.dummy:

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
+from contract import layout
+from contract.console.extras import require_extra
 from contract.errors import ConfigError, DatasetError
 from contract.golden import Golden, write_golden
-from contract.signature import Array, Signature, check_batch, find_signature
+from contract.lite import LiteModel
+from contract.signature import (
+    IMAGE_BYTES,
+    UINT8,
+    Array,
+    Hints,
+    Signature,
+    check_batch,
+    find_signature,
+)
 from exporter.inspect import check_version_dir
+
+if TYPE_CHECKING:
+    from exporter.artifacts.saved_model import InProcessPredictor
 
 _PICTURES = {".png", ".jpg", ".jpeg"}
 
@@ -65,13 +81,12 @@ def predict_files(
     check_version_dir(version_dir)
     arrays = read_inputs(files)
     from exporter.artifacts.golden import answer_inputs
-    from exporter.verification.reload import load_saved_model
 
-    predictor = load_saved_model(version_dir)
+    predictor = _open_model(version_dir)
     name = signature_name or _choose_signature(arrays, predictor.signatures)
     signature = find_signature(predictor.signatures, name)
     batch = _name_inputs(arrays, signature)
-    rows = check_batch(batch, signature)
+    rows = check_batch(batch, signature, Hints(frozenset(predictor.signatures)))
     if rows < 1:
         raise DatasetError("the inputs have no rows; give at least one")
     sizes = tuple(min(batch_size, rows - start) for start in range(0, rows, batch_size))
@@ -83,6 +98,18 @@ def predict_files(
     return Prediction(
         output=output, signature_name=signature.name, num_examples=rows, batch_sizes=sizes
     )
+
+
+def _open_model(path: Path) -> InProcessPredictor | LiteModel:
+    """The SavedModel of a version, or the TFLite file where there is nothing else."""
+    if path.is_file():
+        return LiteModel(path)
+    if not (path / layout.SAVED_MODEL).exists():
+        return LiteModel(path / layout.TFLITE)
+    require_extra("tensorflow", "this command")
+    from exporter.verification.reload import load_saved_model
+
+    return load_saved_model(path)
 
 
 def read_inputs(files: list[Path]) -> dict[str, Array]:
@@ -111,11 +138,11 @@ def read_inputs(files: list[Path]) -> dict[str, Array]:
         raise DatasetError(f"{path} cannot be read as .npy or .npz: {reason}") from error
 
 
-def _choose_signature(arrays: dict[str, Array], signatures: dict[str, Signature]) -> str:
+def _choose_signature(arrays: dict[str, Array], signatures: Mapping[str, Signature]) -> str:
     if len(arrays) != 1:
         return ""
     (array,) = arrays.values()
-    wanted = {"O": "serving_image_bytes", "u": "serving_uint8"}.get(array.dtype.kind, "")
+    wanted = {"O": IMAGE_BYTES, "u": UINT8}.get(array.dtype.kind, "")
     return wanted if wanted in signatures else ""
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from contract.console.terminal import print_table, say
+from exporter.publishing.foreign import advise
 
 if TYPE_CHECKING:
     from exporter.flow import Exported, Trained
-    from exporter.inspect import Inspection
+    from exporter.inspect import InspectedVariant, Inspection
+    from exporter.own_model import ExportedVersion
     from exporter.predict import Prediction
     from exporter.publishing.publish import Published
     from exporter.publishing.transfer import Copied
@@ -29,7 +31,12 @@ def show_training(trained: Trained) -> None:
 
 def show_export(exported: Exported) -> None:
     """The one table that says what was made and that every copy agrees."""
-    from exporter.verification.verdict import HEADINGS, list_rows
+    from exporter.verification.verdict import (
+        describe_requirement,
+        list_failures,
+        list_headings,
+        list_rows,
+    )
 
     if exported.candidate is None:
         say("Trained as a worker; the chief exports.")
@@ -38,15 +45,36 @@ def show_export(exported: Exported) -> None:
     title = exported.candidate.manifest.model_name
     if exported.dummy:
         title += " — DUMMY DATA, predicts nothing real"
-    print_table(HEADINGS, list_rows(verification), title=title)
+    print_table(list_headings(verification), list_rows(verification), title=title)
     for note in verification.notes:
         say(f"Note: {note}.")
-    for name, problems in verification.failures.items():
-        say(f"{name} FAILED: {'; '.join(problems)}.")
+    for failure in list_failures(verification):
+        say(failure)
     if exported.published is None:
+        requirement = describe_requirement(verification)
+        if requirement:
+            say(f"{requirement}.")
         say(f"Not published. The candidate and its report stay in {exported.run_dir}.")
+        if exported.trained_in is not None:
+            say(
+                "The trained model is kept; export it without training again: "
+                f"python -m exporter export --trained {exported.trained_in}"
+            )
     else:
         show_published(exported.published)
+
+
+def show_own(exported: ExportedVersion) -> None:
+    """The table of a model that was trained elsewhere, and where its version is."""
+    from exporter.verification.verdict import list_failures, list_headings, list_rows
+
+    rows = list_rows(exported.verification)
+    print_table(list_headings(exported.verification), rows, title=exported.manifest.model_name)
+    for note in exported.verification.notes:
+        say(f"Note: {note}.")
+    for failure in list_failures(exported.verification):
+        say(failure)
+    show_published(exported.published)
 
 
 def show_published(published: Published) -> None:
@@ -54,6 +82,8 @@ def show_published(published: Published) -> None:
     for change in published.changes:
         say(f"Allowed signature change: {change}.")
     say(f"Published {published.path}")
+    for lack in published.lacks:
+        say(f"It lacks {lack}.")
     if published.retired:
         say(f"Retired {', '.join(map(str, published.retired))}")
 
@@ -75,7 +105,10 @@ def show_recheck(recheck: Recheck) -> None:
         [(one.name, one.result, one.detail) for one in recheck.checks],
         title=str(recheck.path),
     )
-    say("Passed." if recheck.passed else "FAILED.")
+    if recheck.failed or recheck.passed:
+        say("FAILED." if recheck.failed else "Passed.")
+    else:
+        say(f"Not verified: it is not ours. A version that is: {advise(recheck.path)}")
 
 
 def show_prediction(prediction: Prediction) -> None:
@@ -99,6 +132,8 @@ def show_inspection(inspection: Inspection) -> None:
         title="copies",
     )
     print_table(("what", "value"), _list_provenance(inspection), title="provenance")
+    for lack in inspection.lacks:
+        say(f"It lacks {lack}.")
 
 
 def _list_signature_rows(inspection: Inspection) -> list[tuple[str, ...]]:
@@ -113,19 +148,27 @@ def _list_signature_rows(inspection: Inspection) -> list[tuple[str, ...]]:
 
 def _list_copy_rows(inspection: Inspection) -> list[tuple[str, ...]]:
     """A row for each copy and quantised tensor."""
-    rows: list[tuple[str, ...]] = [
-        ("saved_model", _to_kib(inspection.saved_model.num_bytes), "", "", "", "")
-    ]
+    rows: list[tuple[str, ...]] = []
+    if num_bytes := inspection.saved_model.num_bytes:
+        rows.append(("saved_model", _to_kib(num_bytes), "", "", "", ""))
     for name, variant in inspection.variants.items():
         size = _to_kib(variant.num_bytes)
         if variant.problem or not variant.quantisation:
             # Blanks, not nothing: so the columns are text, and numbers begin one below the other.
-            rows.append((name, size, variant.problem or ", ".join(variant.signatures), *"   "))
+            rows.append((name, size, variant.problem or _list_names(variant), *"   "))
         for at, one in enumerate(variant.quantisation):
             head = ("", "") if at else (name, size)
             tensor = f"{one.tensor} {one.dtype}"
             rows.append((*head, one.signature, tensor, f"{one.scale:.9g}", str(one.zero_point)))
     return rows
+
+
+def _list_names(variant: InspectedVariant) -> str:
+    """The signatures of a copy, with how many rows they take at a time where that is fixed."""
+    return ", ".join(
+        f"{name} ({one.fixed_rows} at a time)" if one.fixed_rows else name
+        for name, one in variant.signatures.items()
+    )
 
 
 def _list_provenance(inspection: Inspection) -> list[tuple[str, str]]:

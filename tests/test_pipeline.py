@@ -146,6 +146,23 @@ def test_what_train_left_can_be_exported_twice_at_once(tmp_path: Path) -> None:
         check_files(base_path / str(version), read_manifest(base_path / str(version)))
 
 
+def test_what_an_export_trained_and_could_not_convert_is_exported_without_training_again(
+    tmp_path: Path,
+) -> None:
+    hasty = settings("training.epochs=2", "export.conversion_timeout_s=0.001")
+    failed = run_exporter("export", *MLP, *hasty, "--run_dir", "run", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "python -m exporter export --trained run" in failed.stderr
+    # Without --config: the run brings its own.
+    again = settings("export.variants=[]", "export.conversion_timeout_s=300")
+    done = run_exporter("export", "--trained", "run", *again, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "epoch" not in done.stderr
+    manifest = read_manifest(tmp_path / "models" / "mlp" / "1")
+    assert manifest.config["training"]["epochs"] == 2
+    assert manifest.config["export"]["variants"] == []
+
+
 def test_random_data_are_labelled_in_every_output(tmp_path: Path) -> None:
     tolerant = settings('data.kind="random"', "training.epochs=1", "export.variants=[]")
     done = run_exporter("export", *MLP, *tolerant, cwd=tmp_path)
@@ -187,12 +204,19 @@ def test_a_model_with_an_operator_that_tflite_lacks_is_told_and_not_published(
     flags = ["export", "--config", "mine.toml", *settings("training.epochs=1")]
     done = run_exporter(*flags, cwd=tmp_path)
     assert done.returncode == 1
-    assert "Betainc" in done.stderr
+    assert "float32 FAILED: the model uses Betainc (layer lambda)" in done.stdout
+    assert "To publish without float32, take it out of export.require" in done.stdout
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "models").exists()
-    alone = run_exporter(*flags, "--set", "export.variants=[]", cwd=tmp_path)
+    alone = run_exporter(*flags, "--set", "export.require=[]", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
-    assert (tmp_path / "models" / "builder" / "1" / layout.SAVED_MODEL).exists()
+    version = tmp_path / "models" / "builder" / "1"
+    assert (version / layout.SAVED_MODEL).exists()
+    assert not list(version.rglob("*.tflite"))
+    for variant in layout.VARIANTS:
+        assert f"{variant} is left out: the model uses Betainc" in alone.stdout
+        assert "Betainc" in read_manifest(version).parity[variant]["problems"][0]
+    assert "float32 is left out: " in (version / layout.MODEL_CARD).read_text()
 
 
 @pytest.mark.parametrize(

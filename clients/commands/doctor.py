@@ -1,4 +1,4 @@
-"""`doctor`: the eleven usual mistakes, looked for in a server or a version directory."""
+"""`doctor`: the twelve usual mistakes, looked for in a server or a version directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from clients.doctor.findings import (
     merge_findings,
 )
 from clients.doctor.server import check_server
-from clients.doctor.version import check_version
+from clients.doctor.version import check_inputs, check_version
+from clients.files.predict import add_adjustment_flags, find_adjustment
 from clients.targets import (
     DEFAULT_REST_SERVER,
     add_server_flags,
@@ -49,6 +50,15 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="VERSION",
         help="of the server to be; default: the installed TensorFlow",
     )
+    parser.add_argument(
+        "--inputs",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="what you mean to send: held against what the version was made with",
+    )
+    add_adjustment_flags(parser)
     add_server_flags(parser)
     parser.set_defaults(run=run)
 
@@ -63,6 +73,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         args.model_name = manifest.model_name if manifest else ""
     for folder in folders:
         findings += check_version(folder, server_tensorflow=args.server_tensorflow)
+        findings.append(check_inputs(folder, args.inputs, find_adjustment(args)))
     for target in targets:
         if not is_folder(target):
             with open_client(args, server=target, allow_non_finite=True) as client:
@@ -105,6 +116,8 @@ def _print(findings: list[Finding], title: str) -> None:
 
 
 def _explain_gap(check: Check, *, is_version: bool) -> str:
+    if check is Check.INPUTS:
+        return "seen with a version directory and --inputs FILE only"
     of_version = (Check.VERSION_NUMBER, Check.WHOLE_VERSION, Check.TENSORFLOW, Check.WARMUP)
     if check in of_version and not is_version:
         return "seen in a version directory only: give its path"

@@ -221,7 +221,8 @@ def _measure(
 
         _time_calls(call, 50)
         peak_mib = _read_peak_mib()
-        calls = [call, *_make_bare_calls(bare_model, batch_size)]
+        num_runs = -(-batch_size // (predictor.fixed_rows[signature.name] or batch_size))
+        calls = [call, *_make_bare_calls(bare_model, batch_size, num_runs)]
         for one in calls:
             _time_calls(one, 50)
         size = max(num_calls // _ROUNDS, 1)
@@ -258,9 +259,12 @@ def _find_primary(interpreter: Interpreter, predictor: OnDevicePredictor) -> Sig
 
 
 def _make_bare_calls(
-    interpreter: Interpreter, batch_size: int
+    interpreter: Interpreter, batch_size: int, num_runs: int
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The bare loop on the tensors as they are, and the same from floats to floats."""
+    """The bare loop on the tensors as they are, and the same from floats to floats.
+
+    `num_runs` are one call, where the file fixes the rows of a run.
+    """
     feeds = []
     for details in interpreter.get_input_details():
         sizes = details["shape_signature"]
@@ -290,7 +294,12 @@ def _make_bare_calls(
             for index, scaling in fetches
         ]
 
-    return call, call_scaled
+    if num_runs == 1:
+        return call, call_scaled
+    return (
+        lambda: [call() for _ in range(num_runs)],
+        lambda: [call_scaled() for _ in range(num_runs)],
+    )
 
 
 def _scaling(details: TensorDetails) -> tuple[np.float32, np.float32] | None:

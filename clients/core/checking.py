@@ -18,6 +18,7 @@ from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec
 from contract.signature import (
     Array,
     Batch,
+    Hints,
     Signature,
     TensorSpec,
     check_batch,
@@ -85,8 +86,9 @@ class SignatureChecker:
     the fastest calls.
     """
 
-    def __init__(self, signature: Signature, checks: Checks) -> None:
+    def __init__(self, signature: Signature, checks: Checks, hints: Hints) -> None:
         self.signature = signature
+        self._hints = hints
         self._checks = checks
         self._requests: dict[Layout, int] = {}
         self._replies: set[tuple[Layout, int, tuple[str, ...]]] = set()
@@ -96,7 +98,7 @@ class SignatureChecker:
         layout = _describe_layout(batch)
         num_rows = self._requests.get(layout)
         if num_rows is None:
-            num_rows = check_batch(batch, self.signature)
+            num_rows = check_batch(batch, self.signature, self._hints)
             if len(self._requests) >= _MOST_LAYOUTS:
                 self._requests.clear()
             self._requests[layout] = num_rows
@@ -161,11 +163,12 @@ class SignatureCache:
 
     def learn(self, spec: ModelSpec, metadata: ModelMetadata) -> CachedSignatures:
         """Takes in what the server said."""
+        hints = Hints(frozenset(metadata.signatures))
         cached = CachedSignatures(
             version=metadata.version,
             signatures=metadata.signatures,
             checkers={
-                name: SignatureChecker(signature, self._checks)
+                name: SignatureChecker(signature, self._checks, hints)
                 for name, signature in metadata.signatures.items()
             },
             fetched_at=self._clock(),

@@ -23,7 +23,7 @@ from clients.core.rows import BatchCutter, find_bad_rows, require_batch_axis, sl
 from clients.results import FailedRow, Part, Progress, UnansweredRowsError
 from contract.errors import Code, ConfigError, InternalError, PlumblineError
 from contract.servable import ModelSpec
-from contract.signature import Array, Batch, find_signature
+from contract.signature import Array, Batch, Hints, find_signature
 
 ProgressCallback = Callable[[Progress], None]
 
@@ -78,7 +78,9 @@ class PredictRun:
         self._options = options
         self._cached = cached
         self._total_rows = total_rows
-        self._cutter = BatchCutter(signature, options.batch_size)
+        self._cutter = BatchCutter(
+            signature, options.batch_size, Hints(frozenset(cached.signatures))
+        )
         self._cuts: Iterator[dict[str, Array]] = iter(())
         self._closed = False
         self._num_failed = 0

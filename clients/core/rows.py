@@ -11,7 +11,7 @@ from clients.core.checking import BatchLike, find_non_finite_rows, is_finite, na
 from clients.interruption import hold_interrupts
 from clients.options import Checks
 from contract.errors import TensorMismatchError
-from contract.signature import Array, Batch, Signature, TensorSpec, check_batch
+from contract.signature import Array, Batch, Hints, Signature, TensorSpec, check_batch
 
 MESSAGE_BYTES = 4 * 2**20 - 64 * 2**10
 """What every server takes in one message: gRPC's own limit of 4 MiB, less room for names."""
@@ -35,9 +35,12 @@ class BatchCutter:
         batch_size: May be lowered on the way; 0 until the size of the first rows chooses it.
     """
 
-    def __init__(self, signature: Signature, batch_size: int | None) -> None:
+    def __init__(
+        self, signature: Signature, batch_size: int | None, hints: Hints | None = None
+    ) -> None:
         self.batch_size = batch_size or 0
         self._signature = signature
+        self._hints = hints or Hints()
         self._held: list[Batch] = []
         self._num_held = 0
 
@@ -46,7 +49,7 @@ class BatchCutter:
         batch, specs = name_inputs(item, self._signature), self._signature.inputs
         if batch.keys() == specs.keys() and all(_is_row(batch[n], specs[n]) for n in batch):
             batch = {name: array[None] for name, array in batch.items()}
-        num_rows = check_batch(batch, self._signature)
+        num_rows = check_batch(batch, self._signature, self._hints)
         if not self.batch_size:
             self.batch_size = choose_batch_size(batch, num_rows)
         start = 0

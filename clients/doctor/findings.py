@@ -15,7 +15,7 @@ _OURS = "plumbline-tf"
 
 
 class Check(enum.StrEnum):
-    """The eleven checks, in the order of the table."""
+    """The twelve checks, in the order of the table."""
 
     REACHABLE = "reachable"
     MODEL_NAME = "model name"
@@ -27,6 +27,7 @@ class Check(enum.StrEnum):
     MESSAGE_LIMIT = "message limit"
     WARMUP = "warmup"
     HEALTHY = "healthy version"
+    INPUTS = "inputs"
     PACKAGE = "package `clients`"
 
     def passes(self, explanation: str) -> Finding:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from clients.doctor.findings import OK, WARNING, Check, Finding
+from clients.files.fit import Adjustment, InputReader
+from clients.on_device import find_version_dir
 from clients.parity import AGREES, ON_DEVICE, check_hop, make_device_hop
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
 from contract.golden import read_golden
+from contract.lite.apart import describe_apart
 from contract.lite.runtime import hide_delegate_notes
 from contract.manifest import Manifest, check_files, from_entries, read_manifest
 from contract.signature import Signature
 from contract.wire.signatures import read_meta_graph, read_signatures
 
-_EXPORT_AGAIN = "python -m exporter export --config configs/mlp.toml --base_path {base}"
+_EXPORT_AGAIN = (
+    "python -m exporter export --base_path {base} --config FILE (or --model FILE: what the "
+    "version was made from)"
+)
 _GENERATED = re.compile(
     r"(args|conv2d|dense|flatten|functional|input|keras_tensor|output|sequential)(_\d+)+"
 )
@@ -35,18 +41,48 @@ def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
     try:
         if manifest is not None:
             signatures = from_entries(manifest.signatures)
-        else:
+        elif (version_dir / layout.SAVED_MODEL).exists():
             signatures = read_signatures((version_dir / layout.SAVED_MODEL).read_bytes())
+        else:
+            signatures = describe_apart(version_dir / layout.TFLITE).signatures
+    except UnimplementedError as error:
+        return [*findings, Check.SIGNATURES.is_not_checked(str(error))]
     except (ManifestError, OSError) as error:
         return [*findings, Check.SIGNATURES.fails(str(error), _describe_copy(version_dir))]
     return [*findings, check_names(signatures), *_check_specs(signatures)]
+
+
+def check_inputs(path: Path, inputs: Sequence[Path], adjustment: Adjustment) -> Finding:
+    """Whether files that somebody means to send look like what a version was made with."""
+    if not inputs:
+        return Check.INPUTS.is_not_checked("")
+    try:
+        manifest = read_manifest(find_version_dir(path))
+        if not manifest.inputs:
+            return Check.INPUTS.is_not_checked("the version does not say what its inputs were like")
+        reader = InputReader(
+            inputs,
+            from_entries(manifest.signatures),
+            adjustment=adjustment,
+            known=manifest.inputs,
+        )
+    except PlumblineError as error:
+        return Check.INPUTS.fails(str(error))
+    listed = " ".join(map(str, inputs))
+    if reader.remarks:
+        flags = " ".join(dict.fromkeys(one.flag for one in reader.remarks))
+        return Check.INPUTS.warns(
+            "; ".join(one.text for one in reader.remarks),
+            f"python -m clients predict {listed} {flags}",
+        )
+    return Check.INPUTS.passes(f"{listed} look like what the version was made with")
 
 
 def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
     """The version directory meant by `path`, and whether its place and name are right."""
     if not path.is_dir():
         return None, Check.VERSION_NUMBER.fails(f"{path} is no directory", f"ls {path.parent}")
-    if _is_saved_model(path):
+    if layout.holds_model(path):
         if layout.parse_version(path.name) is not None:
             return path, Check.VERSION_NUMBER.passes(f"{path} is version {path.name}")
         return path, Check.VERSION_NUMBER.fails(
@@ -58,7 +94,7 @@ def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
     if versions:
         newest = versions[max(versions)]
         return newest, Check.VERSION_NUMBER.passes(f"newest of {len(versions)}: {newest}")
-    unnumbered = [child for child in sorted(path.iterdir()) if _is_saved_model(child)]
+    unnumbered = [child for child in sorted(path.iterdir()) if layout.holds_model(child)]
     if unnumbered:
         names = ", ".join(child.name for child in unnumbered)
         return None, Check.VERSION_NUMBER.fails(
@@ -69,10 +105,6 @@ def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
         f"{path} holds no version: no numbered folder with a model in it",
         _EXPORT_AGAIN.format(base=path),
     )
-
-
-def _is_saved_model(path: Path) -> bool:
-    return any((path / name).is_file() for name in (layout.SAVED_MODEL, "model.tflite"))
 
 
 def _check_whole(version_dir: Path) -> tuple[Manifest | None, Finding]:

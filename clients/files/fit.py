@@ -8,31 +8,75 @@ from pathlib import Path
 
 import numpy as np
 
+from clients.files.pictures import decode_image
 from clients.files.read import (
     UNNAMED,
     FileRows,
     OnSkipped,
     Skipped,
-    decode_image,
     list_files,
     read_files,
 )
 from contract.console.terminal import remark
 from contract.errors import DatasetError, PlumblineError, TensorMismatchError
+from contract.manifest import InputStatistics
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import (
+    IMAGE_BYTES,
     PREDICT_METHOD,
     STRING,
+    UINT8,
     Array,
+    Hints,
     Signature,
     TensorSpec,
     check_batch,
     dtype_name,
     find_signature,
 )
+from contract.statistics import compare_inputs
 
-PIXELS = "serving_uint8"
-IMAGE_BYTES = "serving_image_bytes"
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Adjustment:
+    """What is done to numbers before they are sent.
+
+    Attributes:
+        invert: Dark ink on paper becomes light ink on dark.
+        scale: Numbers are divided by it; 0 leaves them, and divides decoded pixels by 255 where
+            a signature takes floats.
+        shift: Then added.
+    """
+
+    invert: bool = False
+    scale: float = 0.0
+    shift: float = 0.0
+
+    def apply(self, rows: FileRows) -> FileRows:
+        """Rows of arrays, adjusted; those of files of pictures are left to `scale_pixels`."""
+        if rows.is_image or self == Adjustment():
+            return rows
+        batch = {
+            name: self._adjust(array) if array.dtype.kind in "iuf" else array
+            for name, array in rows.batch.items()
+        }
+        return dataclasses.replace(rows, batch=batch)
+
+    def scale_pixels(self, pixels: Array) -> Array:
+        """float32 of decoded pixels."""
+        scaled: Array = pixels.astype(np.float32) / np.float32(self.scale or 255)
+        return scaled + np.float32(self.shift) if self.shift else scaled
+
+    def _adjust(self, array: Array) -> Array:
+        if self.invert and array.size:
+            # Bytes and floats of 0..255 about their middle, likewise floats of 0..1 and -1..1.
+            is_bytes = array.dtype.kind in "iu" or array.max() > 1
+            whole = 255 if is_bytes else (1 if array.min() >= 0 else 0)
+            array = (whole - array).astype(array.dtype)
+        if not self.scale and not self.shift:
+            return array
+        numbers: Array = array.astype(np.float32) / np.float32(self.scale or 1)
+        return numbers + np.float32(self.shift)
 
 
 class InputReader:
@@ -43,6 +87,7 @@ class InputReader:
     Attributes:
         signature: The signature that the rows fit.
         skipped: Everything that was skipped so far.
+        remarks: What looks wrong about the first rows, beside those of `known`.
 
     Raises:
         ConfigError: A path does not exist or is of an unknown kind.
@@ -57,22 +102,28 @@ class InputReader:
         *,
         signature_name: str = "",
         array_name: str = "",
-        invert: bool = False,
+        adjustment: Adjustment = Adjustment(),
+        known: Mapping[str, InputStatistics] | None = None,
     ) -> None:
         self.skipped: list[Skipped] = []
-        self._invert = invert
+        self._adjustment = adjustment
         self._pixel_shape = find_pixel_shape(signatures)
-        self._blocks = read_files(
+        self._hints = Hints(frozenset(signatures))
+        blocks = read_files(
             list_files(paths),
             on_skipped=self._skip,
             array_name=array_name,
             signature_name=signature_name or DEFAULT_SIGNATURE_NAME,
         )
+        self._blocks = map(adjustment.apply, blocks)
         first = next(self._blocks, None)
         if first is None:
             raise DatasetError("no rows: none of the files could be read, or they are empty")
         self.signature = choose_signature(signatures, first, signature_name)
         self._first = self._fit(first)
+        self.remarks = compare_inputs(self._first.batch, known or {})
+        for one in self.remarks:
+            remark(f"{one.text}: {one.flag} mends it")
 
     def __iter__(self) -> Iterator[FileRows]:
         """Blocks of rows whose batch fits the signature; may be iterated once."""
@@ -96,8 +147,9 @@ class InputReader:
             rows,
             self.signature,
             pixel_shape=self._pixel_shape,
-            invert=self._invert,
+            adjustment=self._adjustment,
             on_skipped=self._skip,
+            hints=self._hints,
         )
 
     def _skip(self, skipped: Skipped) -> None:
@@ -117,11 +169,11 @@ def choose_signature(
     """
     if signature_name:
         return find_signature(signatures, signature_name)
-    preferred = (DEFAULT_SIGNATURE_NAME, PIXELS)
+    preferred = (DEFAULT_SIGNATURE_NAME, UINT8)
     if rows.is_image:
-        preferred = (PIXELS, IMAGE_BYTES)
+        preferred = (UINT8, IMAGE_BYTES)
     elif _looks_like_pixels(rows):
-        preferred = (PIXELS, DEFAULT_SIGNATURE_NAME)
+        preferred = (UINT8, DEFAULT_SIGNATURE_NAME)
     rest = sorted(
         name
         for name, signature in signatures.items()
@@ -132,11 +184,12 @@ def choose_signature(
             return signatures[name]
     if rows.is_image:
         raise TensorMismatchError(
-            f"images need the signature {PIXELS} or {IMAGE_BYTES}; this version has "
+            f"images need the signature {UINT8} or {IMAGE_BYTES}; this version has "
             f"{', '.join(signatures)}; name one with --signature_name, or give arrays"
         )
     fallback = signatures.get(DEFAULT_SIGNATURE_NAME) or next(iter(signatures.values()))
-    check_batch(_shape_batch(rows, fallback), fallback)  # raises, and says why
+    hints = Hints(frozenset(signatures))
+    check_batch(_shape_batch(rows, fallback), fallback, hints)  # raises, and says why
     raise TensorMismatchError(f"{rows.source} fits none of {', '.join(signatures)}")
 
 
@@ -145,20 +198,21 @@ def fit_rows(
     signature: Signature,
     *,
     pixel_shape: tuple[int, ...] = (),
-    invert: bool = False,
+    adjustment: Adjustment = Adjustment(),
     on_skipped: OnSkipped,
+    hints: Hints,
 ) -> FileRows:
     """The rows as `signature` wants them."""
     if rows.is_image:
-        return _fit_images(rows, signature, pixel_shape, invert, on_skipped)
+        return _fit_images(rows, signature, pixel_shape, adjustment, on_skipped)
     batch = _shape_batch(rows, signature)
-    check_batch(batch, signature)
+    check_batch(batch, signature, hints)
     return dataclasses.replace(rows, batch=batch)
 
 
 def find_pixel_shape(signatures: Mapping[str, Signature]) -> tuple[int, ...]:
     """(height, width[, channels]) of the model's images, () when no signature tells."""
-    for name in (PIXELS, *signatures):
+    for name in (UINT8, *signatures):
         if name in signatures and len(signatures[name].inputs) == 1:
             shape = next(iter(signatures[name].inputs.values())).shape or ()
             if len(shape) in (3, 4) and None not in shape[1:]:
@@ -247,7 +301,7 @@ def _fit_images(
     rows: FileRows,
     signature: Signature,
     pixel_shape: tuple[int, ...],
-    invert: bool,
+    adjustment: Adjustment,
     on_skipped: OnSkipped,
 ) -> FileRows:
     name, spec = next(iter(signature.inputs.items()))
@@ -259,16 +313,16 @@ def _fit_images(
     if not shape or spec.dtype not in ("uint8", "float32"):
         raise TensorMismatchError(
             f"`{name}` of signature {signature.name!r} wants {spec.describe()}, which says not "
-            f"how large an image is; use signature {PIXELS} or {IMAGE_BYTES}, or give arrays"
+            f"how large an image is; use signature {UINT8} or {IMAGE_BYTES}, or give arrays"
         )
     kept, images = [], []
     for index, content in enumerate(contents):
         try:
-            images.append(decode_image(content, shape, invert=invert))
+            images.append(decode_image(content, shape, invert=adjustment.invert))
             kept.append(index)
         except DatasetError as error:
             on_skipped(Skipped(rows.name_row(index), str(error)))
     pixels: Array = np.array(images, dtype=np.uint8).reshape(len(images), *shape)
     if spec.dtype == "float32":
-        pixels = pixels.astype(np.float32) / np.float32(255)
+        pixels = adjustment.scale_pixels(pixels)
     return rows.take(kept, {name: _fit_array(pixels, spec, is_text=False)})

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from clients.files.fit import InputReader
+from clients.files.fit import Adjustment, InputReader
 from clients.files.read import FileRows, Skipped
 from clients.files.write import Sink, describe_row, open_sink
 from clients.interruption import Interrupted
@@ -17,7 +17,8 @@ from clients.results import flatten
 from contract import layout
 from contract.console.exits import ExitCode
 from contract.console.terminal import print_json, remark, show_progress
-from contract.errors import ConfigError, RequestError, SignatureNotFoundError
+from contract.errors import ConfigError, ManifestError, RequestError, SignatureNotFoundError
+from contract.manifest import InputStatistics, read_manifest
 from contract.parity import Predictor
 from contract.signature import Batch, Signature
 
@@ -55,7 +56,7 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="INPUT",
-        help="npz, npy, csv, jsonl, PNG, JPEG, or a folder of images (light ink on dark)",
+        help="npz, npy, csv, jsonl, PNG, JPEG, or a folder of images",
     )
     parser.add_argument(
         "--output",
@@ -69,13 +70,61 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--array_name", default="", metavar="NAME", help="the array to take of an npz"
     )
-    parser.add_argument("--invert", action="store_true", help="images have dark ink on paper")
+    add_adjustment_flags(parser)
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="a text file, one class name per line"
     )
     parser.add_argument(
         "--allow_non_finite", action="store_true", help="send NaN and infinity as they are"
     )
+
+
+def add_adjustment_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of what is done to numbers before they are sent."""
+    parser.add_argument(
+        "--invert",
+        action="store_true",
+        help="turn dark ink on paper into light on dark, in pictures and in arrays of pixels",
+    )
+    parser.add_argument(
+        "--scale",
+        type=_read_number,
+        default=0.0,
+        metavar="N",
+        help="divide numbers by N: 255 for pixels where the model takes 0..1; 1/255 the reverse",
+    )
+    parser.add_argument(
+        "--shift",
+        type=_read_number,
+        default=0.0,
+        metavar="N",
+        help="then add N: --scale 127.5 --shift -1 makes -1..1 of pixels",
+    )
+
+
+def _read_number(text: str) -> float:
+    """An argparse type: a number, or a fraction of two."""
+    above, _, below = text.partition("/")
+    divisor = float(below or 1)
+    value = float(above) / divisor if divisor else float("inf")
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def find_adjustment(args: argparse.Namespace) -> Adjustment:
+    """What the flags of `add_adjustment_flags` ask for."""
+    return Adjustment(invert=args.invert, scale=args.scale, shift=args.shift)
+
+
+def find_statistics(version_dir: Path | None) -> Mapping[str, InputStatistics]:
+    """What the inputs of a version looked like; nothing where its manifest does not say."""
+    if version_dir is None:
+        return {}
+    try:
+        return read_manifest(find_version_dir(version_dir)).inputs
+    except (ManifestError, ConfigError):
+        return {}
 
 
 def predict_files(
@@ -89,7 +138,8 @@ def predict_files(
         signatures,
         signature_name=args.signature_name,
         array_name=args.array_name,
-        invert=args.invert,
+        adjustment=find_adjustment(args),
+        known=find_statistics(args.version_dir),
     )
     if not args.signature_name:
         remark(f"signature {reader.signature.name}")
@@ -133,6 +183,7 @@ def _predict_json(args: argparse.Namespace, reader: InputReader, answer: Answeri
             "signature_name": reader.signature.name,
             "predictions": rows,
             "failed": [{"row": name, "reason": reason} for name, reason in failed],
+            "remarks": [{"text": one.text, "flag": one.flag} for one in reader.remarks],
             "skipped": [{"file": name, "reason": reason} for name, reason in reader.skipped],
         }
     )

@@ -14,6 +14,7 @@ _EXTRAS = {
     "PIL": "cli",
     "rich": "cli",
     "fsspec": "remote",
+    "pyarrow": "tensorflow",
 }
 """Package to the extra that brings it, for packages that are needed one by one."""
 

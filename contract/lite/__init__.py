@@ -13,7 +13,7 @@ Example:
 
 from contract.lite.model import LiteModel
 from contract.lite.program import Program
-from contract.lite.runtime import list_custom_ops, list_flex_ops
+from contract.lite.schema import list_custom_ops, list_flex_ops
 from contract.lite.tensors import Quantisation
 
 __all__ = ["LiteModel", "Program", "Quantisation", "list_custom_ops", "list_flex_ops"]

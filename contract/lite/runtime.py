@@ -10,7 +10,6 @@ import functools
 import importlib
 import logging
 import os
-import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from contract.console.extras import is_installed
 from contract.errors import ManifestError, UnimplementedError
+from contract.lite.schema import list_flex_ops
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _LIGHT_RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
-
-# tensorflow/lite/schema/schema.fbs: Model.operator_codes and OperatorCode.custom_code
-_FILE_IDENTIFIER = b"TFL3"
-_OPERATOR_CODES_FIELD = 1
-_CUSTOM_CODE_FIELD = 1
 
 
 class TensorDetails(TypedDict):
@@ -71,6 +66,8 @@ class Calls(Protocol):
     def GetSubgraphIndexFromSignature(self, name: str) -> int: ...
     def GetTensor(self, tensor: int, subgraph: int) -> Array: ...
     def Invoke(self, subgraph: int) -> None: ...
+    def NumSubgraphs(self) -> int: ...
+    def ResetVariableTensors(self) -> None: ...
     def ResizeInputTensor(self, tensor: int, shape: Array, strict: bool, subgraph: int) -> None: ...
     def SetTensor(self, tensor: int, value: Array, subgraph: int) -> None: ...
     def tensor(self, base: Interpreter, tensor: int, subgraph: int) -> Array: ...
@@ -134,7 +131,10 @@ def create_interpreter(content: bytes, *, num_threads: int, source: str) -> Inte
             runtime lacks; they are named.
     """
     interpreter_class = find_interpreter()
-    flex = list_flex_ops(content)
+    try:
+        flex = list_flex_ops(content)
+    except ManifestError as error:
+        raise ManifestError(f"{source}: {error.message}") from None
     if flex:
         raise UnimplementedError(
             f"{source} needs TensorFlow operators ({', '.join(flex)}), which a TFLite "
@@ -149,67 +149,6 @@ def create_interpreter(content: bytes, *, num_threads: int, source: str) -> Inte
         reason = " ".join(str(error).split())
         raise ManifestError(f"{source} cannot be run as a TFLite model: {reason}") from error
     return interpreter
-
-
-def list_custom_ops(content: bytes) -> list[str]:
-    """Names of the operators that are not TFLite builtins, sorted.
-
-    Reads the three tables it needs of the flatbuffer (tensorflow/lite/schema/schema.fbs, laid
-    out as in https://flatbuffers.dev/internals/), so that neither TensorFlow nor the
-    flatbuffers package has to be installed.
-
-    Args:
-        content: A whole `.tflite` file.
-
-    Raises:
-        ManifestError: `content` is not a TFLite model.
-    """
-    if content[4:8] != _FILE_IDENTIFIER:
-        raise ManifestError(
-            f"not a TFLite model: {len(content)} bytes that lack the identifier TFL3 at offset 4"
-        )
-    try:
-        return sorted(set(_iterate_custom_codes(content)))
-    except (struct.error, UnicodeDecodeError) as error:
-        raise ManifestError(f"a damaged TFLite model of {len(content)} bytes: {error}") from error
-
-
-def list_flex_ops(content: bytes) -> list[str]:
-    """Names of the TensorFlow operators (`FlexErf` is `Erf`) that need the Flex delegate.
-
-    Args:
-        content: A whole `.tflite` file.
-
-    Raises:
-        ManifestError: `content` is not a TFLite model.
-    """
-    return [name[4:] for name in list_custom_ops(content) if name.startswith("Flex")]
-
-
-def _iterate_custom_codes(content: bytes) -> Iterator[str]:
-    vector = _follow(content, _read(content, "<I", 0), _OPERATOR_CODES_FIELD)
-    if vector is None:
-        return
-    for index in range(_read(content, "<I", vector)):
-        slot = vector + 4 + 4 * index
-        name = _follow(content, slot + _read(content, "<I", slot), _CUSTOM_CODE_FIELD)
-        if name is not None and (size := _read(content, "<I", name)):
-            yield content[name + 4 : name + 4 + size].decode()
-
-
-def _follow(content: bytes, table: int, field: int) -> int | None:
-    """Where the vector or string in `field` of the table at `table` starts, if it is set."""
-    vtable = table - _read(content, "<i", table)
-    entry = 4 + 2 * field
-    if vtable < 0 or entry >= _read(content, "<H", vtable):
-        return None
-    offset = _read(content, "<H", vtable + entry)
-    return table + offset + _read(content, "<I", table + offset) if offset else None
-
-
-def _read(content: bytes, layout: str, at: int) -> int:
-    (value,) = struct.unpack_from(layout, content, at)
-    return int(value)
 
 
 @contextmanager

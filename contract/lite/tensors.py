@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ class LiteTensor:
     """One tensor of a signature.
 
     Attributes:
-        spec: Name, dtype and shape as declared in the file, None for a dynamic axis.
+        spec: Name, dtype and shape as callers see it, None for an axis that varies.
         index: The interpreter's index of it, within the subgraph.
         quantisation: How its integers stand for reals, None for a tensor without a scale.
         hidden: Whether callers see float32 in place of the integers.
@@ -118,25 +119,54 @@ class LiteTensor:
     hidden: bool
 
     @property
+    def rows(self) -> int | None:
+        """The size of axis 0, None where it is free, 0 for a scalar."""
+        return self.spec.shape[0] if self.spec.shape else 0
+
+    @property
     def is_batched(self) -> bool:
         """Whether axis 0 is free, which makes it the batch."""
-        return bool(self.spec.shape) and self.spec.shape is not None and self.spec.shape[0] is None
+        return self.rows is None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiteSignature:
-    """One signature: the index of the subgraph that computes it, and its tensors in file order."""
+    """One signature of a file.
+
+    Attributes:
+        name: Its name.
+        subgraph: The index of the subgraph that computes it.
+        inputs: In the order of the file.
+        outputs: Likewise.
+        fixed_rows: So many rows, no more and no fewer, are one run; 0 for any number.
+    """
 
     name: str
     subgraph: int
     inputs: tuple[LiteTensor, ...]
     outputs: tuple[LiteTensor, ...]
+    fixed_rows: int = 0
 
     @property
     def is_divisible(self) -> bool:
         """Whether a batch may run in chunks: rows go in and rows come out of every output."""
         rows_in = any(tensor.is_batched for tensor in self.inputs)
         return rows_in and all(tensor.is_batched for tensor in self.outputs)
+
+    def reshape(self, shapes: Mapping[str, tuple[int, ...]]) -> LiteSignature:
+        """The signature with these sizes of the inputs' axes in place of those of the file.
+
+        Rows are still rows. An input that cannot have such a shape keeps its own.
+        """
+
+        def apply(tensor: LiteTensor) -> LiteTensor:
+            sizes, shape = shapes.get(tensor.spec.name, ()), tensor.spec.shape
+            if not shape or len(sizes) != len(shape) or 0 in sizes:
+                return tensor
+            new = (None, *sizes[1:]) if tensor.is_batched else sizes
+            return dataclasses.replace(tensor, spec=dataclasses.replace(tensor.spec, shape=new))
+
+        return dataclasses.replace(self, inputs=tuple(map(apply, self.inputs)))
 
     def describe(self, *, dequantise: bool) -> Signature:
         """The signature as callers see it: float32 or the integers of the file."""
@@ -153,11 +183,13 @@ class LiteSignature:
         return Signature(self.name, inputs, outputs)
 
 
-def read_signatures(interpreter: Interpreter) -> dict[str, LiteSignature]:
+def read_signatures(
+    interpreter: Interpreter, exotic: Mapping[tuple[int, int], str] = MappingProxyType({})
+) -> dict[str, LiteSignature]:
     """Every signature of the model, by name; one without any has `serving_default` by tensor names.
 
     That is how TensorFlow Serving names them (`servables/tensorflow/tflite_session.cc`). The
-    interpreter's tensors are allocated.
+    interpreter's tensors are allocated; `exotic` tensors are those that no ndarray holds.
 
     Raises:
         UnimplementedError: A tensor's dtype has no counterpart in numpy.
@@ -165,22 +197,73 @@ def read_signatures(interpreter: Interpreter) -> dict[str, LiteSignature]:
     entries = {}
     for name in interpreter.get_signature_list():
         runner = interpreter.get_signature_runner(name)
-        entries[name] = LiteSignature(
-            name,
-            interpreter._interpreter.GetSubgraphIndexFromSignature(name),
-            _read_tensors(runner.get_input_details(), _HIDDEN_INPUTS),
-            _read_tensors(runner.get_output_details(), _HIDDEN_OUTPUTS),
-        )
+        subgraph = interpreter._interpreter.GetSubgraphIndexFromSignature(name)
+        inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        entries[name] = _read_signature(name, subgraph, inputs, outputs, exotic)
     if not entries:
-        inputs = {details["name"]: details for details in interpreter.get_input_details()}
-        outputs = {details["name"]: details for details in interpreter.get_output_details()}
-        entries[DEFAULT_SIGNATURE_NAME] = LiteSignature(
-            DEFAULT_SIGNATURE_NAME,
-            0,
-            _read_tensors(inputs, _HIDDEN_INPUTS),
-            _read_tensors(outputs, _HIDDEN_OUTPUTS),
-        )
+        inputs = _name_tensors(interpreter.get_input_details(), "input")
+        outputs = _name_tensors(interpreter.get_output_details(), "output")
+        name = DEFAULT_SIGNATURE_NAME
+        entries[name] = _read_signature(name, 0, inputs, outputs, exotic)
     return entries
+
+
+def _read_signature(
+    name: str,
+    subgraph: int,
+    inputs: Mapping[str, TensorDetails],
+    outputs: Mapping[str, TensorDetails],
+    exotic: Mapping[tuple[int, int], str],
+) -> LiteSignature:
+    for tensor, details in (*inputs.items(), *outputs.items()):
+        dtype = exotic.get((subgraph, int(details["index"])))
+        if dtype is not None:
+            raise UnimplementedError(
+                f"tensor `{tensor}` of signature {name!r} is {dtype}, which nobody can send or be "
+                "sent; convert the model with inputs and outputs of numbers or strings"
+            )
+    read = _read_tensors(inputs, _HIDDEN_INPUTS), _read_tensors(outputs, _HIDDEN_OUTPUTS)
+    return _free_batch(LiteSignature(name, subgraph, *read))
+
+
+def _free_batch(signature: LiteSignature) -> LiteSignature:
+    """Shows a batch of fixed size as one of any size, which is run so many rows at a time.
+
+    Axis 0 is the batch where every output has the same fixed size of it, and an input too. If
+    it was something else, a caller who gives what the file declares still gets what it answers.
+    """
+    sizes = {tensor.rows for tensor in signature.outputs}
+    rows = sizes.pop() if len(sizes) == 1 else 0
+    given = [tensor.rows for tensor in signature.inputs]
+    if not rows or None in given or rows not in given:
+        return signature
+
+    def free(tensor: LiteTensor) -> LiteTensor:
+        if tensor.rows != rows or tensor.spec.shape is None:
+            return tensor
+        spec = dataclasses.replace(tensor.spec, shape=(None, *tensor.spec.shape[1:]))
+        return dataclasses.replace(tensor, spec=spec)
+
+    return dataclasses.replace(
+        signature,
+        inputs=tuple(map(free, signature.inputs)),
+        outputs=tuple(map(free, signature.outputs)),
+        fixed_rows=rows,
+    )
+
+
+def _name_tensors(tensors: Sequence[TensorDetails], kind: str) -> dict[str, TensorDetails]:
+    """Tensors by their names without `:0`, as TensorFlow Serving has them.
+
+    TensorFlow Serving drops all but one of those whose names differ in the number alone; here
+    they keep it. Those without a name of their own go by their position.
+    """
+    full = [details["name"] for details in tensors]
+    short = [name.partition(":")[0] for name in full]
+    for names in (short, full):
+        if all(names) and len(set(names)) == len(names):
+            return dict(zip(names, tensors, strict=True))
+    return {f"{kind}_{position}": details for position, details in enumerate(tensors)}
 
 
 def _read_tensors(

@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from contract import layout
+from contract.errors import DatasetError
 from contract.golden import Golden, GoldenExamples
 from contract.parity import Predictor
-from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec
-from contract.signature import CLASSIFY_METHOD, Array, Batch, Signature
+from contract.servable import ModelSpec
+from contract.signature import (
+    CLASSIFY_METHOD,
+    STRING,
+    Array,
+    Batch,
+    Signature,
+    TensorSpec,
+    describe_shape,
+    dtype_name,
+)
 from contract.wire.plumbline_wire import example_pb2, inference_pb2, prediction_log_pb2
 from contract.wire.predict import encode_predict_request, model_spec_to_proto
 from contract.wire.tfrecord import write_records
@@ -30,47 +42,73 @@ from exporter.artifacts.names import (
     TUTORIAL_VALUES,
     UINT8,
 )
-from exporter.data.dataset import Dataset, fingerprint_arrays, to_float32
+from exporter.data.dataset import fingerprint_arrays
+from exporter.data.examples import Examples, ExportExamples
+from exporter.data.pixels import PixelScale
+
+if TYPE_CHECKING:
+    from exporter.artifacts.exportable import Exportable
 
 _FIRST_BATCHES = (1, 7, 24)
 _BATCH = 32
 """Golden batches: 1, 7, 24, then 32s: float sums depend on the batch, so several are kept."""
 
-_CHUNK = 1024
+_CHUNK = 256
 """Rows of the test split in one call: bounds memory."""
+
+_MAX_GOLDEN_BYTES = 16 * 2**20
+"""Of the inputs of a signature: golden is part of a version, and every server reads it."""
+
+_MAX_HELD_OUT_BYTES = 64 * 2**20
+_MAX_CALIBRATION_BYTES = 48 * 2**20
+"""About a hundred rows of 224 x 224 x 3 floats, each answered by every copy; tens of thousands of
+small ones."""
 
 _JPEG_EVERY, _LARGE_EVERY = 8, 5
 
 _WARMUP_BATCHES = (1, 32)
 
 
-def make_golden(
-    predictor: Predictor, signatures: Mapping[str, Signature], dataset: Dataset, count: int
-) -> Golden:
-    """Real examples of every class with the in-process answers, for every signature."""
-    rows = _take_examples(dataset, count)
-    sizes = tuple(_iterate_batch_sizes(len(rows)))
-    return Golden(
-        {
-            name: answer_inputs(
-                predictor, _make_inputs(signature, rows, dataset), name, batch_sizes=sizes
-            )
-            for name, signature in signatures.items()
-        }
-    )
+def make_golden(model: Exportable, examples: ExportExamples, count: int) -> Golden:
+    """Real examples of every class with the in-process answers, for every signature.
+
+    A signature with an input that the data lack has none.
+    """
+    found = {}
+    for name, signature in model.signatures.items():
+        fixed = find_fixed_batch(signature)
+        rows = np.resize(np.arange(len(examples.golden)), max(count, fixed or 0))
+        rows = rows[: _cap_rows(signature, examples, len(rows), _MAX_GOLDEN_BYTES)]
+        sizes = tuple(_iterate_batch_sizes(len(rows), fixed))
+        rows = rows[: sum(sizes)]
+        inputs = model.make_inputs(signature, examples, examples.golden.take(rows).inputs)
+        if inputs is not None:
+            found[name] = answer_inputs(model, inputs, name, batch_sizes=sizes)
+    return Golden(found)
 
 
-def _take_examples(dataset: Dataset, count: int) -> Array:
-    rows: Array = np.concatenate([dataset.x_test, dataset.x_validation, dataset.x_train])
-    labels = np.concatenate([dataset.y_test, dataset.y_validation, dataset.y_train])
-    chosen = choose_rows(dataset.y_test, count)
-    if len(chosen) < count or len(np.unique(dataset.y_test)) < dataset.num_classes:
-        chosen = choose_rows(labels, count)
-    taken: Array = rows[np.resize(chosen, max(count, len(chosen)))]
-    return taken
+def find_fixed_batch(signature: Signature) -> int | None:
+    """The rows of every call, where the signature's batch axis is fixed."""
+    sizes = {spec.shape[0] for spec in signature.inputs.values() if spec.shape}
+    return next((size for size in sizes if size is not None), None)
 
 
-def _iterate_batch_sizes(count: int) -> Iterator[int]:
+def _cap_rows(signature: Signature, examples: ExportExamples, count: int, max_bytes: int) -> int:
+    """As many rows as `max_bytes` hold, of the signature's inputs or of the data's."""
+    fixed = [
+        math.prod(n or 1 for n in spec.shape[1:]) * spec.numpy_dtype.itemsize
+        for spec in signature.inputs.values()
+        if spec.shape and spec.dtype != STRING
+    ]
+    row_bytes = max(sum(fixed), examples.golden.num_bytes // max(1, len(examples.golden)), 1)
+    least = find_fixed_batch(signature) or 1
+    return min(count, max(least, max_bytes // row_bytes))
+
+
+def _iterate_batch_sizes(count: int, fixed: int | None = None) -> Iterator[int]:
+    if fixed is not None:
+        yield from itertools.repeat(fixed, count // fixed)
+        return
     for size in itertools.chain(_FIRST_BATCHES, itertools.repeat(_BATCH)):
         if count <= 0:
             return
@@ -78,35 +116,49 @@ def _iterate_batch_sizes(count: int) -> Iterator[int]:
         count -= size
 
 
-def make_held_out(
-    predictor: Predictor, signatures: Mapping[str, Signature], dataset: Dataset
-) -> Golden:
-    """The whole test split with the in-process answers, through the signatures without strings."""
-    rows = dataset.x_test
-    starts = range(0, len(rows), _CHUNK)
-    sizes = tuple(min(_CHUNK, len(rows) - start) for start in starts)
-    return Golden(
-        {
-            name: answer_inputs(
-                predictor, _make_inputs(signatures[name], rows, dataset), name, batch_sizes=sizes
-            )
-            for name in (DEFAULT_SIGNATURE_NAME, UINT8)
-            if name in signatures
-        }
-    )
+def make_held_out(model: Exportable, examples: ExportExamples) -> tuple[Golden, int]:
+    """The test split, then rows of the others, with the in-process answers.
+
+    Through the main signature and what takes raw pixels. Returns how many rows are of the test
+    split, too.
+    """
+    names = dict.fromkeys((model.main_signature.name, UINT8))
+    found, num_test = {}, 0
+    for name in names:
+        if name not in model.signatures:
+            continue
+        signature = model.signatures[name]
+        fixed = find_fixed_batch(signature)
+        count = _cap_rows(signature, examples, len(examples.test), _MAX_HELD_OUT_BYTES)
+        parts = [examples.test.take(slice(count)), examples.more]
+        rows = Examples.concatenate([Examples(one.inputs) for one in parts])
+        num_rows = len(rows)
+        if fixed is not None:  # whole batches; fewer rows than one holds are repeated
+            rows = rows.take(np.resize(np.arange(num_rows), max(fixed, num_rows // fixed * fixed)))
+        chunk = fixed or _CHUNK
+        sizes = tuple(min(chunk, len(rows) - at) for at in range(0, len(rows), chunk))
+        inputs = model.make_inputs(signature, examples, rows.inputs)
+        if inputs is not None and sizes:
+            num_test = min(count, num_rows, len(rows))
+            found[name] = answer_inputs(model, inputs, name, batch_sizes=sizes)
+    return Golden(found), num_test
 
 
 def make_calibration(
-    signatures: list[Signature], dataset: Dataset, count: int, *, seed: int
+    model: Exportable, signature_names: Sequence[str], examples: ExportExamples
 ) -> tuple[Golden, str]:
-    """A seeded, class-balanced set of training rows, one a batch, for int8."""
-    rows = dataset.x_train[choose_rows(dataset.y_train, count, seed=seed)]
-    sizes = (1,) * len(rows)
-    examples = {
-        signature.name: GoldenExamples(_make_inputs(signature, rows, dataset), {}, sizes)
-        for signature in signatures
-    }
-    return Golden(examples), fingerprint_arrays({"calibration": rows})
+    """Training rows, one a batch, for int8; and their fingerprint."""
+    rows = examples.calibration
+    found = {}
+    for name in signature_names:
+        signature = model.signatures[name]
+        count = _cap_rows(signature, examples, len(rows), _MAX_CALIBRATION_BYTES)
+        inputs = model.make_inputs(signature, examples, rows.take(slice(count)).inputs)
+        if inputs is not None:
+            found[name] = GoldenExamples(inputs, {}, (1,) * count)
+    return Golden(found), fingerprint_arrays(
+        {f"calibration {name}".strip(): array for name, array in rows.inputs.items()}
+    )
 
 
 def write_warmup(
@@ -145,30 +197,6 @@ def _make_record(model_name: str, signature: Signature, batch: Batch) -> bytes:
     return bytes(log.SerializeToString(deterministic=True))
 
 
-def choose_rows(labels: Array, count: int, *, seed: int | None = None) -> Array:
-    """Rows that take the classes in turn, so that all appear and equally often.
-
-    Args:
-        labels: int64 (rows,).
-        count: How many; raised to the number of classes, lowered to the rows there are.
-        seed: Of the choice within a class; None takes them in order.
-
-    Returns:
-        int64 (count,) row numbers, in turn by class.
-    """
-    rng = None if seed is None else np.random.default_rng(seed)
-    by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    if rng is not None:
-        by_class = [rng.permutation(rows) for rows in by_class]
-    turns: list[int] = [
-        rows[turn]
-        for turn in range(max(map(len, by_class)))
-        for rows in by_class
-        if turn < len(rows)
-    ]
-    return np.asarray(turns[: max(count, len(by_class))], np.int64)
-
-
 def answer_inputs(
     predictor: Predictor,
     inputs: Batch,
@@ -185,8 +213,13 @@ def answer_inputs(
     return GoldenExamples(inputs, outputs, batch_sizes)
 
 
-def _make_inputs(signature: Signature, rows: Array, dataset: Dataset) -> dict[str, Array]:
-    """Raw rows of a data set, (rows, *example_shape), as one signature takes them."""
+def make_image_inputs(
+    signature: Signature, rows: Array, pixels: PixelScale
+) -> dict[str, Array] | None:
+    """Pixels, uint8 (rows, height, width, channels), as the signatures for pictures take them.
+
+    None for a signature that takes the model's own input.
+    """
     if signature.name == UINT8:
         shape = signature.inputs["images"].shape or rows.shape
         return {"images": rows.reshape(len(rows), *(size or 1 for size in shape[1:]))}
@@ -195,14 +228,52 @@ def _make_inputs(signature: Signature, rows: Array, dataset: Dataset) -> dict[st
     if signature.name == CLASSIFY:
         return {"inputs": _encode_examples(_encode_files(rows))}
     if signature.name == PREDICT_IMAGES:
-        return {"images": to_float32(rows, (TUTORIAL_VALUES,))}
-    shaped = {}
-    for name, spec in signature.inputs.items():
-        sizes = tuple(n for n in (spec.shape or ())[1:] if n is not None)
-        fixed = spec.shape is not None and len(sizes) == len(spec.shape) - 1
-        shape = sizes if fixed else dataset.input_shape
-        shaped[name] = to_float32(rows, shape).astype(spec.numpy_dtype)
-    return shaped
+        return {"images": pixels.apply(rows).reshape(len(rows), TUTORIAL_VALUES)}
+    return None
+
+
+def shape_rows(rows: Array, spec: TensorSpec, pixels: PixelScale | None) -> Array:
+    """Rows of one input of the data as a tensor of a signature.
+
+    Args:
+        rows: As the data have them, (rows, ...).
+        spec: What the signature takes.
+        pixels: How uint8 becomes numbers; None where they are no pixels.
+
+    Raises:
+        DatasetError: They are not so many numbers a row, or no numbers.
+    """
+    if spec.dtype == STRING or rows.dtype.kind in "OSU":
+        if spec.dtype != STRING or rows.dtype.kind not in "OSU":
+            raise DatasetError(
+                f"input {spec.name!r} takes {spec.describe()}, and the examples hold "
+                f"{dtype_name(rows.dtype)} {describe_shape((None, *rows.shape[1:]))}"
+            )
+        return reshape_rows(to_bytes(rows), spec)
+    is_pixels = pixels is not None and rows.dtype == np.uint8 and spec.dtype != "uint8"
+    numbers = pixels.apply(rows) if pixels is not None and is_pixels else rows
+    return reshape_rows(numbers, spec).astype(spec.numpy_dtype, copy=False)
+
+
+def reshape_rows(rows: Array, spec: TensorSpec) -> Array:
+    """Rows in the shape that an input takes, where they hold as many values."""
+    wanted = spec.shape[1:] if spec.shape else ()
+    if spec.shape is None or spec.admits_shape((spec.shape[0] or 0, *rows.shape[1:])):
+        return rows
+    sizes = [size for size in wanted if size is not None]
+    if len(sizes) != len(wanted) or math.prod(sizes) != math.prod(rows.shape[1:]):
+        raise DatasetError(
+            f"input {spec.name!r} takes {spec.describe()}, and the examples have rows of shape "
+            f"{rows.shape[1:]}; give (rows, {', '.join(str(n or 'any') for n in wanted)})"
+        )
+    return rows.reshape(len(rows), *sizes)
+
+
+def to_bytes(rows: Array) -> Array:
+    """Strings of any kind as an object array of bytes, as a signature takes them."""
+    made = np.empty(rows.size, object)
+    made[:] = [one.encode() if isinstance(one, str) else bytes(one) for one in rows.flat]
+    return made.reshape(rows.shape)
 
 
 def _encode_files(images: Array) -> Array:
@@ -237,12 +308,8 @@ def list_exact_rows(count: int) -> Array:
     return exact
 
 
-def list_lite_signatures(signatures: dict[str, Signature], variant: str) -> list[str]:
-    """Signatures that a variant carries: those without strings; int8 leaves out the tutorial's."""
-    names = [
-        name
-        for name, signature in signatures.items()
-        if all(spec.dtype != "string" for spec in signature.inputs.values())
-    ]
-    wanted = (DEFAULT_SIGNATURE_NAME, UINT8)
-    return [name for name in names if variant != "int8" or name in wanted]
+def list_variant_signatures(model: Exportable, variant: str) -> list[str]:
+    """Signatures that a variant carries; int8 leaves out the tutorial's."""
+    if variant != "int8":
+        return list(model.lite_signatures)
+    return [name for name in model.lite_signatures if name != PREDICT_IMAGES]

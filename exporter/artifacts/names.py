@@ -1,7 +1,8 @@
 """What the signatures of a version are called: for whoever reads one without TensorFlow too."""
 
-UINT8 = "serving_uint8"
-IMAGE_BYTES = "serving_image_bytes"
+from contract.signature import IMAGE_BYTES as IMAGE_BYTES
+from contract.signature import UINT8 as UINT8
+
 CLASSIFY = "classify"
 PREDICT_IMAGES = "predict_images"
 

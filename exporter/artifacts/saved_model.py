@@ -6,7 +6,8 @@ Asking needs no Keras: `verify` does it where only TensorFlow is installed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,44 +27,60 @@ from exporter.artifacts.names import CLASSIFY
 from exporter.publishing.staging import translate_disk_errors
 
 if TYPE_CHECKING:
-    import tf_keras
-
-    from exporter.artifacts.signatures import Functions, ServedModel
-    from exporter.data.dataset import Dataset
-    from exporter.training.models import ModelHeads
+    from exporter.artifacts.signatures import Functions
 
 _LOG = logging.getLogger(__name__)
 
 
-def save_model(
-    model: tf_keras.Model, heads: ModelHeads, dataset: Dataset, directory: Path
-) -> tuple[InProcessPredictor, ServedModel]:
-    """Writes `saved_model.pb`, `variables/` and `assets/labels.txt`."""
-    from exporter.artifacts.signatures import name_tensors, trace_signatures
+def save_functions(
+    directory: Path, functions: Functions, variables: Sequence[tf.Variable], model: object
+) -> None:
+    """Writes `saved_model.pb` and `variables/` of functions over variables.
 
-    served = name_tensors(model, heads, dataset)
-    functions = trace_signatures(served, dataset)
+    `model` owns them, and is saved with them where it holds more than variables (a lookup table,
+    a random generator).
+    """
     with translate_disk_errors(directory):
-        _save(model, functions, directory)
+        # Tracks the variables alone: a tracked Keras model is traced again, layer by layer.
+        module = tf.Module()
+        module.variables_ = list(variables)
+        try:
+            tf.saved_model.save(module, str(directory), signatures=functions)
+        except AssertionError:
+            _LOG.debug("saving the whole model, for its untracked resources", exc_info=True)
+            module.model = model
+            tf.saved_model.save(module, str(directory), signatures=functions)
         if CLASSIFY in functions:
             _set_method_name(directory, CLASSIFY, CLASSIFY_METHOD)
+
+
+def save_for_converter(directory: Path, functions: Functions) -> bool:
+    """Writes functions and the variables that they use, and nothing else of what owns those.
+
+    A table of a signature that is not here would keep all the others from converting. False, and
+    nothing is written, where these functions use more than variables.
+    """
+    module = tf.Module()
+    module.variables_ = list(
+        {id(one): one for function in functions.values() for one in function.variables}.values()
+    )
+    try:
+        with translate_disk_errors(directory):
+            tf.saved_model.save(module, str(directory), signatures=functions)
+    except AssertionError:
+        _LOG.debug("functions use more than variables", exc_info=True)
+        shutil.rmtree(directory, ignore_errors=True)
+        return False
+    return True
+
+
+def write_labels(directory: Path, class_names: Sequence[str]) -> None:
+    """Writes `assets/labels.txt`, a name a line; nothing where there are none."""
+    if not class_names:
+        return
     labels = directory / layout.LABELS
     labels.parent.mkdir(parents=True, exist_ok=True)
-    labels.write_text("".join(f"{name}\n" for name in dataset.class_names), encoding="utf-8")
-    return InProcessPredictor(functions), served
-
-
-def _save(model: tf_keras.Model, functions: Functions, directory: Path) -> None:
-    # Tracks the variables alone: a tracked Keras model is traced again, layer by layer.
-    module = tf.Module()
-    module.variables_ = model.variables
-    try:
-        tf.saved_model.save(module, str(directory), signatures=functions)
-    except AssertionError:
-        # A layer holds more than variables (a lookup table, a random generator).
-        _LOG.debug("saving the whole model, for its untracked resources", exc_info=True)
-        module.model = model
-        tf.saved_model.save(module, str(directory), signatures=functions)
+    labels.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
 
 
 def _set_method_name(directory: Path, signature_name: str, method_name: str) -> None:

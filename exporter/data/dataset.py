@@ -1,4 +1,4 @@
-"""Real handwritten digits, MNIST, the user's own arrays, or noise: one `Dataset` of fixed splits.
+"""Whatever was read, checked and split: one `Dataset` of fixed splits.
 
 Images are held as raw uint8, ink light on dark as in MNIST (0 = paper, 255 = ink), so that
 every signature sees the same pixels; `PixelScale` is the one place that scales them.
@@ -8,9 +8,10 @@ Nothing here imports TensorFlow.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Mapping
-from typing import assert_never
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +21,38 @@ from contract.heads import Head
 from contract.signature import Array
 from exporter.config import DataConfig
 from exporter.data.examples import Examples, ExportExamples, choose_rows, spread_rows
+from exporter.data.image_folder import read_image_folder
+from exporter.data.inputs import clean_input, fill_missing, find_fillings
 from exporter.data.pixels import ZERO_TO_ONE, PixelScale
 from exporter.data.readers import RawData, read_digits, read_mnist, read_npz
+from exporter.data.statistics import warn_of_odd_splits
+from exporter.data.stream import Stream, StreamedData, open_tfrecords
+from exporter.data.tables import read_table, read_texts
+from exporter.data.targets import clean_target
 
 _RANDOM_FEATURES = 784
 _RANDOM_CLASSES = 10
-_MAX_CLASSES = 100_000
+
+InMemory: TypeAlias = Literal[
+    "digits",
+    "mnist",
+    "npz",
+    "image_folder",
+    "csv",
+    "parquet",
+    "sequence",
+    "text",
+    "random",
+]
+"""Kinds of data that are read as a whole."""
 
 _CLASS_ROWS = 64
 """Rows of a class, beside the test split, that copies are judged by ..."""
 _MAX_MORE_ROWS = 4096
 """... and of all classes together."""
+_MAX_SAMPLE_ROWS = 10_000
+_MAX_SAMPLE_BYTES = 64 * 2**20
+"""Of a test split that streams."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,23 +61,31 @@ class Dataset:
 
     Attributes:
         name: `digits`, `mnist`, `random`, or the user's file name without its ending.
-        train: What is trained on, and what int8 is calibrated with.
+        train: What is trained on, and what int8 is calibrated with; each split is in memory, or
+            read where it lies.
         validation: For early stopping.
         test: Seen by nothing but the final measurement.
         targets: Target name to the task that it poses, with the names of its classes.
         fingerprint: sha256 (hex) over all arrays, their dtypes and shapes.
         pixels: How the pixels of the only input, uint8 (examples, height, width, channels),
             become numbers; None where it holds none.
+        columns: What the values of the only input's last axis are called, where they have names;
+            `color=red` is 1 in rows whose category is `red`.
+        fillings: Input name to what a missing number became, float32 (columns,).
+        num_skipped: Files that could not be read and were left out.
         dummy: The data mean nothing (`random`): every output must say so.
     """
 
     name: str
-    train: Examples
-    validation: Examples
-    test: Examples
+    train: Examples | Stream
+    validation: Examples | Stream
+    test: Examples | Stream
     targets: Mapping[str, Head]
     fingerprint: str
     pixels: PixelScale | None = None
+    columns: tuple[str, ...] = ()
+    fillings: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    num_skipped: int = 0
     dummy: bool = False
 
     @property
@@ -66,7 +96,7 @@ class Dataset:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example of the only input: (height, width, channels) or the features'."""
-        return tuple(int(n) for n in self.x_train.shape[1:])
+        return tuple(int(n) for n in _first(self.train.take(slice(1)).inputs).shape[1:])
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -81,32 +111,37 @@ class Dataset:
     @property
     def x_train(self) -> Array:
         """The first input of the training split."""
-        return _first(self.train.inputs)
+        return _first(_hold(self.train).inputs)
 
     @property
     def y_train(self) -> Array:
         """The first target of the training split."""
-        return _first(self.train.targets)
+        return _first(_hold(self.train).targets)
 
     @property
     def x_validation(self) -> Array:
         """The first input of the validation split."""
-        return _first(self.validation.inputs)
+        return _first(_hold(self.validation).inputs)
 
     @property
     def y_validation(self) -> Array:
         """The first target of the validation split."""
-        return _first(self.validation.targets)
+        return _first(_hold(self.validation).targets)
 
     @property
     def x_test(self) -> Array:
         """The first input of the test split."""
-        return _first(self.test.inputs)
+        return _first(_hold(self.test).inputs)
 
     @property
     def y_test(self) -> Array:
         """The first target of the test split."""
-        return _first(self.test.targets)
+        return _first(_hold(self.test).targets)
+
+
+def _hold(split: Examples | Stream) -> Examples:
+    """The whole split in memory; of data that stream, only what fits is asked for so."""
+    return split if isinstance(split, Examples) else split.take(slice(None))
 
 
 def _first(arrays: Mapping[str, Array]) -> Array:
@@ -153,19 +188,98 @@ def load_dataset(config: DataConfig) -> Dataset:
         >>> load_dataset(load_config("configs/mlp.toml").data).x_train.shape[1:]
         (28, 28, 1)
     """
-    if config.kind == "digits":
-        raw = read_digits()
-    elif config.kind == "mnist":
-        raw = read_mnist(config.path, download=config.download)
-    elif config.kind == "npz":
-        raw = read_npz(config.path)
-    elif config.kind == "random":
-        raw = _make_random(config)
-    else:
-        assert_never(config.kind)
-    raw = _clean_features(raw)
-    num_classes = _check_labels(raw)
-    return _split(raw, config, num_classes)
+    if config.kind == "tfrecord":
+        return _stream_dataset(open_tfrecords(config), config)
+    if config.kind == "loader":
+        from exporter.data.loader import read_loader
+
+        read = read_loader(config)
+        if isinstance(read, StreamedData):
+            return _stream_dataset(read, config)
+        return make_dataset(read, config)
+    return make_dataset(_read(config, config.kind), config)
+
+
+def _read(config: DataConfig, kind: InMemory) -> RawData:
+    match kind:
+        case "digits":
+            return read_digits()
+        case "mnist":
+            return read_mnist(config.path, download=config.download)
+        case "npz":
+            return read_npz(config.path)
+        case "sequence":
+            return dataclasses.replace(read_npz(config.path, config.kind), is_sequence=True)
+        case "image_folder":
+            return read_image_folder(config)
+        case "csv" | "parquet":
+            return read_table(config)
+        case "text":
+            return read_texts(config)
+        case "random":
+            return _make_random(config)
+        case _:
+            assert_never(kind)
+
+
+def _stream_dataset(data: StreamedData, config: DataConfig) -> Dataset:
+    if config.max_examples:
+        raise DatasetError(
+            f"data.max_examples is {config.max_examples}, and {data.name} streams: give fewer "
+            "shards, or cut the data in the loader"
+        )
+    row = data.splits["train"].take(slice(1))
+    is_image = len(row.inputs) == 1 and _first(row.inputs).dtype == np.uint8
+    return Dataset(
+        name=data.name,
+        train=data.splits["train"],
+        validation=data.splits["validation"],
+        test=data.splits["test"],
+        targets=data.heads,
+        fingerprint=data.fingerprint,
+        pixels=PixelScale(*config.scale) if is_image else None,
+        num_skipped=data.num_skipped,
+    )
+
+
+def make_dataset(raw: RawData, config: DataConfig) -> Dataset:
+    """Checks what was read, splits it, fills what is missing, and takes the fingerprint.
+
+    Raises:
+        DatasetError: The data cannot be trained on.
+    """
+    inputs = _clean_inputs(raw, missing=bool(config.impute))
+    targets, heads = _clean_targets(raw, config)
+    given = {name: Examples(inputs[name], targets[name]) for name in raw.splits}
+    if config.max_examples:
+        given = {
+            name: examples.take(spread_rows(len(examples), config.max_examples))
+            for name, examples in given.items()
+        }
+    splits = _split(given, heads, raw, config)
+    splits, fillings = _fill_missing(splits, raw, config)
+    warn_of_odd_splits({split: splits[split] for split in raw.splits}, raw.source)
+    is_image = len(inputs["train"]) == 1 and _first(inputs["train"]).dtype == np.uint8
+    pixels = PixelScale(*config.scale) if is_image else None
+    arrays = {
+        f"{letter}_{split}" + (f"/{name}" if name else ""): array
+        for split, examples in splits.items()
+        for letter, named in (("x", examples.inputs), ("y", examples.targets))
+        for name, array in named.items()
+    }
+    if pixels is not None and pixels != ZERO_TO_ONE:
+        arrays["scale"] = np.array(config.scale)
+    return Dataset(
+        name=raw.name,
+        **splits,
+        targets=heads,
+        fingerprint=fingerprint_arrays(arrays),
+        pixels=pixels,
+        columns=raw.columns,
+        fillings=fillings,
+        num_skipped=raw.num_skipped,
+        dummy=raw.dummy,
+    )
 
 
 def draw_export_examples(
@@ -180,22 +294,20 @@ def draw_export_examples(
         seed: Of the choice of calibration rows.
     """
     splits = (dataset.test, dataset.validation, dataset.train)
-    others = Examples.concatenate(list(splits[1:]))
-    labels = dataset.test.labels
-    if labels is None:
+    test = _sample(dataset.test)
+    if any(split.labels is None for split in splits):
         golden = dataset.test.take(spread_rows(len(dataset.test), num_golden))
-        more = others.take(slice(0))
+        more = dataset.test.take(slice(0))
         calibration = dataset.train.take(spread_rows(len(dataset.train), num_calibration))
     else:
-        chosen = choose_rows(labels, num_golden)
+        chosen = choose_rows(_labels(dataset.test), num_golden)
         golden = dataset.test.take(chosen)
-        if len(chosen) < num_golden or len(np.unique(labels)) < dataset.num_classes:
-            every = Examples.concatenate(list(splits))
-            golden = every.take(choose_rows(_labels(every), num_golden))
+        if len(chosen) < num_golden or len(np.unique(_labels(dataset.test))) < dataset.num_classes:
+            golden = _choose(splits, num_golden)
         limit = min(_CLASS_ROWS * dataset.num_classes, _MAX_MORE_ROWS)
-        more = others.take(choose_rows(_labels(others), limit))
-        train_labels = _labels(dataset.train)
-        calibration = dataset.train.take(choose_rows(train_labels, num_calibration, seed=seed))
+        more = _choose(splits[1:], limit)
+        rows = choose_rows(_labels(dataset.train), num_calibration, seed=seed)
+        calibration = dataset.train.take(rows)
     return ExportExamples(
         name=dataset.name,
         fingerprint=dataset.fingerprint,
@@ -205,7 +317,7 @@ def draw_export_examples(
             "test": len(dataset.test),
         },
         golden=golden,
-        test=dataset.test,
+        test=test,
         more=more,
         calibration=calibration,
         targets=dataset.targets,
@@ -214,7 +326,28 @@ def draw_export_examples(
     )
 
 
-def _labels(examples: Examples) -> Array:
+def _sample(split: Examples | Stream) -> Examples:
+    """All rows that are in memory; of a stream, as many as is reasonable, spread evenly."""
+    if isinstance(split, Examples):
+        return split
+    count = max(1, min(_MAX_SAMPLE_ROWS, _MAX_SAMPLE_BYTES // split.row_bytes))
+    return split.take(spread_rows(len(split), count))
+
+
+def _choose(splits: Sequence[Examples | Stream], count: int) -> Examples:
+    """Rows of several splits, the classes in turn."""
+    chosen = choose_rows(np.concatenate([_labels(split) for split in splits]), count)
+    starts = np.cumsum([0, *map(len, splits)])
+    parts = []
+    places = []
+    for split, first, stop in zip(splits, starts[:-1], starts[1:], strict=True):
+        here = np.flatnonzero((chosen >= first) & (chosen < stop))
+        parts.append(split.take(chosen[here] - first))
+        places.append(here)
+    return Examples.concatenate(parts).take(np.argsort(np.concatenate(places)))
+
+
+def _labels(examples: Examples | Stream) -> Array:
     labels = examples.labels
     assert labels is not None, "every split has the same targets"
     return labels
@@ -225,7 +358,11 @@ def fingerprint_arrays(arrays: dict[str, Array]) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        if array.dtype.kind == "O":  # texts, as bytes
+            for text in array.flat:
+                digest.update(len(text).to_bytes(8, "little") + text)
+        else:
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -248,160 +385,131 @@ def split_stratified(
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
-def _split(raw: RawData, config: DataConfig, num_classes: int) -> Dataset:
-    x_train, y_train = raw.x_train, raw.y_train.astype(np.int64)
-    if raw.x_test is None or raw.y_test is None:
-        kept, tested = split_stratified(y_train, config.test_fraction, seed=config.seed)
-        x_test, y_test = x_train[tested], y_train[tested]
-        x_train, y_train = x_train[kept], y_train[kept]
-    else:
-        x_test, y_test = raw.x_test, raw.y_test.astype(np.int64)
-    kept, validated = split_stratified(y_train, config.validation_fraction, seed=config.seed + 1)
-    if len(np.unique(y_train[kept])) < num_classes:
+def _clean_inputs(raw: RawData, *, missing: bool) -> dict[str, dict[str, Array]]:
+    """Split to inputs, checked."""
+    cleaned: dict[str, dict[str, Array]] = {}
+    num_rows: dict[str, int] = {}
+    for split, examples in raw.splits.items():
+        cleaned[split] = {}
+        for name, array in examples.inputs.items():
+            what = raw.call_array("x", split, name)
+            array = clean_input(
+                array, what, named=bool(name), sequence=raw.is_sequence, missing=missing
+            )
+            rows = num_rows.setdefault(split, len(array))
+            if len(array) != rows:
+                raise DatasetError(
+                    f"{what} has {len(array)} rows, but the inputs before it {rows}; give every "
+                    "input the same rows"
+                )
+            cleaned[split][name] = array
+            train = cleaned["train"][name]
+            if array.shape[1:] != train.shape[1:] or array.dtype != train.dtype:
+                raise DatasetError(
+                    f"{raw.source}: x_train holds {train.dtype} {train.shape[1:]} and x_{split} "
+                    f"{array.dtype} {array.shape[1:]}; both must be alike"
+                )
+    return cleaned
+
+
+def _clean_targets(
+    raw: RawData, config: DataConfig
+) -> tuple[dict[str, dict[str, Array]], dict[str, Head]]:
+    """Split to targets, checked, and what each target asks."""
+    cleaned: dict[str, dict[str, Array]] = {split: {} for split in raw.splits}
+    heads: dict[str, Head] = {}
+    unknown = sorted(config.tasks.keys() - raw.train.targets.keys())
+    if unknown:
         raise DatasetError(
-            f"{raw.source}: a class has too few training rows to split; give each class at "
-            "least three (train, validation, test)"
+            f"{raw.source}: data.tasks names {unknown[0]!r}; the targets are "
+            f"{', '.join(map(repr, raw.train.targets))}"
         )
-    arrays = {
-        "x_train": x_train[kept],
-        "y_train": y_train[kept],
-        "x_validation": x_train[validated],
-        "y_validation": y_train[validated],
-        "x_test": x_test,
-        "y_test": y_test,
+    alone = len(raw.train.targets) == 1
+    for name in raw.train.targets:
+        for split, examples in raw.splits.items():
+            rows, labels = len(examples), len(examples.targets[name])
+            if rows != labels:
+                raise DatasetError(
+                    f"{raw.source}: {rows} examples in x_{split} but {labels} labels in "
+                    f"y_{split}{f'/{name}' if name else ''}; give one label per example"
+                )
+        parts, heads[name] = clean_target(
+            {split: examples.targets[name] for split, examples in raw.splits.items()},
+            functools.partial(raw.call_array, "y", name=name),
+            source=raw.source,
+            task=config.tasks.get(name) or config.task or None,
+            class_names=raw.class_names.get(name) or (config.class_names if alone else ()),
+        )
+        for split, array in parts.items():
+            cleaned[split][name] = array
+    return cleaned, heads
+
+
+def _split(
+    given: dict[str, Examples], heads: Mapping[str, Head], raw: RawData, config: DataConfig
+) -> dict[str, Examples]:
+    """`train`, `validation` and `test`: those that are not given are taken from `train`."""
+    train = given["train"]
+    test, validation = given.get("test"), given.get("validation")
+    if test is None:
+        kept, tested = _choose_split(train, config.test_fraction, seed=config.seed)
+        train, test = train.take(kept), train.take(tested)
+    if validation is None:
+        kept, validated = _choose_split(train, config.validation_fraction, seed=config.seed + 1)
+        train, validation = train.take(kept), train.take(validated)
+    for name, head in heads.items():
+        labels = train.targets[name]
+        is_class = head.task in ("multiclass", "binary") and labels.ndim == 1
+        if not len(train) or (is_class and len(np.unique(labels)) < len(head.class_names)):
+            raise DatasetError(
+                f"{raw.source}: a class has too few training rows to split; give each class at "
+                "least three (train, validation, test)"
+            )
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _choose_split(
+    examples: Examples, fraction: float, *, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Stratified where a target is one class a row; else any rows."""
+    labels = examples.labels
+    if labels is None:
+        labels = np.zeros(len(examples), np.int64)
+    return split_stratified(labels, fraction, seed=seed)
+
+
+def _fill_missing(
+    splits: dict[str, Examples], raw: RawData, config: DataConfig
+) -> tuple[dict[str, Examples], dict[str, Array]]:
+    """The splits without NaN, and what a missing number of each input became."""
+    if not config.impute:
+        return splits, {}
+    fillings: dict[str, Array] = {}
+    for name, array in splits["train"].inputs.items():
+        if array.dtype != np.float32 or not any(
+            np.isnan(one.inputs[name]).any() for one in splits.values()
+        ):
+            continue
+        what = raw.call_array("x", "train", name)
+        fillings[name] = find_fillings(array, config.impute, what, raw.columns)
+    filled = {
+        split: dataclasses.replace(
+            examples,
+            inputs={
+                name: fill_missing(array, fillings[name]) if name in fillings else array
+                for name, array in examples.inputs.items()
+            },
+        )
+        for split, examples in splits.items()
     }
-    names = raw.class_names or tuple(str(label) for label in range(num_classes))
-    return Dataset(
-        name=raw.name,
-        **{
-            split: Examples({"": arrays[f"x_{split}"]}, {"": arrays[f"y_{split}"]})
-            for split in ("train", "validation", "test")
-        },
-        targets={"": Head(task="multiclass", class_names=names)},
-        fingerprint=fingerprint_arrays(arrays),
-        pixels=PixelScale() if raw.x_train.dtype == np.uint8 else None,
-        dummy=raw.dummy,
-    )
+    return filled, fillings
 
 
 def _make_random(config: DataConfig) -> RawData:
     """Make features that mean nothing: for smoke tests only."""
     rng = np.random.default_rng(config.seed)
     rows = config.num_examples
-    return RawData(
-        name="random",
-        source="random data",
-        x_train=rng.random((rows, _RANDOM_FEATURES), np.float32),
-        # Every class appears, however few the rows.
-        y_train=rng.permutation(np.arange(rows) % _RANDOM_CLASSES),
-        dummy=True,
-    )
-
-
-def _clean_features(raw: RawData) -> RawData:
-    """Return the data with uint8 images or float32 features; refuse all else.
-
-    Integers in 0..255 of the shape of images are taken as pixels; floats are not guessed at,
-    for a wrong guess (0..1 or 0..255?) trains a model that is wrong only when it serves.
-    """
-    x_train = _clean(raw.x_train, f"{raw.source}: x_train")
-    if raw.x_test is None:
-        return dataclasses.replace(raw, x_train=x_train)
-    x_test = _clean(raw.x_test, f"{raw.source}: x_test")
-    if x_test.shape[1:] != x_train.shape[1:] or x_test.dtype != x_train.dtype:
-        raise DatasetError(
-            f"{raw.source}: x_train holds {x_train.dtype} {x_train.shape[1:]} and x_test "
-            f"{x_test.dtype} {x_test.shape[1:]}; both must be alike"
-        )
-    return dataclasses.replace(raw, x_train=x_train, x_test=x_test)
-
-
-def _clean(features: Array, what: str) -> Array:
-    if features.ndim < 2 or 0 in features.shape:
-        raise DatasetError(f"{what} has shape {features.shape}; give (examples, ...), none of it 0")
-    if features.ndim == 2 and features.dtype == np.uint8:
-        raise DatasetError(
-            f"{what} is uint8 of shape {features.shape}; reshape images to (examples, height, "
-            "width), or give other numbers as floats"
-        )
-    if features.ndim == 2 and np.issubdtype(features.dtype, np.number):
-        return _clean_vectors(features, what)
-    if np.issubdtype(features.dtype, np.integer):
-        return _clean_images(features, what)
-    raise DatasetError(
-        f"{what} is {features.dtype} of shape {features.shape}; give images as raw pixels, uint8 "
-        "in 0..255 (floats in 0..1: `(x * 255).round().astype('uint8')`), and other data as "
-        "(examples, features) of floats"
-    )
-
-
-def _clean_images(images: Array, what: str) -> Array:
-    lowest, highest = int(images.min()), int(images.max())
-    if lowest < 0 or highest > 255:
-        raise DatasetError(f"{what} holds values {lowest}..{highest}; pixels must be 0..255")
-    if images.ndim == 3:
-        images = images[..., np.newaxis]
-    if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise DatasetError(
-            f"{what} has shape {images.shape}; images are (examples, height, width) or (examples, "
-            "height, width, channels) with 1 or 3 channels"
-        )
-    return images.astype(np.uint8, copy=False)
-
-
-def _clean_vectors(features: Array, what: str) -> Array:
-    if np.iscomplexobj(features):
-        raise DatasetError(f"{what} is {features.dtype}; give real numbers")
-    with np.errstate(over="ignore"):
-        numbers = features.astype(np.float32)
-    wrong = ~np.isfinite(numbers)
-    if wrong.any():
-        row, column = (int(n) for n in np.argwhere(wrong)[0])
-        raise DatasetError(
-            f"{what} holds {features[row, column]} in row {row}, column {column}; numbers must be "
-            "finite as float32: remove or replace such rows"
-        )
-    return numbers
-
-
-def _check_labels(raw: RawData) -> int:
-    """Refuse labels that are not the integers 0..n-1, each present; return n."""
-    _check_label_array(raw.x_train, raw.y_train, raw.source, split="train")
-    found = np.unique(raw.y_train)
-    highest = int(found[-1])
-    if len(found) < 2:
-        raise DatasetError(f"{raw.source}: y_train holds one class only ({highest}); give two")
-    if highest >= _MAX_CLASSES or len(found) != highest + 1:
-        missing = int(np.setdiff1d(np.arange(min(highest, _MAX_CLASSES)), found)[0])
-        raise DatasetError(
-            f"{raw.source}: labels must be 0..classes-1 without gaps; the highest is {highest} "
-            f"but {missing} never appears in y_train"
-        )
-    if raw.x_test is not None and raw.y_test is not None:
-        _check_label_array(raw.x_test, raw.y_test, raw.source, split="test")
-        if int(raw.y_test.max()) > highest:
-            raise DatasetError(
-                f"{raw.source}: y_test holds class {int(raw.y_test.max())}, which y_train lacks"
-            )
-    if raw.class_names and len(raw.class_names) != highest + 1:
-        raise DatasetError(
-            f"{raw.source}: {len(raw.class_names)} class_names for {highest + 1} classes"
-        )
-    return highest + 1
-
-
-def _check_label_array(features: Array, labels: Array, source: str, *, split: str) -> None:
-    what = f"{source}: y_{split}"
-    if labels.ndim != 1:
-        raise DatasetError(f"{what} has shape {labels.shape}; give one integer per example")
-    if len(labels) != len(features):
-        raise DatasetError(
-            f"{source}: {len(features)} examples in x_{split} but {len(labels)} labels in "
-            f"y_{split}; give one label per example"
-        )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DatasetError(f"{what} is {labels.dtype}; labels must be integers 0..classes-1")
-    if len(labels) == 0:
-        raise DatasetError(f"{what} is empty")
-    if int(labels.min()) < 0:
-        raise DatasetError(f"{what} holds {int(labels.min())}; labels must be 0..classes-1")
+    features = rng.random((rows, _RANDOM_FEATURES), np.float32)
+    # Every class appears, however few the rows.
+    labels = rng.permutation(np.arange(rows) % _RANDOM_CLASSES)
+    return RawData("random", "random data", Examples({"": features}, {"": labels}), dummy=True)

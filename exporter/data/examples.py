@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -76,13 +77,13 @@ def choose_rows(labels: Array, count: int, *, seed: int | None = None) -> Array:
     by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     if rng is not None:
         by_class = [rng.permutation(rows) for rows in by_class]
-    turns: list[int] = [
+    turns = (
         rows[turn]
         for turn in range(max(map(len, by_class), default=0))
         for rows in by_class
         if turn < len(rows)
-    ]
-    return np.asarray(turns[: max(count, len(by_class))], np.int64)
+    )
+    return np.fromiter(itertools.islice(turns, max(count, len(by_class))), np.int64)
 
 
 def spread_rows(num_rows: int, count: int) -> Array:
@@ -112,6 +113,7 @@ class ExportExamples:
         more: Rows of the other splits, the classes in turn: so that rare classes are judged too.
         calibration: Rows that int8 is calibrated with.
         targets: Target name to the task that it poses, with the names of its classes; {} without.
+        given_names: Class names that somebody gave without labels.
         pixels: How the pixels of the only input become numbers, uint8 (rows, height, width,
             channels); None where it is no image.
         dummy: The data mean nothing.
@@ -125,10 +127,12 @@ class ExportExamples:
     more: Examples
     calibration: Examples
     targets: Mapping[str, Head]
+    given_names: tuple[str, ...] = ()
     pixels: PixelScale | None = None
     dummy: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the first target that has classes."""
-        return next((one.class_names for one in self.targets.values() if one.has_classes), ())
+        """Of the first target that has classes, else as given."""
+        found = (one.class_names for one in self.targets.values() if one.has_classes)
+        return next(found, ()) or self.given_names

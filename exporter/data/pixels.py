@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.signature import Array
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class PixelScale(msgspec.Struct, frozen=True):
@@ -29,8 +34,7 @@ class PixelScale(msgspec.Struct, frozen=True):
     def apply(self, pixels: Array) -> NDArray[np.float32]:
         """uint8 of any shape as float32 of the same.
 
-        Divided, then stretched, as the exported signatures do it (`artifacts/signatures.py`): a
-        product with 1/255 rounds differently.
+        Divided, then stretched: a product with 1/255 rounds differently.
         """
         numbers: NDArray[np.float32] = pixels.astype(np.float32)
         if self.is_identity:
@@ -39,6 +43,19 @@ class PixelScale(msgspec.Struct, frozen=True):
         if (self.low, self.high) != (0.0, 1.0):
             numbers *= np.float32(self.high - self.low)
             numbers += np.float32(self.low)
+        return numbers
+
+    def trace(self, pixels: tf.Tensor) -> tf.Tensor:
+        """`apply` in a graph, to the same bits: uint8 or whole floats to float32."""
+        import tensorflow as tf
+
+        numbers = tf.cast(pixels, tf.float32)
+        if self.is_identity:
+            return numbers
+        numbers = numbers / tf.constant(255.0)
+        if (self.low, self.high) != (0.0, 1.0):
+            numbers = numbers * tf.constant(self.high - self.low, tf.float32)
+            numbers = numbers + tf.constant(self.low, tf.float32)
         return numbers
 
 

@@ -8,18 +8,22 @@ import hashlib
 import importlib.util
 import math
 import os
+import re
 import struct
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import DatasetError
 from contract.signature import Array
+from exporter.data.examples import Examples
 
 _DIGITS_SIDE = 28
 
@@ -29,11 +33,20 @@ SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 _DOWNLOAD_TIMEOUT_S = 60
 
 IDX_FILES = {
-    "x_train": ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
-    "y_train": ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
-    "x_test": ("t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"),
-    "y_test": ("t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"),
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
 }
+"""MNIST's own names; `_IDX_NAME` knows the others that they go by."""
+
+_IDX_NAME = re.compile(
+    r"(?P<prefix>.*?)(?P<split>train|t10k|test)-(?P<what>images|labels)[-.]idx[13]-ubyte(\.gz)?"
+)
+"""EMNIST puts `emnist-balanced-` before, and says `test`; others write `.idx3` for `-idx3`."""
+
+_ARRAY_NAME = re.compile(r"(?P<letter>[xy])_(?P<split>train|validation|test)([/.](?P<name>.+))?")
+_CLASS_NAMES = re.compile(r"class_names([/.](?P<name>.+))?")
 
 _IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -41,27 +54,47 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclasses.dataclass(frozen=True)
 class RawData:
-    """Arrays as read, before the split.
+    """Arrays as read, before they are checked and split.
 
     Attributes:
         name: What the data are called in outputs.
         source: What to call them in an error, usually a path.
-        x_train: uint8 (examples, height, width, channels), or other (examples, ...).
-        y_train: (examples,).
-        x_test: As `x_train`, or None when the data bring no test split.
-        y_test: As `y_train`, or None.
-        class_names: One per class, or () for the class numbers.
+        train: Inputs and targets by name; "" where there is only one, unnamed.
+        test: Likewise, or None when the data bring no test split.
+        validation: Likewise.
+        class_names: Target name to its classes, where the data name them.
+        columns: Of the only input's last axis, where it has names.
+        by_column: Inputs and targets are columns of a table, and are called so in errors.
+        is_sequence: Inputs are numbers of (rows, time, features), never pixels.
+        num_skipped: Files that could not be read and were left out.
         dummy: The data mean nothing.
     """
 
     name: str
     source: str
-    x_train: Array
-    y_train: Array
-    x_test: Array | None = None
-    y_test: Array | None = None
-    class_names: tuple[str, ...] = ()
+    train: Examples
+    test: Examples | None = None
+    validation: Examples | None = None
+    class_names: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    by_column: bool = False
+    is_sequence: bool = False
+    num_skipped: int = 0
     dummy: bool = False
+
+    @property
+    def splits(self) -> dict[str, Examples]:
+        """Those that the data bring; `train` is the first."""
+        given = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in given.items() if split is not None}
+
+    def call_array(self, letter: Literal["x", "y"], split: str, name: str) -> str:
+        """What an error calls an input (`x`) or a target (`y`)."""
+        if self.by_column and name:
+            return f"{self.source}: column {name!r}"
+        if self.by_column:
+            return f"{self.source}: the columns" if letter == "x" else f"{self.source}: the target"
+        return f"{self.source}: {letter}_{split}" + (f"/{name}" if name else "")
 
 
 def read_digits() -> RawData:
@@ -85,7 +118,8 @@ def read_digits() -> RawData:
         ) from error
     # 64 pixels of 0..16, then the class. 0 is paper: light ink on dark already.
     images = table[:, :-1].reshape(-1, 8, 8)
-    return RawData("digits", str(path), _enlarge(images), table[:, -1].astype(np.int64))
+    labels = table[:, -1].astype(np.int64)
+    return RawData("digits", str(path), Examples({"": _enlarge(images)}, {"": labels}))
 
 
 def _enlarge(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -135,22 +169,64 @@ def _read_path(path: Path) -> dict[str, Array]:
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror}") from error
     if magic in (_GZIP_MAGIC, b"\0\0"):
-        return _read_idx_files(path.parent)
+        match = _IDX_NAME.fullmatch(path.name)
+        is_alone = path.parent.name == path.name  # Kaggle's archive: a folder for each file
+        folder = path.parent.parent if is_alone else path.parent
+        return _read_idx_files(folder, match["prefix"] if match else None)
     return _read_npz_arrays(path)
 
 
-def _read_idx_files(folder: Path) -> dict[str, Array]:
-    arrays = {}
-    for name, stems in IDX_FILES.items():
-        candidates = [folder / (stem + end) for stem in stems for end in ("", ".gz")]
-        found = next((path for path in candidates if path.is_file()), None)
-        if found is None:
+def _read_idx_files(folder: Path, prefix: str | None = None) -> dict[str, Array]:
+    """The four files in a folder, or each in a folder of its own name, as Kaggle's archive has it.
+
+    `prefix` chooses among several sets of EMNIST in one folder.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted([*folder.glob("*ubyte*"), *folder.glob("*ubyte*/*ubyte*")]):
+        match = _IDX_NAME.fullmatch(path.name)
+        if match is None or not path.is_file():
+            continue
+        letter = "x" if match["what"] == "images" else "y"
+        split = "train" if match["split"] == "train" else "test"
+        found.setdefault(match["prefix"], {}).setdefault(f"{letter}_{split}", path)
+    if prefix is None and len(found) > 1:
+        sets = ", ".join(repr(one) for one in found)
+        raise DatasetError(
+            f"{folder} holds several sets of IDX files, beginning with {sets}; give one of the "
+            "files of the set to take, not the folder"
+        )
+    if prefix is None:
+        prefix = next(iter(found), "")
+    files = found.get(prefix, {})
+    for name, stem in IDX_FILES.items():
+        if name not in files:
+            wanted = prefix + (stem.replace("t10k", "test") if prefix else stem)
             raise DatasetError(
-                f"{folder} has neither {stems[0]} nor {stems[0]}.gz; give the folder of MNIST's "
+                f"{folder} has neither {wanted} nor {wanted}.gz; give the folder of MNIST's "
                 "four IDX files, or an npz"
             )
-        arrays[name] = _read_idx(found)
-    return arrays
+    arrays = {name: _read_idx(files[name]) for name in IDX_FILES}
+    return _mend_emnist(arrays, folder, prefix) if prefix.startswith("emnist") else arrays
+
+
+def _mend_emnist(arrays: dict[str, Array], folder: Path, prefix: str) -> dict[str, Array]:
+    """Upright pictures, labels from 0, and class names where the mapping lies beside.
+
+    EMNIST stores each picture with its axes swapped, and counts letters from 1
+    (https://www.nist.gov/itl/products-and-services/emnist-dataset).
+    """
+    mended = {
+        name: array.swapaxes(1, 2) if name[0] == "x" else array for name, array in arrays.items()
+    }
+    first = int(mended["y_train"].min())
+    for name in ("y_train", "y_test"):
+        mended[name] = mended[name].astype(np.int64) - first
+    mapping = folder / f"{prefix}mapping.txt"
+    if mapping.is_file():
+        lines = [line.split() for line in mapping.read_text(encoding="ascii").splitlines() if line]
+        names = {int(line[0]) - first: chr(int(line[1])) for line in lines}
+        mended["class_names"] = np.array([names[label] for label in sorted(names)])
+    return mended
 
 
 def _download(target: Path) -> None:
@@ -212,33 +288,63 @@ def _parse_idx(data: bytes, path: Path) -> Array:
     return array.astype(dtype.newbyteorder("="))
 
 
-def read_npz(path: str) -> RawData:
+def read_npz(path: str, kind: str = "npz") -> RawData:
     """Read the user's own `x_train, y_train[, x_test, y_test][, class_names]`."""
     if not path:
-        raise DatasetError("data.kind is 'npz', so data.path must name the file")
+        raise DatasetError(f"data.kind is {kind!r}, so data.path must name the file")
     return _make_raw_data(Path(path).stem, path, _read_npz_arrays(Path(path)))
 
 
 def _make_raw_data(name: str, source: str, arrays: dict[str, Array]) -> RawData:
     """Sort arrays by their names, those of an npz file, into the splits."""
-    for wanted in ("x_train", "y_train"):
-        if wanted not in arrays:
+    inputs: dict[str, dict[str, Array]] = {}
+    targets: dict[str, dict[str, Array]] = {}
+    class_names: dict[str, tuple[object, ...]] = {}
+    for key, array in arrays.items():
+        if match := _ARRAY_NAME.fullmatch(key):
+            sort = inputs if match["letter"] == "x" else targets
+            sort.setdefault(match["split"], {})[match["name"] or ""] = array
+        elif match := _CLASS_NAMES.fullmatch(key):
+            class_names[match["name"] or ""] = tuple(array.ravel().tolist())
+    for letter, sort in (("x", inputs), ("y", targets)):
+        if "train" not in sort:
             raise DatasetError(
-                f"{source} has no array {wanted!r}, only {sorted(arrays)}; give x_train, y_train "
-                "and, if you have them, x_test, y_test"
+                f"{source} has no array '{letter}_train', only {sorted(arrays)}; give x_train, "
+                "y_train and, if you have them, x_test, y_test (several inputs or targets: "
+                "x_train/NAME, y_train/NAME)"
             )
-    if ("x_test" in arrays) != ("y_test" in arrays):
-        raise DatasetError(f"{source} has one of x_test and y_test; give both or neither")
-    class_names = arrays.get("class_names")
+    for split in ("validation", "test"):
+        if (split in inputs) != (split in targets):
+            raise DatasetError(f"{source} has one of x_{split} and y_{split}; give both or neither")
+    splits = {split: Examples(inputs[split], targets[split]) for split in inputs}
+    for split, examples in splits.items():
+        _check_names(splits["train"], examples, split, source)
     return RawData(
         name=name,
         source=source,
-        x_train=arrays["x_train"],
-        y_train=arrays["y_train"],
-        x_test=arrays.get("x_test"),
-        y_test=arrays.get("y_test"),
-        class_names=() if class_names is None else tuple(str(one) for one in class_names.ravel()),
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits.get("test"),
+        class_names=class_names,
     )
+
+
+def _check_names(train: Examples, other: Examples, split: str, source: str) -> None:
+    """Every split has the same inputs and targets, either one without a name or all with one."""
+    for letter, ours, theirs in (
+        ("x", train.inputs, other.inputs),
+        ("y", train.targets, other.targets),
+    ):
+        if "" in theirs and len(theirs) > 1:
+            named = ", ".join(f"{letter}_{split}/{name}" for name in theirs if name)
+            raise DatasetError(
+                f"{source} has {letter}_{split} beside {named}; name all of them or none"
+            )
+        if ours.keys() != theirs.keys():
+            raise DatasetError(
+                f"{source}: {letter}_train holds {sorted(ours)} and {letter}_{split} "
+                f"{sorted(theirs)}; both must have the same names"
+            )
 
 
 def _read_npz_arrays(path: Path) -> dict[str, Array]:

@@ -28,9 +28,11 @@ from contract.errors import (
     VerificationError,
     VersionExistsError,
 )
+from contract.lite.apart import describe_apart
 from contract.manifest import Manifest, check_files, from_entries, read_manifest, write_manifest
 from contract.signature import Signature, TensorSpec
 from contract.wire.signatures import read_signatures
+from exporter.publishing.foreign import list_lacks, name_foreign, opened_candidate
 from exporter.publishing.staging import (
     WRITER,
     explain_os_errors,
@@ -77,19 +79,24 @@ class Published:
         version: Its number.
         retired: Numbers that `keep` took away.
         changes: Breaks of the signatures before it that were allowed.
+        lacks: What a version of ours has and a model of another tool has not.
     """
 
     path: Path
     version: int
     retired: tuple[int, ...] = ()
     changes: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
 
 
 def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -> Published:
     """Publishes a candidate (or copies a published version) as a new version of `base_path`.
 
+    A model of another tool gets a manifest with its signatures and checksums. It has no golden
+    examples, so its answers stay untested, which `lacks` says.
+
     Args:
-        candidate: A directory with a manifest. It is read only.
+        candidate: A directory with a manifest, any SavedModel, or a `.tflite` file. Read only.
         base_path: The model's own folder; made when missing.
         options: See `PublishOptions`.
 
@@ -103,20 +110,20 @@ def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -
         VersionExistsError: `options.version` is taken.
         ExportError: The disk is full.
     """
-    manifest = read_manifest(candidate)
-    _check_options(options, base_path, manifest.model_name)
-    check_files(candidate, manifest)
-    with (
-        explain_os_errors(base_path),
-        opened(base_path),
-        staged(candidate, base_path, manifest) as stage,
-        hold_base_path(base_path),
-    ):
-        version = _choose_version(base_path, options.version)
-        changes = _check_signatures(manifest, base_path, version, options)
-        target = _seal_and_rename(stage, base_path / str(version), manifest)
-        retired = _retire(base_path, manifest.model_name, options)
-    return Published(target, version, tuple(retired), tuple(changes))
+    with opened_candidate(candidate) as (source, manifest):
+        _check_options(options, base_path, manifest.model_name)
+        check_files(source, manifest)
+        with (
+            explain_os_errors(base_path),
+            opened(base_path),
+            staged(source, base_path, manifest) as stage,
+            hold_base_path(base_path),
+        ):
+            version = _choose_version(base_path, options.version)
+            changes = _check_signatures(manifest, base_path, version, options)
+            target = _seal_and_rename(stage, base_path / str(version), manifest)
+            retired = _retire(base_path, manifest.model_name, options)
+    return Published(target, version, tuple(retired), tuple(changes), list_lacks(target))
 
 
 def describe_interrupted() -> str:
@@ -179,14 +186,18 @@ def _check_signatures(
 
 
 def read_version_signatures(version_dir: Path) -> dict[str, Signature]:
-    """The signatures of a version, from its manifest, else from its SavedModel."""
+    """The signatures of a version, from its manifest, else its SavedModel, else its TFLite file."""
     if (version_dir / layout.MANIFEST).exists():
         return from_entries(read_manifest(version_dir).signatures)
+    saved_model, tflite = (version_dir / name for name in (layout.SAVED_MODEL, layout.TFLITE))
+    if not saved_model.exists() and tflite.exists():
+        return describe_apart(tflite).signatures
     try:
-        content = (version_dir / layout.SAVED_MODEL).read_bytes()
+        content = saved_model.read_bytes()
     except OSError as error:
         raise ManifestError(
-            f"{version_dir}: neither a manifest nor a SavedModel ({error.strerror})"
+            f"{version_dir}: neither a manifest nor a SavedModel nor {layout.TFLITE} "
+            f"({error.strerror})"
         ) from error
     return read_signatures(content)
 
@@ -284,9 +295,17 @@ def read_named_versions(config: Path, base_path: Path, model_name: str) -> froze
 
 
 def find_candidate(path: Path) -> tuple[Path, str]:
-    """The candidate at `path`, or in the run directory `path`, and its model name."""
+    """The candidate at `path`, or in the run directory `path`, and its model name.
+
+    A SavedModel or a `.tflite` file of another tool is one, too.
+    """
+    is_model = path.suffix == ".tflite" if path.is_file() else layout.holds_model(path)
+    if is_model and layout.is_foreign(path) and path.name != CANDIDATE:
+        return path, name_foreign(path)
     if not path.is_dir():
-        raise ConfigError(f"{path} is no directory; give a candidate, a run directory or a version")
+        raise ConfigError(
+            f"{path} is no directory; give a candidate, a run directory, a version or a .tflite"
+        )
     found = path / CANDIDATE if (path / CANDIDATE).is_dir() else path
     if found != path and not (found / layout.MANIFEST).exists():
         raise VerificationError(

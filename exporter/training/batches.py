@@ -7,13 +7,19 @@ would hang on how often it was iterated before, so a resumed run would see other
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from exporter.training.models import ModelHeads, Structure
+from contract.signature import Array
+from exporter.data.examples import Examples
+from exporter.data.stream import Stream
+from exporter.training.heads import ModelHeads, Structure, Tensors
+from exporter.training.losses import weigh_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,8 @@ class BatchPlan:
         epochs: Epochs in all.
         drop_remainder: Leave out the last, smaller batch: replicas must share rows evenly.
         mixup: Alpha of the Beta distribution; 0 = off.
+        worker: Which of several machines this is, where each reads rows of its own.
+        num_workers: How many there are.
     """
 
     num_rows: int
@@ -35,6 +43,8 @@ class BatchPlan:
     epochs: int
     drop_remainder: bool
     mixup: float = 0.0
+    worker: int = 0
+    num_workers: int = 1
 
     def __post_init__(self) -> None:
         if self.drop_remainder and self.num_rows < self.batch_size:
@@ -55,18 +65,30 @@ def order_rows(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
+Raw: TypeAlias = dict[str, tf.Tensor]
+"""A batch of the data's inputs, or of its targets, by name."""
+
+Weights: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""Output name to weight by class."""
+
+Batch: TypeAlias = tuple[Structure, Structure] | tuple[Structure, Structure, Structure]
+"""What a step takes: inputs and targets as the model's heads have them, and the rows' weights
+where classes weigh unequally. Of one input or one head a tensor, else dicts."""
+
+
 def make_batches(
-    features: NDArray[np.float32],
-    targets: NDArray[np.float32],
+    examples: Examples | Stream,
     heads: ModelHeads,
     plan: BatchPlan,
     first_epoch: int,
+    weights: Weights,
 ) -> tf.data.Dataset:
-    """Return every batch from `first_epoch` (from 0) to the last, as the model's heads take it.
+    """Return every batch from `first_epoch` (from 0) to the last, see `Batch`.
 
-    `features` are (examples, ...), `targets` one-hot (examples, classes). One data set for the
-    whole run: a new one per epoch costs a start-up each.
+    One data set for the whole run: a new one per epoch costs a start-up each.
     """
+    if isinstance(examples, Stream):
+        return _stream_batches(examples, heads, plan, first_epoch, weights)
     data = tf.data.Dataset.from_tensor_slices(_plan_epochs(plan, first_epoch))
     data = data.flat_map(
         lambda rows, partners, weights: tf.data.Dataset.from_tensor_slices(
@@ -74,22 +96,96 @@ def make_batches(
         ).batch(plan.batch_size, drop_remainder=plan.drop_remainder)
     )
     # Held once as tensors; the batches gather from them.
-    x, y = tf.constant(features), tf.constant(targets)
+    inputs, targets = (
+        {name: tf.constant(array) for name, array in arrays.items()}
+        for arrays in (examples.inputs, examples.targets)
+    )
 
-    def gather(
-        rows: tf.Tensor, partners: tf.Tensor, weights: tf.Tensor
-    ) -> tuple[Structure, Structure]:
-        batch_x, batch_y = tf.gather(x, rows), tf.gather(y, rows)
-        if plan.mixup:
-            batch_x = _mix(batch_x, tf.gather(x, partners), weights)
-            batch_y = _mix(batch_y, tf.gather(y, partners), weights)
-        return heads.shape_inputs(batch_x), heads.shape_targets(batch_y)
+    def gather(rows: tf.Tensor) -> Batch:
+        raw_inputs, raw_targets = (
+            {name: tf.gather(array, rows) for name, array in arrays.items()}
+            for arrays in (inputs, targets)
+        )
+        return prepare_batch(raw_inputs, raw_targets, heads, weights)
 
-    data = data.map(gather, num_parallel_calls=1, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    def make(rows: tf.Tensor, partners: tf.Tensor, shares: tf.Tensor) -> Batch:
+        batch = gather(rows)
+        if not plan.mixup:
+            return batch
+        mixed: Batch = tf.nest.map_structure(
+            lambda one, other: _mix(one, other, shares), batch, gather(partners)
+        )
+        return mixed
+
+    data = data.map(make, num_parallel_calls=1, deterministic=True).prefetch(tf.data.AUTOTUNE)
     # Each worker takes its share of every batch: there are no files to share out.
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return data.with_options(options)
+
+
+def _stream_batches(
+    stream: Stream, heads: ModelHeads, plan: BatchPlan, first_epoch: int, weights: Weights
+) -> tf.data.Dataset:
+    """Likewise, of rows that are read as they are needed."""
+    if plan.mixup:
+        raise ConfigError(
+            "training.mixup blends rows with any others, and these data are not in memory; set it "
+            "to 0"
+        )
+    data = stream.open_batches(
+        plan.batch_size,
+        seed=plan.seed,
+        epochs=range(first_epoch, plan.epochs),
+        drop_remainder=plan.drop_remainder,
+        worker=plan.worker,
+        num_workers=plan.num_workers,
+    )
+    options = data.options()  # who shares out what
+    data = data.map(
+        lambda inputs, targets: prepare_batch(inputs, targets, heads, weights),
+        num_parallel_calls=1,
+        deterministic=True,
+    )
+    return data.prefetch(2).with_options(options)
+
+
+def prepare_batch(inputs: Raw, targets: Raw, heads: ModelHeads, weights: Weights) -> Batch:
+    """Turn rows as the data have them into what a step takes."""
+    made = (heads.prepare_inputs(inputs), _alone(heads.prepare_targets(targets)))
+    if not weights:
+        return made
+    # Keras wants a weight for every head, or for none.
+    given = weigh_targets(targets, heads, weights)
+    rows = tf.shape(next(iter(targets.values())))[0]
+    whole = {one.name: given.get(one.name, tf.ones([rows, *one.places])) for one in heads.trained}
+    return (*made, _alone(whole))
+
+
+def _alone(tensors: Tensors) -> Structure:
+    return tensors if len(tensors) > 1 else next(iter(tensors.values()))
+
+
+def iterate_batches(examples: Examples | Stream, size: int) -> tf.data.Dataset:
+    """Return all rows in order, once, as batches of (inputs, targets) as the data have them."""
+    if isinstance(examples, Stream):
+        return examples.open_batches(size)
+    arrays = (dict(examples.inputs), dict(examples.targets))
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(size).cache()
+
+
+def count_classes(examples: Examples | Stream, target_name: str, num_classes: int) -> Array:
+    """int64 (classes,): how many rows, or places of rows, are of each class."""
+    if not isinstance(examples, Stream):
+        labels = examples.targets[target_name]
+    elif target_name in examples.records.values:
+        labels = examples.records.values[target_name]
+    else:
+        raise ConfigError(
+            "training.class_weights = 'balanced' counts classes, and these data, which are not in "
+            "memory, are indexed by one class a row alone; give the weights as a table"
+        )
+    return np.bincount(labels.reshape(-1), minlength=num_classes)
 
 
 def _plan_epochs(

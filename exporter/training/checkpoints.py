@@ -29,13 +29,12 @@ from exporter.data.dataset import Dataset
 from exporter.publishing.staging import translate_disk_errors
 from exporter.training.parts import TrainingParts
 from exporter.training.run import EpochListener, RunState
+from exporter.training.trained import CHANGEABLE, pack_weights, unpack_weights
 
 _LOG = logging.getLogger(__name__)
 
 _KEPT = 2
 _EPOCH_DIRECTORY = re.compile(r"epoch-(\d+)")
-_CHANGEABLE = ("checkpoint_every", "tensorboard")
-"""Keys of [training] that a resumed run may change: they move no weight."""
 
 
 class RunIdentity(msgspec.Struct, frozen=True):
@@ -55,7 +54,7 @@ class RunIdentity(msgspec.Struct, frozen=True):
 def identify_run(config: Config, dataset: Dataset) -> RunIdentity:
     """Return what a run is recognised by."""
     plain = msgspec.to_builtins(config)
-    training = {key: value for key, value in plain["training"].items() if key not in _CHANGEABLE}
+    training = {key: value for key, value in plain["training"].items() if key not in CHANGEABLE}
     # As JSON keeps it, so that it equals what is read back: lists, not tuples.
     return msgspec.json.decode(
         msgspec.json.encode(RunIdentity(plain["model"], training, dataset.fingerprint)),
@@ -201,7 +200,7 @@ def _find_generators(model: tf_keras.Model) -> list[tf.random.Generator]:
 
 def _write_files(directory: Path, state: RunState, run: RunIdentity) -> None:
     with (directory / "best.npz").open("wb") as file:
-        np.savez(file, **{f"{n:05}": w for n, w in enumerate(state.best_weights)})  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **pack_weights(state.best_weights))
     saved = _SavedState(
         epochs_run=state.epochs_run,
         best_epoch=state.best_epoch,
@@ -218,7 +217,7 @@ def _read_files(directory: Path) -> tuple[_SavedState, list[Array]]:
     try:
         plain = json.loads((directory / "state.json").read_text(encoding="utf-8"))
         with np.load(directory / "best.npz", allow_pickle=False) as arrays:
-            best_weights = [arrays[name] for name in sorted(arrays.files)]
+            best_weights = unpack_weights(arrays)
         return msgspec.convert(plain, _SavedState), best_weights
     except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
         raise ConfigError(

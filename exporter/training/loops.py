@@ -1,19 +1,17 @@
-"""The two training loops, Keras's own `fit` and one of ours, their losses and the evaluation."""
+"""The two training loops, Keras's own `fit` and one of ours, and the evaluation of both."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+import math
+from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from contract.errors import ConfigError
-from exporter.config import BUILT_IN_LOSSES, TrainingConfig
-from exporter.data.dataset import Dataset, to_float32
-from exporter.training.models import Head, ModelHeads, Structure, import_function
+from exporter.training.batches import Batch, iterate_batches
+from exporter.training.heads import ModelOutput, Structure, Tensors, name_parts
+from exporter.training.losses import HeadLoss, build_losses
 from exporter.training.parts import TrainingParts
 from exporter.training.run import EpochRecorder
 
@@ -21,9 +19,6 @@ _STEPS_PER_CALL = 50
 """Steps in one call of the compiled function: small models spend their time between calls."""
 
 _EVALUATION_BATCH = 256
-
-PerExampleLoss: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-"""(y_true, y_pred), each (batch, width) -> (batch,)."""
 
 
 @contextlib.contextmanager
@@ -65,8 +60,9 @@ def _compile(parts: TrainingParts) -> tf_keras.Model:
     A compiled model would carry its optimizer into the SavedModel, and `predict_on_batch`
     fails on one compiled with several steps per call.
     """
-    model, main, name_outputs = parts.model, parts.heads.main, parts.heads.name_outputs
-    losses = {head.name: _build_loss(head) for head in parts.heads.outputs}
+    model, heads = parts.model, parts.heads
+    main, name_outputs = heads.main, heads.name_outputs
+    losses = build_losses(parts.config, heads, smoothing=0.0)
     alone = len(losses) == 1
 
     class Trainee(tf_keras.Model):  # type: ignore[misc]
@@ -76,14 +72,17 @@ def _compile(parts: TrainingParts) -> tf_keras.Model:
 
         def call(self, inputs: Structure, training: bool | None = None) -> Structure:
             answers = name_outputs(self.model(inputs, training=training))
-            return answers[main.name] if alone else answers
+            return answers[main.name] if alone else {name: answers[name] for name in losses}
 
     with parts.strategy.scope():
         trainee = Trainee()
-        metrics = [tf_keras.metrics.CategoricalAccuracy("accuracy")] * (main.kind != "value")
+        metric = make_metric(main)
+        metrics = [] if metric is None else [metric]
+        weights = _list_loss_weights(parts, losses)
         trainee.compile(
             optimizer=parts.optimizer,
             loss=losses[main.name] if alone else losses,
+            loss_weights=[weights[main.name]] if alone else weights,
             metrics=metrics if alone else {main.name: metrics},
             steps_per_execution=min(_STEPS_PER_CALL, parts.plan.steps_per_epoch),
             jit_compile=parts.config.jit_compile or None,
@@ -91,7 +90,24 @@ def _compile(parts: TrainingParts) -> tf_keras.Model:
     return trainee
 
 
+def _list_loss_weights(parts: TrainingParts, losses: Mapping[str, HeadLoss]) -> dict[str, float]:
+    return {name: parts.config.loss_weights.get(name, 1.0) for name in losses}
+
+
+def make_metric(output: ModelOutput) -> tf_keras.metrics.Metric | None:
+    """Make what is shown of an output while it trains: accuracy, or the mean absolute error."""
+    metrics, task = tf_keras.metrics, output.head.task
+    if task == "multiclass":
+        return metrics.CategoricalAccuracy("accuracy")
+    if task in ("binary", "multilabel"):
+        threshold = 0.0 if output.head.from_logits else 0.5
+        return metrics.BinaryAccuracy("accuracy", threshold=threshold)
+    return metrics.MeanAbsoluteError("mae") if task == "regression" else None
+
+
 def _make_callback(parts: TrainingParts, recorder: EpochRecorder) -> tf_keras.callbacks.Callback:
+    prefix = f"{parts.heads.main.name}_"
+
     class Recording(tf_keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
             recorder.end_steps(batch + 1)
@@ -99,9 +115,10 @@ def _make_callback(parts: TrainingParts, recorder: EpochRecorder) -> tf_keras.ca
         def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
             logs = logs or {}
             metrics = {"loss": float(logs["loss"])}
-            for name in ("accuracy", f"{parts.heads.main.name}_accuracy"):
-                if name in logs:
-                    metrics["accuracy"] = float(logs[name])
+            for name in ("accuracy", "mae"):
+                for key in (name, prefix + name):
+                    if key in logs:
+                        metrics[name] = float(logs[key])
             recorder.end_epoch(metrics)
             self.model.stop_training = recorder.done
 
@@ -111,41 +128,42 @@ def _make_callback(parts: TrainingParts, recorder: EpochRecorder) -> tf_keras.ca
 def run_gradient_tape(parts: TrainingParts, recorder: EpochRecorder) -> None:
     """Train with a `tf.function` step, GradientTape and `apply_gradients`, until it is done.
 
-    The place for what `fit` makes hard: a loss of the user's own, label smoothing, clipping by
-    the global norm, mixup (which the batches bring along).
+    The place for what `fit` makes hard: label smoothing, clipping by the global norm, mixup
+    (which the batches bring along).
     """
     with parts.strategy.scope():
         loss_metric = tf_keras.metrics.Mean("loss")
-        accuracy_metric = tf_keras.metrics.CategoricalAccuracy("accuracy")
-    run_steps = _make_run_steps(parts, loss_metric, accuracy_metric)
+        metric = make_metric(parts.heads.main)
+    run_steps = _make_run_steps(parts, loss_metric, metric)
     batches = parts.make_batches(recorder.state.epochs_run)
     iterator = iter(parts.strategy.experimental_distribute_dataset(batches))
     steps = parts.plan.steps_per_epoch
     while not recorder.done:
         loss_metric.reset_state()
-        accuracy_metric.reset_state()
+        if metric is not None:
+            metric.reset_state()
         for first in range(0, steps, _STEPS_PER_CALL):
             count = min(_STEPS_PER_CALL, steps - first)
             run_steps(iterator, count)
             recorder.end_steps(first + count)
         metrics = {"loss": float(loss_metric.result())}
-        if parts.heads.main.kind != "value":
-            metrics["accuracy"] = float(accuracy_metric.result())
+        if metric is not None:
+            metrics[metric.name] = float(metric.result())
         recorder.end_epoch(metrics)
 
 
 def _make_run_steps(
     parts: TrainingParts,
     loss_metric: tf_keras.metrics.Metric,
-    accuracy_metric: tf_keras.metrics.Metric,
-) -> Callable[[Iterator[tuple[Structure, Structure]], int], None]:
+    metric: tf_keras.metrics.Metric | None,
+) -> Callable[[Iterator[Batch], int], None]:
     """Return a compiled function (iterator, count) that trains on `count` batches."""
-    step = _make_step(parts, loss_metric, accuracy_metric)
+    step = _make_step(parts, loss_metric, metric)
     if parts.config.jit_compile:
         step = tf.function(step, jit_compile=True)
 
     @tf.function  # type: ignore[untyped-decorator]
-    def run_steps(iterator: Iterator[tuple[Structure, Structure]], count: tf.Tensor) -> None:
+    def run_steps(iterator: Iterator[Batch], count: tf.Tensor) -> None:
         for _ in tf.range(count):
             parts.strategy.run(step, args=next(iterator))
 
@@ -155,17 +173,20 @@ def _make_run_steps(
 def _make_step(
     parts: TrainingParts,
     loss_metric: tf_keras.metrics.Metric,
-    accuracy_metric: tf_keras.metrics.Metric,
-) -> Callable[[Structure, Structure], None]:
-    """Return one replica's step (features, targets): forward, backward, update."""
+    metric: tf_keras.metrics.Metric | None,
+) -> Callable[..., None]:
+    """Return one replica's step (inputs, targets[, weights]): forward, backward, update."""
     model, optimizer, config = parts.model, parts.optimizer, parts.config
     compute_loss = _make_compute_loss(parts)
-    main = parts.heads.main
+    heads, main = parts.heads, parts.heads.main
+    names = [output.name for output in heads.trained]
 
-    def step(features: Structure, targets: Structure) -> None:
+    def step(inputs: Structure, targets: Structure, weights: Structure | None = None) -> None:
+        named = name_parts(targets, names)
+        weighed = {} if weights is None else name_parts(weights, names)
         with tf.GradientTape() as tape:
-            answers = parts.heads.name_outputs(model(features, training=True))
-            loss, shown_loss = compute_loss(parts.heads.name_outputs(targets), answers)
+            answers = heads.name_outputs(model(inputs, training=True))
+            loss, shown_loss = compute_loss(named, answers, weighed)
         gradients = tape.gradient(loss, model.trainable_variables)
         replica = tf.distribute.get_replica_context()
         if replica.num_replicas_in_sync > 1 and config.clip_norm:
@@ -179,30 +200,35 @@ def _make_step(
         )
         rows = tf.shape(answers[main.name])[0]
         loss_metric.update_state(shown_loss, sample_weight=rows)
-        if main.kind != "value":
-            accuracy_metric.update_state(
-                parts.heads.name_outputs(targets)[main.name], answers[main.name]
-            )
+        if metric is not None:
+            metric.update_state(named[main.name], answers[main.name])
 
     return step
 
 
 def _make_compute_loss(
     parts: TrainingParts,
-) -> Callable[[dict[str, tf.Tensor], dict[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor]]:
-    """Return (targets, answers) -> (the replica's share of the loss, the loss to show).
+) -> Callable[[Tensors, Tensors, Tensors], tuple[tf.Tensor, tf.Tensor]]:
+    """Return (targets, answers, weights) -> (the replica's share of the loss, the loss to show).
 
     Shares add up to the mean over the whole batch: each example's loss is divided by the rows
     of all replicas, each penalty of the weights by the number of replicas.
     """
-    losses = build_example_losses(parts.config, parts.heads, smoothing=parts.config.label_smoothing)
+    losses = build_losses(parts.config, parts.heads, smoothing=parts.config.label_smoothing)
+    factors = _list_loss_weights(parts, losses)
     replicas = parts.strategy.num_replicas_in_sync
 
     def compute_loss(
-        targets: dict[str, tf.Tensor], answers: dict[str, tf.Tensor]
+        targets: Tensors, answers: Tensors, weights: Tensors
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        summed = [_mean(losses[name](targets[name], answers[name])) for name in losses]
-        shown = tf.add_n([*summed, *parts.model.losses])
+        summed = []
+        for name, loss in losses.items():
+            values = loss.call(targets[name], answers[name])
+            if name in weights:
+                values = values * weights[name]
+            summed.append(_mean(values) * factors[name])
+        penalties = [tf.add_n(parts.model.losses)] if parts.model.losses else []
+        shown = tf.add_n([*summed, *penalties])
         return (shown if replicas == 1 else shown / replicas), shown
 
     return compute_loss
@@ -213,79 +239,66 @@ def _mean(values: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype))
 
 
-def make_evaluate(parts: TrainingParts, dataset: Dataset) -> Callable[[], dict[str, float]]:
-    """Return () -> {"val_loss", "val_accuracy"} over the whole validation split, for both loops.
+def make_evaluate(parts: TrainingParts) -> Callable[[], dict[str, float]]:
+    """Return () -> "val_loss" and metrics over the whole validation split, for both loops.
 
-    `val_accuracy` is of the main head, and absent for a regression head. Each worker of a
-    strategy measures the whole split by itself: the answers agree, so all stop together.
+    The metrics of the main output are `val_accuracy`, or `val_mae` and `val_rmse`; those of the
+    others have its name before them. Each worker of a strategy measures the whole split by
+    itself: the answers agree, so all stop together.
     """
-    heads, main = parts.heads, parts.heads.main
-    losses = build_example_losses(parts.config, heads, smoothing=0.0)
-    one_hots = np.eye(dataset.num_classes, dtype=np.float32)[dataset.y_validation]
-    data = tf.data.Dataset.from_tensor_slices((to_float32(dataset.x_validation), one_hots))
-    batches = data.batch(_EVALUATION_BATCH).cache()
+    heads, split = parts.heads, parts.dataset.validation
+    losses = build_losses(parts.config, heads, smoothing=0.0)
+    factors = _list_loss_weights(parts, losses)
+    batches = iterate_batches(split, _EVALUATION_BATCH)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-    def measure(features: tf.Tensor, one_hot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Summed loss, rows that are right."""
-        answers = heads.name_outputs(parts.model(heads.shape_inputs(features), training=False))
-        targets = heads.name_outputs(heads.shape_targets(one_hot))
-        rows = tf.cast(tf.shape(one_hot)[0], tf.float32)
-        summed = [tf.reduce_sum(losses[name](targets[name], answers[name])) for name in losses]
-        penalties = [rows * penalty for penalty in parts.model.losses]
-        same = tf.argmax(targets[main.name], axis=-1) == tf.argmax(answers[main.name], axis=-1)
-        return tf.add_n([*summed, *penalties]), tf.reduce_sum(tf.cast(same, tf.float32))
+    def measure(inputs: Tensors, rows: Tensors) -> Tensors:
+        """Return sums over the rows."""
+        answers = heads.name_outputs(parts.model(heads.prepare_inputs(inputs), training=False))
+        targets = heads.prepare_targets(rows)
+        count = tf.cast(tf.shape(next(iter(rows.values())))[0], tf.float32)
+        summed = [
+            _sum_rows(loss.call(targets[name], answers[name])) * factors[name]
+            for name, loss in losses.items()
+        ]
+        sums = {"loss": tf.add_n([*summed, *(count * one for one in parts.model.losses)])}
+        for output in heads.trained:
+            prefix = "" if output is heads.main else f"{output.name}_"
+            measured = _measure(output, targets[output.name], answers[output.name])
+            sums |= {prefix + name: _sum_rows(values) for name, values in measured.items()}
+        return sums
 
     def evaluate() -> dict[str, float]:
-        totals = np.sum([[float(value) for value in measure(*batch)] for batch in batches], axis=0)
-        metrics = {"val_loss": float(totals[0]) / len(one_hots)}
-        if main.kind != "value":
-            metrics["val_accuracy"] = float(totals[1]) / len(one_hots)
-        return metrics
+        totals: dict[str, float] = {}
+        for batch in batches:
+            for name, value in measure(*batch).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        means = {f"val_{name}": total / len(split) for name, total in totals.items()}
+        return {
+            name: math.sqrt(value) if name.endswith("rmse") else value
+            for name, value in means.items()
+        }
 
     return evaluate
 
 
-def build_example_losses(
-    config: TrainingConfig, heads: ModelHeads, *, smoothing: float
-) -> dict[str, PerExampleLoss]:
-    """Return head name -> loss per example, as the custom loop and the evaluation take it."""
-    if config.loss not in BUILT_IN_LOSSES:
-        function = import_function(config.loss, key="training.loss")
-        return {
-            head.name: _check_custom(function, config.loss, head.width) for head in heads.outputs
-        }
-    return {
-        head.name: _build_loss(head, per_example=True, smoothing=smoothing)
-        for head in heads.outputs
-    }
+def _measure(output: ModelOutput, targets: tf.Tensor, answers: tf.Tensor) -> Tensors:
+    """Return metric name to (batch, ...): right or not, and how far off."""
+    task = output.head.task
+    if task == "multiclass":
+        same = tf.argmax(targets, axis=-1) == tf.argmax(answers, axis=-1)
+        return {"accuracy": tf.cast(same, tf.float32)}
+    if task in ("binary", "multilabel"):
+        same = (answers > (0.0 if output.head.from_logits else 0.5)) == (targets > 0.5)
+        return {"accuracy": tf.cast(same, tf.float32)}
+    if task == "regression":
+        off = tf.cast(answers, tf.float32) - targets
+        return {"mae": tf.abs(off), "rmse": tf.square(off)}
+    return {}
 
 
-def _build_loss(
-    head: Head, *, per_example: bool = False, smoothing: float = 0.0
-) -> tf_keras.losses.Loss:
-    losses = tf_keras.losses
-    reduction = losses.Reduction.NONE if per_example else losses.Reduction.AUTO
-    if head.kind == "value":
-        return losses.MeanSquaredError(reduction=reduction)
-    return losses.CategoricalCrossentropy(
-        from_logits=head.kind == "logits", label_smoothing=smoothing, reduction=reduction
-    )
-
-
-def _check_custom(function: PerExampleLoss, reference: str, width: int) -> PerExampleLoss:
-    """Try a loss of the user's own on two examples, before the step is compiled."""
-    y_true = tf.one_hot([0, width - 1], width)
-    try:
-        shape = tuple(function(y_true, tf.fill((2, width), 1 / width)).shape)
-    except Exception as error:  # the user's code: whatever it raises is theirs to read
-        raise ConfigError(
-            f"training.loss {reference!r} failed on y_true and y_pred of shape (2, {width}): "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if shape != (2,):
-        raise ConfigError(
-            f"training.loss {reference!r} returned shape {shape} for 2 examples; return one loss "
-            "per example, shape (batch,)"
-        )
-    return function
+def _sum_rows(values: tf.Tensor) -> tf.Tensor:
+    """Sum over the rows of (batch, ...), each at the mean of its places."""
+    # Reshaped, since behind a layer of texts not even the rank is known.
+    by_row = tf.reshape(values, (tf.shape(values)[0], -1))
+    return tf.reduce_sum(tf.reduce_mean(by_row, axis=1))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
-from numpy.typing import NDArray
 
+from contract.errors import ConfigError
+from contract.signature import Array
 from exporter.config import Config, TrainingConfig
-from exporter.data.dataset import Dataset, to_float32
-from exporter.training.batches import BatchPlan, make_batches
-from exporter.training.models import HEAD_EXAMPLES, ModelHeads, build_model, describe_heads
+from exporter.data.dataset import Dataset
+from exporter.training.batches import BatchPlan, Weights, count_classes, make_batches
+from exporter.training.heads import HEAD_EXAMPLES, ModelHeads, describe_heads
+from exporter.training.losses import build_class_weights
+from exporter.training.models import build_model
 from exporter.training.optimizers import build_optimizer
-from exporter.training.strategy import open_strategy
+from exporter.training.strategy import find_place, open_strategy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +30,8 @@ class TrainingParts:
         heads: Its inputs and outputs.
         plan: Its batches.
         strategy: Which devices and machines share the batches.
-        features: float32 (examples, ...) of the training split.
-        targets: float32 (examples, classes), one-hot.
+        dataset: What it is trained on.
+        class_weights: Output name to weight by class; {} where all rows weigh alike.
     """
 
     config: TrainingConfig
@@ -38,12 +40,14 @@ class TrainingParts:
     heads: ModelHeads
     plan: BatchPlan
     strategy: tf.distribute.Strategy
-    features: NDArray[np.float32]
-    targets: NDArray[np.float32]
+    dataset: Dataset
+    class_weights: Weights
 
     def make_batches(self, first_epoch: int) -> tf.data.Dataset:
         """Return all batches from an epoch on."""
-        return make_batches(self.features, self.targets, self.heads, self.plan, first_epoch)
+        return make_batches(
+            self.dataset.train, self.heads, self.plan, first_epoch, self.class_weights
+        )
 
 
 def build_parts(dataset: Dataset, config: Config) -> TrainingParts:
@@ -54,20 +58,28 @@ def build_parts(dataset: Dataset, config: Config) -> TrainingParts:
     # their state goes into checkpoints.
     tf_keras.backend.experimental.enable_tf_random_generator()
     tf_keras.utils.set_random_seed(training.seed)
+    worker, num_workers = find_place() if training.strategy == "multi_worker" else (0, 1)
     plan = BatchPlan(
-        num_rows=len(dataset.y_train),
+        num_rows=len(dataset.train),
         batch_size=training.batch_size,
         seed=training.seed,
         epochs=training.epochs,
         drop_remainder=training.strategy != "none",
         mixup=training.mixup,
+        worker=worker,
+        num_workers=num_workers,
     )
-    features = to_float32(dataset.x_train)
     with strategy.scope():
-        model = build_model(config.model, dataset.input_shape, dataset.num_classes)
+        model = build_model(config.model, dataset)
         optimizer = build_optimizer(training, plan.steps_per_epoch)
         optimizer.build(model.trainable_variables)
-    heads = describe_heads(model, features[:HEAD_EXAMPLES], dataset.num_classes, loss=training.loss)
+    heads = describe_dataset_heads(model, dataset, training)
+    _check_extras(training, heads)
+
+    def count(target_name: str) -> Array:
+        names = dataset.targets[target_name].class_names
+        return count_classes(dataset.train, target_name, len(names) or 2)
+
     return TrainingParts(
         config=training,
         model=model,
@@ -75,6 +87,32 @@ def build_parts(dataset: Dataset, config: Config) -> TrainingParts:
         heads=heads,
         plan=plan,
         strategy=strategy,
-        features=features,
-        targets=np.eye(dataset.num_classes, dtype=np.float32)[dataset.y_train],
+        dataset=dataset,
+        class_weights=build_class_weights(training, heads, dataset.targets, count),
     )
+
+
+def describe_dataset_heads(
+    model: tf_keras.Model, dataset: Dataset, config: TrainingConfig
+) -> ModelHeads:
+    """Describe a model's heads by the first training rows."""
+    rows = dataset.train.take(slice(HEAD_EXAMPLES))
+    return describe_heads(model, rows, dataset.targets, pixels=dataset.pixels, config=config)
+
+
+def _check_extras(config: TrainingConfig, heads: ModelHeads) -> None:
+    """Refuse what blends or softens targets where there is nothing to blend or soften."""
+    if config.label_smoothing and not any(one.head.has_classes for one in heads.trained):
+        raise ConfigError(
+            "training.label_smoothing is for classes, and no output learns such; leave it out"
+        )
+    if not config.mixup:
+        return
+    fixed = [name for name, feed in heads.feeds.items() if not feed.dtype.startswith("float")]
+    if fixed:
+        raise ConfigError(
+            f"training.mixup blends inputs, and {', '.join(map(repr, fixed))} takes "
+            f"{heads.feeds[fixed[0]].dtype}; leave it out"
+        )
+    if not any(one.head.has_classes or one.form == "number" for one in heads.trained):
+        raise ConfigError("training.mixup blends classes, and no output learns such; leave it out")

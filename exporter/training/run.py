@@ -17,7 +17,7 @@ from contract.signature import Array
 if TYPE_CHECKING:
     import tf_keras
 
-    from exporter.training.models import ModelHeads
+    from exporter.training.heads import ModelHeads
     from exporter.training.parts import TrainingParts
 
 _LOG = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class EpochRecorder:
     Args:
         parts: What is trained.
         state: Empty, or read from a checkpoint.
-        evaluate: () -> {"val_loss": ..., "val_accuracy": ...} with the model as it is.
+        evaluate: () -> {"val_loss": ..., ...} with the model as it is.
         listeners: Called in order after each epoch: checkpoints, logs.
         progress: Called within and after epochs.
     """
@@ -202,7 +202,7 @@ def describe_metrics(metrics: dict[str, float]) -> str:
     for name, value in metrics.items():
         if name.endswith("accuracy"):
             parts.append(f"{name} {100 * value:.1f} %")
-        elif name.endswith("loss"):
+        elif name.endswith(("loss", "mae", "rmse")):
             parts.append(f"{name} {value:.4f}")
     return "  ".join(parts)
 
@@ -221,8 +221,9 @@ class TrainResult:
     Attributes:
         model: With the best epoch's weights.
         heads: Its named inputs and outputs.
-        history: Metric name (`loss`, `accuracy`, `val_loss`, `val_accuracy`,
-            `learning_rate`) to one value per epoch; a resumed run's is whole.
+        history: Metric name (`loss`, `accuracy` or `mae`, `val_loss`, `val_accuracy` or
+            `val_mae` and `val_rmse`, `learning_rate`; metrics of other outputs than the main one
+            begin with their name) to one value per epoch; a resumed run's is whole.
         epochs_run: Epochs trained, those before a resume included.
         best_epoch: The epoch, from 1, whose weights the model has.
         seconds: Wall time of this call.

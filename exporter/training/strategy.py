@@ -42,7 +42,16 @@ def _connect_workers() -> tf.distribute.Strategy:
     """Connect once: a second strategy of this kind in a process breaks the first's collectives."""
     import tensorflow as tf
 
-    return tf.distribute.MultiWorkerMirroredStrategy()
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        if "program startup" not in str(error):
+            raise
+        raise ConfigError(
+            "training.strategy = 'multi_worker' comes too late: TensorFlow has done something in "
+            "this process already; call exporter.training.strategy.open_strategy('multi_worker') "
+            "first, before data are loaded"
+        ) from error
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -71,6 +80,22 @@ def is_chief() -> bool:
     if "chief" in tf_config.cluster:
         return tf_config.task.type == "chief"
     return tf_config.task == Task("worker", 0)
+
+
+def find_place() -> tuple[int, int]:
+    """Return which of the machines that train this one is, and how many they are.
+
+    The chief is the first, as TensorFlow counts them.
+    """
+    tf_config = read_tf_config()
+    if tf_config is None:
+        return 0, 1
+    tasks = [
+        Task(kind, index)
+        for kind in ("chief", "worker")
+        for index in range(len(tf_config.cluster.get(kind, [])))
+    ]
+    return (tasks.index(tf_config.task) if tf_config.task in tasks else 0), max(1, len(tasks))
 
 
 def read_tf_config() -> TfConfig | None:

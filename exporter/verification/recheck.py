@@ -15,9 +15,11 @@ import msgspec
 from contract import layout
 from contract.errors import ManifestError, PlumblineError, UnimplementedError
 from contract.golden import Golden, read_golden
+from contract.lite.apart import describe_apart
 from contract.manifest import Manifest, check_files, read_manifest
 from contract.parity import FLOAT32, Tolerance, find_tolerances
 from exporter.inspect import check_version_dir, list_variants
+from exporter.publishing.foreign import list_lacks
 from exporter.verification.measurement import SAVED_MODEL, Measurement, measure, measure_variant
 
 Result: TypeAlias = Literal["passed", "FAILED", "untested"]
@@ -57,16 +59,23 @@ class Recheck(msgspec.Struct, frozen=True, kw_only=True):
     checks: tuple[Check, ...]
 
     @property
+    def failed(self) -> bool:
+        """A check failed; one that could not be run fails nothing."""
+        return any(one.result == "FAILED" for one in self.checks)
+
+    @property
     def passed(self) -> bool:
-        """No check failed; one that could not be run fails nothing."""
-        return all(one.result != "FAILED" for one in self.checks)
+        """No check failed, and there is a manifest: without one nothing can be verified."""
+        return self.manifest is not None and not self.failed
 
 
 def recheck_version(version_dir: Path, *, skip_tensorflow: bool = False) -> Recheck:
     """Checks every file of a version, then replays golden through every copy.
 
+    What a model of another tool lacks is `untested`; that its copies can be loaded is checked.
+
     Args:
-        version_dir: Of a published version, or a candidate.
+        version_dir: Of a published version, a candidate, any SavedModel, or a `.tflite` file.
         skip_tensorflow: Leave the SavedModel out.
 
     Returns:
@@ -76,6 +85,9 @@ def recheck_version(version_dir: Path, *, skip_tensorflow: bool = False) -> Rech
         ConfigError: `version_dir` is no version.
     """
     check_version_dir(version_dir)
+    if layout.is_foreign(version_dir):
+        checks = [*_list_lacks(version_dir), *_check_loads(version_dir, skip=skip_tensorflow)]
+        return Recheck(path=version_dir, manifest=None, checks=tuple(checks))
     try:
         manifest = read_manifest(version_dir)
     except ManifestError as error:
@@ -101,13 +113,20 @@ def _check_every_file(version_dir: Path, manifest: Manifest) -> Check:
 
 
 def _check_golden(version_dir: Path, manifest: Manifest, *, skip_tensorflow: bool) -> list[Check]:
+    if layout.GOLDEN not in manifest.files:
+        return [*_list_lacks(version_dir), *_check_loads(version_dir, skip=skip_tensorflow)]
     try:
         golden = read_golden(version_dir / layout.GOLDEN)
     except ManifestError as error:
         return [Check(name="golden", result="FAILED", detail=error.message)]
     tolerances = find_tolerances(manifest)
+    has_saved_model = (version_dir / layout.SAVED_MODEL).is_file()
     return [
-        _check_saved_model(version_dir, golden, skip=skip_tensorflow),
+        *(
+            [_check_saved_model(version_dir, golden, skip=skip_tensorflow)]
+            if has_saved_model
+            else []
+        ),
         *(
             _check_variant(version_dir, variant, golden, tolerances.of_variant(variant))
             for variant in list_variants(version_dir)
@@ -115,15 +134,18 @@ def _check_golden(version_dir: Path, manifest: Manifest, *, skip_tensorflow: boo
     ]
 
 
-def _check_saved_model(version_dir: Path, golden: Golden, *, skip: bool) -> Check:
+def _check_saved_model(version_dir: Path, golden: Golden | None, *, skip: bool) -> Check:
     if skip or importlib.util.find_spec("tensorflow") is None:
         why = "--skip_tensorflow" if skip else "TensorFlow is not installed"
         return Check(name=SAVED_MODEL, result="untested", detail=why)
     from exporter.verification.reload import load_saved_model
 
-    names = list(golden.signatures)
     try:
         predictor = load_saved_model(version_dir)
+        if golden is None:
+            detail = f"loads; it has {', '.join(sorted(predictor.signatures))}"
+            return Check(name=SAVED_MODEL, result="passed", detail=detail)
+        names = list(golden.signatures)
         found = measure(SAVED_MODEL, predictor, golden, FLOAT32, signature_names=names)
     except PlumblineError as error:
         return Check(name=SAVED_MODEL, result="FAILED", detail=error.message)
@@ -140,8 +162,42 @@ def _check_variant(version_dir: Path, variant: str, golden: Golden, tolerance: T
     return _conclude(found, golden)
 
 
+def _list_lacks(path: Path) -> list[Check]:
+    return [
+        Check(name="missing", result="untested", detail=f"it lacks {text}")
+        for text in list_lacks(path)
+    ]
+
+
+def _check_loads(path: Path, *, skip: bool) -> list[Check]:
+    """Whether the copies can be loaded: all there is to find out without golden examples."""
+    checks = []
+    if (path / layout.SAVED_MODEL).is_file():
+        checks.append(_check_saved_model(path, None, skip=skip))
+    files = (
+        {path.name: path}
+        if path.is_file()
+        else {one: path / layout.variant_path(one) for one in list_variants(path)}
+    )
+    return [*checks, *(_try_variant(name, file) for name, file in files.items())]
+
+
+def _try_variant(name: str, file: Path) -> Check:
+    try:
+        found = describe_apart(file)
+    except UnimplementedError as error:
+        return Check(name=name, result="untested", detail=error.message)
+    except PlumblineError as error:
+        return Check(name=name, result="FAILED", detail=error.message)
+    wrong = "; ".join(reason for reason in found.tried.values() if reason)
+    answered = ", ".join(found.tried) or "nothing"
+    detail = wrong or f"opens; asked with zeros, and answered: {answered}"
+    return Check(name=name, result="FAILED" if wrong else "passed", detail=detail)
+
+
 def _conclude(found: Measurement, golden: Golden, *, signatures: tuple[str, ...] = ()) -> Check:
-    detail = "; ".join(found.problems) or (
+    told = [*found.problems, *(f"because {cause}" for cause in found.causes)]
+    detail = "; ".join(told) or (
         "equal bit for bit" if found.bit_equal else f"differs by {found.max_abs_difference:.1e}"
     )
     return Check(

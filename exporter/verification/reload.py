@@ -13,7 +13,8 @@ import msgspec
 from contract import layout
 from contract.errors import ManifestError
 from contract.golden import read_golden
-from contract.parity import EXACT, Tolerances
+from contract.heads import Head
+from contract.parity import EXACT, Tolerances, VersionTolerances
 from exporter.inspect import measure_saved_model_bytes
 from exporter.verification.measurement import (
     SAVED_MODEL,
@@ -49,6 +50,7 @@ class MeasurementJob(msgspec.Struct, frozen=True, kw_only=True):
         signature_names: Those that the copy has to have.
         held_out: The directory that `write_held_out` wrote to.
         tolerances: What a variant is held to; the SavedModel must be equal bit for bit.
+        heads: Output name, of whichever signatures have it, to what it means.
     """
 
     candidate: Path
@@ -56,6 +58,7 @@ class MeasurementJob(msgspec.Struct, frozen=True, kw_only=True):
     signature_names: list[str]
     held_out: Path
     tolerances: Tolerances
+    heads: dict[str, Head] = {}
 
 
 def prepare_measuring() -> None:
@@ -74,7 +77,7 @@ def measure_copy(job: MeasurementJob) -> Measurement:
             job.candidate,
             job.name,
             golden,
-            job.tolerances.of_variant(job.name),
+            VersionTolerances(job.tolerances, job.heads).of_variant(job.name),
             signature_names=job.signature_names,
             held_out=held_out,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from contract.errors import TensorMismatchError
 from contract.lite import LiteModel, Program
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Batch, Signature, find_signature
@@ -15,20 +16,25 @@ from serving.engines.servable import Engine
 class LiteRTEngine(Engine):
     """Answers the signatures of one `.tflite` file.
 
-    A run ends at its caller's deadline or departure before the next chunk of 64 rows, which is
-    what bounds it: nothing interrupts an interpreter.
+    A run ends at its caller's deadline or departure before the next chunk of 64 rows (or of as
+    many as the file fixes), which is what bounds it: nothing interrupts an interpreter.
 
     Args:
         path: The file; it is read once.
         num_threads: Threads inside one run.
+        tries_other_shapes: Whether axes may have other sizes than the file declares, as with
+            TensorFlow Serving.
 
     Raises:
         ManifestError: The file is missing, unreadable or not a TFLite model.
         UnimplementedError: No TFLite runtime is installed, or the model needs Flex operators.
     """
 
-    def __init__(self, path: Path, *, num_threads: int = 1) -> None:
+    def __init__(
+        self, path: Path, *, num_threads: int = 1, tries_other_shapes: bool = False
+    ) -> None:
         self._model = LiteModel(path, num_threads=num_threads)
+        self._tries_other_shapes = tries_other_shapes
         self._programs: dict[str, Program] = {
             name: self._model.find_program(name) for name in self._model.signatures
         }
@@ -52,7 +58,14 @@ class LiteRTEngine(Engine):
         if program is None:
             find_signature(self._model.signatures, signature_name)  # raises, and lists them
             raise AssertionError(signature_name)
-        outputs = program.run(inputs, proceed=context.check)
+        try:
+            outputs = program.run(inputs, proceed=context.check)
+        except TensorMismatchError:
+            if not self._tries_other_shapes:
+                raise
+            outputs = self._model.predict_reshaped(
+                inputs, signature_name=signature_name, proceed=context.check
+            )
         if output_filter:
             return {name: outputs[name] for name in output_filter}
         return outputs

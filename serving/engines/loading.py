@@ -118,8 +118,7 @@ def load_servable(
         findings, litert = trials.examine(servable_id, version_dir, observer), None
     if litert is None and findings.list_signatures(LITERT):
         with guard(version_dir):
-            tflite = version_dir / layout.variant_path(layout.FLOAT32)
-            litert = LiteRTEngine(tflite, num_threads=config.litert_num_threads)
+            litert = _open_litert(version_dir, config)
     by_tensorflow = findings.list_signatures(TENSORFLOW)
 
     def make_tensorflow() -> Engine:
@@ -239,11 +238,11 @@ def _read_signature_defs(version_dir: Path, config: ServerConfig) -> dict[str, S
             return read_signature_defs(saved_model.read_bytes(), tags=tags)
     except OSError as error:
         raise ManifestError(f"{saved_model} cannot be read: {error.strerror}") from error
-    if tflite.is_file():
-        if not (config.prefer_tflite_model or config.engine == LITERT):
+    if tflite.is_file() and (config.prefer_tflite_model or not config.strict_compat):
+        if config.engine == TENSORFLOW:
             raise ServableNotFoundError(
-                f"{version_dir} holds {tflite.name} and no {layout.SAVED_MODEL}; "
-                "--prefer_tflite_model serves such versions"
+                f"{version_dir} holds {tflite.name} and no {layout.SAVED_MODEL}, which is what "
+                "--engine=tensorflow reads; use --engine=auto or --engine=litert"
             )
         model = LiteRTEngine(tflite)
         return {name: signature_to_proto(one) for name, one in model.signatures.items()}
@@ -260,24 +259,32 @@ def select_engines(
     """Who answers each signature, and the LiteRT engine when it answers any.
 
     `auto` takes LiteRT when `model.tflite` has the signature and golden examples agree
-    through it; `--prefer_tflite_model` and `litert` take it without golden examples too.
+    through it; `--prefer_tflite_model` and `litert` take it without golden examples too, and so
+    does a version that has nothing else.
     """
     from contract.parity import read_tolerances
     from serving.engines.self_test import load_golden
 
+    is_alone = not (version_dir / layout.SAVED_MODEL).is_file()
     is_only = config.engine == LITERT
     model: LiteRTEngine | str = "--engine=tensorflow"
-    if config.engine == AUTO and config.saved_model_tags != ServerConfig.saved_model_tags:
+    if is_alone:
+        model = _open_litert(version_dir, config)
+    elif config.engine == AUTO and config.saved_model_tags != ServerConfig.saved_model_tags:
         model = f"model.tflite is no graph of --saved_model_tags={config.saved_model_tags}"
     elif config.engine != TENSORFLOW:
-        model = _open_model(version_dir, is_only=is_only, num_threads=config.litert_num_threads)
+        model = _open_beside(version_dir, config)
     if isinstance(model, str):
         return {name: EngineChoice(TENSORFLOW, model) for name in signatures}, None
-    is_forced = is_only or config.prefer_tflite_model
-    golden = {} if is_forced else load_golden(version_dir)
+    why = ""
+    if is_only or config.prefer_tflite_model:
+        why = "asked for by flag"
+    elif is_alone:
+        why = f"the version has no {layout.SAVED_MODEL}"
+    golden = {} if why else load_golden(version_dir)
     tolerance = read_tolerances(version_dir).of_server
     choices = {
-        name: _choose(model, signature, golden.get(name), tolerance, is_forced=is_forced)
+        name: _choose(model, signature, golden.get(name), tolerance, why=why)
         for name, signature in signatures.items()
     }
     if is_only:
@@ -293,8 +300,18 @@ def select_engines(
     return choices, None
 
 
-def _open_model(version_dir: Path, *, is_only: bool, num_threads: int) -> LiteRTEngine | str:
-    """The version's TFLite model, or why there is none to use."""
+def _open_litert(version_dir: Path, config: ServerConfig) -> LiteRTEngine:
+    """The version's TFLite model."""
+    return LiteRTEngine(
+        version_dir / layout.variant_path(layout.FLOAT32),
+        num_threads=config.litert_num_threads,
+        tries_other_shapes=config.prefer_tflite_model,
+    )
+
+
+def _open_beside(version_dir: Path, config: ServerConfig) -> LiteRTEngine | str:
+    """The TFLite model of a version that has a SavedModel, or why there is none to use."""
+    is_only = config.engine == LITERT
     path = version_dir / layout.variant_path(layout.FLOAT32)
     if not path.is_file():
         if is_only:
@@ -304,9 +321,9 @@ def _open_model(version_dir: Path, *, is_only: bool, num_threads: int) -> LiteRT
             )
         return f"the version has no {path.name}"
     try:
-        return LiteRTEngine(path, num_threads=num_threads)
+        return _open_litert(version_dir, config)
     except PlumblineError as error:
-        if is_only or not (version_dir / layout.SAVED_MODEL).is_file():
+        if is_only:
             raise
         return f"LiteRT cannot serve {path.name}: {error}"
 
@@ -317,15 +334,16 @@ def _choose(
     examples: GoldenExamples | None,
     tolerance: Tolerance,
     *,
-    is_forced: bool,
+    why: str,
 ) -> EngineChoice:
+    """Who answers one signature; `why` LiteRT does without golden examples, "" if it does not."""
     from serving.engines.self_test import replay_golden
 
     obstacle = _find_obstacle(signature, model.signatures.get(signature.name))
     if obstacle:
         return EngineChoice(TENSORFLOW, obstacle)
-    if is_forced:
-        return EngineChoice(LITERT, "asked for by flag")
+    if why:
+        return EngineChoice(LITERT, why)
     if examples is None:
         return EngineChoice(TENSORFLOW, "no golden examples show that model.tflite agrees")
     try:

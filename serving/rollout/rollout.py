@@ -101,7 +101,8 @@ class ServerParity:
             part = f"{report.signature_name} {'passed' if report.passed else 'FAILED'}"
             if report.outputs:
                 worst = report.worst
-                part += f", {worst.problem or f'max abs difference {worst.max_abs_difference:.1e}'}"
+                near = f"max abs difference {worst.max_abs_difference:.1e}"
+                part += f", {near if worst.passed else worst.describe()}"
             parts.append(part)
         parts += [f"{name} untested" for name in self.untested]
         return f"{self.address}: {'; '.join(parts) or 'no signature could be asked'}"

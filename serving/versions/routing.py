@@ -12,6 +12,9 @@ from contract.servable import ModelSpec
 from serving.config.models import ModelConfig
 from serving.engines.servable import Servable
 
+Tally = tuple["memoryview[float]", int]
+"""Numbers that other processes read, and the place of one of them."""
+
 Labels = Mapping[str, Mapping[str, int]]
 """Model name to label to version."""
 
@@ -24,12 +27,21 @@ class Handle:
     down. It is on the path of every request, allocates nothing and takes no lock: what is read and
     what is changed lies between two points where CPython may switch threads (calls and backward
     jumps), as long as there is a GIL, which every Python that this package admits has.
+
+    Args:
+        servable: What is held.
+        tally: Memory, and the place in it, where others read how many users there are; None
+            where there are no others.
     """
 
-    __slots__ = ("_count", "_on_idle", "servable")
+    __slots__ = ("_count", "_on_idle", "_place", "_tally", "servable")
 
-    def __init__(self, servable: Servable) -> None:
+    def __init__(self, servable: Servable, tally: Tally | None = None) -> None:
         self.servable = servable
+        self._tally: memoryview[float] | None = None
+        self._place = 0
+        if tally is not None:
+            self._tally, self._place = tally
         self._count = 0
         self._on_idle: Callable[[], None] | None = None
 
@@ -38,6 +50,8 @@ class Handle:
         if self._on_idle is not None:
             return False
         self._count += 1
+        if self._tally is not None:
+            self._tally[self._place] = self._count
         return True
 
     def retire(self, on_idle: Callable[[], None]) -> None:
@@ -58,6 +72,8 @@ class Handle:
         self._count -= 1
         if self._count == 0 and self._on_idle is not None:
             self._on_idle()
+        if self._tally is not None:
+            self._tally[self._place] = self._count
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The eleven usual mistakes: each is made for real, found, and comes with what mends it."""
+"""The twelve usual mistakes: each is made for real, found, and comes with what mends it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from clients.cli import main
 from clients.doctor.findings import Check, check_package
 from contract import layout
 from contract.errors import ResourceExhaustedError
+from contract.manifest import InputStatistics, read_manifest, write_manifest
 from contract.signature import TensorSpec
 from tests.clients.grpc_servers import ModelServer, make_signature
 from tests.clients.serving_mlp import serve_mlp
+from tests.lite_models import FOLDER
 
 Findings = dict[str, dict[str, str]]
 
@@ -42,7 +46,7 @@ def copied(published_mlp: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(published_mlp / "mlp" / "1", tmp_path / "mlp" / "1"))
 
 
-def test_a_good_server_and_a_good_version_pass_all_eleven(
+def test_a_good_server_and_a_good_version_pass_all_that_is_looked_at(
     published_mlp: Path, diagnose: Any
 ) -> None:
     version_dir = published_mlp / "mlp" / "1"
@@ -50,7 +54,28 @@ def test_a_good_server_and_a_good_version_pass_all_eleven(
         status, findings = diagnose(server.address, version_dir)
     assert status == 0
     assert list(findings) == list(Check)
-    assert {check: one["verdict"] for check, one in findings.items()} == dict.fromkeys(Check, "ok")
+    assert {check: one["verdict"] for check, one in findings.items()} == {
+        **dict.fromkeys(Check, "ok"),
+        Check.INPUTS: "not checked",
+    }
+
+
+def test_inputs_that_look_otherwise_come_with_the_flag_that_mends_them(
+    copied: Path, tmp_path: Path, diagnose: Any
+) -> None:
+    known = InputStatistics(
+        min=0, max=1, mean=0.1, std=0.3, num_rows=64, image_shape=(28, 28, 1), light_borders=0.0
+    )
+    manifest = msgspec.structs.replace(read_manifest(copied), inputs={"": known})
+    write_manifest(copied, manifest)
+    paper = np.full((8, 28, 28), 250, np.uint8)
+    paper[:, 8:20, 8:20] = 20
+    np.save(tmp_path / "scan.npy", paper)
+    _, findings = diagnose(copied, "--inputs", tmp_path / "scan.npy")
+    assert findings["inputs"]["verdict"] == "warning"
+    assert findings["inputs"]["fix"].endswith("scan.npy --invert")
+    _, findings = diagnose(copied, "--inputs", tmp_path / "scan.npy", "--invert")
+    assert findings["inputs"]["verdict"] == "ok"
 
 
 def test_nobody_there_gives_the_command_that_starts_a_server(diagnose: Any) -> None:
@@ -243,3 +268,16 @@ def test_a_folder_without_versions_is_not_asked_for_its_path_again(
 ) -> None:
     assert main(["doctor", str(tmp_path)]) == 1
     assert "give its path" not in capsys.readouterr().out
+
+
+def test_a_tflite_file_of_another_tool_is_a_version_that_lacks_something(
+    tmp_path: Path, diagnose: Any
+) -> None:
+    (tmp_path / "1").mkdir()
+    shutil.copy(FOLDER / "lstm.tflite", tmp_path / "1" / layout.TFLITE)
+    status, findings = diagnose(tmp_path)
+    assert status == 0
+    assert "serving_default" in findings["signature names"]["explanation"]
+    assert "float32 (batch, 5, 3)" in findings["shapes"]["explanation"]
+    assert findings["whole version"]["verdict"] == "warning"
+    assert "fails" not in {one["verdict"] for one in findings.values()}

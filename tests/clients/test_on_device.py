@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from contract.errors import (
     TensorMismatchError,
 )
 from contract.golden import GoldenExamples, read_golden
+from tests.lite_models import FOLDER, answer_row_by_row
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,18 @@ def test_signatures_are_asked_by_name(version_dir: Path) -> None:
     pixels = np.zeros((5, *_pixel_shape(version_dir)), np.uint8)
     predictor = OnDevicePredictor(version_dir)
     assert predictor.predict(pixels, signature_name="serving_uint8")["probabilities"].shape[0] == 5
+
+
+def test_scaled_pixels_are_not_sent_as_black_ones(version_dir: Path) -> None:
+    pixels = np.random.default_rng(0).random((2, *_pixel_shape(version_dir)), np.float32)
+    with pytest.raises(TensorMismatchError, match=r"\(x \* 255\)\.round\(\)\.astype\('uint8'\)"):
+        OnDevicePredictor(version_dir).predict(pixels, signature_name="serving_uint8")
+
+
+def test_raw_pixels_are_sent_to_the_signature_that_scales_them(version_dir: Path) -> None:
+    pixels = np.full((2, *_pixel_shape(version_dir)), 200, np.uint8)
+    with pytest.raises(TensorMismatchError, match=r"raw pixels, uint8, to signature serving_uint8"):
+        OnDevicePredictor(version_dir).predict(pixels)
 
 
 def _pixel_shape(version_dir: Path) -> tuple[int, ...]:
@@ -161,3 +175,24 @@ def test_memory_stays_flat_over_many_calls(version_dir: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert int(done.stdout) < 1024, done.stderr
+
+
+def test_a_file_of_another_tool_needs_no_version_around_it(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).random((3, 6, 6, 2), np.float32)
+    wanted = answer_row_by_row(FOLDER / "cnn.tflite", rows)
+    (tmp_path / "base" / "3").mkdir(parents=True)
+    shutil.copy(FOLDER / "cnn.tflite", tmp_path / "base" / "3" / "model.tflite")
+    paths = (FOLDER / "cnn.tflite", tmp_path / "base", tmp_path / "base" / "3")
+    for predictor in map(OnDevicePredictor, paths):
+        np.testing.assert_array_equal(predictor.predict(rows)["dense"], wanted)
+        assert predictor.fixed_rows == {"serving_default": 1}
+
+
+def test_advice_on_a_file_of_another_tool_fits_it(tmp_path: Path) -> None:
+    predictor = OnDevicePredictor(FOLDER / "fixed.tflite")
+    with pytest.raises(SignatureNotFoundError, match=r"coupled, four.*as signature_name$"):
+        predictor.predict(np.zeros((1, 3), np.float32))
+    (tmp_path / "1").mkdir()
+    shutil.copy(FOLDER / "cnn.tflite", tmp_path / "1" / "model.tflite")
+    with pytest.raises(ConfigError, match=r"it has float32; copies.*export --model .*1 --examples"):
+        OnDevicePredictor(tmp_path, variant="int8")

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clients.files.fit import InputReader
-from clients.files.read import BLOCK_ROWS, decode_image
+from clients.files.fit import Adjustment, InputReader
+from clients.files.pictures import decode_image
+from clients.files.read import BLOCK_ROWS
 from contract.errors import ConfigError, DatasetError, SignatureNotFoundError, TensorMismatchError
 from contract.golden import Golden, GoldenExamples, write_golden
+from contract.manifest import InputStatistics
 from contract.signature import Array, Signature, TensorSpec
 
 
@@ -193,7 +195,34 @@ def test_images_for_serving_default_are_scaled(tmp_path: Path) -> None:
 
 def test_inverted_images_have_light_ink(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode_image(PIXELS[0]))
-    assert np.array_equal(read([tmp_path / "a.png"], invert=True)[1], 255 - PIXELS[:1])
+    assert np.array_equal(
+        read([tmp_path / "a.png"], adjustment=Adjustment(invert=True))[1], 255 - PIXELS[:1]
+    )
+
+
+def test_numbers_are_divided_then_shifted(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", FLOATS * 255)
+    scaled = read([tmp_path / "x.npy"], adjustment=Adjustment(scale=255))[1]
+    assert np.array_equal(scaled, FLOATS * 255 / np.float32(255))
+    shifted = read([tmp_path / "x.npy"], adjustment=Adjustment(scale=127.5, shift=-1))[1]
+    assert np.allclose(shifted, FLOATS * 2 - 1)
+
+
+def test_arrays_of_pixels_are_inverted_too(tmp_path: Path) -> None:
+    np.save(tmp_path / "bytes.npy", PIXELS)
+    np.save(tmp_path / "floats.npy", FLOATS)
+    adjustment = Adjustment(invert=True)
+    assert np.array_equal(read([tmp_path / "bytes.npy"], adjustment=adjustment)[1], 255 - PIXELS)
+    assert np.array_equal(read([tmp_path / "floats.npy"], adjustment=adjustment)[1], 1 - FLOATS)
+
+
+def test_rows_on_another_scale_than_the_version_s_are_remarked(tmp_path: Path) -> None:
+    known = {"": InputStatistics(min=0, max=1, mean=0.2, std=0.3, num_rows=9)}
+    np.save(tmp_path / "x.npy", FLOATS * 255)
+    reader, _ = read([tmp_path / "x.npy"], known=known)
+    assert [one.flag for one in reader.remarks] == ["--scale 255"]
+    mended, _ = read([tmp_path / "x.npy"], known=known, adjustment=Adjustment(scale=255))
+    assert mended.remarks == []
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from contract import layout
 from contract.errors import ManifestError
-from contract.lite.runtime import list_custom_ops
+from contract.lite import list_custom_ops
 from contract.manifest import (
     MAX_BYTES,
     Manifest,

@@ -348,7 +348,7 @@ def test_int8_refuses_the_dtype_of_the_other_view(int8: LiteModel) -> None:
     integers = int8.quantisation()[0]["images"].quantise(rows)
     for _ in range(2):
         int8.predict({"images": rows})
-        with pytest.raises(TensorMismatchError, match="int8"):
+        with pytest.raises(TensorMismatchError, match=r"quantise with \(x / 0\.0039"):
             int8.predict({"images": rows}, dequantise=False)
         int8.predict({"images": integers}, dequantise=False)
         with pytest.raises(TensorMismatchError, match="float32"):
@@ -412,7 +412,7 @@ def test_a_model_without_signatures_is_asked_by_tensor_names(folder: Path) -> No
     struct.pack_into("<H", content, root - to_vtable + 4 + 2 * 7, 0)  # Model.signature_defs
     model = LiteModel(bytes(content))
     (name,) = model.signatures["serving_default"].inputs
-    assert name == "serving_default_images:0"
+    assert name == "serving_default_images"
     (answer,) = model.predict({name: make_rows(3)}).values()
     assert answer.shape == (3, 10)
 

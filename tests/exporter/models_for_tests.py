@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contract.heads import Head
-from exporter.data.dataset import Dataset, fingerprint_arrays, to_float32
-from exporter.data.examples import Examples
+from exporter.data.dataset import (
+    Dataset,
+    draw_export_examples,
+    fingerprint_arrays,
+)
+from exporter.data.examples import Examples, ExportExamples
 from exporter.data.pixels import PixelScale
 
 if TYPE_CHECKING:
-    from exporter.training.models import ModelHeads
+    from exporter.models.keras import KerasModel
+    from exporter.training.heads import ModelHeads
 
 
 def make_dataset(
@@ -40,11 +45,26 @@ def make_dataset(
     )
 
 
-def find_heads(model: Any, dataset: Dataset, loss: str = "categorical_crossentropy") -> ModelHeads:
-    """As `train` finds them."""
-    from exporter.training.models import describe_heads
+def find_heads(model: Any, dataset: Dataset, **training: Any) -> ModelHeads:
+    """As `train` finds them; keywords are keys of [training]."""
+    from exporter.config import TrainingConfig
+    from exporter.training.parts import describe_dataset_heads
 
-    return describe_heads(model, to_float32(dataset.x_train[:8]), dataset.num_classes, loss=loss)
+    config = TrainingConfig(epochs=1, batch_size=1, learning_rate=0.1, **training)
+    return describe_dataset_heads(model, dataset, config)
+
+
+def draw_examples(dataset: Dataset, *, seed: int = 1) -> ExportExamples:
+    """As an export draws them."""
+    return draw_export_examples(dataset, num_golden=64, num_calibration=40, seed=seed)
+
+
+def make_exportable(model: Any, dataset: Dataset, **training: Any) -> KerasModel:
+    """A model as an export of a trained one has it; keywords are keys of [training]."""
+    from exporter.models.keras import KerasModel
+
+    heads = find_heads(model, dataset, **training).by_output
+    return KerasModel(model, draw_examples(dataset), heads=heads)
 
 
 def build_softmax(shape: tuple[int, ...], num_classes: int, *, head: str | None = None) -> Any:
@@ -86,5 +106,7 @@ def build_betainc(shape: tuple[int, ...], num_classes: int) -> Any:
 
     images = tf_keras.layers.Input(shape, name="images")
     flat = tf_keras.layers.Flatten()(images)
-    odd = tf_keras.layers.Lambda(lambda x: tf.math.betainc(x + 1.0, x + 1.0, x / 2.0))(flat)
+    odd = tf_keras.layers.Lambda(lambda x: tf.math.betainc(x + 1.0, x + 1.0, x / 2.0), name="odd")(
+        flat
+    )
     return tf_keras.Model(images, tf_keras.layers.Dense(num_classes, "softmax")(odd))

@@ -56,7 +56,7 @@ def write_mnist(folder: Path, *, compress: bool = False) -> dict[str, np.ndarray
     arrays |= {"x_test": images(20, 28), "y_test": labels(20, 10)}
     for name, array in arrays.items():
         ending = ".gz" if compress else ""
-        write_idx(folder / (IDX_FILES[name][0] + ending), array, compress=compress)
+        write_idx(folder / (IDX_FILES[name] + ending), array, compress=compress)
     return arrays
 
 
@@ -214,7 +214,7 @@ def test_pixels_as_wide_integers_are_taken_as_bytes(tmp_path: Path) -> None:
         ({"x_train": np.zeros((0, 4)), "y_train": labels(0)}, "none of it 0"),
         ({"x_train": np.full((60, 2), np.nan), "y_train": labels()}, "nan in row 0"),
         ({"x_train": np.full((60, 2), 1e300), "y_train": labels()}, "finite"),
-        ({"x_train": np.array(["a"] * 60), "y_train": labels()}, "(examples, ...)"),
+        ({"x_train": np.zeros(60), "y_train": labels()}, "(examples, ...)"),
         ({"x_train": images(), "y_train": labels(), "x_test": images()}, "both or neither"),
         (
             {"x_train": images(), "y_train": labels(), "x_test": images(6, 4), "y_test": labels(6)},
@@ -226,6 +226,10 @@ def test_pixels_as_wide_integers_are_taken_as_bytes(tmp_path: Path) -> None:
         ),
         ({"x_train": images(4), "y_train": labels(4)}, "too few training rows"),
         ({"x_train": images(), "y_train": labels(), "class_names": np.array(["a"])}, "1 class_n"),
+        ({"x_train": images(), "y_train": np.array([""] * 60)}, "empty text in row 0"),
+        ({"x_train": images(), "y_train": np.full(60, np.inf)}, "finite"),
+        ({"x_train": images(), "y_train": RNG.random((60, 2)), "y_train/b": labels()}, "name all"),
+        ({"x_train/a": images(), "x_train/b": images(9), "y_train": labels()}, "the same rows"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -285,7 +289,7 @@ def test_mnist_is_read_from_its_four_files(tmp_path: Path, compress: bool) -> No
 
 def test_mnist_may_be_given_by_one_of_its_files(tmp_path: Path) -> None:
     write_mnist(tmp_path)
-    path = tmp_path / IDX_FILES["y_test"][0]
+    path = tmp_path / IDX_FILES["y_test"]
     assert load_dataset(data_config("mnist", path=str(path))).num_classes == 10
 
 
@@ -335,7 +339,7 @@ def test_a_download_that_is_not_mnist_is_refused(
 @pytest.mark.parametrize("keep", [0, 5, 100])
 def test_a_truncated_gzip_is_refused(tmp_path: Path, keep: int) -> None:
     write_mnist(tmp_path, compress=True)
-    path = tmp_path / (IDX_FILES["x_train"][0] + ".gz")
+    path = tmp_path / (IDX_FILES["x_train"] + ".gz")
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DatasetError, match=r"truncated gzip|not an IDX file"):
         load_dataset(data_config("mnist", path=str(tmp_path)))
@@ -343,7 +347,7 @@ def test_a_truncated_gzip_is_refused(tmp_path: Path, keep: int) -> None:
 
 def test_a_truncated_idx_file_is_refused(tmp_path: Path) -> None:
     write_mnist(tmp_path)
-    path = tmp_path / IDX_FILES["x_train"][0]
+    path = tmp_path / IDX_FILES["x_train"]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DatasetError, match="truncated or damaged"):
         load_dataset(data_config("mnist", path=str(tmp_path)))
@@ -351,7 +355,7 @@ def test_a_truncated_idx_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
     write_mnist(tmp_path)
-    (tmp_path / IDX_FILES["y_test"][0]).unlink()
+    (tmp_path / IDX_FILES["y_test"]).unlink()
     with pytest.raises(DatasetError, match="t10k-labels-idx1-ubyte"):
         load_dataset(data_config("mnist", path=str(tmp_path)))
 
@@ -361,3 +365,155 @@ def test_a_file_that_is_neither_npz_nor_idx_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xd8\xff\xe0 a picture")
     with pytest.raises(DatasetError, match="not a readable npz"):
         load_dataset(data_config("mnist", path=str(path)))
+
+
+def test_several_inputs_and_targets_come_by_name(tmp_path: Path) -> None:
+    dataset = load_npz(
+        tmp_path,
+        **{
+            "x_train/picture": images(),
+            "x_train.age": RNG.random(60),
+            "y_train/kind": labels(),
+            "y_train/price": RNG.random(60),
+            "class_names/kind": np.array(["a", "b", "c"]),
+        },
+    )
+    assert dataset.train.inputs["picture"].shape[1:] == (5, 5, 1)
+    assert dataset.train.inputs["age"].shape[1:] == (1,)
+    assert {name: head.task for name, head in dataset.targets.items()} == {
+        "kind": "multiclass",
+        "price": "regression",
+    }
+    assert dataset.targets["kind"].class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "shape", "dtype"),
+    [
+        (RNG.random(60), "regression", (1,), np.float32),
+        (RNG.random((60, 4)), "regression", (4,), np.float32),
+        (np.arange(180).reshape(60, 3) % 7 % 2, "multilabel", (3,), np.float32),
+        (np.eye(3)[labels()], "multiclass", (), np.int64),
+        (np.arange(60) % 2 == 0, "binary", (), np.int64),
+        (np.arange(60 * 20).reshape(60, 4, 5) % 3, "multiclass", (4, 5), np.int64),
+        (np.array(["cat", "dog"] * 30), "multiclass", (), np.int64),
+    ],
+    ids=["value", "values", "multi-hot", "one-hot", "bool", "mask", "text"],
+)
+def test_a_target_tells_its_task(
+    tmp_path: Path, values: np.ndarray, task: str, shape: tuple[int, ...], dtype: type
+) -> None:
+    dataset = load_npz(tmp_path, x_train=images(), y_train=values)
+    assert dataset.targets[""].task == task
+    assert dataset.y_train.shape[1:] == shape and dataset.y_train.dtype == dtype
+
+
+def test_a_task_that_is_asked_for_is_taken(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", x_train=images(), y_train=labels() * 10)
+    config = data_config("npz", path=str(tmp_path / "mine.npz"), task="regression")
+    assert load_dataset(config).y_train.dtype == np.float32
+    with pytest.raises(DatasetError, match="a binary target is 0 or 1"):
+        load_dataset(data_config("npz", path=config.path, task="binary"))
+
+
+def test_sequences_are_numbers_whatever_their_shape(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", x_train=RNG.random((60, 7, 2)), y_train=labels())
+    dataset = load_dataset(data_config("sequence", path=str(tmp_path / "mine.npz")))
+    assert dataset.input_shape == (7, 2) and not dataset.is_image
+
+
+def test_a_gap_is_filled_from_the_training_rows_alone(tmp_path: Path) -> None:
+    features = np.arange(120, dtype=np.float64).reshape(60, 2)
+    features[::5, 1] = np.nan
+    np.savez(tmp_path / "mine.npz", x_train=features, y_train=labels())
+    config = data_config("npz", path=str(tmp_path / "mine.npz"), impute="median")
+    dataset = load_dataset(config)
+    known = {row[1] for row in features[~np.isnan(features[:, 1])].tolist()}
+    filled = ~np.isin(dataset.x_train[:, 1], sorted(known)) | (
+        dataset.x_train[:, 1] == dataset.fillings[""][1]
+    )
+    whole = dataset.x_train[
+        np.isin(dataset.x_train[:, 0], features[:, 0][np.isfinite(features[:, 1])])
+    ]
+    assert filled.any() and np.isfinite(dataset.x_test).all()
+    assert dataset.fillings[""][1] == np.median(whole[:, 1])
+    with pytest.raises(DatasetError, match=r"data\.impute"):
+        load_dataset(data_config("npz", path=config.path))
+
+
+def test_the_scale_of_pixels_is_the_user_s(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", x_train=images(), y_train=labels())
+    path = str(tmp_path / "mine.npz")
+    dataset = load_dataset(data_config("npz", path=path, scale=(0, 255)))
+    assert dataset.pixels is not None and dataset.pixels.high == 255
+    assert dataset.fingerprint != load_dataset(data_config("npz", path=path)).fingerprint
+
+
+def test_class_names_lose_their_line_ends(tmp_path: Path) -> None:
+    names = np.array([b"red\n", b" green ", "gr\u00fcn\r\n".encode()])
+    dataset = load_npz(tmp_path, x_train=images(), y_train=labels(), class_names=names)
+    assert dataset.class_names == ("red", "green", "gr\u00fcn")
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["a", "b\n", "b"], "'b\\n' and 'b' are the same"),
+        (["a", " ", "c"], "class name 1 is empty"),
+        (["a", "b\nc", "d"], "several lines"),
+        ([b"a", b"\xff", b"c"], "not UTF-8"),
+    ],
+)
+def test_class_names_that_are_none_are_refused(
+    tmp_path: Path, names: list[Any], sentence: str
+) -> None:
+    with pytest.raises(DatasetError) as caught:
+        load_npz(tmp_path, x_train=images(), y_train=labels(), class_names=np.array(names))
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "gzipped"])
+def test_emnist_stands_upright_and_has_its_class_names(tmp_path: Path, compress: bool) -> None:
+    arrays = {"train-images": images(40, 28), "train-labels": labels(40) + 1}
+    arrays |= {"test-images": images(20, 28), "test-labels": labels(20) + 1}
+    for name, array in arrays.items():
+        path = tmp_path / f"emnist-letters-{name}-idx{array.ndim}-ubyte{'.gz' if compress else ''}"
+        write_idx(path, array, compress=compress)
+    (tmp_path / "emnist-letters-mapping.txt").write_text("1 65 97\n2 66 98\n3 67 99\n")
+    dataset = load_dataset(data_config("mnist", path=str(tmp_path)))
+    assert (dataset.x_test[..., 0] == arrays["test-images"].swapaxes(1, 2)).all()
+    assert dataset.class_names == ("A", "B", "C")
+
+
+def test_kaggle_s_folder_for_each_file_is_known(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    for stem in IDX_FILES.values():
+        (tmp_path / stem).rename(tmp_path / "moved")
+        (tmp_path / stem).mkdir()
+        (tmp_path / "moved").rename(tmp_path / stem / stem)
+    inner = tmp_path / IDX_FILES["x_train"] / IDX_FILES["x_train"]
+    for path in (tmp_path, inner):
+        assert load_dataset(data_config("mnist", path=str(path))).num_classes == 10
+
+
+def test_several_sets_of_idx_files_in_one_folder_are_told_apart(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    for stem in IDX_FILES.values():
+        name = "emnist-digits-" + stem.replace("t10k", "test")
+        (tmp_path / name).write_bytes((tmp_path / stem).read_bytes())
+    with pytest.raises(DatasetError, match="several sets"):
+        load_dataset(data_config("mnist", path=str(tmp_path)))
+    one = tmp_path / "emnist-digits-test-labels-idx1-ubyte"
+    assert load_dataset(data_config("mnist", path=str(one))).num_classes == 10
+
+
+def test_a_test_split_that_is_the_other_way_round_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    x_train = np.zeros((60, 9, 9), np.uint8)
+    x_train[:, 3:6, 3:6] = 200
+    arrays = {"x_train": x_train, "y_train": labels(), "y_test": labels()}
+    load_npz(tmp_path, x_test=x_train, **arrays)
+    assert not caplog.text
+    load_npz(tmp_path, x_test=255 - x_train, **arrays)
+    assert "in the test split, the pictures in the only input look dark on light" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,17 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import layout
+from contract.heads import Head
 from contract.signature import Array, Batch, Signature, TensorSpec
 from contract.wire.tfrecord import read_records
+from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.golden import (
-    choose_rows,
     list_exact_rows,
     make_calibration,
     make_golden,
     make_held_out,
+    make_image_inputs,
+    shape_rows,
 )
+from exporter.data.examples import ExportExamples, choose_rows
 from tests.exporter.candidates import make_signature
-from tests.exporter.models_for_tests import make_dataset
+from tests.exporter.models_for_tests import draw_examples, make_dataset
 
 SIGNATURES: Mapping[str, Signature] = {
     "serving_default": make_signature(),
@@ -33,16 +38,30 @@ SIGNATURES: Mapping[str, Signature] = {
 }
 
 
-class Echo:
+class Echo(Exportable):
     """Answers with the sum of each row, and remembers the sizes of its batches."""
+
+    signatures = SIGNATURES
+    heads: ClassVar[Mapping[str, Head]] = {}
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def predict(self, batch: Batch, *, signature_name: str) -> dict[str, Array]:
+    def predict(self, batch: Batch, *, signature_name: str = "") -> dict[str, Array]:
         images = batch["images"]
         self.sizes.append(len(images))
         return {"probabilities": images.reshape(len(images), -1).sum(1, keepdims=True)}
+
+    def make_inputs(
+        self, signature: Signature, examples: ExportExamples, inputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        assert examples.pixels is not None
+        (rows,) = inputs.values()
+        made = make_image_inputs(signature, rows, examples.pixels)
+        return made or {"images": shape_rows(rows, signature.inputs["images"], examples.pixels)}
+
+    def save(self, directory: Path) -> None:
+        raise NotImplementedError
 
 
 @given(
@@ -65,7 +84,7 @@ def test_rows_are_balanced_over_the_classes(
 
 def test_golden_holds_every_class_and_keeps_its_batches() -> None:
     dataset, echo = make_dataset(rows=90), Echo()
-    golden = make_golden(echo, SIGNATURES, dataset, 64)
+    golden = make_golden(echo, draw_examples(dataset), 64)
     one = golden.signatures["serving_uint8"]
     assert one.num_examples == 64
     assert one.batch_sizes == (1, 7, 24, 32)
@@ -77,30 +96,40 @@ def test_golden_holds_every_class_and_keeps_its_batches() -> None:
 
 
 def test_golden_has_64_rows_even_of_a_small_test_split() -> None:
-    golden = make_golden(Echo(), SIGNATURES, make_dataset(rows=10), 64)
+    golden = make_golden(Echo(), draw_examples(make_dataset(rows=10)), 64)
     assert golden.signatures["serving_default"].num_examples == 64
 
 
-def test_the_held_out_rows_are_the_whole_test_split() -> None:
-    dataset = make_dataset(rows=1100)
-    held_out = make_held_out(Echo(), SIGNATURES, dataset).signatures["serving_uint8"]
-    np.testing.assert_array_equal(held_out.inputs["images"], dataset.x_test)
-    assert held_out.batch_sizes == (1024, 76)
+def test_the_held_out_rows_are_the_whole_test_split_then_rows_of_the_others() -> None:
+    dataset = make_dataset(rows=300)
+    golden, num_test = make_held_out(Echo(), draw_examples(dataset))
+    held_out = golden.signatures["serving_uint8"]
+    assert num_test == 300
+    np.testing.assert_array_equal(held_out.inputs["images"][:300], dataset.x_test)
+    assert held_out.batch_sizes == (256, 256, 256, 132)
+    others = {row.tobytes() for row in (*dataset.x_validation, *dataset.x_train)}
+    assert {row.tobytes() for row in held_out.inputs["images"][300:]} == others
+
+
+def test_held_out_rows_of_the_other_splits_are_at_most_64_of_a_class() -> None:
+    dataset = make_dataset(rows=900)
+    more = draw_examples(dataset).more
+    assert np.bincount(more.targets[""]).tolist() == [64] * 10
 
 
 def test_calibration_is_seeded_balanced_and_of_the_training_split() -> None:
     dataset = make_dataset(rows=100)
-    signatures = list(SIGNATURES.values())
-    first, fingerprint = make_calibration(signatures, dataset, 30, seed=1)
-    again, same = make_calibration(signatures, dataset, 30, seed=1)
-    different = make_calibration(signatures, dataset, 30, seed=2)[1]
+    names = list(SIGNATURES)
+    first, fingerprint = make_calibration(Echo(), names, draw_examples(dataset, seed=1))
+    again, same = make_calibration(Echo(), names, draw_examples(dataset, seed=1))
+    different = make_calibration(Echo(), names, draw_examples(dataset, seed=2))[1]
     assert fingerprint == same != different
     assert len(fingerprint) == 64
     rows = first.signatures["serving_uint8"].inputs["images"]
     np.testing.assert_array_equal(rows, again.signatures["serving_uint8"].inputs["images"])
     labels = {row.tobytes(): n for row, n in zip(dataset.x_train, dataset.y_train, strict=True)}
     counts = np.bincount([labels[row.tobytes()] for row in rows], minlength=10)
-    assert counts.tolist() == [3] * 10
+    assert counts.tolist() == [4] * 10
     assert first.signatures["serving_default"].inputs["images"].max() <= 1.0
 
 

@@ -3,16 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from contract.errors import ConfigError
+from contract.heads import Head
 from exporter.config import ModelConfig, load_config
-from exporter.training.models import build_model, describe_heads
+from exporter.training.models import build_model
+from tests.exporter.models_for_tests import find_heads, make_dataset
 
 pytestmark = pytest.mark.tensorflow
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+IMAGES = make_dataset((8, 8, 1))
 
 BUILDERS = """
 import tf_keras
@@ -80,12 +82,11 @@ def builders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(builder: str) -> Any:
-    return build_model(ModelConfig(kind="builder", builder=builder), (8, 8, 1), 10)
+    return build_model(ModelConfig(kind="builder", builder=builder), IMAGES)
 
 
-def describe(builder: str, loss: str = "categorical_crossentropy") -> Any:
-    example = np.random.default_rng(0).random((4, 8, 8, 1), np.float32)
-    return describe_heads(build(builder), example, 10, loss=loss)
+def describe(builder: str, loss: str = "") -> Any:
+    return find_heads(build(builder), IMAGES, loss=loss)
 
 
 def layer_kinds(model: Any) -> list[str]:
@@ -93,7 +94,7 @@ def layer_kinds(model: Any) -> list[str]:
 
 
 def test_the_mlp_is_64_units_between_784_pixels_and_10_classes() -> None:
-    model = build_model(load_config(CONFIGS / "mlp.toml").model, (28, 28, 1), 10)
+    model = build_model(load_config(CONFIGS / "mlp.toml").model, make_dataset())
     assert type(model).__name__ == "Sequential"
     assert model.input_shape == (None, 784)
     dense = [layer for layer in model.layers if type(layer).__name__ == "Dense"]
@@ -102,7 +103,7 @@ def test_the_mlp_is_64_units_between_784_pixels_and_10_classes() -> None:
 
 
 def test_the_cnn_is_two_convolutions_with_pooling_and_128_units() -> None:
-    model = build_model(load_config(CONFIGS / "cnn.toml").model, (28, 28, 1), 10)
+    model = build_model(load_config(CONFIGS / "cnn.toml").model, make_dataset())
     kinds = [kind for kind in layer_kinds(model) if kind != "Dropout"]
     assert kinds == [
         *("InputLayer", "Conv2D", "MaxPooling2D", "Conv2D", "MaxPooling2D"),
@@ -114,7 +115,7 @@ def test_the_cnn_is_two_convolutions_with_pooling_and_128_units() -> None:
 
 def test_sizes_dropout_and_l2_come_from_the_configuration() -> None:
     config = ModelConfig(kind="mlp", hidden_units=(5, 4), dropout=0.25, l2=0.1)
-    model = build_model(config, (6,), 3)
+    model = build_model(config, make_dataset((6,), num_classes=3))
     assert model.count_params() == 7 * 5 + 6 * 4 + 5 * 3
     assert [layer.rate for layer in model.layers if hasattr(layer, "rate")] == [0.25]
     assert len(model.losses) == 3
@@ -122,26 +123,29 @@ def test_sizes_dropout_and_l2_come_from_the_configuration() -> None:
 
 def test_a_cnn_refuses_data_that_are_no_images() -> None:
     with pytest.raises(ConfigError, match="needs images"):
-        build_model(ModelConfig(kind="cnn", filters=(2,), dense_units=2), (784,), 10)
+        build_model(ModelConfig(kind="cnn", filters=(2,), dense_units=2), make_dataset((784,)))
 
 
 def test_a_cnn_refuses_images_too_small_for_its_poolings() -> None:
     with pytest.raises(ConfigError, match="need images of 8×8 or more, not 4×4"):
-        build_model(ModelConfig(kind="cnn", filters=(2, 2, 2)), (4, 4, 1), 10)
+        build_model(ModelConfig(kind="cnn", filters=(2, 2, 2)), make_dataset((4, 4, 1)))
 
 
 @pytest.mark.usefixtures("builders")
 def test_a_branching_builder_is_built() -> None:
     heads = describe("my_builders:branching")
     assert heads.inputs == {"images": (8, 8, 1)}
-    assert [(h.name, h.width, h.kind) for h in heads.outputs] == [("p", 10, "probabilities")]
+    assert heads.by_output == {"p": Head(task="multiclass", class_names=IMAGES.class_names)}
 
 
 @pytest.mark.usefixtures("builders")
 def test_several_inputs_and_heads_are_named_and_told_apart() -> None:
     heads = describe("my_builders:two_heads")
     assert heads.inputs == {"a": (8, 8, 1), "b": (64,)}
-    assert {h.name: h.kind for h in heads.outputs} == {"digit": "logits", "size": "value"}
+    assert {name: (head.task, head.from_logits) for name, head in heads.by_output.items()} == {
+        "digit": ("multiclass", True),
+        "size": ("regression", False),
+    }
     assert heads.main.name == "digit"
 
 
@@ -151,16 +155,18 @@ def test_an_input_of_open_size_takes_the_size_of_the_data() -> None:
 
 
 @pytest.mark.usefixtures("builders")
-def test_a_regression_head_goes_with_the_loss_for_it() -> None:
-    head = describe("my_builders:regression", "mean_squared_error").main
-    assert (head.width, head.kind) == (1, "value")
-    with pytest.raises(ConfigError, match=r"width must be 10.*mean_squared_error"):
+def test_one_number_for_many_classes_goes_with_the_loss_for_it() -> None:
+    output = describe("my_builders:regression", "mean_squared_error").main
+    assert (output.shape, output.head.task) == ((1,), "regression")
+    with pytest.raises(ConfigError, match=r"softmax'\); .* 'mean_squared_error'"):
         describe("my_builders:regression")
 
 
 @pytest.mark.usefixtures("builders")
 def test_an_output_that_is_not_as_wide_as_there_are_classes_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"shape \(None, 9\), but its width must be 10"):
+    with pytest.raises(
+        ConfigError, match=r"shape \(batch, 9\), but its shape must be \(batch, 10\)"
+    ):
         describe("my_builders:narrow")
 
 

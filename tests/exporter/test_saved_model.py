@@ -17,16 +17,16 @@ from contract import layout
 from contract.errors import RequestError
 from contract.signature import CLASSIFY_METHOD
 from contract.wire.signatures import read_signatures
-from exporter.artifacts.saved_model import InProcessPredictor, save_model
 from exporter.data.dataset import Dataset, to_float32
+from exporter.models.keras import KerasModel
 from exporter.verification.reload import load_saved_model
 from tests.exporter.file_limit import limit_files
 from tests.exporter.models_for_tests import (
     build_branching,
     build_logits,
     build_softmax,
-    find_heads,
     make_dataset,
+    make_exportable,
 )
 
 pytestmark = pytest.mark.tensorflow
@@ -35,12 +35,14 @@ IMAGES = make_dataset()
 FEATURES = make_dataset((20,), num_classes=3)
 
 
-def save(model: Any, dataset: Dataset, path: Path, **options: str) -> InProcessPredictor:
-    return save_model(model, find_heads(model, dataset, **options), dataset, path)[0]
+def save(model: Any, dataset: Dataset, path: Path, **options: str) -> KerasModel:
+    made = make_exportable(model, dataset, **options)
+    made.save(path)
+    return made
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InProcessPredictor]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KerasModel]:
     path = tmp_path_factory.mktemp("saved") / "model"
     tf_keras.utils.set_random_seed(0)  # the same weights in every run: answers are compared
     return path, save(build_softmax((28, 28, 1), 10), IMAGES, path)
@@ -58,14 +60,14 @@ def files(*contents: bytes) -> dict[str, Any]:
     return {"image_bytes": array}
 
 
-def ask_files(predictor: InProcessPredictor, *contents: bytes) -> Any:
+def ask_files(predictor: KerasModel, *contents: bytes) -> Any:
     return predictor.predict(files(*contents), signature_name="serving_image_bytes")[
         "probabilities"
     ]
 
 
 def test_images_and_probabilities_have_the_names_that_were_promised(
-    saved: tuple[Path, InProcessPredictor],
+    saved: tuple[Path, KerasModel],
 ) -> None:
     signatures = read_signatures((saved[0] / layout.SAVED_MODEL).read_bytes())
     described = {
@@ -101,7 +103,7 @@ def test_images_and_probabilities_have_the_names_that_were_promised(
 
 
 def test_what_is_on_disk_and_in_process_have_the_same_signatures(
-    saved: tuple[Path, InProcessPredictor],
+    saved: tuple[Path, KerasModel],
 ) -> None:
     assert read_signatures((saved[0] / layout.SAVED_MODEL).read_bytes()) == saved[1].signatures
 
@@ -114,7 +116,7 @@ def test_the_in_process_answers_are_the_keras_models_own(tmp_path: Path) -> None
     np.testing.assert_allclose(got, model.predict(images, verbose=0), rtol=0, atol=1e-6)
 
 
-def test_the_reloaded_model_answers_bit_for_bit(saved: tuple[Path, InProcessPredictor]) -> None:
+def test_the_reloaded_model_answers_bit_for_bit(saved: tuple[Path, KerasModel]) -> None:
     reloaded = load_saved_model(saved[0])
     for name, batch in {
         "serving_default": {"images": to_float32(IMAGES.x_test)},
@@ -127,7 +129,7 @@ def test_the_reloaded_model_answers_bit_for_bit(saved: tuple[Path, InProcessPred
 
 
 def test_pixels_as_float_as_uint8_and_as_files_give_one_answer(
-    saved: tuple[Path, InProcessPredictor],
+    saved: tuple[Path, KerasModel],
 ) -> None:
     pixels = IMAGES.x_test
     default = saved[1].predict({"images": to_float32(pixels)})["probabilities"]
@@ -143,7 +145,7 @@ def test_pixels_as_float_as_uint8_and_as_files_give_one_answer(
 
 
 def test_class_names_go_into_the_assets_and_into_classify(
-    saved: tuple[Path, InProcessPredictor],
+    saved: tuple[Path, KerasModel],
 ) -> None:
     labels = (saved[0] / layout.LABELS).read_text().splitlines()
     assert labels == list(IMAGES.class_names)
@@ -160,7 +162,7 @@ def test_class_names_go_into_the_assets_and_into_classify(
 
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "P", "LA", "1", "I;16"])
 def test_every_kind_of_png_is_greyed_as_pillow_does(
-    saved: tuple[Path, InProcessPredictor], kind: str
+    saved: tuple[Path, KerasModel], kind: str
 ) -> None:
     rng = np.random.default_rng(1)
     if kind == "I;16":
@@ -180,7 +182,7 @@ def test_every_kind_of_png_is_greyed_as_pillow_does(
     np.testing.assert_allclose(got, expected, atol=0.02)
 
 
-def test_files_of_any_size_are_resized(saved: tuple[Path, InProcessPredictor]) -> None:
+def test_files_of_any_size_are_resized(saved: tuple[Path, KerasModel]) -> None:
     small = np.kron(np.eye(7, dtype=np.uint8) * 200, np.ones((4, 4), np.uint8))
     large = np.kron(small, np.ones((10, 10), np.uint8))
     got = ask_files(saved[1], encode(small), encode(large), encode(large, "JPEG", quality=98))
@@ -207,14 +209,14 @@ def declare(width: int, height: int) -> bytes:
     "size", [(20_000, 20_000), (4097, 4096), (2**31 - 1, 2**31 - 1), (2**32 - 1, 2**32 - 1), (0, 9)]
 )
 def test_a_png_that_declares_too_many_pixels_is_refused_before_decoding(
-    saved: tuple[Path, InProcessPredictor], size: tuple[int, int]
+    saved: tuple[Path, KerasModel], size: tuple[int, int]
 ) -> None:
     with pytest.raises(RequestError, match="declares 0 or more than 16777216"):
         ask_files(saved[1], declare(*size))
 
 
 def test_a_jpeg_that_declares_too_many_pixels_is_refused_before_decoding(
-    saved: tuple[Path, InProcessPredictor],
+    saved: tuple[Path, KerasModel],
 ) -> None:
     whole = bytearray(encode(np.zeros((28, 28), np.uint8), "JPEG"))
     at = whole.index(b"\xff\xc0") + 5
@@ -223,7 +225,7 @@ def test_a_jpeg_that_declares_too_many_pixels_is_refused_before_decoding(
         ask_files(saved[1], bytes(whole))
 
 
-def test_16_megapixels_are_still_answered(saved: tuple[Path, InProcessPredictor]) -> None:
+def test_16_megapixels_are_still_answered(saved: tuple[Path, KerasModel]) -> None:
     got = ask_files(saved[1], encode(np.zeros((4096, 4096), np.uint8)))
     assert got.shape == (1, 10)
 
@@ -240,7 +242,7 @@ def test_16_megapixels_are_still_answered(saved: tuple[Path, InProcessPredictor]
     ],
 )
 def test_one_undecodable_file_fails_the_batch(
-    saved: tuple[Path, InProcessPredictor], content: bytes
+    saved: tuple[Path, KerasModel], content: bytes
 ) -> None:
     good = encode(np.zeros((28, 28), np.uint8))
     with pytest.raises(RequestError):

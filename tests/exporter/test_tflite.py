@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 from contract import layout
-from contract.errors import ExportError
 from contract.golden import write_golden
 from contract.lite import LiteModel, list_custom_ops
-from exporter.artifacts.golden import list_lite_signatures, make_calibration
-from exporter.artifacts.saved_model import InProcessPredictor, save_model
-from exporter.artifacts.tflite import ConversionJob
+from exporter.artifacts.golden import list_variant_signatures, make_calibration
+from exporter.artifacts.tflite import Conversion, ConversionJob
 from exporter.artifacts.tflite import convert as convert_variant
 from exporter.data.dataset import Dataset, to_float32
+from exporter.models.keras import KerasModel
 from tests.exporter.models_for_tests import (
     build_betainc,
     build_branching,
     build_softmax,
-    find_heads,
+    draw_examples,
     make_dataset,
+    make_exportable,
 )
 
 pytestmark = pytest.mark.tensorflow
@@ -30,33 +30,43 @@ pytestmark = pytest.mark.tensorflow
 IMAGES = make_dataset()
 
 
-def save(model: Any, dataset: Dataset, path: Path) -> InProcessPredictor:
-    return save_model(model, find_heads(model, dataset), dataset, path)[0]
+def save(model: Any, dataset: Dataset, path: Path) -> KerasModel:
+    made = make_exportable(model, dataset)
+    made.save(path)
+    return made
 
 
-def convert(predictor: InProcessPredictor, dataset: Dataset, path: Path, variant: str) -> Path:
-    names = list_lite_signatures(predictor.signatures, variant)
+def convert(predictor: KerasModel, dataset: Dataset, path: Path, variant: str) -> Path:
+    made = try_to_convert(predictor, dataset, path, variant)
+    assert made.file is not None, made.problem
+    return made.file
+
+
+def try_to_convert(predictor: KerasModel, dataset: Dataset, path: Path, variant: str) -> Conversion:
+    names = list_variant_signatures(predictor, variant)
     calibration = None
     if variant == "int8":
-        signatures = [predictor.signatures[name] for name in names]
         calibration = path / "calibration.npz"
-        write_golden(calibration, make_calibration(signatures, dataset, 40, seed=1)[0])
+        write_golden(calibration, make_calibration(predictor, names, draw_examples(dataset))[0])
     return convert_variant(
         ConversionJob(
-            candidate=path, variant=variant, signature_names=names, calibration=calibration
+            candidate=path,
+            variant=variant,
+            signatures=[predictor.signatures[name] for name in names],
+            calibration=calibration,
         )
     )
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InProcessPredictor]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KerasModel]:
     path = tmp_path_factory.mktemp("saved") / "model"
     return path, save(build_softmax((28, 28, 1), 10), IMAGES, path)
 
 
 @pytest.mark.parametrize("variant", layout.VARIANTS)
 def test_every_variant_answers_any_batch_with_builtin_operators_only(
-    saved: tuple[Path, InProcessPredictor], variant: str
+    saved: tuple[Path, KerasModel], variant: str
 ) -> None:
     file = convert(saved[1], IMAGES, saved[0], variant)
     assert list_custom_ops(file.read_bytes()) == []
@@ -70,7 +80,7 @@ def test_every_variant_answers_any_batch_with_builtin_operators_only(
             np.testing.assert_allclose(raw["probabilities"], golden, atol=0.1)
 
 
-def test_int8_takes_and_gives_integers(saved: tuple[Path, InProcessPredictor]) -> None:
+def test_int8_takes_and_gives_integers(saved: tuple[Path, KerasModel]) -> None:
     with LiteModel(convert(saved[1], IMAGES, saved[0], "int8")) as model:
         raw = model.raw_signatures
         assert raw["serving_default"].inputs["images"].dtype == "int8"
@@ -78,7 +88,7 @@ def test_int8_takes_and_gives_integers(saved: tuple[Path, InProcessPredictor]) -
         assert raw["serving_uint8"].inputs["images"].dtype == "uint8"
 
 
-def test_signatures_share_one_set_of_weights(saved: tuple[Path, InProcessPredictor]) -> None:
+def test_signatures_share_one_set_of_weights(saved: tuple[Path, KerasModel]) -> None:
     size = convert(saved[1], IMAGES, saved[0], "float32").stat().st_size
     weights = 784 * 10 * 4
     assert weights < size < 1.6 * weights
@@ -96,8 +106,12 @@ def test_a_model_with_two_inputs_converts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["float32", "int8"])
-def test_an_operator_that_tflite_lacks_is_refused_by_name(tmp_path: Path, variant: str) -> None:
+def test_an_operator_that_tflite_lacks_is_named_with_its_layer(
+    tmp_path: Path, variant: str
+) -> None:
     predictor = save(build_betainc((28, 28, 1), 10), IMAGES, tmp_path)
-    with pytest.raises(ExportError, match=rf"{variant}: the model uses Betainc.*export\.variants"):
-        convert(predictor, IMAGES, tmp_path, variant)
+    made = try_to_convert(predictor, IMAGES, tmp_path, variant)
+    assert made.file is None
+    assert "uses Betainc (layer odd), which TFLite has no builtin operator for" in made.problem
+    assert made.remedy == "replace the layer"
     assert not (tmp_path / layout.variant_path(variant)).exists()

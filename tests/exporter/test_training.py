@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from contract.errors import ConfigError
+from contract.heads import Head
 from exporter.config import Config
 from exporter.data.dataset import to_float32
 from exporter.training.batches import BatchPlan, order_rows
@@ -181,7 +182,9 @@ def test_a_diverging_loss_is_refused_in_words() -> None:
 @pytest.mark.usefixtures("custom")
 def test_logits_are_trained_as_logits() -> None:
     result = train(DATASET, make_config(model=builder("logits"), epochs=8))
-    assert result.heads.main.kind == "logits"
+    assert result.heads.main.head == Head(
+        task="multiclass", from_logits=True, class_names=DATASET.class_names
+    )
     assert accuracy(result) > 0.9
 
 

@@ -184,16 +184,61 @@ def test_without_golden_examples_litert_is_not_trusted(version_dir: Path) -> Non
     assert seen.results["serving_default"] == "untested"
 
 
-def test_a_version_of_a_tflite_file_alone_wants_the_flag(version_dir: Path) -> None:
-    lonely = version_dir.parent / "2"
-    lonely.mkdir()
-    shutil.copy(version_dir / "model.tflite", lonely)
-    with pytest.raises(ServableNotFoundError, match="--prefer_tflite_model"):
-        load_servable(ID, lonely, ServerConfig(), Observer())
-    servable = load_servable(ID, lonely, ServerConfig(prefer_tflite_model=True), Observer())
+@pytest.fixture
+def lonely(version_dir: Path) -> Path:
+    """A version of a TFLite file and nothing else."""
+    path = version_dir.parent / "2"
+    path.mkdir()
+    shutil.copy(version_dir / "model.tflite", path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ServerConfig(),
+        ServerConfig(engine=LITERT),
+        ServerConfig(prefer_tflite_model=True),
+        ServerConfig(prefer_tflite_model=True, strict_compat=True),
+        ServerConfig(saved_model_tags="serve,gpu"),
+    ],
+    ids=["auto", "litert", "prefer", "strict", "tags"],
+)
+def test_a_version_of_a_tflite_file_alone_is_served_by_litert(
+    lonely: Path, config: ServerConfig
+) -> None:
+    servable = load_servable(ID, lonely, config, Observer())
     assert servable.engines["serving_default"].engine == LITERT
     assert "serving_default" in servable.signature_defs.signature_def
     servable.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (ServerConfig(engine=TENSORFLOW), "use --engine=auto"),
+        (ServerConfig(strict_compat=True), r"Could not find SavedModel \.pb"),
+    ],
+    ids=["tensorflow", "strict"],
+)
+def test_a_version_of_a_tflite_file_alone_is_no_saved_model(
+    lonely: Path, config: ServerConfig, match: str
+) -> None:
+    with pytest.raises(ServableNotFoundError, match=match):
+        load_servable(ID, lonely, config, Observer())
+
+
+def test_golden_examples_of_a_tflite_file_alone_are_replayed(
+    lonely: Path, version_dir: Path
+) -> None:
+    (lonely / layout.EXTRA).mkdir()
+    shutil.copy(version_dir / layout.GOLDEN, lonely / layout.GOLDEN)
+    seen = Seen()
+    load_servable(ID, lonely, ServerConfig(), seen).close()
+    assert seen.results["serving_default"] == "passed"
+    spoil_golden(lonely, "serving_default")
+    with pytest.raises(VerificationError, match="golden self-test"):
+        load_servable(ID, lonely, ServerConfig(), Observer())
 
 
 def test_forcing_litert_on_a_version_without_it_is_refused() -> None:

@@ -1,0 +1,1 @@
+"""The model that is exported, whatever it was given as, behind one interface."""

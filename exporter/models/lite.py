@@ -1,0 +1,84 @@
+"""A `.tflite` file that somebody gives: a version without a SavedModel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from contract import layout
+from contract.errors import ConfigError, PlumblineError
+from contract.heads import Head
+from contract.lite import LiteModel
+from contract.signature import Array, Batch, Signature
+from exporter.artifacts.exportable import Exportable
+from exporter.artifacts.golden import find_fixed_batch, shape_rows
+from exporter.data.examples import ExportExamples
+from exporter.heads import tell_head
+from exporter.models.inputs import name_rows
+from exporter.publishing.staging import translate_disk_errors
+
+_HEAD_EXAMPLES = 8
+
+
+class LiteFile(Exportable):
+    """A `.tflite` file as it lies, asked through an interpreter in this process.
+
+    Args:
+        path: The file.
+        examples: What it will be verified with.
+        heads: Output name to what it means, as far as somebody knows; the rest is told.
+
+    Raises:
+        ConfigError: It cannot be run as a TFLite model.
+        DatasetError: The examples do not fit its inputs.
+    """
+
+    has_saved_model = False
+    given_variants = (layout.FLOAT32,)
+
+    def __init__(
+        self, path: Path, examples: ExportExamples, *, heads: Mapping[str, Head] | None = None
+    ) -> None:
+        self._content = path.read_bytes()
+        try:
+            self._model = LiteModel(self._content)
+        except PlumblineError as error:
+            raise ConfigError(f"{path}: {error.message}") from error
+        self.signatures = self._model.signatures
+        self.heads = {}
+        signature = self.main_signature
+        size = find_fixed_batch(signature) or _HEAD_EXAMPLES
+        rows = examples.golden.take(np.resize(np.arange(min(len(examples.golden), size)), size))
+        inputs = self.make_inputs(signature, examples, rows.inputs)
+        answers = self.predict(inputs, signature_name=signature.name)
+        for name, answer in answers.items():
+            target = examples.targets.get(name)
+            if target is None and len(answers) == 1:
+                target = next(iter(examples.targets.values()), None)
+            head = (heads or {}).get(name) or tell_head(
+                answer, target=target, class_names=examples.given_names
+            )
+            if head is not None:
+                self.heads = {**self.heads, name: head}
+
+    def predict(self, batch: Batch, *, signature_name: str = "") -> dict[str, Array]:
+        """See `Exportable.predict`."""
+        return self._model.predict(batch, signature_name=signature_name)
+
+    def make_inputs(
+        self, signature: Signature, examples: ExportExamples, inputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """See `Exportable.make_inputs`."""
+        named = name_rows(inputs, {name: name for name in signature.inputs})
+        return {
+            name: shape_rows(named[name], spec, examples.pixels)
+            for name, spec in signature.inputs.items()
+        }
+
+    def save(self, directory: Path) -> None:
+        """See `Exportable.save`."""
+        with translate_disk_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / layout.variant_path(layout.FLOAT32)).write_bytes(self._content)

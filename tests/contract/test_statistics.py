@@ -1,0 +1,78 @@
+"""Rows that look otherwise than those a version was made with are remarked, others are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from contract.manifest import InputStatistics
+from contract.signature import Array
+from contract.statistics import compare_inputs, measure_input
+
+RNG = np.random.default_rng(4)
+SHAPE = (12, 12, 1)
+
+
+def draw_digits(rows: int = 40) -> Array:
+    """Light strokes on dark, 0..1."""
+    pictures = np.zeros((rows, *SHAPE), np.float32)
+    pictures[:, 3:9, 4:7] = RNG.random((rows, 6, 3, 1))
+    return pictures
+
+
+def measure(array: Array, *, image: bool = True) -> dict[str, InputStatistics]:
+    found = measure_input(array, SHAPE if image else ())
+    assert found is not None
+    return {"": found}
+
+
+def flags(batch: Array, known: dict[str, InputStatistics]) -> list[str]:
+    return [one.flag for one in compare_inputs({"images": batch}, known)]
+
+
+def test_rows_of_the_same_kind_get_no_remark() -> None:
+    known = measure(draw_digits())
+    assert flags(draw_digits(5), known) == []
+    assert flags((draw_digits(5) * 255).astype(np.uint8), known) == []
+    assert flags(draw_digits(5).reshape(5, -1), known) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "flag"), [(0, 1, "--scale 255"), (-1, 1, "--scale 127.5 --shift -1")]
+)
+def test_pixels_as_floats_of_0_to_255_are_remarked(low: float, high: float, flag: str) -> None:
+    known = measure(draw_digits() * (high - low) + low)
+    assert flags(draw_digits(5) * 255, known) == [flag]
+
+
+def test_floats_of_0_to_1_for_a_model_of_0_to_255_are_remarked() -> None:
+    known = measure(draw_digits() * 255)
+    assert flags(draw_digits(5), known) == ["--scale 1/255"]
+    assert flags(draw_digits(5) * 255, known) == []
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_dark_on_light_is_remarked_either_way_round(as_bytes: bool) -> None:
+    light, dark = draw_digits(), 1 - draw_digits()
+    kind = (lambda x: (x * 255).astype(np.uint8)) if as_bytes else (lambda x: x)
+    assert flags(kind(dark), measure(light)) == ["--invert"]
+    assert flags(kind(light), measure(dark)) == ["--invert"]
+
+
+def test_photographs_are_neither_way_round() -> None:
+    photographs = RNG.random((60, *SHAPE))
+    assert flags(draw_digits(), measure(photographs)) == []
+    assert flags(photographs, measure(draw_digits())) == []
+
+
+def test_a_table_of_numbers_is_not_taken_for_pixels() -> None:
+    ages = RNG.integers(0, 90, (200, 3)).astype(np.float32)
+    assert flags(np.ones((1, 3), np.float32), measure(ages, image=False)) == []
+    standard = RNG.normal(size=(200, 3)).astype(np.float32)
+    assert flags(standard * 9, measure(standard, image=False)) == []
+
+
+def test_texts_and_what_is_unknown_have_no_remark() -> None:
+    assert measure_input(np.array([b"a"], object)) is None
+    assert compare_inputs({"a": np.array([b"a"], object)}, measure(draw_digits())) == []
+    assert compare_inputs({"a": draw_digits()}, {}) == []

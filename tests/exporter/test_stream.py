@@ -1,0 +1,375 @@
+"""Rows that stream: drawn, ordered and shared out by what is known of them beforehand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract.errors import ConfigError, DatasetError
+from contract.wire.plumbline_wire import example_pb2
+from contract.wire.tfrecord import frame_record, write_records
+from exporter.config import DataConfig
+from exporter.data.dataset import Dataset, draw_export_examples, load_dataset
+from exporter.data.stream import Stream, explain_read_errors
+
+ROWS = 300
+
+
+def encode(row: int, **more: Any) -> bytes:
+    """A record whose only number says which row it is."""
+    example = example_pb2.Example()
+    features = example.features.feature
+    features["x"].float_list.value.extend([row, row / 2, -row])
+    features["label"].int64_list.value.append(row % 3)
+    for name, value in more.items():
+        features[name].bytes_list.value.append(value)
+    return bytes(example.SerializeToString(deterministic=True))
+
+
+def write_shards(folder: Path, rows: int = ROWS, shards: int = 3, **more: Any) -> Path:
+    for shard in range(shards):
+        name = f"data-{shard:05}-of-{shards:05}.tfrecord"
+        write_records(folder / name, (encode(row, **more) for row in range(shard, rows, shards)))
+    return folder
+
+
+def configure(path: Path | str, **keys: Any) -> DataConfig:
+    numbers = {"seed": 3, "test_fraction": 0.2, "validation_fraction": 0.2, "target": "label"}
+    return DataConfig(kind="tfrecord", path=str(path), **{**numbers, **keys})
+
+
+def load(path: Path, **keys: Any) -> Dataset:
+    return load_dataset(configure(path, **keys))
+
+
+def open_train(dataset: Dataset) -> Stream:
+    assert isinstance(dataset.train, Stream)
+    return dataset.train
+
+
+def name_rows(batches: Any) -> list[list[int]]:
+    """The row numbers of every batch, which have their own label."""
+    found = []
+    for inputs, targets in batches:
+        rows = inputs[""].numpy()[:, 0].astype(int)
+        assert (targets[""].numpy() == rows % 3).all()
+        found.append(rows.tolist())
+    return found
+
+
+def flatten(batches: list[list[int]]) -> list[int]:
+    return [row for batch in batches for row in batch]
+
+
+def test_every_record_is_in_one_split(tmp_path: Path) -> None:
+    dataset = load(write_shards(tmp_path))
+    rows = [split.take(slice(None)) for split in (dataset.train, dataset.validation, dataset.test)]
+    numbers = np.concatenate([one.inputs[""][:, 0] for one in rows]).astype(int)
+    assert sorted(numbers.tolist()) == list(range(ROWS))
+    assert all(len(one) > ROWS * 0.08 for one in rows)
+    assert dataset.targets[""].task == "multiclass" and dataset.num_classes == 3
+
+
+def test_a_record_keeps_its_split_when_shards_are_cut_otherwise(tmp_path: Path) -> None:
+    for folder, shards in (("a", 3), ("b", 7)):
+        (tmp_path / folder).mkdir()
+        write_shards(tmp_path / folder, shards=shards)
+    one, other = load(tmp_path / "a"), load(tmp_path / "b")
+    assert set(one.test.take(slice(None)).inputs[""][:, 0]) == set(
+        other.test.take(slice(None)).inputs[""][:, 0]
+    )
+
+
+def test_rows_are_taken_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
+    train = open_train(load(write_shards(tmp_path)))
+    every = train.take(slice(None))
+    rows = np.array([17, 3, 3, 80])
+    assert (train.take(rows).inputs[""] == every.inputs[""][rows]).all()
+    assert (train.take(rows).targets[""] == every.targets[""][rows]).all()
+
+
+def test_every_epoch_has_every_row_once_in_an_order_of_its_own(tmp_path: Path) -> None:
+    train = open_train(load(write_shards(tmp_path), shuffle_bytes=2000))
+    batches = name_rows(train.open_batches(16, seed=5, epochs=range(2)))
+    steps = -(-len(train) // 16)
+    first, second = (flatten(batches[at : at + steps]) for at in (0, steps))
+    assert len(batches) == 2 * steps
+    assert sorted(first) == sorted(second) == sorted(train.take(slice(None)).inputs[""][:, 0])
+    assert first != second and first != sorted(first)
+
+
+def test_a_resumed_run_sees_the_batches_it_would_have_seen(tmp_path: Path) -> None:
+    train = open_train(load(write_shards(tmp_path), shuffle_bytes=2000))
+    whole = name_rows(train.open_batches(16, seed=5, epochs=range(3)))
+    resumed = name_rows(train.open_batches(16, seed=5, epochs=range(2, 3)))
+    assert whole[-len(resumed) :] == resumed
+
+
+def test_workers_read_rows_of_their_own_and_as_many_each(tmp_path: Path) -> None:
+    train = open_train(load(write_shards(tmp_path)))
+    shares = [
+        name_rows(
+            train.open_batches(
+                16, seed=5, epochs=range(3), drop_remainder=True, worker=worker, num_workers=2
+            )
+        )
+        for worker in (0, 1)
+    ]
+    rows = [set(flatten(batches)) for batches in shares]
+    assert not rows[0] & rows[1]
+    # Elements hold two steps of half a batch each, over all epochs; the last may be filled up.
+    assert [len(batches) for batches in shares] == [-(-3 * (len(train) // 16) // 2)] * 2
+    with pytest.raises(ConfigError, match="multiple of 2"):
+        train.open_batches(15, num_workers=2)
+
+
+def test_what_a_version_is_made_with_is_drawn_from_the_index(tmp_path: Path) -> None:
+    dataset = load(write_shards(tmp_path))
+    examples = draw_export_examples(dataset, num_golden=64, num_calibration=30, seed=1)
+    assert len(examples.golden) == 64 and len(examples.calibration) == 30
+    assert (np.bincount(examples.calibration.targets[""]) == 10).all()
+    assert len(examples.test) == len(dataset.test)
+    assert examples.num_examples["train"] == len(dataset.train)
+
+
+def test_the_fingerprint_is_of_the_records(tmp_path: Path) -> None:
+    for folder, rows in (("a", ROWS), ("b", ROWS), ("c", ROWS + 1)):
+        (tmp_path / folder).mkdir()
+        write_shards(tmp_path / folder, rows)
+    prints = [load(tmp_path / folder).fingerprint for folder in "abc"]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_raw_bytes_of_pixels_are_images(tmp_path: Path) -> None:
+    pixels = np.arange(20, dtype=np.uint8)
+    write_shards(tmp_path, picture=pixels.tobytes())
+    features = {"picture": "uint8[4,5]", "label": "int64"}
+    dataset = load(tmp_path, features=features)
+    assert dataset.input_shape == (4, 5, 1) and dataset.pixels is not None
+    assert (dataset.train.take(slice(2)).inputs[""][1].ravel() == pixels).all()
+
+
+def test_encoded_pictures_are_decoded(tmp_path: Path) -> None:
+    import io
+
+    import PIL.Image
+
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.full((9, 9, 3), 70, np.uint8)).save(file, "PNG")
+    write_shards(tmp_path, 60, picture=file.getvalue())
+    with pytest.raises(DatasetError, match=r"data\.image_size"):
+        load(tmp_path, features={"picture": "image", "label": "int64"})
+    dataset = load(tmp_path, features={"picture": "image", "label": "int64"}, image_size=(3, 4))
+    (inputs, _), *_ = open_train(dataset).open_batches(8)
+    assert inputs[""].shape == (8, 3, 4, 3) and (inputs[""].numpy() == 70).all()
+
+
+def encode_picture() -> bytes:
+    import io
+
+    import PIL.Image
+
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    PIL.Image.fromarray(noise).save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_a_record_whose_picture_is_none_is_named_and_skipped_only_when_told(
+    tmp_path: Path,
+) -> None:
+    good = [encode(row, picture=encode_picture()) for row in range(60)]
+    write_records(tmp_path / "a.tfrecord", [*good, encode(60, picture=b"<html>")])
+    keys: dict[str, Any] = {
+        "features": {"picture": "image", "label": "int64"},
+        "image_size": (3, 4),
+    }
+    byte = sum(len(frame_record(one)) for one in good)
+    with pytest.raises(DatasetError, match=rf"record at byte {byte} cannot be read"):
+        load(tmp_path, **keys)
+    dataset = load(tmp_path, **keys, skip_unreadable=True)
+    assert dataset.num_skipped == 1
+    assert len(dataset.train) + len(dataset.validation) + len(dataset.test) == 60
+
+
+def test_a_picture_that_shows_its_fault_late_is_a_sentence_too(tmp_path: Path) -> None:
+    write_shards(tmp_path, 60, picture=encode_picture()[:-300])
+    features = {"picture": "image", "label": "int64"}
+    with pytest.raises(DatasetError, match=r"cannot be decoded: .*truncated"):
+        load(tmp_path, features=features, image_size=(3, 4)).train.take(slice(3))
+    train = write_ok_then_cut(tmp_path, features)
+    with pytest.raises(DatasetError, match="it was cut off since"), explain_read_errors():
+        list(train.open_batches(8))
+
+
+def write_ok_then_cut(folder: Path, features: dict[str, str]) -> Stream:
+    """A stream whose files were cut off after they were indexed."""
+    for path in folder.iterdir():
+        path.unlink()
+    write_shards(folder, 60, picture=encode_picture())
+    train = open_train(load(folder, features=features, image_size=(3, 4)))
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    return train
+
+
+def test_texts_and_named_classes_are_read(tmp_path: Path) -> None:
+    examples = []
+    for row in range(60):
+        example = example_pb2.Example()
+        example.features.feature["text"].bytes_list.value.append(f"text {row}\0".encode())
+        example.features.feature["kind"].bytes_list.value.append((b"good", b"bad")[row % 2])
+        examples.append(example.SerializeToString())
+    write_records(tmp_path / "a.tfrecord", examples)
+    dataset = load(tmp_path / "a.tfrecord", target="kind")
+    assert dataset.class_names == ("bad", "good")
+    rows = dataset.train.take(slice(3))
+    assert all(text.endswith(b"\0") for text in rows.inputs[""])
+
+
+@pytest.mark.parametrize(("cut", "byte"), [(5, "record 299 at byte"), (0, "")])
+def test_a_shard_that_is_cut_off_is_named_with_the_byte(
+    tmp_path: Path, cut: int, byte: str
+) -> None:
+    write_shards(tmp_path, shards=1)
+    path = next(tmp_path.iterdir())
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) - cut])
+    if not cut:
+        load(tmp_path)
+        return
+    with pytest.raises(DatasetError) as caught:
+        load(tmp_path)
+    last = len(data) - len(frame_record(encode(ROWS - 1)))
+    assert f"{path}: {byte} {last} is cut off" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"target": "price"}, "no feature 'price', only 'label', 'x'"),
+        ({"target": ""}, "data.target must name the feature"),
+        ({"features": {"x": "float32[4]", "label": "int64"}}, "record at byte 0 does not hold"),
+        ({"features": {"x": "cube", "label": "int64"}}, "data.features: x = 'cube'"),
+        ({"path": "nowhere.tfrecord"}, "cannot read nowhere.tfrecord"),
+        ({"path": "nowhere/*.tfrecord"}, "holds no TFRecord files"),
+        ({"target": ("x", "label")}, "no feature beside"),
+    ],
+)
+def test_what_cannot_be_read_is_said(tmp_path: Path, keys: dict[str, Any], sentence: str) -> None:
+    write_shards(tmp_path)
+    with pytest.raises(DatasetError) as caught:
+        load_dataset(configure(**{"path": tmp_path, **keys}))
+    assert sentence in str(caught.value)
+
+
+def test_a_damaged_or_compressed_shard_is_named(tmp_path: Path) -> None:
+    import gzip
+
+    write_shards(tmp_path, shards=1)
+    path = next(tmp_path.iterdir())
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match="checksum of its"):
+        load(tmp_path)
+    path.write_bytes(gzip.compress(data))
+    with pytest.raises(DatasetError, match="is compressed"):
+        load(tmp_path)
+
+
+LOADERS = """
+import numpy as np
+import tensorflow as tf
+
+x = np.arange(240, dtype=np.float32).reshape(60, 4)
+y = np.arange(60) % 3
+
+def pairs(): return tf.data.Dataset.from_tensor_slices((x, y))
+def batched(): return pairs().batch(7)
+def dicts(): return tf.data.Dataset.from_tensor_slices(
+    ({"a": x, "b": y.astype("float32")}, {"kind": y, "size": x[:, :2] / 7}))
+def records(): return tf.data.Dataset.from_tensor_slices({"a": x, "label": y})
+def array(): return x, y
+def endless(): return pairs().repeat()
+def inputs_alone(): return tf.data.Dataset.from_tensor_slices(x)
+def fails(): raise RuntimeError("no disk")
+def empty(): return pairs().take(0)
+def ragged(): return tf.data.Dataset.from_generator(
+    lambda: ((x[0, : 1 + n % 3], n % 2) for n in range(9)),
+    output_signature=(tf.TensorSpec((None,)), tf.TensorSpec((), tf.int64)))
+"""
+
+
+@pytest.fixture
+def loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "my_loaders.py").write_text(LOADERS)
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("my_loaders", None)
+
+
+def call(name: str, **keys: Any) -> Dataset:
+    numbers: dict[str, Any] = {"seed": 3, "test_fraction": 0.2, "validation_fraction": 0.2}
+    reference = name if ":" in name else f"my_loaders:{name}"
+    return load_dataset(DataConfig(kind="loader", loader=reference, **{**numbers, **keys}))
+
+
+@pytest.mark.usefixtures("loaders")
+def test_a_loader_s_rows_are_held_or_spooled_alike() -> None:
+    held, batched = call("pairs"), call("batched")
+    assert not isinstance(held.train, Stream)
+    assert held.fingerprint == batched.fingerprint
+    spooled = call("pairs", memory_bytes=100)
+    assert isinstance(spooled.train, Stream)
+    splits = [spooled.train, spooled.validation, spooled.test]
+    rows = np.concatenate([split.take(slice(None)).inputs[""] for split in splits])
+    assert sorted(rows[:, 0].tolist()) == list(range(0, 240, 4))
+    assert spooled.num_classes == 3
+
+
+@pytest.mark.usefixtures("loaders")
+@pytest.mark.parametrize("memory_bytes", [2**20, 100])
+def test_a_loader_may_name_inputs_and_targets(memory_bytes: int) -> None:
+    dataset = call("dicts", memory_bytes=memory_bytes)
+    rows = dataset.train.take(slice(2))
+    assert {name: array.shape for name, array in rows.inputs.items()} == {"a": (2, 4), "b": (2, 1)}
+    assert {name: head.task for name, head in dataset.targets.items()} == {
+        "kind": "multiclass",
+        "size": "regression",
+    }
+    assert call("records", target="label", memory_bytes=memory_bytes).num_classes == 3
+
+
+@pytest.mark.usefixtures("loaders")
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("array", "returned a builtins.tuple; return a tf.data.Dataset"),
+        ("endless", "leave out .repeat()"),
+        ("inputs_alone", "its data set gives one tensor"),
+        ("records", "data.target must name what is to be learnt"),
+        ("fails", "failed: RuntimeError: no disk"),
+        ("empty", "is empty"),
+        ("ragged", "not of one shape"),
+    ],
+)
+def test_a_loader_that_returns_something_else_is_told_what_to_return(
+    name: str, sentence: str
+) -> None:
+    with pytest.raises(DatasetError) as caught:
+        call(name)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.usefixtures("loaders")
+def test_a_loader_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="does not import"):
+        call("nowhere:load")
+    with pytest.raises(ConfigError, match="no function 'nothing'"):
+        call("nothing")

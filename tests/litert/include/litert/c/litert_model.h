@@ -1,0 +1,1 @@
+#include "litert/c/declarations.h"

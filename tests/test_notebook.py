@@ -1,0 +1,63 @@
+"""docs/own-model.ipynb runs from top to bottom, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract.manifest import check_files, read_manifest
+from tests.conftest import ROOT
+
+NOTEBOOK = ROOT / "docs" / "own-model.ipynb"
+
+pytestmark = [
+    pytest.mark.tensorflow,
+    pytest.mark.skipif(
+        find_spec("nbconvert") is None or find_spec("ipykernel") is None,
+        reason="takes nbconvert and ipykernel",
+    ),
+]
+
+
+def list_outputs(path: Path) -> list[dict[str, Any]]:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    assert list_outputs(NOTEBOOK) == []
+
+
+def test_the_notebook_publishes_a_version_and_shows_its_table(tmp_path: Path) -> None:
+    shutil.copy(NOTEBOOK, tmp_path)
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook"),
+            *("--output", "done.ipynb", NOTEBOOK.name),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    version_dir = tmp_path / "models" / "fraud" / "1"
+    check_files(version_dir, read_manifest(version_dir))
+    shown = [
+        "".join(output.get("data", {}).get("text/html", []))
+        for output in list_outputs(tmp_path / "done.ipynb")
+    ]
+    (table,) = [one for one in shown if "<table>" in one]
+    assert "fraud version 1" in table
+    assert "int8" in table
+    assert "FAILED" not in table
