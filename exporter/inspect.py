@@ -165,7 +165,7 @@ def check_version_dir(path: Path) -> None:
             f"with: {advise(path)}"
         )
     if not path.is_dir():
-        raise ConfigError(f"{path} is no directory; give one version, as models/mlp/1")
+        raise ConfigError(f"{path} is no directory; give one version, BASE_PATH/1")
     if (path / layout.MANIFEST).exists() or layout.holds_model(path):
         return
     versions = [str(found) for found in layout.find_versions(path).values()]

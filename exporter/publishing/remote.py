@@ -166,8 +166,8 @@ class RemoteBasePath:
 def _open_file_system(url: str, shown: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if not re.match(r"[a-z][a-z0-9+.-]*:", url):
         raise ConfigError(
-            f"{shown}: not a remote address; give one such as s3://bucket/models/mlp or "
-            "file:///mnt/models/mlp"
+            f"{shown}: not a remote address; give one such as s3://bucket/models/NAME or "
+            "file:///mnt/models/NAME"
         )
     fsspec = import_extra("fsspec", f"the remote base path {shown}")
     protocol = url.partition("://")[0]
@@ -182,7 +182,7 @@ def _open_file_system(url: str, shown: str) -> tuple[fsspec.AbstractFileSystem, 
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{shown}: not an address that fsspec knows: {error}") from None
     if not root.strip("/"):
-        raise ConfigError(f"{shown}: names no folder; give the model's own, such as …/models/mlp")
+        raise ConfigError(f"{shown}: names no folder; give the model's own, such as …/models/NAME")
     return files, root.rstrip("/")
 
 
