@@ -57,6 +57,7 @@ def test_a_later_override_wins() -> None:
         ("trainin.epochs=3", "training.epochs"),
         ("training.schedule.final=1", "training.schedule.final_fraction"),
         ("export.tolerances.int16.max_abs_difference=1", "max_abs_difference"),
+        ("export.tolerances.int8.max_accuracy_loss_rows=3", "take it out"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_valid_one(override: str, nearest: str) -> None:
