@@ -38,6 +38,7 @@ from exporter.publishing.publish import (
 from exporter.publishing.staging import explain_os_errors
 from exporter.verification.measurement import Measurement
 from exporter.verification.reload import MeasurementJob, measure_copy, prepare_measuring
+from exporter.verification.scale import warn_of_scale
 from exporter.verification.verdict import (
     Verification,
     describe_requirement,
@@ -120,9 +121,11 @@ def export(
             `--model_base_path`; made when missing.
         examples: Rows as the model takes them, for golden examples, warmup and calibration: an
             array (rows, ...), a mapping of input name to array, a `tf.data.Dataset`, a DataFrame,
-            or the path of an .npz, .npy, .csv or .parquet file. A few hundred say more than a few.
+            or the path of an .npz, .npy, .csv or .parquet file, or of a folder of pictures, or of
+            such a folder for each class. A few hundred say more than a few.
         labels: What the rows should be answered: an array, a mapping of output name to array, or
-            the name of a column of the examples. Without them there is no accuracy; parity is
+            the name of a column of the examples; of pictures in a folder for each class, those.
+            Without them there is no accuracy; parity is
             measured all the same.
         class_names: In the order of the outputs.
         name: Model name; the name of `base_path`'s folder where left out.
@@ -169,10 +172,13 @@ def export(
     with Steps() as step, explain_os_errors(run_dir), _borrow_processes() as processes:
         conversion, verification = processes
         step("load")
-        given = _state_tasks(read_given(examples, labels, class_names=class_names), task)
         loaded = _load(model, custom_objects, allow_lambda=allow_lambda)
+        shape = _find_picture_shape(loaded)
+        read = read_given(examples, labels, class_names=class_names, picture_shape=shape)
+        given = _state_tasks(read, task)
         drawn = _draw(given, scale, config.golden_num_examples)
         exportable = make_exportable(loaded, drawn)
+        warn_of_scale(exportable, drawn)
         candidate = make_candidate(
             exportable,
             drawn,
@@ -206,6 +212,14 @@ def _load(
     if tell_file_kind(path) != "keras":
         return path
     return load_keras(path, custom_objects=custom_objects, allow_lambda=allow_lambda)
+
+
+def _find_picture_shape(model: object) -> tuple[int, ...]:
+    """(height, width, channels) of a Keras model's only input; () where it is none, or open."""
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (1, 3):
+        return ()
+    return () if None in shape[1:] else tuple(int(size) for size in shape[1:])
 
 
 def _draw(

@@ -15,7 +15,9 @@ from contract.heads import Head
 from contract.signature import STRING, Array, dtype_name
 from exporter.data.dataset import fingerprint_arrays
 from exporter.data.examples import Examples, ExportExamples, choose_rows, count_bytes, spread_rows
+from exporter.data.image_folder import read_pictures
 from exporter.data.pixels import PixelScale
+from exporter.data.targets import clean_class_names
 
 ExamplesLike: TypeAlias = Any
 """An array, a mapping of input name to array, a `tf.data.Dataset`, a DataFrame, or a path."""
@@ -48,7 +50,11 @@ class GivenExamples:
 
 
 def read_given(
-    examples: ExamplesLike, labels: LabelsLike = None, *, class_names: Sequence[str] = ()
+    examples: ExamplesLike,
+    labels: LabelsLike = None,
+    *,
+    class_names: Sequence[str] = (),
+    picture_shape: tuple[int, ...] = (),
 ) -> GivenExamples:
     """Reads examples and labels of any ordinary kind.
 
@@ -56,15 +62,22 @@ def read_given(
         examples: See `ExamplesLike`. A `tf.data.Dataset` gives inputs, or (inputs, labels).
         labels: See `LabelsLike`; None where there are none.
         class_names: Of integer labels, in order; of labels that are names, their order.
+        picture_shape: (height, width, channels) that files of pictures are resized to; () where
+            nobody knows what the model takes.
 
     Raises:
         DatasetError: What was given is none of these, has no rows, or its parts do not fit.
     """
     name = "examples"
+    class_names = clean_class_names(class_names, "class_names")
     if isinstance(examples, str | os.PathLike):
         path = Path(examples)
-        name = path.stem
-        examples = _read_file(path)
+        name = path.resolve().stem
+        if path.is_dir():
+            examples, classes = read_pictures(path, picture_shape)
+            labels = classes if labels is None else labels
+        else:
+            examples = _read_file(path)
     if isinstance(labels, str | os.PathLike):
         columns = _read_table(examples)
         if columns is not None and labels in columns:
@@ -94,7 +107,7 @@ def read_given(
     described = {key: describe_target(array, class_names, key) for key, array in targets.items()}
     found = {key: array for key, (array, _) in described.items()}
     heads = {key: head for key, (_, head) in described.items()}
-    return GivenExamples(name, Examples(inputs, found), heads, tuple(class_names))
+    return GivenExamples(name, Examples(inputs, found), heads, class_names)
 
 
 def _to_arrays(given: object, what: str) -> dict[str, Array]:
@@ -228,7 +241,10 @@ def _read_file(path: Path) -> object:
     except Exception as error:  # numpy's, zipfile's and Arrow's own
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise DatasetError(f"{path} cannot be read: {reason}") from error
-    raise DatasetError(f"{path} is no file of examples; give an .npz, .npy, .csv or .parquet file")
+    raise DatasetError(
+        f"{path} is no file of examples; give an .npz, .npy, .csv or .parquet file, or a folder of "
+        "pictures"
+    )
 
 
 def describe_target(

@@ -99,6 +99,46 @@ def read_image_folder(config: DataConfig) -> RawData:
     )
 
 
+def read_pictures(root: Path, shape: tuple[int, ...] = ()) -> tuple[Array, Array | None]:
+    """Every picture of a folder, for a model that exists already.
+
+    Args:
+        root: Of pictures, or of a folder of pictures for each class.
+        shape: (height, width, channels) of the model; () leaves them as they are.
+
+    Returns:
+        uint8 (rows, height, width, channels), and the class of each, texts, where there are any.
+
+    Raises:
+        DatasetError: See `read_image_folder`.
+    """
+    import_extra("PIL.Image", "reading pictures")
+    names = [folder.name for folder in _list_folders(root)]
+    if names:
+        listed = _list_pictures(root, names)
+    else:
+        listed = [(path, 0) for path in sorted(root.iterdir()) if _is_picture(path)]
+    if not listed:
+        raise DatasetError(f"{root} holds no pictures ({', '.join(sorted(_SUFFIXES))})")
+    size = (shape[0], shape[1]) if shape else None
+    channels = shape[2] if shape else _find_channels([path for path, _ in listed])
+    skipped: list[str] = []
+    pixels, labels = _read_pictures(listed, size, channels, skipped)
+    if skipped:
+        shown = "; ".join(skipped[:_SHOWN])
+        raise DatasetError(f"{root}: pictures that cannot be read: {shown}; remove them")
+    if len({one.shape for one in pixels}) > 1:
+        raise DatasetError(
+            f"{root}: the pictures are of several sizes, and the model does not say which it "
+            "takes; resize them"
+        )
+    return np.stack(pixels), np.array([names[label] for label in labels]) if names else None
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+
+
 def _find_splits(root: Path) -> dict[str, Path]:
     """Split to folder: `root` itself, unless its folders are called after splits."""
     names = {folder.name.lower(): folder for folder in _list_folders(root)}
@@ -129,11 +169,7 @@ def _list_pictures(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]
         )
     pictures: list[tuple[Path, int]] = []
     for label, name in enumerate(names):
-        found = [
-            path
-            for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
-        ]
+        found = [path for path in sorted((folder / name).rglob("*")) if _is_picture(path)]
         if not found and (folder / name).is_dir():
             raise DatasetError(
                 f"{folder / name} holds no pictures ({', '.join(sorted(_SUFFIXES))}); a folder is "
