@@ -99,42 +99,6 @@ def read_image_folder(config: DataConfig) -> RawData:
     )
 
 
-def read_pictures(root: Path, shape: tuple[int, ...] = ()) -> tuple[Array, Array | None]:
-    """Every picture of a folder, for a model that exists already.
-
-    Args:
-        root: Of pictures, or of a folder of pictures for each class.
-        shape: (height, width, channels) of the model; () leaves them as they are.
-
-    Returns:
-        uint8 (rows, height, width, channels), and the class of each, texts, where there are any.
-
-    Raises:
-        DatasetError: See `read_image_folder`.
-    """
-    import_extra("PIL.Image", "reading pictures")
-    names = [folder.name for folder in _list_folders(root)]
-    if names:
-        listed = _list_pictures(root, names)
-    else:
-        listed = [(path, 0) for path in sorted(root.iterdir()) if _is_picture(path)]
-    if not listed:
-        raise DatasetError(f"{root} holds no pictures ({', '.join(sorted(_SUFFIXES))})")
-    size = (shape[0], shape[1]) if shape else None
-    channels = shape[2] if shape else _find_channels([path for path, _ in listed])
-    skipped: list[str] = []
-    pixels, labels = _read_pictures(listed, size, channels, skipped)
-    if skipped:
-        shown = "; ".join(skipped[:_SHOWN])
-        raise DatasetError(f"{root}: pictures that cannot be read: {shown}; remove them")
-    if len({one.shape for one in pixels}) > 1:
-        raise DatasetError(
-            f"{root}: the pictures are of several sizes, and the model does not say which it "
-            "takes; resize them"
-        )
-    return np.stack(pixels), np.array([names[label] for label in labels]) if names else None
-
-
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
 
@@ -318,3 +282,65 @@ def _judge_shapes(splits: dict[str, tuple[list[Array], list[int]]], root: Path) 
             f"{root}: the pictures are of {len(shapes)} sizes (height × width: {shown} …); say "
             "what to resize them to: data.image_size = [height, width]"
         )
+
+
+def read_example_pictures(
+    root: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int = 0,
+    class_names: Sequence[str] = (),
+    skip_unreadable: bool = False,
+) -> tuple[Array, Array | None, tuple[str, ...]]:
+    """The pictures of a folder, as examples for a model that is trained already.
+
+    Args:
+        root: A folder per class, or the pictures themselves; of `train` and `test` in it, `test`.
+        size: (height, width) that the model takes; None leaves pictures as they are.
+        channels: 1 or 3; 0 is grey where all pictures are.
+        class_names: The model's own order; () takes the folders' names in order.
+        skip_unreadable: Leave out pictures that cannot be read.
+
+    Returns:
+        uint8 (rows, height, width, channels); int64 (rows,) classes, None without folders; their
+        names.
+
+    Raises:
+        DatasetError: There are none, one cannot be read, or their sizes differ.
+    """
+    import_extra("PIL.Image", "reading pictures")
+    splits = _find_splits(root)
+    folder = splits.get("test") or splits.get("validation") or splits["train"]
+    names = tuple(class_names) or tuple(child.name for child in _list_folders(folder))
+    has_classes = bool(_list_folders(folder))
+    if has_classes:
+        pictures = _list_pictures(folder, names)
+    else:
+        found = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES)
+        pictures = [(path, 0) for path in found]
+    if not pictures:
+        raise DatasetError(
+            f"{folder} holds no pictures ({', '.join(sorted(_SUFFIXES))}); give a folder of "
+            "pictures, or a folder per class"
+        )
+    channels = channels or _find_channels([path for path, _ in pictures])
+    skipped: list[str] = []
+    pixels, labels = _read_pictures(pictures, size, channels, skipped)
+    if skipped and not skip_unreadable:
+        shown = "; ".join(skipped[:_SHOWN]) + ("; …" if len(skipped) > _SHOWN else "")
+        raise DatasetError(
+            f"{len(skipped)} of {len(pictures)} pictures cannot be read: {shown}; replace or "
+            "remove them, or leave them out with skip_unreadable=True (--skip_unreadable)"
+        )
+    if skipped:
+        _LOG.warning("skipped %d pictures that cannot be read: %s", len(skipped), skipped[0])
+    if not pixels:
+        raise DatasetError(f"{folder}: none of the pictures can be read")
+    shapes = {one.shape[:2] for one in pixels}
+    if len(shapes) > 1:
+        shown = ", ".join(f"{height} x {width}" for height, width in sorted(shapes)[:_SHOWN])
+        raise DatasetError(
+            f"{folder}: the pictures are of {len(shapes)} sizes ({shown} …), and the model does "
+            "not say which it takes; give pictures of one size, or an array"
+        )
+    return np.stack(pixels), np.array(labels, np.int64) if has_classes else None, names

@@ -12,7 +12,6 @@ import pytest
 from contract.errors import DatasetError
 from exporter.config import DataConfig
 from exporter.data.dataset import Dataset, load_dataset
-from exporter.data.given import read_given
 from exporter.data.image_folder import read_picture
 
 RNG = np.random.default_rng(2)
@@ -142,25 +141,3 @@ def test_a_test_folder_with_another_class_is_refused(tmp_path: Path) -> None:
     write_picture(tmp_path / "b" / "eel" / "1.png")
     with pytest.raises(DatasetError, match="eel is a class that training lacks"):
         load(tmp_path / "a", test_path=str(tmp_path / "b"))
-
-
-def test_a_folder_of_pictures_is_examples_for_a_model_that_exists(tmp_path: Path) -> None:
-    write_classes(tmp_path / "classes")
-    given = read_given(tmp_path / "classes", picture_shape=(4, 5, 1))
-    assert given.examples.inputs[""].shape == (20, 4, 5, 1)
-    assert given.targets[""].class_names == ("cat", "dog")
-    flat = read_given(str(tmp_path / "classes" / "cat"))
-    assert flat.examples.inputs[""].shape == (10, 6, 8, 3) and not flat.targets
-    write_picture(tmp_path / "classes" / "cat" / "large.png", (30, 20))
-    with pytest.raises(DatasetError, match="several sizes"):
-        read_given(tmp_path / "classes" / "cat")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="holds no pictures"):
-        read_given(tmp_path / "empty")
-
-
-def test_class_names_that_somebody_gives_are_stripped_too() -> None:
-    pixels, labels = np.zeros((4, 2, 2, 1), np.uint8), np.arange(4) % 2
-    assert read_given(pixels, labels, class_names=["a\n", " b"]).class_names == ("a", "b")
-    with pytest.raises(DatasetError, match="are the same once stripped"):
-        read_given(pixels, labels, class_names=["a", "a\n"])
