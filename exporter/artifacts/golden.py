@@ -241,13 +241,12 @@ def shape_rows(rows: Array, spec: TensorSpec, pixels: PixelScale | None) -> Arra
         DatasetError: They are not so many numbers a row, or no numbers.
     """
     wanted = spec.shape[1:] if spec.shape else ()
-    if spec.dtype == STRING or rows.dtype.kind in "OSU":
-        if spec.dtype != STRING or rows.dtype.kind not in "OSU":
-            raise DatasetError(
-                f"input {spec.name!r} takes {spec.describe()}, and the examples hold "
-                f"{dtype_name(rows.dtype)} {describe_shape((None, *rows.shape[1:]))}"
-            )
-        return to_bytes(rows)
+    is_text = rows.dtype.kind in "OSU"
+    if is_text != (spec.dtype == STRING):
+        raise DatasetError(
+            f"input {spec.name!r} takes {spec.describe()}, and the examples hold "
+            f"{dtype_name(rows.dtype)} {describe_shape((None, *rows.shape[1:]))}"
+        )
     is_pixels = pixels is not None and rows.dtype == np.uint8 and spec.dtype != "uint8"
     numbers = pixels.apply(rows) if pixels is not None and is_pixels else rows
     if spec.shape is not None and not spec.admits_shape((spec.shape[0] or 0, *rows.shape[1:])):
@@ -258,6 +257,8 @@ def shape_rows(rows: Array, spec: TensorSpec, pixels: PixelScale | None) -> Arra
                 f"{rows.shape[1:]}; give (rows, {', '.join(str(n or 'any') for n in wanted)})"
             )
         numbers = numbers.reshape(len(rows), *sizes)
+    if is_text:
+        return to_bytes(numbers)
     return numbers.astype(spec.numpy_dtype, copy=False)
 
 

@@ -358,8 +358,12 @@ def _name_classes(head: Head | None, answer: Array, target: Head | None) -> Head
 
 
 def _list_variables(model: KerasObject) -> list[tf.Variable]:
-    """Every variable of the model; Keras 3 wraps TensorFlow's own."""
-    return [one if isinstance(one, tf.Variable) else one.value for one in model.variables]
+    """Every variable of the model; Keras 3 wraps TensorFlow's own, and tables are none."""
+    found = (
+        one if isinstance(one, tf.Variable) else getattr(one, "value", None)
+        for one in model.variables
+    )
+    return [one for one in found if isinstance(one, tf.Variable)]
 
 
 def _find_image_shape(examples: ExportExamples) -> tuple[int, ...]:
