@@ -181,6 +181,10 @@ def train_both(dataset: Dataset, builder: str, **training: Any) -> TrainResult:
     return fit
 
 
+PLAIN = {"accuracy", "macro_f1"}
+RANKED = {"accuracy", "f1", "auc", "average_precision"}
+SPOTTED = {"accuracy", "macro_f1", "auc", "average_precision", "f1_on"}
+LABELLED = {*SPOTTED, "f1_a", "f1_b", "f1_c"} - {"f1_on"}
 SEVERAL = {"level": classes(THREE, *NAMES), "tags": MULTILABEL, "total": values(VALUE)}
 MIXED = {"text": WORDS, "ids": np.arange(ROWS * 2).reshape(ROWS, 2) % 9, "numbers": VECTORS}
 
@@ -188,14 +192,14 @@ MIXED = {"text": WORDS, "ids": np.arange(ROWS * 2).reshape(ROWS, 2) % 9, "number
 @pytest.mark.parametrize(
     ("inputs", "targets", "builder", "expected", "metrics"),
     [
-        (VECTORS, classes(TWO, "no", "yes"), "sigmoid", "binary", {"accuracy"}),
-        (VECTORS, classes(TWO, "no", "yes"), "logit", "binary from logits", {"accuracy"}),
-        (VECTORS, MULTILABEL, "sigmoids3", "multilabel", {"accuracy"}),
-        (VECTORS, MULTILABEL, "logits3", "multilabel from logits", {"accuracy"}),
+        (VECTORS, classes(TWO, "no", "yes"), "sigmoid", "binary", RANKED),
+        (VECTORS, classes(TWO, "no", "yes"), "logit", "binary from logits", RANKED),
+        (VECTORS, MULTILABEL, "sigmoids3", "multilabel", LABELLED),
+        (VECTORS, MULTILABEL, "logits3", "multilabel from logits", LABELLED),
         (VECTORS, values(POINTS), "values2", "regression", {"mae", "rmse"}),
-        (PICTURES, classes(MASKS, *NAMES), "masks", "multiclass", {"accuracy"}),
-        (PICTURES, classes(SPOTS, "off", "on"), "spots", "multilabel", {"accuracy"}),
-        (MIXED, GOOD, "mixed_inputs", "multiclass", {"accuracy"}),
+        (PICTURES, classes(MASKS, *NAMES), "masks", "multiclass", {*PLAIN, "mean_iou"}),
+        (PICTURES, classes(SPOTS, "off", "on"), "spots", "multilabel", SPOTTED),
+        (MIXED, GOOD, "mixed_inputs", "multiclass", PLAIN),
     ],
 )
 def test_each_kind_of_head_is_trained_alike_in_both_loops(
