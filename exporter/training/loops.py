@@ -187,6 +187,8 @@ def _make_step(
     compute_loss = _make_compute_loss(parts)
     heads, main = parts.heads, parts.heads.main
     names = [output.name for output in heads.trained]
+    # In half precision small gradients would be zero.
+    is_scaled = hasattr(optimizer, "get_scaled_loss")
 
     def step(inputs: Structure, targets: Structure, weights: Structure | None = None) -> None:
         named = name_parts(targets, names)
@@ -194,7 +196,11 @@ def _make_step(
         with tf.GradientTape() as tape:
             answers = heads.name_outputs(model(inputs, training=True))
             loss, shown_loss = compute_loss(named, answers, weighed)
+            if is_scaled:
+                loss = optimizer.get_scaled_loss(loss)
         gradients = tape.gradient(loss, model.trainable_variables)
+        if is_scaled:
+            gradients = optimizer.get_unscaled_gradients(gradients)
         replica = tf.distribute.get_replica_context()
         if replica.num_replicas_in_sync > 1 and config.clip_norm:
             # Of the whole batch's gradient, so after the sum over replicas.

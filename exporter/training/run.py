@@ -139,6 +139,7 @@ class EpochRecorder:
 
     def _learning_rate(self) -> float:
         optimizer = self._parts.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a loss that is scaled
         schedule = getattr(optimizer, "_learning_rate", None)
         if callable(schedule) and not hasattr(schedule, "numpy"):
             return float(schedule(optimizer.iterations))
