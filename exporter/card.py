@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def describe_training(result: TrainResult, config: Config) -> Origin:
     metrics = {
         f"validation_{name.removeprefix('val_')}": values[best]
         for name, values in result.history.items()
-        if name.startswith("val_")
+        if name.startswith("val_") and math.isfinite(values[best])
     }
     return Origin(
         config.model.name,
