@@ -29,6 +29,7 @@ from exporter.artifacts.golden import (
     make_held_out,
     write_warmup,
 )
+from exporter.artifacts.metadata import ModelNote, describe_model
 from exporter.artifacts.tflite import Conversion, ConversionJob
 from exporter.card import (
     Origin,
@@ -101,7 +102,13 @@ def make_candidate(
     copies = (*([SAVED_MODEL] if model.has_saved_model else []), *model.given_variants)
 
     step("convert")
-    jobs, fingerprint = _list_jobs(model, examples, variants, run_dir)
+    note = describe_model(
+        origin.model_name,
+        [model.signatures[name] for name in model.lite_signatures],
+        model.heads,
+        examples.pixels,
+    )
+    jobs, fingerprint = _list_jobs(model, examples, variants, run_dir, note)
     ask_for_conversions(conversion, jobs)
     golden = make_golden(model, examples, config.golden_num_examples)
     _check_answers(model, golden)
@@ -188,7 +195,11 @@ def _loosen_for_half(
 
 
 def _list_jobs(
-    model: Exportable, examples: ExportExamples, variants: Sequence[str], run_dir: Path
+    model: Exportable,
+    examples: ExportExamples,
+    variants: Sequence[str],
+    run_dir: Path,
+    note: ModelNote,
 ) -> tuple[list[ConversionJob], str]:
     """What the converter is to make, and the fingerprint of what calibrates it ("" if nothing)."""
     jobs, fingerprint = [], ""
@@ -205,6 +216,7 @@ def _list_jobs(
                 variant=variant,
                 signatures=[model.signatures[name] for name in names],
                 calibration=calibration,
+                note=note,
             )
         )
     return jobs, fingerprint

@@ -21,6 +21,7 @@ from contract.golden import Golden, read_golden
 from contract.lite import LiteModel, list_custom_ops
 from contract.signature import Batch, Signature
 from exporter.artifacts.exportable import Recipe
+from exporter.artifacts.metadata import ModelNote, add_metadata
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -48,6 +49,7 @@ class ConversionJob(msgspec.Struct, frozen=True, kw_only=True):
         source: Directory of the SavedModel that it is made of; None stands for the candidate's.
         recipe: How the functions of `source` were traced; None for the candidate's own.
         calibration: Golden file of inputs; int8 only.
+        note: What the file says of itself.
     """
 
     candidate: Path
@@ -56,6 +58,7 @@ class ConversionJob(msgspec.Struct, frozen=True, kw_only=True):
     source: Path | None = None
     recipe: Recipe | None = None
     calibration: Path | None = None
+    note: ModelNote | None = None
 
     @property
     def file(self) -> Path:
@@ -114,6 +117,8 @@ def convert(job: ConversionJob) -> Conversion:
     names = list_custom_ops(content)
     if names:
         return _lack(job, dict.fromkeys(names, ""))
+    if job.note is not None:
+        content = add_metadata(content, job.note)
     problem = _try_out(content, job)
     if problem:
         return _fail(job, f"it converts, but TFLite's interpreter fails: {problem}", _REPLACE_LAYER)
@@ -243,7 +248,8 @@ def _explain(error: Exception, job: ConversionJob) -> Conversion:
         return _fail(
             job,
             "recurrent layers over a batch of any size, which TFLite lacks operators for",
-            "give the model's Input a batch_size, or replace the layer",
+            "give the model's Input a batch_size, or export the Keras model itself where this is a "
+            "SavedModel of one",
         )
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return _fail(job, f"it does not convert: {first[:500]}", "change the model")

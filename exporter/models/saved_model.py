@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,13 +14,16 @@ from contract.errors import ConfigError, DatasetError
 from contract.heads import Head
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import STRING, Array, Batch, Signature
-from exporter.artifacts.exportable import Exportable
+from exporter.artifacts.exportable import Exportable, Recipe
 from exporter.artifacts.golden import shape_rows
-from exporter.artifacts.saved_model import InProcessPredictor
+from exporter.artifacts.saved_model import InProcessPredictor, save_for_converter, uses_tables
+from exporter.artifacts.signatures import fix_batch
 from exporter.data.examples import ExportExamples
 from exporter.heads import tell_head
 from exporter.models.inputs import name_rows
 from exporter.publishing.staging import translate_disk_errors
+
+_LOG = logging.getLogger(__name__)
 
 _SERVED_FILES = ("saved_model.pb", "fingerprint.pb")
 _SERVED_FOLDERS = ("variables", "assets")
@@ -60,10 +64,16 @@ class GivenSavedModel(Exportable):
         self.signatures = self._predictor.signatures
         self.heads = {}
         self.heads = self._tell_heads(examples, heads or {})
-        self.lite_signatures = tuple(
+        self._functions = functions
+        without_strings = tuple(
             name
             for name, signature in self.signatures.items()
             if all(spec.dtype != STRING for spec in signature.inputs.values())
+        )
+        # One that uses a table would keep all the others from converting.
+        self.lite_signatures = (
+            tuple(name for name in without_strings if not uses_tables(functions[name]))
+            or without_strings
         )
 
     def predict(self, batch: Batch, *, signature_name: str = "") -> dict[str, Array]:
@@ -95,6 +105,22 @@ class GivenSavedModel(Exportable):
             for name in _SERVED_FOLDERS:
                 if (self._directory / name).is_dir():
                     shutil.copytree(self._directory / name, directory / name, dirs_exist_ok=True)
+
+    def save_for_conversion(self, directory: Path, recipe: Recipe) -> bool:
+        """See `Exportable.save_for_conversion`; what the functions are made of stays as it is."""
+        if recipe.unroll_up_to:
+            return False
+        functions = {name: self._functions[name] for name in self.lite_signatures}
+        if recipe.batch_size is not None:
+            try:
+                functions = {
+                    name: fix_batch(function, recipe.batch_size)
+                    for name, function in functions.items()
+                }
+            except Exception:  # the user's own graph: not all of them take a batch of any size
+                _LOG.debug("cannot be traced by %s", recipe, exc_info=True)
+                return False
+        return save_for_converter(directory, functions)
 
     def _tell_heads(self, examples: ExportExamples, heads: Mapping[str, Head]) -> dict[str, Head]:
         signature = self.main_signature
