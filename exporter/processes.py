@@ -127,6 +127,11 @@ class ChildProcess(Generic[Job, Answer]):
         return answer
 
     @property
+    def is_idle(self) -> bool:
+        """Alive, with every job answered."""
+        return not self._unanswered and self.is_alive
+
+    @property
     def is_alive(self) -> bool:
         """Whether the child runs, so that it can be asked."""
         return not self._pipe.closed and self._process.poll() is None
@@ -190,6 +195,8 @@ def silence_tensorflow() -> None:
     """Sets what TensorFlow reads when it is imported; call it first thing in a process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # Spares a second of importing Keras 3, which `tf.keras` would otherwise be.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     # An export is three processes; each would take all of a GPU's memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 

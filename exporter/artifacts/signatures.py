@@ -86,7 +86,8 @@ def _is_generated(name: str, kind: str | None) -> bool:
     if kind is None:
         return False
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind).lower()
-    return re.fullmatch(rf"({re.escape(snake)}|input|input_layer)(_\d+)?", name) is not None
+    made = rf"{re.escape(snake)}(_\d+)?(_input)?|(input|input_layer|keras_tensor|output)(_\d+)?"
+    return re.fullmatch(made, name) is not None
 
 
 def trace_signatures(model: TracedModel, *, with_strings: bool = True) -> Functions:
@@ -133,7 +134,8 @@ def _trace_image_signatures(model: TracedModel, *, with_strings: bool) -> Functi
     ((name, only),) = model.inputs.items()
 
     def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        shaped = tf.reshape(model.pixels.trace(pixels), (-1, *only.shape[1:]))
+        wanted = only.shape[1:] if only.shape[1:].is_fully_defined() else shape
+        shaped = tf.reshape(model.pixels.trace(pixels), (-1, *wanted))
         return model.call({name: tf.cast(shaped, only.dtype)})
 
     strings = tf.TensorSpec((None,), tf.string)
