@@ -60,6 +60,10 @@ CALIBRATION = "calibration.npz"
 """What int8 was calibrated with, in the run's folder until its candidate is published."""
 
 _VERIFICATION_TIMEOUT_S = 600.0
+_NO_COPIES = (
+    "there are no TFLite copies: every signature takes strings, and TFLite lacks nearly all that is "
+    "done with strings; a server answers from the SavedModel"
+)
 _MOST_CONFUSED = 200
 """Classes of the largest confusion matrix that is drawn."""
 
@@ -161,6 +165,8 @@ def make_candidate(
         config.tolerances,
         optional=set(variants) - set(config.require),
     )
+    if config.variants and model.has_saved_model and not model.lite_signatures:
+        verdict = msgspec.structs.replace(verdict, notes=(*verdict.notes, _NO_COPIES))
     for name in verdict.left_out:
         (path / layout.variant_path(name)).unlink(missing_ok=True)
     manifest = describe_candidate(
