@@ -61,8 +61,8 @@ CALIBRATION = "calibration.npz"
 
 _VERIFICATION_TIMEOUT_S = 600.0
 _NO_COPIES = (
-    "there are no TFLite copies: every signature takes strings, and TFLite lacks nearly all that is "
-    "done with strings; a server answers from the SavedModel"
+    "there are no TFLite copies: every signature takes strings, and TFLite lacks nearly all that "
+    "is done with strings; a server answers from the SavedModel"
 )
 _MOST_CONFUSED = 200
 """Classes of the largest confusion matrix that is drawn."""

@@ -19,6 +19,7 @@ from contract import layout
 from contract.errors import ExportError, PlumblineError
 from contract.golden import Golden, read_golden
 from contract.lite import LiteModel, list_custom_ops
+from contract.lite.schema import Memory, find_memory
 from contract.signature import Batch, Signature
 from exporter.artifacts.exportable import Recipe
 from exporter.artifacts.metadata import ModelNote, add_metadata
@@ -187,7 +188,7 @@ def _has_loops(saved_model: Path) -> bool:
 
 def _try_out(content: bytes, job: ConversionJob) -> str:
     """What is wrong with a file that converted; "" where it answers every signature."""
-    if _has_variable_tensors(content):
+    if find_memory(content) is not Memory.NONE:
         return "it keeps state from one call to the next"
     try:
         with LiteModel(content) as model:
@@ -214,17 +215,6 @@ def _ask(model: LiteModel, signature: Signature, rows: int) -> str:
             shape = answers[name].shape
             return f"output {name!r} of {signature.name} has shape {shape} for {rows} rows"
     return ""
-
-
-def _has_variable_tensors(content: bytes) -> bool:
-    from tensorflow.lite.python import schema_py_generated as schema
-
-    model = schema.Model.GetRootAs(content, 0)
-    return any(
-        graph.Tensors(at).IsVariable()
-        for graph in map(model.Subgraphs, range(model.SubgraphsLength()))
-        for at in range(graph.TensorsLength())
-    )
 
 
 _REPLACE_LAYER = "replace the layer"
