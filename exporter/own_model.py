@@ -124,6 +124,7 @@ def export(
     allow_lambda: bool = False,
     skip_unreadable: bool = False,
     variants: Sequence[str] = layout.VARIANTS,
+    require: Sequence[str] = (layout.FLOAT32,),
     options: PublishOptions = _DEFAULT_OPTIONS,
 ) -> ExportedVersion:
     """Publishes a trained model as a verified version, with its TFLite copies.
@@ -157,6 +158,8 @@ def export(
         allow_lambda: Load Lambda layers of a file, which are code.
         skip_unreadable: Leave out pictures of a folder that cannot be read.
         variants: TFLite variants to make.
+        require: Those of them without which nothing is published; another that cannot be made, or
+            disagrees with the model, is left out and said so.
         options: Of publishing: how many versions stay, whether signatures may change.
 
     Returns:
@@ -165,7 +168,8 @@ def export(
     Raises:
         ConfigError: The model or an option is not usable.
         DatasetError: The examples or labels do not fit the model.
-        VerificationError: A copy disagrees with the model in this process.
+        VerificationError: A required copy cannot be made, or disagrees with the model in this
+            process.
         SignatureChangedError: It would break the clients of the version before.
         ExportError: The disk is full.
 
@@ -183,10 +187,14 @@ def export(
         )
     check_base_path(base)
     try:
-        config = msgspec.convert({"variants": list(variants), "keep": options.keep}, ExportConfig)
+        config = msgspec.convert(
+            {"variants": list(variants), "require": list(require), "keep": options.keep},
+            ExportConfig,
+        )
     except msgspec.ValidationError as error:
         raise ConfigError(
-            f"variants {', '.join(variants)}: {error}; there are {', '.join(layout.VARIANTS)}"
+            f"variants {', '.join(variants) or 'none'}, required {', '.join(require) or 'none'}: "
+            f"{error}; there are {', '.join(layout.VARIANTS)}"
         ) from error
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))
     kept = False
