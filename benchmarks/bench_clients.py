@@ -16,9 +16,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from benchmarks import servers
-from benchmarks.load import require_h2load, run_grpc
-from benchmarks.requests import PREDICT, check_ready, find_models, make_request
+from benchmarks.loadgen import servers
+from benchmarks.loadgen.h2load import require_h2load, run_grpc
+from benchmarks.loadgen.requests import PREDICT, check_ready, find_models, make_request
 
 IMPORTS = {
     "clients": "from clients import PredictionClient",
@@ -63,7 +63,7 @@ def measure_predict_many(port: int, rows: int, batch_size: int) -> float:
 
 def measure_common_loop(port: int, rows: int, batch_size: int) -> float:
     """Rows per second of `benchmarks/common_loop.py`."""
-    command = [sys.executable, "-m", "benchmarks.common_loop", f"--port={port}"]
+    command = [sys.executable, "-m", "benchmarks.rivals.common_loop", f"--port={port}"]
     done = subprocess.run(
         [*command, f"--rows={rows}", f"--batch_size={batch_size}"],
         capture_output=True,

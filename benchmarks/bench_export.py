@@ -56,7 +56,7 @@ def measure(model: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
     config = f"configs/{model}.toml"
     for index in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            plain = [sys.executable, "benchmarks/plain_export.py", "--config", config]
+            plain = [sys.executable, "benchmarks/rivals/plain_export.py", "--config", config]
             ours = [sys.executable, "-m", "exporter", "export", "--config", config]
             results["plain script"].append(run_once([*plain, "--out", f"{folder}/plain"]))
             results["make export"].append(run_once([*ours, "--base_path", f"{folder}/{model}"]))

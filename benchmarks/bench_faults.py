@@ -2,7 +2,7 @@
 
 Run: make bench-faults   (ARGS="--only json --only silent" runs some; needs h2load)
 
-Callers are processes of their own (`benchmarks.callers`), so that what they see is the server's.
+Callers are processes of their own (`loadgen.callers`), so that what they see is the server's.
 Memory is the resident memory of all processes of the server, looked at every 20 ms.
 """
 
@@ -32,10 +32,10 @@ from types import TracebackType
 import grpc
 import psutil
 
-from benchmarks import servers
 from benchmarks.bench_serving import check_ready, find_models, make_request
-from benchmarks.callers import GRPC_FIELDS, NUM_PIXELS, PREDICT, Callers, Report
-from benchmarks.load import frame, require_h2load
+from benchmarks.loadgen import servers
+from benchmarks.loadgen.callers import GRPC_FIELDS, NUM_PIXELS, PREDICT, Callers, Report
+from benchmarks.loadgen.h2load import frame, require_h2load
 from contract import layout
 from contract.console.exits import ExitCode
 from contract.console.terminal import print_json, print_table, remark, show_progress

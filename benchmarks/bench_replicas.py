@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.servers import find_free_port, kill
+from benchmarks.loadgen.servers import find_free_port, kill
 from clients import AsyncPredictionClient, PredictionClient
 from contract import layout
 from contract.manifest import read_manifest

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import servers
+from benchmarks.loadgen import servers
 from clients import PredictionClient
 from contract import layout
 from contract.errors import PlumblineError

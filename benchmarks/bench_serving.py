@@ -18,9 +18,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import generator, servers
-from benchmarks.load import IN_FLIGHT, Driven, pipeline_grpc, require_h2load, run_grpc, run_rest
-from benchmarks.requests import (
+from benchmarks.loadgen import generator, servers
+from benchmarks.loadgen.h2load import (
+    IN_FLIGHT,
+    Driven,
+    pipeline_grpc,
+    require_h2load,
+    run_grpc,
+    run_rest,
+)
+from benchmarks.loadgen.requests import (
     PREDICT,
     call_grpc,
     call_rest,

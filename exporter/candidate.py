@@ -7,19 +7,20 @@ own, started while the model trains.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from contract import layout
-from contract.errors import VerificationError
+from contract.errors import PlumblineError, VerificationError
 from contract.golden import Golden, write_golden
 from contract.heads import Head
 from contract.manifest import Manifest, hash_files, write_manifest
 from contract.parity import EXACT, replay
 from contract.signature import Array
+from exporter.artifacts.conversion import ask_for_conversions, iterate_conversions
 from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.golden import (
     list_variant_signatures,
@@ -28,7 +29,7 @@ from exporter.artifacts.golden import (
     make_held_out,
     write_warmup,
 )
-from exporter.artifacts.tflite import ConversionJob
+from exporter.artifacts.tflite import Conversion, ConversionJob
 from exporter.card import (
     Origin,
     count_confusions,
@@ -46,6 +47,7 @@ from exporter.verification.measurement import (
     SAVED_MODEL,
     HeldOut,
     Measurement,
+    describe_unmade,
     measure_metrics,
     time_one_row,
     write_held_out,
@@ -83,7 +85,7 @@ def make_candidate(
     origin: Origin,
     *,
     run_dir: Path,
-    conversion: ChildProcess[ConversionJob, Path],
+    conversion: ChildProcess[ConversionJob, Conversion],
     verification: ChildProcess[MeasurementJob, Measurement],
     step: Callable[[str], None],
 ) -> Candidate:
@@ -92,28 +94,15 @@ def make_candidate(
     `step` is told the name of each step as it begins.
     """
     path = run_dir / CANDIDATE
+    config, origin = _loosen_for_half(model, config, origin)
     step("save")
     model.save(path)
     variants = config.variants if model.lite_signatures else ()
     copies = (*([SAVED_MODEL] if model.has_saved_model else []), *model.given_variants)
-    carried = {one: list_variant_signatures(model, one) for one in variants}
 
     step("convert")
-    fingerprint = ""
-    for variant in variants:
-        calibration = None
-        if variant == "int8":
-            calibration = run_dir.resolve() / CALIBRATION
-            rows, fingerprint = make_calibration(model, carried[variant], examples)
-            write_golden(calibration, rows)
-        conversion.ask(
-            ConversionJob(
-                candidate=path.resolve(),
-                variant=variant,
-                signature_names=carried[variant],
-                calibration=calibration,
-            )
-        )
+    jobs, fingerprint = _list_jobs(model, examples, variants, run_dir)
+    ask_for_conversions(conversion, jobs)
     golden = make_golden(model, examples, config.golden_num_examples)
     _check_answers(model, golden)
     write_golden(path / layout.GOLDEN, golden)
@@ -148,16 +137,25 @@ def make_candidate(
     )
 
     step("verify")
-    for variant in variants:
-        conversion.receive(
-            timeout_s=config.conversion_timeout_s,
-            remedy="raise export.conversion_timeout_s, or leave out a variant",
-        )
-        ask_for_measurement(variant, carried[variant])
-    measurements = [
-        verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S) for _ in (*copies, *variants)
-    ]
-    verdict = judge([in_process, *measurements], golden, config.tolerances)
+    found = {}
+    measured = list(copies)
+    for made in iterate_conversions(
+        conversion, jobs, model, run_dir=run_dir, timeout_s=config.conversion_timeout_s
+    ):
+        if made.file is None:
+            found[made.variant] = describe_unmade(made.variant, made.problem, made.remedy)
+        else:
+            measured.append(made.variant)
+            ask_for_measurement(made.variant, list_variant_signatures(model, made.variant))
+    found |= {name: _receive_measurement(verification, name) for name in measured}
+    verdict = judge(
+        [in_process, *(found[name] for name in (*copies, *variants))],
+        golden,
+        config.tolerances,
+        optional=set(variants) - set(config.require),
+    )
+    for name in verdict.left_out:
+        (path / layout.variant_path(name)).unlink(missing_ok=True)
     manifest = describe_candidate(
         model,
         examples,
@@ -172,6 +170,56 @@ def make_candidate(
         manifest = msgspec.structs.replace(manifest, files=hash_files(path))
         manifest = write_manifest(path, manifest)
     return Candidate(path, manifest, verdict)
+
+
+def _loosen_for_half(
+    model: Exportable, config: ExportConfig, origin: Origin
+) -> tuple[ExportConfig, Origin]:
+    """A float32 copy of a model that computes in float16 is held to float16's tolerance.
+
+    The manifest keeps that, so that whoever checks the version later asks no more.
+    """
+    if not model.is_half_precision:
+        return config, origin
+    numbers = msgspec.structs.replace(config.tolerances, float32=config.tolerances.float16)
+    config = msgspec.structs.replace(config, tolerances=numbers)
+    kept = {**origin.config, "export": msgspec.to_builtins(config)}
+    return config, dataclasses.replace(origin, config=kept)
+
+
+def _list_jobs(
+    model: Exportable, examples: ExportExamples, variants: Sequence[str], run_dir: Path
+) -> tuple[list[ConversionJob], str]:
+    """What the converter is to make, and the fingerprint of what calibrates it ("" if nothing)."""
+    jobs, fingerprint = [], ""
+    for variant in variants:
+        names = list_variant_signatures(model, variant)
+        calibration = None
+        if variant == "int8":
+            calibration = run_dir.resolve() / CALIBRATION
+            rows, fingerprint = make_calibration(model, names, examples)
+            write_golden(calibration, rows)
+        jobs.append(
+            ConversionJob(
+                candidate=(run_dir / CANDIDATE).resolve(),
+                variant=variant,
+                signatures=[model.signatures[name] for name in names],
+                calibration=calibration,
+            )
+        )
+    return jobs, fingerprint
+
+
+def _receive_measurement(
+    verification: ChildProcess[MeasurementJob, Measurement], copy: str
+) -> Measurement:
+    """What was measured; a copy that cannot be asked, or ends the process, has failed."""
+    try:
+        return verification.receive(timeout_s=_VERIFICATION_TIMEOUT_S)
+    except PlumblineError as error:
+        if not verification.is_alive:
+            verification.restart()
+        return describe_unmade(copy, error.message)
 
 
 def _check_answers(model: Exportable, golden: Golden) -> None:

@@ -26,7 +26,12 @@ from exporter.config import Config
 from exporter.data.examples import ExportExamples
 from exporter.data.statistics import describe_inputs
 from exporter.training.run import TrainResult
-from exporter.verification.verdict import Verification, list_headings, list_rows
+from exporter.verification.verdict import (
+    Verification,
+    list_failures,
+    list_headings,
+    list_rows,
+)
 
 _TOOLS = ("tensorflow", "tf-keras", "keras", "ai-edge-litert", "numpy", "plumbline-tf")
 
@@ -95,7 +100,11 @@ def describe_candidate(
         signatures=to_entries(model.signatures),
         heads=dict(model.heads),
         metrics=metrics | dict(origin.metrics),
-        parity={one.name: msgspec.to_builtins(one) for one in verification.measurements},
+        parity={
+            one.name: msgspec.to_builtins(one)
+            | {"problems": list(verification.failures.get(one.name, ()))}
+            for one in verification.measurements
+        },
         config=dict(origin.config),
         data=DataEntry(
             name=examples.name,
@@ -167,6 +176,7 @@ def _write_table(verification: Verification) -> str:
         *(f"| {' | '.join(row)} |" for row in list_rows(verification)),
     ]
     lines += [f"\n{note}." for note in verification.notes]
+    lines += [f"\n{failure}" for failure in list_failures(verification)]
     return "\n".join(lines)
 
 

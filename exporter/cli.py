@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import functools
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ _SCALE_HELP = "what the pixels 0 and 255 become before the model: raw pixels are
 _CONFIG = Path("configs/mlp.toml")
 _LOCAL_FLAGS = ("base_path", "keep", "version", "model_config_file", "allow_signature_change")
 """Of `publish`: they have no meaning at a remote base path."""
-_RUN_FLAGS = ("overrides", "run_dir", "resume", "download", "trained")
+_RUN_FLAGS = ("config", "overrides", "run_dir", "resume", "download", "trained")
 """Of training: they have no meaning for a model that is trained already."""
 
 Parser: TypeAlias = argparse.ArgumentParser
@@ -119,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_own_model_flags(verb)
 
     text = "Check every file of a version, and replay its golden examples."
-    verb = add(verify, text, "a version directory")
+    verb = add(verify, text, "a version, a SavedModel or a .tflite file")
     verb.add_argument(
         "--skip_tensorflow",
         action="store_true",
@@ -127,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     text = "Publish a candidate as the next version."
-    verb = add(publish, text, "a candidate, its run directory, or a version")
+    verb = add(publish, text, "a candidate, its run directory, a version, or another tool's model")
     _add_publish_flags(verb)
     verb.add_argument("--version", type=int, metavar="N", help="default: the next free number")
     verb.add_argument(
@@ -148,10 +149,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--version", type=int, metavar="N", help="default: the highest that is complete there"
     )
 
-    add(inspect, "Show a version's signatures, variants and provenance.", "a version directory")
+    add(
+        inspect,
+        "Show a version's signatures, variants and provenance.",
+        "a version, a SavedModel or a .tflite file",
+    )
 
     text = "Answer your own inputs in this process, as a golden file to check any client with."
-    verb = add(predict, text, "a version directory")
+    verb = add(predict, text, "a version or a .tflite file")
     verb.add_argument(
         "--input",
         type=Path,
@@ -204,7 +209,8 @@ def _add_own_model_flags(parser: Parser) -> None:
         "--examples",
         type=Path,
         metavar="FILE",
-        help="rows as the model takes them: .npz (an array per input), .npy, .csv or .parquet",
+        help="rows as the model takes them: .npz (an array per input), .npy, .csv, .parquet, "
+        ".jsonl, or a folder of pictures (whose own folders are the classes)",
     )
     add("--labels", metavar="FILE", help="what they should be answered, or a column of theirs")
     add("--class_names", metavar="NAME,NAME", help="in order; or a file with a name a line")
@@ -220,6 +226,11 @@ def _add_own_model_flags(parser: Parser) -> None:
         help="a class or function of the model's own; may be repeated",
     )
     add("--allow_lambda", action="store_true", help="load Lambda layers, which are code that runs")
+    add(
+        "--skip_unreadable",
+        action="store_true",
+        help="leave out pictures that cannot be read",
+    )
     add("--name", default="", metavar="NAME", help="model name; default: the name of the file")
     add(
         "--variants",
@@ -298,19 +309,27 @@ def export(arguments: argparse.Namespace) -> int:
 
 def _export_own(arguments: argparse.Namespace) -> int:
     """`export --model FILE`."""
+    from exporter.models.load import read_keras_version, tell_file_kind
     from exporter.own_model import export as export_model
 
     given = [name for name in _RUN_FLAGS if getattr(arguments, name, None)]
     if given:
         raise ConfigError(
-            f"--model exports a model that is trained already, so "
+            "--model exports a model that is trained already, so "
             f"--{given[0].replace('overrides', 'set')} has no place beside it"
         )
+    kind = tell_file_kind(arguments.model)
     if arguments.examples is None:
         raise ConfigError(
             f"--model {arguments.model} needs --examples FILE: rows that the copies are verified "
-            "with, as .npz, .npy, .csv or .parquet"
+            "with, as .npz, .npy, .csv, .parquet or .jsonl, or a folder of pictures"
         )
+    if (
+        kind == "keras"
+        and arguments.custom_objects
+        and read_keras_version(arguments.model).startswith("3")
+    ):
+        os.environ["TF_USE_LEGACY_KERAS"] = "0"  # theirs may say tf.keras, and mean Keras 3
     name = arguments.name or arguments.model.absolute().name.partition(".")[0]
     exported = export_model(
         arguments.model,
@@ -323,8 +342,9 @@ def _export_own(arguments: argparse.Namespace) -> int:
         scale=tuple(arguments.scale) if arguments.scale else None,
         custom_objects=_import_objects(arguments.custom_objects),
         allow_lambda=arguments.allow_lambda,
+        skip_unreadable=arguments.skip_unreadable,
         options=_read_options(arguments),
-        **({"variants": _split(arguments.variants)} if arguments.variants is not None else {}),
+        variants=layout.VARIANTS if arguments.variants is None else _split(arguments.variants),
     )
     document = {
         "model_name": exported.manifest.model_name,
@@ -336,7 +356,10 @@ def _export_own(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_own_flags(arguments: argparse.Namespace) -> None:
-    names = ("examples", "labels", "class_names", "task", "scale", "custom_objects", "variants")
+    names = (
+        *("examples", "labels", "class_names", "task", "scale", "custom_objects", "allow_lambda"),
+        *("skip_unreadable", "name", "variants"),
+    )
     given = [name for name in names if getattr(arguments, name)]
     if given:
         raise ConfigError(
@@ -416,7 +439,6 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """`predict`: in-process answers for the user's own inputs, as a golden file."""
-    require_extra("tensorflow", "this command")
     from exporter.predict import predict_files
 
     prediction = predict_files(

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from contract.errors import ConfigError
+from contract.layout import FLOAT32
 from contract.parity import Tolerances, fill_tolerances
 
 Share = Annotated[float, Meta(ge=0, lt=1)]
@@ -280,6 +281,8 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
             `--model_base_path`; "" stands for `models/<model name>`.
         keep: Versions to keep when publishing; 0 = all.
         variants: TFLite variants to convert.
+        require: Those of them without which nothing is published; another that cannot be
+            converted, or fails its gate, is left out and said so.
         conversion_timeout_s: Time limit of the converter's process.
         golden_num_examples: Rows kept as golden examples, every class included.
         calibration_num_examples: Rows, balanced over the classes, that calibrate int8.
@@ -289,10 +292,19 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
     base_path: str = ""
     keep: Count = 0
     variants: tuple[VariantName, ...] = ("float32", "float16", "dynamic_range", "int8")
+    require: tuple[VariantName, ...] = ("float32",)
     conversion_timeout_s: Annotated[float, Meta(gt=0)] = 300.0
     golden_num_examples: Annotated[int, Meta(ge=64)] = 64
     calibration_num_examples: Annotated[int, Meta(ge=10)] = 200
     tolerances: Tolerances = Tolerances()
+
+    def __post_init__(self) -> None:
+        missing = [one for one in self.require if one not in (*self.variants, FLOAT32)]
+        if missing:
+            raise ValueError(
+                f"require asks for {', '.join(missing)}, which variants lacks: "
+                f"{', '.join(self.variants) or 'none'}"
+            )
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ from exporter.processes import ChildProcess
 from exporter.publishing.publish import Published, PublishOptions, check_base_path, publish_version
 from exporter.publishing.staging import explain_os_errors, remove_tree
 from exporter.training.run import TrainResult, open_progress
-from exporter.training.strategy import is_chief
+from exporter.training.strategy import is_chief, open_strategy
 from exporter.training.train import train
 from exporter.training.trained import load_trained, save_trained, take_up
 from exporter.verification.measurement import HELD_OUT_FILES
@@ -263,6 +263,10 @@ def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:
 def _train(
     config: Config, run_dir: Path, *, resume: bool, steps: Steps
 ) -> tuple[Dataset, TrainResult]:
+    if config.training.strategy == "multi_worker":
+        steps("connect to the other workers")
+        # Before TensorFlow does anything else, as reading shards or calling a loader.
+        open_strategy(config.training.strategy)
     steps("load data")
     dataset = load_dataset(config.data)
     if dataset.dummy:

@@ -19,7 +19,7 @@ from contract import layout
 from contract.errors import ConfigError, VerificationError
 from contract.heads import Head, Task
 from contract.manifest import Manifest, read_manifest
-from exporter.artifacts.tflite import ConversionJob, convert, prepare_converting
+from exporter.artifacts.tflite import Conversion, ConversionJob, convert, prepare_converting
 from exporter.candidate import make_candidate
 from exporter.card import Origin
 from exporter.config import MODEL_NAME, ExportConfig
@@ -27,7 +27,8 @@ from exporter.data.examples import Examples, ExportExamples
 from exporter.data.given import GivenExamples, draw_given, read_given, to_pixels
 from exporter.data.pixels import PixelScale
 from exporter.flow import Steps
-from exporter.models.load import load_keras, make_exportable, tell_file_kind
+from exporter.models.fitting import answer_rows, decide_classes, fit_targets, warn_of_scale
+from exporter.models.load import find_input_shape, load_keras, make_exportable, tell_file_kind
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import (
     Published,
@@ -38,12 +39,21 @@ from exporter.publishing.publish import (
 from exporter.publishing.staging import explain_os_errors
 from exporter.verification.measurement import Measurement
 from exporter.verification.reload import MeasurementJob, measure_copy, prepare_measuring
-from exporter.verification.verdict import Verification, list_headings, list_rows
+from exporter.verification.verdict import (
+    Verification,
+    describe_requirement,
+    list_failures,
+    list_headings,
+    list_rows,
+)
 
 if TYPE_CHECKING:
+    from exporter.artifacts.exportable import Exportable
     from exporter.data.given import ExamplesLike, LabelsLike
 
 _DEFAULT_OPTIONS = PublishOptions()
+_ASKED_ROWS = 2000
+"""Rows that the model answers once, so that golden has every class that it finds among them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,19 +79,34 @@ class ExportedVersion:
         """A row for each copy, the headings first."""
         return [list_headings(self.verification), *list_rows(self.verification)]
 
+    def __repr__(self) -> str:
+        return f"ExportedVersion({self.manifest.model_name!r}, {self.version}, '{self.path}')"
+
     def _repr_html_(self) -> str:
-        """The table, for a notebook."""
+        """The table, for a notebook; its colours are the page's own, light or dark."""
         head, *rows = self.table
-        cells = "".join(f"<th>{html.escape(one)}</th>" for one in head)
+        cell = "padding:.3em .8em;border-bottom:1px solid #8884;text-align:"
+        cells = "".join(
+            f'<th style="{cell}{"right" if at else "left"}">{html.escape(one)}</th>'
+            for at, one in enumerate(head)
+        )
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(one)}</td>" for one in row) + "</tr>"
+            "<tr>"
+            + "".join(
+                f'<td style="{cell}{"right" if at else "left"}">{html.escape(one)}</td>'
+                for at, one in enumerate(row)
+            )
+            + "</tr>"
             for row in rows
         )
-        notes = "".join(f"<p>{html.escape(note)}.</p>" for note in self.verification.notes)
+        said = [f"{note}." for note in self.verification.notes] + list_failures(self.verification)
+        notes = "".join(f"<p>{html.escape(one)}</p>" for one in said)
         title = html.escape(f"{self.manifest.model_name} version {self.version}")
+        place = html.escape(str(self.path))
         return (
-            f"<p><b>{title}</b>, published as <code>{html.escape(str(self.path))}</code></p>"
-            f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>{notes}"
+            f"<p><b>{title}</b>, published as <code>{place}</code></p>"
+            f'<table style="border-collapse:collapse"><thead><tr>{cells}</tr></thead>'
+            f"<tbody>{body}</tbody></table>{notes}"
         )
 
 
@@ -97,6 +122,7 @@ def export(
     scale: tuple[float, float] | None = None,
     custom_objects: Mapping[str, object] | None = None,
     allow_lambda: bool = False,
+    skip_unreadable: bool = False,
     variants: Sequence[str] = layout.VARIANTS,
     options: PublishOptions = _DEFAULT_OPTIONS,
 ) -> ExportedVersion:
@@ -112,11 +138,14 @@ def export(
         base_path: The model's own folder, which holds its versions, as in TensorFlow Serving's
             `--model_base_path`; made when missing.
         examples: Rows as the model takes them, for golden examples, warmup and calibration: an
-            array (rows, ...), a mapping of input name to array, a `tf.data.Dataset`, a DataFrame,
-            or the path of an .npz, .npy, .csv or .parquet file. A few hundred say more than a few.
-        labels: What the rows should be answered: an array, a mapping of output name to array, or
-            the name of a column of the examples. Without them there is no accuracy; parity is
-            measured all the same.
+            array (rows, ...), a mapping of input name to array, a `tf.data.Dataset` (its first
+            10,000 rows or 512 MB), a DataFrame of any library, the path of an .npz, .npy, .csv,
+            .parquet or .jsonl file, or a folder of pictures, whose own folders are the classes.
+            A few hundred say more than a few.
+        labels: What the rows should be answered: an array, a mapping of output name to array, the
+            name of a column of the examples, or a file. Numbers or names of classes, one-hot rows,
+            rows of 0 and 1, masks (rows, height, width), values. Without them there is no
+            accuracy; parity is measured all the same.
         class_names: In the order of the outputs.
         name: Model name; the name of `base_path`'s folder where left out.
         task: What the outputs mean, or each by name, where it cannot be told: `multiclass`,
@@ -126,6 +155,7 @@ def export(
             model as the numbers 0 to 255.
         custom_objects: Name to class or function, for a file whose Keras model has its own.
         allow_lambda: Load Lambda layers of a file, which are code.
+        skip_unreadable: Leave out pictures of a folder that cannot be read.
         variants: TFLite variants to make.
         options: Of publishing: how many versions stay, whether signatures may change.
 
@@ -159,28 +189,39 @@ def export(
             f"variants {', '.join(variants)}: {error}; there are {', '.join(layout.VARIANTS)}"
         ) from error
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))
-    with Steps() as step, explain_os_errors(run_dir), _borrow_processes() as processes:
-        conversion, verification = processes
-        step("load")
-        given = _state_tasks(read_given(examples, labels, class_names=class_names), task)
-        loaded = _load(model, custom_objects, allow_lambda=allow_lambda)
-        drawn = _draw(given, scale, config.golden_num_examples)
-        exportable = make_exportable(loaded, drawn)
-        candidate = make_candidate(
-            exportable,
-            drawn,
-            config,
-            Origin(model_name, {"export": msgspec.to_builtins(config)}),
-            run_dir=run_dir,
-            conversion=conversion,
-            verification=verification,
-            step=step,
-        )
-        if not candidate.verification.passed:
-            raise VerificationError(_describe_failures(candidate.verification, run_dir))
-        step("publish")
-        published = publish_version(candidate.path, base, options)
-    shutil.rmtree(run_dir, ignore_errors=True)
+    kept = False
+    try:
+        with Steps() as step, explain_os_errors(run_dir), _borrow_processes() as processes:
+            conversion, verification = processes
+            step("load")
+            loaded = _load(model, custom_objects, allow_lambda=allow_lambda)
+            given = read_given(
+                examples,
+                labels,
+                class_names=class_names,
+                input_shape=find_input_shape(loaded),
+                skip_unreadable=skip_unreadable,
+            )
+            exportable, drawn = _fit(loaded, _state_tasks(given, task), scale, config)
+            kept = True
+            candidate = make_candidate(
+                exportable,
+                drawn,
+                config,
+                Origin(model_name, {"export": msgspec.to_builtins(config)}),
+                run_dir=run_dir,
+                conversion=conversion,
+                verification=verification,
+                step=step,
+            )
+            if not candidate.verification.passed:
+                raise VerificationError(_describe_failures(candidate.verification, run_dir))
+            step("publish")
+            published = publish_version(candidate.path, base, options)
+            kept = False
+    finally:
+        if not kept:  # nothing in it is worth a look
+            shutil.rmtree(run_dir, ignore_errors=True)
     return ExportedVersion(
         path=published.path,
         version=published.version,
@@ -196,31 +237,53 @@ def _load(
     if not isinstance(model, str | os.PathLike):
         return model
     path = Path(model)
+    if path.suffix == ".keras" and path.is_dir():
+        raise ConfigError(f"{path} is a folder, an unpacked .keras file; give the file itself")
     if tell_file_kind(path) != "keras":
         return path
     return load_keras(path, custom_objects=custom_objects, allow_lambda=allow_lambda)
 
 
-def _draw(
-    given: GivenExamples, scale: tuple[float, float] | None, num_golden: int
-) -> ExportExamples:
-    """The rows that verify; pictures as raw pixels where their scale is known."""
+def _fit(
+    loaded: object,
+    given: GivenExamples,
+    scale: tuple[float, float] | None,
+    config: ExportConfig,
+) -> tuple[Exportable, ExportExamples]:
+    """The model, and the rows that it is verified with: of every class that it answers."""
+    given, pixels = _find_pixels(given, scale)
+    drawn = draw_given(given, num_golden=config.golden_num_examples, pixels=pixels)
+    exportable = make_exportable(loaded, drawn)
+    answers = answer_rows(exportable, drawn, _ASKED_ROWS)
+    given = dataclasses.replace(
+        given,
+        examples=Examples(given.examples.inputs, fit_targets(exportable, given.examples, answers)),
+    )
+    classes = decide_classes(exportable, answers)
+    fitted = draw_given(
+        given, num_golden=config.golden_num_examples, pixels=pixels, classes=classes
+    )
+    warn_of_scale(exportable, fitted, answers)
+    return exportable, fitted
+
+
+def _find_pixels(
+    given: GivenExamples, scale: tuple[float, float] | None
+) -> tuple[GivenExamples, PixelScale | None]:
+    """Pictures as raw pixels where their scale is known, else as they were given."""
     pixels = PixelScale(*scale) if scale is not None else None
-    if len(given.examples.inputs) != 1:
-        return draw_given(given, num_golden=num_golden)
-    ((name, rows),) = given.examples.inputs.items()
-    found = to_pixels(rows, pixels)
+    inputs = given.examples.inputs
+    found = to_pixels(next(iter(inputs.values())), pixels) if len(inputs) == 1 else None
     if found is None:
         if scale is not None:
+            held = ", ".join(f"{one.dtype} {one.shape}" for one in inputs.values())
             raise ConfigError(
-                f"scale is for pictures, (rows, height, width, 1 or 3 channels); the examples are "
-                f"{rows.dtype} {rows.shape}"
+                "scale is for pictures in one input, (rows, height, width, 1 or 3 channels); the "
+                f"examples are {held}"
             )
-        return draw_given(given, num_golden=num_golden)
-    picture = dataclasses.replace(
-        given, examples=Examples({name: found[0]}, given.examples.targets)
-    )
-    return draw_given(picture, num_golden=num_golden, pixels=found[1])
+        return given, None
+    examples = Examples({next(iter(inputs)): found[0]}, given.examples.targets)
+    return dataclasses.replace(given, examples=examples), found[1]
 
 
 def _state_tasks(given: GivenExamples, task: Task | Mapping[str, Task] | None) -> GivenExamples:
@@ -240,14 +303,21 @@ def _state_tasks(given: GivenExamples, task: Task | Mapping[str, Task] | None) -
 
 
 def _describe_failures(verification: Verification, run_dir: Path) -> str:
-    problems = [
-        f"{copy}: {'; '.join(problems)}" for copy, problems in verification.failures.items()
+    failed = [
+        f"{copy}: {'; '.join(problems)}"
+        for copy, problems in verification.failures.items()
+        if copy not in verification.left_out
     ]
-    return f"not published: {' | '.join(problems)}. The candidate and its report stay in {run_dir}"
+    requirement = describe_requirement(verification)
+    return (
+        f"not published: {' | '.join(failed)}. "
+        + (f"{requirement}. " if requirement else "")
+        + f"The candidate and its report stay in {run_dir}"
+    )
 
 
 _Processes: TypeAlias = tuple[
-    ChildProcess[ConversionJob, Path], ChildProcess[MeasurementJob, Measurement]
+    ChildProcess[ConversionJob, Conversion], ChildProcess[MeasurementJob, Measurement]
 ]
 
 _idle: list[_Processes] = []
@@ -258,8 +328,8 @@ _idle: list[_Processes] = []
 def _borrow_processes() -> Iterator[_Processes]:
     """The two processes of an export: those of the one before, or new ones.
 
-    They start here, so that their imports run while the model is loaded. Those of an export that
-    failed are not used again: an answer may be on its way.
+    They start here, so that their imports run while the model is loaded. Those that are still at
+    work when an export fails are not used again: an answer is on its way.
     """
     if _idle:
         pair = _idle.pop()
@@ -274,8 +344,9 @@ def _borrow_processes() -> Iterator[_Processes]:
             atexit.register(process.close)
     try:
         yield pair
-    except BaseException:
-        for process in pair:
-            process.close()
-        raise
-    _idle.append(pair)
+    finally:
+        if all(process.is_idle for process in pair):
+            _idle.append(pair)
+        else:
+            for process in pair:
+                process.close()

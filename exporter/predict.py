@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
+from contract import layout
+from contract.console.extras import require_extra
 from contract.errors import ConfigError, DatasetError
 from contract.golden import Golden, write_golden
+from contract.lite import LiteModel
 from contract.signature import (
     IMAGE_BYTES,
     UINT8,
@@ -20,6 +25,9 @@ from contract.signature import (
     find_signature,
 )
 from exporter.inspect import check_version_dir
+
+if TYPE_CHECKING:
+    from exporter.artifacts.saved_model import InProcessPredictor
 
 _PICTURES = {".png", ".jpg", ".jpeg"}
 
@@ -73,9 +81,8 @@ def predict_files(
     check_version_dir(version_dir)
     arrays = read_inputs(files)
     from exporter.artifacts.golden import answer_inputs
-    from exporter.verification.reload import load_saved_model
 
-    predictor = load_saved_model(version_dir)
+    predictor = _open_model(version_dir)
     name = signature_name or _choose_signature(arrays, predictor.signatures)
     signature = find_signature(predictor.signatures, name)
     batch = _name_inputs(arrays, signature)
@@ -91,6 +98,18 @@ def predict_files(
     return Prediction(
         output=output, signature_name=signature.name, num_examples=rows, batch_sizes=sizes
     )
+
+
+def _open_model(path: Path) -> InProcessPredictor | LiteModel:
+    """The SavedModel of a version, or the TFLite file where there is nothing else."""
+    if path.is_file():
+        return LiteModel(path)
+    if not (path / layout.SAVED_MODEL).exists():
+        return LiteModel(path / layout.TFLITE)
+    require_extra("tensorflow", "this command")
+    from exporter.verification.reload import load_saved_model
+
+    return load_saved_model(path)
 
 
 def read_inputs(files: list[Path]) -> dict[str, Array]:
@@ -119,7 +138,7 @@ def read_inputs(files: list[Path]) -> dict[str, Array]:
         raise DatasetError(f"{path} cannot be read as .npy or .npz: {reason}") from error
 
 
-def _choose_signature(arrays: dict[str, Array], signatures: dict[str, Signature]) -> str:
+def _choose_signature(arrays: dict[str, Array], signatures: Mapping[str, Signature]) -> str:
     if len(arrays) != 1:
         return ""
     (array,) = arrays.values()

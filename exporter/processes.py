@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -37,6 +38,9 @@ Answer = TypeVar("Answer")
 class ChildProcess(Generic[Job, Answer]):
     """A process that answers jobs with one function, in order; it ends when its parent does.
 
+    A job that ends it, or that takes too long, costs that job alone: `restart` gives the others
+    to a new process.
+
     Args:
         function: Of a module that the child can import, so not of the user's main module.
         prepare: Called once, before any job: what the early start is for.
@@ -52,8 +56,14 @@ class ChildProcess(Generic[Job, Answer]):
         self, function: Callable[[Job], Answer], prepare: Callable[[], None], *, log: Path
     ) -> None:
         self._name = function.__module__
+        self._task = function, prepare
         self._log = log
-        with log.open("wb") as stream:
+        self._unanswered: deque[Job] = deque()
+        log.write_bytes(b"")
+        self._start()
+
+    def _start(self) -> None:
+        with self._log.open("ab") as stream:
             self._pipe, childs_end = Pipe()
             with childs_end:
                 self._process = subprocess.Popen(
@@ -67,7 +77,7 @@ class ChildProcess(Generic[Job, Answer]):
                     pass_fds=(childs_end.fileno(),),
                 )
         try:
-            self._pipe.send((function, prepare))
+            self._pipe.send(self._task)
         except ConnectionError:
             error = self._describe_death()
             self.close()
@@ -79,15 +89,30 @@ class ChildProcess(Generic[Job, Answer]):
         return self._process.pid
 
     def ask(self, job: Job) -> None:
-        """Sends a job; the child starts on it when it has done those before."""
+        """Sends a job; the child starts on it when it has done those before.
+
+        Raises:
+            ExportError: The child is dead, and every job before has been answered for.
+        """
         try:
             self._pipe.send(job)
         except ConnectionError:
-            raise self._describe_death() from None
+            if not self._unanswered:  # else the death is told where their answers are waited for
+                raise self._describe_death() from None
+        self._unanswered.append(job)
 
     def receive(self, *, timeout_s: float, remedy: str = "") -> Answer:
-        """Waits for the next answer."""
-        if not self._pipe.poll(timeout_s):
+        """Waits for the next answer.
+
+        Raises:
+            ExportError: There is none: it took too long, or the process died. `restart` goes on
+                with the next job.
+            PlumblineError: What the function raised.
+        """
+        answered = self._pipe.poll(timeout_s)
+        if self._unanswered:
+            self._unanswered.popleft()
+        if not answered:
             self.close()
             raise ExportError(
                 f"{self._name} took longer than {timeout_s:g} s and was stopped; its log is "
@@ -100,6 +125,27 @@ class ChildProcess(Generic[Job, Answer]):
         if isinstance(answer, PlumblineError):
             raise answer
         return answer
+
+    @property
+    def is_idle(self) -> bool:
+        """Alive, with every job answered."""
+        return not self._unanswered and self.is_alive
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the child runs, so that it can be asked."""
+        return not self._pipe.closed and self._process.poll() is None
+
+    def restart(self) -> None:
+        """Starts a new child, which is given the jobs that no answer was waited for yet.
+
+        What the new one writes is added to the log.
+        """
+        self.close()
+        jobs, self._unanswered = self._unanswered, deque()
+        self._start()
+        for job in jobs:
+            self.ask(job)
 
     def close(self) -> None:
         """Stops the child, whatever it is at."""
@@ -149,6 +195,8 @@ def silence_tensorflow() -> None:
     """Sets what TensorFlow reads when it is imported; call it first thing in a process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # Spares a second of importing Keras 3, which `tf.keras` would otherwise be.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     # An export is three processes; each would take all of a GPU's memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 

@@ -31,7 +31,12 @@ def show_training(trained: Trained) -> None:
 
 def show_export(exported: Exported) -> None:
     """The one table that says what was made and that every copy agrees."""
-    from exporter.verification.verdict import list_headings, list_rows
+    from exporter.verification.verdict import (
+        describe_requirement,
+        list_failures,
+        list_headings,
+        list_rows,
+    )
 
     if exported.candidate is None:
         say("Trained as a worker; the chief exports.")
@@ -43,9 +48,12 @@ def show_export(exported: Exported) -> None:
     print_table(list_headings(verification), list_rows(verification), title=title)
     for note in verification.notes:
         say(f"Note: {note}.")
-    for name, problems in verification.failures.items():
-        say(f"{name} FAILED: {'; '.join(problems)}.")
+    for failure in list_failures(verification):
+        say(failure)
     if exported.published is None:
+        requirement = describe_requirement(verification)
+        if requirement:
+            say(f"{requirement}.")
         say(f"Not published. The candidate and its report stay in {exported.run_dir}.")
         if exported.trained_in is not None:
             say(
@@ -58,12 +66,14 @@ def show_export(exported: Exported) -> None:
 
 def show_own(exported: ExportedVersion) -> None:
     """The table of a model that was trained elsewhere, and where its version is."""
-    from exporter.verification.verdict import list_headings, list_rows
+    from exporter.verification.verdict import list_failures, list_headings, list_rows
 
     rows = list_rows(exported.verification)
     print_table(list_headings(exported.verification), rows, title=exported.manifest.model_name)
     for note in exported.verification.notes:
         say(f"Note: {note}.")
+    for failure in list_failures(exported.verification):
+        say(failure)
     show_published(exported.published)
 
 

@@ -17,6 +17,7 @@ from serving.engines.loading import Guard, Trials, load_servable, unguarded
 from serving.engines.servable import Servable
 from serving.monitoring.metrics import Metrics
 from serving.versions.manager import ServableManager
+from serving.versions.routing import Tally
 
 if TYPE_CHECKING:
     from serving.config.models import ModelConfig
@@ -120,6 +121,7 @@ def make_manager(
     metrics: Metrics,
     trials: Trials | None = None,
     guard: Guard = unguarded,
+    tally: Callable[[Path], Tally | None] = lambda _: None,
 ) -> ServableManager:
     """A manager that loads with `serving.engines.loading`, after `trials`, and tells `metrics`."""
 
@@ -134,6 +136,6 @@ def make_manager(
             is_serving=manager.is_serving,
         )
 
-    manager = ServableManager(load, config)
+    manager = ServableManager(load, config, tally=tally)
     manager.monitor.subscribe(metrics.observe_state)
     return manager

@@ -28,7 +28,7 @@ UNCHECKED = Checks(batch=False)
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Base paths whose only version is a file of another tool."""
     folder = tmp_path_factory.mktemp("foreign")
-    for name in (*MODELS, "fixed"):
+    for name in (*MODELS, "fixed", "identity"):
         (folder / name / "1").mkdir(parents=True)
         shutil.copy(FOLDER / f"{name}.tflite", folder / name / "1" / "model.tflite")
     return folder
@@ -110,6 +110,22 @@ def test_no_rows_and_many_rows_are_answered(server: ServerProcess) -> None:
         assert client.predict(rows[:0])["dense"].shape == (0, 2)
         answer = client.predict(rows)["dense"]
         np.testing.assert_array_equal(answer[-3:], client.predict(rows[-3:])["dense"])
+
+
+def test_strings_pass_a_tflite_file_over_both_protocols(server: ServerProcess) -> None:
+    rows = np.array([[b"a", b"", b"bc"], [b"d" * 99, b"e", b"f"]], object)
+    with (
+        PredictionClient(server.address, model_name="identity") as grpc_client,
+        RestClient(server.url, model_name="identity") as rest_client,
+    ):
+        for client in (grpc_client, rest_client):
+            answer = client.predict(rows)["x"]
+            assert [[to_bytes(one) for one in row] for row in answer] == rows.tolist()
+
+
+def to_bytes(text: bytes | str) -> bytes:
+    """REST gives texts that are no `_bytes` as text."""
+    return text.encode() if isinstance(text, str) else text
 
 
 def ask_larger(server: ServerProcess) -> Array:

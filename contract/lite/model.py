@@ -10,7 +10,7 @@ from pathlib import Path
 from contract.errors import ConfigError, InternalError, ManifestError, TensorMismatchError
 from contract.lite.program import LanePool, Program, prepare_resets
 from contract.lite.runtime import create_interpreter
-from contract.lite.schema import Memory, find_memory
+from contract.lite.schema import Memory, find_exotic_tensors, find_memory
 from contract.lite.tensors import Quantisation, read_signatures
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch, Signature, check_batch, find_signature
@@ -58,14 +58,14 @@ class LiteModel:
         self._max_chunk_rows = max_chunk_rows
         interpreter = create()
         try:
-            memory = find_memory(content)
+            memory, exotic = find_memory(content), find_exotic_tensors(content)
         except ManifestError as error:
             raise ManifestError(f"{label}: {error.message}") from None
         if memory is Memory.TENSORS and not prepare_resets(interpreter):
             memory = Memory.RESOURCES
         self._pool = LanePool(create, memory)
         try:
-            self._entries = read_signatures(interpreter)
+            self._entries = read_signatures(interpreter, exotic)
         except (RuntimeError, ValueError, TypeError, LookupError, OverflowError) as error:
             # A runtime trusts the names and numbers of a file until it is asked for them.
             reason = " ".join(str(error).split())

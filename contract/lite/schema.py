@@ -24,10 +24,15 @@ _CODE_CUSTOM = 1
 _CODE_BUILTIN = 3
 _SUBGRAPH_TENSORS = 0
 _SUBGRAPH_OPERATORS = 3
+_TENSOR_TYPE = 1
 _TENSOR_IS_VARIABLE = 5
 _OPERATOR_CODE = 0
 _OPERATOR_OPTIONS = 4
 _CALL_ONCE_SUBGRAPH = 0
+
+_EXOTIC = {13: "resource", 14: "variant", 17: "int4", 19: "int2", 20: "uint4"}
+_LAST_TYPE = 18
+"""bfloat16, the last that an ndarray can hold."""
 
 _CALL_ONCE = 129
 _ASSIGN_VARIABLE = 144
@@ -74,6 +79,29 @@ def list_flex_ops(content: bytes) -> list[str]:
         ManifestError: `content` is not a TFLite model.
     """
     return [name[4:] for name in list_custom_ops(content) if name.startswith("Flex")]
+
+
+def find_exotic_tensors(content: bytes) -> dict[tuple[int, int], str]:
+    """The tensors that no ndarray holds, though a runtime may say that one does.
+
+    Args:
+        content: A whole `.tflite` file.
+
+    Returns:
+        Subgraph and tensor to the name of its type.
+
+    Raises:
+        ManifestError: `content` is not a TFLite model.
+    """
+    exotic = {}
+    with _explained(content):
+        subgraphs = _iterate(content, _read(content, "<I", 0), _MODEL_SUBGRAPHS)
+        for subgraph, table in enumerate(subgraphs):
+            for index, tensor in enumerate(_iterate(content, table, _SUBGRAPH_TENSORS)):
+                number = _scalar(content, tensor, _TENSOR_TYPE, "<b")
+                if number in _EXOTIC or number > _LAST_TYPE:
+                    exotic[subgraph, index] = _EXOTIC.get(number, f"of type {number}")
+    return exotic
 
 
 def find_memory(content: bytes) -> Memory:

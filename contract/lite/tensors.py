@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -182,11 +183,13 @@ class LiteSignature:
         return Signature(self.name, inputs, outputs)
 
 
-def read_signatures(interpreter: Interpreter) -> dict[str, LiteSignature]:
+def read_signatures(
+    interpreter: Interpreter, exotic: Mapping[tuple[int, int], str] = MappingProxyType({})
+) -> dict[str, LiteSignature]:
     """Every signature of the model, by name; one without any has `serving_default` by tensor names.
 
     That is how TensorFlow Serving names them (`servables/tensorflow/tflite_session.cc`). The
-    interpreter's tensors are allocated.
+    interpreter's tensors are allocated; `exotic` tensors are those that no ndarray holds.
 
     Raises:
         UnimplementedError: A tensor's dtype has no counterpart in numpy.
@@ -194,26 +197,33 @@ def read_signatures(interpreter: Interpreter) -> dict[str, LiteSignature]:
     entries = {}
     for name in interpreter.get_signature_list():
         runner = interpreter.get_signature_runner(name)
-        entries[name] = _free_batch(
-            LiteSignature(
-                name,
-                interpreter._interpreter.GetSubgraphIndexFromSignature(name),
-                _read_tensors(runner.get_input_details(), _HIDDEN_INPUTS),
-                _read_tensors(runner.get_output_details(), _HIDDEN_OUTPUTS),
-            )
-        )
+        subgraph = interpreter._interpreter.GetSubgraphIndexFromSignature(name)
+        inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        entries[name] = _read_signature(name, subgraph, inputs, outputs, exotic)
     if not entries:
         inputs = _name_tensors(interpreter.get_input_details(), "input")
         outputs = _name_tensors(interpreter.get_output_details(), "output")
-        entries[DEFAULT_SIGNATURE_NAME] = _free_batch(
-            LiteSignature(
-                DEFAULT_SIGNATURE_NAME,
-                0,
-                _read_tensors(inputs, _HIDDEN_INPUTS),
-                _read_tensors(outputs, _HIDDEN_OUTPUTS),
-            )
-        )
+        name = DEFAULT_SIGNATURE_NAME
+        entries[name] = _read_signature(name, 0, inputs, outputs, exotic)
     return entries
+
+
+def _read_signature(
+    name: str,
+    subgraph: int,
+    inputs: Mapping[str, TensorDetails],
+    outputs: Mapping[str, TensorDetails],
+    exotic: Mapping[tuple[int, int], str],
+) -> LiteSignature:
+    for tensor, details in (*inputs.items(), *outputs.items()):
+        dtype = exotic.get((subgraph, int(details["index"])))
+        if dtype is not None:
+            raise UnimplementedError(
+                f"tensor `{tensor}` of signature {name!r} is {dtype}, which nobody can send or be "
+                "sent; convert the model with inputs and outputs of numbers or strings"
+            )
+    read = _read_tensors(inputs, _HIDDEN_INPUTS), _read_tensors(outputs, _HIDDEN_OUTPUTS)
+    return _free_batch(LiteSignature(name, subgraph, *read))
 
 
 def _free_batch(signature: LiteSignature) -> LiteSignature:

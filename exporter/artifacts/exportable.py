@@ -17,15 +17,17 @@ from exporter.data.examples import ExportExamples
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """How functions are traced for the converter, where the SavedModel's own do not convert.
 
+    Whatever the recipe, they compute in float32, hold no other signature's variables and tables,
+    and their recurrent layers are loops (or unrolled), never TFLite's fused operators, which keep
+    their state from one call to the next.
+
     Attributes:
         batch_size: Rows of every call; None leaves the batch axis free.
-        unroll_below: Recurrent layers over fewer steps are unrolled; 0 unrolls none. Those that
-            are not are traced as loops, never as TFLite's fused operators, which keep their
-            state from one call to the next.
+        unroll_up_to: Recurrent layers over so many steps or fewer are unrolled; 0 unrolls none.
     """
 
     batch_size: int | None = None
-    unroll_below: int = 0
+    unroll_up_to: int = 0
 
 
 class Exportable(abc.ABC):
@@ -40,6 +42,8 @@ class Exportable(abc.ABC):
         given_variants: TFLite variants that it was given as.
         lite_signatures: Signatures that TFLite variants can be made of; none where there can be
             no other copies.
+        is_half_precision: Whether it computes in float16 or bfloat16, so that a float32 copy is
+            as far from it as a float16 copy is from other models.
     """
 
     signatures: Mapping[str, Signature]
@@ -47,6 +51,7 @@ class Exportable(abc.ABC):
     has_saved_model: bool = True
     given_variants: tuple[str, ...] = ()
     lite_signatures: tuple[str, ...] = ()
+    is_half_precision: bool = False
 
     @property
     def main_signature(self) -> Signature:
@@ -88,9 +93,13 @@ class Exportable(abc.ABC):
         """Writes the model's own files of a version."""
 
     def save_for_conversion(self, directory: Path, recipe: Recipe) -> bool:
-        """Writes a SavedModel for the converter alone; False where this cannot be done.
+        """Writes a SavedModel for the converter alone.
 
         Signatures and their tensors are those of `lite_signatures`, but for the batch axis.
+
+        Returns:
+            False, and nothing is written, where this cannot be done, or would give what an
+            earlier recipe gives.
         """
         del directory, recipe
         return False

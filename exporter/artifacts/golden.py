@@ -59,8 +59,10 @@ _CHUNK = 256
 _MAX_GOLDEN_BYTES = 16 * 2**20
 """Of the inputs of a signature: golden is part of a version, and every server reads it."""
 
-_MAX_HELD_OUT_BYTES = 256 * 2**20
-_MAX_CALIBRATION_BYTES = 256 * 2**20
+_MAX_HELD_OUT_BYTES = 64 * 2**20
+_MAX_CALIBRATION_BYTES = 48 * 2**20
+"""About a hundred rows of 224 x 224 x 3 floats, each answered by every copy; tens of thousands of
+small ones."""
 
 _JPEG_EVERY, _LARGE_EVERY = 8, 5
 
@@ -130,13 +132,14 @@ def make_held_out(model: Exportable, examples: ExportExamples) -> tuple[Golden, 
         count = _cap_rows(signature, examples, len(examples.test), _MAX_HELD_OUT_BYTES)
         parts = [examples.test.take(slice(count)), examples.more]
         rows = Examples.concatenate([Examples(one.inputs) for one in parts])
-        if fixed is not None:
-            rows = rows.take(slice(len(rows) // fixed * fixed))
+        num_rows = len(rows)
+        if fixed is not None:  # whole batches; fewer rows than one holds are repeated
+            rows = rows.take(np.resize(np.arange(num_rows), max(fixed, num_rows // fixed * fixed)))
         chunk = fixed or _CHUNK
         sizes = tuple(min(chunk, len(rows) - at) for at in range(0, len(rows), chunk))
         inputs = model.make_inputs(signature, examples, rows.inputs)
         if inputs is not None and sizes:
-            num_test = min(count, len(rows))
+            num_test = min(count, num_rows, len(rows))
             found[name] = answer_inputs(model, inputs, name, batch_sizes=sizes)
     return Golden(found), num_test
 
@@ -240,25 +243,30 @@ def shape_rows(rows: Array, spec: TensorSpec, pixels: PixelScale | None) -> Arra
     Raises:
         DatasetError: They are not so many numbers a row, or no numbers.
     """
-    wanted = spec.shape[1:] if spec.shape else ()
     if spec.dtype == STRING or rows.dtype.kind in "OSU":
         if spec.dtype != STRING or rows.dtype.kind not in "OSU":
             raise DatasetError(
                 f"input {spec.name!r} takes {spec.describe()}, and the examples hold "
                 f"{dtype_name(rows.dtype)} {describe_shape((None, *rows.shape[1:]))}"
             )
-        return to_bytes(rows)
+        return reshape_rows(to_bytes(rows), spec)
     is_pixels = pixels is not None and rows.dtype == np.uint8 and spec.dtype != "uint8"
     numbers = pixels.apply(rows) if pixels is not None and is_pixels else rows
-    if spec.shape is not None and not spec.admits_shape((spec.shape[0] or 0, *rows.shape[1:])):
-        sizes = [size for size in wanted if size is not None]
-        if len(sizes) != len(wanted) or math.prod(sizes) != math.prod(rows.shape[1:]):
-            raise DatasetError(
-                f"input {spec.name!r} takes {spec.describe()}, and the examples have rows of shape "
-                f"{rows.shape[1:]}; give (rows, {', '.join(str(n or 'any') for n in wanted)})"
-            )
-        numbers = numbers.reshape(len(rows), *sizes)
-    return numbers.astype(spec.numpy_dtype, copy=False)
+    return reshape_rows(numbers, spec).astype(spec.numpy_dtype, copy=False)
+
+
+def reshape_rows(rows: Array, spec: TensorSpec) -> Array:
+    """Rows in the shape that an input takes, where they hold as many values."""
+    wanted = spec.shape[1:] if spec.shape else ()
+    if spec.shape is None or spec.admits_shape((spec.shape[0] or 0, *rows.shape[1:])):
+        return rows
+    sizes = [size for size in wanted if size is not None]
+    if len(sizes) != len(wanted) or math.prod(sizes) != math.prod(rows.shape[1:]):
+        raise DatasetError(
+            f"input {spec.name!r} takes {spec.describe()}, and the examples have rows of shape "
+            f"{rows.shape[1:]}; give (rows, {', '.join(str(n or 'any') for n in wanted)})"
+        )
+    return rows.reshape(len(rows), *sizes)
 
 
 def to_bytes(rows: Array) -> Array:

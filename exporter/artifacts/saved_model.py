@@ -6,6 +6,7 @@ Asking needs no Keras: `verify` does it where only TensorFlow is installed.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,26 @@ def save_functions(
             tf.saved_model.save(module, str(directory), signatures=functions)
         if CLASSIFY in functions:
             _set_method_name(directory, CLASSIFY, CLASSIFY_METHOD)
+
+
+def save_for_converter(directory: Path, functions: Functions) -> bool:
+    """Writes functions and the variables that they use, and nothing else of what owns those.
+
+    A table of a signature that is not here would keep all the others from converting. False, and
+    nothing is written, where these functions use more than variables.
+    """
+    module = tf.Module()
+    module.variables_ = list(
+        {id(one): one for function in functions.values() for one in function.variables}.values()
+    )
+    try:
+        with translate_disk_errors(directory):
+            tf.saved_model.save(module, str(directory), signatures=functions)
+    except AssertionError:
+        _LOG.debug("functions use more than variables", exc_info=True)
+        shutil.rmtree(directory, ignore_errors=True)
+        return False
+    return True
 
 
 def write_labels(directory: Path, class_names: Sequence[str]) -> None:

@@ -42,6 +42,8 @@ class TracedModel:
         image_shape: (height, width, channels) of the pictures that its only input was made of;
             () where it takes none.
         pixels: How their pixels become the input.
+        batch_size: Rows of every call; None leaves axis 0 of every signature as `inputs` has it,
+            or free.
     """
 
     call: Callable[[Tensors], dict[str, tf.Tensor]]
@@ -51,6 +53,7 @@ class TracedModel:
     class_names: tuple[str, ...] = ()
     image_shape: tuple[int, ...] = ()
     pixels: PixelScale = ZERO_TO_ONE
+    batch_size: int | None = None
 
     @property
     def single_input(self) -> tf.TensorSpec | None:
@@ -83,17 +86,21 @@ def _is_generated(name: str, kind: str | None) -> bool:
     if kind is None:
         return False
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind).lower()
-    return re.fullmatch(rf"({re.escape(snake)}|input|input_layer)(_\d+)?", name) is not None
+    made = rf"{re.escape(snake)}(_\d+)?(_input)?|(input|input_layer|keras_tensor|output)(_\d+)?"
+    return re.fullmatch(made, name) is not None
 
 
-def trace_signatures(model: TracedModel) -> Functions:
-    """Signature name to concrete function, `serving_default` first."""
+def trace_signatures(model: TracedModel, *, with_strings: bool = True) -> Functions:
+    """Signature name to concrete function, `serving_default` first.
+
+    `with_strings` off leaves out those that decode files.
+    """
     functions = {DEFAULT_SIGNATURE_NAME: trace(model.call, model.inputs)}
     only = model.single_input
     if only is None:
         return functions
     if model.image_shape:
-        functions |= _trace_image_signatures(model)
+        functions |= _trace_image_signatures(model, with_strings=with_strings)
     if model.is_classifier and only.shape[1:].num_elements() == TUTORIAL_VALUES:
         functions[PREDICT_IMAGES] = _trace_tutorial_signature(model)
     return functions
@@ -108,12 +115,13 @@ def trace(
     )
 
 
-def _trace_image_signatures(model: TracedModel) -> Functions:
+def _trace_image_signatures(model: TracedModel, *, with_strings: bool) -> Functions:
     shape = model.image_shape
     ((name, only),) = model.inputs.items()
 
     def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        shaped = tf.reshape(model.pixels.trace(pixels), (-1, *only.shape[1:]))
+        wanted = only.shape[1:] if only.shape[1:].is_fully_defined() else shape
+        shaped = tf.reshape(model.pixels.trace(pixels), (-1, *wanted))
         return model.call({name: tf.cast(shaped, only.dtype)})
 
     strings = tf.TensorSpec((None,), tf.string)
@@ -138,10 +146,10 @@ def _trace_image_signatures(model: TracedModel) -> Functions:
     functions = {
         UINT8: trace(
             lambda tensors: answer(tensors["images"]),
-            {"images": tf.TensorSpec((None, *raw_shape), tf.uint8)},
+            {"images": tf.TensorSpec((model.batch_size, *raw_shape), tf.uint8)},
         ),
     }
-    if shape[-1] in (1, 3):
+    if with_strings and shape[-1] in (1, 3):
         functions[IMAGE_BYTES] = trace(answer_files, {"image_bytes": strings})
         if model.is_classifier and model.class_names:
             functions[CLASSIFY] = trace(classify, {"inputs": strings})
@@ -156,4 +164,4 @@ def _trace_tutorial_signature(model: TracedModel) -> tf.types.experimental.Concr
         (scores,) = model.call({name: tf.cast(shaped, only.dtype)}).values()
         return {"scores": scores}
 
-    return trace(score, {"images": tf.TensorSpec((None, TUTORIAL_VALUES), tf.float32)})
+    return trace(score, {"images": tf.TensorSpec((model.batch_size, TUTORIAL_VALUES), tf.float32)})

@@ -1,4 +1,4 @@
-"""SavedModel to TFLite variants; runs in a process of its own (`exporter.processes`).
+"""SavedModel to one TFLite variant; runs in a process of its own (`exporter.processes`).
 
 The converter leaks and can abort: neither may reach the process that holds the model. That one
 imports this module to name what is to run, so TensorFlow is imported inside functions.
@@ -8,39 +8,81 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from contract import layout
-from contract.errors import ExportError
+from contract.errors import ExportError, PlumblineError
 from contract.golden import Golden, read_golden
-from contract.lite import list_custom_ops
-from contract.signature import Batch
+from contract.lite import LiteModel, list_custom_ops
+from contract.signature import Batch, Signature
+from exporter.artifacts.exportable import Recipe
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 
 _REFUSED_OPS = re.compile(r"(?:TF Select ops|Custom ops): ([^\n]+)")
+_PLACE = re.compile(r'fused\["(\w+):", "([^"@]+)')
+"""Where an operator comes from, in the converter's errors: its type, and its name in the graph."""
+_HALF = re.compile(r"tensor<[^>]*(?:f16|bf16)>")
+_LOOPS = frozenset({"While", "StatelessWhile"})
+_TRIED_ROWS = (1, 5)
+
+MAX_UNROLLED_STEPS = 64
+"""Recurrent layers over more steps are not unrolled: 64 make an LSTM's file six times as large,
+and its conversion five times as slow."""
 
 
 class ConversionJob(msgspec.Struct, frozen=True, kw_only=True):
     """One variant to be made.
 
     Attributes:
-        candidate: Directory of the SavedModel, which gets the file too.
+        candidate: Directory of the version, which gets the file.
         variant: One of `layout.VARIANTS`.
-        signature_names: Those that it will have.
+        signatures: Those that it will have.
+        source: Directory of the SavedModel that it is made of; None stands for the candidate's.
+        recipe: How the functions of `source` were traced; None for the candidate's own.
         calibration: Golden file of inputs; int8 only.
     """
 
     candidate: Path
     variant: str
-    signature_names: list[str]
+    signatures: list[Signature]
+    source: Path | None = None
+    recipe: Recipe | None = None
     calibration: Path | None = None
+
+    @property
+    def file(self) -> Path:
+        """The variant's file."""
+        return self.candidate / layout.variant_path(self.variant)
+
+
+class Conversion(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a job.
+
+    Attributes:
+        variant: One of `layout.VARIANTS`.
+        file: The file, or None where there is none.
+        problem: Why there is none.
+        remedy: What to do about it.
+        lacks_operators: TFLite has no operator for something in the model, however it is traced.
+        batch_size: Rows of every call of the interpreter; None where any number goes.
+        recipe: How the functions were traced; None for the SavedModel's own.
+    """
+
+    variant: str
+    file: Path | None = None
+    problem: str = ""
+    remedy: str = ""
+    lacks_operators: bool = False
+    batch_size: int | None = None
+    recipe: Recipe | None = None
 
 
 def prepare_converting() -> None:
@@ -50,28 +92,55 @@ def prepare_converting() -> None:
     _ = tf.lite.TFLiteConverter
 
 
-def convert(job: ConversionJob) -> Path:
-    """Converts one variant. Returns the file."""
+def convert(job: ConversionJob) -> Conversion:
+    """Converts one variant and asks it a few rows, so that only a file that answers counts.
+
+    Raises:
+        ExportError: The file cannot be written.
+    """
+    source = job.source or job.candidate
+    if job.variant == "int8" and job.source is not None and _has_loops(source):
+        return _fail(
+            job,
+            "the model has loops (recurrent layers over more than "
+            f"{MAX_UNROLLED_STEPS} steps, or of a kind that cannot be unrolled), and TFLite cannot "
+            "quantise the inside of a loop",
+            "shorten the sequences, or use dynamic_range, which has int8 weights",
+        )
+    try:
+        content = _convert(job, source)
+    except Exception as error:  # ConverterError, RuntimeError, ValueError, as it pleases
+        return _explain(error, job)
+    names = list_custom_ops(content)
+    if names:
+        return _lack(job, dict.fromkeys(names, ""))
+    problem = _try_out(content, job)
+    if problem:
+        return _fail(job, f"it converts, but TFLite's interpreter fails: {problem}", _REPLACE_LAYER)
+    try:
+        job.file.parent.mkdir(parents=True, exist_ok=True)
+        job.file.write_bytes(content)
+    except OSError as error:
+        raise ExportError(f"{job.file} cannot be written: {error.strerror}") from error
+    return Conversion(
+        variant=job.variant,
+        file=job.file,
+        batch_size=job.recipe.batch_size if job.recipe is not None else None,
+        recipe=job.recipe,
+    )
+
+
+def _convert(job: ConversionJob, source: Path) -> bytes:
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_saved_model(
-        str(job.candidate), signature_keys=job.signature_names
+        str(source), signature_keys=[one.name for one in job.signatures]
     )
     _configure(converter, job)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            content = converter.convert()
-        except Exception as error:  # ConverterError, RuntimeError, ValueError, as it pleases
-            raise _explain(error, job.variant) from error
-    _refuse_custom_ops(content, job.variant)
-    target = job.candidate / layout.variant_path(job.variant)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        target.write_bytes(content)
-    except OSError as error:
-        raise ExportError(f"{target} cannot be written: {error.strerror}") from error
-    return target
+        content: bytes = converter.convert()
+    return content
 
 
 def _configure(converter: tf.lite.TFLiteConverter, job: ConversionJob) -> None:
@@ -98,27 +167,113 @@ def _iterate_calibration(examples: Golden) -> Iterator[tuple[str, Batch]]:
             yield name, dict(batch)
 
 
-def _explain(error: Exception, variant: str) -> ExportError:
-    text = str(error)
-    names = sorted({name for found in _REFUSED_OPS.findall(text) for name in found.split(", ")})
-    if names:
-        return _refuse(names, variant)
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return ExportError(
-        f"TFLite variant {variant} does not convert: {first[:500]}; leave it out of "
-        "export.variants, or change the model"
+def _has_loops(saved_model: Path) -> bool:
+    """Whether a SavedModel that was made for the converter alone has loops.
+
+    Quantising a loop ends the converter's process with signal 11.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    parsed = saved_model_pb2.SavedModel.FromString((saved_model / layout.SAVED_MODEL).read_bytes())
+    graph = parsed.meta_graphs[0].graph_def
+    nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
+    return any(node.op in _LOOPS for node in nodes)
+
+
+def _try_out(content: bytes, job: ConversionJob) -> str:
+    """What is wrong with a file that converted; "" where it answers every signature."""
+    if _has_variable_tensors(content):
+        return "it keeps state from one call to the next"
+    try:
+        with LiteModel(content) as model:
+            for signature in job.signatures:
+                for rows in _TRIED_ROWS:
+                    problem = _ask(model, signature, rows)
+                    if problem:
+                        return problem
+    except PlumblineError as error:
+        return error.message
+    return ""
+
+
+def _ask(model: LiteModel, signature: Signature, rows: int) -> str:
+    batch = {}
+    for name, spec in signature.inputs.items():
+        shape = spec.shape
+        if not shape or None in shape[1:] or shape[0] not in (None, rows):
+            return ""  # nobody knows which sizes it takes
+        batch[name] = np.zeros((rows, *(size or 0 for size in shape[1:])), spec.numpy_dtype)
+    answers = model.predict(batch, signature_name=signature.name)
+    for name, spec in signature.outputs.items():
+        if spec.shape and spec.shape[0] is None and answers[name].shape[:1] != (rows,):
+            shape = answers[name].shape
+            return f"output {name!r} of {signature.name} has shape {shape} for {rows} rows"
+    return ""
+
+
+def _has_variable_tensors(content: bytes) -> bool:
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(content, 0)
+    return any(
+        graph.Tensors(at).IsVariable()
+        for graph in map(model.Subgraphs, range(model.SubgraphsLength()))
+        for at in range(graph.TensorsLength())
     )
 
 
-def _refuse_custom_ops(content: bytes, variant: str) -> None:
-    names = list_custom_ops(content)
+_REPLACE_LAYER = "replace the layer"
+
+
+def _explain(error: Exception, job: ConversionJob) -> Conversion:
+    text = str(error)
+    names = [name for found in _REFUSED_OPS.findall(text) for name in found.split(", ")]
     if names:
-        raise _refuse(names, variant)
+        if _HALF.search(text):
+            return _fail(
+                job,
+                f"{', '.join(sorted(set(names)))} in half precision, which TFLite computes nothing "
+                "in",
+                'build the model with the dtype policy "float32"',
+                lacks_operators=True,
+            )
+        places = dict(_PLACE.findall(text))
+        return _lack(job, {name: places.get(name, "") for name in names})
+    if "TensorList" in text:
+        return _fail(
+            job,
+            "recurrent layers over a batch of any size, which TFLite lacks operators for",
+            "give the model's Input a batch_size, or replace the layer",
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return _fail(job, f"it does not convert: {first[:500]}", "change the model")
 
 
-def _refuse(names: list[str], variant: str) -> ExportError:
-    return ExportError(
-        f"TFLite variant {variant}: the model uses {', '.join(names)}, which TFLite has no "
-        "builtin operator for (Flex is not used: most interpreters lack it); replace the layer, "
-        "or set export.variants = [] to publish the SavedModel alone"
+def _lack(job: ConversionJob, places: Mapping[str, str]) -> Conversion:
+    """Operators without a counterpart, by name, with the graph's own name of one of each."""
+    found = [f"{op}{_name_layer(places[op])}" for op in sorted(places)]
+    return _fail(
+        job,
+        f"the model uses {', '.join(found)}, which TFLite has no builtin operator for (Flex is "
+        "not used: most interpreters lack it)",
+        _REPLACE_LAYER,
+        lacks_operators=True,
+    )
+
+
+def _name_layer(place: str) -> str:
+    """`model/augment/Betainc` is of the layer `augment`, `Betainc` of none that is known."""
+    layers = [part for part in place.split("/")[:-1] if "PartitionedCall" not in part]
+    return f" (layer {'/'.join(layers[1:] or layers)})" if layers else ""
+
+
+def _fail(
+    job: ConversionJob, problem: str, remedy: str, *, lacks_operators: bool = False
+) -> Conversion:
+    return Conversion(
+        variant=job.variant,
+        problem=problem,
+        remedy=remedy,
+        lacks_operators=lacks_operators,
+        recipe=job.recipe,
     )

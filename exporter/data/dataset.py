@@ -238,6 +238,7 @@ def _stream_dataset(data: StreamedData, config: DataConfig) -> Dataset:
         targets=data.heads,
         fingerprint=data.fingerprint,
         pixels=PixelScale(*config.scale) if is_image else None,
+        num_skipped=data.num_skipped,
     )
 
 

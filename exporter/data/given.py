@@ -11,14 +11,18 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from contract.errors import DatasetError
-from contract.heads import Head
+from contract.heads import Head, Task
 from contract.signature import STRING, Array, dtype_name
 from exporter.data.dataset import fingerprint_arrays
 from exporter.data.examples import Examples, ExportExamples, choose_rows, count_bytes, spread_rows
+from exporter.data.image_folder import read_example_pictures
 from exporter.data.pixels import PixelScale
+from exporter.data.tables import read_arrow, read_columns
+from exporter.data.targets import clean_class_names
 
 ExamplesLike: TypeAlias = Any
-"""An array, a mapping of input name to array, a `tf.data.Dataset`, a DataFrame, or a path."""
+"""An array, a mapping of input name to array, a `tf.data.Dataset`, a DataFrame, or a path: of an
+.npz, .npy, .csv, .parquet or .jsonl file, or of a folder of pictures."""
 
 LabelsLike: TypeAlias = Any
 """An array, a mapping of output name to array, the name of a column of the examples, or a path."""
@@ -48,7 +52,12 @@ class GivenExamples:
 
 
 def read_given(
-    examples: ExamplesLike, labels: LabelsLike = None, *, class_names: Sequence[str] = ()
+    examples: ExamplesLike,
+    labels: LabelsLike = None,
+    *,
+    class_names: Sequence[str] = (),
+    input_shape: tuple[int | None, ...] | None = None,
+    skip_unreadable: bool = False,
 ) -> GivenExamples:
     """Reads examples and labels of any ordinary kind.
 
@@ -56,31 +65,79 @@ def read_given(
         examples: See `ExamplesLike`. A `tf.data.Dataset` gives inputs, or (inputs, labels).
         labels: See `LabelsLike`; None where there are none.
         class_names: Of integer labels, in order; of labels that are names, their order.
+        input_shape: What the model's only input takes, its batch axis first; None where nobody
+            knows. Pictures of a folder get this size; it tells batches of a data set from rows.
+        skip_unreadable: Leave out pictures of a folder that cannot be read.
 
     Raises:
         DatasetError: What was given is none of these, has no rows, or its parts do not fit.
     """
+    names = clean_class_names(class_names, "class_names")
     name = "examples"
     if isinstance(examples, str | os.PathLike):
-        path = Path(examples)
-        name = path.stem
-        examples = _read_file(path)
+        name = Path(examples).stem
+        examples, labels, names = _read_path(
+            Path(examples), labels, names, input_shape, skip_unreadable=skip_unreadable
+        )
+    table = _read_table(examples)
+    examples = examples if table is None else table
     if isinstance(labels, str | os.PathLike):
-        columns = _read_table(examples)
-        if columns is not None and labels in columns:
-            labels = columns.pop(str(labels))
-            examples = _stack_columns(columns)
-        else:
-            labels = _read_file(Path(labels))
+        examples, labels = _find_labels(examples, labels)
     if _is_tensorflow_data(examples):
         if labels is not None:
             raise DatasetError(
                 "a tf.data.Dataset brings its labels itself: give one of (inputs, labels), or "
                 "arrays and labels"
             )
-        examples, labels = _drain(examples)
+        examples, labels = _drain(examples, input_shape)
     inputs = _to_arrays(examples, "examples")
     targets = {} if labels is None else _to_arrays(labels, "labels")
+    _check_rows(inputs, targets)
+    described = {key: describe_target(array, names, key) for key, array in targets.items()}
+    arrays = {key: array for key, (array, _) in described.items()}
+    heads = {key: head for key, (_, head) in described.items()}
+    return GivenExamples(name, Examples(inputs, arrays), heads, names)
+
+
+def _read_path(
+    path: Path,
+    labels: LabelsLike,
+    names: tuple[str, ...],
+    input_shape: tuple[int | None, ...] | None,
+    *,
+    skip_unreadable: bool,
+) -> tuple[object, LabelsLike, tuple[str, ...]]:
+    """Examples, labels and names of classes of a file or a folder."""
+    if not path.is_dir():
+        return _read_file(path), labels, names
+    if labels is not None:
+        raise DatasetError(
+            f"{path} is a folder, whose own folders are the labels; leave labels out"
+        )
+    size, channels = _find_picture_size(input_shape)
+    pixels, found, folders = read_example_pictures(
+        path, size=size, channels=channels, class_names=names, skip_unreadable=skip_unreadable
+    )
+    return pixels, found, names or folders
+
+
+def _find_labels(examples: object, labels: str | os.PathLike[str]) -> tuple[object, object]:
+    """Labels that are a column of the examples, which lose it, or a file."""
+    if isinstance(examples, Mapping) and labels in examples:
+        others = {name: one for name, one in examples.items() if name != labels}
+        return others, examples[labels]
+    if isinstance(labels, str) and not Path(labels).exists():
+        columns = ", ".join(map(str, examples)) if isinstance(examples, Mapping) else "none"
+        raise DatasetError(
+            f"labels {labels!r} is no column of the examples ({columns}), and no file"
+        )
+    found = _read_file(Path(labels))
+    if isinstance(found, Mapping) and len(found) == 1:
+        return examples, next(iter(found.values()))
+    return examples, found
+
+
+def _check_rows(inputs: Mapping[str, Array], targets: Mapping[str, Array]) -> None:
     counts = {
         f"{what} {key!r}" if key else what: len(array)
         for what, arrays in (("examples", inputs), ("labels", targets))
@@ -91,10 +148,18 @@ def read_given(
         raise DatasetError(f"examples and labels must have equally many rows; got {listed}")
     if not counts or not next(iter(counts.values())):
         raise DatasetError("the examples have no rows; give a few dozen at least")
-    described = {key: describe_target(array, class_names, key) for key, array in targets.items()}
-    found = {key: array for key, (array, _) in described.items()}
-    heads = {key: head for key, (_, head) in described.items()}
-    return GivenExamples(name, Examples(inputs, found), heads, tuple(class_names))
+
+
+def _find_picture_size(
+    shape: tuple[int | None, ...] | None,
+) -> tuple[tuple[int, int] | None, int]:
+    """(height, width), if fixed, and channels, 0 if not, of the pictures that a model takes."""
+    if shape is None or len(shape) not in (3, 4):
+        return None, 0
+    height, width = shape[1:3]
+    channels = shape[3] if len(shape) == 4 else 1
+    size = (height, width) if height and width else None
+    return size, channels if channels in (1, 3) else 0
 
 
 def _to_arrays(given: object, what: str) -> dict[str, Array]:
@@ -104,8 +169,7 @@ def _to_arrays(given: object, what: str) -> dict[str, Array]:
         return {str(key): _to_array(one, f"{what} {key!r}") for key, one in given.items()}
     columns = _read_table(given)
     if columns is not None:
-        stacked = _stack_columns(columns)
-        return stacked if isinstance(stacked, dict) else {"": stacked}
+        return {name: _to_array(one, f"{what} {name!r}") for name, one in columns.items()}
     return {"": _to_array(given, what)}
 
 
@@ -128,10 +192,12 @@ def _to_array(given: object, what: str) -> Array:
             "a tf.data.Dataset, a DataFrame, an .npz, .npy, .csv or .parquet file, or a folder of "
             "images"
         )
-    if array.dtype.kind in "US":
-        array = array.astype(object)
-    if array.dtype.kind == "c":
-        raise DatasetError(f"{what} is {array.dtype}; give real numbers")
+    if array.dtype.kind in "OUS":
+        texts = np.empty(array.size, object)
+        texts[:] = [one.encode() if isinstance(one, str) else bytes(one) for one in array.flat]
+        array = texts.reshape(array.shape)
+    if array.dtype.kind not in "biufO" and array.dtype.name != "bfloat16":
+        raise DatasetError(f"{what} is {array.dtype}; give real numbers or strings")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0][0])
         raise DatasetError(
@@ -152,23 +218,9 @@ def _read_table(given: object) -> dict[str, Array] | None:
         table = pyarrow.interchange.from_dataframe(given)
     else:
         return None
-    columns = {}
-    for name in table.column_names:
-        column = table.column(name)
-        if column.null_count:
-            raise DatasetError(
-                f"column {name!r} lacks {column.null_count} of {len(column)} values; fill them as "
-                "for the model's training"
-            )
-        columns[str(name)] = column.to_numpy()
-    return columns
-
-
-def _stack_columns(columns: Mapping[str, Array]) -> Array | dict[str, Array]:
-    """Numbers of one row each become one array (rows, columns); else an array per column."""
-    if all(array.dtype.kind in "fiub" and array.ndim == 1 for array in columns.values()):
-        return np.stack([array.astype(np.float32) for array in columns.values()], axis=1)
-    return dict(columns)
+    # pandas stores an index that is not a plain range as a column of this name.
+    kept = [name for name in table.column_names if not str(name).startswith("__index_level_")]
+    return read_arrow(table.select(kept), "the table")
 
 
 def _is_tensorflow_data(given: object) -> bool:
@@ -178,57 +230,91 @@ def _is_tensorflow_data(given: object) -> bool:
     )
 
 
-def _drain(dataset: Any) -> tuple[object, object]:
+def _drain(dataset: Any, input_shape: tuple[int | None, ...] | None) -> tuple[object, object]:
     """Inputs and labels of a `tf.data.Dataset`, as many rows as are wanted."""
     import tensorflow as tf
 
     spec = dataset.element_spec
     has_labels = isinstance(spec, tuple) and len(spec) in (2, 3)
+    flat = tf.nest.flatten(spec)
+    odd = next((one for one in flat if not isinstance(one, tf.TensorSpec)), None)
+    if odd is not None:
+        raise DatasetError(
+            f"the tf.data.Dataset gives {type(odd).__name__.removesuffix('Spec')}s; give dense "
+            "tensors (.to_tensor(), tf.sparse.to_dense)"
+        )
+    is_batched = _is_batched(flat, input_shape)
     parts: list[tuple[Any, Any]] = []
     rows = num_bytes = 0
-    is_batched = all(
-        (one.shape.rank and one.shape[0] is None) or one.shape.rank is None
-        for one in tf.nest.flatten(spec)
-    )
-    for element in dataset:
-        inputs, labels = (element[0], element[1]) if has_labels else (element, None)
-        arrays = tf.nest.map_structure(lambda one: one.numpy(), (inputs, labels))
-        if not is_batched:
-            arrays = tf.nest.map_structure(lambda one: np.asarray(one)[np.newaxis], arrays)
-        parts.append(arrays)
-        flat = tf.nest.flatten(arrays[0])
-        rows += len(flat[0])
-        num_bytes += sum(map(count_bytes, flat))
-        if rows >= MAX_ROWS or num_bytes >= MAX_BYTES:
-            break
+    try:
+        for element in dataset:
+            inputs, labels = (element[0], element[1]) if has_labels else (element, None)
+            arrays = tf.nest.map_structure(lambda one: one.numpy(), (inputs, labels))
+            if not is_batched:
+                arrays = tf.nest.map_structure(lambda one: np.asarray(one)[np.newaxis], arrays)
+            parts.append(arrays)
+            found = tf.nest.flatten(arrays[0])
+            rows += len(found[0])
+            num_bytes += sum(map(count_bytes, found))
+            if rows >= MAX_ROWS or num_bytes >= MAX_BYTES:
+                break
+    except tf.errors.OpError as error:
+        raise DatasetError(
+            f"the tf.data.Dataset fails after {rows} rows: {str(error).splitlines()[0]}"
+        ) from error
     if not parts:
         raise DatasetError("the tf.data.Dataset has no elements; give a few dozen rows at least")
-    joined = tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    try:
+        joined = tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    except ValueError as error:
+        raise DatasetError(
+            f"the tf.data.Dataset gives rows of different shapes: {error}; pad or crop them alike"
+        ) from error
     return joined[0], joined[1]
 
 
+def _is_batched(flat: list[Any], input_shape: tuple[int | None, ...] | None) -> bool:
+    """Whether elements are batches: an open first axis, the model's rank, or equal first sizes."""
+    ranks = [one.shape.rank for one in flat]
+    if None in ranks:
+        return True
+    if 0 in ranks:
+        return False
+    if any(one.shape[0] is None for one in flat):
+        return True
+    if input_shape is not None:
+        return bool(ranks[0] == len(input_shape))
+    return len(flat) > 1 and len({one.shape[0] for one in flat}) == 1
+
+
 def _read_file(path: Path) -> object:
-    """Arrays or a table of a file; a folder of images gives pixels."""
+    """Arrays or columns of a file."""
     suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson"):
+        try:
+            return read_columns(path)
+        except DatasetError as error:  # how a training run would be configured is no advice here
+            raise DatasetError(error.message.partition(", or say that")[0]) from error
+    if suffix not in (".npy", ".npz"):
+        state = "no file of examples" if path.exists() else "not there"
+        raise DatasetError(
+            f"{path} is {state}; give an .npz, .npy, .csv, .parquet or .jsonl file, or a folder "
+            "of pictures"
+        )
     try:
-        if suffix in (".npy", ".npz"):
-            loaded = np.load(path, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            with loaded:
-                return {name: loaded[name] for name in loaded.files}
-        if suffix == ".csv":
-            import pyarrow.csv
-
-            return pyarrow.csv.read_csv(path)
-        if suffix == ".parquet":
-            import pyarrow.parquet
-
-            return pyarrow.parquet.read_table(path)
-    except Exception as error:  # numpy's, zipfile's and Arrow's own
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except Exception as error:  # numpy's and zipfile's own
+        if "pickle" in str(error):
+            raise DatasetError(
+                f"{path} holds pickled Python objects, which are code; save arrays of numbers or "
+                "of numpy strings"
+            ) from error
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise DatasetError(f"{path} cannot be read: {reason}") from error
-    raise DatasetError(f"{path} is no file of examples; give an .npz, .npy, .csv or .parquet file")
 
 
 def describe_target(
@@ -254,6 +340,8 @@ def describe_target(
     if labels.dtype.kind == "b":
         labels = labels.astype(np.int64)
     is_indicator = labels.ndim == 2 and bool(np.isin(labels, (0, 1)).all())
+    if labels.dtype.kind == "f" and labels.ndim == 1 and bool(np.isin(labels, (0, 1)).all()):
+        labels = labels.astype(np.int64)
     if is_indicator and bool((labels.sum(axis=1) == 1).all()):
         labels = labels.argmax(axis=1)
     elif is_indicator:
@@ -269,22 +357,32 @@ def describe_target(
         raise DatasetError(
             f"{what} hold class {int(labels.max())}, and there are {len(names)} names"
         )
-    return labels.astype(np.int64), Head(task="multiclass", class_names=names)
+    is_flag = labels.ndim == 1 and int(labels.max()) <= 1
+    task: Task = "binary" if is_flag and len(names) in (0, 2) else "multiclass"
+    return labels.astype(np.int64), Head(task=task, class_names=names)
 
 
 def _number_names(labels: Array, names: tuple[str, ...], what: str) -> tuple[Array, Head]:
-    texts = [one.decode() if isinstance(one, bytes) else str(one) for one in labels.flat]
-    names = names or tuple(sorted(set(texts)))
+    texts = [
+        (one.decode(errors="replace") if isinstance(one, bytes) else str(one)).strip()
+        for one in labels.flat
+    ]
+    names = names or clean_class_names(sorted(set(texts)), what)
     numbers = {name: at for at, name in enumerate(names)}
     unknown = sorted(set(texts) - set(names))
     if unknown:
         raise DatasetError(f"{what} hold {unknown[0]!r}, which is none of {', '.join(names)}")
     found = np.array([numbers[text] for text in texts], np.int64).reshape(labels.shape)
-    return found, Head(task="multiclass", class_names=names)
+    task: Task = "binary" if len(names) == 2 else "multiclass"
+    return found, Head(task=task, class_names=names)
 
 
 def draw_given(
-    given: GivenExamples, *, num_golden: int, pixels: PixelScale | None = None
+    given: GivenExamples,
+    *,
+    num_golden: int,
+    pixels: PixelScale | None = None,
+    classes: Array | None = None,
 ) -> ExportExamples:
     """The rows that a version of a model which was trained elsewhere is made and verified with.
 
@@ -292,9 +390,11 @@ def draw_given(
         given: What somebody gave.
         num_golden: Golden rows, or as many as there are.
         pixels: How pixels become numbers; None where they are none.
+        classes: int64, what the model answers to the first rows; None where nobody asked it or
+            it has no classes. Golden rows have all of them.
     """
     examples = given.examples
-    labels = examples.labels
+    labels = examples.labels if classes is None else classes
     if labels is None:
         chosen = spread_rows(len(examples), num_golden)
         calibration = spread_rows(len(examples), _NUM_CALIBRATION)

@@ -210,6 +210,7 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
         ValueError: It has more pixels than the exported graph would decode.
     """
     import PIL.Image
+    import PIL.ImageOps
 
     with PIL.Image.open(io.BytesIO(content)) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -229,6 +230,20 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
         pixels = (pixels * _LUMA).sum(axis=-1, keepdims=True)
     whole: Array = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     return whole
+
+
+def find_fault(content: bytes) -> str:
+    """Why a picture's bytes cannot be read, as far as can be told without decoding; "" if not."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
+            image.verify()
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        return str(error).partition(" <_io")[0] or type(error).__name__
+    return ""
 
 
 def _resize(image: PIL.Image.Image, size: tuple[int, int] | None) -> Array:
@@ -267,3 +282,65 @@ def _judge_shapes(splits: dict[str, tuple[list[Array], list[int]]], root: Path) 
             f"{root}: the pictures are of {len(shapes)} sizes (height × width: {shown} …); say "
             "what to resize them to: data.image_size = [height, width]"
         )
+
+
+def read_example_pictures(
+    root: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int = 0,
+    class_names: Sequence[str] = (),
+    skip_unreadable: bool = False,
+) -> tuple[Array, Array | None, tuple[str, ...]]:
+    """The pictures of a folder, as examples for a model that is trained already.
+
+    Args:
+        root: A folder per class, or the pictures themselves; of `train` and `test` in it, `test`.
+        size: (height, width) that the model takes; None leaves pictures as they are.
+        channels: 1 or 3; 0 is grey where all pictures are.
+        class_names: The model's own order; () takes the folders' names in order.
+        skip_unreadable: Leave out pictures that cannot be read.
+
+    Returns:
+        uint8 (rows, height, width, channels); int64 (rows,) classes, None without folders; their
+        names.
+
+    Raises:
+        DatasetError: There are none, one cannot be read, or their sizes differ.
+    """
+    import_extra("PIL.Image", "reading pictures")
+    splits = _find_splits(root)
+    folder = splits.get("test") or splits.get("validation") or splits["train"]
+    names = tuple(class_names) or tuple(child.name for child in _list_folders(folder))
+    has_classes = bool(_list_folders(folder))
+    if has_classes:
+        pictures = _list_pictures(folder, names)
+    else:
+        found = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES)
+        pictures = [(path, 0) for path in found]
+    if not pictures:
+        raise DatasetError(
+            f"{folder} holds no pictures ({', '.join(sorted(_SUFFIXES))}); give a folder of "
+            "pictures, or a folder per class"
+        )
+    channels = channels or _find_channels([path for path, _ in pictures])
+    skipped: list[str] = []
+    pixels, labels = _read_pictures(pictures, size, channels, skipped)
+    if skipped and not skip_unreadable:
+        shown = "; ".join(skipped[:_SHOWN]) + ("; …" if len(skipped) > _SHOWN else "")
+        raise DatasetError(
+            f"{len(skipped)} of {len(pictures)} pictures cannot be read: {shown}; replace or "
+            "remove them, or leave them out with skip_unreadable=True (--skip_unreadable)"
+        )
+    if skipped:
+        _LOG.warning("skipped %d pictures that cannot be read: %s", len(skipped), skipped[0])
+    if not pixels:
+        raise DatasetError(f"{folder}: none of the pictures can be read")
+    shapes = {one.shape[:2] for one in pixels}
+    if len(shapes) > 1:
+        shown = ", ".join(f"{height} x {width}" for height, width in sorted(shapes)[:_SHOWN])
+        raise DatasetError(
+            f"{folder}: the pictures are of {len(shapes)} sizes ({shown} …), and the model does "
+            "not say which it takes; give pictures of one size, or an array"
+        )
+    return np.stack(pixels), np.array(labels, np.int64) if has_classes else None, names

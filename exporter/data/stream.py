@@ -8,10 +8,12 @@ can be begun anew. `tf.data.Dataset.shuffle` has neither property.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -49,6 +51,20 @@ _TAKE_BYTES = 32 * 2**20
 
 _Window: TypeAlias = tuple[list[bytes], Array]
 """What some records hold, and their row numbers."""
+
+
+@contextlib.contextmanager
+def explain_read_errors() -> Iterator[None]:
+    """Turns what TensorFlow makes of an error of ours, within its pipeline, back into it."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        found = re.search(r"DatasetError: (.*)", error.message)
+        if found is None:
+            raise
+        raise DatasetError(found[1]) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +168,8 @@ class Stream:
 
         known = {name: values[numbers] for name, values in self.records.values.items()}
         serialized = tf.constant(self._read(numbers), tf.string, shape=(len(numbers),))
-        inputs, targets = self.layout.lay(serialized, known)
+        with explain_read_errors():
+            inputs, targets = self.layout.lay(serialized, known)
         return Examples(
             {name: np.asarray(value) for name, value in inputs.items()},
             {name: np.asarray(value) for name, value in targets.items()},
@@ -212,6 +229,7 @@ class Stream:
         )
         known = {name: tf.constant(values) for name, values in self.records.values.items()}
 
+        @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def lay(
             serialized: tf.Tensor, rows: tf.Tensor
         ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
@@ -333,12 +351,14 @@ class StreamedData:
         splits: `train`, `validation` and `test`.
         heads: Target name to its task.
         fingerprint: sha256 (hex) over all records and how they are read.
+        num_skipped: Records left out, since their pictures cannot be read.
     """
 
     name: str
     splits: dict[str, Stream]
     heads: dict[str, Head]
     fingerprint: str
+    num_skipped: int = 0
 
 
 def open_tfrecords(config: DataConfig) -> StreamedData:
@@ -373,7 +393,12 @@ def open_records(
     """
     source = config.path or config.loader
     targets = _name_targets(features, config, source, call)
-    records = index_records([*paths, *test_paths], features, list(targets.values()))
+    records = index_records(
+        [*paths, *test_paths],
+        features,
+        list(targets.values()),
+        skip_unreadable=config.skip_unreadable,
+    )
     heads: dict[str, Head] = {}
     values: dict[str, Array] = {}
     for target, key in targets.items():
@@ -403,7 +428,7 @@ def open_records(
     digest = hashlib.sha256(f"{records.fingerprint} {read} {config.scale}".encode())
     for split, chosen in rows.items():
         digest.update(f"{split} {len(chosen)}".encode() + chosen.tobytes())
-    return StreamedData(name, splits, heads, digest.hexdigest())
+    return StreamedData(name, splits, heads, digest.hexdigest(), records.num_skipped)
 
 
 def _name_targets(

@@ -466,3 +466,47 @@ def _read_values(name: str, rows: list[dict[str, object]], source: str, *, as_te
         return Column(name, np.array([None if one is None else str(one) for one in values], object))
     numbers = [np.nan if one is None else float(one) for one in values]  # type: ignore[arg-type]
     return Column(name, np.array(numbers, np.float64))
+
+
+def read_columns(path: Path) -> dict[str, Array]:
+    """Every column of a csv, parquet or jsonl file, by name.
+
+    Returns:
+        float32 or int64 (rows,); texts as str in an object array.
+
+    Raises:
+        DatasetError: It cannot be read, mixes kinds in a column, or misses values.
+    """
+    suffix = path.suffix.lower()
+    read = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl}
+    return _to_arrays(read.get(suffix, _read_csv)(path, [], set(), is_text=False), str(path))
+
+
+def read_arrow(table: pa.Table, source: str) -> dict[str, Array]:
+    """Every column of a table in memory; see `read_columns`."""
+    return _to_arrays(
+        {
+            str(name): _read_typed(str(name), column, source, as_text=False)
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        },
+        source,
+    )
+
+
+def _to_arrays(table: Table, source: str) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for name, column in table.items():
+        missing = np.flatnonzero(column.missing)
+        if len(missing):
+            raise DatasetError(
+                f"{source}: column {name!r} lacks {len(missing)} of {len(column.values)} values, "
+                f"first in row {missing[0] + 1}; fill them as for the model's training"
+            )
+        values = column.values
+        if column.is_text:
+            found[name] = values
+        elif bool((values == np.floor(values)).all()) and float(np.abs(values).max()) < 2**53:
+            found[name] = values.astype(np.int64)
+        else:
+            found[name] = values.astype(np.float32)
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,10 +23,12 @@ from contract.pictures import JPEG_MAGIC, PNG_MAGIC
 from contract.signature import Array
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import read_records
-from exporter.data.image_folder import decode_picture
+from exporter.data.image_folder import decode_picture, find_fault
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+_LOG = logging.getLogger(__name__)
 
 _FRAME_BYTES = 16
 _HEADER_BYTES = 12
@@ -123,6 +126,7 @@ class Records:
         hashes: uint64: CRC-32C of the data, the same wherever a record lies.
         values: Target name to its values, for targets of one number or text a row.
         fingerprint: sha256 (hex) over the data of all records.
+        num_skipped: Records left out, since their pictures cannot be read.
     """
 
     paths: tuple[Path, ...]
@@ -132,6 +136,7 @@ class Records:
     hashes: Array
     values: Mapping[str, Array]
     fingerprint: str
+    num_skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -149,9 +154,16 @@ class Records:
 
 
 def index_records(
-    paths: Sequence[Path], features: Mapping[str, Feature], targets: Sequence[str]
+    paths: Sequence[Path],
+    features: Mapping[str, Feature],
+    targets: Sequence[str],
+    *,
+    skip_unreadable: bool = False,
 ) -> Records:
     """Reads all shards once.
+
+    Of pictures the header is looked at, and of PNG files the checksums; what else is wrong with
+    one shows when it is decoded. `skip_unreadable` leaves out those that fail here.
 
     Raises:
         DatasetError: A file cannot be read, is cut off or damaged (which, and at which byte), or a
@@ -162,6 +174,7 @@ def index_records(
     columns: dict[str, list[Array]] = {name: [] for name in scalars}
     parts: list[tuple[Array, Array, Array, Array]] = []
     digest = hashlib.sha256()
+    num_skipped = 0
     for number, path in enumerate(paths):
         for batch, first_offset in _read_batches(path):
             sizes = np.array(list(map(len, batch)), np.int64)
@@ -171,9 +184,13 @@ def index_records(
                 digest.update(data)
                 hashes[row] = google_crc32c.value(data)
             parsed = _parse_checked(batch, features, path, offsets)
+            kept = _check_pictures(parsed, features, path, offsets, skip=skip_unreadable)
+            num_skipped += len(batch) - len(kept)
             for name in scalars:
-                columns[name].append(parsed[name].reshape(len(batch)))
-            parts.append((np.full(len(batch), number, np.int32), offsets, sizes, hashes))
+                columns[name].append(parsed[name].reshape(len(batch))[kept])
+            parts.append(
+                (np.full(len(kept), number, np.int32), offsets[kept], sizes[kept], hashes[kept])
+            )
     if not parts:
         raise DatasetError(f"{paths[0]} and the files beside it hold no records")
     shards, offsets, lengths, hashes = map(np.concatenate, zip(*parts, strict=True))
@@ -185,6 +202,7 @@ def index_records(
         hashes=hashes,
         values={name: np.concatenate(column) for name, column in columns.items()},
         fingerprint=digest.hexdigest(),
+        num_skipped=num_skipped,
     )
 
 
@@ -275,6 +293,32 @@ def _parse_checked(
     return parsed
 
 
+def _check_pictures(
+    parsed: Mapping[str, Array],
+    features: Mapping[str, Feature],
+    path: Path,
+    offsets: Array,
+    *,
+    skip: bool,
+) -> Array:
+    """The rows of a batch whose pictures can be read, as far as their headers tell."""
+    wrong: dict[int, str] = {}
+    for name, feature in features.items():
+        if feature.kind == "image":
+            for row, content in enumerate(parsed[name].tolist()):
+                if reason := find_fault(content):
+                    wrong.setdefault(row, reason)
+    for row, reason in wrong.items():
+        text = f"{path}: the picture in the record at byte {int(offsets[row]) - _HEADER_BYTES}"
+        if not skip:
+            raise DatasetError(
+                f"{text} cannot be read ({reason}); replace it, or leave such records out: "
+                "data.skip_unreadable = true"
+            )
+        _LOG.warning("skipped: %s cannot be read: %s", text, reason)
+    return np.setdiff1d(np.arange(len(offsets)), list(wrong))
+
+
 def parse_batch(batch: Any, features: Mapping[str, Feature]) -> dict[str, tf.Tensor]:
     """Feature name to (rows, *shape) of serialized tf.Examples; files of images stay bytes."""
     import tensorflow as tf
@@ -310,7 +354,15 @@ def make_decoder(size: tuple[int, int], channels: int) -> Callable[[tf.Tensor], 
     import tensorflow as tf
 
     def decode(files: Array) -> Array:
-        pictures = [decode_picture(data, size=size, channels=channels) for data in files.tolist()]
+        try:
+            pictures = [
+                decode_picture(data, size=size, channels=channels) for data in files.tolist()
+            ]
+        except (OSError, SyntaxError, ValueError) as error:
+            text = str(error).partition("\n")[0]
+            raise DatasetError(
+                f"a picture among the records cannot be decoded: {text}; replace it"
+            ) from error
         return np.stack(pictures) if pictures else np.zeros((0, *size, channels), np.uint8)
 
     def run(files: tf.Tensor) -> tf.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from contract.errors import DatasetError
 from contract.signature import Array
 
@@ -12,7 +14,8 @@ def name_rows(inputs: Mapping[str, Array], wanted: Mapping[str, str]) -> dict[st
     """Arrays of the data by the served names of a model's inputs.
 
     By name, served or the model's own. Data of one array without a name fit any model: the one
-    array goes to every input, in the shape that each takes.
+    array goes to every input, in the shape that each takes. Columns of numbers are one array for
+    a model of one input, in their order.
 
     Args:
         inputs: The data's name to rows.
@@ -24,13 +27,17 @@ def name_rows(inputs: Mapping[str, Array], wanted: Mapping[str, str]) -> dict[st
     if set(inputs) == {""} or (len(inputs) == 1 and len(wanted) == 1):
         (rows,) = inputs.values()
         return dict.fromkeys(wanted, rows)
+    is_table = all(one.ndim == 1 and one.dtype.kind in "fiub" for one in inputs.values())
+    if len(wanted) == 1 and is_table and not inputs.keys() & {*wanted, *wanted.values()}:
+        rows = np.stack([one.astype(np.float32) for one in inputs.values()], axis=1)
+        return dict.fromkeys(wanted, rows)
     found = {}
     for served, own in wanted.items():
         name = served if served in inputs else own
         if name not in inputs:
             raise DatasetError(
-                f"the model takes {{{', '.join(wanted.values())}}} and the examples hold "
-                f"{{{', '.join(inputs)}}}; give an array for {own!r}"
+                f"the model takes {', '.join(wanted.values())}, and the examples hold "
+                f"{', '.join(inputs)}; give an array or a column for {own!r}"
             )
         found[served] = inputs[name]
     return found

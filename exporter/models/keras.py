@@ -5,8 +5,11 @@ Both are asked through the same few attributes; where they differ, it is said he
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,12 +18,17 @@ import numpy as np
 import tensorflow as tf
 
 from contract.errors import ConfigError
-from contract.heads import Head
+from contract.heads import Head, Task
 from contract.signature import STRING, Array, Batch, Signature, TensorSpec
-from exporter.artifacts.exportable import Exportable
+from exporter.artifacts.exportable import Exportable, Recipe
 from exporter.artifacts.golden import make_image_inputs, shape_rows
 from exporter.artifacts.names import CLASSIFY, PREDICT_IMAGES
-from exporter.artifacts.saved_model import InProcessPredictor, save_functions, write_labels
+from exporter.artifacts.saved_model import (
+    InProcessPredictor,
+    save_for_converter,
+    save_functions,
+    write_labels,
+)
 from exporter.artifacts.signatures import (
     Tensors,
     TracedModel,
@@ -29,8 +37,11 @@ from exporter.artifacts.signatures import (
 )
 from exporter.data.examples import ExportExamples
 from exporter.data.pixels import ZERO_TO_ONE
-from exporter.heads import tell_head
+from exporter.heads import Loss, tell_head
 from exporter.models.inputs import name_rows
+from exporter.models.lite_layers import computes_in_half, has_loops, traced_for_lite
+
+_LOG = logging.getLogger(__name__)
 
 _HEAD_EXAMPLES = 8
 """Rows that a model is shown to tell what its heads give."""
@@ -58,7 +69,7 @@ class KerasModel(Exportable):
         heads: Own output name to what it means, as far as somebody knows; the rest is told.
 
     Raises:
-        ConfigError: It cannot be called.
+        ConfigError: It has no weights yet, or cannot be called.
         DatasetError: The examples do not fit its inputs.
     """
 
@@ -70,8 +81,14 @@ class KerasModel(Exportable):
         heads: Mapping[str, Head] | None = None,
     ) -> None:
         self._model = model
+        if not getattr(model, "built", True):
+            raise ConfigError(
+                f"the model ({type(model).__name__}) was never built, so it has no weights to "
+                "export; train it, or call it once and load its weights"
+            )
         own_inputs = _describe_inputs(model, examples)
         self._own_inputs = tuple(own_inputs)
+        self._has_written_names = False
         inputs = self._name_inputs(own_inputs, examples)
         answers = self._try_out(examples, inputs)
         self._own_outputs = tuple(answers)
@@ -96,6 +113,7 @@ class KerasModel(Exportable):
         self.heads = {one.served: one.head for one in self._outputs if one.head is not None}
         if only is not None and self.signatures.keys() & {CLASSIFY, PREDICT_IMAGES}:
             self.heads = {**self.heads, "scores": only}
+        self.is_half_precision = computes_in_half(model)
         self.lite_signatures = tuple(
             name
             for name, signature in self.signatures.items()
@@ -137,13 +155,46 @@ class KerasModel(Exportable):
         save_functions(directory, self._functions, _list_variables(self._model), self._model)
         write_labels(directory, self._class_names)
 
+    def save_for_conversion(self, directory: Path, recipe: Recipe) -> bool:
+        """See `Exportable.save_for_conversion`."""
+        is_recurrent = has_loops(self._model)
+        is_fixed = any(spec.shape[0] is not None for spec in self._traced.inputs.values())
+        if recipe.batch_size is not None:
+            if is_fixed:
+                return False
+        elif recipe.unroll_up_to:
+            if not is_recurrent:
+                return False
+        elif not (self.is_half_precision or (is_recurrent and is_fixed)):
+            return False
+        traced = self._traced
+        if recipe.batch_size is not None:
+            inputs = {
+                name: tf.TensorSpec((recipe.batch_size, *spec.shape[1:]), spec.dtype)
+                for name, spec in traced.inputs.items()
+            }
+            traced = dataclasses.replace(traced, inputs=inputs, batch_size=recipe.batch_size)
+        try:
+            with traced_for_lite(self._model, recipe):
+                functions = trace_signatures(traced, with_strings=False)
+        except Exception:  # the user's own layers: not all of them take a batch of any size
+            _LOG.debug("cannot be traced by %s", recipe, exc_info=True)
+            return False
+        return save_for_converter(directory, functions)
+
     def _name_inputs(
         self, own: Mapping[str, tf.TensorSpec], examples: ExportExamples
     ) -> dict[str, tf.TensorSpec]:
         """Served name to what each input takes."""
         if examples.pixels is not None and len(own) == 1:
             return {"images": next(iter(own.values()))}
-        names = replace_generated(list(own), _list_kinds(self._model), "features", "input")
+        kinds = _list_kinds(self._model)
+        if isinstance(_find_structure(self._model), Mapping):
+            kinds = {}  # somebody wrote these names
+        elif getattr(self._model, "inputs", None):
+            first = {f"{name}_input": kind for name, kind in kinds.items()}
+            kinds = dict.fromkeys(own, "InputLayer") | first | kinds
+        names = replace_generated(list(own), kinds, "features", "input")
         return dict(zip(names, own.values(), strict=True))
 
     def _try_out(
@@ -164,6 +215,8 @@ class KerasModel(Exportable):
         }
         try:
             answers = self._call_own(tensors)
+        except ConfigError:
+            raise
         except Exception as error:  # the user's own model: whatever it raises is theirs to read
             raise ConfigError(
                 f"the model cannot be called on {_describe_tensors(tensors)}: "
@@ -178,33 +231,40 @@ class KerasModel(Exportable):
 
     def _call_own(self, tensors: Tensors) -> dict[str, tf.Tensor]:
         values = list(tensors.values())
-        structure = _structure_inputs(self._model, dict(zip(self._own_inputs, values, strict=True)))
-        answers = self._model(structure, training=False)
-        if isinstance(answers, Mapping):
-            return dict(answers)
-        flat = tf.nest.flatten(answers)
-        return dict(zip(_list_output_names(self._model, len(flat)), flat, strict=True))
+        given = dict(zip(self._own_inputs, values, strict=True))
+        structure, others = _structure_inputs(self._model, given)
+        answers = self._model(structure, **others, training=False)
+        found = dict(_iterate_outputs(answers))
+        self._has_written_names = isinstance(answers, Mapping)
+        if self._has_written_names:
+            return found
+        names = _list_output_names(self._model, len(found))
+        return dict(zip(names, found.values(), strict=True))
 
     def _describe_outputs(
         self, answers: Mapping[str, Array], examples: ExportExamples, heads: Mapping[str, Head]
     ) -> list[_Output]:
-        kinds, activations = _list_kinds(self._model), _list_activations(self._model)
+        kinds = _list_kinds(self._model)
+        activations = _list_activations(self._model, len(answers))
         told = {}
-        for name, answer in answers.items():
+        for at, (name, answer) in enumerate(answers.items()):
             target = _find_target(name, examples.targets, len(answers))
-            activation, from_logits = activations.get(name, ""), _takes_logits(self._model)
             told[name] = heads.get(name) or tell_head(
                 answer,
-                activation=activation,
+                activation=activations[at],
                 target=target,
                 class_names=examples.given_names if len(answers) == 1 else (),
-                from_logits=from_logits,
+                loss=_describe_loss(self._model, name, at),
             )
             told[name] = _name_classes(told[name], answer, target)
         only = next(iter(told.values())) if len(told) == 1 else None
         if only is not None and only.task == "multiclass" and not only.from_logits:
             served = ["probabilities"]
         else:
+            if self._has_written_names:
+                kinds = {}
+            elif not getattr(_find_graph(self._model), "output_names", None):
+                kinds = dict.fromkeys(told, "Output")
             served = replace_generated(list(told), kinds, "outputs", "output")
         return [
             _Output(own, name, head) for (own, head), name in zip(told.items(), served, strict=True)
@@ -255,17 +315,68 @@ def _find_structure(model: KerasObject) -> object:
     return getattr(model, "_nested_inputs", None) if structure is None else structure
 
 
-def _structure_inputs(model: KerasObject, tensors: dict[str, tf.Tensor]) -> object:
-    """Tensors by own input name, as the model's call takes them."""
+def _structure_inputs(
+    model: KerasObject, tensors: dict[str, tf.Tensor]
+) -> tuple[object, dict[str, tf.Tensor]]:
+    """Tensors by own input name as the model is called with them: the first argument, the others.
+
+    Raises:
+        ConfigError: Its call needs an argument that there is no tensor for.
+    """
     structure = _find_structure(model)
     if structure is not None:
-        return tf.nest.pack_sequence_as(structure, list(tensors.values()))
-    return next(iter(tensors.values())) if len(tensors) == 1 else tensors
+        return tf.nest.pack_sequence_as(structure, list(tensors.values())), {}
+    if getattr(model, "inputs", None):
+        values = list(tensors.values())
+        return (values[0] if len(values) == 1 else values), {}
+    needed = _list_needed_arguments(model)
+    if len(needed) < 2:
+        return (next(iter(tensors.values())) if len(tensors) == 1 else tensors), {}
+    lacking = [name for name in needed if name not in tensors]
+    if lacking:
+        raise ConfigError(
+            f"the model's call needs the arguments {', '.join(needed)}, and the examples give "
+            f"{', '.join(tensors) or 'none'}; give examples as a mapping with an array for "
+            f"{', '.join(lacking)}, or give {lacking[0]} a default"
+        )
+    first, *others = needed
+    return tensors[first], {name: tensors[name] for name in others}
+
+
+def _list_needed_arguments(model: KerasObject) -> list[str]:
+    """Arguments of a subclass's `call` that have no default."""
+    parameters = inspect.signature(type(model).call).parameters.values()
+    return [
+        one.name
+        for one in list(parameters)[1:]
+        if one.default is one.empty
+        and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        and one.name not in ("training", "mask")
+    ]
+
+
+def _iterate_outputs(answers: object, path: str = "") -> Iterator[tuple[str, tf.Tensor]]:
+    """Name and tensor of each output: the keys of dicts and the places in lists, joined by `_`."""
+    if isinstance(answers, Mapping):
+        for key, one in answers.items():
+            yield from _iterate_outputs(one, f"{path}_{key}" if path else str(key))
+    elif isinstance(answers, list | tuple):
+        for at, one in enumerate(answers):
+            yield from _iterate_outputs(one, f"{path or 'output'}_{at}")
+    else:
+        yield path or "output", answers
 
 
 def _list_output_names(model: KerasObject, count: int) -> list[str]:
-    names = list(getattr(model, "output_names", None) or [])
-    return names if len(names) == count else [f"output_{at}" for at in range(count)]
+    names = list(getattr(_find_graph(model), "output_names", None) or [])
+    if len(names) == count == len(set(names)):
+        return names
+    return ["output"] if count == 1 else [f"output_{at}" for at in range(count)]
+
+
+def _find_graph(model: KerasObject) -> KerasObject:
+    """The functional model that a Sequential of Keras 3 keeps inside, else the model itself."""
+    return getattr(model, "_functional", None) or model
 
 
 def _list_kinds(model: KerasObject) -> dict[str, str]:
@@ -273,33 +384,83 @@ def _list_kinds(model: KerasObject) -> dict[str, str]:
     return {layer.name: type(layer).__name__ for layer in getattr(model, "layers", ())}
 
 
-def _list_activations(model: KerasObject) -> dict[str, str]:
-    """Name of an output's layer to the name of its activation, where it has one."""
-    found = {}
-    for layer in getattr(model, "layers", ()):
-        kind = type(layer).__name__
-        function = getattr(layer, "activation", None)
-        if kind in ("Softmax", "Sigmoid"):
-            found[layer.name] = kind.lower()
-        elif function is not None:
-            found[layer.name] = str(getattr(function, "__name__", ""))
-    outputs = list(getattr(model, "output_names", None) or [])
-    layers = list(getattr(model, "layers", ()))
-    if len(outputs) == 1 and outputs[0] not in found and layers:
-        last = found.get(layers[-1].name)
-        if last:
-            found[outputs[0]] = last
-    return found
+def _list_activations(model: KerasObject, count: int) -> list[str]:
+    """Name of the activation that gives each output, in the order of the answers; "" unknown."""
+    graph = _find_graph(model)
+    structure = getattr(graph, "_outputs_struct", None)  # Keras 3
+    if structure is None:
+        structure = getattr(graph, "_nested_outputs", None)
+    if structure is None:
+        structure = getattr(graph, "outputs", None)
+    tensors = [] if structure is None else [tensor for _, tensor in _iterate_outputs(structure)]
+    if len(tensors) == count:
+        return [_find_activation(tensor) for tensor in tensors]
+    layers = getattr(model, "layers", ())
+    if count != 1 or not layers:
+        return [""] * count
+    return [_name_activation(layers[-1]).replace("linear", "")]  # a subclass: it is likely the last
 
 
-def _takes_logits(model: KerasObject) -> bool:
-    """Whether the loss that the model was compiled with takes logits of classes."""
+_SHAPING = frozenset(
+    {"Reshape", "Flatten", "Permute", "Squeeze", "ExpandDims", "Dropout", "Identity", "Cast"}
+)
+"""Layers that leave what scores mean as it is."""
+
+
+def _find_activation(tensor: object) -> str:
+    history = getattr(tensor, "_keras_history", None)
+    if history is None:
+        return ""
+    layer, _, index = history
+    if getattr(layer, "layers", None) and getattr(layer, "outputs", None):
+        return _find_activation(_find_graph(layer).outputs[index])
+    name = _name_activation(layer)
+    kind = type(layer).__name__
+    passes = kind in _SHAPING or (kind == "Activation" and name == "linear")
+    with contextlib.suppress(AttributeError, ValueError, RuntimeError):  # a shared layer
+        if passes and hasattr(layer.input, "_keras_history"):
+            return _find_activation(layer.input)
+    return name
+
+
+def _name_activation(layer: object) -> str:
+    kind = type(layer).__name__
+    if kind in ("Softmax", "Sigmoid"):
+        return kind.lower()
+    return str(getattr(getattr(layer, "activation", None), "__name__", ""))
+
+
+_LOSSES: dict[str, Task] = {
+    "binary": "binary",
+    "categorical": "multiclass",
+    "squared": "regression",
+    "absolute": "regression",
+    "huber": "regression",
+    "mse": "regression",
+    "mae": "regression",
+    "logcosh": "regression",
+    "poisson": "regression",
+}
+
+
+def _describe_loss(model: KerasObject, name: str, at: int) -> Loss | None:
+    """What the loss that the model was compiled with, if it was, says of one output."""
     loss = getattr(model, "loss", None)
-    return bool(
+    if isinstance(loss, Mapping):
+        loss = loss.get(name)
+    elif isinstance(loss, list | tuple):
+        loss = loss[at] if at < len(loss) else None
+    if loss is None or isinstance(loss, Mapping | list | tuple):
+        return None
+    named = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    plain = named.lower().replace("_", "")
+    task = next((task for part, task in _LOSSES.items() if part in plain), None)
+    from_logits = bool(
         getattr(loss, "from_logits", False)
         or getattr(loss, "_fn_kwargs", {}).get("from_logits", False)
         or getattr(getattr(loss, "fn", None), "keywords", {}).get("from_logits", False)
     )
+    return Loss(task, from_logits=from_logits)
 
 
 def _find_target(name: str, targets: Mapping[str, Head], num_outputs: int) -> Head | None:
@@ -322,7 +483,13 @@ def _name_classes(head: Head | None, answer: Array, target: Head | None) -> Head
 
 def _list_variables(model: KerasObject) -> list[tf.Variable]:
     """Every variable of the model; Keras 3 wraps TensorFlow's own."""
-    return [one if isinstance(one, tf.Variable) else one.value for one in model.variables]
+    found = [one if _is_variable(one) else getattr(one, "value", one) for one in model.variables]
+    # Keras 2 lists the vocabulary of a text layer among them, which is a table.
+    return [one for one in found if _is_variable(one)]
+
+
+def _is_variable(one: object) -> bool:
+    return isinstance(one, tf.Variable)
 
 
 def _find_image_shape(examples: ExportExamples) -> tuple[int, ...]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from contract import layout
 from contract.errors import ConfigError, PlumblineError
 from contract.heads import Head
 from contract.lite import LiteModel
 from contract.signature import Array, Batch, Signature
 from exporter.artifacts.exportable import Exportable
-from exporter.artifacts.golden import shape_rows
+from exporter.artifacts.golden import find_fixed_batch, shape_rows
 from exporter.data.examples import ExportExamples
 from exporter.heads import tell_head
 from exporter.models.inputs import name_rows
@@ -47,7 +49,8 @@ class LiteFile(Exportable):
         self.signatures = self._model.signatures
         self.heads = {}
         signature = self.main_signature
-        rows = examples.golden.take(slice(_HEAD_EXAMPLES))
+        size = find_fixed_batch(signature) or _HEAD_EXAMPLES
+        rows = examples.golden.take(np.resize(np.arange(min(len(examples.golden), size)), size))
         inputs = self.make_inputs(signature, examples, rows.inputs)
         answers = self.predict(inputs, signature_name=signature.name)
         for name, answer in answers.items():

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from contract import layout
 from contract.errors import ConfigError
 from contract.heads import Head
+from contract.servable import DEFAULT_SIGNATURE_NAME
 from exporter.artifacts.exportable import Exportable
 from exporter.data.examples import ExportExamples
 
@@ -99,6 +100,15 @@ def check_backend() -> None:
             "TensorFlow: set KERAS_BACKEND=tensorflow before keras is imported, and load the "
             "model's file again"
         )
+
+
+def read_keras_version(path: Path) -> str:
+    """The version of the Keras that wrote a file, such as 3.12.0; TensorFlow is not imported.
+
+    Raises:
+        ConfigError: No Keras model.
+    """
+    return _read_keras_config(path)[1]
 
 
 def _read_keras_config(path: Path) -> tuple[object, str]:
@@ -190,12 +200,40 @@ def make_exportable(
         return KerasModel(model, examples, heads=heads)
     import tensorflow as tf
 
-    if isinstance(model, tf.Module):
+    # What tf.saved_model.load gives is no tf.Module.
+    if isinstance(model, tf.Module | tf.__internal__.tracking.AutoTrackable):
         from exporter.models.saved_model import save_module
 
         return save_module(model, examples, heads=heads)
-    kind = f"{type(model).__module__}.{type(model).__name__}"
+    kind = f"{type(model).__module__}.{type(model).__name__}".removeprefix("builtins.")
     raise ConfigError(
         f"a {kind} is no model that can be exported; give a model of tf_keras or keras, a "
         f"tf.Module with signatures, or {_KINDS}"
     )
+
+
+def find_input_shape(model: object) -> tuple[int | None, ...] | None:
+    """The shape of a model's only input, its batch axis first, before any example is read.
+
+    None where there are several inputs, or the model does not say.
+    """
+    if isinstance(model, Path):
+        if tell_file_kind(model) == "tflite":
+            from contract.lite import LiteModel
+
+            signatures = dict(LiteModel(model.read_bytes()).signatures)
+        else:
+            from contract.wire.signatures import read_signatures
+
+            signatures = dict(read_signatures((model / layout.SAVED_MODEL).read_bytes()))
+        for one in sorted(signatures.values(), key=lambda one: one.name != DEFAULT_SIGNATURE_NAME):
+            shapes = [spec.shape for spec in one.inputs.values()]
+            return shapes[0] if len(shapes) == 1 else None
+        return None
+    inputs = getattr(model, "inputs", None)
+    if not isinstance(inputs, list) or len(inputs) != 1:
+        return None
+    try:
+        return tuple(inputs[0].shape)
+    except (AttributeError, ValueError):
+        return None

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
-from contract.errors import ConfigError, DatasetError
+from contract.errors import ConfigError, DatasetError, PlumblineError
 from contract.heads import Head
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import STRING, Array, Batch, Signature
 from exporter.artifacts.exportable import Exportable
-from exporter.artifacts.golden import shape_rows
+from exporter.artifacts.golden import find_fixed_batch, shape_rows
 from exporter.artifacts.saved_model import InProcessPredictor
 from exporter.data.examples import ExportExamples
 from exporter.heads import tell_head
 from exporter.models.inputs import name_rows
 from exporter.publishing.staging import translate_disk_errors
+
+_LOG = logging.getLogger(__name__)
 
 _SERVED_FILES = ("saved_model.pb", "fingerprint.pb")
 _SERVED_FOLDERS = ("variables", "assets")
@@ -31,8 +36,8 @@ class GivenSavedModel(Exportable):
 
     Args:
         directory: Holds `saved_model.pb`.
-        examples: What it will be verified with. A signature with an input that they lack is
-            served, and has no golden examples.
+        examples: What it will be verified with. A signature with an input that they lack, or
+            with a tensor that has no row for each example, is served and has no golden examples.
         heads: Output name to what it means, as far as somebody knows; the rest is told.
 
     Raises:
@@ -59,12 +64,20 @@ class GivenSavedModel(Exportable):
         self._predictor = InProcessPredictor(functions, keep_alive=loaded)
         self.signatures = self._predictor.signatures
         self.heads = {}
-        self.heads = self._tell_heads(examples, heads or {})
+        tried = self._try_signatures(examples)
+        self._main = next(iter(tried))
+        self._testable = tuple(tried)
+        self.heads = self._tell_heads(tried[self._main], examples, heads or {})
         self.lite_signatures = tuple(
             name
-            for name, signature in self.signatures.items()
-            if all(spec.dtype != STRING for spec in signature.inputs.values())
+            for name in tried
+            if all(spec.dtype != STRING for spec in self.signatures[name].inputs.values())
         )
+
+    @property
+    def main_signature(self) -> Signature:
+        """See `Exportable.main_signature`; one that the examples can test."""
+        return self.signatures[self._main]
 
     def predict(self, batch: Batch, *, signature_name: str = "") -> dict[str, Array]:
         """See `Exportable.predict`."""
@@ -74,16 +87,57 @@ class GivenSavedModel(Exportable):
         self, signature: Signature, examples: ExportExamples, inputs: Mapping[str, Array]
     ) -> dict[str, Array] | None:
         """See `Exportable.make_inputs`."""
-        try:
-            named = name_rows(inputs, {name: name for name in signature.inputs})
-            return {
-                name: shape_rows(named[name], spec, examples.pixels)
-                for name, spec in signature.inputs.items()
-            }
-        except DatasetError:
-            if signature.name == self.main_signature.name:
-                raise
+        if signature.name not in self._testable:
             return None
+        return self._shape(signature, examples, inputs)
+
+    def _shape(
+        self, signature: Signature, examples: ExportExamples, inputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        named = name_rows(inputs, {name: name for name in signature.inputs})
+        return {
+            name: shape_rows(named[name], spec, examples.pixels)
+            for name, spec in signature.inputs.items()
+        }
+
+    def _try_signatures(self, examples: ExportExamples) -> dict[str, dict[str, Array]]:
+        """Answers to a few rows by each signature that the examples can test, the main one first.
+
+        Raises:
+            DatasetError: They can test none; says why of the first.
+        """
+        names = sorted(self.signatures, key=lambda name: name != DEFAULT_SIGNATURE_NAME)
+        found: dict[str, dict[str, Array]] = {}
+        failures: dict[str, str] = {}
+        for name in names:
+            try:
+                found[name] = self._try(self.signatures[name], examples)
+            except PlumblineError as error:
+                failures[name] = error.message
+        if not found:
+            raise DatasetError(f"signature {names[0]!r}: {failures[names[0]]}")
+        for name, reason in failures.items():
+            _LOG.warning("signature %r is served but not verified: %s", name, reason)
+        return found
+
+    def _try(self, signature: Signature, examples: ExportExamples) -> dict[str, Array]:
+        for what, specs in (("input", signature.inputs), ("output", signature.outputs)):
+            for name, spec in specs.items():
+                if spec.shape == ():
+                    raise DatasetError(
+                        f"{what} {name!r} is one {spec.dtype} whatever the rows are, so no row can "
+                        "be checked by itself; give it an axis of rows, or a signature without it"
+                    )
+        size = find_fixed_batch(signature) or _HEAD_EXAMPLES
+        rows = examples.golden.take(np.resize(np.arange(min(len(examples.golden), size)), size))
+        inputs = self._shape(signature, examples, rows.inputs)
+        answers = self.predict(inputs, signature_name=signature.name)
+        for name, answer in answers.items():
+            if answer.shape[:1] != (size,):
+                raise DatasetError(
+                    f"output {name!r} answers {answer.shape} for {size} rows, not a row for each"
+                )
+        return answers
 
     def save(self, directory: Path) -> None:
         """See `Exportable.save`."""
@@ -96,12 +150,12 @@ class GivenSavedModel(Exportable):
                 if (self._directory / name).is_dir():
                     shutil.copytree(self._directory / name, directory / name, dirs_exist_ok=True)
 
-    def _tell_heads(self, examples: ExportExamples, heads: Mapping[str, Head]) -> dict[str, Head]:
-        signature = self.main_signature
-        rows = examples.golden.take(slice(_HEAD_EXAMPLES))
-        inputs = self.make_inputs(signature, examples, rows.inputs)
-        assert inputs is not None, "the main signature's inputs fit, or were refused"
-        answers = self.predict(inputs, signature_name=signature.name)
+    def _tell_heads(
+        self,
+        answers: Mapping[str, Array],
+        examples: ExportExamples,
+        heads: Mapping[str, Head],
+    ) -> dict[str, Head]:
         found = {}
         for name, answer in answers.items():
             target = examples.targets.get(name)
@@ -123,19 +177,20 @@ def save_module(
     Its signatures are `module.signatures` where it has them (a loaded SavedModel does), else its
     `tf.function`s with an `input_signature`; `__call__` is `serving_default`.
     """
-    signatures = getattr(module, "signatures", None) or _find_functions(module)
+    signatures = dict(getattr(module, "signatures", None) or _find_functions(module))
     if not signatures:
         raise ConfigError(
             f"a {type(module).__name__} has no signatures; give a method of it "
             "@tf.function(input_signature=[tf.TensorSpec(...)])"
         )
     directory = Path(tempfile.mkdtemp(prefix="plumbline-module-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     try:
-        tf.saved_model.save(module, str(directory), signatures=dict(signatures))
+        tf.saved_model.save(module, str(directory), signatures=signatures)
         made = GivenSavedModel(directory, examples, heads=heads)
-    except (ValueError, TypeError) as error:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise ConfigError(f"a {type(module).__name__} cannot be saved: {error}") from error
+    except (ValueError, TypeError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"a {type(module).__name__} cannot be saved: {reason}") from error
     return made
 
 

@@ -246,10 +246,11 @@ def _feed_input(name: str, tensor: tf.Tensor, source: str, rows: Array) -> Model
         raise ConfigError(
             f"the model's input {name!r} takes {dtype}, and the data hold {holds}; {remedy}"
         )
-    if rows.dtype.kind == "f" and tf.as_dtype(dtype).is_integer:
+    is_cut = rows.dtype.kind == "f" and tf.as_dtype(dtype).is_integer
+    if is_cut and (rows != np.round(rows)).any():
         raise ConfigError(
-            f"the model's input {name!r} takes {dtype}, and the data hold {rows.dtype}, which "
-            "would be cut off; give the data as integers, or the Input dtype='float32'"
+            f"the model's input {name!r} takes {dtype}, and the data hold fractions, which would "
+            "be cut off; give the Input dtype='float32'"
         )
     fits = len(declared) == len(given) and all(
         a in (None, b) for a, b in zip(declared, given, strict=True)

@@ -299,5 +299,6 @@ def _measure(output: ModelOutput, targets: tf.Tensor, answers: tf.Tensor) -> Ten
 
 def _sum_rows(values: tf.Tensor) -> tf.Tensor:
     """Sum over the rows of (batch, ...), each at the mean of its places."""
-    places = list(range(1, values.shape.rank))
-    return tf.reduce_sum(tf.reduce_mean(values, axis=places) if places else values)
+    # Reshaped, since behind a layer of texts not even the rank is known.
+    by_row = tf.reshape(values, (tf.shape(values)[0], -1))
+    return tf.reduce_sum(tf.reduce_mean(by_row, axis=1))

@@ -42,7 +42,16 @@ def _connect_workers() -> tf.distribute.Strategy:
     """Connect once: a second strategy of this kind in a process breaks the first's collectives."""
     import tensorflow as tf
 
-    return tf.distribute.MultiWorkerMirroredStrategy()
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        if "program startup" not in str(error):
+            raise
+        raise ConfigError(
+            "training.strategy = 'multi_worker' comes too late: TensorFlow has done something in "
+            "this process already; call exporter.training.strategy.open_strategy('multi_worker') "
+            "first, before data are loaded"
+        ) from error
 
 
 class Task(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from pathlib import Path
 from contract.errors import ConfigError
 from exporter.config import Config
 from exporter.data.dataset import Dataset
+from exporter.data.stream import explain_read_errors
 from exporter.training.run import (
     EpochListener,
     EpochRecorder,
@@ -85,7 +86,7 @@ def train(
     )
     if not recorder.done:
         loop = run_fit if config.training.loop == "fit" else run_gradient_tape
-        with keep_operation_order():
+        with keep_operation_order(), explain_read_errors():
             loop(parts, recorder)
     recorder.restore_best()
     return TrainResult(

@@ -87,8 +87,10 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         us_per_row_raw: The same with int8 in and out, without scaling floats; None where a copy is
             not quantised.
         bit_equal: Golden was answered bit for bit.
-        problems: What is out of tolerance, a clause for each output.
+        problems: What is out of tolerance, a clause for each output; or why there is no copy.
         causes: Why, as far as it can be seen, and what mends it.
+        remedy: What to do where there is no copy.
+        is_measured: Whether there is a copy that answered.
     """
 
     name: str
@@ -107,6 +109,15 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     bit_equal: bool = True
     problems: tuple[str, ...] = ()
     causes: tuple[str, ...] = ()
+    remedy: str = ""
+    is_measured: bool = True
+
+
+def describe_unmade(name: str, problem: str, remedy: str = "") -> Measurement:
+    """The row of a copy that there is not, or that answered nothing."""
+    return Measurement(
+        name=name, problems=(problem,), remedy=remedy, bit_equal=False, is_measured=False
+    )
 
 
 def measure(

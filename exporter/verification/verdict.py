@@ -5,11 +5,14 @@ The verdict is also a table, which the terminal and the model card show.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 import numpy as np
 
 from contract.agreement import bound_share
 from contract.golden import Golden
+from contract.layout import VARIANTS
 from contract.parity import Tolerance, Tolerances, VariantTolerance, compare
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from exporter.artifacts.golden import list_exact_rows
@@ -24,22 +27,35 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         measurements: In the order of the table: in_process, saved_model, variants.
-        failures: Name to what is out of tolerance; empty when all passed.
+        failures: Name to what is out of tolerance, or why there is no copy, and what to do; empty
+            when all passed.
+        left_out: Those of `failures` that a version can do without: it is published, and they are
+            no part of it.
         notes: What a reader should know though nothing failed.
     """
 
     measurements: tuple[Measurement, ...]
     failures: dict[str, tuple[str, ...]] = {}
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Nothing is out of tolerance."""
-        return not self.failures
+        """Nothing that a version cannot do without has failed."""
+        return self.failures.keys() <= set(self.left_out)
 
 
-def judge(measurements: list[Measurement], golden: Golden, tolerances: Tolerances) -> Verification:
-    """Adds to what each measurement found wrong what takes two of them to tell."""
+def judge(
+    measurements: list[Measurement],
+    golden: Golden,
+    tolerances: Tolerances,
+    *,
+    optional: Collection[str] = (),
+) -> Verification:
+    """Adds to what each measurement found wrong what takes two of them to tell.
+
+    `optional` names the copies that a version can do without.
+    """
     in_process = measurements[0]
     failures = {}
     for found in measurements[1:]:
@@ -47,12 +63,33 @@ def judge(measurements: list[Measurement], golden: Golden, tolerances: Tolerance
         if found.name != SAVED_MODEL:
             problems += _judge_accuracy(found, in_process, getattr(tolerances, found.name))
         if problems:
-            failures[found.name] = (*problems, *(f"because {cause}" for cause in found.causes))
+            reasons = [f"because {cause}" for cause in found.causes]
+            failures[found.name] = (*problems, *reasons, *([found.remedy] if found.remedy else []))
     if problems := _list_disagreeing_signatures(golden):
         failures[IN_PROCESS] = tuple(problems)
     return Verification(
-        measurements=tuple(measurements), failures=failures, notes=tuple(_list_notes(measurements))
+        measurements=tuple(measurements),
+        failures=failures,
+        notes=tuple(_list_notes(measurements)),
+        left_out=tuple(name for name in failures if name in optional),
     )
+
+
+def list_failures(verification: Verification) -> list[str]:
+    """A sentence for each copy that failed."""
+    return [
+        f"{name} {'is left out' if name in verification.left_out else 'FAILED'}: "
+        f"{'; '.join(problems)}."
+        for name, problems in verification.failures.items()
+    ]
+
+
+def describe_requirement(verification: Verification) -> str:
+    """How to publish without the copies that failed; "" where that cannot be done."""
+    failed = [name for name in verification.failures if name not in verification.left_out]
+    if not failed or not set(failed) <= set(VARIANTS):
+        return ""
+    return f"To publish without {' and '.join(failed)}, take it out of export.require (--require)"
 
 
 def _list_disagreeing_signatures(golden: Golden) -> list[str]:
@@ -170,8 +207,8 @@ def _find_metric(found: Measurement, metric: str) -> float | None:
 
 def _make_row(found: Measurement, verification: Verification, metric: str) -> tuple[str, ...]:
     is_origin = found.name == IN_PROCESS
-    failed = found.name in verification.failures
-    if failed:
+    is_unknown = is_origin or not found.is_measured
+    if found.name in verification.failures:
         verdict = "FAILED"
     elif is_origin:
         verdict = "–"
@@ -186,8 +223,8 @@ def _make_row(found: Measurement, verification: Verification, metric: str) -> tu
         found.name.replace("_", " ") if is_origin else found.name,
         f"{found.num_bytes / 1024:.1f}" if found.num_bytes else "–",
         shown,
-        "–" if is_origin else _describe_lost(found),
-        "–" if is_origin else difference,
+        "–" if is_unknown else _describe_lost(found),
+        "–" if is_unknown else difference,
         _describe_speed(found),
         verdict,
     )

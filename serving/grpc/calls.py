@@ -130,10 +130,10 @@ class _Responder:
         "_exchange",
         "_exchange_at_once",
         "_name",
-        "_observe_success",
         "_observer",
         "_parse",
         "_pool",
+        "_successes",
     )
 
     def __init__(
@@ -151,7 +151,7 @@ class _Responder:
         self._exchange_at_once = exchange_at_once
         self._observer = observer
         self._pool = pool
-        self._observe_success: dict[str, Callable[[float], None]] = {}
+        self._successes = None if observer is None else _Successes(observer, name)
 
     def respond(self, body: RequestBytes, context: RequestContext) -> bytes | Awaitable[bytes]:
         started = time.perf_counter()
@@ -168,8 +168,8 @@ class _Responder:
             self._raise_told(error, request)
         if reply is None:
             return self._respond_later(body, request, context, started)
-        if self._observer is not None:
-            self._observe(request, started)
+        if self._successes is not None:
+            self._successes[request.model_spec.name]((time.perf_counter() - started) * 1e6)
         return reply
 
     async def _respond_later(
@@ -182,8 +182,8 @@ class _Responder:
             reply = await self._exchange(request, context)
         except Exception as error:
             self._raise_told(error, request)
-        if self._observer is not None:
-            self._observe(request, started)
+        if self._successes is not None:
+            self._successes[request.model_spec.name]((time.perf_counter() - started) * 1e6)
         return reply
 
     def _raise_told(self, error: Exception, request: Any) -> NoReturn:
@@ -200,14 +200,17 @@ class _Responder:
         finally:
             del told, error  # or the traceback would keep this frame, and it the body, as garbage
 
-    def _observe(self, request: Any, started: float) -> None:
-        model_name = request.model_spec.name
-        observe = self._observe_success.get(model_name)
-        if observe is None:  # of what is served: they are few
-            assert self._observer is not None
-            observe = self._observer.bind_success(model_name, self._name, "GRPC")
-            self._observe_success[model_name] = observe
-        observe((time.perf_counter() - started) * 1e6)
+
+class _Successes(dict[str, Callable[[float], None]]):
+    """Model name to who is told how many microseconds an answer took; names of what is served."""
+
+    def __init__(self, observer: Observer, method: str) -> None:
+        self._observer = observer
+        self._method = method
+
+    def __missing__(self, model_name: str) -> Callable[[float], None]:
+        observe = self[model_name] = self._observer.bind_success(model_name, self._method, "GRPC")
+        return observe
 
 
 def _parse_slowly(

@@ -116,6 +116,7 @@ class Service:
         num_calls: Calls in flight: their requests are complete, and they are not answered.
         num_open: Requests that have begun, and are not answered.
         buffers: What large requests are read into.
+        full_from: From so many calls in flight on, connections are refused calls.
         other_port: A sentence for those who speak HTTP, and no gRPC, to this port.
     """
 
@@ -129,21 +130,25 @@ class Service:
     num_open: int = 0
     other_port: str = ""
     buffers: BufferPool = dataclasses.field(default_factory=BufferPool)
+    full_from: float = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.full_from = self.max_calls or math.inf
 
     def is_full(self, connection: Connection) -> bool:
-        """Whether no call more of this connection may be worked on.
+        """Whether no call more of this connection may be worked on; asked from `full_from` on.
 
         A tenth of the limit is kept beside it for connections with few requests, so that one with
         many does not lock the others out.
         """
-        if not 0 < self.max_calls <= self.num_calls:
-            return False
         is_busy = len(connection.streams) > _FEW_OPEN
         return is_busy or self.num_calls >= self.max_calls + self.max_calls // 10
 
     def make_call(self, connection: Connection, stream_id: int, head: Head | None) -> Call:
         """A request that has begun."""
-        return Call(connection, stream_id, head, self)
+        call = Call(connection, stream_id, head)
+        call._service = self
+        return call
 
 
 class _Told:
@@ -230,11 +235,11 @@ class Call(Stream, RequestContext):
         "is_abandoned",
     )
 
-    def __init__(
-        self, connection: Connection, stream_id: int, head: Head | None, service: Service
-    ) -> None:
-        Stream.__init__(self, connection, stream_id, head)
-        self._service = service
+    _service: Service
+
+    # The request.
+
+    def open(self) -> None:  # noqa: C901 - on the hot path
         self._is_open = False
         self._is_counted = False
         self.deadline = math.inf
@@ -247,10 +252,6 @@ class Call(Stream, RequestContext):
         self._reservation: Reservation | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-
-    # The request.
-
-    def open(self) -> None:  # noqa: C901 - on the hot path
         head = self.head
         if head is None:
             text = f"the metadata exceed {self.connection.limits.max_head_bytes} bytes"
@@ -276,7 +277,7 @@ class Call(Stream, RequestContext):
                 except PlumblineError as error:
                     self._refuse(make_error(error))
                     return
-            if service.is_full(self.connection) or (
+            if (service.num_calls >= service.full_from and service.is_full(self.connection)) or (
                 service.num_open > _MANY_OPEN and len(self.connection.streams) > _FEW_OPEN
             ):
                 self._refuse_for_now()
@@ -294,7 +295,7 @@ class Call(Stream, RequestContext):
         if buffer is not None:  # a part of a message of which the beginning has come
             filled = self._filled + size
             if filled <= len(buffer):
-                buffer[self._filled : filled] = memoryview(data)[start:stop]
+                buffer[self._filled : filled] = data[start:stop]
                 self._filled = filled
                 if self.is_ended:
                     self._end_request()
@@ -331,7 +332,7 @@ class Call(Stream, RequestContext):
             filled = self._filled + stop - start
             if filled > len(buffer):
                 raise UnimplementedError("a unary call carries one message, and more came")
-            buffer[self._filled : filled] = memoryview(data)[start:stop]
+            buffer[self._filled : filled] = data[start:stop]
             self._filled = filled
         if self.is_ended:
             self._end_request()
@@ -416,10 +417,11 @@ class Call(Stream, RequestContext):
         method = self._told.method
         assert method is not None
         if not method.is_open:
-            if self._service.is_full(self.connection):
+            service = self._service
+            if service.num_calls >= service.full_from and service.is_full(self.connection):
                 self._refuse_for_now()
                 return
-            self._service.num_calls += 1
+            service.num_calls += 1
             self._is_counted = True
         if method.is_streaming:
             self._task = asyncio.get_running_loop().create_task(
@@ -447,14 +449,14 @@ class Call(Stream, RequestContext):
 
     def _wait_for(self, coroutine: Coroutine[Any, Any, bytes], awaited: Any, size: int) -> None:
         """Goes on with a method that has to wait; only then its request counts for the budget."""
+        started = Started(coroutine, awaited)
         if self._buffer is None:  # else it was weighed as it came
             try:
                 self.reserve(size)
             except PlumblineError as error:
-                coroutine.close()
+                started.close()
                 self._fail(error)
                 return
-        started = Started(coroutine, awaited)
         self._task = asyncio.get_running_loop().create_task(self._carry_on(started))
         self._task.add_done_callback(started.close)
         self._await_end()

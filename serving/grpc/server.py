@@ -17,7 +17,7 @@ from serving.grpc.protocol import Method, Service
 from serving.monitoring.health import Health
 from serving.security import TokenStore, make_authorizer, make_ssl_context
 from serving.transport.admission import MemoryBudget
-from serving.transport.http2_protocol import Http2Peer
+from serving.transport.http2_protocol import Http2Peer, make_read_buffer
 from serving.transport.listener import ConnectionTable, Listener
 from serving.transport.sharing import SharedSockets
 
@@ -70,8 +70,9 @@ class GrpcServer:
             other_port=_make_sentence(config),
         )
         tls = None if config.tls is None else make_ssl_context(config.tls, alpn=("h2",))
+        buffer = make_read_buffer()
         self._listener = Listener(
-            lambda: Http2Peer(service.make_call, arguments.habits),
+            lambda: Http2Peer(service.make_call, arguments.habits, buffer),
             tls=tls,
             connections=connections or ConnectionTable(),
             limits=arguments.times,

@@ -9,6 +9,7 @@ codes follow (section 5.2), and are read by zlib, which is told the lengths once
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -53,6 +54,10 @@ STATIC_TABLE: tuple[tuple[bytes, bytes], ...] = tuple(
 
 _NUM_STATIC = len(STATIC_TABLE)
 
+# Fields that are a byte each, an index (section 6.1).
+_find_leading = re.compile(rb"[\x81-\xfe]*").match
+_LAST_STATIC = 0x80 + _NUM_STATIC
+
 
 class Decoder(Generic[Made]):
     """Reads the header blocks of one connection, in the order in which they arrive.
@@ -67,6 +72,8 @@ class Decoder(Generic[Made]):
         num_changes: How often the dynamic table was inserted into or resized. Equal blocks
             mean the same as long as it is the same; the table's length tells nothing, since
             an insertion may evict.
+        num_leading: How many fields of the last block came first and were in a table; with
+            indexes of one byte, as all have in practice.
     """
 
     __slots__ = (
@@ -78,6 +85,7 @@ class Decoder(Generic[Made]):
         "_static",
         "max_table_size",
         "num_changes",
+        "num_leading",
     )
 
     def __init__(
@@ -94,6 +102,7 @@ class Decoder(Generic[Made]):
         self._max_size = max_table_size
         self.max_table_size = max_table_size
         self.num_changes = 0
+        self.num_leading = 0
 
     def decode(self, block: bytes) -> list[Made]:  # noqa: C901 - one loop, hot
         """The fields of a block, in order.
@@ -104,10 +113,14 @@ class Decoder(Generic[Made]):
         Raises:
             HpackError: It is not well formed; the connection cannot go on.
         """
-        fields: list[Made] = []
         static, dynamic = self._static, self._dynamic
-        position, end = 0, len(block)
+        position, end = _find_leading(block).end(), len(block)  # type: ignore[union-attr]
+        self.num_leading = position
         try:
+            fields = [
+                static[byte - 0x81] if byte <= _LAST_STATIC else dynamic[_LAST_STATIC - byte]
+                for byte in block[:position]
+            ]
             while position < end:
                 start = position
                 byte = block[position]
@@ -115,72 +128,62 @@ class Decoder(Generic[Made]):
                 mask = _MASKS[byte]
                 number = byte & mask
                 if number == mask:
-                    number, position = _read_rest(block, position, mask)
-                if byte >= 0x80:  # an indexed field (section 6.1)
-                    if number > _NUM_STATIC:
-                        if number - _NUM_STATIC > len(dynamic):
-                            raise HpackError(f"there is no field with index {number}")
-                        fields.append(dynamic[_NUM_STATIC - number])
-                    elif number:
-                        fields.append(static[number - 1])
+                    rest = block[position]
+                    if rest < 0x80:
+                        number += rest
+                        position += 1
                     else:
-                        raise HpackError("there is no field with index 0")
-                    continue
-                if mask == 0x1F:  # a size update (section 6.3)
+                        number, position = _read_rest(block, position, mask)
+                if byte >= 0x80:  # an indexed field (section 6.1)
+                    field = self._find(number)
+                elif mask == 0x1F:  # a size update (section 6.3)
                     if fields:
                         raise HpackError("a table size update follows a field")
                     self._resize(number)
                     continue
-                # A literal field (section 6.2).
-                name_start = position
-                if not number:
-                    length = block[position] & 0x7F
-                    position += 1
-                    if length == 0x7F:
-                        length, position = _read_rest(block, position, 0x7F)
-                    position += length
-                name_stop = position
-                length = block[position] & 0x7F
-                position += 1
-                if length == 0x7F:
-                    length, position = _read_rest(block, position, 0x7F)
-                value = block[position : position + length]
-                position += length
-                if position > end:
-                    raise HpackError("a string is longer than its block")
-                field = None
-                raw = b""
-                if number > _NUM_STATIC:
-                    # It means something else another time: it is not remembered.
-                    if number - _NUM_STATIC > len(dynamic):
-                        raise HpackError(f"there is no name with index {number}")
-                    name = dynamic[_NUM_STATIC - number][0]
-                else:
-                    if byte & 0xF0 != 0x10:  # that must not be kept by anyone (section 7.1.3)
-                        raw = block[start:position]
-                        field = self._remembered.get(raw)
-                    if field is None:
-                        name = (
-                            static[number - 1][0]
-                            if number
-                            else _read_name(block, name_start, name_stop)
-                        )
-                if field is None:
-                    if block[name_stop] >= 0x80:
-                        value = decode_huffman(value)
-                    field = self._make(name, value)
-                    if raw:
-                        self._remember(raw, field)
-                if byte >= 0x40:
-                    self.num_changes += 1
-                    self._size += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
-                    dynamic.append(field)
-                    if self._size > self._max_size:
-                        self._evict()
+                else:  # a literal field (section 6.2)
+                    if number > _NUM_STATIC:
+                        # The name means something else another time: nothing is remembered.
+                        name = dynamic[_NUM_STATIC - number][0]
+                        value, position = _read_string(block, position)
+                        field = self._make(name, value)
+                    else:
+                        field, position = self._read_literal(block, start, position, number)
+                    if byte >= 0x40:
+                        self.num_changes += 1
+                        self._size += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
+                        dynamic.append(field)
+                        if self._size > self._max_size:
+                            self._evict()
                 fields.append(field)
         except IndexError:
-            raise HpackError("a header block ends within a field") from None
+            raise HpackError(
+                "a header block ends within a field, or has an index that is not there"
+            ) from None
         return fields
+
+    def _find(self, index: int) -> Made:
+        if index > _NUM_STATIC:
+            return self._dynamic[_NUM_STATIC - index]
+        if index:
+            return self._static[index - 1]
+        raise HpackError("there is no field with index 0")
+
+    def _read_literal(
+        self, block: bytes, start: int, position: int, number: int
+    ) -> tuple[Made, int]:
+        """A literal field whose name is a string, or the static table's; and where it ends."""
+        after_name = position if number else _find_end(block, position)
+        stop = _find_end(block, after_name)
+        raw = block[start:stop]
+        field = self._remembered.get(raw)
+        if field is None:
+            name = self._static[number - 1][0] if number else _read_name(block[position:after_name])
+            value, _ = _read_string(block, after_name)
+            field = self._make(name, value)
+            if raw[0] & 0xF0 != 0x10:  # that must not be kept by anyone (section 7.1.3)
+                self._remember(raw, field)
+        return field, stop
 
     def _remember(self, raw: bytes, field: Made) -> None:
         """Keeps what a literal means, but of names whose value is another every time."""
@@ -204,10 +207,11 @@ class Decoder(Generic[Made]):
 
     def _evict(self) -> None:
         """Section 4.4: what is larger than the table empties it."""
-        dynamic = self._dynamic
-        while self._size > self._max_size:
+        size, most, dynamic = self._size, self._max_size, self._dynamic
+        while size > most:
             oldest = dynamic.pop(0)
-            self._size -= len(oldest[0]) + len(oldest[1]) + ENTRY_OVERHEAD
+            size -= len(oldest[0]) + len(oldest[1]) + ENTRY_OVERHEAD
+        self._size = size
 
 
 # What `make` made of the static table and of literals; the same for all connections.
@@ -239,16 +243,34 @@ def _read_rest(block: bytes, position: int, value: int) -> tuple[int, int]:
         shift += 7
 
 
-def _read_name(block: bytes, start: int, stop: int) -> bytes:
-    """A name that is no index: the string (section 5.2) from `start` to `stop`."""
-    raw = block[start:stop]
+def _find_end(block: bytes, position: int) -> int:
+    """Where a string (section 5.2) ends."""
+    length = block[position] & 0x7F
+    position += 1
+    if length == 0x7F:
+        length, position = _read_rest(block, position, 0x7F)
+    return position + length
+
+
+def _read_string(block: bytes, position: int) -> tuple[bytes, int]:
+    """A string, and where it ends."""
+    head = block[position]
+    length = head & 0x7F
+    position += 1
+    if length == 0x7F:
+        length, position = _read_rest(block, position, 0x7F)
+    stop = position + length
+    if stop > len(block):
+        raise HpackError("a string is longer than its block")
+    text = block[position:stop]
+    return (decode_huffman(text) if head >= 0x80 else text), stop
+
+
+def _read_name(raw: bytes) -> bytes:
+    """A name that is no index but a string."""
     name = _names.get(raw)
     if name is None:
-        is_huffman = raw[0] >= 0x80
-        position = 1
-        if raw[0] & 0x7F == 0x7F:
-            _, position = _read_rest(raw, 1, 0x7F)
-        name = decode_huffman(raw[position:]) if is_huffman else raw[position:]
+        name, _ = _read_string(raw, 0)
         if len(raw) <= _LONGEST_REMEMBERED:
             if len(_names) >= _MAX_REMEMBERED_FIELDS:
                 _names.clear()
@@ -321,7 +343,8 @@ def decode_huffman(data: bytes) -> bytes:
         HpackError: EOS is among them, or the padding is longer than 7 bits or not of ones.
     """
     codes = (_zlib_state or _make_zlib_state()).copy()
-    text: bytes = codes.decompress(data.translate(_REVERSED))
+    # No code is shorter than 5 bits; without a limit, 32 KiB are allocated.
+    text: bytes = codes.decompress(data.translate(_REVERSED), 2 * len(data) + 1)
     if codes.eof:  # there is a code of more bits
         return _decode_long_codes(data)
     padding = 8 * len(data) - sum(text.translate(_LENGTHS))
@@ -337,6 +360,8 @@ def decode_huffman(data: bytes) -> bytes:
 # from the other end. 15 bits of ones, with which all longer codes begin, are its end of a block.
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _LENGTHS = bytes(int(digit, 36) for digit in _CODE_LENGTHS[:_EOS])
+_ZLIB_WINDOW = -9
+"""The least, which is allocated, and not used."""
 _zlib_state: Any = None
 
 
@@ -356,7 +381,7 @@ def _make_zlib_state() -> Any:
     )
     assert len(bits) % 8 == 0
     head = bytes(int(bits[at : at + 8][::-1], 2) for at in range(0, len(bits), 8))
-    _zlib_state = zlib.decompressobj(-zlib.MAX_WBITS)
+    _zlib_state = zlib.decompressobj(_ZLIB_WINDOW)
     _zlib_state.decompress(head)
     return _zlib_state
 

@@ -323,7 +323,7 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     def open(self) -> None:
-        """The head is there; `is_ended` tells whether it is all."""
+        """The head is there; `is_ended` tells whether it is all. Comes first, and once."""
 
     @abc.abstractmethod
     def receive(self, data: Piece, start: int, stop: int) -> None:

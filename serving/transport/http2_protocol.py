@@ -7,8 +7,11 @@ import dataclasses
 import math
 import time
 
-from serving.transport.http2 import Connection, ErrorCode, Limits, MakeStream
+from serving.transport.http2 import Connection, ErrorCode, Limits, MakeStream, Piece
 from serving.transport.listener import Peer, Turn
+
+_READ_BYTES = 2**18
+_FEW_BYTES = 2**16
 
 _ACK_S = 1.0
 """How long a peer that was told to go may owe the acknowledgement."""
@@ -35,15 +38,25 @@ class Habits:
     not_http2: bytes = b""
 
 
-class Http2Peer(Peer, asyncio.Protocol):
+def make_read_buffer() -> memoryview:
+    """See `Http2Peer`."""
+    return memoryview(bytearray(_READ_BYTES))
+
+
+class Http2Peer(Peer, asyncio.BufferedProtocol):
     """One connection.
 
     Args:
         make_stream: Makes what handles a request.
         habits: How it is treated.
+        buffer: What it reads into; all connections of an event loop may share it, as what was read
+            is done with before the loop reads again.
     """
 
-    def __init__(self, make_stream: MakeStream, habits: Habits) -> None:
+    def __init__(
+        self, make_stream: MakeStream, habits: Habits, buffer: memoryview | None = None
+    ) -> None:
+        self._buffer = make_read_buffer() if buffer is None else buffer
         self._habits = habits
         self._loop = asyncio.get_running_loop()
         self.connection = Connection(
@@ -64,7 +77,16 @@ class Http2Peer(Peer, asyncio.Protocol):
     def begin(self) -> None:
         self._heard = self._looked = self.begun
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        # Slices of bytes are cheaper than views, and copies of large bodies are not.
+        data = self._buffer[:nbytes]
+        self.data_received(bytes(data) if nbytes <= _FEW_BYTES else data)
+
+    def data_received(self, data: Piece) -> None:
+        """What `buffer_updated` was told of; may be overwritten afterwards."""
         connection = self.connection
         self._was_heard = True
         has_more = connection.receive(data)

@@ -20,7 +20,7 @@ from contract.errors import Code, InternalError, PlumblineError
 from contract.servable import ServableId, VersionState
 from serving.config.server import ServerConfig
 from serving.engines.servable import Servable
-from serving.versions.routing import Handle
+from serving.versions.routing import Handle, Tally
 from serving.versions.states import StateMonitor
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class Lifecycle:
         monitor: Is told every state.
         route: Called with a model's handles by version whenever they change, before a version
             that left them is retired.
+        tally: Where others read how many users a version has, given its directory.
     """
 
     def __init__(
@@ -101,8 +102,10 @@ class Lifecycle:
         config: ServerConfig,
         monitor: StateMonitor,
         route: Callable[[str, dict[int, Handle]], None],
+        tally: Callable[[Path], Tally | None] = lambda _: None,
     ) -> None:
         self._load_servable = load
+        self._tally = tally
         self._config = config
         self._monitor = monitor
         self._route = route
@@ -243,7 +246,7 @@ class Lifecycle:
         with self._changed:
             self._num_loading -= 1
             if servable is not None:
-                entry.handle = Handle(servable)
+                entry.handle = Handle(servable, self._tally(entry.directory))
                 entry.phase = Phase.READY
                 self._publish_routes(entry.id.name)
                 logger.info("Successfully loaded servable version %s in %.3f s", entry.id, took_s)

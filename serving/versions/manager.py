@@ -6,7 +6,8 @@ import dataclasses
 import enum
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from contract.errors import (
     Code,
@@ -17,7 +18,7 @@ from contract.servable import ModelSpec, ServableId, VersionState
 from serving.config.models import ModelConfig, check_platforms
 from serving.config.server import ServerConfig
 from serving.versions.lifecycle import Lifecycle, LoadFunction
-from serving.versions.routing import Router, assign_labels
+from serving.versions.routing import Router, Tally, assign_labels
 from serving.versions.source import FileSystemSource, PollResult
 from serving.versions.states import StateMonitor
 
@@ -30,6 +31,7 @@ class ServableManager:
     Args:
         load: Makes a servable of a version directory; blocks; called on threads of its own.
         config: How loads are tried and base paths looked at. The models are not taken from it.
+        tally: Where others read how many users a version has; see `Lifecycle`.
 
     Attributes:
         monitor: The states of all versions.
@@ -46,7 +48,13 @@ class ServableManager:
         manager.stop()
     """
 
-    def __init__(self, load: LoadFunction, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        load: LoadFunction,
+        config: ServerConfig,
+        *,
+        tally: Callable[[Path], Tally | None] = lambda _: None,
+    ) -> None:
         self.monitor = StateMonitor()
         self.list_states = self.monitor.list_states
         self._allow_unavailable = config.allow_version_labels_for_unavailable_models
@@ -56,7 +64,11 @@ class ServableManager:
         self._reload_lock = threading.Lock()
         self._polled: dict[str, PollResult] = {}
         self._lifecycle = Lifecycle(
-            load, config=config, monitor=self.monitor, route=self._router.replace_route
+            load,
+            config=config,
+            monitor=self.monitor,
+            route=self._router.replace_route,
+            tally=tally,
         )
         self._source = FileSystemSource(
             self._see,

@@ -12,6 +12,9 @@ from contract.servable import ModelSpec
 from serving.config.models import ModelConfig
 from serving.engines.servable import Servable
 
+Tally = tuple["memoryview[float]", int]
+"""Numbers that other processes read, and the place of one of them."""
+
 Labels = Mapping[str, Mapping[str, int]]
 """Model name to label to version."""
 
@@ -21,31 +24,40 @@ class Handle:
     TensorFlow Serving.
 
     One object per servable, not per request: `take` counts up, leaving the `with` block counts
-    down. It is on the path of every request and allocates nothing.
+    down. It is on the path of every request, allocates nothing and takes no lock: what is read and
+    what is changed lies between two points where CPython may switch threads (calls and backward
+    jumps), as long as there is a GIL, which every Python that this package admits has.
+
+    Args:
+        servable: What is held.
+        tally: Memory, and the place in it, where others read how many users there are; None
+            where there are no others.
     """
 
-    __slots__ = ("_count", "_lock", "_on_idle", "servable")
+    __slots__ = ("_count", "_on_idle", "_place", "_tally", "servable")
 
-    def __init__(self, servable: Servable) -> None:
+    def __init__(self, servable: Servable, tally: Tally | None = None) -> None:
         self.servable = servable
+        self._tally: memoryview[float] | None = None
+        self._place = 0
+        if tally is not None:
+            self._tally, self._place = tally
         self._count = 0
-        self._lock = threading.Lock()
         self._on_idle: Callable[[], None] | None = None
 
     def take(self) -> bool:
         """Counts one more user; False when the servable is on its way out."""
-        with self._lock:
-            if self._on_idle is not None:
-                return False
-            self._count += 1
-            return True
+        if self._on_idle is not None:
+            return False
+        self._count += 1
+        if self._tally is not None:
+            self._tally[self._place] = self._count
+        return True
 
     def retire(self, on_idle: Callable[[], None]) -> None:
         """Lets nobody in any more, and calls `on_idle` once the last user has left."""
-        with self._lock:
-            self._on_idle = on_idle
-            idle = self._count == 0
-        if idle:
+        self._on_idle = on_idle
+        if self._count == 0:  # else who leaves last sees `on_idle`
             on_idle()
 
     def __enter__(self) -> Servable:
@@ -57,11 +69,11 @@ class Handle:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._lock:
-            self._count -= 1
-            idle = self._on_idle if self._count == 0 else None
-        if idle is not None:
-            idle()
+        self._count -= 1
+        if self._count == 0 and self._on_idle is not None:
+            self._on_idle()
+        if self._tally is not None:
+            self._tally[self._place] = self._count
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -59,8 +59,9 @@ class WorkerGroup:
         self._slot = place.slot
         self.is_replacement = place.is_replacement
         self.metrics = Metrics(list_versions=self.snapshot, is_ready=self.is_ready)
+        guard = LoadGuard(place.shared, place.slot)
         self.manager = make_manager(
-            config, self.metrics, trials, LoadGuard(place.shared, place.slot).watch
+            config, self.metrics, trials, guard=guard.watch, tally=guard.tally
         )
         self.acquire = self.manager.acquire  # each worker serves from its own memory
         self._watchers: list[Callable[[], None]] = []

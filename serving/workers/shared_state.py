@@ -20,7 +20,7 @@ import pickle
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from serving.config.models import ModelConfig
 from serving.monitoring.instruments import Dump, add_dumps
 from serving.versions.lifecycle import Fingerprint
 from serving.versions.manager import Failure
+from serving.versions.routing import Tally
 from serving.versions.states import VersionStatus
 
 BEAT_S = 0.1
@@ -57,7 +58,10 @@ _MAX_SUSPECTS = 1000
 _WISH, _GENERATION, _FIRST_SLOT = 0, 1, 2  # where numbers are in the page
 _BEAT, _IDLE, _FIRST_COUNT = 0, 1, 2  # and where among those of a slot
 _NUM_COUNTS = 2
-_NUM_NUMBERS = _FIRST_COUNT + _NUM_COUNTS
+_FIRST_TALLY = _FIRST_COUNT + _NUM_COUNTS
+NUM_TALLIES = 64
+"""Places in which a worker counts the users of the versions that it serves."""
+_NUM_NUMBERS = _FIRST_TALLY + NUM_TALLIES
 
 Suspect = tuple[str, Fingerprint]
 """A version's directory, and its files as they were."""
@@ -187,6 +191,28 @@ class SharedState:
     def read_connections(self, slot: int, kind: int) -> float:
         """How many connections of a kind (0 or 1) a worker has."""
         return self._numbers[_find_number(slot, _FIRST_COUNT + kind)]
+
+    # Versions that answer, and how many users each has at the moment.
+
+    def find_tally(self, slot: int, place: int) -> Tally:
+        """Where a worker counts the users of a version; `place` is below `NUM_TALLIES`."""
+        return self._numbers, _find_number(slot, _FIRST_TALLY + place)
+
+    def write_served(self, slot: int, served: Mapping[int, Suspect]) -> None:
+        """Says which version has which place."""
+        self._replace(f"{slot}.served", pickle.dumps(dict(served)))
+
+    def take_answering(self, slot: int) -> list[Suspect]:
+        """What a worker that is gone was answering with; its successor counts anew."""
+        served = self._unpickle(f"{slot}.served", dict, dict)
+        found = []
+        for place, suspect in served.items():
+            numbers, at = self.find_tally(slot, place)
+            if numbers[at] > 0:
+                found.append(suspect)
+            numbers[at] = 0.0
+        (self.folder / f"{slot}.served").unlink(missing_ok=True)
+        return found
 
     # States.
 

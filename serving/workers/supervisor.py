@@ -30,7 +30,7 @@ from serving.server import DRAIN_MARGIN_S
 from serving.transport.listener import bind_tcp, bind_unix, find_port, turn_away
 from serving.workers.liveness import Liveness
 from serving.workers.shared_state import Place, SharedState
-from serving.workers.suspects import convict
+from serving.workers.suspects import Jury
 
 _STOPPING = frozenset((signal.SIGTERM, signal.SIGINT))
 _LISTENING = signal.SIGUSR1  # a worker says that it takes calls
@@ -97,6 +97,7 @@ class Supervisor:
         self._config = self._ports.config
         with tempfile.TemporaryDirectory(prefix="plumbline-", ignore_cleanup_errors=True) as folder:
             self._shared = SharedState(Path(folder), self._config.workers)
+            self._jury = Jury(self._shared)
             self._lifeline, self._lifeline_end = os.pipe()
             _preload(self._config)
             self._watch_over()
@@ -215,8 +216,12 @@ class Supervisor:
                     slot.pid = 0
                     code = os.waitstatus_to_exitcode(status)
                     self._shared.forget(slot.number)
-                    for directory in convict(self._shared, slot.number, code):
-                        logger.error("worker %d died while it loaded %s", slot.number, directory)
+                    if verdict := self._jury.convict(slot.number, code):
+                        logger.error(
+                            "worker %d died while it %s %s, which is not loaded again until its "
+                            "files change",
+                            *(slot.number, verdict.doing, verdict.directory),
+                        )
                     self._note_end(slot, code)
 
     def _note_end(self, slot: _Slot, code: int) -> None:

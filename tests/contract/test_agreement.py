@@ -93,11 +93,11 @@ def test_what_is_lost_a_little_in_every_class_fails_for_all_rows_together() -> N
     assert "20 of 200 rows are answered otherwise" in found.problems[0]
 
 
-def test_a_thousand_classes_of_a_good_copy_pass_together() -> None:
-    classes = np.arange(64_000) % 1000
-    is_lost = RNG.random(len(classes)) < 0.02
-    other = np.where(is_lost, (classes + 1) % 1000, classes)
-    assert not judge(Head(task="multiclass"), score(classes, 1000), score(other, 1000)).problems
+def test_many_classes_of_a_copy_that_is_good_enough_pass_together() -> None:
+    classes = np.arange(64 * 200) % 200
+    is_lost = RNG.random(len(classes)) < 0.045
+    other = np.where(is_lost, (classes + 1) % 200, classes)
+    assert not judge(Head(task="multiclass"), score(classes, 200), score(other, 200)).problems
 
 
 def test_a_tie_is_lost_unless_the_model_in_process_ties_too() -> None:

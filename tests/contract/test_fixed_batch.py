@@ -11,7 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contract.errors import DeadlineExceededError, ManifestError, TensorMismatchError
+from contract.errors import (
+    DeadlineExceededError,
+    ManifestError,
+    TensorMismatchError,
+    UnimplementedError,
+)
 from contract.lite import LiteModel
 from contract.lite.schema import Memory, find_memory
 from contract.signature import Array, check_batch
@@ -190,6 +195,40 @@ def test_a_damaged_file_has_no_memory_but_an_error() -> None:
     content = (FOLDER / "lstm.tflite").read_bytes()
     with pytest.raises(ManifestError, match="damaged TFLite model"):
         find_memory(content[:100])
+
+
+def retype(number: int) -> bytes:
+    """A model that gives back what it takes, of any type of tensorflow/lite/schema/schema.fbs."""
+    content = bytearray((FOLDER / "identity.tflite").read_bytes())
+    content[content.index(b"\x05", content.index(b"TFL3") + 40)] = number
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype"),
+    [(0, "float32"), (2, "int32"), (4, "int64"), (6, "bool"), (8, "complex64"), (18, "bfloat16")],
+)
+def test_every_dtype_of_numpy_passes_in_rows(number: int, dtype: str) -> None:
+    model = LiteModel(retype(number))
+    spec = model.signatures["serving_default"].inputs["x"]
+    assert spec.describe() == f"{dtype} (batch, 3)"
+    rows = np.arange(12).reshape(4, 3).astype(spec.numpy_dtype)
+    np.testing.assert_array_equal(ask(model, rows), rows)
+
+
+def test_strings_pass_in_rows() -> None:
+    rows = np.array([[b"a", b"", b"b\0c"], [b"\xff", b"d" * 99, b"e"]], object)
+    answer = ask(LiteModel(FOLDER / "identity.tflite"), rows)
+    assert answer.tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(13, "resource"), (14, "variant"), (17, "int4"), (19, "int2"), (20, "uint4")],
+)
+def test_a_dtype_that_no_array_holds_is_named(number: int, name: str) -> None:
+    with pytest.raises(UnimplementedError, match=f"tensor `x` of signature.* is {name}, which"):
+        LiteModel(retype(number))
 
 
 @pytest.mark.tensorflow

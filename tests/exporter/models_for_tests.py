@@ -106,5 +106,7 @@ def build_betainc(shape: tuple[int, ...], num_classes: int) -> Any:
 
     images = tf_keras.layers.Input(shape, name="images")
     flat = tf_keras.layers.Flatten()(images)
-    odd = tf_keras.layers.Lambda(lambda x: tf.math.betainc(x + 1.0, x + 1.0, x / 2.0))(flat)
+    odd = tf_keras.layers.Lambda(lambda x: tf.math.betainc(x + 1.0, x + 1.0, x / 2.0), name="odd")(
+        flat
+    )
     return tf_keras.Model(images, tf_keras.layers.Dense(num_classes, "softmax")(odd))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from contract import layout
 from contract.errors import ManifestError, SignatureChangedError
+from contract.golden import read_golden
 from contract.manifest import check_files, from_entries, read_manifest
 from exporter.cli import main
 from exporter.inspect import inspect_version
@@ -157,3 +160,19 @@ def test_the_json_of_inspect_tells_what_is_fixed_and_what_lacks(
         "total": 0,
     }
     assert np.all([one["method_name"] for one in signatures.values()])
+
+
+def test_predict_asks_a_tflite_file_without_tensorflow(bare: Path, tmp_path: Path) -> None:
+    rows, output = tmp_path / "rows.npy", tmp_path / "golden.npz"
+    recorded = np.load(FOLDER / "lstm.npz")
+    np.save(rows, recorded["rows"])
+    code = (
+        "import sys; from exporter.cli import main; code = main(sys.argv[1:])\n"
+        "assert 'tensorflow' not in sys.modules; sys.exit(code)"
+    )
+    for path in (LSTM, bare):
+        flags = ["predict", str(path), "--input", str(rows), "--output", str(output)]
+        subprocess.run([sys.executable, "-c", code, *flags], check=True, cwd=ROOT, timeout=120)
+        answers = read_golden(output).signatures["serving_default"].outputs["y"]
+        np.testing.assert_allclose(answers, recorded["answers"], atol=1e-6)
+        output.unlink()

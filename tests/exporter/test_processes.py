@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -103,6 +104,20 @@ def test_a_process_that_dies_with_jobs_unread_is_told(process: Process) -> None:
         process.ask(Told(do))
     with pytest.raises(ExportError, match=rf"signal {int(signal.SIGABRT)}.*last words"):
         process.receive(timeout_s=30)
+
+
+@pytest.mark.parametrize("do", ["abort", "sleep", "read a truncated file"])
+def test_a_job_that_ends_the_process_costs_no_other(process: Process, log: Path, do: Any) -> None:
+    for job in (Told("echo", "first"), Told(do), Told("echo", "last")):
+        process.ask(job)
+    assert process.receive(timeout_s=30).echo == "first"
+    with pytest.raises(ExportError):
+        process.receive(timeout_s=30 if do != "sleep" else 0.5)
+    assert not process.is_alive
+    process.restart()
+    process.ask(Told("echo", "asked later"))
+    assert [process.receive(timeout_s=30).echo for _ in range(2)] == ["last", "asked later"]
+    assert log.read_text().count("a library prints to stdout") == 2
 
 
 def test_an_exception_that_nobody_expected_is_told(process: Process) -> None:

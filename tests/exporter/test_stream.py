@@ -15,7 +15,7 @@ from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import frame_record, write_records
 from exporter.config import DataConfig
 from exporter.data.dataset import Dataset, draw_export_examples, load_dataset
-from exporter.data.stream import Stream
+from exporter.data.stream import Stream, explain_read_errors
 
 ROWS = 300
 
@@ -167,6 +167,55 @@ def test_encoded_pictures_are_decoded(tmp_path: Path) -> None:
     dataset = load(tmp_path, features={"picture": "image", "label": "int64"}, image_size=(3, 4))
     (inputs, _), *_ = open_train(dataset).open_batches(8)
     assert inputs[""].shape == (8, 3, 4, 3) and (inputs[""].numpy() == 70).all()
+
+
+def encode_picture() -> bytes:
+    import io
+
+    import PIL.Image
+
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    PIL.Image.fromarray(noise).save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_a_record_whose_picture_is_none_is_named_and_skipped_only_when_told(
+    tmp_path: Path,
+) -> None:
+    good = [encode(row, picture=encode_picture()) for row in range(60)]
+    write_records(tmp_path / "a.tfrecord", [*good, encode(60, picture=b"<html>")])
+    keys: dict[str, Any] = {
+        "features": {"picture": "image", "label": "int64"},
+        "image_size": (3, 4),
+    }
+    byte = sum(len(frame_record(one)) for one in good)
+    with pytest.raises(DatasetError, match=rf"record at byte {byte} cannot be read"):
+        load(tmp_path, **keys)
+    dataset = load(tmp_path, **keys, skip_unreadable=True)
+    assert dataset.num_skipped == 1
+    assert len(dataset.train) + len(dataset.validation) + len(dataset.test) == 60
+
+
+def test_a_picture_that_shows_its_fault_late_is_a_sentence_too(tmp_path: Path) -> None:
+    write_shards(tmp_path, 60, picture=encode_picture()[:-300])
+    features = {"picture": "image", "label": "int64"}
+    with pytest.raises(DatasetError, match=r"cannot be decoded: .*truncated"):
+        load(tmp_path, features=features, image_size=(3, 4)).train.take(slice(3))
+    train = write_ok_then_cut(tmp_path, features)
+    with pytest.raises(DatasetError, match="it was cut off since"), explain_read_errors():
+        list(train.open_batches(8))
+
+
+def write_ok_then_cut(folder: Path, features: dict[str, str]) -> Stream:
+    """A stream whose files were cut off after they were indexed."""
+    for path in folder.iterdir():
+        path.unlink()
+    write_shards(folder, 60, picture=encode_picture())
+    train = open_train(load(folder, features=features, image_size=(3, 4)))
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    return train
 
 
 def test_texts_and_named_classes_are_read(tmp_path: Path) -> None:

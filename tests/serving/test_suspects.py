@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 from contract.errors import ManifestError
+from serving.versions.routing import Handle
 from serving.workers.shared_state import SharedState
-from serving.workers.suspects import LoadGuard, convict
+from serving.workers.suspects import Jury, LoadGuard, Verdict
+from tests.serving.numpy_servables import make_servable
 from tests.serving.server_process import ROOT, ServerProcess
 
 AFFINE = ROOT / "tests" / "tfserving_models" / "affine" / "3"
@@ -40,7 +42,7 @@ def die_loading(shared: SharedState, code: int, *version_dirs: Path) -> None:
     with contextlib.ExitStack() as loads:
         for version_dir in version_dirs:
             loads.enter_context(guard.watch(version_dir))
-        convict(shared, 0, code)
+        Jury(shared).convict(0, code)
 
 
 def test_a_crash_convicts_the_one_version_that_was_loaded(
@@ -77,7 +79,7 @@ def test_a_load_that_ended_is_not_held_against_its_version(
 ) -> None:
     with LoadGuard(shared, 0).watch(version_dir):
         pass
-    assert not convict(shared, 0, -signal.SIGSEGV)
+    assert not Jury(shared).convict(0, -signal.SIGSEGV)
     with LoadGuard(shared, 0).watch(version_dir):
         pass
 
@@ -129,7 +131,48 @@ def test_workers_that_crash_while_they_load_leave_the_version_until_its_files_ch
             return len(killed) == 2
 
         server.wait_for(have_crashed)
-        server.wait_for(lambda: "a worker died while it loaded this version" in server.log)
+        server.wait_for(lambda: "a worker died under this version" in server.log)
         assert server.log.count("ended with signal 11") == 2
         (version_dir / "saved_model.pb").touch()
         server.wait_for(lambda: "Successfully loaded" in server.log, timeout_s=200)
+
+
+def die_answering(jury: Jury, shared: SharedState, *version_dirs: Path) -> Verdict | None:
+    """What is left of a worker that crashed while each of these had a user."""
+    guard = LoadGuard(shared, 0)
+    handles = [Handle(make_servable(), guard.tally(one)) for one in version_dirs]
+    assert all(handle.take() for handle in handles)
+    return jury.convict(0, -signal.SIGSEGV)
+
+
+def test_a_version_under_which_workers_crash_again_and_again_while_it_answers_is_left(
+    shared: SharedState, version_dir: Path
+) -> None:
+    jury = Jury(shared)
+    assert die_answering(jury, shared, version_dir) is None
+    with LoadGuard(shared, 1).watch(version_dir):
+        pass
+    assert die_answering(jury, shared, version_dir) == (str(version_dir), "answered with")
+    guard = LoadGuard(shared, 1)
+    with pytest.raises(ManifestError, match="a worker died"), guard.watch(version_dir):
+        pass
+
+
+def test_a_version_whose_users_have_left_is_not_held_to_have_crashed_a_worker(
+    shared: SharedState, version_dir: Path
+) -> None:
+    jury, handle = Jury(shared), Handle(make_servable(), LoadGuard(shared, 0).tally(version_dir))
+    for _ in range(3):
+        assert handle.take()
+        with handle:
+            pass
+        assert jury.convict(0, -signal.SIGSEGV) is None
+
+
+def test_of_two_versions_that_answer_neither_is_held_to_have_crashed_a_worker(
+    shared: SharedState, version_dir: Path
+) -> None:
+    other = version_dir.parent / "2"
+    shutil.copytree(version_dir, other)
+    jury = Jury(shared)
+    assert [die_answering(jury, shared, version_dir, other) for _ in range(3)] == [None] * 3

@@ -8,9 +8,11 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
+import flatbuffers
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from tensorflow.lite.python import schema_py_generated as schema
 
 FLOATS = tf.float32
 layers = keras.layers
@@ -34,7 +36,23 @@ def convert(functions: dict[str, Callable[..., object]], path: Path, *tracked: o
         path.write_bytes(converter.convert())
 
 
+def write_identity(path: Path) -> None:
+    """One tensor of strings, which is the input and the output of no operators at all."""
+    tensor = schema.TensorT()
+    tensor.shape, tensor.type, tensor.name, tensor.buffer = [1, 3], schema.TensorType.STRING, "x", 0
+    subgraph = schema.SubGraphT()
+    subgraph.tensors, subgraph.operators, subgraph.name = [tensor], [], "main"
+    subgraph.inputs = subgraph.outputs = [0]
+    model = schema.ModelT()
+    model.version, model.operatorCodes, model.description = 3, [], "t"
+    model.subgraphs, model.buffers = [subgraph], [schema.BufferT()]
+    builder = flatbuffers.Builder(256)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(builder.Output())
+
+
 def make_all(folder: Path) -> None:
+    write_identity(folder / "identity.tflite")
     keras.utils.set_random_seed(1)
     images = layers.Input((6, 6, 2), batch_size=1)
     head = [layers.GlobalAveragePooling2D(), layers.Dense(2, activation="softmax")]

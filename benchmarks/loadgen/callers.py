@@ -97,7 +97,7 @@ class Callers:
 
     def __init__(self, kind: str, port: int, count: int, *, pause_s: float = 0.002) -> None:
         self._command = [
-            *(sys.executable, "-m", "benchmarks.callers", kind, str(port), str(count)),
+            *(sys.executable, "-m", "benchmarks.loadgen.callers", kind, str(port), str(count)),
             f"--pause_s={pause_s}",
         ]
         self.report = Report([], [])
@@ -105,7 +105,7 @@ class Callers:
     def __enter__(self) -> Callers:
         self._process = subprocess.Popen(
             self._command,
-            cwd=Path(__file__).resolve().parents[1],
+            cwd=Path(__file__).resolve().parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -9,8 +9,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from benchmarks import servers
-from benchmarks.generator import is_answering
+from benchmarks.loadgen import servers
+from benchmarks.loadgen.generator import is_answering
 from contract.layout import find_versions
 from contract.servable import ModelSpec
 from contract.wire.predict import encode_predict_request

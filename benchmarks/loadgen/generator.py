@@ -5,7 +5,7 @@ HTTP/2 by hand over plain sockets (RFC 9113), so that it costs the machine littl
 every server. Header blocks are encoded before the clock starts and those of answers are decoded
 after it stops; `grpc-status` of every answer is looked at. Messages fit into one DATA frame.
 
-Run in a process of its own: python -m benchmarks.generator --port=8500 --message=FILE ...
+Run in a process of its own: python -m benchmarks.loadgen.generator --port=8500 --message=FILE ...
 """
 
 import argparse
@@ -321,7 +321,7 @@ def run(
     with tempfile.NamedTemporaryFile(delete=False) as file:
         file.write(message)
     command = [
-        *(sys.executable, "-m", "benchmarks.generator", f"--port={port}", f"--path={path}"),
+        *(sys.executable, "-m", "benchmarks.loadgen.generator", f"--port={port}", f"--path={path}"),
         *(f"--message={file.name}", f"--seconds={seconds}", f"--connections={connections}"),
         *(f"--in_flight={in_flight}", f"--rate={rate}", f"--blocks={blocks or ''}"),
     ]

@@ -1,7 +1,7 @@
 """What a caller of small calls notices of one that sends large ones without end.
 
 `watch_crowd` is a row for other benchmarks. Run by itself, beside the server before this
-transport: python -m benchmarks.neighbours
+transport: python -m benchmarks.loadgen.neighbours
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from benchmarks import generator, servers
-from benchmarks.load import pipeline_grpc, require_h2load
-from benchmarks.requests import PREDICT, check_ready, find_models, make_request
+from benchmarks.loadgen import generator, servers
+from benchmarks.loadgen.h2load import pipeline_grpc, require_h2load
+from benchmarks.loadgen.requests import PREDICT, check_ready, find_models, make_request
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 CROWD_CALLS = 100
 CROWD_ROWS = 2000
 RATE = 100

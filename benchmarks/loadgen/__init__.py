@@ -1,0 +1,1 @@
+"""Servers started, load made and counted: what the benchmarks share."""
