@@ -105,7 +105,8 @@ def run_export(name: str, folder: Path) -> dict[str, object]:
     for variant in VARIANTS:
         problems = verification["failures"].get(variant)
         found = copies.get(variant, {})
-        verdicts[variant] = "; ".join(problems) if problems else f"{found.get('top1_agreement'):.0%}"
+        agreement = f"passed, {found.get('top1_agreement') or 0:.1%} of the classes alike"
+        verdicts[variant] = "; ".join(problems) if problems else agreement
     return {
         "accuracy": copies["in_process"]["accuracy"],
         "seconds": seconds,
