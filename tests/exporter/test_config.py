@@ -44,6 +44,12 @@ def test_an_override_replaces_one_value(
     assert getattr(getattr(load_config(MLP, [override]), section), key) == value
 
 
+def test_only_what_is_converted_can_be_required() -> None:
+    assert load_config(MLP, ["export.variants=[]"]).export.require == ("float32",)
+    with pytest.raises(ConfigError, match="require asks for int8, which variants lacks: float32"):
+        load_config(MLP, ['export.variants=["float32"]', 'export.require=["int8"]'])
+
+
 def test_a_later_override_wins() -> None:
     assert load_config(MLP, ["training.epochs=3", "training.epochs=4"]).training.epochs == 4
 
