@@ -42,7 +42,7 @@ from exporter.show import (
     show_recheck,
     show_training,
 )
-from exporter.training.trained import read_trained_config
+from exporter.training.trained import read_record
 
 if TYPE_CHECKING:
     from exporter.verification.recheck import Check
@@ -237,6 +237,12 @@ def _add_own_model_flags(parser: Parser) -> None:
         metavar="NAME,NAME",
         help=f"TFLite copies; default {','.join(layout.VARIANTS)}",
     )
+    add(
+        "--require",
+        metavar="NAME,NAME",
+        help="copies without which nothing is published, others are left out when they fail; "
+        f"default {layout.FLOAT32}; '' for none",
+    )
 
 
 def _add_publish_flags(parser: Parser) -> None:
@@ -345,6 +351,7 @@ def _export_own(arguments: argparse.Namespace) -> int:
         skip_unreadable=arguments.skip_unreadable,
         options=_read_options(arguments),
         variants=layout.VARIANTS if arguments.variants is None else _split(arguments.variants),
+        require=(layout.FLOAT32,) if arguments.require is None else _split(arguments.require),
     )
     document = {
         "model_name": exported.manifest.model_name,
@@ -358,7 +365,7 @@ def _export_own(arguments: argparse.Namespace) -> int:
 def _refuse_own_flags(arguments: argparse.Namespace) -> None:
     names = (
         *("examples", "labels", "class_names", "task", "scale", "custom_objects", "allow_lambda"),
-        *("skip_unreadable", "name", "variants"),
+        *("skip_unreadable", "name", "variants", "require"),
     )
     given = [name for name in names if getattr(arguments, name)]
     if given:
@@ -471,7 +478,7 @@ def _load_config(arguments: argparse.Namespace) -> Config:
         overrides.append("data.download=true")
     trained = getattr(arguments, "trained", None)
     if trained is not None and arguments.config is None:
-        return override_config(read_trained_config(trained), overrides)
+        return override_config(read_record(trained).config, overrides)
     return load_config(arguments.config or _CONFIG, overrides)
 
 
