@@ -237,6 +237,12 @@ def _add_own_model_flags(parser: Parser) -> None:
         metavar="NAME,NAME",
         help=f"TFLite copies; default {','.join(layout.VARIANTS)}",
     )
+    add(
+        "--require",
+        metavar="NAME,NAME",
+        help="copies without which nothing is published, others are left out when they fail; "
+        f"default {layout.FLOAT32}; '' for none",
+    )
 
 
 def _add_publish_flags(parser: Parser) -> None:
@@ -345,6 +351,7 @@ def _export_own(arguments: argparse.Namespace) -> int:
         skip_unreadable=arguments.skip_unreadable,
         options=_read_options(arguments),
         variants=layout.VARIANTS if arguments.variants is None else _split(arguments.variants),
+        require=(layout.FLOAT32,) if arguments.require is None else _split(arguments.require),
     )
     document = {
         "model_name": exported.manifest.model_name,
@@ -358,7 +365,7 @@ def _export_own(arguments: argparse.Namespace) -> int:
 def _refuse_own_flags(arguments: argparse.Namespace) -> None:
     names = (
         *("examples", "labels", "class_names", "task", "scale", "custom_objects", "allow_lambda"),
-        *("skip_unreadable", "name", "variants"),
+        *("skip_unreadable", "name", "variants", "require"),
     )
     given = [name for name in names if getattr(arguments, name)]
     if given:

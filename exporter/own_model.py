@@ -124,6 +124,7 @@ def export(
     allow_lambda: bool = False,
     skip_unreadable: bool = False,
     variants: Sequence[str] = layout.VARIANTS,
+    require: Sequence[str] = (layout.FLOAT32,),
     options: PublishOptions = _DEFAULT_OPTIONS,
 ) -> ExportedVersion:
     """Publishes a trained model as a verified version, with its TFLite copies.
@@ -157,6 +158,8 @@ def export(
         allow_lambda: Load Lambda layers of a file, which are code.
         skip_unreadable: Leave out pictures of a folder that cannot be read.
         variants: TFLite variants to make.
+        require: Those without which nothing is published; another that does not convert, or that
+            does not answer as the model does, is left out, and the version says why.
         options: Of publishing: how many versions stay, whether signatures may change.
 
     Returns:
@@ -165,7 +168,8 @@ def export(
     Raises:
         ConfigError: The model or an option is not usable.
         DatasetError: The examples or labels do not fit the model.
-        VerificationError: A copy disagrees with the model in this process.
+        VerificationError: A required copy cannot be made, or disagrees with the model in this
+            process.
         SignatureChangedError: It would break the clients of the version before.
         ExportError: The disk is full.
 
@@ -182,12 +186,7 @@ def export(
             "digits, '_', '.' or '-'"
         )
     check_base_path(base)
-    try:
-        config = msgspec.convert({"variants": list(variants), "keep": options.keep}, ExportConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"variants {', '.join(variants)}: {error}; there are {', '.join(layout.VARIANTS)}"
-        ) from error
+    config = _make_config(variants, require, options)
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))
     kept = False
     try:
@@ -203,7 +202,6 @@ def export(
                 skip_unreadable=skip_unreadable,
             )
             exportable, drawn = _fit(loaded, _state_tasks(given, task), scale, config)
-            kept = True
             candidate = make_candidate(
                 exportable,
                 drawn,
@@ -215,12 +213,12 @@ def export(
                 step=step,
             )
             if not candidate.verification.passed:
+                kept = True
                 raise VerificationError(_describe_failures(candidate.verification, run_dir))
             step("publish")
             published = publish_version(candidate.path, base, options)
-            kept = False
     finally:
-        if not kept:  # nothing in it is worth a look
+        if not kept:
             shutil.rmtree(run_dir, ignore_errors=True)
     return ExportedVersion(
         path=published.path,
@@ -229,6 +227,20 @@ def export(
         verification=candidate.verification,
         published=published,
     )
+
+
+def _make_config(
+    variants: Sequence[str], require: Sequence[str], options: PublishOptions
+) -> ExportConfig:
+    required = [name for name in require if name in variants or require != (layout.FLOAT32,)]
+    given = {"variants": list(variants), "require": required, "keep": options.keep}
+    try:
+        return msgspec.convert(given, ExportConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"variants {', '.join(variants) or 'none'}, require {', '.join(require)}: {error}; "
+            f"there are {', '.join(layout.VARIANTS)}"
+        ) from error
 
 
 def _load(

@@ -85,7 +85,9 @@ def replace_generated(
 def _is_generated(name: str, kind: str | None) -> bool:
     if kind is None:
         return False
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind).lower()
+    # As Keras makes them: GlobalAveragePooling2D is global_average_pooling2d.
+    parted = re.sub("(.)([A-Z][a-z0-9]+)", r"\1_\2", kind)
+    snake = re.sub("([a-z])([A-Z])", r"\1_\2", parted).lower()
     made = rf"{re.escape(snake)}(_\d+)?(_input)?|(input|input_layer|keras_tensor|output)(_\d+)?"
     return re.fullmatch(made, name) is not None
 
@@ -112,6 +114,20 @@ def trace(
     """A function whose tensors are keyword arguments, named as in the signature."""
     return tf.function(lambda **tensors: call(tensors), autograph=False).get_concrete_function(
         **{name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in inputs.items()}
+    )
+
+
+def fix_batch(
+    function: tf.types.experimental.ConcreteFunction, batch_size: int
+) -> tf.types.experimental.ConcreteFunction:
+    """A signature's function over the same variables, for so many rows."""
+    inputs = function.structured_input_signature[1]
+    return trace(
+        lambda tensors: function(**tensors),
+        {
+            name: tf.TensorSpec((batch_size, *spec.shape[1:]), spec.dtype)
+            for name, spec in inputs.items()
+        },
     )
 
 
