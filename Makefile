@@ -79,7 +79,7 @@ test-oldest: $(INSTALLED) ## The contract on the oldest releases allowed
 test-tensorflow-2.20: $(INSTALLED_2_20) ## Exporter and TensorFlow engine on TensorFlow 2.20
 	@scripts/test-tensorflow-2.20 $(ARGS)
 
-.PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream
+.PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream bench-applications
 bench-export: $(INSTALLED) ## make export beside a plain script
 	$(BIN)/python -m benchmarks.bench_export $(ARGS)
 
@@ -100,6 +100,9 @@ bench-clients: $(INSTALLED) ## The clients beside what they replace
 
 bench-stream: $(INSTALLED) ## Training on records larger than memory
 	$(BIN)/python -m benchmarks.bench_stream $(ARGS)
+
+bench-applications: $(INSTALLED) ## MobileNetV2, ResNet50, EfficientNetB0 through --model
+	$(BIN)/python -m benchmarks.bench_applications $(ARGS)
 
 bench-faults: $(INSTALLED) ## What must lose nothing and hold nobody up
 	$(BIN)/python -m benchmarks.bench_faults $(ARGS)

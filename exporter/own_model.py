@@ -159,8 +159,8 @@ def export(
         skip_unreadable: Leave out pictures of a folder that cannot be read.
         variants: TFLite variants to make; there is `int8_float_io` too, int8 that takes and gives
             floats.
-        require: Those of them without which nothing is published; another that cannot be made, or
-            disagrees with the model, is left out and said so.
+        require: Those without which nothing is published; another that does not convert, or that
+            does not answer as the model does, is left out, and the version says why.
         options: Of publishing: how many versions stay, whether signatures may change.
 
     Returns:
@@ -187,16 +187,7 @@ def export(
             "digits, '_', '.' or '-'"
         )
     check_base_path(base)
-    try:
-        config = msgspec.convert(
-            {"variants": list(variants), "require": list(require), "keep": options.keep},
-            ExportConfig,
-        )
-    except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"variants {', '.join(variants) or 'none'}, required {', '.join(require) or 'none'}: "
-            f"{error}; there are {', '.join(layout.VARIANTS)}"
-        ) from error
+    config = _make_config(variants, require, options)
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))
     kept = False
     try:
@@ -212,7 +203,6 @@ def export(
                 skip_unreadable=skip_unreadable,
             )
             exportable, drawn = _fit(loaded, _state_tasks(given, task), scale, config)
-            kept = True
             candidate = make_candidate(
                 exportable,
                 drawn,
@@ -224,12 +214,12 @@ def export(
                 step=step,
             )
             if not candidate.verification.passed:
+                kept = True
                 raise VerificationError(_describe_failures(candidate.verification, run_dir))
             step("publish")
             published = publish_version(candidate.path, base, options)
-            kept = False
     finally:
-        if not kept:  # nothing in it is worth a look
+        if not kept:
             shutil.rmtree(run_dir, ignore_errors=True)
     return ExportedVersion(
         path=published.path,
@@ -238,6 +228,20 @@ def export(
         verification=candidate.verification,
         published=published,
     )
+
+
+def _make_config(
+    variants: Sequence[str], require: Sequence[str], options: PublishOptions
+) -> ExportConfig:
+    required = [name for name in require if name in variants or require != (layout.FLOAT32,)]
+    given = {"variants": list(variants), "require": required, "keep": options.keep}
+    try:
+        return msgspec.convert(given, ExportConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"variants {', '.join(variants) or 'none'}, require {', '.join(require)}: {error}; "
+            f"there are {', '.join(layout.VARIANTS)}"
+        ) from error
 
 
 def _load(

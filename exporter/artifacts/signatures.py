@@ -85,7 +85,9 @@ def replace_generated(
 def _is_generated(name: str, kind: str | None) -> bool:
     if kind is None:
         return False
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind).lower()
+    # As Keras makes them: GlobalAveragePooling2D is global_average_pooling2d.
+    parted = re.sub("(.)([A-Z][a-z0-9]+)", r"\1_\2", kind)
+    snake = re.sub("([a-z])([A-Z])", r"\1_\2", parted).lower()
     made = rf"{re.escape(snake)}(_\d+)?(_input)?|(input|input_layer|keras_tensor|output)(_\d+)?"
     return re.fullmatch(made, name) is not None
 

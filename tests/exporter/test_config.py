@@ -71,6 +71,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_one(override: str, nea
     assert nearest in message.split("did you mean")[1]
 
 
+def test_a_key_that_is_gone_says_what_takes_its_place() -> None:
+    message = refuse("export.tolerances.int8.max_accuracy_loss_rows=3")
+    assert "docs/verification.md" in message
+    assert "did you mean" not in message
+
+
 def test_an_unknown_key_in_the_file_is_refused_like_one_on_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(MLP.read_text() + "\n[export]\nbase_pth = 'models'\n")
