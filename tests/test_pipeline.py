@@ -64,12 +64,12 @@ def test_an_exported_version_holds_everything_that_the_layout_promises(published
             layout.GOLDEN,
             layout.MODEL_CARD,
             layout.CONFUSION_MATRIX,
-            *map(layout.variant_path, layout.VARIANTS),
+            *map(layout.variant_path, layout.DEFAULT_VARIANTS),
         ]
     )
     assert (manifest.model_name, manifest.version) == ("mlp", 1)
     assert manifest.calibration_fingerprint
-    assert set(manifest.parity) == {"in_process", "saved_model", *layout.VARIANTS}
+    assert set(manifest.parity) == {"in_process", "saved_model", *layout.DEFAULT_VARIANTS}
     assert manifest.parity["saved_model"]["bit_equal"]
     assert manifest.parity["float32"]["max_abs_difference"] <= 1e-5
     assert manifest.metrics["test_accuracy"] > 0.9
