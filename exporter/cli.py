@@ -329,6 +329,7 @@ def _export_own(arguments: argparse.Namespace) -> int:
             f"--model {arguments.model} needs --examples FILE: rows that the copies are verified "
             "with, as .npz, .npy, .csv, .parquet or .jsonl, or a folder of pictures"
         )
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # of which a SavedModel is made
     if (
         kind == "keras"
         and arguments.custom_objects

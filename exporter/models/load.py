@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from contract import layout
-from contract.errors import ConfigError
+from contract.errors import ConfigError, PlumblineError
 from contract.heads import Head
 from contract.servable import DEFAULT_SIGNATURE_NAME
+from contract.signature import Signature
 from exporter.artifacts.exportable import Exportable
 from exporter.data.examples import ExportExamples
 
@@ -218,14 +219,10 @@ def find_input_shape(model: object) -> tuple[int | None, ...] | None:
     None where there are several inputs, or the model does not say.
     """
     if isinstance(model, Path):
-        if tell_file_kind(model) == "tflite":
-            from contract.lite import LiteModel
-
-            signatures = dict(LiteModel(model.read_bytes()).signatures)
-        else:
-            from contract.wire.signatures import read_signatures
-
-            signatures = dict(read_signatures((model / layout.SAVED_MODEL).read_bytes()))
+        try:
+            signatures = _read_file_signatures(model)
+        except PlumblineError:
+            return None  # whoever loads it says what is wrong with it
         for one in sorted(signatures.values(), key=lambda one: one.name != DEFAULT_SIGNATURE_NAME):
             shapes = [spec.shape for spec in one.inputs.values()]
             return shapes[0] if len(shapes) == 1 else None
@@ -237,3 +234,13 @@ def find_input_shape(model: object) -> tuple[int | None, ...] | None:
         return tuple(inputs[0].shape)
     except (AttributeError, ValueError):
         return None
+
+
+def _read_file_signatures(path: Path) -> dict[str, Signature]:
+    if tell_file_kind(path) == "tflite":
+        from contract.lite import LiteModel
+
+        return dict(LiteModel(path.read_bytes()).signatures)
+    from contract.wire.signatures import read_signatures
+
+    return read_signatures((path / layout.SAVED_MODEL).read_bytes())
