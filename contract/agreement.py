@@ -158,7 +158,8 @@ def judge_output(
             None = any.
         max_relative_rmse: Of values; None = any.
         min_top1_agreement: Share of all rows that must not be lost.
-        slack: In units of the output. Scores that are no further apart than this tie in process.
+        slack: In units of the output. Scores that are no further apart than this tie in process,
+            and values that are no further off are equal.
 
     Returns:
         What was lost, and which limits that passes.
@@ -169,7 +170,7 @@ def judge_output(
     golden, got = golden.astype(wide, copy=False), got.astype(wide, copy=False)
     if head.has_classes:
         return _judge_classes(head, golden, got, max_class_loss, min_top1_agreement, slack)
-    return _judge_values(head, golden, got, max_relative_rmse)
+    return _judge_values(head, golden, got, max_relative_rmse, slack)
 
 
 def _judge_classes(
@@ -320,7 +321,7 @@ def _explain(loss: Loss, limit: float) -> str:
 
 
 def _judge_values(
-    head: Head, golden: Array, got: Array, max_relative_rmse: float | None
+    head: Head, golden: Array, got: Array, max_relative_rmse: float | None, slack: float
 ) -> Agreement:
     is_pooled = head.task == "embedding"
     columns = golden.shape[-1] if golden.ndim > 1 and golden.shape[-1] else 1
@@ -329,6 +330,7 @@ def _judge_values(
         is_finite = np.isfinite(wanted)
         wanted = np.where(is_finite, wanted, 0.0)
         errors = np.where(is_finite, found - wanted, 0.0)
+        errors = np.where(np.abs(errors) <= slack, 0.0, errors)
         rmse = np.sqrt(np.square(errors).mean(axis=0))
         spread = wanted.std(axis=0)
         if is_pooled:

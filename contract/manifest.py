@@ -46,6 +46,9 @@ class DataEntry(msgspec.Struct, frozen=True):
         class_names: In the order of the output's last axis; empty for a regression.
         num_examples: Split name to rows.
         dummy: True for random data: the version predicts nothing real.
+        columns: What the values of the only input's last axis are, in order, where they have names;
+            `color=red` is 1 in rows whose category `color` is `red`, else 0.
+        fillings: Input name to what stands for a missing number in each of its columns.
     """
 
     name: str
@@ -53,6 +56,8 @@ class DataEntry(msgspec.Struct, frozen=True):
     class_names: tuple[str, ...] = ()
     num_examples: dict[str, int] = {}
     dummy: bool = False
+    columns: tuple[str, ...] = ()
+    fillings: dict[str, tuple[float, ...]] = {}
 
 
 class InputStatistics(msgspec.Struct, frozen=True, kw_only=True):

@@ -495,8 +495,8 @@ def _judge_meaning(name: str, golden: Array, got: Array, tolerance: Tolerance) -
     guessed = guess_head(golden)
     if guessed is None:
         return Agreement()
-    # What floats of another order of summation may do to a score makes no class another. Variants
-    # of fewer bits have no such excuse.
+    # What another order of summation may do to a float makes no class another, however close two
+    # scores are, and no value, however small its spread. Fewer bits have no such excuse.
     noise = min(tolerance.atol, FLOAT32.atol) if math.isfinite(tolerance.atol) else 0.0
     slack = 2 * noise * _unit(np.abs(_widen(golden)), tolerance)
     return judge_output(

@@ -18,7 +18,7 @@ MAX_PIXELS = 16 * 1024 * 1024
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 
-HEAD_BYTES = 256 * 1024
+HEAD_BYTES = 64 * 1024
 """EXIF is looked for at the head of a file."""
 EXIF_MAGIC = b"Exif\0\0"
 """Before the TIFF structure, in a JPEG file (CIPA DC-008, 4.7.2)."""

@@ -29,6 +29,7 @@ from exporter.artifacts.golden import (
     make_held_out,
     write_warmup,
 )
+from exporter.artifacts.metadata import ModelNote, describe_model
 from exporter.artifacts.tflite import Conversion, ConversionJob
 from exporter.card import (
     Origin,
@@ -59,6 +60,10 @@ CALIBRATION = "calibration.npz"
 """What int8 was calibrated with, in the run's folder until its candidate is published."""
 
 _VERIFICATION_TIMEOUT_S = 600.0
+_NO_COPIES = (
+    "there are no TFLite copies: every signature takes strings, and TFLite lacks nearly all that "
+    "is done with strings; a server answers from the SavedModel"
+)
 _MOST_CONFUSED = 200
 """Classes of the largest confusion matrix that is drawn."""
 
@@ -101,7 +106,13 @@ def make_candidate(
     copies = (*([SAVED_MODEL] if model.has_saved_model else []), *model.given_variants)
 
     step("convert")
-    jobs, fingerprint = _list_jobs(model, examples, variants, run_dir)
+    note = describe_model(
+        origin.model_name,
+        [model.signatures[name] for name in model.lite_signatures],
+        model.heads,
+        examples.pixels,
+    )
+    jobs, fingerprint = _list_jobs(model, examples, variants, run_dir, note)
     ask_for_conversions(conversion, jobs)
     golden = make_golden(model, examples, config.golden_num_examples)
     _check_answers(model, golden)
@@ -154,6 +165,8 @@ def make_candidate(
         config.tolerances,
         optional=set(variants) - set(config.require),
     )
+    if config.variants and model.has_saved_model and not model.lite_signatures:
+        verdict = msgspec.structs.replace(verdict, notes=(*verdict.notes, _NO_COPIES))
     for name in verdict.left_out:
         (path / layout.variant_path(name)).unlink(missing_ok=True)
     manifest = describe_candidate(
@@ -188,7 +201,11 @@ def _loosen_for_half(
 
 
 def _list_jobs(
-    model: Exportable, examples: ExportExamples, variants: Sequence[str], run_dir: Path
+    model: Exportable,
+    examples: ExportExamples,
+    variants: Sequence[str],
+    run_dir: Path,
+    note: ModelNote,
 ) -> tuple[list[ConversionJob], str]:
     """What the converter is to make, and the fingerprint of what calibrates it ("" if nothing)."""
     jobs, fingerprint = [], ""
@@ -205,6 +222,7 @@ def _list_jobs(
                 variant=variant,
                 signatures=[model.signatures[name] for name in names],
                 calibration=calibration,
+                note=note,
             )
         )
     return jobs, fingerprint

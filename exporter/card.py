@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from exporter.verification.verdict import (
 _TOOLS = ("tensorflow", "tf-keras", "keras", "ai-edge-litert", "numpy", "plumbline-tf")
 
 _MAX_PIXELS = 900
+_MOST_COLUMNS = 200
 _TOP, _MARGIN = 96, 24
 _INK, _PAPER, _GRID = (23, 43, 77), (255, 255, 255), (214, 219, 227)
 _RIGHT, _WRONG = (33, 113, 181), (203, 65, 45)
@@ -69,7 +71,7 @@ def describe_training(result: TrainResult, config: Config) -> Origin:
     metrics = {
         f"validation_{name.removeprefix('val_')}": values[best]
         for name, values in result.history.items()
-        if name.startswith("val_")
+        if name.startswith("val_") and math.isfinite(values[best])
     }
     return Origin(
         config.model.name,
@@ -112,6 +114,8 @@ def describe_candidate(
             class_names=examples.class_names,
             num_examples=dict(examples.num_examples),
             dummy=examples.dummy,
+            columns=examples.columns,
+            fillings={name: tuple(one.tolist()) for name, one in examples.fillings.items()},
         ),
         inputs=describe_inputs(examples),
         seed=origin.seed or 0,
@@ -137,6 +141,7 @@ def write_model_card(
         _write_table(verification),
         *([] if counts is None else [_write_classes(manifest, counts)]),
         _write_signatures(manifest),
+        *([_write_columns(manifest.data)] if manifest.data and manifest.data.columns else []),
         _write_use(directory),
     ]
     path = directory / layout.MODEL_CARD
@@ -191,7 +196,7 @@ def _write_classes(manifest: Manifest, counts: Array) -> str:
     for row, name in enumerate(names):
         total = int(counts[row].sum())
         share = f"{counts[row, row] / total:.1%}" if total else "–"
-        lines.append(f"| {name.replace('|', chr(92) + '|')} | {total} | {share} |")
+        lines.append(f"| {_escape(name)} | {total} | {share} |")
     picture = Path(layout.CONFUSION_MATRIX).name
     return "\n".join([*lines, "", f"![Confusion matrix of the test split]({picture})"])
 
@@ -205,6 +210,28 @@ def _write_signatures(manifest: Manifest) -> str:
         )
         lines.append(f"| `{signature.name}` | {inputs} | {outputs} |")
     return "\n".join(lines)
+
+
+def _write_columns(data: DataEntry) -> str:
+    filled: tuple[float, ...] = next(iter(data.fillings.values()), ())
+    lines = [
+        "## Columns",
+        "",
+        "The values of a row, in order; of a category, `column=text` is 1 where it is that text.",
+        "",
+        "| place | column | where it is missing |",
+        "|---:|---|---:|",
+    ]
+    for place, name in enumerate(data.columns[:_MOST_COLUMNS]):
+        value = f"{filled[place]:.6g}" if filled and "=" not in name else "–"
+        lines.append(f"| {place} | {_escape(name)} | {value} |")
+    if len(data.columns) > _MOST_COLUMNS:
+        lines += ["", f"The manifest lists all {len(data.columns)}."]
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _write_use(directory: Path) -> str:

@@ -42,7 +42,7 @@ from exporter.show import (
     show_recheck,
     show_training,
 )
-from exporter.training.trained import read_trained_config
+from exporter.training.trained import read_record
 
 if TYPE_CHECKING:
     from exporter.verification.recheck import Check
@@ -240,7 +240,8 @@ def _add_own_model_flags(parser: Parser) -> None:
     add(
         "--require",
         metavar="NAME,NAME",
-        help="copies without which nothing is published; default float32",
+        help="copies without which nothing is published, others are left out when they fail; "
+        f"default {layout.FLOAT32}; '' for none",
     )
 
 
@@ -478,7 +479,7 @@ def _load_config(arguments: argparse.Namespace) -> Config:
         overrides.append("data.download=true")
     trained = getattr(arguments, "trained", None)
     if trained is not None and arguments.config is None:
-        return override_config(read_trained_config(trained), overrides)
+        return override_config(read_record(trained).config, overrides)
     return load_config(arguments.config or _CONFIG, overrides)
 
 

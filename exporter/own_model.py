@@ -168,7 +168,8 @@ def export(
     Raises:
         ConfigError: The model or an option is not usable.
         DatasetError: The examples or labels do not fit the model.
-        VerificationError: A copy disagrees with the model in this process.
+        VerificationError: A required copy cannot be made, or disagrees with the model in this
+            process.
         SignatureChangedError: It would break the clients of the version before.
         ExportError: The disk is full.
 

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 DRAIN_MARGIN_S = 2.0
 """How long after --drain_timeout_s a process may take to end."""
+
+SWITCH_INTERVAL_S = 1e-3
+"""How long a thread that reads or writes JSON may keep the event loop waiting for the interpreter,
+which the loop gives away, and has to get back, with every socket that it looks at."""
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +95,7 @@ class Server:
         config = self._config
         # Modules stay: to look through them for garbage would hold up calls for 10 ms.
         gc.freeze()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         loop = asyncio.get_running_loop()
 
         def announce() -> None:

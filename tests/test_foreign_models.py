@@ -158,3 +158,20 @@ def test_the_tensorflow_engine_says_why_not(base: Path) -> None:
     )
     assert done.returncode == 3
     assert "no saved_model.pb, which is what --engine=tensorflow reads" in done.stderr
+
+
+def test_a_damaged_file_costs_its_version_and_nothing_else(base: Path, tmp_path: Path) -> None:
+    """One byte of a shape: the runtime never comes to an end over it."""
+    folder = Path(shutil.copytree(base / "cnn", tmp_path / "cnn"))
+    flags = ("--model_name=cnn", f"--model_base_path={folder}", "--trial_timeout_s=3")
+    with ServerProcess(tmp_path, *flags) as server:
+        server.wait_until_ready()
+        content = bytearray((FOLDER / "cnn.tflite").read_bytes())
+        content[1518] = 255
+        (tmp_path / "next").mkdir()
+        (tmp_path / "next" / "model.tflite").write_bytes(content)
+        (tmp_path / "next").rename(folder / "2")
+        server.wait_for(lambda: server.list_states("cnn").get(2) == "END")
+        assert server.list_states("cnn")[1] == "AVAILABLE"
+        with PredictionClient(server.address, model_name="cnn") as client:
+            assert client.predict(np.ones((2, 6, 6, 2), np.float32))["dense"].shape == (2, 2)

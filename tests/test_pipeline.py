@@ -208,15 +208,6 @@ def test_a_model_with_an_operator_that_tflite_lacks_is_told_and_not_published(
     assert "To publish without float32, take it out of export.require" in done.stdout
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "models").exists()
-    alone = run_exporter(*flags, "--set", "export.require=[]", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
-    version = tmp_path / "models" / "builder" / "1"
-    assert (version / layout.SAVED_MODEL).exists()
-    assert not list(version.rglob("*.tflite"))
-    for variant in layout.VARIANTS:
-        assert f"{variant} is left out: the model uses Betainc" in alone.stdout
-        assert "Betainc" in read_manifest(version).parity[variant]["problems"][0]
-    assert "float32 is left out: " in (version / layout.MODEL_CARD).read_text()
 
 
 @pytest.mark.parametrize(

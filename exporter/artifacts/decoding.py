@@ -86,14 +86,40 @@ def _decode_image(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
         lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
     )
     decoded = tf.ensure_shape(decoded, (None, None, 3))
-    orientation = _read_orientation(data, is_png)
+    head = tf.strings.substr(data, 0, HEAD_BYTES)
     # Resized before the greyscale and before it is turned: the uint8 image is the only large
-    # tensor there is.
+    # tensor there is. One operator tells most files apart; walking over segments takes a hundred.
+    resize_upright = tf.function(
+        lambda: _resize_upright(decoded, _read_orientation(head, is_png), size),
+        autograph=False,
+        experimental_attributes={"_noinline": True},  # else each of its operators is passed over
+    )
+    resized = tf.cond(
+        tf.strings.regex_full_match(head, _LOOKS_LIKE_EXIF),
+        resize_upright,
+        lambda: _resize(decoded, size),
+    )
+    return tf.ensure_shape(resized, (*size, 3))
+
+
+def _resize(image: tf.Tensor, size: tuple[int, int] | tf.Tensor) -> tf.Tensor:
+    return tf.image.resize(image, size, method="bilinear", antialias=True)
+
+
+def _resize_upright(image: tf.Tensor, orientation: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """float32 (height, width, channels) as a viewer shows it; `size` is what it will be."""
     height, width = size
-    stored_size = tf.where(orientation >= 5, (width, height), (height, width))
-    resized = tf.image.resize(decoded, stored_size, method="bilinear", antialias=True)
-    upright = tf.cond(orientation == 1, lambda: resized, lambda: _turn(resized, orientation, size))
-    return tf.ensure_shape(upright, (height, width, 3))
+    is_transposed = orientation >= 5
+    upright = _resize(image, tf.where(is_transposed, (width, height), (height, width)))
+    upright = tf.cond(is_transposed, lambda: tf.transpose(upright, (1, 0, 2)), lambda: upright)
+    is_upside_down = (orientation - 1) // 2 % 2 == 1
+    is_mirrored = orientation // 2 % 2 == 1
+    for axis, (count, is_turned) in enumerate(
+        zip(size, (is_upside_down, is_mirrored), strict=True)
+    ):
+        along = tf.range(count)
+        upright = tf.gather(upright, tf.where(is_turned, along[::-1], along), axis=axis)
+    return upright
 
 
 def _read_png_size(data: tf.Tensor) -> tf.Tensor:
@@ -121,16 +147,9 @@ def _join(digits: tf.Tensor, is_little: tf.Tensor | bool = False) -> tf.Tensor:
     return tf.reduce_sum(digits * tf.where(is_little, tf.constant(powers, tf.int64), backwards), -1)
 
 
-def _read_orientation(data: tf.Tensor, is_png: tf.Tensor) -> tf.Tensor:
-    """int64, 1 to 8, of a whole file."""
-    head = tf.strings.substr(data, 0, HEAD_BYTES)
-    # One operator tells most files apart; walking over segments takes a hundred.
-    may_have_exif = tf.strings.regex_full_match(head, _LOOKS_LIKE_EXIF)
-
-    def read() -> tf.Tensor:
-        return _read_tiff(tf.cond(is_png, lambda: _find_in_png(head), lambda: _find_in_jpeg(head)))
-
-    return tf.cond(may_have_exif, read, lambda: tf.constant(1, tf.int64))
+def _read_orientation(head: tf.Tensor, is_png: tf.Tensor) -> tf.Tensor:
+    """int64, 1 to 8, of the head of a file."""
+    return _read_tiff(tf.cond(is_png, lambda: _find_in_png(head), lambda: _find_in_jpeg(head)))
 
 
 def _find_in_jpeg(data: tf.Tensor) -> tf.Tensor:
@@ -218,16 +237,3 @@ def _read_tiff(exif: tf.Tensor) -> tf.Tensor:
     value = values[tf.argmax(tf.cast(is_orientation, tf.int32))]
     is_known = is_tiff & tf.reduce_any(is_orientation) & (value >= 1) & (value <= 8)
     return tf.where(is_known, value, 1)
-
-
-def _turn(image: tf.Tensor, orientation: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """(height, width, channels) as a viewer shows it; `size` is what it will be."""
-    upright = tf.cond(orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
-    is_upside_down = (orientation - 1) // 2 % 2 == 1
-    is_mirrored = orientation // 2 % 2 == 1
-    for axis, (count, is_turned) in enumerate(
-        zip(size, (is_upside_down, is_mirrored), strict=True)
-    ):
-        along = tf.range(count)
-        upright = tf.gather(upright, tf.where(is_turned, along[::-1], along), axis=axis)
-    return upright

@@ -117,6 +117,20 @@ def trace(
     )
 
 
+def fix_batch(
+    function: tf.types.experimental.ConcreteFunction, batch_size: int
+) -> tf.types.experimental.ConcreteFunction:
+    """A signature's function over the same variables, for so many rows."""
+    inputs = function.structured_input_signature[1]
+    return trace(
+        lambda tensors: function(**tensors),
+        {
+            name: tf.TensorSpec((batch_size, *spec.shape[1:]), spec.dtype)
+            for name, spec in inputs.items()
+        },
+    )
+
+
 def _trace_image_signatures(model: TracedModel, *, with_strings: bool) -> Functions:
     shape = model.image_shape
     ((name, only),) = model.inputs.items()

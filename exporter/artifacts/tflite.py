@@ -19,8 +19,10 @@ from contract import layout
 from contract.errors import ExportError, PlumblineError
 from contract.golden import Golden, read_golden
 from contract.lite import LiteModel, list_custom_ops
+from contract.lite.schema import Memory, find_memory
 from contract.signature import Batch, Signature
 from exporter.artifacts.exportable import Recipe
+from exporter.artifacts.metadata import ModelNote, add_metadata
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -48,6 +50,7 @@ class ConversionJob(msgspec.Struct, frozen=True, kw_only=True):
         source: Directory of the SavedModel that it is made of; None stands for the candidate's.
         recipe: How the functions of `source` were traced; None for the candidate's own.
         calibration: Golden file of inputs; int8 only.
+        note: What the file says of itself.
     """
 
     candidate: Path
@@ -56,6 +59,7 @@ class ConversionJob(msgspec.Struct, frozen=True, kw_only=True):
     source: Path | None = None
     recipe: Recipe | None = None
     calibration: Path | None = None
+    note: ModelNote | None = None
 
     @property
     def file(self) -> Path:
@@ -114,6 +118,8 @@ def convert(job: ConversionJob) -> Conversion:
     names = list_custom_ops(content)
     if names:
         return _lack(job, dict.fromkeys(names, ""))
+    if job.note is not None:
+        content = add_metadata(content, job.note)
     problem = _try_out(content, job)
     if problem:
         return _fail(job, f"it converts, but TFLite's interpreter fails: {problem}", _REPLACE_LAYER)
@@ -182,7 +188,7 @@ def _has_loops(saved_model: Path) -> bool:
 
 def _try_out(content: bytes, job: ConversionJob) -> str:
     """What is wrong with a file that converted; "" where it answers every signature."""
-    if _has_variable_tensors(content):
+    if find_memory(content) is not Memory.NONE:
         return "it keeps state from one call to the next"
     try:
         with LiteModel(content) as model:
@@ -211,17 +217,6 @@ def _ask(model: LiteModel, signature: Signature, rows: int) -> str:
     return ""
 
 
-def _has_variable_tensors(content: bytes) -> bool:
-    from tensorflow.lite.python import schema_py_generated as schema
-
-    model = schema.Model.GetRootAs(content, 0)
-    return any(
-        graph.Tensors(at).IsVariable()
-        for graph in map(model.Subgraphs, range(model.SubgraphsLength()))
-        for at in range(graph.TensorsLength())
-    )
-
-
 _REPLACE_LAYER = "replace the layer"
 
 
@@ -243,7 +238,8 @@ def _explain(error: Exception, job: ConversionJob) -> Conversion:
         return _fail(
             job,
             "recurrent layers over a batch of any size, which TFLite lacks operators for",
-            "give the model's Input a batch_size, or replace the layer",
+            "give the model's Input a batch_size, or export the Keras model itself where this is a "
+            "SavedModel of one",
         )
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return _fail(job, f"it does not convert: {first[:500]}", "change the model")

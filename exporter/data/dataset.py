@@ -323,6 +323,8 @@ def draw_export_examples(
         targets=dataset.targets,
         pixels=dataset.pixels,
         dummy=dataset.dummy,
+        columns=dataset.columns,
+        fillings=dataset.fillings,
     )
 
 

@@ -117,6 +117,8 @@ class ExportExamples:
         pixels: How the pixels of the only input become numbers, uint8 (rows, height, width,
             channels); None where it is no image.
         dummy: The data mean nothing.
+        columns: What the values of the only input's last axis are called, where they have names.
+        fillings: Input name to what became of missing numbers, float32 (columns,).
     """
 
     name: str
@@ -130,6 +132,8 @@ class ExportExamples:
     given_names: tuple[str, ...] = ()
     pixels: PixelScale | None = None
     dummy: bool = False
+    columns: tuple[str, ...] = ()
+    fillings: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...]:

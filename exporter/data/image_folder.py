@@ -99,6 +99,10 @@ def read_image_folder(config: DataConfig) -> RawData:
     )
 
 
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+
+
 def _find_splits(root: Path) -> dict[str, Path]:
     """Split to folder: `root` itself, unless its folders are called after splits."""
     names = {folder.name.lower(): folder for folder in _list_folders(root)}
@@ -129,11 +133,7 @@ def _list_pictures(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]
         )
     pictures: list[tuple[Path, int]] = []
     for label, name in enumerate(names):
-        found = [
-            path
-            for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
-        ]
+        found = [path for path in sorted((folder / name).rglob("*")) if _is_picture(path)]
         if not found and (folder / name).is_dir():
             raise DatasetError(
                 f"{folder / name} holds no pictures ({', '.join(sorted(_SUFFIXES))}); a folder is "

@@ -16,9 +16,10 @@ from contract.errors import ConfigError, DatasetError, PlumblineError
 from contract.heads import Head
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import STRING, Array, Batch, Signature
-from exporter.artifacts.exportable import Exportable
+from exporter.artifacts.exportable import Exportable, Recipe
 from exporter.artifacts.golden import find_fixed_batch, shape_rows
-from exporter.artifacts.saved_model import InProcessPredictor
+from exporter.artifacts.saved_model import InProcessPredictor, save_for_converter, uses_tables
+from exporter.artifacts.signatures import fix_batch
 from exporter.data.examples import ExportExamples
 from exporter.heads import tell_head
 from exporter.models.inputs import name_rows
@@ -68,10 +69,16 @@ class GivenSavedModel(Exportable):
         self._main = next(iter(tried))
         self._testable = tuple(tried)
         self.heads = self._tell_heads(tried[self._main], examples, heads or {})
-        self.lite_signatures = tuple(
+        self._functions = functions
+        without_strings = tuple(
             name
             for name in tried
             if all(spec.dtype != STRING for spec in self.signatures[name].inputs.values())
+        )
+        # One that uses a table would keep all the others from converting.
+        self.lite_signatures = (
+            tuple(name for name in without_strings if not uses_tables(functions[name]))
+            or without_strings
         )
 
     @property
@@ -149,6 +156,22 @@ class GivenSavedModel(Exportable):
             for name in _SERVED_FOLDERS:
                 if (self._directory / name).is_dir():
                     shutil.copytree(self._directory / name, directory / name, dirs_exist_ok=True)
+
+    def save_for_conversion(self, directory: Path, recipe: Recipe) -> bool:
+        """See `Exportable.save_for_conversion`; what the functions are made of stays as it is."""
+        if recipe.unroll_up_to:
+            return False
+        functions = {name: self._functions[name] for name in self.lite_signatures}
+        if recipe.batch_size is not None:
+            try:
+                functions = {
+                    name: fix_batch(function, recipe.batch_size)
+                    for name, function in functions.items()
+                }
+            except Exception:  # the user's own graph: not all of them take a batch of any size
+                _LOG.debug("cannot be traced by %s", recipe, exc_info=True)
+                return False
+        return save_for_converter(directory, functions)
 
     def _tell_heads(
         self,

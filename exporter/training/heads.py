@@ -194,6 +194,12 @@ def describe_heads(
         name: np.asarray(answer)
         for name, answer in name_parts(model(inputs, training=False), model.output_names).items()
     }
+    for name, answer in answers.items():
+        if answer.dtype.name in ("float16", "bfloat16"):
+            raise ConfigError(
+                f"the model's output {name!r} is {answer.dtype.name}, too coarse for a loss; give "
+                "its last layer dtype='float32', and the others their mixed precision"
+            )
     chosen = _match_targets(list(answers), targets)
     losses = _match_losses(config.loss, list(answers))
     outputs = tuple(

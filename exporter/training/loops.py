@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from contract.signature import Array
+from exporter.metrics import compute_metrics
 from exporter.training.batches import Batch, iterate_batches
-from exporter.training.heads import ModelOutput, Structure, Tensors, name_parts
+from exporter.training.heads import ModelHeads, ModelOutput, Structure, Tensors, name_parts
 from exporter.training.losses import HeadLoss, build_losses
 from exporter.training.parts import TrainingParts
 from exporter.training.run import EpochRecorder
@@ -19,6 +23,9 @@ _STEPS_PER_CALL = 50
 """Steps in one call of the compiled function: small models spend their time between calls."""
 
 _EVALUATION_BATCH = 256
+
+_MAX_ANSWERS_BYTES = 64 * 2**20
+"""Of the validation split, held for the metrics that need all of them."""
 
 
 @contextlib.contextmanager
@@ -180,6 +187,8 @@ def _make_step(
     compute_loss = _make_compute_loss(parts)
     heads, main = parts.heads, parts.heads.main
     names = [output.name for output in heads.trained]
+    # In half precision small gradients would be zero.
+    is_scaled = hasattr(optimizer, "get_scaled_loss")
 
     def step(inputs: Structure, targets: Structure, weights: Structure | None = None) -> None:
         named = name_parts(targets, names)
@@ -187,7 +196,11 @@ def _make_step(
         with tf.GradientTape() as tape:
             answers = heads.name_outputs(model(inputs, training=True))
             loss, shown_loss = compute_loss(named, answers, weighed)
+            if is_scaled:
+                loss = optimizer.get_scaled_loss(loss)
         gradients = tape.gradient(loss, model.trainable_variables)
+        if is_scaled:
+            gradients = optimizer.get_unscaled_gradients(gradients)
         replica = tf.distribute.get_replica_context()
         if replica.num_replicas_in_sync > 1 and config.clip_norm:
             # Of the whole batch's gradient, so after the sum over replicas.
@@ -242,18 +255,21 @@ def _mean(values: tf.Tensor) -> tf.Tensor:
 def make_evaluate(parts: TrainingParts) -> Callable[[], dict[str, float]]:
     """Return () -> "val_loss" and metrics over the whole validation split, for both loops.
 
-    The metrics of the main output are `val_accuracy`, or `val_mae` and `val_rmse`; those of the
-    others have its name before them. Each worker of a strategy measures the whole split by
-    itself: the answers agree, so all stop together.
+    The metrics are those of `exporter.metrics`, beginning with `val_`; those of other outputs
+    than the main one have its name before them. Of a split whose answers are too many to be held,
+    only what can be summed is told. Each worker of a strategy measures the whole split by itself:
+    the answers agree, so all stop together.
     """
     heads, split = parts.heads, parts.dataset.validation
     losses = build_losses(parts.config, heads, smoothing=0.0)
     factors = _list_loss_weights(parts, losses)
     batches = iterate_batches(split, _EVALUATION_BATCH)
+    row_bytes = 4 * sum(math.prod(output.shape) for output in heads.trained)
+    is_held = len(split) * row_bytes <= _MAX_ANSWERS_BYTES
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-    def measure(inputs: Tensors, rows: Tensors) -> Tensors:
-        """Return sums over the rows."""
+    def measure(inputs: Tensors, rows: Tensors) -> tuple[Tensors, Tensors]:
+        """Return sums over the rows, and the answers."""
         answers = heads.name_outputs(parts.model(heads.prepare_inputs(inputs), training=False))
         targets = heads.prepare_targets(rows)
         count = tf.cast(tf.shape(next(iter(rows.values())))[0], tf.float32)
@@ -263,23 +279,51 @@ def make_evaluate(parts: TrainingParts) -> Callable[[], dict[str, float]]:
         ]
         sums = {"loss": tf.add_n([*summed, *(count * one for one in parts.model.losses)])}
         for output in heads.trained:
-            prefix = "" if output is heads.main else f"{output.name}_"
             measured = _measure(output, targets[output.name], answers[output.name])
-            sums |= {prefix + name: _sum_rows(values) for name, values in measured.items()}
-        return sums
+            prefix = _prefix(output, heads)
+            sums |= {prefix + name: _sum_rows(one) for name, one in measured.items()}
+        return sums, {name: tf.cast(answers[name], tf.float32) for name in losses if is_held}
 
     def evaluate() -> dict[str, float]:
         totals: dict[str, float] = {}
-        for batch in batches:
-            for name, value in measure(*batch).items():
+        held: list[_Held] = []
+        for inputs, rows in batches:
+            sums, answers = measure(inputs, rows)
+            for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
-        means = {f"val_{name}": total / len(split) for name, total in totals.items()}
-        return {
-            name: math.sqrt(value) if name.endswith("rmse") else value
-            for name, value in means.items()
-        }
+            if is_held:
+                held.append((_to_numpy(rows), _to_numpy(answers)))
+        found = {name: total / len(split) for name, total in totals.items()}
+        for name in found:
+            if name.endswith("rmse"):
+                found[name] = math.sqrt(found[name])
+        found = {**_measure_held(held, heads), **found} if held else found
+        return {f"val_{name}": value for name, value in found.items()}
 
     return evaluate
+
+
+_Held: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
+"""Targets as the data have them, and answers."""
+
+
+def _measure_held(held: list[_Held], heads: ModelHeads) -> dict[str, float]:
+    """Return what needs all answers, by the names of history."""
+    found: dict[str, float] = {}
+    for output in heads.trained:
+        targets = np.concatenate([rows[output.target or ""] for rows, _ in held])
+        answers = np.concatenate([answers[output.name] for _, answers in held])
+        metrics = compute_metrics(output.head, targets, answers)
+        found |= {_prefix(output, heads) + name: value for name, value in metrics.items()}
+    return found
+
+
+def _prefix(output: ModelOutput, heads: ModelHeads) -> str:
+    return "" if output is heads.main else f"{output.name}_"
+
+
+def _to_numpy(tensors: Tensors) -> dict[str, Array]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def _measure(output: ModelOutput, targets: tf.Tensor, answers: tf.Tensor) -> Tensors:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import tf_keras
@@ -204,7 +204,8 @@ def _build_custom(builder: str, dataset: Dataset) -> tf_keras.Model:
             some = spread_rows(len(train), _BUILDER_ROWS)
             more["examples"] = train if isinstance(train, Examples) else train.take(some)
     try:
-        model = function(*given, **more)
+        with _keep_precision():
+            model = function(*given, **more)
     except Exception as error:  # the user's code: whatever it raises is theirs to read
         raise ConfigError(
             f"model.builder {builder!r} failed on ({', '.join(map(str, given))}): "
@@ -228,6 +229,16 @@ def _build_custom(builder: str, dataset: Dataset) -> tf_keras.Model:
             "functional API, or give a Sequential its Input"
         )
     return model
+
+
+@contextlib.contextmanager
+def _keep_precision() -> Iterator[None]:
+    """Undo what a builder says for the whole process: its layers keep their own policies."""
+    before = tf_keras.mixed_precision.global_policy()
+    try:
+        yield
+    finally:
+        tf_keras.mixed_precision.set_global_policy(before)
 
 
 def _penalty(config: ModelConfig) -> tf_keras.regularizers.L2 | None:

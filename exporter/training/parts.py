@@ -73,6 +73,9 @@ def build_parts(dataset: Dataset, config: Config) -> TrainingParts:
         model = build_model(config.model, dataset)
         optimizer = build_optimizer(training, plan.steps_per_epoch)
         optimizer.build(model.trainable_variables)
+        if any(layer.compute_dtype == "float16" for layer in model.submodules if _is_layer(layer)):
+            # As `fit` does it where the whole process computes in half precision.
+            optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer)
     heads = describe_dataset_heads(model, dataset, training)
     _check_extras(training, heads)
 
@@ -90,6 +93,10 @@ def build_parts(dataset: Dataset, config: Config) -> TrainingParts:
         dataset=dataset,
         class_weights=build_class_weights(training, heads, dataset.targets, count),
     )
+
+
+def _is_layer(module: tf.Module) -> bool:
+    return isinstance(module, tf_keras.layers.Layer)
 
 
 def describe_dataset_heads(

@@ -113,9 +113,10 @@ class EpochRecorder:
                 f"{metrics['loss']}; lower training.learning_rate or set training.clip_norm"
             )
         metrics = {**metrics, **self._evaluate(), "learning_rate": self._learning_rate()}
+        for name in {**state.history, **metrics}:  # not every epoch can tell every metric
+            values = state.history.setdefault(name, [math.nan] * state.epochs_run)
+            values.append(metrics.get(name, math.nan))
         state.epochs_run += 1
-        for name, value in metrics.items():
-            state.history.setdefault(name, []).append(value)
         self._keep_best()
         for listener in self._listeners:
             listener(state, metrics)
@@ -138,6 +139,7 @@ class EpochRecorder:
 
     def _learning_rate(self) -> float:
         optimizer = self._parts.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a loss that is scaled
         schedule = getattr(optimizer, "_learning_rate", None)
         if callable(schedule) and not hasattr(schedule, "numpy"):
             return float(schedule(optimizer.iterations))
@@ -202,7 +204,7 @@ def describe_metrics(metrics: dict[str, float]) -> str:
     for name, value in metrics.items():
         if name.endswith("accuracy"):
             parts.append(f"{name} {100 * value:.1f} %")
-        elif name.endswith(("loss", "mae", "rmse")):
+        elif name.endswith(("loss", "mae", "rmse", "auc", "mean_iou")):
             parts.append(f"{name} {value:.4f}")
     return "  ".join(parts)
 
@@ -221,9 +223,9 @@ class TrainResult:
     Attributes:
         model: With the best epoch's weights.
         heads: Its named inputs and outputs.
-        history: Metric name (`loss`, `accuracy` or `mae`, `val_loss`, `val_accuracy` or
-            `val_mae` and `val_rmse`, `learning_rate`; metrics of other outputs than the main one
-            begin with their name) to one value per epoch; a resumed run's is whole.
+        history: Metric name (`loss`, `accuracy` or `mae`, `val_loss`, `learning_rate`, and `val_`
+            before each of `exporter.metrics`, `val_OUTPUT_` for other outputs than the main one)
+            to one value per epoch, NaN where it could not be told; a resumed run's is whole.
         epochs_run: Epochs trained, those before a resume included.
         best_epoch: The epoch, from 1, whose weights the model has.
         seconds: Wall time of this call.

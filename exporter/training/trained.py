@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def save_trained(run_dir: Path, result: TrainResult, dataset: Dataset, config: C
     )
     with (run_dir / _WEIGHTS).open("wb") as stream:
         np.savez(stream, allow_pickle=False, **pack_weights(result.model.get_weights()))
-    (run_dir / _RECORD).write_bytes(msgspec.json.encode(record))
+    write_record(run_dir, record)
 
 
 def pack_weights(weights: Sequence[Array]) -> dict[str, Array]:
@@ -95,7 +96,7 @@ def take_up(run_dir: Path, asked: Config) -> Config:
     Raises:
         ConfigError: Nothing was trained there, or with other settings than are asked for now.
     """
-    own = _read_record(run_dir).config
+    own = read_record(run_dir).config
     before, now = msgspec.to_builtins(own), msgspec.to_builtins(asked)
     changed = [
         f"{section}.{key} = {_show(before[section][key])}, not {_show(value)}"
@@ -115,23 +116,23 @@ def _show(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def read_trained_config(run_dir: Path) -> Config:
-    """Return the configuration that a model was trained with.
-
-    Raises:
-        ConfigError: Nothing was trained there.
-    """
-    return _read_record(run_dir).config
+def write_record(run_dir: Path, record: TrainedRecord) -> None:
+    """Writes how a model was trained."""
+    # Not msgspec's own JSON, which has no NaN: a metric of an epoch may be one.
+    text = json.dumps(msgspec.to_builtins(record))
+    (run_dir / _RECORD).write_text(text, encoding="utf-8")
 
 
-def _read_record(run_dir: Path) -> TrainedRecord:
+def read_record(run_dir: Path) -> TrainedRecord:
+    """Reads it; what is none is refused."""
     try:
-        return msgspec.json.decode((run_dir / _RECORD).read_bytes(), type=TrainedRecord)
+        plain = json.loads((run_dir / _RECORD).read_text(encoding="utf-8"))
+        return msgspec.convert(plain, TrainedRecord)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{run_dir} holds no trained model; make one with: python -m exporter train"
         ) from error
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, msgspec.ValidationError) as error:
         raise ConfigError(
             f"{run_dir} holds no trained model ({error}); make one with: python -m exporter train"
         ) from error
@@ -145,7 +146,7 @@ def load_trained(run_dir: Path, config: Config) -> tuple[Dataset, TrainResult]:
     from exporter.training.models import build_model
     from exporter.training.parts import describe_dataset_heads
 
-    record = _read_record(run_dir)
+    record = read_record(run_dir)
     dataset = load_dataset(config.data)
     if dataset.fingerprint != record.data_fingerprint:
         raise ConfigError(

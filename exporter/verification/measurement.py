@@ -24,8 +24,8 @@ from contract.lite import LiteModel
 from contract.parity import ParityReport, Predictor, Tolerance, compare, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch
+from exporter.metrics import compute_metrics
 from exporter.verification.causes import find_causes
-from exporter.verification.metrics import compute_metrics
 
 IN_PROCESS = "in_process"
 SAVED_MODEL = "saved_model"

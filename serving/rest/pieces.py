@@ -51,7 +51,8 @@ _OPENING = re.compile(rb"[\[\s]*")
 _ROW = re.compile(rb"\s*\{")
 _ROWS_MEET = re.compile(rb"\}\s*(,)\s*\{")
 _BUT_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
-_JOIN_BYTES = 2**20
+_JOIN_BYTES = 2**18
+"""Copied in a turn: numpy gives the interpreter away for every copy, and waits to get it back."""
 
 Arrays = dict[str, Array]
 

@@ -224,6 +224,13 @@ def test_a_manifest_that_is_missing_or_damaged_stands_for_the_defaults(tmp_path:
     assert read_tolerances(tmp_path) == VersionTolerances()
 
 
+def test_values_that_hardly_differ_may_differ_by_what_floats_do() -> None:
+    golden = {"y": np.linspace(1000, 1000.01, 64, dtype=np.float32)[:, None]}
+    got = {"y": golden["y"] + np.float32(1e-3)}
+    assert compare(golden, got, VersionTolerances().of_server).passed
+    assert not compare(golden, got, VersionTolerances().of_variant("int8")).passed
+
+
 @pytest.mark.parametrize(
     ("limit", "atol"), [(1e-5, 1e-5), (0.0, 1e-5), (1e-3, 1e-3), (None, math.inf)]
 )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from contract import layout
 from contract.golden import Golden, GoldenExamples, write_golden
-from contract.manifest import Manifest
+from contract.manifest import DataEntry, Manifest
 from exporter.card import count_confusions, draw_confusions, write_model_card
 from exporter.verification.verdict import Verification
 
@@ -60,3 +60,20 @@ def test_only_cards_of_light_ink_on_dark_say_invert(
     write_model_card(tmp_path, manifest, Verification(measurements=(), notes=()), None)
     card = (tmp_path / layout.MODEL_CARD).read_text(encoding="utf-8")
     assert ("Invert" in card) == says_so
+
+
+def test_a_card_says_which_value_of_a_row_is_which(tmp_path: Path) -> None:
+    data = DataEntry(
+        name="people",
+        fingerprint="",
+        columns=("age", "color=red|blue"),
+        fillings={"": (31.5, 0.0)},
+    )
+    manifest = Manifest(model_name="m", version=0, created="", signatures={}, data=data)
+    path = tmp_path / layout.GOLDEN
+    path.parent.mkdir()
+    write_golden(path, Golden({}))
+    write_model_card(tmp_path, manifest, Verification(measurements=(), notes=()), None)
+    card = (tmp_path / layout.MODEL_CARD).read_text(encoding="utf-8")
+    assert "| 0 | age | 31.5 |" in card
+    assert "| 1 | color=red\\|blue | – |" in card

@@ -44,6 +44,12 @@ def test_an_override_replaces_one_value(
     assert getattr(getattr(load_config(MLP, [override]), section), key) == value
 
 
+def test_only_what_is_converted_can_be_required() -> None:
+    assert load_config(MLP, ["export.variants=[]"]).export.require == ("float32",)
+    with pytest.raises(ConfigError, match="require asks for int8, which variants lacks: float32"):
+        load_config(MLP, ['export.variants=["float32"]', 'export.require=["int8"]'])
+
+
 def test_a_later_override_wins() -> None:
     assert load_config(MLP, ["training.epochs=3", "training.epochs=4"]).training.epochs == 4
 
@@ -63,6 +69,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_one(override: str, nea
     message = refuse(override)
     assert "unknown key" in message
     assert nearest in message.split("did you mean")[1]
+
+
+def test_a_key_that_is_gone_says_what_takes_its_place() -> None:
+    message = refuse("export.tolerances.int8.max_accuracy_loss_rows=3")
+    assert "docs/verification.md" in message
+    assert "did you mean" not in message
 
 
 def test_an_unknown_key_in_the_file_is_refused_like_one_on_the_command_line(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contract import layout
+from contract.errors import VerificationError
 from contract.golden import write_golden
 from contract.lite import LiteModel
+from exporter import export
 from exporter.artifacts.conversion import ask_for_conversions, iterate_conversions
 from exporter.artifacts.golden import list_variant_signatures, make_calibration
 from exporter.artifacts.tflite import (
@@ -23,7 +26,7 @@ from exporter.artifacts.tflite import (
 )
 from exporter.models.keras import KerasModel
 from exporter.processes import ChildProcess
-from tests.exporter.models_for_tests import draw_examples, make_dataset
+from tests.exporter.models_for_tests import build_betainc, draw_examples, make_dataset
 
 pytestmark = pytest.mark.tensorflow
 
@@ -170,3 +173,63 @@ def test_mixed_precision_becomes_float32_with_the_same_weights(
     assert made.is_half_precision
     check_answers(made, copies["float32"], atol=2e-3)
     assert model.layers[0].compute_dtype == "float16", "the model stays what it was"
+
+
+def test_a_version_without_its_copies_says_why(tmp_path: Path) -> None:
+    """In table, card and manifest; the failed file is no part of it."""
+    model = build_betainc((6,), 3)
+    rows = np.random.default_rng(3).random((40, 6), np.float32)
+    base = tmp_path / "mine"
+    with pytest.raises(VerificationError, match=r"Betainc \(layer odd\).*export\.require"):
+        export(model, base, examples=rows, variants=["float32"])
+    assert not base.exists()
+    version = export(model, base, examples=rows, variants=["float32"], require=[])
+    assert not list(version.path.rglob("*.tflite"))
+    assert version.table[-1][0] == "float32"
+    assert version.table[-1][-1] == "FAILED"
+    assert "Betainc" in version.manifest.parity["float32"]["problems"][0]
+    assert "float32 is left out: " in (version.path / layout.MODEL_CARD).read_text()
+    assert "float32 is left out: " in version._repr_html_()
+
+
+def test_a_model_of_strings_has_no_copies_and_says_so(tmp_path: Path) -> None:
+    import tf_keras
+
+    layers = tf_keras.layers
+    texts = layers.Input((), dtype="string", name="text")
+    numbers = layers.TextVectorization(vocabulary=["good", "bad"], output_mode="multi_hot")(texts)
+    model = tf_keras.Model(texts, layers.Dense(1, activation="sigmoid")(numbers))
+    rows = np.array([b"good one", b"bad", b"good, bad"] * 10, object)
+    version = export(model, tmp_path / "words", examples=rows)
+    assert not list(version.path.rglob("*.tflite"))
+    assert any("every signature takes strings" in note for note in version.verification.notes)
+
+
+def test_a_table_of_one_signature_costs_no_other(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    class Both(tf.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = tf.Variable(np.eye(4, 3, dtype=np.float32))
+            keys = tf.constant([1, 2], tf.int64)
+            entries = tf.lookup.KeyValueTensorInitializer(keys, keys * 3)
+            self.entries = tf.lookup.StaticHashTable(entries, 0)
+
+        @tf.function(  # type: ignore[untyped-decorator]
+            input_signature=[tf.TensorSpec((None, 4), tf.float32, "numbers")]
+        )
+        def __call__(self, numbers: Any) -> Any:
+            return {"scores": tf.nn.softmax(numbers @ self.weights)}
+
+        @tf.function(  # type: ignore[untyped-decorator]
+            input_signature=[tf.TensorSpec((None,), tf.int64, "keys")]
+        )
+        def look(self, keys: Any) -> Any:
+            return {"values": self.entries.lookup(keys)}
+
+    numbers = np.random.default_rng(3).random((40, 4), np.float32)
+    examples = {"numbers": numbers, "keys": np.arange(40) % 4}
+    version = export(Both(), tmp_path / "both", examples=examples, variants=["float32"])
+    with LiteModel(version.path / "model.tflite") as model:
+        assert set(model.signatures) == {"serving_default"}

@@ -49,7 +49,9 @@ def read_in_graph() -> Callable[[list[bytes]], list[int]]:
 
     def read(files: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(
-            lambda one: _read_orientation(one, tf.strings.substr(one, 0, 8) == PNG_MAGIC),
+            lambda one: _read_orientation(
+                tf.strings.substr(one, 0, HEAD_BYTES), tf.strings.substr(one, 0, 8) == PNG_MAGIC
+            ),
             files,
             fn_output_signature=tf.int64,
         )

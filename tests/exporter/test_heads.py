@@ -100,6 +100,16 @@ def mixed_inputs(input_shape, num_classes, examples):
     ])
     return tf_keras.Model([text, ids, numbers], layers.Dense(num_classes, "softmax")(x))
 
+def half(input_shape, num_classes):
+    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    inputs = layers.Input(input_shape)
+    x = layers.Dense(num_classes)(layers.Dense(8, "relu")(inputs))
+    return tf_keras.Model(inputs, layers.Activation("softmax", dtype="float32")(x))
+
+def half_to_the_end(input_shape, num_classes):
+    last = layers.Dense(num_classes, "softmax", dtype="mixed_float16")
+    return tf_keras.Model(inputs := layers.Input(input_shape), last(inputs))
+
 def pull_together(y_true, y_pred):
     same = tf.matmul(y_true, y_true, transpose_b=True)
     far = tf.norm(y_pred[:, None] - y_pred[None] + 1e-3, axis=-1)
@@ -181,6 +191,10 @@ def train_both(dataset: Dataset, builder: str, **training: Any) -> TrainResult:
     return fit
 
 
+PLAIN = {"accuracy", "macro_f1"}
+RANKED = {"accuracy", "f1", "auc", "average_precision"}
+SPOTTED = {"accuracy", "macro_f1", "auc", "average_precision", "f1_on"}
+LABELLED = {*SPOTTED, "f1_a", "f1_b", "f1_c"} - {"f1_on"}
 SEVERAL = {"level": classes(THREE, *NAMES), "tags": MULTILABEL, "total": values(VALUE)}
 MIXED = {"text": WORDS, "ids": np.arange(ROWS * 2).reshape(ROWS, 2) % 9, "numbers": VECTORS}
 
@@ -188,14 +202,14 @@ MIXED = {"text": WORDS, "ids": np.arange(ROWS * 2).reshape(ROWS, 2) % 9, "number
 @pytest.mark.parametrize(
     ("inputs", "targets", "builder", "expected", "metrics"),
     [
-        (VECTORS, classes(TWO, "no", "yes"), "sigmoid", "binary", {"accuracy"}),
-        (VECTORS, classes(TWO, "no", "yes"), "logit", "binary from logits", {"accuracy"}),
-        (VECTORS, MULTILABEL, "sigmoids3", "multilabel", {"accuracy"}),
-        (VECTORS, MULTILABEL, "logits3", "multilabel from logits", {"accuracy"}),
+        (VECTORS, classes(TWO, "no", "yes"), "sigmoid", "binary", RANKED),
+        (VECTORS, classes(TWO, "no", "yes"), "logit", "binary from logits", RANKED),
+        (VECTORS, MULTILABEL, "sigmoids3", "multilabel", LABELLED),
+        (VECTORS, MULTILABEL, "logits3", "multilabel from logits", LABELLED),
         (VECTORS, values(POINTS), "values2", "regression", {"mae", "rmse"}),
-        (PICTURES, classes(MASKS, *NAMES), "masks", "multiclass", {"accuracy"}),
-        (PICTURES, classes(SPOTS, "off", "on"), "spots", "multilabel", {"accuracy"}),
-        (MIXED, GOOD, "mixed_inputs", "multiclass", {"accuracy"}),
+        (PICTURES, classes(MASKS, *NAMES), "masks", "multiclass", {*PLAIN, "mean_iou"}),
+        (PICTURES, classes(SPOTS, "off", "on"), "spots", "multilabel", SPOTTED),
+        (MIXED, GOOD, "mixed_inputs", "multiclass", PLAIN),
     ],
 )
 def test_each_kind_of_head_is_trained_alike_in_both_loops(
@@ -259,6 +273,19 @@ def test_a_model_with_a_vocabulary_goes_on_from_its_checkpoint(tmp_path: Path) -
     assert resumed.resumed_from == 2
     pairs = zip(first.model.get_weights(), resumed.model.get_weights(), strict=True)
     assert all(np.array_equal(one, other) for one, other in pairs)
+
+
+def test_half_precision_is_trained_with_its_loss_scaled_and_stays_with_the_model() -> None:
+    import tf_keras
+
+    result = train_both(make_data(VECTORS, classes(THREE, *NAMES)), "half")
+    assert {layer.compute_dtype for layer in result.model.layers} == {"float16", "float32"}
+    assert tf_keras.mixed_precision.global_policy().name == "float32"
+
+
+def test_answers_of_half_precision_are_refused() -> None:
+    with pytest.raises(ConfigError, match="last layer dtype='float32'"):
+        describe(make_data(VECTORS, classes(THREE, *NAMES)), "half_to_the_end")
 
 
 @pytest.mark.parametrize("weights", ["balanced", {"high": 9.0}])

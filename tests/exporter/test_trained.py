@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
 from contract.errors import ConfigError
 from exporter.config import Config, override_config
-from exporter.training.trained import TrainedRecord, pack_weights, take_up, unpack_weights
+from exporter.training.trained import (
+    TrainedRecord,
+    pack_weights,
+    read_record,
+    take_up,
+    unpack_weights,
+    write_record,
+)
 from tests.exporter.small_training import make_config
 
 
@@ -19,7 +26,7 @@ def keep(run_dir: Path) -> Config:
     record = TrainedRecord(
         config=config, data_fingerprint="0", history={}, epochs_run=3, best_epoch=2, seconds=1.0
     )
-    (run_dir / "trained.json").write_bytes(msgspec.json.encode(record))
+    write_record(run_dir, record)
     return config
 
 
@@ -53,6 +60,19 @@ def test_a_folder_without_a_trained_model_is_refused(tmp_path: Path, content: by
         (tmp_path / "trained.json").write_bytes(content)
     with pytest.raises(ConfigError, match="holds no trained model"):
         take_up(tmp_path, make_config())
+
+
+def test_a_history_with_a_metric_that_is_no_number_is_kept(tmp_path: Path) -> None:
+    record = TrainedRecord(
+        config=make_config(),
+        data_fingerprint="0",
+        history={"val_auc": [0.5, math.nan]},
+        epochs_run=2,
+        best_epoch=1,
+        seconds=1.0,
+    )
+    write_record(tmp_path, record)
+    assert str(read_record(tmp_path).history) == str(record.history)
 
 
 def test_weights_come_back_as_they_were_vocabularies_included(tmp_path: Path) -> None:

@@ -8,8 +8,15 @@ import pytest
 from contract.agreement import Loss
 from contract.golden import Golden, GoldenExamples
 from contract.parity import Tolerances, VariantTolerance
-from exporter.verification.measurement import Measurement
-from exporter.verification.verdict import Verification, judge, list_headings, list_rows
+from exporter.verification.measurement import Measurement, describe_unmade
+from exporter.verification.verdict import (
+    Verification,
+    describe_requirement,
+    judge,
+    list_failures,
+    list_headings,
+    list_rows,
+)
 
 ROWS = 400
 
@@ -51,6 +58,33 @@ def verdict(*found: Measurement, golden: Golden | None = None) -> Verification:
 )
 def test_what_is_within_tolerance_passes(found: Measurement) -> None:
     assert verdict(found).passed
+
+
+def test_a_copy_that_nobody_requires_is_left_out_with_reason_and_remedy() -> None:
+    made = make_measurement("float32")
+    unmade = describe_unmade("int8", "the model has loops", "shorten the sequences")
+    found = judge(
+        [make_measurement("in_process"), made, unmade],
+        make_golden(),
+        Tolerances(),
+        optional=["int8", "float16"],
+    )
+    assert found.passed
+    assert found.left_out == ("int8",)
+    assert list_failures(found) == ["int8 is left out: the model has loops; shorten the sequences."]
+    assert list_rows(found)[2] == ("int8", "–", "–", "–", "–", "–", "FAILED")
+    assert not describe_requirement(found)
+
+
+def test_a_required_copy_that_fails_says_how_to_publish_without_it() -> None:
+    found = judge(
+        [make_measurement("in_process"), describe_unmade("float32", "no")],
+        make_golden(),
+        Tolerances(),
+        optional=["int8"],
+    )
+    assert not found.passed
+    assert "take it out of export.require (--require)" in describe_requirement(found)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,25 @@ def test_the_same_bytes_cut_anywhere_give_the_same_answers(seed: int) -> None:
     assert whole.bodies() == cut.bodies() == expected
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_nothing_is_kept_of_the_buffer_that_is_read_into(seed: int) -> None:
+    draw = random.Random(seed)
+    bodies = [draw.randbytes(draw.choice([0, 1, 9, 5000, 40_000])) for _ in range(12)]
+    data = BEGIN + b"".join(
+        ask(1 + 2 * index, body, ("x-n", str(index % 3))) + h2.window_update(0, 2**16)
+        for index, body in enumerate(bodies)
+    )
+    scene, buffer = Scene(), memoryview(bytearray(20_000))
+    position = 0
+    while position < len(data):
+        size = min(draw.choice([1, 9, 100, 20_000]), len(data) - position)
+        buffer[:size] = data[position : position + size]
+        scene.connection.receive(buffer[:size])
+        buffer[:size] = b"\xff" * size
+        position += size
+    assert scene.bodies() == {1 + 2 * index: body for index, body in enumerate(bodies)}
+
+
 def test_a_connection_that_takes_long_gives_others_their_turn() -> None:
     now = 0.0
 
