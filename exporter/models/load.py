@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -74,6 +76,9 @@ def load_keras(
             f"{path} has Lambda layers ({', '.join(lambdas)}), whose Python code would run here; "
             "if you trust the file, allow it with allow_lambda=True (--allow_lambda)"
         )
+    missing = sorted(set(_find_missing(config, custom_objects or {}, version)))
+    if missing:
+        raise ConfigError(_ask_for(path, missing))
     options = {"custom_objects": dict(custom_objects or {}), "compile": False}
     try:
         if version.startswith("3"):
@@ -149,9 +154,48 @@ def _find_lambdas(config: object) -> Iterator[str]:
             yield from _find_lambdas(value)
 
 
+def _find_missing(
+    config: object, custom_objects: Mapping[str, object], version: str
+) -> Iterator[str]:
+    """Classes that the file names, that are not Keras's own, and that nobody gave."""
+    if isinstance(config, list):
+        for value in config:
+            yield from _find_missing(value, custom_objects, version)
+    if not isinstance(config, dict):
+        return
+    name, registered = config.get("class_name"), config.get("registered_name")
+    if isinstance(name, str) and isinstance(registered, str):
+        module = config.get("module")
+        home = sys.modules.get(module) if isinstance(module, str) else None
+        may_be_found = (
+            {name, registered, registered.rpartition(">")[2]} & custom_objects.keys()
+            or _is_registered(registered, version)
+            or (isinstance(module, str) and (home is None or hasattr(home, name)))
+        )
+        if not may_be_found:
+            yield name
+    for value in config.values():
+        yield from _find_missing(value, custom_objects, version)
+
+
+def _is_registered(name: str, version: str) -> bool:
+    library = importlib.import_module("keras" if version.startswith("3") else "tf_keras")
+    return library.saving.get_registered_object(name) is not None
+
+
+def _ask_for(path: Path, names: list[str]) -> str:
+    given = ", ".join(f"{name!r}: {name}" for name in names)
+    flags = " ".join(f"--custom_objects package.module:{name}" for name in names)
+    return (
+        f"{path} uses {', '.join(map(repr, names))}, which Keras does not know; give it with "
+        f"custom_objects={{{given}}} ({flags})"
+    )
+
+
 _MISSING = re.compile(
     r"Unknown (?:layer|object|loss function|metric function|optimizer|activation function|"
     r"initializer|regularizer)[^']*: '?([\w.>]+)|Could not locate (?:class|function) '([\w.>]+)'"
+    r"|Cannot deserialize object of type `([\w.>]+)`"
 )
 
 
@@ -159,11 +203,8 @@ def _explain_loading(path: Path, error: Exception, version: str) -> str:
     text = str(error)
     found = _MISSING.search(text)
     if found is not None:
-        name = (found[1] or found[2]).rpartition(">")[2]
-        return (
-            f"{path} uses {name!r}, which Keras does not know; give it with "
-            f"custom_objects={{{name!r}: {name}}} (--custom_objects package.module:{name})"
-        )
+        name = next(part for part in found.groups() if part)
+        return _ask_for(path, [name.rpartition(">")[2]])
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return f"{path}, written by Keras {version}, cannot be loaded: {type(error).__name__}: {first}"
 
