@@ -297,20 +297,21 @@ def export(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         trained=arguments.trained,
     )
-    passed = True
+    is_whole = True
     document: dict[str, object] = {"chief": False}
     if exported.candidate is not None:
-        passed = exported.candidate.verification.passed
+        verification = exported.candidate.verification
+        is_whole = verification.is_whole and verification.passed
         document = {
             "model_name": exported.candidate.manifest.model_name,
             "dummy": exported.dummy,
-            "passed": passed,
-            "verification": exported.candidate.verification,
+            "passed": verification.passed,
+            "verification": verification,
             "published": exported.published,
             "run_dir": exported.run_dir,
             "seconds": exported.seconds,
         }
-    return _tell(arguments, document, lambda: show_export(exported), passed=passed)
+    return _tell(arguments, document, lambda: show_export(exported), passed=is_whole)
 
 
 def _export_own(arguments: argparse.Namespace) -> int:
@@ -360,7 +361,8 @@ def _export_own(arguments: argparse.Namespace) -> int:
         "verification": exported.verification,
         "published": exported.published,
     }
-    return _tell(arguments, document, lambda: show_own(exported))
+    is_whole = exported.verification.is_whole
+    return _tell(arguments, document, lambda: show_own(exported), passed=is_whole)
 
 
 def _refuse_own_flags(arguments: argparse.Namespace) -> None:

@@ -44,6 +44,12 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         """Nothing that a version cannot do without has failed."""
         return self.failures.keys() <= set(self.left_out)
 
+    @property
+    def is_whole(self) -> bool:
+        """Every copy that was made passed; one that cannot be made is left out and no fault."""
+        made = {one.name for one in self.measurements if one.is_measured}
+        return not self.failures.keys() & made
+
 
 def judge(
     measurements: list[Measurement],

@@ -33,7 +33,9 @@ SCORES = np.eye(10, dtype=np.float32)[np.arange(ROWS) % 10] * np.float32(0.9)
 GOLDEN = Golden(
     {
         "serving_default": GoldenExamples(
-            {"images": np.zeros((ROWS, 2), np.float32)}, {"probabilities": SCORES}, (1, 31, 32)
+            {"images": np.arange(2 * ROWS, dtype=np.float32).reshape(ROWS, 2)},
+            {"probabilities": SCORES},
+            (1, 31, 32),
         )
     }
 )
