@@ -76,11 +76,11 @@ def load_keras(
             f"{path} has Lambda layers ({', '.join(lambdas)}), whose Python code would run here; "
             "if you trust the file, allow it with allow_lambda=True (--allow_lambda)"
         )
-    missing = sorted(set(_find_missing(config, custom_objects or {}, version)))
-    if missing:
-        raise ConfigError(_ask_for(path, missing))
     options = {"custom_objects": dict(custom_objects or {}), "compile": False}
     try:
+        missing = sorted(set(_find_missing(config, custom_objects or {}, version)))
+        if missing:
+            raise ConfigError(_ask_for(path, missing))
         if version.startswith("3"):
             import keras
 
@@ -91,6 +91,8 @@ def load_keras(
         if path.suffix == ".keras" or zipfile.is_zipfile(path):
             options["safe_mode"] = not allow_lambda
         return tf_keras.saving.load_model(str(path), **options)
+    except ConfigError:
+        raise
     except Exception as error:  # ValueError, TypeError, KeyError, OSError: as Keras pleases
         raise ConfigError(_explain_loading(path, error, version)) from error
 
