@@ -108,7 +108,12 @@ def build_parser() -> argparse.ArgumentParser:
     verb = add(train, "Train, and keep the trained model in a run directory.")
     _add_run_flags(verb)
 
-    verb = add(export, "Train, export, verify and publish.")
+    verb = add(export, "Train, export, verify and publish; or export a model that is trained.")
+    verb.usage = (
+        "%(prog)s [--config FILE] [flags]\n"
+        "       %(prog)s --trained RUN_DIR [flags]\n"
+        "       %(prog)s --model FILE --examples FILE [flags]"
+    )
     _add_run_flags(verb)
     _add_publish_flags(verb)
     verb.add_argument(
@@ -172,10 +177,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_run_flags(parser: Parser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("training", "from a configuration; see docs/training.md")
+    group.add_argument(
         "--config", type=Path, metavar="FILE", help=f"default: {_CONFIG}, or the trained run's own"
     )
-    parser.add_argument(
+    group.add_argument(
         "--set",
         action="append",
         default=[],
@@ -183,13 +189,13 @@ def _add_run_flags(parser: Parser) -> None:
         dest="overrides",
         help="override the configuration; may be repeated",
     )
-    parser.add_argument(
+    group.add_argument(
         "--run_dir", type=Path, metavar="DIR", help="default: runs/<model name>/<time>"
     )
-    parser.add_argument(
+    group.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint of the run"
     )
-    parser.add_argument(
+    group.add_argument(
         "--download", action="store_true", help="allow fetching MNIST when no copy is found"
     )
 
@@ -247,21 +253,20 @@ def _add_own_model_flags(parser: Parser) -> None:
 
 
 def _add_publish_flags(parser: Parser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("publishing")
+    group.add_argument(
         "--base_path",
         metavar="DIR",
         help="the model's own folder, as tensorflow_model_server's --model_base_path; "
         "default: models/<model name>",
     )
-    parser.add_argument(
-        "--keep", type=int, metavar="N", help="retire all but the newest N versions"
-    )
-    parser.add_argument(
+    group.add_argument("--keep", type=int, metavar="N", help="retire all but the newest N versions")
+    group.add_argument(
         "--allow_signature_change",
         action="store_true",
         help="publish even what breaks the clients of the version before",
     )
-    parser.add_argument(
+    group.add_argument(
         "--model_config_file",
         type=Path,
         metavar="FILE",
@@ -332,6 +337,7 @@ def _export_own(arguments: argparse.Namespace) -> int:
             f"--model {arguments.model} needs --examples FILE: rows that the copies are verified "
             "with, as .npz, .npy, .csv, .parquet or .jsonl, or a folder of pictures"
         )
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # of which a SavedModel is made
     if (
         kind == "keras"
         and arguments.custom_objects

@@ -105,7 +105,7 @@ class ExportedVersion:
         place = html.escape(str(self.path))
         return (
             f"<p><b>{title}</b>, published as <code>{place}</code></p>"
-            f'<table style="border-collapse:collapse"><thead><tr>{cells}</tr></thead>'
+            f"<table><thead><tr>{cells}</tr></thead>"
             f"<tbody>{body}</tbody></table>{notes}"
         )
 
