@@ -31,7 +31,7 @@ MODELS = {
     "ResNet50": (224, (0.0, 255.0)),
     "EfficientNetB0": (224, (0.0, 255.0)),
 }
-TRAINED_ROWS, GIVEN_ROWS, EPOCHS = 96, 128, 3
+TRAINED_ROWS, GIVEN_ROWS, EPOCHS = 96, 128, 10
 
 
 def make_textures(size: int, rows: int, seed: int) -> tuple[Array, Array]:
@@ -68,7 +68,7 @@ def train(name: str, path: Path) -> float:
     for layer in model.layers:  # statistics of a few batches, not of thousands
         if isinstance(layer, tf_keras.layers.BatchNormalization):
             layer.momentum = 0.7
-    model.compile(tf_keras.optimizers.Adam(5e-4), "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile(tf_keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", ["accuracy"])
     model.fit(inputs, labels, batch_size=16, epochs=EPOCHS, verbose=0)
     right = float(np.mean(model.predict(inputs, verbose=0).argmax(axis=1) == labels))
     model.save(path)

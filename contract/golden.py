@@ -167,7 +167,10 @@ def read_golden(path: Path, *, max_bytes: int | None = MAX_BYTES) -> Golden:
             )
             return Golden({name: _load_signature(archive, one) for name, one in index.items()})
     except FileNotFoundError:
-        raise ManifestError(f"{path}: no golden examples; export the version again") from None
+        raise ManifestError(
+            f"{path}: no golden examples, so there is nothing to compare answers with; `python -m "
+            "exporter export` makes a version that has some (of any model: --model, --examples)"
+        ) from None
     except _NoGoldenError as error:
         raise ManifestError(f"{path}: not a golden file: {error}") from error
     except _UNREADABLE as error:

@@ -108,7 +108,12 @@ def build_parser() -> argparse.ArgumentParser:
     verb = add(train, "Train, and keep the trained model in a run directory.")
     _add_run_flags(verb)
 
-    verb = add(export, "Train, export, verify and publish.")
+    verb = add(export, "Train, export, verify and publish; or export a model that is trained.")
+    verb.usage = (
+        "%(prog)s [--config FILE] [flags]\n"
+        "       %(prog)s --trained RUN_DIR [flags]\n"
+        "       %(prog)s --model FILE --examples FILE [flags]"
+    )
     _add_run_flags(verb)
     _add_publish_flags(verb)
     verb.add_argument(
@@ -172,10 +177,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_run_flags(parser: Parser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("training", "from a configuration; see docs/training.md")
+    group.add_argument(
         "--config", type=Path, metavar="FILE", help=f"default: {_CONFIG}, or the trained run's own"
     )
-    parser.add_argument(
+    group.add_argument(
         "--set",
         action="append",
         default=[],
@@ -183,13 +189,13 @@ def _add_run_flags(parser: Parser) -> None:
         dest="overrides",
         help="override the configuration; may be repeated",
     )
-    parser.add_argument(
+    group.add_argument(
         "--run_dir", type=Path, metavar="DIR", help="default: runs/<model name>/<time>"
     )
-    parser.add_argument(
+    group.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint of the run"
     )
-    parser.add_argument(
+    group.add_argument(
         "--download", action="store_true", help="allow fetching MNIST when no copy is found"
     )
 
@@ -235,7 +241,8 @@ def _add_own_model_flags(parser: Parser) -> None:
     add(
         "--variants",
         metavar="NAME,NAME",
-        help=f"TFLite copies; default {','.join(layout.VARIANTS)}",
+        help=f"TFLite copies; default {','.join(layout.DEFAULT_VARIANTS)}; there is "
+        f"{layout.INT8_FLOAT_IO} too",
     )
     add(
         "--require",
@@ -246,21 +253,20 @@ def _add_own_model_flags(parser: Parser) -> None:
 
 
 def _add_publish_flags(parser: Parser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("publishing")
+    group.add_argument(
         "--base_path",
         metavar="DIR",
         help="the model's own folder, as tensorflow_model_server's --model_base_path; "
         "default: models/<model name>",
     )
-    parser.add_argument(
-        "--keep", type=int, metavar="N", help="retire all but the newest N versions"
-    )
-    parser.add_argument(
+    group.add_argument("--keep", type=int, metavar="N", help="retire all but the newest N versions")
+    group.add_argument(
         "--allow_signature_change",
         action="store_true",
         help="publish even what breaks the clients of the version before",
     )
-    parser.add_argument(
+    group.add_argument(
         "--model_config_file",
         type=Path,
         metavar="FILE",
@@ -297,20 +303,21 @@ def export(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         trained=arguments.trained,
     )
-    passed = True
+    is_whole = True
     document: dict[str, object] = {"chief": False}
     if exported.candidate is not None:
-        passed = exported.candidate.verification.passed
+        verification = exported.candidate.verification
+        is_whole = verification.is_whole and verification.passed
         document = {
             "model_name": exported.candidate.manifest.model_name,
             "dummy": exported.dummy,
-            "passed": passed,
-            "verification": exported.candidate.verification,
+            "passed": verification.passed,
+            "verification": verification,
             "published": exported.published,
             "run_dir": exported.run_dir,
             "seconds": exported.seconds,
         }
-    return _tell(arguments, document, lambda: show_export(exported), passed=passed)
+    return _tell(arguments, document, lambda: show_export(exported), passed=is_whole)
 
 
 def _export_own(arguments: argparse.Namespace) -> int:
@@ -330,6 +337,7 @@ def _export_own(arguments: argparse.Namespace) -> int:
             f"--model {arguments.model} needs --examples FILE: rows that the copies are verified "
             "with, as .npz, .npy, .csv, .parquet or .jsonl, or a folder of pictures"
         )
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # of which a SavedModel is made
     if (
         kind == "keras"
         and arguments.custom_objects
@@ -350,8 +358,8 @@ def _export_own(arguments: argparse.Namespace) -> int:
         allow_lambda=arguments.allow_lambda,
         skip_unreadable=arguments.skip_unreadable,
         options=_read_options(arguments),
-        variants=layout.VARIANTS if arguments.variants is None else _split(arguments.variants),
-        require=(layout.FLOAT32,) if arguments.require is None else _split(arguments.require),
+        variants=_split(arguments.variants, layout.DEFAULT_VARIANTS),
+        require=_split(arguments.require, (layout.FLOAT32,)),
     )
     document = {
         "model_name": exported.manifest.model_name,
@@ -359,7 +367,8 @@ def _export_own(arguments: argparse.Namespace) -> int:
         "verification": exported.verification,
         "published": exported.published,
     }
-    return _tell(arguments, document, lambda: show_own(exported))
+    is_whole = exported.verification.is_whole
+    return _tell(arguments, document, lambda: show_own(exported), passed=is_whole)
 
 
 def _refuse_own_flags(arguments: argparse.Namespace) -> None:
@@ -374,7 +383,9 @@ def _refuse_own_flags(arguments: argparse.Namespace) -> None:
         )
 
 
-def _split(text: str) -> list[str]:
+def _split(text: str | None, default: tuple[str, ...]) -> list[str]:
+    if text is None:
+        return list(default)
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -384,7 +395,7 @@ def _read_class_names(text: str | None) -> list[str]:
         return []
     path = Path(text)
     if not path.is_file():
-        return _split(text)
+        return _split(text, ())
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

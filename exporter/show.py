@@ -155,20 +155,20 @@ def _list_copy_rows(inspection: Inspection) -> list[tuple[str, ...]]:
         size = _to_kib(variant.num_bytes)
         if variant.problem or not variant.quantisation:
             # Blanks, not nothing: so the columns are text, and numbers begin one below the other.
-            rows.append((name, size, variant.problem or _list_names(variant), *"   "))
+            names = ", ".join(_name_signature(variant, one) for one in variant.signatures)
+            rows.append((name, size, variant.problem or names, *"   "))
         for at, one in enumerate(variant.quantisation):
             head = ("", "") if at else (name, size)
             tensor = f"{one.tensor} {one.dtype}"
-            rows.append((*head, one.signature, tensor, f"{one.scale:.9g}", str(one.zero_point)))
+            signature = _name_signature(variant, one.signature)
+            rows.append((*head, signature, tensor, f"{one.scale:.9g}", str(one.zero_point)))
     return rows
 
 
-def _list_names(variant: InspectedVariant) -> str:
-    """The signatures of a copy, with how many rows they take at a time where that is fixed."""
-    return ", ".join(
-        f"{name} ({one.fixed_rows} at a time)" if one.fixed_rows else name
-        for name, one in variant.signatures.items()
-    )
+def _name_signature(variant: InspectedVariant, name: str) -> str:
+    """A signature of a copy, with how many rows it takes at a time where that is fixed."""
+    rows = variant.signatures[name].fixed_rows
+    return f"{name} ({rows} at a time)" if rows else name
 
 
 def _list_provenance(inspection: Inspection) -> list[tuple[str, str]]:

@@ -10,8 +10,6 @@ import math
 import os
 import re
 import struct
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -231,6 +229,9 @@ def _mend_emnist(arrays: dict[str, Array], folder: Path, prefix: str) -> dict[st
 
 def _download(target: Path) -> None:
     """Fetch into the cache; a file that is not whole never gets the name."""
+    import urllib.error
+    import urllib.request
+
     partial = target.with_suffix(f".{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from contract import layout
-from contract.errors import ConfigError
+from contract.errors import ConfigError, PlumblineError
 from contract.heads import Head
 from contract.servable import DEFAULT_SIGNATURE_NAME
+from contract.signature import Signature
 from exporter.artifacts.exportable import Exportable
 from exporter.data.examples import ExportExamples
 
@@ -75,6 +78,9 @@ def load_keras(
         )
     options = {"custom_objects": dict(custom_objects or {}), "compile": False}
     try:
+        missing = sorted(set(_find_missing(config, custom_objects or {}, version)))
+        if missing:
+            raise ConfigError(_ask_for(path, missing))
         if version.startswith("3"):
             import keras
 
@@ -85,6 +91,8 @@ def load_keras(
         if path.suffix == ".keras" or zipfile.is_zipfile(path):
             options["safe_mode"] = not allow_lambda
         return tf_keras.saving.load_model(str(path), **options)
+    except ConfigError:
+        raise
     except Exception as error:  # ValueError, TypeError, KeyError, OSError: as Keras pleases
         raise ConfigError(_explain_loading(path, error, version)) from error
 
@@ -148,9 +156,48 @@ def _find_lambdas(config: object) -> Iterator[str]:
             yield from _find_lambdas(value)
 
 
+def _find_missing(
+    config: object, custom_objects: Mapping[str, object], version: str
+) -> Iterator[str]:
+    """Classes that the file names, that are not Keras's own, and that nobody gave."""
+    if isinstance(config, list):
+        for value in config:
+            yield from _find_missing(value, custom_objects, version)
+    if not isinstance(config, dict):
+        return
+    name, registered = config.get("class_name"), config.get("registered_name")
+    if isinstance(name, str) and isinstance(registered, str):
+        module = config.get("module")
+        home = sys.modules.get(module) if isinstance(module, str) else None
+        may_be_found = (
+            {name, registered, registered.rpartition(">")[2]} & custom_objects.keys()
+            or _is_registered(registered, version)
+            or (isinstance(module, str) and (home is None or hasattr(home, name)))
+        )
+        if not may_be_found:
+            yield name
+    for value in config.values():
+        yield from _find_missing(value, custom_objects, version)
+
+
+def _is_registered(name: str, version: str) -> bool:
+    library = importlib.import_module("keras" if version.startswith("3") else "tf_keras")
+    return library.saving.get_registered_object(name) is not None
+
+
+def _ask_for(path: Path, names: list[str]) -> str:
+    given = ", ".join(f"{name!r}: {name}" for name in names)
+    flags = " ".join(f"--custom_objects package.module:{name}" for name in names)
+    return (
+        f"{path} uses {', '.join(map(repr, names))}, which Keras does not know; give it with "
+        f"custom_objects={{{given}}} ({flags})"
+    )
+
+
 _MISSING = re.compile(
     r"Unknown (?:layer|object|loss function|metric function|optimizer|activation function|"
     r"initializer|regularizer)[^']*: '?([\w.>]+)|Could not locate (?:class|function) '([\w.>]+)'"
+    r"|Cannot deserialize object of type `([\w.>]+)`"
 )
 
 
@@ -158,11 +205,8 @@ def _explain_loading(path: Path, error: Exception, version: str) -> str:
     text = str(error)
     found = _MISSING.search(text)
     if found is not None:
-        name = (found[1] or found[2]).rpartition(">")[2]
-        return (
-            f"{path} uses {name!r}, which Keras does not know; give it with "
-            f"custom_objects={{{name!r}: {name}}} (--custom_objects package.module:{name})"
-        )
+        name = next(part for part in found.groups() if part)
+        return _ask_for(path, [name.rpartition(">")[2]])
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return f"{path}, written by Keras {version}, cannot be loaded: {type(error).__name__}: {first}"
 
@@ -218,14 +262,10 @@ def find_input_shape(model: object) -> tuple[int | None, ...] | None:
     None where there are several inputs, or the model does not say.
     """
     if isinstance(model, Path):
-        if tell_file_kind(model) == "tflite":
-            from contract.lite import LiteModel
-
-            signatures = dict(LiteModel(model.read_bytes()).signatures)
-        else:
-            from contract.wire.signatures import read_signatures
-
-            signatures = dict(read_signatures((model / layout.SAVED_MODEL).read_bytes()))
+        try:
+            signatures = _read_file_signatures(model)
+        except PlumblineError:
+            return None  # whoever loads it says what is wrong with it
         for one in sorted(signatures.values(), key=lambda one: one.name != DEFAULT_SIGNATURE_NAME):
             shapes = [spec.shape for spec in one.inputs.values()]
             return shapes[0] if len(shapes) == 1 else None
@@ -237,3 +277,13 @@ def find_input_shape(model: object) -> tuple[int | None, ...] | None:
         return tuple(inputs[0].shape)
     except (AttributeError, ValueError):
         return None
+
+
+def _read_file_signatures(path: Path) -> dict[str, Signature]:
+    if tell_file_kind(path) == "tflite":
+        from contract.lite import LiteModel
+
+        return dict(LiteModel(path.read_bytes()).signatures)
+    from contract.wire.signatures import read_signatures
+
+    return read_signatures((path / layout.SAVED_MODEL).read_bytes())

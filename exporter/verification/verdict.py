@@ -44,6 +44,12 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         """Nothing that a version cannot do without has failed."""
         return self.failures.keys() <= set(self.left_out)
 
+    @property
+    def is_whole(self) -> bool:
+        """Every copy that was made passed; one that cannot be made is left out and no fault."""
+        made = {one.name for one in self.measurements if one.is_measured}
+        return not self.failures.keys() & made
+
 
 def judge(
     measurements: list[Measurement],
@@ -61,7 +67,7 @@ def judge(
     for found in measurements[1:]:
         problems = list(found.problems)
         if found.name != SAVED_MODEL:
-            problems += _judge_accuracy(found, in_process, getattr(tolerances, found.name))
+            problems += _judge_accuracy(found, in_process, tolerances.of_variant(found.name))
         if problems:
             reasons = [f"because {cause}" for cause in found.causes]
             failures[found.name] = (*problems, *reasons, *([found.remedy] if found.remedy else []))

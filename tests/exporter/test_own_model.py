@@ -400,10 +400,8 @@ def test_labelled_pictures_on_the_wrong_scale_are_warned_of_with_what_mends_it(
     hint = "multiply them by 255" if wants_pixels else "--scale 0 1"
     assert hint in caplog.text
     caplog.clear()
-    if wants_pixels:
-        publish(model, tmp_path, examples=pictures, labels=labels)
-    else:
-        publish(model, tmp_path / "right", examples=pictures, labels=labels, scale=(0, 1))
+    right = {} if wants_pixels else {"scale": (0, 1)}
+    publish(model, tmp_path / "right", examples=pictures, labels=labels, **right)
     assert "another scale" not in caplog.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import pickle
 import subprocess
@@ -247,6 +248,9 @@ def test_what_cannot_be_exported_is_refused_with_what_to_do_and_nothing_is_lost(
     assert not left
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax") is None, reason="the numpy backend of Keras takes jax"
+)
 def test_a_keras_3_model_on_another_backend_is_refused_with_the_variable_to_set(
     tmp_path: Path,
 ) -> None:
