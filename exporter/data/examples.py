@@ -12,6 +12,9 @@ from contract.heads import Head
 from contract.signature import Array
 from exporter.data.pixels import PixelScale
 
+PLACE = "input #"
+"""Begins the name of an array that was given as one of a list, so that only its place is known."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:

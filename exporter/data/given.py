@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -14,7 +14,14 @@ from contract.errors import DatasetError
 from contract.heads import Head, Task
 from contract.signature import STRING, Array, dtype_name
 from exporter.data.dataset import fingerprint_arrays
-from exporter.data.examples import Examples, ExportExamples, choose_rows, count_bytes, spread_rows
+from exporter.data.examples import (
+    PLACE,
+    Examples,
+    ExportExamples,
+    choose_rows,
+    count_bytes,
+    spread_rows,
+)
 from exporter.data.image_folder import read_example_pictures
 from exporter.data.pixels import PixelScale
 from exporter.data.tables import read_arrow, read_columns
@@ -32,6 +39,8 @@ MAX_BYTES = 512 * 2**20
 """What is taken of a `tf.data.Dataset`, which may have no end."""
 
 _NUM_CALIBRATION = 200
+_MAX_PLACES = 16
+"""Inputs that may be given in a list instead of by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +99,7 @@ def read_given(
                 "arrays and labels"
             )
         examples, labels = _drain(examples, input_shape)
-    inputs = _to_arrays(examples, "examples")
+    inputs = _to_arrays(examples, "examples", has_one_input=input_shape is not None)
     targets = {} if labels is None else _to_arrays(labels, "labels")
     _check_rows(inputs, targets)
     described = {key: describe_target(array, names, key) for key, array in targets.items()}
@@ -162,11 +171,22 @@ def _find_picture_size(
     return size, channels if channels in (1, 3) else 0
 
 
-def _to_arrays(given: object, what: str) -> dict[str, Array]:
+def _is_several(given: object, *, has_one_input: bool) -> TypeGuard[Sequence[Array]]:
+    """Whether a list or tuple holds an array for each input, and not a row in each place."""
+    if not isinstance(given, list | tuple) or not 1 < len(given) <= _MAX_PLACES:
+        return False
+    if not all(isinstance(one, np.ndarray) and one.ndim for one in given):
+        return False
+    return isinstance(given, tuple) or (not has_one_input and all(one.ndim > 1 for one in given))
+
+
+def _to_arrays(given: object, what: str, *, has_one_input: bool = False) -> dict[str, Array]:
     if isinstance(given, Mapping):
         if not given:
             raise DatasetError(f"{what}: an empty mapping; give an array per name")
         return {str(key): _to_array(one, f"{what} {key!r}") for key, one in given.items()}
+    if what == "examples" and _is_several(given, has_one_input=has_one_input):
+        return {f"{PLACE}{at}": _to_array(one, what) for at, one in enumerate(given)}
     columns = _read_table(given)
     if columns is not None:
         return {name: _to_array(one, f"{what} {name!r}") for name, one in columns.items()}

@@ -69,6 +69,7 @@ def fit_targets(
     Raises:
         DatasetError: They name no output, or are not what it answers.
     """
+    _check_names(model, answers)
     outputs = [name for name in model.main_signature.outputs if name in model.heads]
     found: dict[str, Array] = {}
     for name, target in examples.targets.items():
@@ -82,6 +83,19 @@ def fit_targets(
         (output,) = named
         found[name] = _fit_target(output, model.heads[output], target, answers[output])
     return found
+
+
+def _check_names(model: Exportable, answers: Mapping[str, Array]) -> None:
+    for name, answer in answers.items():
+        head = model.heads.get(name)
+        if head is None or not head.has_classes or not head.class_names:
+            continue
+        width = 2 if head.task == "binary" else answer.shape[-1]
+        if len(head.class_names) != width:
+            raise DatasetError(
+                f"{len(head.class_names)} class names ({', '.join(head.class_names[:4])} …) for "
+                f"output {name!r}, which has {width} classes"
+            )
 
 
 def _is_name(model: Exportable, name: str) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from contract.errors import DatasetError
 from contract.signature import Array
+from exporter.data.examples import PLACE
 
 
 def name_rows(inputs: Mapping[str, Array], wanted: Mapping[str, str]) -> dict[str, Array]:
@@ -15,7 +16,8 @@ def name_rows(inputs: Mapping[str, Array], wanted: Mapping[str, str]) -> dict[st
 
     By name, served or the model's own. Data of one array without a name fit any model: the one
     array goes to every input, in the shape that each takes. Columns of numbers are one array for
-    a model of one input, in their order.
+    a model of one input, in their order; arrays that have places instead of names go to the inputs
+    in theirs.
 
     Args:
         inputs: The data's name to rows.
@@ -27,6 +29,8 @@ def name_rows(inputs: Mapping[str, Array], wanted: Mapping[str, str]) -> dict[st
     if set(inputs) == {""} or (len(inputs) == 1 and len(wanted) == 1):
         (rows,) = inputs.values()
         return dict.fromkeys(wanted, rows)
+    if len(inputs) == len(wanted) and all(name.startswith(PLACE) for name in inputs):
+        return dict(zip(wanted, inputs.values(), strict=True))
     is_table = all(one.ndim == 1 and one.dtype.kind in "fiub" for one in inputs.values())
     if len(wanted) == 1 and is_table and not inputs.keys() & {*wanted, *wanted.values()}:
         rows = np.stack([one.astype(np.float32) for one in inputs.values()], axis=1)

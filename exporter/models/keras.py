@@ -136,7 +136,7 @@ class KerasModel(Exportable):
         if signature.name == PREDICT_IMAGES:
             (rows,) = inputs.values()
             return {"images": shape_rows(rows, signature.inputs["images"], None)}
-        own = dict(zip(signature.inputs, self._own_inputs, strict=True))
+        own = dict(zip(self._traced.inputs, self._own_inputs, strict=True))  # in the model's order
         named = name_rows(inputs, own)
         return {
             name: shape_rows(named[name], spec, examples.pixels)

@@ -47,10 +47,10 @@ def dicts_in_and_out(k: Keras) -> Made:
 
 
 def lists_in_and_nested_out(k: Keras) -> Made:
-    a, b = k.Input((4,), name="left"), k.Input((1,), name="right")
+    a, b = k.Input((4,), name="z"), k.Input((1,), name="a")
     joined = k.layers.Concatenate()([a, b])
     outputs = [k.layers.Dense(2, name="u")(joined), k.layers.Dense(1, name="v")(joined)]
-    return k.Model([a, b], outputs), {"examples": {"right": ROWS[:, :1], "left": ROWS}}
+    return k.Model([a, b], outputs), {"examples": [ROWS, ROWS[:, :1]]}
 
 
 def a_model_in_a_model(k: Keras) -> Made:
@@ -189,7 +189,7 @@ KINDS: dict[str, tuple[Callable[[Keras], Made], tuple[str, ...], tuple[str, ...]
     # name: (builder, names of the inputs, of the outputs), as served
     "batch_norm": (trained_with_batch_norm, ("features",), ("probabilities",)),
     "dicts": (dicts_in_and_out, ("a", "b"), ("price", "risk")),
-    "lists": (lists_in_and_nested_out, ("left", "right"), ("u", "v")),
+    "lists": (lists_in_and_nested_out, ("a", "z"), ("u", "v")),
     "nested": (a_model_in_a_model, ("features",), ("probabilities",)),
     "subclass": (a_subclass, ("x", "y"), ("nested_0", "nested_1")),
     "arguments": (a_call_of_two_arguments, ("left", "right"), ("outputs",)),

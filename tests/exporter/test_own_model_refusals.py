@@ -201,6 +201,10 @@ def class_names_twice(folder: Path) -> Case:
     return make_dense(), given(class_names=["fine", "fine\n"]), "are the same once stripped"
 
 
+def too_many_class_names(folder: Path) -> Case:
+    return make_dense(), given(class_names=["a", "b", "c"]), "3 class names .* has 2 classes"
+
+
 def a_scale_for_no_pictures(folder: Path) -> Case:
     return make_dense(), given(scale=(0, 1)), "scale is for pictures"
 
