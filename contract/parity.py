@@ -126,6 +126,16 @@ class Tolerances(msgspec.Struct, frozen=True, kw_only=True):
     dynamic_range: VariantTolerance = VariantTolerance(max_class_loss=0.03, max_relative_rmse=0.17)
     int8: VariantTolerance = VariantTolerance(max_class_loss=0.05, max_relative_rmse=0.22)
 
+    def of_variant(self, variant: str) -> VariantTolerance:
+        """The numbers of a TFLite variant; `int8_float_io` has those of `int8`.
+
+        Args:
+            variant: One of `layout.VARIANTS`.
+        """
+        key = layout.INT8 if variant in layout.INT8_VARIANTS else variant
+        numbers: VariantTolerance = getattr(self, key)
+        return numbers
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VersionTolerances:
@@ -149,7 +159,7 @@ class VersionTolerances:
             Its atol is `max_abs_difference`, infinite where none is asked, in units of the
             output's largest magnitude.
         """
-        numbers: VariantTolerance = getattr(self.numbers, variant)
+        numbers = self.numbers.of_variant(variant)
         limit = numbers.max_abs_difference
         return Tolerance(
             atol=math.inf if limit is None else limit,

@@ -211,9 +211,8 @@ def _list_jobs(
     jobs, fingerprint = [], ""
     for variant in variants:
         names = list_variant_signatures(model, variant)
-        calibration = None
-        if variant == "int8":
-            calibration = run_dir.resolve() / CALIBRATION
+        calibration = run_dir.resolve() / CALIBRATION if variant in layout.INT8_VARIANTS else None
+        if calibration is not None and not fingerprint:
             rows, fingerprint = make_calibration(model, names, examples)
             write_golden(calibration, rows)
         jobs.append(

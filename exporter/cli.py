@@ -241,7 +241,8 @@ def _add_own_model_flags(parser: Parser) -> None:
     add(
         "--variants",
         metavar="NAME,NAME",
-        help=f"TFLite copies; default {','.join(layout.VARIANTS)}",
+        help=f"TFLite copies; default {','.join(layout.DEFAULT_VARIANTS)}; there is "
+        f"{layout.INT8_FLOAT_IO} too",
     )
     add(
         "--require",
@@ -357,8 +358,8 @@ def _export_own(arguments: argparse.Namespace) -> int:
         allow_lambda=arguments.allow_lambda,
         skip_unreadable=arguments.skip_unreadable,
         options=_read_options(arguments),
-        variants=layout.VARIANTS if arguments.variants is None else _split(arguments.variants),
-        require=(layout.FLOAT32,) if arguments.require is None else _split(arguments.require),
+        variants=_split(arguments.variants, layout.DEFAULT_VARIANTS),
+        require=_split(arguments.require, (layout.FLOAT32,)),
     )
     document = {
         "model_name": exported.manifest.model_name,
@@ -382,7 +383,9 @@ def _refuse_own_flags(arguments: argparse.Namespace) -> None:
         )
 
 
-def _split(text: str) -> list[str]:
+def _split(text: str | None, default: tuple[str, ...]) -> list[str]:
+    if text is None:
+        return list(default)
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -392,7 +395,7 @@ def _read_class_names(text: str | None) -> list[str]:
         return []
     path = Path(text)
     if not path.is_file():
-        return _split(text)
+        return _split(text, ())
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

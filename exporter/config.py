@@ -42,7 +42,7 @@ BUILT_IN_LOSSES = (
 LoopName = Literal["fit", "gradient_tape"]
 StrategyName = Literal["none", "mirrored", "multi_worker"]
 TargetTask = Literal["", "multiclass", "binary", "multilabel", "regression"]
-VariantName = Literal["float32", "float16", "dynamic_range", "int8"]
+VariantName = Literal["float32", "float16", "dynamic_range", "int8", "int8_float_io"]
 
 Table: TypeAlias = dict[str, Any]
 """A table of TOML, as it was read: nothing is known of it yet."""
@@ -280,7 +280,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
         base_path: The model's own folder, which holds its versions, as in TensorFlow Serving's
             `--model_base_path`; "" stands for `models/<model name>`.
         keep: Versions to keep when publishing; 0 = all.
-        variants: TFLite variants to convert.
+        variants: TFLite variants to convert. `int8_float_io` is `int8` that takes and gives floats.
         require: Those of them without which nothing is published; another that cannot be
             converted, or fails its gate, is left out and said so.
         conversion_timeout_s: Time limit of the converter's process.

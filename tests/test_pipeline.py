@@ -64,12 +64,12 @@ def test_an_exported_version_holds_everything_that_the_layout_promises(published
             layout.GOLDEN,
             layout.MODEL_CARD,
             layout.CONFUSION_MATRIX,
-            *map(layout.variant_path, layout.VARIANTS),
+            *map(layout.variant_path, layout.DEFAULT_VARIANTS),
         ]
     )
     assert (manifest.model_name, manifest.version) == ("mlp", 1)
     assert manifest.calibration_fingerprint
-    assert set(manifest.parity) == {"in_process", "saved_model", *layout.VARIANTS}
+    assert set(manifest.parity) == {"in_process", "saved_model", *layout.DEFAULT_VARIANTS}
     assert manifest.parity["saved_model"]["bit_equal"]
     assert manifest.parity["float32"]["max_abs_difference"] <= 1e-5
     assert manifest.metrics["test_accuracy"] > 0.9
@@ -106,20 +106,39 @@ def test_the_model_card_holds_table_classes_and_picture(published_mlp: Path) -> 
 
 
 def test_a_candidate_that_fails_is_not_published_and_its_report_stays(tmp_path: Path) -> None:
-    impossible = settings("training.epochs=1", "export.tolerances.float16.max_abs_difference=0.0")
+    impossible = settings("training.epochs=1", "export.tolerances.float32.max_abs_difference=0.0")
     done = run_exporter("export", *MLP, *impossible, "--run_dir", "run", "--json", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     document = json.loads(done.stdout)
     assert document["published"] is None
-    (failure, *_) = document["verification"]["failures"]["float16"]
+    (failure, *_) = document["verification"]["failures"]["float32"]
     assert "must be equal bit for bit" in failure
     assert not (tmp_path / "models").exists()
     report = json.loads((tmp_path / "run" / "verification.json").read_text())
-    assert "float16" in report["failures"]
+    assert "float32" in report["failures"]
     refused = run_exporter("publish", "run", cwd=tmp_path)
     assert refused.returncode == 1
     assert "did not pass verification" in refused.stderr
     assert not (tmp_path / "models").exists()
+
+
+def test_a_copy_that_fails_is_left_out_of_what_is_published_and_the_command_ends_with_1(
+    tmp_path: Path,
+) -> None:
+    impossible = settings(
+        "training.epochs=1",
+        'export.variants=["float32", "float16"]',
+        "export.tolerances.float16.max_abs_difference=0.0",
+    )
+    done = run_exporter("export", *MLP, *impossible, "--json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    assert document["verification"]["left_out"] == ["float16"]
+    version_dir = tmp_path / "models" / "mlp" / "1"
+    assert document["published"]["path"].endswith("models/mlp/1")
+    assert (version_dir / "model.tflite").exists()
+    assert not (version_dir / "assets.extra" / "tflite" / "float16.tflite").exists()
+    assert run_exporter("verify", str(version_dir), cwd=tmp_path).returncode == 0
 
 
 def test_what_train_left_can_be_exported_twice_at_once(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from contract import layout
 from contract.errors import ExportError
 from exporter.artifacts.exportable import Exportable, Recipe
 from exporter.artifacts.tflite import MAX_UNROLLED_STEPS, Conversion, ConversionJob
@@ -97,7 +98,7 @@ def _find_next(
     """What to ask for after an answer; None where there is nothing to be gained."""
     if found.file is not None:
         return None
-    recipes = _INT8_RECIPES if job.variant == "int8" else _RECIPES
+    recipes = _INT8_RECIPES if job.variant in layout.INT8_VARIANTS else _RECIPES
     tried = recipes.index(job.recipe) + 1 if job.recipe is not None else 0
     for recipe in recipes[tried:]:
         # Neither another batch nor another loop brings an operator that TFLite lacks.

@@ -309,7 +309,7 @@ def list_exact_rows(count: int) -> Array:
 
 
 def list_variant_signatures(model: Exportable, variant: str) -> list[str]:
-    """Signatures that a variant carries; int8 leaves out the tutorial's."""
-    if variant != "int8":
+    """Signatures that a variant carries; those of int8 leave out the tutorial's."""
+    if variant not in layout.INT8_VARIANTS:
         return list(model.lite_signatures)
     return [name for name in model.lite_signatures if name != PREDICT_IMAGES]

@@ -49,7 +49,7 @@ class ConversionJob(msgspec.Struct, frozen=True, kw_only=True):
         signatures: Those that it will have.
         source: Directory of the SavedModel that it is made of; None stands for the candidate's.
         recipe: How the functions of `source` were traced; None for the candidate's own.
-        calibration: Golden file of inputs; int8 only.
+        calibration: Golden file of inputs; `layout.INT8_VARIANTS` only.
         note: What the file says of itself.
     """
 
@@ -103,7 +103,7 @@ def convert(job: ConversionJob) -> Conversion:
         ExportError: The file cannot be written.
     """
     source = job.source or job.candidate
-    if job.variant == "int8" and job.source is not None and _has_loops(source):
+    if job.variant in layout.INT8_VARIANTS and job.source is not None and _has_loops(source):
         return _fail(
             job,
             "the model has loops (recurrent layers over more than "
@@ -156,11 +156,12 @@ def _configure(converter: tf.lite.TFLiteConverter, job: ConversionJob) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if job.variant == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if job.variant == "int8":
+    if job.variant in layout.INT8_VARIANTS:
         assert job.calibration is not None
         examples = read_golden(job.calibration, max_bytes=None)
         converter.representative_dataset = lambda: _iterate_calibration(examples)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    if job.variant == layout.INT8:
         # Float inputs and outputs become int8; those that are uint8 pixels stay what they are.
         converter.inference_input_type = tf.int8
         converter.inference_output_type = tf.int8

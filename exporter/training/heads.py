@@ -31,6 +31,9 @@ Tensors: TypeAlias = dict[str, tf.Tensor]
 TargetForm = Literal["one_hot", "number", "values"]
 """How a target is given to a loss: float32, one-hot on a last axis; the class number; as it is."""
 
+_DECIDING = ("softmax", "sigmoid", "hard_sigmoid")
+"""Activations of layers that say a class."""
+
 _SHAPE_LAYERS = ("Reshape", "Flatten", "Permute", "UpSampling2D", "Cropping2D", "Identity")
 """Layers after an activation that leave shares shares."""
 
@@ -62,6 +65,7 @@ class ModelOutput:
         form: How that target is given to its loss.
         target_shape: Of one example's target as the loss takes it.
         loss: Name or `package.module:function` of its loss; "" where nothing trains it.
+        is_float: It gives floats; whole numbers and texts have no head.
     """
 
     name: str
@@ -71,6 +75,7 @@ class ModelOutput:
     form: TargetForm = "values"
     target_shape: tuple[int, ...] = ()
     loss: str = ""
+    is_float: bool = True
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -106,8 +111,8 @@ class ModelHeads:
 
     @property
     def by_output(self) -> dict[str, Head]:
-        """Own name of each output to what it means."""
-        return {output.name: output.head for output in self.outputs}
+        """Own name of each output that gives floats to what it means."""
+        return {output.name: output.head for output in self.outputs if output.is_float}
 
     @property
     def main(self) -> ModelOutput:
@@ -200,18 +205,25 @@ def describe_heads(
                 f"the model's output {name!r} is {answer.dtype.name}, too coarse for a loss; give "
                 "its last layer dtype='float32', and the others their mixed precision"
             )
-    chosen = _match_targets(list(answers), targets)
+    floats = [name for name, answer in answers.items() if answer.dtype.kind == "f"]
+    chosen = _match_targets(floats, targets)
     losses = _match_losses(config.loss, list(answers))
-    outputs = tuple(
-        _describe_output(
-            _Answer(name, answer, find_activation(model, name), alone=len(answers) == 1),
-            chosen[name],
-            targets.get(chosen[name] or ""),
-            examples,
-            losses[name],
-        )
-        for name, answer in answers.items()
-    )
+    made, misfits = [], []
+    for name, array in answers.items():
+        activation = find_activation(model, name)
+        answered = _Answer(name, array, activation, alone=len(floats) == 1)
+        target = chosen.get(name)
+        try:
+            made.append(_describe_output(answered, target, targets, examples, losses[name]))
+        except ConfigError as error:
+            if activation in _DECIDING or target == name or losses[name]:
+                raise
+            # A vector beside what learns the only target: an embedding.
+            misfits.append(error)
+            made.append(_describe_output(answered, None, targets, examples, ""))
+    if misfits and not any(output.is_trained for output in made):
+        raise misfits[0]
+    outputs = tuple(made)
     _check_losses(config.loss, outputs)
     unknown = [name for name in config.loss_weights if name not in answers]
     if unknown:
@@ -341,7 +353,7 @@ class _Answer:
     def is_sigmoid(self) -> bool:
         """Shares that do not sum to one: by the layer or, where it does not tell, by numbers."""
         if self.activation:
-            return self.activation in ("sigmoid", "hard_sigmoid")
+            return self.activation in _DECIDING[1:]
         is_share = bool(((self.array >= 0) & (self.array <= 1)).all())
         return is_share and not np.allclose(self.array.sum(axis=-1), 1, atol=1e-3)
 
@@ -351,14 +363,19 @@ class _Answer:
 
 
 def _describe_output(
-    answer: _Answer, target_name: str | None, target: Head | None, examples: Examples, loss: str
+    answer: _Answer,
+    target_name: str | None,
+    targets: Mapping[str, Head],
+    examples: Examples,
+    loss: str,
 ) -> ModelOutput:
-    if target is None or target_name is None:
+    if target_name is None:
         told = tell_head(answer.array, activation=answer.activation)
-        if told is None or (told.task == "regression" and answer.array.ndim == 2):
-            told = Head(task="embedding")
-        return ModelOutput(answer.name, answer.shape, told)
-    rows = examples.targets[target_name]
+        head = told or Head(task="embedding")
+        if head.task == "regression" and answer.array.ndim == 2:
+            head = Head(task="embedding")
+        return ModelOutput(answer.name, answer.shape, head, is_float=told is not None)
+    rows, target = examples.targets[target_name], targets[target_name]
     if target.task in ("multiclass", "binary"):
         head, form = _take_classes(answer, target, rows, loss)
     elif target.task == "multilabel":

@@ -67,7 +67,7 @@ def judge(
     for found in measurements[1:]:
         problems = list(found.problems)
         if found.name != SAVED_MODEL:
-            problems += _judge_accuracy(found, in_process, getattr(tolerances, found.name))
+            problems += _judge_accuracy(found, in_process, tolerances.of_variant(found.name))
         if problems:
             reasons = [f"because {cause}" for cause in found.causes]
             failures[found.name] = (*problems, *reasons, *([found.remedy] if found.remedy else []))

@@ -89,8 +89,11 @@ class Http2Peer(Peer, asyncio.BufferedProtocol):
         """What `buffer_updated` was told of; may be overwritten afterwards."""
         connection = self.connection
         self._was_heard = True
-        has_more = connection.receive(data)
-        if (self._turn.is_over(len(data)) or has_more) and not self._has_turn_left:
+        is_over = connection.receive(data)
+        # After a read that is not large the loop looks at others anyway.
+        if len(data) > _FEW_BYTES and self._turn.is_over(len(data)):
+            is_over = True
+        if is_over and not self._has_turn_left:
             self._has_turn_left = True
             self.transport.pause_reading()
             self._loop.call_soon(self._go_on)

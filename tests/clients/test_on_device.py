@@ -34,7 +34,7 @@ def golden(version_dir: Path) -> GoldenExamples:
     return read_golden(version_dir / layout.GOLDEN).signatures["serving_default"]
 
 
-@pytest.mark.parametrize("variant", layout.VARIANTS)
+@pytest.mark.parametrize("variant", layout.DEFAULT_VARIANTS)
 def test_every_variant_of_a_published_version_gives_golden_classes(
     version_dir: Path, golden: GoldenExamples, variant: str
 ) -> None:
@@ -150,7 +150,7 @@ def test_threads_share_one_predictor(version_dir: Path, golden: GoldenExamples) 
 
 
 def test_variants_are_listed_in_the_order_of_every_table(version_dir: Path) -> None:
-    assert list_variants(version_dir) == list(layout.VARIANTS)
+    assert list_variants(version_dir) == list(layout.DEFAULT_VARIANTS)
 
 
 def test_predicting_loads_neither_tensorflow_nor_grpc_of_a_server(version_dir: Path) -> None:

@@ -132,7 +132,7 @@ def test_unknown_hops_are_refused_with_the_known_ones() -> None:
 
 
 def test_all_means_servers_and_every_variant_there_is(published_mlp: Path) -> None:
-    variants = [f"on-device:{variant}" for variant in layout.VARIANTS]
+    variants = [f"on-device:{variant}" for variant in layout.DEFAULT_VARIANTS]
     assert list_hops("all", published_mlp / "mlp" / "1") == ["grpc", "grpc-aio", "rest", *variants]
     assert list_hops("grpc,all", None) == ["grpc", "grpc-aio", "rest"]
 
@@ -142,7 +142,7 @@ def test_the_command_agrees_over_grpc_asyncio_and_every_variant(
 ) -> None:
     golden = _write_numeric_golden(published_mlp, tmp_path)
     with serve_mlp(published_mlp / "mlp" / "1") as server:
-        variants = ",".join(f"on-device:{variant}" for variant in layout.VARIANTS)
+        variants = ",".join(f"on-device:{variant}" for variant in layout.DEFAULT_VARIANTS)
         status = main(
             [
                 *_arguments(published_mlp, server.address, f"grpc,grpc-aio,{variants}"),

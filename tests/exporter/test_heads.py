@@ -110,6 +110,13 @@ def half_to_the_end(input_shape, num_classes):
     last = layers.Dense(num_classes, "softmax", dtype="mixed_float16")
     return tf_keras.Model(inputs := layers.Input(input_shape), last(inputs))
 
+def beside(input_shape, num_classes):
+    inputs = layers.Input(input_shape)
+    x = layers.Dense(8, "relu", name="vector")(inputs)
+    scores = layers.Dense(num_classes, "softmax")(x)
+    number = layers.Lambda(lambda scores: tf.argmax(scores, axis=-1))(scores)
+    return tf_keras.Model(inputs, {"scores": scores, "vector": x, "number": number})
+
 def pull_together(y_true, y_pred):
     same = tf.matmul(y_true, y_true, transpose_b=True)
     far = tf.norm(y_pred[:, None] - y_pred[None] + 1e-3, axis=-1)
@@ -315,6 +322,15 @@ def test_a_loss_of_ones_own_trains_an_embedding_in_both_loops() -> None:
     data = make_data(VECTORS, classes(THREE, *NAMES))
     result = train_both(data, "wide", loss="my_heads:pull_together")
     assert result.heads.main.head.task == "embedding"
+
+
+def test_a_vector_and_a_whole_number_beside_a_classifier_are_left_alone() -> None:
+    heads = describe(make_data(VECTORS, classes(THREE, *NAMES)), "beside")
+    assert {name: head.task for name, head in heads.by_output.items()} == {
+        "scores": "multiclass",
+        "vector": "embedding",
+    }
+    assert [output.name for output in heads.trained] == ["scores"]
 
 
 def test_a_table_of_losses_is_by_output() -> None:

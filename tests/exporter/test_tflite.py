@@ -45,7 +45,7 @@ def convert(predictor: KerasModel, dataset: Dataset, path: Path, variant: str) -
 def try_to_convert(predictor: KerasModel, dataset: Dataset, path: Path, variant: str) -> Conversion:
     names = list_variant_signatures(predictor, variant)
     calibration = None
-    if variant == "int8":
+    if variant in layout.INT8_VARIANTS:
         calibration = path / "calibration.npz"
         write_golden(calibration, make_calibration(predictor, names, draw_examples(dataset))[0])
     return convert_variant(
@@ -70,7 +70,7 @@ def test_every_variant_answers_any_batch_with_builtin_operators_only(
 ) -> None:
     file = convert(saved[1], IMAGES, saved[0], variant)
     assert list_custom_ops(file.read_bytes()) == []
-    tutorial = set() if variant == "int8" else {"predict_images"}
+    tutorial = set() if variant in layout.INT8_VARIANTS else {"predict_images"}
     with LiteModel(file) as model:
         assert set(model.signatures) == {"serving_default", "serving_uint8"} | tutorial
         for rows in (1, 5, 33):
@@ -86,6 +86,20 @@ def test_int8_takes_and_gives_integers(saved: tuple[Path, KerasModel]) -> None:
         assert raw["serving_default"].inputs["images"].dtype == "int8"
         assert raw["serving_default"].outputs["probabilities"].dtype == "int8"
         assert raw["serving_uint8"].inputs["images"].dtype == "uint8"
+
+
+def test_int8_may_take_and_give_floats_and_answers_alike(
+    saved: tuple[Path, KerasModel],
+) -> None:
+    files = [convert(saved[1], IMAGES, saved[0], variant) for variant in layout.INT8_VARIANTS]
+    with LiteModel(files[0]) as integers, LiteModel(files[1]) as floats:
+        raw = floats.raw_signatures
+        assert raw["serving_default"].inputs["images"].dtype == "float32"
+        assert raw["serving_default"].outputs["probabilities"].dtype == "float32"
+        batch = {"images": to_float32(IMAGES.x_test)}
+        np.testing.assert_array_equal(
+            floats.predict(batch)["probabilities"], integers.predict(batch)["probabilities"]
+        )
 
 
 def test_signatures_share_one_set_of_weights(saved: tuple[Path, KerasModel]) -> None:
