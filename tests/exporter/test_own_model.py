@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ import pytest
 from contract import layout
 from contract.errors import PlumblineError, VerificationError
 from contract.golden import read_golden
+from contract.lite import LiteModel
 from contract.manifest import check_files, read_manifest
 from exporter import ExportedVersion, export
+from exporter.cli import main
+from exporter.verification.recheck import recheck_version
 from tests.exporter.own_models import KINDS, LABELS, ROWS, Keras, trained_with_batch_norm
+from tests.lite_models import FOLDER
 
 pytestmark = pytest.mark.tensorflow
 
@@ -418,3 +423,35 @@ def test_a_model_that_draws_lots_or_answers_no_numbers_is_not_published(
     with pytest.raises(VerificationError, match="answers NaN or infinity in output 'outputs'"):
         publish(broken, tmp_path, examples=ROWS)
     assert not list(tmp_path.glob("own/*"))
+
+
+@pytest.mark.parametrize("name", ["cnn", "fixed", "lstm", "groupnorm"])
+def test_a_tflite_file_becomes_a_version_that_answers_as_the_file_does(
+    name: str, tmp_path: Path
+) -> None:
+    path = FOLDER / f"{name}.tflite"
+    signature = next(iter(LiteModel(path).signatures.values()))
+    (spec,) = signature.inputs.values()
+    assert spec.shape is not None
+    rows = np.random.default_rng(0).random((24, *(size or 1 for size in spec.shape[1:])))
+    version = publish(path, tmp_path, examples=rows.astype(np.float32))
+    assert (version.path / layout.variant_path("float32")).read_bytes() == path.read_bytes()
+    assert not (version.path / layout.SAVED_MODEL).exists()
+    assert recheck_version(version.path, skip_tensorflow=True).passed
+
+
+def test_the_command_exports_a_file_and_shows_the_table_that_the_function_returns(
+    dense: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense.save(tmp_path / "kinds.keras")
+    np.savez(tmp_path / "rows.npz", x=ROWS, y=CLASSES)
+    command = ["export", "--model", str(tmp_path / "kinds.keras"), "--variants", "float32"]
+    command += ["--examples", str(tmp_path / "rows.npz"), "--labels", "y"]
+    command += ["--class_names", "a,b,c", "--base_path", str(tmp_path / "kinds")]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "bit for bit" in shown and f"Published {tmp_path / 'kinds' / '1'}" in shown
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["published"]["version"] == 2
+    manifest = read_manifest(tmp_path / "kinds" / "2")
+    assert manifest.heads["probabilities"].class_names == ("a", "b", "c")
