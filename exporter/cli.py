@@ -488,6 +488,11 @@ def _load_config(arguments: argparse.Namespace) -> Config:
     if arguments.download:
         overrides.append("data.download=true")
     trained = getattr(arguments, "trained", None)
+    if trained is not None and arguments.resume:
+        raise ConfigError(
+            f"--trained {trained} is a model whose training has ended, so --resume has no place "
+            "beside it"
+        )
     if trained is not None and arguments.config is None:
         return override_config(read_record(trained).config, overrides)
     return load_config(arguments.config or _CONFIG, overrides)

@@ -182,7 +182,7 @@ def count_classes(examples: Examples | Stream, target_name: str, num_classes: in
         labels = examples.records.values[target_name]
     else:
         raise ConfigError(
-            "training.class_weights = 'balanced' counts classes, and these data, which are not in "
+            "training.class_weight = 'balanced' counts classes, and these data, which are not in "
             "memory, are indexed by one class a row alone; give the weights as a table"
         )
     return np.bincount(labels.reshape(-1), minlength=num_classes)
