@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from contract import layout
-from contract.errors import ConfigError, PlumblineError
+from contract.errors import ConfigError, DatasetError, PlumblineError, TensorMismatchError
 from contract.heads import Head
 from contract.lite import LiteModel
 from contract.signature import Array, Batch, Signature
@@ -46,7 +47,10 @@ class LiteFile(Exportable):
             self._model = LiteModel(self._content)
         except PlumblineError as error:
             raise ConfigError(f"{path}: {error.message}") from error
-        self.signatures = self._model.signatures
+        self.signatures = {
+            name: self._bind(signature, examples)
+            for name, signature in self._model.signatures.items()
+        }
         self.heads = {}
         signature = self.main_signature
         size = find_fixed_batch(signature) or _HEAD_EXAMPLES
@@ -62,6 +66,29 @@ class LiteFile(Exportable):
             )
             if head is not None:
                 self.heads = {**self.heads, name: head}
+
+    def _bind(self, signature: Signature, examples: ExportExamples) -> Signature:
+        """The signature; with its fixed batch, where rows depend on those beside them."""
+        rows = self._model.fixed_rows.get(signature.name, 0)
+        if rows <= 1:
+            return signature
+        try:
+            inputs = self.make_inputs(signature, examples, examples.golden.take(slice(1)).inputs)
+            self.predict(inputs, signature_name=signature.name)
+        except TensorMismatchError:
+            taken, given = (
+                {
+                    name: dataclasses.replace(spec, shape=(rows, *spec.shape[1:]))
+                    if spec.shape and spec.shape[0] is None
+                    else spec
+                    for name, spec in specs.items()
+                }
+                for specs in (signature.inputs, signature.outputs)
+            )
+            return dataclasses.replace(signature, inputs=taken, outputs=given)
+        except DatasetError:
+            pass  # told where the signature is tried
+        return signature
 
     def predict(self, batch: Batch, *, signature_name: str = "") -> dict[str, Array]:
         """See `Exportable.predict`."""
