@@ -28,7 +28,7 @@ from exporter.data.readers import RawData, read_digits, read_mnist, read_npz
 from exporter.data.statistics import warn_of_odd_splits
 from exporter.data.stream import Stream, StreamedData, open_tfrecords
 from exporter.data.tables import read_table, read_texts
-from exporter.data.targets import clean_target
+from exporter.tasks.targets import clean_target
 
 _RANDOM_FEATURES = 784
 _RANDOM_CLASSES = 10

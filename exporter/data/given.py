@@ -25,7 +25,7 @@ from exporter.data.examples import (
 from exporter.data.image_folder import read_example_pictures
 from exporter.data.pixels import PixelScale
 from exporter.data.tables import read_arrow, read_columns
-from exporter.data.targets import clean_class_names
+from exporter.tasks.targets import clean_class_names
 
 ExamplesLike: TypeAlias = Any
 """An array, a mapping of input name to array, a `tf.data.Dataset`, a DataFrame, or a path: of an

@@ -25,7 +25,6 @@ from contract.heads import Head
 from contract.signature import Array
 from exporter.config import DataConfig
 from exporter.data.examples import Examples
-from exporter.data.targets import clean_class_names, clean_target
 from exporter.data.tfrecord import (
     Feature,
     Records,
@@ -36,6 +35,7 @@ from exporter.data.tfrecord import (
     parse_batch,
     parse_features,
 )
+from exporter.tasks.targets import clean_class_names, clean_target
 
 if TYPE_CHECKING:
     import tensorflow as tf

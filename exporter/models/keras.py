@@ -37,9 +37,9 @@ from exporter.artifacts.signatures import (
 )
 from exporter.data.examples import ExportExamples
 from exporter.data.pixels import ZERO_TO_ONE
-from exporter.heads import Loss, tell_head
 from exporter.models.inputs import name_rows
 from exporter.models.lite_layers import computes_in_half, has_loops, traced_for_lite
+from exporter.tasks.heads import Loss, tell_head
 
 _LOG = logging.getLogger(__name__)
 

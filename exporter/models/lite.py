@@ -16,9 +16,9 @@ from contract.signature import Array, Batch, Signature
 from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.golden import find_fixed_batch, shape_rows
 from exporter.data.examples import ExportExamples
-from exporter.heads import tell_head
 from exporter.models.inputs import name_rows
 from exporter.publishing.staging import translate_disk_errors
+from exporter.tasks.heads import tell_head
 
 _HEAD_EXAMPLES = 8
 

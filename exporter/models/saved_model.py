@@ -21,9 +21,9 @@ from exporter.artifacts.golden import find_fixed_batch, shape_rows
 from exporter.artifacts.saved_model import InProcessPredictor, save_for_converter, uses_tables
 from exporter.artifacts.signatures import fix_batch
 from exporter.data.examples import ExportExamples
-from exporter.heads import tell_head
 from exporter.models.inputs import name_rows
 from exporter.publishing.staging import translate_disk_errors
+from exporter.tasks.heads import tell_head
 
 _LOG = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from contract.signature import Array, describe_shape
 from exporter.config import REGRESSION_LOSSES, TrainingConfig, is_custom
 from exporter.data.examples import Examples
 from exporter.data.pixels import PixelScale
-from exporter.heads import tell_head
+from exporter.tasks.heads import tell_head
 
 HEAD_EXAMPLES = 8
 """Rows that a model is shown to tell what its heads give."""

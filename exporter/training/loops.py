@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 from contract.signature import Array
-from exporter.metrics import compute_metrics
+from exporter.tasks.metrics import compute_metrics
 from exporter.training.batches import Batch, iterate_batches
 from exporter.training.heads import ModelHeads, ModelOutput, Structure, Tensors, name_parts
 from exporter.training.losses import HeadLoss, build_losses
@@ -255,7 +255,7 @@ def _mean(values: tf.Tensor) -> tf.Tensor:
 def make_evaluate(parts: TrainingParts) -> Callable[[], dict[str, float]]:
     """Return () -> "val_loss" and metrics over the whole validation split, for both loops.
 
-    The metrics are those of `exporter.metrics`, beginning with `val_`; those of other outputs
+    The metrics are those of `exporter.tasks.metrics`, beginning with `val_`; those of other outputs
     than the main one have its name before them. Of a split whose answers are too many to be held,
     only what can be summed is told. Each worker of a strategy measures the whole split by itself:
     the answers agree, so all stop together.

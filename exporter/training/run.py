@@ -224,8 +224,8 @@ class TrainResult:
         model: With the best epoch's weights.
         heads: Its named inputs and outputs.
         history: Metric name (`loss`, `accuracy` or `mae`, `val_loss`, `learning_rate`, and `val_`
-            before each of `exporter.metrics`, `val_OUTPUT_` for other outputs than the main one)
-            to one value per epoch, NaN where it could not be told; a resumed run's is whole.
+            before each of `tasks.metrics`, `val_OUTPUT_` for other outputs than the main one) to
+            one value per epoch, NaN where it could not be told; a resumed run's is whole.
         epochs_run: Epochs trained, those before a resume included.
         best_epoch: The epoch, from 1, whose weights the model has.
         seconds: Wall time of this call.

@@ -24,7 +24,7 @@ from contract.lite import LiteModel
 from contract.parity import ParityReport, Predictor, Tolerance, compare, replay
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Batch
-from exporter.metrics import compute_metrics
+from exporter.tasks.metrics import compute_metrics
 from exporter.verification.causes import find_causes
 
 IN_PROCESS = "in_process"

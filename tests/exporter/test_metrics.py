@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from contract.heads import Head
-from exporter.metrics import compute_metrics
+from exporter.tasks.metrics import compute_metrics
 
 RNG = np.random.default_rng(0)
 

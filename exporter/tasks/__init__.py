@@ -1,0 +1,1 @@
+"""What outputs and targets are for: told from labels and answers, and measured."""
