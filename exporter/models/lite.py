@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from contract import layout
-from contract.errors import ConfigError, PlumblineError
+from contract.errors import ConfigError, DatasetError, PlumblineError, TensorMismatchError
 from contract.heads import Head
 from contract.lite import LiteModel
 from contract.signature import Array, Batch, Signature
-from exporter.artifacts.exportable import Exportable
-from exporter.artifacts.golden import find_fixed_batch, shape_rows
 from exporter.data.examples import ExportExamples
-from exporter.models.inputs import name_rows
+from exporter.models.given import GivenModel
 from exporter.publishing.staging import translate_disk_errors
 from exporter.tasks.heads import tell_head
 
 _HEAD_EXAMPLES = 8
 
 
-class LiteFile(Exportable):
+class LiteFile(GivenModel):
     """A `.tflite` file as it lies, asked through an interpreter in this process.
 
     Args:
@@ -46,13 +43,12 @@ class LiteFile(Exportable):
             self._model = LiteModel(self._content)
         except PlumblineError as error:
             raise ConfigError(f"{path}: {error.message}") from error
-        self.signatures = self._model.signatures
+        self.signatures = {
+            name: self._bind(signature, examples)
+            for name, signature in self._model.signatures.items()
+        }
         self.heads = {}
-        signature = self.main_signature
-        size = find_fixed_batch(signature) or _HEAD_EXAMPLES
-        rows = examples.golden.take(np.resize(np.arange(min(len(examples.golden), size)), size))
-        inputs = self.make_inputs(signature, examples, rows.inputs)
-        answers = self.predict(inputs, signature_name=signature.name)
+        answers = next(iter(self._try_signatures(examples).values()))
         for name, answer in answers.items():
             target = examples.targets.get(name)
             if target is None and len(answers) == 1:
@@ -63,19 +59,32 @@ class LiteFile(Exportable):
             if head is not None:
                 self.heads = {**self.heads, name: head}
 
+    def _bind(self, signature: Signature, examples: ExportExamples) -> Signature:
+        """The signature; with its fixed batch, where rows depend on those beside them."""
+        rows = self._model.fixed_rows.get(signature.name, 0)
+        if rows <= 1:
+            return signature
+        try:
+            inputs = self._shape(signature, examples, examples.golden.take(slice(1)).inputs)
+            self.predict(inputs, signature_name=signature.name)
+        except TensorMismatchError:
+            taken, given = (
+                {
+                    name: dataclasses.replace(spec, shape=(rows, *spec.shape[1:]))
+                    if spec.shape and spec.shape[0] is None
+                    else spec
+                    for name, spec in specs.items()
+                }
+                for specs in (signature.inputs, signature.outputs)
+            )
+            return dataclasses.replace(signature, inputs=taken, outputs=given)
+        except DatasetError:
+            pass  # told where the signature is tried
+        return signature
+
     def predict(self, batch: Batch, *, signature_name: str = "") -> dict[str, Array]:
         """See `Exportable.predict`."""
         return self._model.predict(batch, signature_name=signature_name)
-
-    def make_inputs(
-        self, signature: Signature, examples: ExportExamples, inputs: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        """See `Exportable.make_inputs`."""
-        named = name_rows(inputs, {name: name for name in signature.inputs})
-        return {
-            name: shape_rows(named[name], spec, examples.pixels)
-            for name, spec in signature.inputs.items()
-        }
 
     def save(self, directory: Path) -> None:
         """See `Exportable.save`."""

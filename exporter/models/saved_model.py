@@ -9,19 +9,17 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
-from contract.errors import ConfigError, DatasetError, PlumblineError
+from contract.errors import ConfigError
 from contract.heads import Head
 from contract.servable import DEFAULT_SIGNATURE_NAME
-from contract.signature import STRING, Array, Batch, Signature
-from exporter.artifacts.exportable import Exportable, Recipe
-from exporter.artifacts.golden import find_fixed_batch, shape_rows
+from contract.signature import STRING, Array, Batch
+from exporter.artifacts.exportable import Recipe
 from exporter.artifacts.saved_model import InProcessPredictor, save_for_converter, uses_tables
 from exporter.artifacts.signatures import fix_batch
 from exporter.data.examples import ExportExamples
-from exporter.models.inputs import name_rows
+from exporter.models.given import GivenModel
 from exporter.publishing.staging import translate_disk_errors
 from exporter.tasks.heads import tell_head
 
@@ -32,7 +30,7 @@ _SERVED_FOLDERS = ("variables", "assets")
 _HEAD_EXAMPLES = 8
 
 
-class GivenSavedModel(Exportable):
+class GivenSavedModel(GivenModel):
     """A SavedModel as it lies: its files are copied, its signatures keep their names.
 
     Args:
@@ -66,9 +64,7 @@ class GivenSavedModel(Exportable):
         self.signatures = self._predictor.signatures
         self.heads = {}
         tried = self._try_signatures(examples)
-        self._main = next(iter(tried))
-        self._testable = tuple(tried)
-        self.heads = self._tell_heads(tried[self._main], examples, heads or {})
+        self.heads = self._tell_heads(next(iter(tried.values())), examples, heads or {})
         self._functions = functions
         without_strings = tuple(
             name
@@ -81,70 +77,9 @@ class GivenSavedModel(Exportable):
             or without_strings
         )
 
-    @property
-    def main_signature(self) -> Signature:
-        """See `Exportable.main_signature`; one that the examples can test."""
-        return self.signatures[self._main]
-
     def predict(self, batch: Batch, *, signature_name: str = "") -> dict[str, Array]:
         """See `Exportable.predict`."""
         return self._predictor.predict(batch, signature_name=signature_name)
-
-    def make_inputs(
-        self, signature: Signature, examples: ExportExamples, inputs: Mapping[str, Array]
-    ) -> dict[str, Array] | None:
-        """See `Exportable.make_inputs`."""
-        if signature.name not in self._testable:
-            return None
-        return self._shape(signature, examples, inputs)
-
-    def _shape(
-        self, signature: Signature, examples: ExportExamples, inputs: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        named = name_rows(inputs, {name: name for name in signature.inputs})
-        return {
-            name: shape_rows(named[name], spec, examples.pixels)
-            for name, spec in signature.inputs.items()
-        }
-
-    def _try_signatures(self, examples: ExportExamples) -> dict[str, dict[str, Array]]:
-        """Answers to a few rows by each signature that the examples can test, the main one first.
-
-        Raises:
-            DatasetError: They can test none; says why of the first.
-        """
-        names = sorted(self.signatures, key=lambda name: name != DEFAULT_SIGNATURE_NAME)
-        found: dict[str, dict[str, Array]] = {}
-        failures: dict[str, str] = {}
-        for name in names:
-            try:
-                found[name] = self._try(self.signatures[name], examples)
-            except PlumblineError as error:
-                failures[name] = error.message
-        if not found:
-            raise DatasetError(f"signature {names[0]!r}: {failures[names[0]]}")
-        for name, reason in failures.items():
-            _LOG.warning("signature %r is served but not verified: %s", name, reason)
-        return found
-
-    def _try(self, signature: Signature, examples: ExportExamples) -> dict[str, Array]:
-        for what, specs in (("input", signature.inputs), ("output", signature.outputs)):
-            for name, spec in specs.items():
-                if spec.shape == ():
-                    raise DatasetError(
-                        f"{what} {name!r} is one {spec.dtype} whatever the rows are, so no row can "
-                        "be checked by itself; give it an axis of rows, or a signature without it"
-                    )
-        size = find_fixed_batch(signature) or _HEAD_EXAMPLES
-        rows = examples.golden.take(np.resize(np.arange(min(len(examples.golden), size)), size))
-        inputs = self._shape(signature, examples, rows.inputs)
-        answers = self.predict(inputs, signature_name=signature.name)
-        for name, answer in answers.items():
-            if answer.shape[:1] != (size,):
-                raise DatasetError(
-                    f"output {name!r} answers {answer.shape} for {size} rows, not a row for each"
-                )
-        return answers
 
     def save(self, directory: Path) -> None:
         """See `Exportable.save`."""
