@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from contract import layout
-from contract.errors import ConfigError, VerificationError
+from contract.console.terminal import format_table
+from contract.errors import ConfigError, DatasetError, VerificationError
 from contract.heads import Head, Task
 from contract.manifest import Manifest, read_manifest
 from exporter.artifacts.tflite import Conversion, ConversionJob, convert, prepare_converting
@@ -78,6 +79,12 @@ class ExportedVersion:
     def table(self) -> list[tuple[str, ...]]:
         """A row for each copy, the headings first."""
         return [list_headings(self.verification), *list_rows(self.verification)]
+
+    def __str__(self) -> str:
+        """The table, and where the version is, for a terminal."""
+        head, *rows = self.table
+        text = format_table(head, rows, title=self.manifest.model_name)
+        return f"{text}Published {self.path}"
 
     def __repr__(self) -> str:
         return f"ExportedVersion({self.manifest.model_name!r}, {self.version}, '{self.path}')"
@@ -188,6 +195,7 @@ def export(
         )
     check_base_path(base)
     config = _make_config(variants, require, options)
+    _check_paths(examples, labels)
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))
     kept = False
     try:
@@ -228,6 +236,20 @@ def export(
         verification=candidate.verification,
         published=published,
     )
+
+
+def _check_paths(examples: ExamplesLike, labels: LabelsLike) -> None:
+    """Finds out before anything is loaded that a file of rows is not there.
+
+    Labels that are no path are the name of a column.
+    """
+    for what, given in (("examples", examples), ("labels", labels)):
+        if not isinstance(given, str | os.PathLike) or Path(given).exists():
+            continue
+        if what == "examples" or os.sep in os.fspath(given) or Path(given).suffix:
+            raise DatasetError(
+                f"the {what} {os.fspath(given)} are not there; give an existing file"
+            )
 
 
 def _make_config(

@@ -28,7 +28,8 @@ def test_the_own_model_example_publishes_a_version_with_every_copy(tmp_path: Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(Path("models", "fraud", "1"))
+    assert done.stdout.splitlines()[-1] == f"Published {Path('models', 'fraud', '1')}"
+    assert any(line.startswith("saved_model") for line in done.stdout.splitlines())
     manifest = read_manifest(tmp_path / "models" / "fraud" / "1")
     assert manifest.metrics["test_accuracy"] > 0.9
     assert {"model.tflite", "assets.extra/tflite/int8.tflite"} <= set(manifest.files)

@@ -91,6 +91,33 @@ def print_json(document: object, *, indent: int | None = 2) -> None:
     sys.stdout.flush()
 
 
+def format_table(
+    headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "", width: int = 80
+) -> str:
+    """The text of a table: as `print_table` writes it where it is no terminal."""
+    lines = _make_lines(headings, rows, title, width, has_rule=False)
+    return "".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines)
+
+
+def _make_lines(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    title: str,
+    room: int,
+    *,
+    has_rule: bool,
+) -> list[_Line]:
+    columns = [_Column(_clean(heading)) for heading in headings]
+    for row in rows:
+        for column, cell in zip(columns, row, strict=True):
+            column.cells.append(_clean(str(cell)))
+    lines = _lay_out(columns, room, has_rule=has_rule) or _lay_out_blocks(columns, room)
+    if not title:
+        return lines
+    heads: list[_Line] = [[(text, "bold")] for text in _fold(_clean(title), room)]
+    return [*heads, *lines, []]
+
+
 def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = ""
 ) -> None:
@@ -101,20 +128,11 @@ def print_table(
     and where even that is not enough every row becomes a block of lines, one for each cell. A
     table with a title also has an empty line below.
     """
-    columns = [_Column(_clean(heading)) for heading in headings]
-    for row in rows:
-        for column, cell in zip(columns, row, strict=True):
-            column.cells.append(_clean(str(cell)))
     console = open_rich(sys.stdout)
-    room = find_width()
-    lines = _lay_out(columns, room, has_rule=console is not None) or _lay_out_blocks(columns, room)
-    if title:
-        heads: list[_Line] = [[(text, "bold")] for text in _fold(_clean(title), room)]
-        lines = [*heads, *lines, []]
     if console is None:
-        text = "".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines)
-        sys.stdout.write(text)
+        sys.stdout.write(format_table(headings, rows, title=title, width=find_width()))
         return
+    lines = _make_lines(headings, rows, title, find_width(), has_rule=True)
     from rich.text import Text
 
     for line in lines:

@@ -5,9 +5,10 @@ Asking needs no Keras: `verify` does it where only TensorFlow is installed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def save_functions(
     `model` owns them, and is saved with them where it holds more than variables (a lookup table,
     a random generator).
     """
-    with translate_disk_errors(directory):
+    with translate_disk_errors(directory), _quiet_log():
         # Tracks the variables alone: a tracked Keras model is traced again, layer by layer.
         module = tf.Module()
         module.variables_ = list(variables)
@@ -94,6 +95,18 @@ def _unmark_fused(saved_model: Path) -> None:
     for function in parsed.meta_graphs[0].graph_def.library.function:
         function.attr.pop(_FUSED_MARK, None)
     saved_model.write_bytes(parsed.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Keeps TensorFlow's note on where it wrote a temporary folder out of people's notebooks."""
+    log = logging.getLogger("tensorflow")
+    before = log.level
+    log.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def write_labels(directory: Path, class_names: Sequence[str]) -> None:

@@ -42,6 +42,14 @@ def name_rows(inputs: Mapping[str, Array], wanted: Mapping[str, str]) -> dict[st
             raise DatasetError(
                 f"the model takes {', '.join(wanted.values())}, and the examples hold "
                 f"{', '.join(inputs)}; give an array or a column for {own!r}"
+                + _suggest_labels(inputs)
             )
         found[served] = inputs[name]
     return found
+
+
+def _suggest_labels(inputs: Mapping[str, Array]) -> str:
+    """What to say of arrays one of which may be what the rows should be answered."""
+    if len(inputs) < 2:
+        return ""
+    return "; if one of them holds the labels, name it: labels='NAME' (--labels NAME)"
