@@ -171,7 +171,7 @@ def test_what_an_export_trained_and_could_not_convert_is_exported_without_traini
     hasty = settings("training.epochs=2", "export.conversion_timeout_s=0.001")
     failed = run_exporter("export", *MLP, *hasty, "--run_dir", "run", cwd=tmp_path)
     assert failed.returncode == 1
-    assert "python -m exporter export --trained run" in failed.stderr
+    assert "python -m exporter export --trained run" in failed.stdout
     # Without --config: the run brings its own.
     again = settings("export.variants=[]", "export.conversion_timeout_s=300")
     done = run_exporter("export", "--trained", "run", *again, "--json", cwd=tmp_path)

@@ -34,6 +34,9 @@ from tests.serving.test_server import make_request
 ENDLESS = ROOT / "tests" / "recorded" / "endless.tflite"
 """`images` to `probabilities`, by a `tf.while_loop` whose condition stays true."""
 
+VECTOR_OF_TWO = bytes.fromhex("92ffffff02000000")
+"""In the file of the published MLP: the end of a table, and how many items follow."""
+
 WORKERS = pytest.mark.parametrize("workers", [1, 2])
 
 
@@ -64,10 +67,11 @@ class Draft:
         self.path.rename(self._target)
 
     def crash(self) -> None:
-        """Two bytes that end whoever loads the model."""
+        """Two bytes that end whoever loads the model: a vector of 2 becomes one of 940."""
         path = self.path / "model.tflite"
         content = bytearray(path.read_bytes())
-        content[80:82] = bytes((172, 3))
+        at = content.index(VECTOR_OF_TWO) + 4
+        content[at : at + 2] = bytes((172, 3))
         path.write_bytes(content)
 
     def never_end(self) -> None:
