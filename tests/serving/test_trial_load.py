@@ -413,6 +413,8 @@ def test_what_the_kernel_kills_for_want_of_memory_may_be_tried_again(
         server.wait_for(lambda: len(zygote.children(recursive=True)) == 2)
         (watcher,) = zygote.children()
         (trial,) = watcher.children()
+        # It has read the files that are replaced now, and runs the loop that never ends.
+        server.wait_for(lambda: trial.cpu_times().user > 0.5)
         assert Path(f"/proc/{trial.pid}/oom_score_adj").read_text().strip() == "1000"
         shutil.copyfile(source / "model.tflite", base / "2" / "model.tflite")
         shutil.copyfile(source / layout.MANIFEST, base / "2" / layout.MANIFEST)
