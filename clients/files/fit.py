@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from clients.files.pictures import decode_image
 from clients.files.read import (
     UNNAMED,
     FileRows,
@@ -17,6 +16,7 @@ from clients.files.read import (
     list_files,
     read_files,
 )
+from clients.images import decode_image
 from contract.console.terminal import remark
 from contract.errors import DatasetError, PlumblineError, TensorMismatchError
 from contract.manifest import InputStatistics

@@ -1,4 +1,4 @@
-"""People's pictures as pixels, decoded here."""
+"""A picture as the pixels that a model takes: for whoever sends arrays instead of files."""
 
 from __future__ import annotations
 
