@@ -14,7 +14,7 @@ import pytest
 from contract import layout
 from contract.golden import GoldenExamples, read_golden
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "on-device.md"
 HEADERS = ROOT / "tests" / "litert" / "include"
 

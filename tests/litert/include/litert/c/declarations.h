@@ -1,4 +1,4 @@
-// Declarations of what docs/on-device.md uses of LiteRT's C API, for tests/clients/test_on_device_page.py: the wheel of
+// Declarations of what docs/on-device.md uses of LiteRT's C API, for tests/test_on_device_page.py: the wheel of
 // ai-edge-litert brings the library, libLiteRt.so, but no headers. Layouts and values as of LiteRT 2.
 
 #pragma once
