@@ -42,6 +42,19 @@ BUILT_IN_LOSSES = (
 LoopName = Literal["fit", "gradient_tape"]
 StrategyName = Literal["none", "mirrored", "multi_worker"]
 TargetTask = Literal["", "multiclass", "binary", "multilabel", "regression"]
+InMemoryKind = Literal[
+    "digits",
+    "mnist",
+    "npz",
+    "image_folder",
+    "csv",
+    "parquet",
+    "sequence",
+    "text",
+    "random",
+]
+"""Kinds of data that are read as a whole."""
+DataKind = Literal[InMemoryKind, "tfrecord", "loader"]
 VariantName = Literal["float32", "float16", "dynamic_range", "int8", "int8_float_io"]
 
 Table: TypeAlias = dict[str, Any]
@@ -131,19 +144,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
         num_examples: Rows of `random`.
     """
 
-    kind: Literal[
-        "digits",
-        "mnist",
-        "npz",
-        "image_folder",
-        "csv",
-        "parquet",
-        "sequence",
-        "text",
-        "tfrecord",
-        "loader",
-        "random",
-    ]
+    kind: DataKind
     path: str = ""
     test_path: str = ""
     download: bool = False

@@ -43,7 +43,7 @@ from exporter.artifacts.names import (
     UINT8,
 )
 from exporter.data.dataset import fingerprint_arrays
-from exporter.data.examples import Examples, ExportExamples
+from exporter.data.examples import Examples, ExportExamples, to_bytes
 from exporter.data.pixels import PixelScale
 
 if TYPE_CHECKING:
@@ -267,13 +267,6 @@ def reshape_rows(rows: Array, spec: TensorSpec) -> Array:
             f"{rows.shape[1:]}; give (rows, {', '.join(str(n or 'any') for n in wanted)})"
         )
     return rows.reshape(len(rows), *sizes)
-
-
-def to_bytes(rows: Array) -> Array:
-    """Strings of any kind as an object array of bytes, as a signature takes them."""
-    made = np.empty(rows.size, object)
-    made[:] = [one.encode() if isinstance(one, str) else bytes(one) for one in rows.flat]
-    return made.reshape(rows.shape)
 
 
 def _encode_files(images: Array) -> Array:

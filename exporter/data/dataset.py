@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias, assert_never
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from contract.errors import DatasetError
 from contract.heads import Head
 from contract.signature import Array
-from exporter.config import DataConfig
+from exporter.config import DataConfig, InMemoryKind
 from exporter.data.examples import Examples, ExportExamples, choose_rows, spread_rows
 from exporter.data.image_folder import read_image_folder
 from exporter.data.inputs import clean_input, fill_missing, find_fillings
@@ -32,19 +32,6 @@ from exporter.tasks.targets import clean_target
 
 _RANDOM_FEATURES = 784
 _RANDOM_CLASSES = 10
-
-InMemory: TypeAlias = Literal[
-    "digits",
-    "mnist",
-    "npz",
-    "image_folder",
-    "csv",
-    "parquet",
-    "sequence",
-    "text",
-    "random",
-]
-"""Kinds of data that are read as a whole."""
 
 _CLASS_ROWS = 64
 """Rows of a class, beside the test split, that copies are judged by ..."""
@@ -200,7 +187,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     return make_dataset(_read(config, config.kind), config)
 
 
-def _read(config: DataConfig, kind: InMemory) -> RawData:
+def _read(config: DataConfig, kind: InMemoryKind) -> RawData:
     match kind:
         case "digits":
             return read_digits()

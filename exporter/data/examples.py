@@ -94,6 +94,13 @@ def spread_rows(num_rows: int, count: int) -> Array:
     return np.unique(np.linspace(0, num_rows - 1, min(count, num_rows)).astype(np.int64))
 
 
+def to_bytes(rows: Array) -> Array:
+    """Strings of any kind as an object array of bytes, as a signature takes them."""
+    made = np.empty(rows.size, object)
+    made[:] = [one.encode() if isinstance(one, str) else bytes(one) for one in rows.flat]
+    return made.reshape(rows.shape)
+
+
 def count_bytes(array: Array) -> int:
     """Bytes of an array; of an object array of bytes, those of its items."""
     return sum(map(len, array.flat)) if array.dtype.kind == "O" else array.nbytes

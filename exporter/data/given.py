@@ -21,6 +21,7 @@ from exporter.data.examples import (
     choose_rows,
     count_bytes,
     spread_rows,
+    to_bytes,
 )
 from exporter.data.image_folder import read_example_pictures
 from exporter.data.pixels import PixelScale
@@ -213,9 +214,7 @@ def _to_array(given: object, what: str) -> Array:
             "images"
         )
     if array.dtype.kind in "OUS":
-        texts = np.empty(array.size, object)
-        texts[:] = [one.encode() if isinstance(one, str) else bytes(one) for one in array.flat]
-        array = texts.reshape(array.shape)
+        array = to_bytes(array)
     if array.dtype.kind not in "biufO" and array.dtype.name != "bfloat16":
         raise DatasetError(f"{what} is {array.dtype}; give real numbers or strings")
     if array.dtype.kind == "f" and not np.isfinite(array).all():

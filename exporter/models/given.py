@@ -8,12 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from contract.errors import DatasetError, PlumblineError
+from contract.heads import Head
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Array, Signature
 from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.golden import find_fixed_batch, shape_rows
 from exporter.data.examples import ExportExamples
 from exporter.models.inputs import name_rows
+from exporter.tasks.heads import tell_head
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,3 +89,22 @@ class GivenModel(Exportable):
                     f"output {name!r} answers {answer.shape} for {size} rows, not a row for each"
                 )
         return answers
+
+    def _tell_heads(
+        self,
+        answers: Mapping[str, Array],
+        examples: ExportExamples,
+        heads: Mapping[str, Head],
+    ) -> dict[str, Head]:
+        """Output name to what it means: as somebody knows it, else told."""
+        found = {}
+        for name, answer in answers.items():
+            target = examples.targets.get(name)
+            if target is None and (len(answers) == 1 or "" in examples.targets):
+                target = next(iter(examples.targets.values()), None)
+            head = heads.get(name) or tell_head(
+                answer, target=target, class_names=examples.given_names
+            )
+            if head is not None:
+                found[name] = head
+        return found

@@ -14,9 +14,6 @@ from contract.signature import Array, Batch, Signature
 from exporter.data.examples import ExportExamples
 from exporter.models.given import GivenModel
 from exporter.publishing.staging import translate_disk_errors
-from exporter.tasks.heads import tell_head
-
-_HEAD_EXAMPLES = 8
 
 
 class LiteFile(GivenModel):
@@ -49,15 +46,7 @@ class LiteFile(GivenModel):
         }
         self.heads = {}
         answers = next(iter(self._try_signatures(examples).values()))
-        for name, answer in answers.items():
-            target = examples.targets.get(name)
-            if target is None and len(answers) == 1:
-                target = next(iter(examples.targets.values()), None)
-            head = (heads or {}).get(name) or tell_head(
-                answer, target=target, class_names=examples.given_names
-            )
-            if head is not None:
-                self.heads = {**self.heads, name: head}
+        self.heads = self._tell_heads(answers, examples, heads or {})
 
     def _bind(self, signature: Signature, examples: ExportExamples) -> Signature:
         """The signature; with its fixed batch, where rows depend on those beside them."""

@@ -21,13 +21,11 @@ from exporter.artifacts.signatures import fix_batch
 from exporter.data.examples import ExportExamples
 from exporter.models.given import GivenModel
 from exporter.publishing.staging import translate_disk_errors
-from exporter.tasks.heads import tell_head
 
 _LOG = logging.getLogger(__name__)
 
 _SERVED_FILES = ("saved_model.pb", "fingerprint.pb")
 _SERVED_FOLDERS = ("variables", "assets")
-_HEAD_EXAMPLES = 8
 
 
 class GivenSavedModel(GivenModel):
@@ -107,24 +105,6 @@ class GivenSavedModel(GivenModel):
                 _LOG.debug("cannot be traced by %s", recipe, exc_info=True)
                 return False
         return save_for_converter(directory, functions)
-
-    def _tell_heads(
-        self,
-        answers: Mapping[str, Array],
-        examples: ExportExamples,
-        heads: Mapping[str, Head],
-    ) -> dict[str, Head]:
-        found = {}
-        for name, answer in answers.items():
-            target = examples.targets.get(name)
-            if target is None and (len(answers) == 1 or "" in examples.targets):
-                target = next(iter(examples.targets.values()), None)
-            head = heads.get(name) or tell_head(
-                answer, target=target, class_names=examples.given_names
-            )
-            if head is not None:
-                found[name] = head
-        return found
 
 
 def save_module(

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from contract.errors import RequestError
+from contract.pictures import JPEG_MAGIC, PNG_MAGIC
 from contract.signature import Batch
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-"""Then length and name of IHDR (8 bytes), width and height (4 + 4), big endian:
-https://www.w3.org/TR/png-3/#11IHDR. Every PNG begins so."""
 _PNG_HEADER_BYTES = 24
+"""The magic bytes, then length and name of IHDR (8 bytes), width and height (4 + 4), big endian:
+https://www.w3.org/TR/png-3/#11IHDR. Every PNG begins so."""
 
-_JPEG = b"\xff\xd8\xff"
 _SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """SOF: the frame header, with height and width; the others of that range are tables
 (ITU-T T.81, table B.1)."""
@@ -70,20 +69,20 @@ def check_pixels(inputs: Batch, max_pixels: int) -> tuple[int, int]:
 
 
 def _list_png_sizes(data: bytes) -> Iterator[int]:
-    start = data.find(_PNG)
+    start = data.find(PNG_MAGIC)
     while start >= 0:
         header = data[start + 16 : start + _PNG_HEADER_BYTES]
         yield int.from_bytes(header[:4], "big") * int.from_bytes(header[4:], "big")
-        start = data.find(_PNG, start + _PNG_HEADER_BYTES)
+        start = data.find(PNG_MAGIC, start + _PNG_HEADER_BYTES)
 
 
 def _list_jpeg_sizes(data: bytes, steps: Iterator[int]) -> Iterator[int]:
-    start = data.find(_JPEG)
+    start = data.find(JPEG_MAGIC)
     while start >= 0:
         pixels, end = _read_jpeg_size(data, start + 2, steps)
         yield pixels
         # What was passed over is not looked at again: previews inside, and nobody's time.
-        start = data.find(_JPEG, end)
+        start = data.find(JPEG_MAGIC, end)
 
 
 def _read_jpeg_size(data: bytes, position: int, steps: Iterator[int]) -> tuple[int, int]:
