@@ -1,6 +1,7 @@
 """`make export` beside its parts as one plain script: wall time and largest process.
 
-Run: make bench-export  (alternating rounds, medians, ratios)
+Run: make bench-export  (alternating rounds, medians, ratios; ARGS="--own" for a trained model
+given by file and by object)
 """
 
 import argparse
@@ -64,13 +65,84 @@ def measure(model: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
     return results
 
 
+TRAIN = """
+import sys
+import numpy as np, tf_keras
+from sklearn.datasets import load_digits
+x, y = load_digits(return_X_y=True)
+x = (x / 16).astype(np.float32)
+layers = [tf_keras.layers.Dense(64, "relu"), tf_keras.layers.Dense(10, "softmax")]
+model = tf_keras.Sequential([tf_keras.Input((64,)), *layers])
+model.compile("adam", "sparse_categorical_crossentropy")
+model.fit(x, y, epochs=20, verbose=0)
+model.save(f"{sys.argv[1]}/model.keras")
+np.save(f"{sys.argv[1]}/x.npy", x)
+np.save(f"{sys.argv[1]}/y.npy", y)
+"""
+WARM = """
+import json, sys, time
+import numpy as np, tf_keras
+from exporter import export
+folder = sys.argv[1]
+model = tf_keras.models.load_model(f"{folder}/model.keras")
+x, y = np.load(f"{folder}/x.npy"), np.load(f"{folder}/y.npy")
+seconds = []
+for _ in range(2):
+    start = time.perf_counter()
+    export(model, f"{folder}/object", examples=x, labels=y)
+    seconds.append(time.perf_counter() - start)
+print(json.dumps(seconds))
+"""
+
+
+def measure_own(rounds: int) -> dict[str, list[float]]:
+    """Wall seconds of `export --model FILE` and of two calls of `export` in a warm process."""
+    results: dict[str, list[float]] = {"export --model": [], "export()": [], "second export()": []}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        subprocess.run(
+            [sys.executable, "-c", TRAIN, temporary],
+            env=os.environ | {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+        given = ["--model", f"{folder}/model.keras", "--examples", f"{folder}/x.npy"]
+        labels = ["--labels", f"{folder}/y.npy", "--base_path", f"{folder}/file"]
+        for index in range(rounds):
+            command = [sys.executable, "-m", "exporter", "export", *given, *labels]
+            results["export --model"].append(run_once(command)[0])
+            done = subprocess.run(
+                [sys.executable, "-c", WARM, temporary],
+                cwd=REPOSITORY,
+                env=os.environ | {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                check=True,
+            )
+            first, second = json.loads(done.stdout.splitlines()[-1])
+            results["export()"].append(first)
+            results["second export()"].append(second)
+            print(f"round {index + 1} of {rounds} done", file=sys.stderr)
+    return results
+
+
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="mlp", choices=["mlp", "cnn"])
+    parser.add_argument("--own", action="store_true", help="a trained MLP, given by its user")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.own:
+        own = measure_own(args.rounds)
+        if args.json:
+            print(json.dumps(own))
+            return
+        print(f"{'wall s':16} {'median':>8} {'worst':>8}")
+        for name, column in own.items():
+            print(f"{name:16} {statistics.median(column):8.2f} {max(column):8.2f}")
+        return
     results = measure(args.model, args.rounds)
     medians = {
         name: tuple(statistics.median(column) for column in zip(*rows, strict=True))
