@@ -31,6 +31,8 @@ export function loadRuntime(folder = "wasm") {
   // Answers are compared in float32 on the CPU. Asking for a GPU takes time and warns where
   // there is none.
   Environment.create = async () => new Environment({ webGpuDevice: null });
+  // Its log goes to stderr, which Emscripten takes for errors; what fails also throws.
+  globalThis.Module ??= { printErr: (/** @type {string} */ line) => console.debug(line) };
   loading ??= loadLiteRt(folder);
   return loading;
 }
