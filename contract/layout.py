@@ -31,6 +31,9 @@ INT8, INT8_FLOAT_IO = "int8", "int8_float_io"
 INT8_VARIANTS = (INT8, INT8_FLOAT_IO)
 """Of int8 weights and activations; the second takes and gives floats, which it scales itself."""
 
+WEB = "web"
+"""float32 with a batch of 1, which is what LiteRT.js runs in a browser."""
+
 DEFAULT_VARIANTS = (FLOAT32, "float16", "dynamic_range", INT8)
 VARIANTS = (*DEFAULT_VARIANTS, INT8_FLOAT_IO)
 """TFLite variants, in the order of every table."""
