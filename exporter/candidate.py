@@ -113,7 +113,7 @@ def make_candidate(
         examples.pixels,
     )
     jobs, fingerprint = _list_jobs(model, examples, variants, run_dir, note)
-    ask_for_conversions(conversion, jobs)
+    jobs = ask_for_conversions(conversion, jobs, model, run_dir=run_dir)
     golden = make_golden(model, examples, config.golden_num_examples)
     _check_answers(model, golden)
     write_golden(path / layout.GOLDEN, golden)

@@ -42,6 +42,7 @@ from exporter.artifacts.names import (
     TUTORIAL_VALUES,
     UINT8,
 )
+from exporter.artifacts.web import find_obstacle
 from exporter.data.dataset import fingerprint_arrays
 from exporter.data.examples import Examples, ExportExamples, to_bytes
 from exporter.data.pixels import PixelScale
@@ -302,7 +303,13 @@ def list_exact_rows(count: int) -> Array:
 
 
 def list_variant_signatures(model: Exportable, variant: str) -> list[str]:
-    """Signatures that a variant carries; those of int8 leave out the tutorial's."""
-    if variant not in layout.INT8_VARIANTS:
+    """Signatures that a variant carries; int8 and `web` leave out the tutorial's.
+
+    Where there is none that `web` could carry, all are named, and its conversion says why.
+    """
+    if variant not in (*layout.INT8_VARIANTS, layout.WEB):
         return list(model.lite_signatures)
-    return [name for name in model.lite_signatures if name != PREDICT_IMAGES]
+    names = [name for name in model.lite_signatures if name != PREDICT_IMAGES]
+    if variant != layout.WEB:
+        return names
+    return [name for name in names if not find_obstacle(model.signatures[name])] or names
