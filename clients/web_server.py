@@ -25,7 +25,7 @@ from contract.errors import PlumblineError, UnimplementedError
 LOOPBACK = "127.0.0.1"
 
 _PAGE = "web/dist"
-_INDEX = "index.html"
+_INDEX = "replay.html"
 _MAX_BODY_BYTES = 64 * 2**20
 _IDLE_S = 60
 _POLL_S = 0.05  # how long `close` waits at most for the thread that accepts connections
