@@ -31,14 +31,9 @@ from exporter.artifacts.golden import (
 )
 from exporter.artifacts.metadata import ModelNote, describe_model
 from exporter.artifacts.tflite import Conversion, ConversionJob
-from exporter.card import (
-    Origin,
-    count_confusions,
-    describe_candidate,
-    draw_confusions,
-    write_model_card,
-)
+from exporter.card import Origin, describe_candidate, write_model_card
 from exporter.config import ExportConfig
+from exporter.confusions import count_confusions, write_confusions
 from exporter.data.examples import ExportExamples
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import CANDIDATE, REPORT
@@ -298,10 +293,9 @@ def _draw_confusions(
             continue
         classes = 2 if head.task == "binary" else answers[name].shape[1]
         counts = count_confusions(targets, predicted, classes)
-        right = int(np.trace(counts))
-        title = f"{model_name} on {data_name}: {right} of {counts.sum()} test rows right"
         names = head.class_names or tuple(map(str, range(classes)))
         if classes <= _MOST_CONFUSED:
-            draw_confusions(path / layout.CONFUSION_MATRIX, counts, names, title)
+            note = f"{model_name} on the test rows of {data_name}"
+            write_confusions(path / layout.CONFUSION_MATRIX, counts, names, note=note)
         return counts
     return None
