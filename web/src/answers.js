@@ -88,7 +88,8 @@ export class Answers {
     }
     this.lines.splice(at).forEach(({ line }) => line.remove());
     const left = shown.reduce((sum, { said, places }) => sum + said.rows.length - places.length, 0);
-    this.table.dataset.more = left ? `and ${left.toLocaleString("en")} more` : "";
+    this.table.classList.toggle("short", this.lines.every(({ label }) => label.textContent.length < 3));
+    if (left) this.table.dataset.more = `and ${left.toLocaleString("en")} more`;
     return shown[0].said;
   }
 
@@ -100,7 +101,7 @@ export class Answers {
       const cell = element("td");
       const bar = element("span", { class: "bar" });
       const text = element("span", { class: "value" });
-      cell.append(bar, text);
+      cell.append(text, bar);
       line.append(cell);
       return { bar, text };
     });
@@ -132,6 +133,7 @@ export class Answers {
         ? `${same[0]?.name ?? "Nobody"} alone answers; there is nothing to compare it with`
         : `${verdict}: ${difference}, ${formatTiny(this.facts.max_difference)} allowed`;
     write(place, sentence);
+    place.dataset.difference = String(largest);
     this.#say(`${headline}, ${detail}. ${sentence}.`);
   }
 
@@ -154,8 +156,14 @@ function formatMs(ms) {
   return `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
 }
 
+const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
+
+/** 4.3 × 10⁻¹⁰ */
 function formatTiny(value) {
-  return value === Infinity ? "without end" : value.toExponential(1).replace("e-", "e\u2212");
+  if (!Number.isFinite(value)) return "without end";
+  const [digits, power] = value.toExponential(1).split("e");
+  const raised = [...power.replace("+", "")].map((one) => RAISED[one]).join("");
+  return power === "+0" ? digits : `${digits} × 10${raised}`;
 }
 
 function write(place, text) {

@@ -34,11 +34,14 @@ export class Engine {
    * @param {string} name
    * @param {string} detail
    * @param {(question: Question) => Promise<Outputs>} ask throws an Error whose message is a sentence
+   * @param {Promise<unknown>} [ready] what it waits for once, before the first call
    */
-  constructor(name, detail, ask) {
+  constructor(name, detail, ask, ready = Promise.resolve()) {
     this.name = name;
     this.detail = detail;
     this.ask = ask;
+    this.ready = ready;
+    ready.catch(() => {}); // told with the first answer
     /** @type {Answer | null} */
     this.answer = null;
     /** @type {(engine: Engine) => void} */
@@ -61,8 +64,9 @@ export class Engine {
 
   /** @param {Question} question @returns {Promise<Answer>} */
   async #time(question) {
-    const start = performance.now();
     try {
+      await this.ready;
+      const start = performance.now();
       const outputs = await this.ask(question);
       return { question, outputs, ms: performance.now() - start };
     } catch (error) {
@@ -73,28 +77,34 @@ export class Engine {
 
 /** @param {any} facts @param {Promise<unknown>} runtime */
 export function makeEngines(facts, runtime) {
+  const model = loadBrowserModel(facts, runtime);
   return [
-    new Engine("Browser", "LiteRT.js", makeBrowser(facts, runtime)),
+    new Engine("Browser", "LiteRT.js", makeBrowser(facts, model), model),
     new Engine("Server", `REST, ${facts.server_shown}`, makeServer(facts)),
     new Engine("Python", "TFLite", makePython(facts)),
   ];
 }
 
-function makeBrowser(facts, runtime) {
-  let model;
-  async function load() {
-    if (facts.browser_obstacle) throw new Error(facts.browser_obstacle);
-    const content = fetch("model.tflite").then((response) => response.arrayBuffer());
-    await runtime;
-    return loadModel(new Uint8Array(await content));
+/** @returns {Promise<import("./litert.js").BrowserModel>} */
+async function loadBrowserModel(facts, runtime) {
+  if (facts.browser_obstacle) throw new Error(facts.browser_obstacle);
+  const content = fetch("model.tflite").then((response) => response.arrayBuffer());
+  await runtime;
+  const model = await loadModel(new Uint8Array(await content));
+  if (!model.signatures[facts.signature_name]) {
+    throw new Error(`the file for browsers has no signature ${facts.signature_name}`);
   }
+  return model;
+}
+
+function makeBrowser(facts, model) {
   return async ({ inputs }) => {
-    model ??= load();
     const loaded = await model;
-    const signature = loaded.signatures[facts.signature_name];
-    if (!signature) throw new Error(`the file for browsers has no signature ${facts.signature_name}`);
     const arrays = Object.fromEntries(
-      signature.inputs.map(({ name, dtype }) => [name, toArray(dtype, flatten(inputs[name]))]),
+      loaded.signatures[facts.signature_name].inputs.map(({ name, dtype }) => [
+        name,
+        toArray(dtype, flatten(inputs[name])),
+      ]),
     );
     const outputs = await loaded.run(facts.signature_name, 1, arrays);
     return Object.fromEntries(Object.entries(outputs).map(([name, values]) => [name, [...values]]));

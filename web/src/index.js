@@ -66,12 +66,9 @@ function makePicture() {
   const problem = element("p", { class: "problem", role: "alert" });
   const tools = element("div", { class: "tools" });
   const caption = element("p", { class: "detail" }, `What the model sees: ${width} × ${height} pixels, 0 to 255`);
-  const model = element("div", { class: "seen" });
-  model.append(seen, caption);
   const hint = pad
     ? "Draw with mouse, finger or pen, or drop a picture."
     : `Drop a picture; it is scaled to ${width} × ${height} pixels.`;
-
   if (pad) {
     const clear = element("button", { type: "button", id: "clear" }, "Clear");
     clear.addEventListener("click", () => pad.clear());
@@ -79,11 +76,18 @@ function makePicture() {
     pad.onChange = (askedAt) => askPixels(pad.pixels ?? drawInk(pad.strokes, facts.picture), askedAt);
   }
   tools.append(picker, chooser);
-  find("ask").append(...[pad?.canvas, pad ? null : seen, element("p", { class: "hint" }, hint), tools].filter(Boolean));
-  if (pad) find("ask").append(describeKeys(), model);
-  else find("ask").append(caption);
-  if (!pad) seen.classList.add("large");
-  find("ask").append(problem);
+  const place = find("ask");
+  if (pad) {
+    const beside = element("div");
+    const model = element("div", { class: "seen" });
+    beside.append(caption, tools);
+    model.append(seen, beside);
+    place.append(pad.canvas, element("p", { class: "hint" }, hint), model, describeKeys());
+  } else {
+    seen.classList.add("large");
+    place.append(seen, caption, element("p", { class: "hint" }, hint), tools);
+  }
+  place.append(problem);
 
   function askPixels(pixels, askedAt) {
     paintPixels(seen, pixels, channels);
@@ -154,7 +158,9 @@ function makeForm() {
 function offerExamples() {
   if (!examples.length) return;
   const groups = groupExamples();
+  const isShort = groups.every(({ label }) => label.length < 3);
   const box = element("div", { class: "examples", role: "group", "aria-label": "Examples" });
+  box.classList.toggle("short", isShort);
   box.append(element("span", { class: "detail", "aria-hidden": "true" }, "Examples"));
   for (const { label, rows } of groups) {
     const button = element("button", { type: "button" }, label);
@@ -168,8 +174,10 @@ function offerExamples() {
       });
     }
   }
-  find("ask").prepend(find("ask-title"), ...(facts.picture ? [] : [box]));
-  if (facts.picture) find("ask").querySelector(".tools").after(box);
+  const keys = find("ask").querySelector("details");
+  if (keys) keys.before(box);
+  else if (facts.picture) find("ask").append(box);
+  else find("ask-title").after(box);
 }
 
 function groupExamples() {
