@@ -4,6 +4,7 @@
       saved_model.pb  variables/  fingerprint.pb  assets/labels.txt
       model.tflite
       assets.extra/{tf_serving_warmup_requests,golden.npz,manifest.json,MODEL_CARD.md,confusion_matrix.png}
+      assets.extra/{report.html,evaluation.json}
       assets.extra/tflite/{float16,dynamic_range,int8,web,int8_float_io}.tflite
 
 A version may lack `saved_model.pb` or `model.tflite`, but not both. A *base path* is a model's own
@@ -25,6 +26,9 @@ GOLDEN = f"{EXTRA}/golden.npz"
 MANIFEST = f"{EXTRA}/manifest.json"
 MODEL_CARD = f"{EXTRA}/MODEL_CARD.md"
 CONFUSION_MATRIX = f"{EXTRA}/confusion_matrix.png"
+REPORT = f"{EXTRA}/report.html"
+EVALUATION = f"{EXTRA}/evaluation.json"
+"""What the report shows of the test split, so that it can be made again and compared."""
 
 FLOAT32 = "float32"
 INT8, INT8_FLOAT_IO = "int8", "int8_float_io"

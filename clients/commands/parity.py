@@ -168,8 +168,8 @@ def _ask_browser(args: argparse.Namespace, version_dir: Path | None, golden: Gol
     model = version_dir / layout.variant_path(layout.WEB)
     if not model.is_file():
         raise UnimplementedError(
-            f"{version_dir} has no {layout.variant_path(layout.WEB)}, the copy that LiteRT.js takes; "
-            f"`python -m exporter export --model {version_dir} --examples FILE` makes one"
+            f"{version_dir} has no {layout.variant_path(layout.WEB)}, the copy that LiteRT.js "
+            f"takes; `python -m exporter export --model {version_dir} --examples FILE` makes one"
         )
     tolerance = read_tolerances(version_dir).of_variant(layout.WEB)
     browser = find_browser(args.browser)
