@@ -296,7 +296,7 @@ def _start(browser: Path, folder: str, url: str, log: Path) -> subprocess.Popen[
 
 
 def _make_environment(folder: str) -> dict[str, str]:
-    """Has Chromium keep its socket in the profile, or, ended by force, it leaves a folder in /tmp."""
+    """Has Chromium keep its socket in the profile: ended by force, it leaves that one behind."""
     longest = len(folder) + len("/org.chromium.Chromium.XXXXXX/SingletonSocket")
     return {**os.environ, **({"TMPDIR": folder} if longest < _MAX_SOCKET_PATH else {})}
 
