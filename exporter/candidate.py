@@ -31,14 +31,9 @@ from exporter.artifacts.golden import (
 )
 from exporter.artifacts.metadata import ModelNote, describe_model
 from exporter.artifacts.tflite import Conversion, ConversionJob
-from exporter.card import (
-    Origin,
-    count_confusions,
-    describe_candidate,
-    draw_confusions,
-    write_model_card,
-)
+from exporter.card import Origin, describe_candidate, write_model_card
 from exporter.config import ExportConfig
+from exporter.confusions import count_confusions, write_confusions
 from exporter.data.examples import ExportExamples
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import CANDIDATE, REPORT
@@ -137,7 +132,7 @@ def make_candidate(
     asked = [one for name, one in model.signatures.items() if name in golden.signatures]
     write_warmup(path, origin.model_name, golden, asked)
     answers = held_out.golden.signatures[held_out.signature_name].outputs
-    counts = _draw_confusions(path, held_out, answers, origin.model_name, examples.name)
+    _draw_confusions(path, held_out, answers, origin.model_name, examples.name)
     metrics = measure_metrics(answers, held_out)
     in_process = Measurement(
         name=IN_PROCESS,
@@ -176,7 +171,7 @@ def make_candidate(
         verification=verdict,
         calibration_fingerprint=fingerprint,
     )
-    write_model_card(path, manifest, verdict, counts)
+    write_model_card(path, manifest, verdict)
     report = msgspec.json.format(msgspec.json.encode(verdict), indent=2)
     (run_dir / REPORT).write_bytes(report)
     if verdict.passed:
@@ -298,10 +293,9 @@ def _draw_confusions(
             continue
         classes = 2 if head.task == "binary" else answers[name].shape[1]
         counts = count_confusions(targets, predicted, classes)
-        right = int(np.trace(counts))
-        title = f"{model_name} on {data_name}: {right} of {counts.sum()} test rows right"
         names = head.class_names or tuple(map(str, range(classes)))
         if classes <= _MOST_CONFUSED:
-            draw_confusions(path / layout.CONFUSION_MATRIX, counts, names, title)
+            note = f"{model_name} on the test rows of {data_name}"
+            write_confusions(path / layout.CONFUSION_MATRIX, counts, names, note=note)
         return counts
     return None

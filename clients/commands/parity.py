@@ -165,12 +165,11 @@ def _ask_browser(args: argparse.Namespace, version_dir: Path | None, golden: Gol
 
     if version_dir is None:
         raise ConfigError(f"--via {BROWSER} needs --version_dir, where the variant is")
-    path = layout.variant_path(layout.WEB)
-    model = version_dir / path
+    model = version_dir / layout.variant_path(layout.WEB)
     if not model.is_file():
         raise UnimplementedError(
-            f"{version_dir} has no {path}, the copy that LiteRT.js takes; `python -m exporter "
-            f"export --model {version_dir} --examples FILE` makes one"
+            f"{version_dir} has no {layout.variant_path(layout.WEB)}, the copy that LiteRT.js "
+            f"takes; `python -m exporter export --model {version_dir} --examples FILE` makes one"
         )
     tolerance = read_tolerances(version_dir).of_variant(layout.WEB)
     browser = find_browser(args.browser)

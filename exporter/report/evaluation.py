@@ -17,7 +17,7 @@ from contract import layout
 from contract.errors import ManifestError
 from contract.heads import Head, Task
 from contract.signature import UINT8, Array, Batch
-from exporter.report.rows import ShownInput, is_picture, show_row, shorten
+from exporter.report.rows import ShownInput, is_picture, shorten, show_row
 from exporter.verification.measurement import HeldOut
 
 MAX_BYTES = 16 * 2**20
@@ -404,7 +404,7 @@ def _fit_classes(targets: Array, shape: tuple[int, ...], num_classes: int) -> Ar
     if targets.size != np.prod(shape):
         return None
     found = targets.reshape(shape).astype(np.int64)
-    return found if found.size and 0 <= found.min() and found.max() < num_classes else None
+    return found if found.size and found.min() >= 0 and found.max() < num_classes else None
 
 
 def _count_confusions(

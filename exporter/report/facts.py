@@ -134,7 +134,9 @@ def gather(
 ) -> Facts:
     """The facts of a version or candidate whose parts are at hand."""
     signatures = from_entries(manifest.signatures)
-    main = DEFAULT_SIGNATURE_NAME if DEFAULT_SIGNATURE_NAME in signatures else next(iter(signatures))
+    main = (
+        DEFAULT_SIGNATURE_NAME if DEFAULT_SIGNATURE_NAME in signatures else next(iter(signatures))
+    )
     measurements = [_read_measurement(name, one) for name, one in manifest.parity.items()]
     measurements.sort(key=lambda one: _ORDER.get(one.name, len(_ORDER)))
     quality = next(
@@ -164,9 +166,7 @@ def gather(
     )
 
 
-_ORDER = {
-    name: at for at, name in enumerate((IN_PROCESS, SAVED_MODEL, *layout.VARIANTS))
-}
+_ORDER = {name: at for at, name in enumerate((IN_PROCESS, SAVED_MODEL, *layout.VARIANTS))}
 """JSON keeps the manifest's copies by name; every table has them in this order."""
 
 
