@@ -157,7 +157,11 @@ def test_unknown_hops_are_refused_with_the_known_ones() -> None:
 
 def test_all_means_servers_and_every_variant_there_is(published_mlp: Path) -> None:
     variants = [f"on-device:{variant}" for variant in layout.DEFAULT_VARIANTS]
-    assert list_hops("all", published_mlp / "mlp" / "1") == ["grpc", "grpc-aio", "rest", *variants]
+    assert list_hops("all", published_mlp / "mlp" / "1") == [
+        *("grpc", "grpc-aio", "rest"),
+        *variants,
+        "browser",
+    ]
     assert list_hops("grpc,all", None) == ["grpc", "grpc-aio", "rest"]
 
 
