@@ -17,7 +17,7 @@ from contract import layout
 from contract.errors import ManifestError
 from contract.heads import Head, Task
 from contract.signature import UINT8, Array, Batch
-from exporter.report.rows import ShownInput, is_picture, show_row, shorten
+from exporter.report.rows import ShownInput, is_picture, shorten, show_row
 from exporter.verification.measurement import HeldOut
 
 MAX_BYTES = 16 * 2**20
@@ -301,10 +301,8 @@ def to_probabilities(head: Head, answers: Array) -> Array:
     with np.errstate(all="ignore"):
         if head.task == "multiclass":
             powers = np.exp(numbers - numbers.max(axis=-1, keepdims=True))
-            made: Array = powers / powers.sum(axis=-1, keepdims=True)
-            return made
-        made = 1 / (1 + np.exp(-numbers))
-        return made
+            return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+        return np.asarray(1 / (1 + np.exp(-numbers)))
 
 
 def name_classes(head: Head, count: int) -> list[str]:
@@ -404,7 +402,7 @@ def _fit_classes(targets: Array, shape: tuple[int, ...], num_classes: int) -> Ar
     if targets.size != np.prod(shape):
         return None
     found = targets.reshape(shape).astype(np.int64)
-    return found if found.size and 0 <= found.min() and found.max() < num_classes else None
+    return found if found.size and found.min() >= 0 and found.max() < num_classes else None
 
 
 def _count_confusions(

@@ -1,4 +1,4 @@
-"""What a report tells, gathered from a version: its manifest, its evaluation, its golden examples."""
+"""What a report tells, out of a version's manifest, evaluation and golden examples."""
 
 from __future__ import annotations
 
@@ -134,7 +134,9 @@ def gather(
 ) -> Facts:
     """The facts of a version or candidate whose parts are at hand."""
     signatures = from_entries(manifest.signatures)
-    main = DEFAULT_SIGNATURE_NAME if DEFAULT_SIGNATURE_NAME in signatures else next(iter(signatures))
+    main = (
+        DEFAULT_SIGNATURE_NAME if DEFAULT_SIGNATURE_NAME in signatures else next(iter(signatures))
+    )
     measurements = [_read_measurement(name, one) for name, one in manifest.parity.items()]
     measurements.sort(key=lambda one: _ORDER.get(one.name, len(_ORDER)))
     quality = next(
@@ -164,9 +166,7 @@ def gather(
     )
 
 
-_ORDER = {
-    name: at for at, name in enumerate((IN_PROCESS, SAVED_MODEL, *layout.VARIANTS))
-}
+_ORDER = {name: at for at, name in enumerate((IN_PROCESS, SAVED_MODEL, *layout.VARIANTS))}
 """JSON keeps the manifest's copies by name; every table has them in this order."""
 
 
@@ -176,7 +176,7 @@ def _holds(version_dir: Path, copy: str) -> bool:
 
 
 def _read_measurement(name: str, plain: Any) -> Measurement:
-    """What a manifest keeps of a copy; what an older exporter did not measure is left at nothing."""
+    """What a manifest keeps of a copy; what was not measured is left at nothing."""
     given = dict(plain) if isinstance(plain, dict) else {}
     if given.get("max_abs_difference", 0.0) is None:  # JSON has no infinity
         given["max_abs_difference"] = math.inf

@@ -229,7 +229,7 @@ def _draw_panel(
 ) -> None:
     shown = [one for one in values if one is not None and math.isfinite(one)]
     low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
-    is_share = is_quality and 0 <= low and high <= 1
+    is_share = is_quality and low >= 0 and high <= 1
     if is_quality:
         room = (high - low) or (0.02 if is_share else abs(high) * 0.02 or 1.0)
         axes.set_xlim(low - 0.25 * room, high + 0.05 * room)
