@@ -16,7 +16,7 @@ from contract import layout
 from contract.console.plots import PLOT_CSS
 from contract.heads import Head
 from contract.manifest import DataEntry, Manifest
-from contract.signature import TensorSpec
+from contract.signature import UINT8, TensorSpec
 from exporter.report.evaluation import NUM_WORST, ClassFacts, HeadFacts, WorstRow
 from exporter.report.facts import CopyFacts, Facts
 from exporter.report.rows import ShownInput, shorten, show_row
@@ -39,6 +39,7 @@ _CURVES = (
     ("rmse", "RMSE"),
     ("mae", "mean absolute error"),
 )
+_NAMES = dict(_CURVES) | {"mean_iou": "mean IoU", "iou": "IoU"}
 _TASKS = {
     "multiclass": "one class of {count}",
     "binary": "yes or no",
@@ -240,7 +241,7 @@ def _summarise(facts: Facts) -> str:
     """What the model is, in a sentence."""
     manifest, data = facts.manifest, facts.manifest.data
     named = [_tell_task(one) for one in facts.evaluation.heads.values()]
-    kind = f"Answers {' and '.join(named[:3])}" if named else "Answers what its signatures say"
+    kind = f"Answers with {' and '.join(named[:3])}" if named else "Answers what its signatures say"
     if len(named) > 3:
         kind = f"Has {facts.evaluation.num_heads} outputs"
     if "training" in manifest.config:
@@ -249,9 +250,16 @@ def _summarise(facts: Facts) -> str:
         made = "of a model that was trained elsewhere"
     rows = ""
     if data is not None:
-        counts = ", ".join(f"{count:,} {split}" for split, count in data.num_examples.items())
+        counts = ", ".join(f"{count:,} {split}" for split, count in _order_splits(data))
         rows = f" with the data “{shorten(data.name)}” ({counts} rows)"
     return f"{kind}; {made}{rows}; made {manifest.created.replace('T', ' ').replace('Z', ' UTC')}."
+
+
+def _order_splits(data: DataEntry) -> list[tuple[str, int]]:
+    known = ("train", "validation", "test")
+    found = data.num_examples
+    names = [*(one for one in known if one in found), *(one for one in found if one not in known)]
+    return [(shorten(name), found[name]) for name in names]
 
 
 def _tell_task(head: HeadFacts) -> str:
@@ -329,8 +337,8 @@ def _draw_curves(manifest: Manifest) -> list[Figure]:
         if not curves:
             continue
         best = _find_best(training.epochs, training.history[curves[0][0]], training.best_epoch)
-        said = "" if best is None else f": {tell_metric(key, best)} in the epoch that was kept"
-        title = f"{label.capitalize()}, {curves[0][1]}{said}"
+        said = "" if best is None else f" {tell_metric(key, best)} in the epoch kept"
+        title = f"{curves[0][1].capitalize()} {label}{said}"
         svg = draw_curves(training, curves, name=f"curve-{key.replace('_', '-')}", title=title)
         figures.append(Figure(svg, title))
     return figures
@@ -412,7 +420,9 @@ def _list_metrics(facts: Facts, name: str, *, is_only: bool) -> tuple[tuple[str,
             continue
         metric, _, output = key.removeprefix("test_").partition("/")
         if (output == name if output else is_only) and not metric.startswith("f1_"):
-            found.append((metric.replace("_", " "), tell_metric(metric, value)))
+            found.append(
+                (_NAMES.get(metric, shorten(metric.replace("_", " "))), tell_metric(metric, value))
+            )
     return tuple(found)
 
 
@@ -638,16 +648,22 @@ def _find_worst(facts: Facts, copy: CopyFacts) -> tuple[tuple[ShownInput, ...], 
         equal = copy.measurement.bit_equal and copy.measurement.is_measured
         return (), "none: all are equal" if equal else "not known"
     text = (
-        f"golden {worst.row}, {shorten(worst.output, 24)} of {shorten(worst.signature_name, 24)}: "
+        f"golden {worst.row} of {shorten(worst.signature_name, 24)}, off by "
         f"{_tell_difference(worst.difference)}"
     )
-    golden = facts.golden
-    examples = golden.signatures.get(worst.signature_name) if golden is not None else None
-    if examples is None or not examples.batch_sizes or worst.row >= examples.num_examples:
-        return (), text
+    if len(facts.signatures[facts.main_signature].outputs) > 1:
+        text += f" in {shorten(worst.output, 24)}"
+    golden = facts.golden.signatures if facts.golden is not None else {}
     columns = facts.manifest.data.columns if facts.manifest.data else ()
-    shown = [one for one in show_row(examples.inputs, worst.row, columns) if one.kind == "picture"]
-    return tuple(shown[:1]), text
+    # The same rows stand behind every signature; raw pixels can be looked at.
+    for name in (UINT8, worst.signature_name):
+        examples = golden.get(name)
+        if examples is None or not examples.batch_sizes or worst.row >= examples.num_examples:
+            continue
+        shown = show_row(examples.inputs, worst.row, columns)
+        if pictures := [one for one in shown if one.kind == "picture"]:
+            return tuple(pictures[:1]), text
+    return (), text
 
 
 def _list_signatures(facts: Facts) -> list[SignatureView]:
@@ -687,7 +703,7 @@ def _list_data(data: DataEntry | None) -> list[tuple[str, str]]:
     if data is None:
         return []
     rows = [("data", shorten(data.name))]
-    rows += [(f"{shorten(split)} rows", f"{count:,}") for split, count in data.num_examples.items()]
+    rows += [(f"{shorten(split)} rows", f"{count:,}") for split, count in _order_splits(data)]
     if data.class_names:
         shown = ", ".join(shorten(one, 24) for one in data.class_names[:20])
         more = len(data.class_names) - 20
