@@ -145,12 +145,10 @@ def show_comparison(made: MadeComparison) -> None:
     if found.signature_name:
         judged = ""
         if found.num_better or found.num_worse:
-            judged = (
-                f": {found.num_better} became right or better, {found.num_worse} wrong or worse"
-            )
+            judged = f": {found.num_better} better, {found.num_worse} worse"
         say(
             f"{found.num_changed} of {found.num_rows} rows of {found.signature_name} are answered "
-            f"differently{judged}. Compared were {found.asked}."
+            f"differently{judged} ({found.asked})."
         )
     else:
         say(f"{found.asked[:1].upper()}{found.asked[1:]}.")

@@ -52,22 +52,13 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         name: What it is.
         before: In the first version; None where it has none.
         after: In the second.
-        less_is_better: Of errors, sizes and times.
+        verdict: `better`, `worse`, `same`, or "" where one of them has none.
     """
 
     name: str
     before: float | None
     after: float | None
-    less_is_better: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """`better`, `worse`, `same`, or "" where one of them has none."""
-        if self.before is None or self.after is None:
-            return ""
-        if math.isclose(self.before, self.after, rel_tol=1e-9, abs_tol=1e-12):
-            return "same"
-        return "better" if (self.after < self.before) == self.less_is_better else "worse"
+    verdict: str
 
 
 class CopyChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -517,15 +508,26 @@ def _judge(
     return right, "worse" if right == texts[0] else ""
 
 
+def _change(
+    name: str, before: float | None, after: float | None, *, less_is_better: bool = False
+) -> Change:
+    verdict = ""
+    if before is not None and after is not None:
+        is_same = math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-12)
+        is_better = (after < before) == less_is_better
+        verdict = "same" if is_same else "better" if is_better else "worse"
+    return Change(name=name, before=before, after=after, verdict=verdict)
+
+
 def _compare_metrics(before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[Change]:
     for name in sorted({*before, *after}):
         if not name.startswith("test_") or name.startswith("test_f1_"):
             continue
         metric = name.removeprefix("test_")
-        yield Change(
-            name=metric.replace("_", " "),
-            before=before.get(name),
-            after=after.get(name),
+        yield _change(
+            metric.replace("_", " "),
+            before.get(name),
+            after.get(name),
             less_is_better=metric.partition("/")[0] in _LESS_IS_BETTER,
         )
 
@@ -545,16 +547,11 @@ def _compare_copies(before: Facts, after: Facts) -> Iterator[CopyChange]:
             name=name,
             before=pair[0].verdict if pair[0] else "not there",
             after=pair[1].verdict if pair[1] else "not there",
-            kib=Change(name="KiB", before=sizes[0], after=sizes[1], less_is_better=True),
-            quality=Change(
-                name=after.quality_label,
-                before=qualities[0],
-                after=qualities[1],
-                less_is_better=after.quality in _LESS_IS_BETTER,
+            kib=_change("KiB", *sizes, less_is_better=True),
+            quality=_change(
+                after.quality_label, *qualities, less_is_better=after.quality in _LESS_IS_BETTER
             ),
-            us_per_row=Change(
-                name="µs per row", before=times[0], after=times[1], less_is_better=True
-            ),
+            us_per_row=_change("µs per row", *times, less_is_better=True),
         )
 
 
@@ -568,7 +565,7 @@ def _compare_classes(before: Facts, after: Facts) -> list[ClassChange]:
         ours: dict[str, ClassFacts] = {one.name: one for one in other.classes}
         for one in head.classes:
             if one.name in ours and ours[one.name].f1 != one.f1:
-                f1 = Change(name="F1", before=ours[one.name].f1, after=one.f1)
+                f1 = _change("F1", ours[one.name].f1, one.f1)
                 found.append(ClassChange(output=output, name=one.name, f1=f1))
     return sorted(found, key=lambda one: -abs((one.f1.after or 0.0) - (one.f1.before or 0.0)))
 
