@@ -270,7 +270,7 @@ def save_plot(figure: Figure, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata=_list_metadata(path.suffix))
+        figure.savefig(path, metadata=_list_metadata(figure, path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"the plot {path} cannot be written: {error}") from error
 
@@ -324,10 +324,13 @@ PLOT_CSS = _write_css()
 """The variables of inline pictures, for a page that is light or dark as its reader likes it."""
 
 
-def _list_metadata(suffix: str) -> dict[str, str | None] | None:
-    # No date and no version, so that the same numbers make the same file.
-    silent: dict[str, dict[str, str | None]] = {".png": {"Software": None}, ".svg": {"Date": None}}
-    return silent.get(suffix.lower())
+def _list_metadata(figure: Figure, path: Path) -> dict[str, str | None] | None:
+    # The sentence for those who cannot see it; no date, so that equal numbers make equal files.
+    silent = {".png": "Software", ".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix.lower())
+    if silent is None:
+        return None
+    title = " ".join(figure.get_suptitle().split())
+    return {silent: None, **({"Title": title} if title else {})}
 
 
 def _is_nameless(line: Line2D) -> bool:
