@@ -108,7 +108,7 @@ def make_candidate(
         examples.pixels,
     )
     jobs, fingerprint = _list_jobs(model, examples, variants, run_dir, note)
-    ask_for_conversions(conversion, jobs)
+    jobs = ask_for_conversions(conversion, jobs, model, run_dir=run_dir)
     golden = make_golden(model, examples, config.golden_num_examples)
     _check_answers(model, golden)
     write_golden(path / layout.GOLDEN, golden)
@@ -132,7 +132,7 @@ def make_candidate(
     asked = [one for name, one in model.signatures.items() if name in golden.signatures]
     write_warmup(path, origin.model_name, golden, asked)
     answers = held_out.golden.signatures[held_out.signature_name].outputs
-    counts = _draw_confusions(path, held_out, answers, origin.model_name, examples.name)
+    _draw_confusions(path, held_out, answers, origin.model_name, examples.name)
     metrics = measure_metrics(answers, held_out)
     in_process = Measurement(
         name=IN_PROCESS,
@@ -171,7 +171,7 @@ def make_candidate(
         verification=verdict,
         calibration_fingerprint=fingerprint,
     )
-    write_model_card(path, manifest, verdict, counts)
+    write_model_card(path, manifest, verdict)
     report = msgspec.json.format(msgspec.json.encode(verdict), indent=2)
     (run_dir / REPORT).write_bytes(report)
     if verdict.passed:

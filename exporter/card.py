@@ -16,12 +16,13 @@ import numpy as np
 
 from contract import layout
 from contract.golden import read_golden
-from contract.manifest import DataEntry, Manifest, from_entries, to_entries
-from contract.signature import UINT8, Array
+from contract.manifest import DataEntry, Manifest, TrainingEntry, from_entries, to_entries
+from contract.signature import UINT8
 from exporter.artifacts.exportable import Exportable
 from exporter.config import Config
 from exporter.data.examples import ExportExamples
 from exporter.data.statistics import describe_inputs
+from exporter.report.evaluation import Evaluation
 from exporter.training.run import TrainResult
 from exporter.verification.verdict import (
     Verification,
@@ -33,6 +34,7 @@ from exporter.verification.verdict import (
 _TOOLS = ("tensorflow", "tf-keras", "keras", "ai-edge-litert", "numpy", "plumbline-tf")
 
 _MOST_COLUMNS = 200
+_MOST_EPOCHS, _MOST_CURVES = 400, 40
 _NEARLY, _GROUND = 32, 0.3
 """Grey levels that are black or white for the eye; the share of pictures that is ground where
 there is one (0.47 in the digits)."""
@@ -47,12 +49,14 @@ class Origin:
         config: The configuration of the run, in plain types; `export` at least.
         seed: Of its training; None where it was trained elsewhere.
         metrics: Of its training, by name.
+        training: How it went; None where it was trained elsewhere.
     """
 
     model_name: str
     config: Mapping[str, Any]
     seed: int | None = None
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    training: TrainingEntry | None = None
 
 
 def describe_training(result: TrainResult, config: Config) -> Origin:
@@ -68,6 +72,27 @@ def describe_training(result: TrainResult, config: Config) -> Origin:
         msgspec.to_builtins(config),
         config.training.seed,
         metrics | {"best_epoch": float(result.best_epoch)},
+        _keep_history(result),
+    )
+
+
+def _keep_history(result: TrainResult) -> TrainingEntry:
+    """The curves that a version keeps: of many metrics the first, of many epochs some."""
+    last = result.epochs_run
+    chosen = sorted({*np.linspace(1, last, min(last, _MOST_EPOCHS)).astype(int).tolist()})
+    names = [name for name, values in result.history.items() if len(values) == last]
+    return TrainingEntry(
+        epochs_run=last,
+        best_epoch=result.best_epoch,
+        epochs=tuple(chosen),
+        history={
+            name: tuple(
+                float(value) if math.isfinite(value := result.history[name][at - 1]) else None
+                for at in chosen
+            )
+            for name in names[:_MOST_CURVES]
+        },
+        seconds=round(result.seconds, 3),
     )
 
 
@@ -109,6 +134,7 @@ def describe_candidate(
         ),
         inputs=describe_inputs(examples),
         seed=origin.seed or 0,
+        training=origin.training,
         tool_versions=_list_tool_versions(),
         calibration_fingerprint=calibration_fingerprint,
     )
@@ -123,13 +149,16 @@ def _list_tool_versions() -> dict[str, str]:
 
 
 def write_model_card(
-    directory: Path, manifest: Manifest, verification: Verification, counts: Array | None
+    directory: Path,
+    manifest: Manifest,
+    verification: Verification,
+    evaluation: Evaluation | None = None,
 ) -> None:
     """Writes the card, but for its picture, which `write_confusions` draws."""
     sections = [
         _write_head(manifest),
         _write_table(verification),
-        *([] if counts is None else [_write_classes(manifest, counts)]),
+        *_write_classes(directory, evaluation),
         _write_signatures(manifest),
         *([_write_columns(manifest.data)] if manifest.data and manifest.data.columns else []),
         _write_use(directory),
@@ -175,20 +204,31 @@ def _write_table(verification: Verification) -> str:
     return "\n".join(lines)
 
 
-def _write_classes(manifest: Manifest, counts: Array) -> str:
-    names = manifest.data.class_names if manifest.data else ()
+def _write_classes(directory: Path, evaluation: Evaluation | None) -> list[str]:
+    """Of the first output that says one class a row, as the picture is."""
+    heads = evaluation.heads.values() if evaluation else ()
+    found = (one for one in heads if one.classes and one.task in ("multiclass", "binary"))
+    head = next(found, None)
+    if head is None:
+        return []
     lines = [
         "## Accuracy per class, test split",
         "",
-        "| class | rows | accuracy |",
-        "|---|---:|---:|",
+        "| class | rows | recall | precision | F1 |",
+        "|---|---:|---:|---:|---:|",
     ]
-    for row, name in enumerate(names):
-        total = int(counts[row].sum())
-        share = f"{counts[row, row] / total:.1%}" if total else "–"
-        lines.append(f"| {_escape(name)} | {total} | {share} |")
-    picture = Path(layout.CONFUSION_MATRIX).name
-    return "\n".join([*lines, "", f"![Confusion matrix of the test split]({picture})"])
+    for one in head.classes:
+        shares = " | ".join(
+            "–" if share is None else f"{share:.1%}"
+            for share in (one.recall, one.precision, one.f1)
+        )
+        lines.append(f"| {_escape(one.name)} | {one.num_rows} | {shares} |")
+    if left_out := head.num_classes - len(head.classes):
+        lines += ["", f"{left_out} more classes are not listed; these have the lowest F1."]
+    if (directory / layout.CONFUSION_MATRIX).exists():
+        picture = Path(layout.CONFUSION_MATRIX).name
+        lines += ["", f"![Confusion matrix of the test split]({picture})"]
+    return ["\n".join(lines)]
 
 
 def _write_signatures(manifest: Manifest) -> str:

@@ -164,8 +164,8 @@ def export(
         custom_objects: Name to class or function, for a file whose Keras model has its own.
         allow_lambda: Load Lambda layers of a file, which are code.
         skip_unreadable: Leave out pictures of a folder that cannot be read.
-        variants: TFLite variants to make; there is `int8_float_io` too, int8 that takes and gives
-            floats.
+        variants: TFLite variants to make; `web` is float32 as LiteRT.js runs it in a browser; there
+            is `int8_float_io` too, int8 that takes and gives floats.
         require: Those without which nothing is published; another that does not convert, or that
             does not answer as the model does, is left out, and the version says why.
         options: Of publishing: how many versions stay, whether signatures may change.

@@ -30,7 +30,7 @@ def test_only_cards_of_light_ink_on_dark_say_invert(
     path.parent.mkdir()
     write_golden(path, Golden({"serving_uint8": examples}))
     manifest = Manifest(model_name="m", version=0, created="", signatures={})
-    write_model_card(tmp_path, manifest, Verification(measurements=(), notes=()), None)
+    write_model_card(tmp_path, manifest, Verification(measurements=(), notes=()))
     card = (tmp_path / layout.MODEL_CARD).read_text(encoding="utf-8")
     assert ("Invert" in card) == says_so
 
@@ -46,7 +46,7 @@ def test_a_card_says_which_value_of_a_row_is_which(tmp_path: Path) -> None:
     path = tmp_path / layout.GOLDEN
     path.parent.mkdir()
     write_golden(path, Golden({}))
-    write_model_card(tmp_path, manifest, Verification(measurements=(), notes=()), None)
+    write_model_card(tmp_path, manifest, Verification(measurements=(), notes=()))
     card = (tmp_path / layout.MODEL_CARD).read_text(encoding="utf-8")
     assert "| 0 | age | 31.5 |" in card
     assert "| 1 | color=red\\|blue | – |" in card

@@ -1,0 +1,4 @@
+import { loadRuntime } from "./litert.js";
+
+await loadRuntime();
+document.title = "Plumbline: ready";
