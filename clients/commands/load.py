@@ -41,7 +41,8 @@ from contract.console.plots import (
     set_log_ticks,
     styled,
 )
-from contract.console.terminal import print_json, print_table, remark, show_progress
+from contract.console.progress import show_progress
+from contract.console.terminal import print_json, print_table, remark
 from contract.errors import DatasetError, PlumblineError
 from contract.servable import ModelSpec
 from contract.signature import Array, Batch, Signature, find_signature
