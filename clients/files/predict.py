@@ -16,7 +16,8 @@ from clients.on_device import find_version_dir
 from clients.results import flatten
 from contract import layout
 from contract.console.exits import ExitCode
-from contract.console.terminal import print_json, remark, show_progress
+from contract.console.progress import show_progress
+from contract.console.terminal import print_json, remark
 from contract.errors import ConfigError, ManifestError, RequestError, SignatureNotFoundError
 from contract.manifest import InputStatistics, read_manifest
 from contract.parity import Predictor
