@@ -225,7 +225,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
             y_pred) -> per-example loss; a table gives outputs losses of their own, by name.
         loss_weights: Output name to the factor of its loss in the sum; 1 where it is not named.
         class_weight: "" weighs every row alike; `balanced` gives each class the same weight in
-            all; a table gives weights by class name, 1 where it is not named.
+            all, and the 1s and 0s of each label; a table gives weights by class name, or of a
+            label's 1s against its 0s, 1 where it is not named.
         label_smoothing: Share of probability moved to the other classes (gradient_tape).
         clip_norm: Largest global norm of the gradient; 0 = any (gradient_tape).
         mixup: Alpha of mixup's Beta distribution; 0 = off (gradient_tape).
@@ -267,7 +268,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.class_weight, str) and self.class_weight not in ("", "balanced"):
             raise ValueError(
                 f"class_weight is {self.class_weight!r}; give 'balanced', or a table of weights by "
-                "class name"
+                "class name or label"
             )
         only = [name for name in ("label_smoothing", "clip_norm", "mixup") if getattr(self, name)]
         if only and self.loop != "gradient_tape":

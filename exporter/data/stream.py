@@ -163,6 +163,22 @@ class Stream:
         ]
         return parts[0] if len(parts) == 1 else Examples.concatenate(parts)
 
+    def read_targets(self, name: str) -> Iterator[Array]:
+        """A target of every row, a block at a time; from the index where that holds it."""
+        if name in self.records.values:
+            yield self.records.values[name]
+            return
+        key = self.layout.targets[name]
+        layout = dataclasses.replace(
+            self.layout,
+            features={key: self.layout.features[key]},
+            inputs={},
+            targets={name: key},
+        )
+        alone = dataclasses.replace(self, layout=layout)
+        for block in self._cut_blocks(np.arange(len(self))):
+            yield alone._read_examples(block).targets[name]
+
     def _read_examples(self, numbers: Array) -> Examples:
         import tensorflow as tf
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from contract.errors import ConfigError, DatasetError
+from contract.heads import Head
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import frame_record, write_records
 from exporter.config import DataConfig
@@ -143,6 +144,22 @@ def test_the_fingerprint_is_of_the_records(tmp_path: Path) -> None:
         write_shards(tmp_path / folder, rows)
     prints = [load(tmp_path / folder).fingerprint for folder in "abc"]
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_labels_that_the_index_does_not_hold_are_counted_all_the_same(tmp_path: Path) -> None:
+    from exporter.training.batches import count_classes
+
+    examples = []
+    for row in range(60):
+        example = example_pb2.Example()
+        example.features.feature["x"].float_list.value.extend([row, 1])
+        example.features.feature["tags"].int64_list.value.extend([row % 2, int(row % 3 == 0)])
+        examples.append(example.SerializeToString())
+    write_records(tmp_path / "a.tfrecord", examples)
+    train = load(tmp_path, target="tags", task="multilabel").train
+    tags = train.take(slice(None)).targets[""]
+    counted = count_classes(train, "", Head(task="multilabel", class_names=("odd", "third")))
+    assert counted.tolist() == [(tags == 0).sum(axis=0).tolist(), tags.sum(axis=0).tolist()]
 
 
 def test_raw_bytes_of_pixels_are_images(tmp_path: Path) -> None:
