@@ -135,7 +135,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
         tasks: Target name to what it is, where several targets differ.
         image_size: (height, width) that pictures are resized to; () where all have the same.
         channels: 1 for grey, 3 for RGB; 0: grey where all pictures are.
-        skip_unreadable: Leave out pictures that cannot be read.
+        skip_unreadable: Leave out pictures, and records, that cannot be read.
         scale: What a model receives for the pixels 0 and 255.
         impute: What a missing number becomes: the `mean` or `median` of its column's training
             rows, or `zero`; "" refuses missing values.
