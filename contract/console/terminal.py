@@ -1,4 +1,4 @@
-"""What a command shows: tables, JSON, progress and remarks.
+"""What a command shows: tables, JSON and remarks; `progress.py` shows how far it is.
 
 Results go to stdout, progress and remarks to stderr. A table is laid out here once, for the width
 of the terminal (80 columns where there is none). On a terminal with `rich` (the extra `cli`) it has
@@ -16,7 +16,6 @@ import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
@@ -25,8 +24,6 @@ from contract.console.extras import is_installed
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
 
 _CHATTER = ("I0000 ", "WARNING: All log messages before absl::InitializeLog()")
 _FILTER = """
@@ -56,7 +53,6 @@ _GAP = "  "
 _MIN_WIDTH = 20  # of a terminal that says it is narrower, or 0
 _MIN_COLUMN = 8  # a name shortened to less than that is no name any more
 _SENTENCE_WORDS = 5  # what has as many is read, not looked at
-_LINE_S = 5.0
 
 _GOOD, _BAD, _DOUBTFUL = "green", "bold red", "yellow"
 _VERDICTS = {
@@ -108,10 +104,10 @@ def _make_lines(
     *,
     has_rule: bool,
 ) -> list[_Line]:
-    columns = [_Column(_clean(heading)) for heading in headings]
+    columns = [_Column(clean(heading)) for heading in headings]
     for row in rows:
         for column, cell in zip(columns, row, strict=True):
-            column.cells.append(_clean(str(cell)))
+            column.cells.append(clean(str(cell)))
     widths = _choose_widths(columns, room - len(_GAP) * (len(columns) - 1))
     if widths is None:
         lines = _lay_out_blocks(columns, room)
@@ -121,7 +117,7 @@ def _make_lines(
         lines += [[], *told] if told else []
     if not title:
         return lines
-    return [[(_drop_middle(_clean(title), room), "bold")], *lines, []]
+    return [[(_drop_middle(clean(title), room), "bold")], *lines, []]
 
 
 def print_table(
@@ -146,116 +142,14 @@ def print_table(
         console.print(Text.assemble(*line), soft_wrap=True)
 
 
-class Progress:
-    """Counts what is done and says how fast it goes; elsewhere than on a terminal by a line now
-    and then, and one at the end.
-
-    Attributes:
-        count: So far.
-    """
-
-    def __init__(self, label: str, unit: str) -> None:
-        self.count = 0
-        self._label = label
-        self._unit = unit
-        self._start = time.perf_counter()
-        self._said = self._start
-
-    def advance(self, count: int) -> None:
-        """Adds what was done."""
-        self.count += count
-        now = time.perf_counter()
-        if now - self._said >= _LINE_S:
-            self._said = now
-            self.tell()
-
-    @property
-    def rate(self) -> float:
-        """Of a second, so far."""
-        return self.count / max(time.perf_counter() - self._start, 1e-9)
-
-    def describe(self) -> str:
-        """For example `12,800 rows, 54,321 rows/s`."""
-        if self._unit == "bytes":
-            return f"{self.count / 1e6:.1f} MB, {self.rate / 1e6:.1f} MB/s"
-        return f"{self.count:,} {self._unit}, {self.rate:,.0f} {self._unit}/s"
-
-    def tell(self) -> None:
-        """Says so in a line."""
-        remark(f"{self._label}: {self.describe()}")
-
-
-class _BarProgress(Progress):
-    def __init__(self, label: str, unit: str, bar: Bar, task: TaskID) -> None:
-        super().__init__(label, unit)
-        self._bar = bar
-        self._task = task
-
-    def advance(self, count: int) -> None:
-        self.count += count
-        self._bar.update(self._task, advance=count, text=self.describe())
-
-
-@contextmanager
-def show_progress(
-    label: str, *, total: int | None = None, unit: str = "rows"
-) -> Iterator[Progress]:
-    """A bar with a rate on a terminal; a line now and then and one at the end elsewhere.
-
-    `total` is None when nobody knows yet; the unit `bytes` is shown as MB.
-    """
-    console = open_rich(sys.stderr)
-    if console is None:
-        progress = Progress(label, unit)
-        try:
-            yield progress
-        finally:
-            progress.tell()
-        return
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    with Bar(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[text]}", markup=False),
-        TimeElapsedColumn(),
-        console=console,
-    ) as bar:
-        task = bar.add_task(label, total=total, text="")
-        shown = _BarProgress(label, unit, bar, task)
-        try:
-            yield shown
-        finally:
-            bar.update(task, total=shown.count, completed=shown.count, text=shown.describe())
-
-
-class WaitingLine:
-    """What is waited for, on stderr: one line rewritten on a terminal, else one for each change."""
-
-    def __init__(self) -> None:
-        self._shown = ""
-        self._rewrites = sys.stderr.isatty()
-
-    def show(self, text: str, waited_s: float) -> None:
-        """Shows it, if there is news."""
-        if self._rewrites:
-            line = f"waiting {waited_s:4.1f} s  {_clean(text)}"
-            sys.stderr.write(f"\r\033[K{_cut(line, find_width() - 1)}")
-            sys.stderr.flush()
-        elif text != self._shown:
-            remark(f"waiting {waited_s:.1f} s  {text}")
-        self._shown = text
-
-    def end(self) -> None:
-        """Ends the line."""
-        if self._rewrites:
-            sys.stderr.write("\n")
+def has_rich(stream: TextIO) -> bool:
+    """Whether `open_rich` will give a console; imports nothing."""
+    return stream.isatty() and is_installed("rich")
 
 
 def open_rich(stream: TextIO) -> Console | None:
     """A rich console on a stream; None where that is no terminal, or rich is not installed."""
-    if not (stream.isatty() and is_installed("rich")):
+    if not has_rich(stream):
         return None
     from rich.console import Console
 
@@ -328,12 +222,12 @@ class _Column:
     @property
     def width(self) -> int:
         """Of the widest cell, the heading aside."""
-        return max(map(_measure, self.cells), default=0)
+        return max(map(measure, self.cells), default=0)
 
     @property
     def heading_width(self) -> int:
         """Of the heading's longest word."""
-        return max(map(_measure, self.heading.split()), default=0)
+        return max(map(measure, self.heading.split()), default=0)
 
     @property
     def has_sentences(self) -> bool:
@@ -343,7 +237,7 @@ class _Column:
     @property
     def names_width(self) -> int:
         """Of the widest cell that is no sentence."""
-        return max((_measure(cell) for cell in self.cells if not _is_sentence(cell)), default=0)
+        return max((measure(cell) for cell in self.cells if not _is_sentence(cell)), default=0)
 
 
 def _lay_out(columns: Sequence[_Column], widths: Sequence[int], *, has_rule: bool) -> list[_Line]:
@@ -360,15 +254,13 @@ def _lay_out(columns: Sequence[_Column], widths: Sequence[int], *, has_rule: boo
         for at, row in enumerate(cells)
     ]
     # No wider than what cells and headings really take.
-    widths = [
-        max(_measure(one) for cell in cut for one in cell) for cut in zip(*folds, strict=True)
-    ]
+    widths = [max(measure(one) for cell in cut for one in cell) for cut in zip(*folds, strict=True)]
     for at, (row, folded) in enumerate(zip(cells, folds, strict=True)):
         styles = [_choose_style(cell) if at else "bold" for cell in row]
         for pieces in itertools.zip_longest(*folded, fillvalue=""):
             line: _Line = []
             for piece, width, right, style in zip(pieces, widths, numeric, styles, strict=True):
-                space = " " * (width - _measure(piece))
+                space = " " * (width - measure(piece))
                 line += [(space, ""), (piece, style)] if right else [(piece, style), (space, "")]
                 line.append((_GAP, ""))
             lines.append(_trim(line))
@@ -384,7 +276,7 @@ def _tell_whole(columns: Sequence[_Column], widths: Sequence[int], room: int) ->
     for row in zip(*(column.cells for column in columns), strict=True):
         head = row[0] or head  # a blank stands for the cell above
         for at, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            if " " in cell and _measure(cell) > width:
+            if " " in cell and measure(cell) > width:
                 text = f"{head}: {cell}" if at and head else cell
                 lines += [[(line, "")] for line in _fold(text, room)]
     return lines
@@ -392,7 +284,7 @@ def _tell_whole(columns: Sequence[_Column], widths: Sequence[int], room: int) ->
 
 def _lay_out_blocks(columns: Sequence[_Column], room: int) -> list[_Line]:
     """The table where columns have no room beside each other: a block for each row."""
-    name_width = min(max(_measure(column.heading) for column in columns), room // 3)
+    name_width = min(max(measure(column.heading) for column in columns), room // 3)
     lines: list[_Line] = []
     for row in zip(*(column.cells for column in columns), strict=True):
         lines += [[]] if lines else []
@@ -400,7 +292,7 @@ def _lay_out_blocks(columns: Sequence[_Column], room: int) -> list[_Line]:
             names = _fold(column.heading, name_width)
             values = _fold(cell, room - name_width - len(_GAP))
             for name, value in itertools.zip_longest(names, values, fillvalue=""):
-                space = " " * (name_width - _measure(name))
+                space = " " * (name_width - measure(name))
                 line = [(name, "bold"), (space + _GAP, ""), (value, _choose_style(cell))]
                 lines.append(_trim(line))
     return lines
@@ -408,7 +300,7 @@ def _lay_out_blocks(columns: Sequence[_Column], room: int) -> list[_Line]:
 
 def _choose_widths(columns: Sequence[_Column], room: int) -> list[int] | None:
     """The width of each column; None where there is no room for them beside each other."""
-    widths = [max(_measure(column.heading), column.width) for column in columns]
+    widths = [max(measure(column.heading), column.width) for column in columns]
     headings = [max(column.width, column.heading_width) for column in columns]
     names = [
         max(min(column.width, column.names_width), column.heading_width, _MIN_COLUMN)
@@ -448,20 +340,20 @@ def _shrink(widths: list[int], floors: Sequence[int], room: int) -> None:
 
 def _fold(text: str, width: int, *, breaks_words: bool = True) -> list[str]:
     """A line as lines of at most `width` columns."""
-    if _measure(text) <= width:
+    if measure(text) <= width:
         return [text]
     lines = []
     line = ""
     for word in text.split():
         joined = f"{line} {word}" if line else word
-        if _measure(joined) <= width:
+        if measure(joined) <= width:
             line = joined
             continue
         if line:
             lines.append(line)
         line = word
-        while breaks_words and _measure(line) > width:
-            piece = _cut(line, width)
+        while breaks_words and measure(line) > width:
+            piece = cut(line, width)
             lines.append(piece)
             line = line[len(piece) :]
     return [*lines, line] if line else lines or [""]
@@ -475,37 +367,37 @@ def _shorten(text: str, width: int) -> str:
     """A text of at most `width` columns: "…" stands for its end, or for the middle of a name."""
     if " " not in text:
         return _drop_middle(text, width)
-    if _measure(text) <= width:
+    if measure(text) <= width:
         return text
     return f"{_take(text, width - 1).rstrip()}…"
 
 
 def _drop_middle(text: str, width: int) -> str:
-    if _measure(text) <= width:
+    if measure(text) <= width:
         return text
     end = _take(text[::-1], (width - 1) // 2)[::-1]
-    return f"{_take(text, width - 1 - _measure(end))}…{end}"
+    return f"{_take(text, width - 1 - measure(end))}…{end}"
 
 
 def _take(text: str, width: int) -> str:
     """As much of the beginning of a text as fits, which may be nothing."""
-    piece = _cut(text, width) if width > 0 else ""
-    return piece if _measure(piece) <= width else ""
+    piece = cut(text, width) if width > 0 else ""
+    return piece if measure(piece) <= width else ""
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
     """As much of the beginning of a text as fits, at least one character."""
     if text.isascii():
         return text[:width]
     total = 0
     for at, character in enumerate(text):
-        total += _measure(character)
+        total += measure(character)
         if total > width and at:
             return text[:at]
     return text
 
 
-def _measure(text: str) -> int:
+def measure(text: str) -> int:
     """Columns of a terminal that a text takes."""
     if text.isascii():
         return len(text)
@@ -517,7 +409,7 @@ def _measure(text: str) -> int:
     )
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """A text in one line, without what would move the cursor or change the terminal."""
     if text.isprintable():
         return text

@@ -28,7 +28,6 @@ from contract.console.terminal import (
     print_table,
     remark,
     say,
-    show_progress,
     to_json,
 )
 from contract.errors import PlumblineError, UnimplementedError
@@ -241,34 +240,6 @@ def test_lines_fold_on_a_terminal_and_stay_whole_elsewhere(
         remark(sentence)
     assert pipe.getvalue() == f"{sentence}\n{sentence}\n"
     assert all(len(line) <= 40 for line in terminal.getvalue().splitlines())
-
-
-def test_progress_is_a_line_at_the_end_where_there_is_no_terminal(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with show_progress("predict") as progress:
-        progress.advance(1_200)
-    with show_progress("fetch", unit="bytes") as progress:
-        progress.advance(2_500_000)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    rows, copied = shown.err.splitlines()
-    assert rows.startswith("predict: 1,200 rows, ")
-    assert copied.startswith("fetch: 2.5 MB, ")
-
-
-@pytest.mark.parametrize("unit", ["rows", "requests", "bytes"])
-def test_a_progress_bar_fits_80_columns(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = Terminal()
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", stream)
-    with show_progress("1000 calls/s", total=12_345_678, unit=unit) as progress:
-        progress.advance(12_345_678)
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
-    last = [line for line in re.split(r"[\r\n]+", shown) if line.strip()][-1]
-    assert "1000 calls/s" in last and "…" not in last
-    assert len(last.rstrip()) <= 80
 
 
 class Colour(enum.IntEnum):
