@@ -39,8 +39,8 @@ parity: $(INSTALLED) ## Compare every way to ask, and the device
 	@$(BIN)/python -m clients parity --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) --via all $(ARGS)
 
 .PHONY: demo
-demo: $(INSTALLED) ## All of it: export, serve, predict, parity, stop
-	@MODEL=$(MODEL) BASE_PATH=$(BASE_PATH) scripts/demo
+demo: $(INSTALLED) ## All of it: export, serve, predict, parity, a page to draw on
+	@MODEL=$(MODEL) BASE_PATH=$(BASE_PATH) scripts/demo $(ARGS)
 
 .PHONY: web
 web: web/node_modules/.installed ## Build the pages that run models in a browser (needs Node.js 20)
