@@ -42,6 +42,10 @@ parity: $(INSTALLED) ## Compare every way to ask, and the device
 demo: $(INSTALLED) ## All of it: export, serve, predict, parity, stop
 	@MODEL=$(MODEL) BASE_PATH=$(BASE_PATH) scripts/demo
 
+.PHONY: web
+web: web/node_modules/.installed ## Build the pages that run models in a browser (needs Node.js 20)
+	@npm run --prefix web --silent build
+
 # What a developer types -----------------------------------------------------------------
 
 .PHONY: setup
@@ -140,6 +144,12 @@ lock: $(INSTALLED) ## Resolve both locks again, with hashes
 .PHONY: clean
 clean: ## Remove the environments and caches; models/ stays
 	rm -rf $(VENV) $(VENV_2_20) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+web/node_modules/.installed: web/package.json web/package-lock.json
+	@command -v npm >/dev/null || { echo "The pages in web/ are built with Node.js and npm 20 or newer, and" \
+	  "there is no npm here; install them from nodejs.org or your distribution" >&2; exit 2; }
+	@npm ci --prefix web --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
 
 # An environment is stale as soon as its lock or the project file is newer than it.
 $(INSTALLED): requirements.lock pyproject.toml

@@ -27,7 +27,8 @@ class OnDevicePredictor:
     Args:
         path: A version directory, a base path (its newest version is taken), or a single
             `.tflite` file, of this or of another tool.
-        variant: `float32`, `float16`, `dynamic_range` or `int8`; not looked at for a single file.
+        variant: `float32`, `float16`, `dynamic_range`, `int8` or `web`; not looked at for a single
+            file.
         num_threads: Threads inside one call. Callers in parallel usually gain more.
         allow_non_finite: False refuses NaN and infinity, to which a model may answer with
             plausible probabilities. The servers' clients refuse them by default; here the

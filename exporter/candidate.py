@@ -32,15 +32,9 @@ from exporter.artifacts.golden import (
 )
 from exporter.artifacts.metadata import ModelNote, describe_model
 from exporter.artifacts.tflite import Conversion, ConversionJob
-from exporter.card import (
-    Origin,
-    add_parity,
-    count_confusions,
-    describe_candidate,
-    draw_confusions,
-    write_model_card,
-)
+from exporter.card import Origin, add_parity, describe_candidate, write_model_card
 from exporter.config import ExportConfig
+from exporter.confusions import count_confusions, write_confusions
 from exporter.data.examples import ExportExamples
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import CANDIDATE, REPORT
@@ -118,7 +112,7 @@ def make_candidate(
         examples.pixels,
     )
     jobs, fingerprint = _list_jobs(model, examples, variants, run_dir, note)
-    ask_for_conversions(conversion, jobs)
+    jobs = ask_for_conversions(conversion, jobs, model, run_dir=run_dir)
     golden = make_golden(model, examples, config.golden_num_examples)
     _check_answers(model, golden)
     write_golden(path / layout.GOLDEN, golden)
@@ -331,9 +325,8 @@ def _draw_confusions(
             continue
         classes = 2 if head.task == "binary" else answers[name].shape[1]
         counts = count_confusions(targets, predicted, classes)
-        right = int(np.trace(counts))
-        title = f"{model_name} on {data_name}: {right} of {counts.sum()} test rows right"
         names = head.class_names or tuple(map(str, range(classes)))
         if classes <= _MOST_CONFUSED:
-            draw_confusions(path / layout.CONFUSION_MATRIX, counts, names, title)
+            note = f"{model_name} on the test rows of {data_name}"
+            write_confusions(path / layout.CONFUSION_MATRIX, counts, names, note=note)
         return

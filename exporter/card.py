@@ -1,7 +1,4 @@
-"""What a version tells of itself: its manifest, its model card, its confusion matrix.
-
-The picture is drawn with Pillow: matplotlib takes a second to import.
-"""
+"""What a version tells of itself: its manifest and its model card."""
 
 from __future__ import annotations
 
@@ -16,12 +13,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from contract import layout
 from contract.golden import read_golden
 from contract.manifest import DataEntry, Manifest, TrainingEntry, from_entries, to_entries
-from contract.signature import UINT8, Array
+from contract.signature import UINT8
 from exporter.artifacts.exportable import Exportable
 from exporter.config import Config
 from exporter.data.examples import ExportExamples
@@ -38,14 +34,8 @@ from exporter.verification.verdict import (
 
 _TOOLS = ("tensorflow", "tf-keras", "keras", "ai-edge-litert", "numpy", "plumbline-tf")
 
-_MAX_PIXELS = 900
 _MOST_COLUMNS = 200
 _MOST_EPOCHS, _MOST_CURVES = 400, 40
-_TOP, _MARGIN = 96, 24
-_INK, _PAPER, _GRID = (23, 43, 77), (255, 255, 255), (214, 219, 227)
-_RIGHT, _WRONG = (33, 113, 181), (203, 65, 45)
-_FAINTEST = 0.18
-"""A single wrong row out of hundreds must still be seen."""
 _NEARLY, _GROUND = 32, 0.3
 """Grey levels that are black or white for the eye; the share of pictures that is ground where
 there is one (0.47 in the digits)."""
@@ -169,7 +159,7 @@ def write_model_card(
     verification: Verification,
     evaluation: Evaluation | None = None,
 ) -> None:
-    """Writes the card, but for its picture, which `draw_confusions` writes."""
+    """Writes the card, but for its picture, which `write_confusions` draws."""
     sections = [
         _write_head(manifest),
         _write_table(verification),
@@ -302,55 +292,3 @@ def _is_light_on_dark(directory: Path) -> bool:
     has_one_channel = pixels.ndim == 3 or pixels.shape[-1] == 1
     black, white = float(np.mean(pixels < _NEARLY)), float(np.mean(pixels > 255 - _NEARLY))
     return has_one_channel and black > _GROUND and black > 2 * white
-
-
-def count_confusions(labels: Array, predicted: Array, num_classes: int) -> Array:
-    """int64 (labelled class, predicted class): how many rows of each kind.
-
-    `labels` and `predicted` are int64 (rows,).
-    """
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (labels, predicted), 1)
-    return counts
-
-
-def draw_confusions(path: Path, counts: Array, class_names: tuple[str, ...], title: str) -> None:
-    """Writes a PNG: a row per labelled class, right answers blue, wrong ones red."""
-    cell = max(4, min(44, _MAX_PIXELS // len(class_names)))
-    font, small, large = map(ImageFont.load_default, (max(8, cell // 3), 12, 15))
-    names = [_shorten(name, index) for index, name in enumerate(class_names)]
-    left, side = 24 + int(max(map(font.getlength, names))), cell * len(counts)
-    width = max(left + side + _MARGIN, int(large.getlength(title)) + _MARGIN)
-    image = Image.new("RGB", (width, _TOP + side + _MARGIN), _PAPER)
-    draw = ImageDraw.Draw(image)
-    draw.text((12, 10), title, _INK, large)
-    draw.text((12, 36), "rows: label, columns: predicted class", _INK, small)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    for row, column in np.ndindex(counts.shape):
-        share = float(shares[row, column])
-        colour = _RIGHT if row == column else _WRONG
-        weight = 0.0 if share == 0 else max(_FAINTEST, share)
-        red, green, blue = (
-            round(p + (c - p) * weight) for p, c in zip(_PAPER, colour, strict=True)
-        )
-        x, y = left + column * cell, _TOP + row * cell
-        outline = _GRID if cell >= 8 else None
-        draw.rectangle((x, y, x + cell, y + cell), fill=(red, green, blue), outline=outline)
-        if share and cell >= 18:
-            ink = _PAPER if share > 0.5 else _INK
-            count = str(counts[row, column])
-            draw.text((x + cell / 2, y + cell / 2), count, ink, font, anchor="mm")
-    if cell >= 10:
-        for index, name in enumerate(names):
-            middle = index * cell + cell / 2
-            draw.text((left - 8, _TOP + middle), name, _INK, font, anchor="rm")
-            short = name if font.getlength(name) < cell else name[:3]
-            draw.text((left + middle, _TOP - 12), short, _INK, font, anchor="mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, "PNG")
-
-
-def _shorten(name: str, index: int) -> str:
-    # Pillow's own font draws Latin letters; for others the class number is better than boxes.
-    shown = name if all(ord(letter) < 0x250 for letter in name) else str(index)
-    return shown if len(shown) <= 12 else f"{shown[:10]}.."

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 from contract import layout
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.extras import require_extra
-from contract.console.terminal import print_json, remark, show_progress
+from contract.console.progress import show_progress
+from contract.console.terminal import print_json, remark
 from contract.errors import ConfigError, PlumblineError
 from contract.heads import Task
 from contract.lite.runtime import hide_delegate_notes

@@ -216,28 +216,30 @@ def _list_signature_rows(inspection: Inspection) -> list[tuple[str, ...]]:
 
 
 def _list_copy_rows(inspection: Inspection) -> list[tuple[str, ...]]:
-    """A row for each copy and quantised tensor."""
+    """A row for each signature of a copy, or for each quantised tensor of it."""
     rows: list[tuple[str, ...]] = []
     if num_bytes := inspection.saved_model.num_bytes:
         rows.append(("saved_model", _to_kib(num_bytes), "", "", "", ""))
     for name, variant in inspection.variants.items():
         size = _to_kib(variant.num_bytes)
-        if variant.problem or not variant.quantisation:
-            # Blanks, not nothing: so the columns are text, and numbers begin one below the other.
-            names = ", ".join(_name_signature(variant, one) for one in variant.signatures)
-            rows.append((name, size, variant.problem or names, *"   "))
-        for at, one in enumerate(variant.quantisation):
-            head = ("", "") if at else (name, size)
-            tensor = f"{one.tensor} {one.dtype}"
-            signature = _name_signature(variant, one.signature)
-            rows.append((*head, signature, tensor, f"{one.scale:.9g}", str(one.zero_point)))
+        # Blanks, not nothing: so the columns are text, and numbers begin one below the other.
+        below = [
+            (one.signature, f"{one.tensor} {one.dtype}", f"{one.scale:.9g}", str(one.zero_point))
+            for one in variant.quantisation
+        ] or [(one, *"   ") for one in variant.signatures]
+        if variant.problem:
+            below = [(variant.problem, *"   ")]
+        heads = [(name, size), *_describe_runs(variant)]
+        heads += [("", "")] * (len(below) - len(heads))
+        below += [("", *"   ")] * (len(heads) - len(below))
+        rows += [(*head, *cells) for head, cells in zip(heads, below, strict=True)]
     return rows
 
 
-def _name_signature(variant: InspectedVariant, name: str) -> str:
-    """A signature of a copy, with how many rows it takes at a time where that is fixed."""
-    rows = variant.signatures[name].fixed_rows
-    return f"{name} ({rows} at a time)" if rows else name
+def _describe_runs(variant: InspectedVariant) -> list[tuple[str, str]]:
+    """What stands below the name of a copy that is run so many rows at a time."""
+    fixed = sorted({one.fixed_rows for one in variant.signatures.values() if one.fixed_rows})
+    return [(f"{' or '.join(map(str, fixed))} at a time", "")] if fixed else []
 
 
 def _list_provenance(inspection: Inspection) -> list[tuple[str, str]]:
@@ -250,12 +252,12 @@ def _list_provenance(inspection: Inspection) -> list[tuple[str, str]]:
         counts = ", ".join(f"{count} {name}" for name, count in manifest.data.num_examples.items())
         dummy = ", DUMMY: predicts nothing real" if manifest.data.dummy else ""
         rows.append(("data", f"{manifest.data.name} ({counts}){dummy}"))
-        rows.append(("data fingerprint", manifest.data.fingerprint))
+        rows.append(("fingerprint", manifest.data.fingerprint))
     if manifest.calibration_fingerprint:
-        rows.append(("int8 calibration", manifest.calibration_fingerprint))
+        rows.append(("calibration", manifest.calibration_fingerprint))
     rows += [(name, f"{value:.4g}") for name, value in sorted(manifest.metrics.items())]
     rows += sorted(manifest.tool_versions.items())
-    rows.append(("manifest digest", manifest.digest))
+    rows.append(("manifest", manifest.digest))
     if layout.REPORT in manifest.files:
         rows.append(("report", str(inspection.path / layout.REPORT)))
     return rows

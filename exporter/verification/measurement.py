@@ -9,7 +9,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -185,7 +185,7 @@ def measure(
         max_abs_difference=max((one.max_abs_difference for one in outputs), default=math.inf),
         max_ulp=max((one.max_ulp for one in outputs), default=0),
         worst_row=_find_worst_row(reports),
-        us_per_row=time_one_row(predictor, golden),
+        us_per_row=time_one_row(predictor, golden, signature_names),
         bit_equal=all(one.max_ulp == 0 and one.max_abs_difference == 0 for one in outputs),
         problems=tuple(problems),
     )
@@ -216,7 +216,7 @@ def measure_variant(
         )
         if not model.is_quantised:
             return found
-        raw = time_one_row(_Integers(model), golden)
+        raw = time_one_row(_Integers(model), golden, names)
         found = msgspec.structs.replace(found, us_per_row_raw=raw)
         if not found.problems or not names:
             return found
@@ -314,11 +314,15 @@ def _list_problems(golden: list[ParityReport], held_out: list[ParityReport]) -> 
     ]
 
 
-def time_one_row(predictor: Predictor, golden: Golden) -> float | None:
-    """Median microseconds of a row in the smallest call, of `serving_default` or what is first."""
-    name = DEFAULT_SIGNATURE_NAME
-    if name not in golden.signatures:
-        name = next(iter(golden.signatures), "")
+def time_one_row(
+    predictor: Predictor, golden: Golden, signature_names: Collection[str] | None = None
+) -> float | None:
+    """Median microseconds of a row in the smallest call, of `serving_default` or what is first.
+
+    `signature_names` are those that the copy has; None stands for all that golden has.
+    """
+    names = [one for one in golden.signatures if signature_names is None or one in signature_names]
+    name = DEFAULT_SIGNATURE_NAME if DEFAULT_SIGNATURE_NAME in names else next(iter(names), "")
     examples = golden.signatures.get(name)
     if examples is None or not examples.batch_sizes:
         return None

@@ -15,8 +15,6 @@ import pytest
 pytest.importorskip("matplotlib", reason="the extra cli is not installed")
 
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from contract.console import plots
 from contract.console.plots import (
@@ -33,6 +31,7 @@ from contract.console.plots import (
     to_svg,
 )
 from contract.errors import ConfigError
+from tests.pictures import find_cut, find_overlaps
 
 VISION = {
     "usual": np.eye(3),
@@ -41,47 +40,6 @@ VISION = {
     "without blue": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
 }
 """Linear RGB as colour-blind people see it: Machado, Oliveira and Fernandes, 2009."""
-
-
-def find_texts(figure: Figure) -> list[tuple[str, Bbox]]:
-    """What is written and where, as the renderer draws it."""
-    figure.draw_without_rendering()
-    unseen = set()  # ticks beyond the limits, which are there but not drawn
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            unseen |= {
-                tick.label1
-                for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
-                if not low <= tick.get_loc() <= high
-            }
-    return [
-        (text.get_text(), Text.get_window_extent(text))
-        for text in figure.findobj(Text)
-        if isinstance(text, Text)
-        and text not in unseen
-        and text.get_visible()
-        and text.get_text().strip()
-    ]
-
-
-def find_overlaps(figure: Figure) -> list[tuple[str, str]]:
-    """Pairs of texts that lie on each other."""
-    return [
-        (one, other)
-        for (one, box), (other, its) in itertools.combinations(find_texts(figure), 2)
-        if box.padded(-1).overlaps(its.padded(-1))
-    ]
-
-
-def find_cut(figure: Figure) -> list[str]:
-    """Texts that leave the picture."""
-    room = figure.bbox.padded(1)
-    return [
-        text
-        for text, box in find_texts(figure)
-        if not (room.contains(*box.min) and room.contains(*box.max))
-    ]
 
 
 def draw_alike(*, title: str = "", log: bool = False, lines: int = 5) -> Figure:
