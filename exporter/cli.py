@@ -564,7 +564,7 @@ def _find_version_dir(path: Path) -> Path:
 def _copy(arguments: argparse.Namespace, title: str, copy: functools.partial[Copied]) -> int:
     start = time.perf_counter()
     with show_progress(title, unit="bytes") as progress:
-        copied = copy(on_bytes=progress.advance)
+        copied = copy(on_bytes=progress.advance, on_total=progress.expect)
     seconds = time.perf_counter() - start
     document = dataclasses.asdict(copied) | {"seconds": round(seconds, 3)}
     return _tell(arguments, document, lambda: show_copied(copied, seconds))

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from contract.console.terminal import clean, cut, find_width, has_rich, measure, open_rich, remark
@@ -80,24 +80,42 @@ class Progress:
         is_told: Whether anything was shown.
     """
 
-    def __init__(self, label: str, unit: str, total: int | None = None, note: str = "") -> None:
+    def __init__(
+        self,
+        label: str,
+        unit: str,
+        total: int | None = None,
+        note: str = "",
+        say: Callable[[str], None] = remark,
+    ) -> None:
         self.count = 0
         self.total = total
         self.note = note
         self.is_told = False
         self._label = clean(label)
         self._unit = unit
-        self._start = time.perf_counter()
+        self._say = say
+        self._start = self._changed = time.perf_counter()
         self._samples = deque([(self._start, 0)])
 
     def advance(self, count: int = 1) -> None:
         """Adds what was done."""
         self.count += count
+        self._changed = time.perf_counter()
 
-    def skip(self, count: int) -> None:
-        """Adds what was done before it began: it says nothing about how fast the rest will be."""
-        self.count += count
-        self._samples = deque((at, done + count) for at, done in self._samples)
+    def reach(self, count: int) -> None:
+        """Says how much is done in all."""
+        self.advance(count - self.count)
+
+    def begin(self, count: int = 0) -> None:
+        """Counts from here, with so many done: what came before says nothing of the speed."""
+        self.count = count
+        self._changed = time.perf_counter()
+        self._samples = deque([(self._changed, count)])
+
+    def expect(self, total: int) -> None:
+        """Says how many there are."""
+        self.total = total
 
     @property
     def elapsed_s(self) -> float:
@@ -106,15 +124,14 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units of a second, lately."""
-        now = time.perf_counter()
-        samples = self._samples
-        if now - samples[-1][0] > _SAMPLE_S:
-            samples.append((now, self.count))
-        while len(samples) > 2 and now - samples[1][0] > _WINDOW_S:
+        """Units of a second, lately; 0 where that is not known."""
+        samples, last = self._samples, (self._changed, self.count)
+        if last[1] != samples[-1][1] and (last[0] - samples[-1][0] > _SAMPLE_S or len(samples) < 2):
+            samples.append(last)
+        while len(samples) > 2 and last[0] - samples[1][0] > _WINDOW_S:
             samples.popleft()
         at, count = samples[0]
-        return (self.count - count) / max(now - at, 1e-9)
+        return (last[1] - count) / (last[0] - at) if last[0] > at else 0.0
 
     @property
     def left_s(self) -> float | None:
@@ -122,7 +139,9 @@ class Progress:
         rate = self.rate
         if self.total is None or rate <= 0 or self.count > self.total:
             return None
-        return (self.total - self.count) / rate
+        left = (self.total - self.count) / rate
+        # Of a unit that takes long, some has been done; how much of a late one, nobody knows.
+        return left - min(time.perf_counter() - self._changed, 1 / rate, left)
 
     def describe(self) -> str:
         """For example `12,800 of 60,000 rows, about 9 s left, 5,432 rows/s`."""
@@ -132,7 +151,7 @@ class Progress:
         """What is known; where room is short without the rate, then the note, then the count."""
         left = self.left_s
         if left is not None and self.count:
-            time_left = f"about {format_seconds(left)} left"
+            time_left = f"about {format_seconds(max(1.95, left))} left"
         else:
             time_left = f"{format_seconds(self.elapsed_s)} so far"
         parts = {
@@ -174,12 +193,12 @@ class Progress:
     def tell(self) -> None:
         """Says in a line how far it is."""
         self.is_told = True
-        remark(f"{self._label}: {self.describe()}")
+        self._say(f"{self._label}: {self.describe()}")
 
     def tell_end(self) -> None:
         """Says in a line what it came to, if it was worth a line before."""
         if self.is_told:
-            remark(f"{self._label}: {self.describe_end()}")
+            self._say(f"{self._label}: {self.describe_end()}")
 
     def draw(self, width: int, *, is_ascii: bool = False) -> list[tuple[str, str]]:
         """A line of at most so many columns, as pieces and their styles: a bar where there is room.
@@ -264,6 +283,7 @@ def show_progress(
     note: str = "",
     at_once: bool = False,
     is_kept: bool = True,
+    say: Callable[[str], None] = remark,
 ) -> Iterator[Progress]:
     """Shows how far the work within is, with its rate and an estimate of the time left.
 
@@ -274,8 +294,9 @@ def show_progress(
         note: What it is at, at first.
         at_once: On a terminal from the beginning; else after two seconds, as elsewhere.
         is_kept: Leaves a line that says what it came to, where anything was shown.
+        say: Where lines go; stderr unless a log takes them.
     """
-    progress = Progress(label, unit, total, note)
+    progress = Progress(label, unit, total, note, say)
     if has_rich(sys.stderr):
         display = _Display(progress, is_kept=is_kept)
         if at_once:
@@ -292,6 +313,70 @@ def show_progress(
     finally:
         if is_kept:
             progress.tell_end()
+
+
+class Steps:
+    """Tells which step of some work runs, for how long, and how far it is where that is known.
+
+    A context manager that is called with the name of each step as it begins.
+
+    Attributes:
+        seconds: Step name to wall time, of the steps that have ended.
+
+    Args:
+        log: Takes the lines where there is no terminal.
+
+    Example:
+        >>> with Steps() as begin:  # doctest: +SKIP
+        ...     begin("save")
+        ...     begin("convert", total=5).note = "int8"
+    """
+
+    def __init__(self, log: Callable[[str], None] = remark) -> None:
+        self.seconds: dict[str, float] = {}
+        self._log = log
+        self._name = ""
+        self._began = 0.0
+        self._shown = ExitStack()
+        self._console = open_rich(sys.stderr)
+
+    def __call__(self, name: str, *, total: int | None = None, live: bool = True) -> Progress:
+        """Ends the step before, and begins this one.
+
+        Args:
+            name: Of the step.
+            total: Parts that it has, where they are known.
+            live: Off where the step shows its own progress.
+
+        Returns:
+            What may be told how far the step is.
+        """
+        self._end()
+        self._name, self._began = name, time.perf_counter()
+        if not live:
+            return Progress(name, "", total)
+        return self._shown.enter_context(
+            show_progress(name, total=total, unit="", at_once=True, is_kept=False, say=self._log)
+        )
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._end(failed=kind is not None)
+
+    def _end(self, *, failed: bool = False) -> None:
+        if not self._name:
+            return
+        seconds = time.perf_counter() - self._began
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + seconds
+        self._shown.close()
+        if self._console is not None:
+            mark = "[red]✗[/red]" if failed else "[green]✓[/green]"
+            self._console.print(f"{mark} {self._name} [dim]{seconds:.1f} s[/dim]")
+        elif not failed:  # the error that follows says what failed
+            self._log(f"{self._name}: {seconds:.1f} s")
+        self._name = ""
 
 
 class WaitingLine:
