@@ -15,9 +15,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TextIO
 
-from contract.console.terminal import clean, cut, find_width, has_rich, measure, open_rich, remark
+from contract.console.terminal import (
+    clean,
+    cut,
+    find_width,
+    has_rich,
+    measure,
+    open_rich,
+    remark,
+    write_line,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -84,12 +94,13 @@ class Progress:
         self,
         label: str,
         unit: str,
-        total: int | None = None,
+        total: int | Callable[[], int | None] | None = None,
         note: str = "",
         say: Callable[[str], None] = remark,
     ) -> None:
         self.count = 0
-        self.total = total
+        self.total = None if callable(total) else total
+        self._find_total = total if callable(total) else lambda: None
         self.note = note
         self.is_told = False
         self._label = clean(label)
@@ -138,7 +149,7 @@ class Progress:
         """Seconds that the rest will take at this rate; None where that cannot be told."""
         rate = self.rate
         if self.total is None or rate <= 0 or self.count > self.total:
-            return None
+            return None  # more than there should be: a total that was estimated
         left = (self.total - self.count) / rate
         # Of a unit that takes long, some has been done; how much of a late one, nobody knows.
         return left - min(time.perf_counter() - self._changed, 1 / rate, left)
@@ -166,13 +177,11 @@ class Progress:
                 shown.pop(name, None)
         return list(shown.values())
 
-    def _describe_count(self) -> str:
+    def _describe_count(self, *, of_all: bool = True) -> str:
         if not self._unit:
             return ""
-        total = f" of {self._format(self.total)}" if self.total is not None else ""
-        if self._unit == "bytes":
-            return f"{self._format(self.count)}{total} MB"
-        return f"{self._format(self.count)}{total} {self._unit}"
+        total = f" of {self._format(self.total)}" if of_all and self.total is not None else ""
+        return f"{self._format(self.count)}{total} {'MB' if self._unit == 'bytes' else self._unit}"
 
     def _format(self, count: int) -> str:
         return f"{count / 1e6:,.1f}" if self._unit == "bytes" else f"{count:,}"
@@ -185,13 +194,24 @@ class Progress:
 
     def describe_end(self) -> str:
         """For example `60,000 rows, 11 s, 5,432 rows/s`."""
-        parts = [self._describe_count(), format_seconds(self.elapsed_s)]
+        is_whole = self.total is not None and self.count >= 0.99 * self.total
+        parts = [self._describe_count(of_all=not is_whole), format_seconds(self.elapsed_s)]
         if self._unit and self.count:
             parts.append(self._describe_rate(self.count / max(self.elapsed_s, 1e-9)))
         return ", ".join(part for part in parts if part)
 
+    def name(self, note: str) -> None:
+        """Says what it is at."""
+        self.note = note
+
+    def find_total(self) -> None:
+        """Finds out how many there are, if that is still to be done."""
+        if self.total is None:
+            self.total = self._find_total()
+
     def tell(self) -> None:
         """Says in a line how far it is."""
+        self.find_total()
         self.is_told = True
         self._say(f"{self._label}: {self.describe()}")
 
@@ -238,8 +258,9 @@ class _Shown:
 class _Display:
     """Shows a progress on a terminal from the moment when it is worth it."""
 
-    def __init__(self, progress: Progress, *, is_kept: bool) -> None:
+    def __init__(self, progress: Progress, stream: TextIO, *, is_kept: bool) -> None:
         self._progress = progress
+        self._stream = stream
         self._is_kept = is_kept
         self._live: Live | None = None
         self._lock = threading.Lock()
@@ -247,11 +268,12 @@ class _Display:
 
     def open(self) -> None:
         """Begins, unless it has begun or is over."""
-        console = open_rich(sys.stderr)
+        console = open_rich(self._stream)
         if console is None:
             return
         from rich.live import Live
 
+        self._progress.find_total()
         with self._lock:
             if self._live is None and not self._is_over:
                 self._live = Live(
@@ -278,27 +300,31 @@ class _Display:
 def show_progress(
     label: str,
     *,
-    total: int | None = None,
+    total: int | Callable[[], int | None] | None = None,
     unit: str = "rows",
     note: str = "",
     at_once: bool = False,
     is_kept: bool = True,
-    say: Callable[[str], None] = remark,
+    say: Callable[[str], None] | None = None,
+    stream: TextIO | None = None,
 ) -> Iterator[Progress]:
     """Shows how far the work within is, with its rate and an estimate of the time left.
 
     Args:
         label: What is done: "predict".
-        total: Units of all; None when nobody knows yet, and the `Progress` may be told later.
+        total: Units of all; None when nobody knows yet, and the `Progress` may be told later. A
+            function is asked when something is shown for the first time, on another thread.
         unit: Of what; `bytes` are shown as MB, "" is not counted.
         note: What it is at, at first.
         at_once: On a terminal from the beginning; else after two seconds, as elsewhere.
         is_kept: Leaves a line that says what it came to, where anything was shown.
-        say: Where lines go; stderr unless a log takes them.
+        say: Takes the lines where there is no terminal; else they go to the stream.
+        stream: Where it is shown; stderr unless that is hidden meanwhile.
     """
-    progress = Progress(label, unit, total, note, say)
-    if has_rich(sys.stderr):
-        display = _Display(progress, is_kept=is_kept)
+    shown_on = stream or sys.stderr
+    progress = Progress(label, unit, total, note, say or partial(write_line, shown_on))
+    if has_rich(shown_on):
+        display = _Display(progress, shown_on, is_kept=is_kept)
         if at_once:
             display.open()
         try:
