@@ -46,11 +46,33 @@ def name_copies(version_dir: Path) -> str:
     return ",".join(f"{ON_DEVICE}{variant}" for variant in list_variants(version_dir))
 
 
-def test_it_is_a_raspberry_pi() -> None:
+def test_it_is_the_processor_of_a_raspberry_pi() -> None:
     code = "import platform; print(platform.machine(), open('/proc/cpuinfo').read())"
     done = subprocess.run([ARM_PYTHON, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("aarch64")
-    assert "Raspberry Pi 4" in done.stdout
+    assert ": 0xd08" in done.stdout  # Cortex-A72
+
+
+def test_a_runtime_that_the_emulator_would_end_is_refused_with_a_sentence(
+    published_mlp: Path, tmp_path: Path
+) -> None:
+    root = ARM_PYTHON.parent.parent / "root"
+    for entry in root.iterdir():
+        if entry.name != "proc":  # so that it reads this machine's
+            (tmp_path / entry.name).symlink_to(entry)
+    python = tmp_path / "python"
+    started = ARM_PYTHON.read_text().replace('"$0"', f'"{ARM_PYTHON}"')
+    python.write_text(started.replace(f'-L "{root}"', f'-L "{tmp_path}"'))
+    python.chmod(0o755)
+    processor = subprocess.run(
+        [python, "-c", "print(open('/proc/cpuinfo').read())"], capture_output=True, text=True
+    )
+    if "CPU architecture" in processor.stdout:
+        pytest.skip("this QEMU, or this machine, shows an ARM processor")
+    version_dir = published_mlp / "mlp" / "1"
+    done = run_clients(python, "parity", "--version_dir", version_dir, "--via", "on-device:float32")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "pip install 'ai-edge-litert<2.2'" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
