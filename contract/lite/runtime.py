@@ -120,8 +120,8 @@ def find_interpreter() -> Callable[..., Interpreter]:
 def _check_processor() -> None:
     """Refuses a LiteRT that would end this process.
 
-    Its `cpuinfo` counts no L2 cache where `/proc/cpuinfo` names no ARM architecture, allocates none,
-    and writes one for what `/sys` shows. No ARM machine is like that; an emulator on another is.
+    Its `cpuinfo` makes room for no L2 cache where `/proc/cpuinfo` names no ARM architecture, and
+    then notes there what `/sys` shows. No ARM machine is like that; an emulator on another is.
     """
     from importlib.metadata import PackageNotFoundError, version
     from pathlib import Path
