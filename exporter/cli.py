@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 from contract import layout
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.extras import require_extra
-from contract.console.terminal import print_json, remark, show_progress
+from contract.console.progress import show_progress
+from contract.console.terminal import print_json, remark
 from contract.errors import ConfigError, PlumblineError
 from contract.heads import Task
 from contract.lite.runtime import hide_delegate_notes
@@ -33,6 +34,7 @@ from exporter.publishing.publish import (
 )
 from exporter.publishing.transfer import Copied, copy_to_remote, fetch_version
 from exporter.show import (
+    show_comparison,
     show_copied,
     show_export,
     show_inspection,
@@ -40,6 +42,7 @@ from exporter.show import (
     show_prediction,
     show_published,
     show_recheck,
+    show_report,
     show_training,
 )
 from exporter.training.trained import read_record
@@ -159,6 +162,18 @@ def build_parser() -> argparse.ArgumentParser:
         "Show a version's signatures, variants and provenance.",
         "a version, a SavedModel or a .tflite file",
     )
+
+    text = "Show where a version's report is, or hold one version against another."
+    verb = add(report, text, "a version, or a base path for its newest one")
+    verb.usage = (
+        "%(prog)s VERSION_DIR|BASE_PATH [--out FILE] [--open] [--json]\n"
+        "       %(prog)s VERSION_DIR --compare OTHER [--out FILE] [--open] [--json]"
+    )
+    verb.add_argument(
+        "--compare", type=Path, metavar="OTHER", help="the version that is held against PATH"
+    )
+    verb.add_argument("--out", type=Path, metavar="FILE", help="write the page anew, to this file")
+    verb.add_argument("--open", action="store_true", help="open the page in a browser")
 
     text = "Answer your own inputs in this process, as a golden file to check any client with."
     verb = add(predict, text, "a version or a .tflite file")
@@ -453,6 +468,25 @@ def inspect(arguments: argparse.Namespace) -> int:
     with hide_delegate_notes():
         inspection = inspect_version(arguments.path)
     return _tell(arguments, inspection, lambda: show_inspection(inspection))
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """`report`: a version's page, or two versions side by side."""
+    from exporter.report.verb import make_comparison, make_report, open_in_browser
+
+    if arguments.compare is None:
+        made = make_report(arguments.path, out=arguments.out)
+        status = _tell(arguments, made, lambda: show_report(made))
+    else:
+        with hide_delegate_notes():
+            compared = make_comparison(
+                *(arguments.path, arguments.compare), out=arguments.out, needs_page=arguments.open
+            )
+        status = _tell(arguments, compared, lambda: show_comparison(compared))
+    page = made.report if arguments.compare is None else compared.report
+    if arguments.open and page is not None:
+        open_in_browser(page)
+    return status
 
 
 def predict(arguments: argparse.Namespace) -> int:

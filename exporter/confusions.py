@@ -15,6 +15,7 @@ from contract.console.plots import (
     INK,
     PAPER,
     can_show,
+    find_figure,
     make_figure,
     save_plot,
     styled,
@@ -109,8 +110,7 @@ def draw_confusions(axes: Axes, counts: Array, names: Sequence[str]) -> None:
         axes.set_yticks(range(size), names, fontsize=letters)
     if size > _MOST_WRITTEN:
         return
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = find_figure(axes)
     figure.draw_without_rendering()  # lays out, so that cells have a width
     width_pt = axes.get_window_extent().width / size * 72 / figure.dpi
     for row, column in cells:

@@ -28,7 +28,8 @@ from exporter.data.examples import Examples, ExportExamples
 from exporter.data.given import GivenExamples, draw_given, read_given, to_pixels
 from exporter.data.pixels import PixelScale
 from exporter.flow import Steps
-from exporter.models.fitting import answer_rows, decide_classes, fit_targets, warn_of_scale
+from exporter.models.doubts import warn_of_doubts
+from exporter.models.fitting import answer_rows, decide_classes, fit_targets
 from exporter.models.load import find_input_shape, load_keras, make_exportable, tell_file_kind
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import (
@@ -298,7 +299,7 @@ def _fit(
     fitted = draw_given(
         given, num_golden=config.golden_num_examples, pixels=pixels, classes=classes
     )
-    warn_of_scale(exportable, fitted, answers)
+    warn_of_doubts(exportable, fitted, answers)
     return exportable, fitted
 
 

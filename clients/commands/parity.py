@@ -210,11 +210,7 @@ def _print(args: argparse.Namespace, reports: Sequence[HopReport], path: Path) -
     if args.per_signature:
         columns.insert(1, "signature")
         rows = [row for report in reports for row in _split(report)]
-    print_table(
-        columns,
-        rows,
-        title=f"parity with {path}; max diff: largest absolute difference",
-    )
+    print_table(columns, rows, title=f"parity with {path}")
     for report in reports:
         for problem in report.problems:
             remark(f"{report.hop}: {problem}")
@@ -244,14 +240,19 @@ def _make_row(report: HopReport) -> list[str]:
         report.hop,
         f"{report.num_rows:,}",
         f"{report.max_abs_difference:.1e}" if report.reports else "",
-        _shorten(report.max_ulp) if report.reports else "",
+        _describe_ulp(report),
         "" if agreement is None else f"{agreement:.2%}",
         report.worst_row.rpartition("[")[2].rstrip("]"),
         report.verdict,
     ]
 
 
-def _shorten(count: int) -> str:
+def _describe_ulp(report: HopReport) -> str:
+    if not report.reports:
+        return ""
+    count = report.max_ulp
+    if not report.counts_ulp:
+        return "–"
     return f"{count:,}" if count < 1_000_000 else f"{count:.0e}"
 
 

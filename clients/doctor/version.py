@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from clients.doctor.findings import OK, WARNING, Check, Finding
 from clients.files.fit import Adjustment, InputReader
+from clients.files.predict import find_scaling
 from clients.on_device import find_version_dir
 from clients.parity import AGREES, ON_DEVICE, check_hop, make_device_hop
 from contract import layout
@@ -60,10 +62,12 @@ def check_inputs(path: Path, inputs: Sequence[Path], adjustment: Adjustment) -> 
         manifest = read_manifest(find_version_dir(path))
         if not manifest.inputs:
             return Check.INPUTS.is_not_checked("the version does not say what its inputs were like")
+        signatures = from_entries(manifest.signatures)
+        pixels = find_scaling(path, signatures)
         reader = InputReader(
             inputs,
-            from_entries(manifest.signatures),
-            adjustment=adjustment,
+            signatures,
+            adjustment=dataclasses.replace(adjustment, pixels=pixels),
             known=manifest.inputs,
         )
     except PlumblineError as error:

@@ -27,6 +27,7 @@ from contract.console.extras import import_extra
 from contract.errors import ConfigError
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
@@ -120,6 +121,15 @@ def make_figure(
     return figure, list(axes[0])
 
 
+def find_figure(artist: Artist) -> Figure:
+    """What it is drawn in."""
+    from matplotlib.figure import Figure
+
+    figure = artist.get_figure()
+    assert isinstance(figure, Figure)
+    return figure
+
+
 def label_ends(axes: Axes) -> None:
     """Names each line at its right end, in its colour, instead of a legend.
 
@@ -130,8 +140,7 @@ def label_ends(axes: Axes) -> None:
     ends = [end for line in lines if (end := _find_end(line)) is not None]
     if not ends:
         return
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = find_figure(axes)
     figure.draw_without_rendering()  # lays out, so that data have places
     to_pt = 72 / figure.dpi
     ys = [float(axes.transData.transform(end)[1]) * to_pt for end in ends]
@@ -261,7 +270,7 @@ def save_plot(figure: Figure, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata=_list_metadata(path.suffix))
+        figure.savefig(path, metadata=_list_metadata(figure, path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"the plot {path} cannot be written: {error}") from error
 
@@ -315,10 +324,13 @@ PLOT_CSS = _write_css()
 """The variables of inline pictures, for a page that is light or dark as its reader likes it."""
 
 
-def _list_metadata(suffix: str) -> dict[str, str | None] | None:
-    # No date and no version, so that the same numbers make the same file.
-    silent: dict[str, dict[str, str | None]] = {".png": {"Software": None}, ".svg": {"Date": None}}
-    return silent.get(suffix.lower())
+def _list_metadata(figure: Figure, path: Path) -> dict[str, str | None] | None:
+    # The sentence for those who cannot see it; no date, so that equal numbers make equal files.
+    silent = {".png": "Software", ".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix.lower())
+    if silent is None:
+        return None
+    title = " ".join(figure.get_suptitle().split())
+    return {silent: None, **({"Title": title} if title else {})}
 
 
 def _is_nameless(line: Line2D) -> bool:
@@ -336,8 +348,7 @@ def _find_end(line: Line2D) -> tuple[float, float] | None:
 
 def _wrap(text: Text, sentence: str, width_in: float) -> str:
     """A sentence in lines that fit into so many inches."""
-    figure = text.get_figure(root=True)
-    assert figure is not None
+    figure = find_figure(text)
     lines = [""]
     for word in sentence.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -301,10 +301,8 @@ def to_probabilities(head: Head, answers: Array) -> Array:
     with np.errstate(all="ignore"):
         if head.task == "multiclass":
             powers = np.exp(numbers - numbers.max(axis=-1, keepdims=True))
-            made: Array = powers / powers.sum(axis=-1, keepdims=True)
-            return made
-        made = 1 / (1 + np.exp(-numbers))
-        return made
+            return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+        return np.asarray(1 / (1 + np.exp(-numbers)))
 
 
 def name_classes(head: Head, count: int) -> list[str]:

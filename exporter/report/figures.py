@@ -140,7 +140,7 @@ def _draw_cells(axes: Axes, counts: np.ndarray, totals: np.ndarray, cell: float)
     for row, column in np.ndindex(counts.shape):
         number = int(counts[row, column])
         face = (GOOD if row == column else BAD) if number else GRID
-        weight = max(_FAINTEST, number / totals[row]) if number else 0.35
+        weight = max(_FAINTEST, float(number / totals[row])) if number else 0.35
         corner = (column - size / 2, row - size / 2)
         axes.add_patch(Rectangle(corner, size, size, color=face, alpha=weight, linewidth=0))
         if number and cell >= 11:
@@ -161,7 +161,7 @@ def draw_calibration(calibration: Calibration, *, name: str, title: str) -> str:
     total = sum(one.count for one in calibration.bins)
     with _drawing():
         figure, axes = _open(WIDTH, 286, left=42, right=10, top=8, bottom=100)
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=_DOTTED)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=_DOTTED, marker="")
         axes.vlines(confidences, confidences, shares, color=BAD, linewidth=1.2)
         axes.plot(confidences, shares, color=GOOD, marker="o", markersize=4.5)
         axes.set(xlim=(-0.01, 1.02), ylim=(-0.02, 1.03))
@@ -349,7 +349,8 @@ def _make_figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width / 72, height / 72), layout="none")
+    figure = Figure(figsize=(width / 72, height / 72))
+    figure.set_layout_engine("none")
     FigureCanvasAgg(figure)
     return figure
 
