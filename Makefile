@@ -27,15 +27,18 @@ train: $(INSTALLED) ## Train only
 
 .PHONY: serve
 serve: $(INSTALLED) ## Serve it on localhost: gRPC 8500, REST 8501
+	@$(call need_version,serve)
 	@$(BIN)/python -m serving embedded --port=8500 --rest_api_port=8501 \
-	  --model_name=$(MODEL) --model_base_path=$(CURDIR)/$(BASE_PATH)/$(MODEL) $(ARGS)
+	  --model_name=$(MODEL) --model_base_path=$(abspath $(BASE_PATH)/$(MODEL)) $(ARGS)
 
 .PHONY: predict
 predict: $(INSTALLED) ## Send golden inputs to a running server
+	@$(call need_version,predict)
 	@$(BIN)/python -m clients predict --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) $(ARGS)
 
 .PHONY: parity
 parity: $(INSTALLED) ## Compare every way to ask, and the device
+	@$(call need_version,parity)
 	@$(BIN)/python -m clients parity --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) --via all $(ARGS)
 
 .PHONY: demo
@@ -140,6 +143,14 @@ lock: $(INSTALLED) ## Resolve both locks again, with hashes
 .PHONY: clean
 clean: ## Remove the environments and caches; models/ stays
 	rm -rf $(VENV) $(VENV_2_20) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# A server waits for a version to come, and says nothing meanwhile; a newcomer is told what to do.
+define need_version
+$(if $(findstring _dir,$(ARGS))$(findstring _base_path,$(ARGS))$(findstring _config_file,$(ARGS)),:,\
+  ls -d '$(BASE_PATH)/$(MODEL)'/[0-9]* >/dev/null 2>&1 || { echo "make $(1): $(BASE_PATH)/$(MODEL)" \
+  "holds no version yet; make one first: make export$(if $(filter-out mlp,$(MODEL)), MODEL=$(MODEL))$(if \
+  $(filter-out models,$(BASE_PATH)), BASE_PATH=$(BASE_PATH))" >&2; exit 2; })
+endef
 
 # An environment is stale as soon as its lock or the project file is newer than it.
 $(INSTALLED): requirements.lock pyproject.toml
