@@ -34,7 +34,13 @@ from contract.errors import (
 from contract.golden import read_golden
 from contract.manifest import read_manifest, write_manifest
 from contract.signature import Array, Batch
-from tests.clients.browsers import list_processes, need_browser, need_page, write_browser
+from tests.clients.browsers import (
+    kill_processes,
+    list_processes,
+    need_browser,
+    need_page,
+    write_browser,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -213,9 +219,27 @@ def test_a_browser_that_does_not_answer_is_ended(
         pass
 
 
+def test_a_page_that_crashes_is_told_of_and_its_browser_leaves_nothing(
+    published_mlp: Path, temporary: Path
+) -> None:
+    browser = need_browser()
+    model = _find_web(published_mlp / "mlp" / "1") / layout.variant_path(layout.WEB)
+    with (
+        pytest.raises(DeadlineExceededError, match="did not answer within 10 s and was ended"),
+        BrowserPredictor(model, browser, timeout_s=10) as predictor,
+    ):
+        kill_processes(f"--user-data-dir={temporary}", "--type=renderer")
+        predictor.predict({"images": np.zeros((1, 784), np.float32)}, signature_name="")
+
+
 @pytest.mark.usefixtures("built_page")
 def test_processes_that_a_browser_leaves_behind_are_ended(any_model: Path, temporary: Path) -> None:
-    body = "subprocess.Popen(['sleep', '600', sys.argv[-2]]); get('model.tflite'); sys.exit(3)"
+    body = """
+        child = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)", *sys.argv]
+        subprocess.Popen(child, stdout=subprocess.PIPE).stdout.readline()
+        get("model.tflite")
+        os._exit(3)
+        """
     browser = write_browser(any_model.parent / "browser", body)
     with pytest.raises(ServableUnavailableError), BrowserPredictor(any_model, browser):
         pass
