@@ -150,7 +150,7 @@ def _check(
         else:
             hop = _make_server_hop(name, args, read_tolerances(version_dir).of_server)
     except UnimplementedError as error:
-        if args.via != ALL:
+        if name in args.via.replace(" ", "").split(","):  # asked for by its name, not by `all`
             raise
         return HopReport(name, SKIPPED, problems=(error.message,))
     except ConfigError:

@@ -28,18 +28,20 @@ _MAX_VALUES = 1_000_000
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
-    """An input or output of the signature, without its batch axis.
+    """An input or output of the signature, of one row.
 
     Attributes:
         name: As in requests.
         dtype: numpy's name of the dtype, `bfloat16`, or `string`.
-        shape: Axis sizes, null for one that varies; null for unknown rank.
+        shape: Axis sizes without the batch, null for one that varies; null for unknown rank.
+        has_batch: In requests, axis 0 is the batch.
         head: Of an output, what it means; null where nobody knows.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...] | None
+    has_batch: bool
     head: Head | None = None
 
 
@@ -70,7 +72,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         trained_on: Name of the data, "" where nobody knows.
         metrics: Of the manifest.
         signature_name: What all engines are asked.
-        has_batch: Axis 0 of its tensors is the batch.
         inputs: In the order of the signature.
         outputs: Likewise.
         picture: Null where a form is filled in instead.
@@ -88,7 +89,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     trained_on: str
     metrics: Mapping[str, float]
     signature_name: str
-    has_batch: bool
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     picture: Picture | None
@@ -152,10 +152,6 @@ class Version:
             trained_on=manifest.data.name if manifest is not None and manifest.data else "",
             metrics=manifest.metrics if manifest is not None else {},
             signature_name=signature.name,
-            has_batch=all(
-                spec.shape is None or spec.shape[:1] == (None,)
-                for spec in signature.inputs.values()
-            ),
             inputs=tuple(_describe(spec) for spec in signature.inputs.values()),
             outputs=tuple(
                 _describe(spec, heads.get(name)) for name, spec in signature.outputs.items()
@@ -224,9 +220,9 @@ def _find_heads(manifest: Manifest | None, golden: GoldenExamples | None) -> dic
 
 def _describe(spec: TensorSpec, head: Head | None = None) -> Tensor:
     shape = spec.shape
-    if shape is not None and shape[:1] == (None,):
-        shape = shape[1:]
-    return Tensor(name=spec.name, dtype=spec.dtype, shape=shape, head=head)
+    has_batch = shape is None or shape[:1] == (None,)
+    row = shape[1:] if shape is not None and has_batch else shape
+    return Tensor(name=spec.name, dtype=spec.dtype, shape=row, has_batch=has_batch, head=head)
 
 
 def _find_picture(signature: Signature, golden: GoldenExamples | None) -> Picture | None:
