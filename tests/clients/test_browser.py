@@ -51,13 +51,14 @@ def _make_safetensors(header: str) -> bytes:
 
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The folder for temporary files, of this test alone; nothing may be left in it.
+    """The folder for temporary files, and home, of this test alone; nothing may be left in it.
 
     It is not below `tmp_path`, whose name is too long for the sockets that lie in it.
     """
     with tempfile.TemporaryDirectory(prefix="hop") as folder:  # short: sockets lie in it
         monkeypatch.setattr(tempfile, "tempdir", folder)
         monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setenv("HOME", folder)
         yield Path(folder)
         assert list(Path(folder).iterdir()) == []
         assert list_processes(folder) == []
