@@ -11,7 +11,7 @@ import numpy as np
 
 from clients.core.rest_dialect import write_array
 from clients.demo.ink import Ink, measure_ink
-from clients.on_device import OnDevicePredictor
+from clients.on_device import OnDevicePredictor, explain_missing
 from contract import layout
 from contract.agreement import guess_head
 from contract.errors import ConfigError, ManifestError, PlumblineError
@@ -161,7 +161,7 @@ class Version:
             max_difference=find_tolerances(manifest).of_server.atol,
             server_url=_make_url(server, model_name, version),
             server_shown=urlsplit(server).netloc,
-            browser_obstacle="" if self.web_model else _explain_web_model(directory, manifest),
+            browser_obstacle="" if self.web_model else explain_missing(directory, layout.WEB),
             python_obstacle=python_obstacle,
         )
 
@@ -282,15 +282,3 @@ def _make_url(server: str, model_name: str, version: int | None) -> str:
     path = f"{server}/v1/models/{quote(model_name, safe='')}"
     # Another version may answer otherwise.
     return path if version is None else f"{path}/versions/{version}"
-
-
-def _explain_web_model(directory: Path, manifest: Manifest | None) -> str:
-    path = directory / layout.variant_path(layout.WEB)
-    made = manifest.parity.get(layout.WEB) if manifest is not None else None
-    problems = made.get("problems") if isinstance(made, dict) else None
-    if problems:
-        return f"{path.name} was left out of this version: {'; '.join(map(str, problems))}"
-    return (
-        f"this version has no {layout.variant_path(layout.WEB)}; versions that are exported with "
-        "web among export.variants have one"
-    )
