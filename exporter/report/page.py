@@ -263,7 +263,8 @@ def _order_splits(data: DataEntry) -> list[tuple[str, int]]:
     known = ("train", "validation", "test")
     found = data.num_examples
     names = [*(one for one in known if one in found), *(one for one in found if one not in known)]
-    return [("" if name == "all" else shorten(name), found[name]) for name in names]
+    # Of a model that was trained elsewhere all rows are one split, and need no word for it.
+    return [("" if name == "examples" else shorten(name), found[name]) for name in names]
 
 
 def _tell_task(head: HeadFacts) -> str:
