@@ -30,20 +30,23 @@ train: $(INSTALLED) ## Train only
 
 .PHONY: serve
 serve: $(INSTALLED) ## Serve it on localhost: gRPC 8500, REST 8501
+	@$(call need_version,serve)
 	@$(BIN)/python -m serving embedded --port=8500 --rest_api_port=8501 \
-	  --model_name=$(MODEL) --model_base_path=$(CURDIR)/$(BASE_PATH)/$(MODEL) $(ARGS)
+	  --model_name=$(MODEL) --model_base_path=$(abspath $(BASE_PATH)/$(MODEL)) $(ARGS)
 
 .PHONY: predict
 predict: $(INSTALLED) ## Send golden inputs to a running server
+	@$(call need_version,predict)
 	@$(BIN)/python -m clients predict --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) $(ARGS)
 
 .PHONY: parity
 parity: $(INSTALLED) ## Compare every way to ask, and the device
+	@$(call need_version,parity)
 	@$(BIN)/python -m clients parity --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) --via all $(ARGS)
 
 .PHONY: demo
-demo: $(INSTALLED) ## All of it: export, serve, predict, parity, stop
-	@MODEL=$(MODEL) BASE_PATH=$(BASE_PATH) scripts/demo
+demo: $(INSTALLED) ## All of it: export, serve, predict, parity, a page to draw on
+	@MODEL=$(MODEL) BASE_PATH=$(BASE_PATH) scripts/demo $(ARGS)
 
 .PHONY: web
 web: web/node_modules/.installed ## Build the pages that run models in a browser (needs Node.js 20)
@@ -157,6 +160,14 @@ web/node_modules/.installed: web/package.json web/package-lock.json
 	  "there is no npm here; install them from nodejs.org or your distribution" >&2; exit 2; }
 	@npm ci --prefix web --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
+
+# A server waits for a version to come, and says nothing meanwhile; a newcomer is told what to do.
+define need_version
+$(if $(findstring _dir,$(ARGS))$(findstring _base_path,$(ARGS))$(findstring _config_file,$(ARGS)),:,\
+  ls -d '$(BASE_PATH)/$(MODEL)'/[0-9]* >/dev/null 2>&1 || { echo "make $(1): $(BASE_PATH)/$(MODEL)" \
+  "holds no version yet; make one first: make export$(if $(filter-out mlp,$(MODEL)), MODEL=$(MODEL))$(if \
+  $(filter-out models,$(BASE_PATH)), BASE_PATH=$(BASE_PATH))" >&2; exit 2; })
+endef
 
 # An environment is stale as soon as its lock or the project file is newer than it.
 $(INSTALLED): requirements.lock pyproject.toml

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Protocol, TextIO, TypedDict
 
 from contract.console.extras import is_installed
 from contract.errors import ManifestError, UnimplementedError
@@ -181,12 +181,15 @@ def create_interpreter(content: bytes, *, num_threads: int, source: str) -> Inte
 
 
 @contextmanager
-def hide_delegate_notes() -> Iterator[None]:
+def hide_delegate_notes() -> Iterator[TextIO]:
     """Keeps TFLite's `INFO: Created … delegate` off the terminal: C++ writes it to stderr
     without asking. Whatever else is written meanwhile comes out afterwards.
 
     It replaces the process's stderr for a while: for commands, which have one thread, and
     nothing for a server.
+
+    Yields:
+        The stderr from before, for what is to be seen meanwhile.
     """
     import tempfile
 
@@ -195,7 +198,8 @@ def hide_delegate_notes() -> Iterator[None]:
         stderr = os.dup(2)
         os.dup2(kept.fileno(), 2)
         try:
-            yield
+            with open(stderr, "w", encoding="utf-8", errors="replace", closefd=False) as shown:
+                yield shown
         finally:
             sys.stderr.flush()
             os.dup2(stderr, 2)

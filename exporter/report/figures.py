@@ -44,6 +44,7 @@ MAX_DRAWN_CLASSES = 24
 _DOTTED = (0, (2, 2))
 _FAINTEST = 0.18
 """A single wrong row out of hundreds must still be seen."""
+_LARGEST_CELL = 56.0
 _LETTER = 5.6
 """Points that a letter of a tick takes, at most."""
 
@@ -107,8 +108,8 @@ def draw_confusions(
     names = [_cut(one.name, 12) for one in classes]
     room = _LETTER * max(map(len, names), default=1)
     left = 24 + room
-    side = WIDTH - left - 4
-    cell = side / count
+    cell = min((WIDTH - left - 4) / count, _LARGEST_CELL)
+    side = cell * count
     is_turned = room > cell
     bottom = 26 + (room if is_turned else 12)
     counts = np.zeros((count, count), np.int64)
@@ -120,7 +121,8 @@ def draw_confusions(
     totals = np.maximum([one.num_rows for one in classes], 1)
     with _drawing():
         height = side + bottom + 6
-        figure, axes = _open(WIDTH, height, left=left, right=4, top=6, bottom=bottom)
+        right = WIDTH - left - side
+        figure, axes = _open(WIDTH, height, left=left, right=right, top=6, bottom=bottom)
         _draw_cells(axes, counts, totals, cell)
         axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
         axes.set_xticks(range(count), names, rotation=90 if is_turned else 0)

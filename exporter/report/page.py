@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from exporter.report.figures import CopyPoint
 
+_DARK = "@media (prefers-color-scheme: dark)"
+_CSS = PLOT_CSS.replace(_DARK, "@media screen and (prefers-color-scheme: dark)")
+"""Paper is white whatever the screen is."""
+
 _MAX_LISTED_CLASSES = 60
 _MAX_CONFUSIONS = 20
 _MAX_HEADS_IN_FULL = 4
@@ -169,7 +173,7 @@ def render(facts: Facts, static: StaticFigures | None = None) -> bytes:
         for one in drawn.heads
     )
     text = _load_template("report.html").render(
-        css=PLOT_CSS,
+        css=_CSS,
         facts=facts,
         manifest=manifest,
         title=shorten(manifest.model_name),
@@ -224,7 +228,7 @@ def _load_template(name: str) -> jinja2.Template:
 
 def render_template(name: str, **values: object) -> bytes:
     """Another page of the same look."""
-    return _load_template(name).render(css=PLOT_CSS, **values).encode("utf-8")
+    return _load_template(name).render(css=_CSS, **values).encode("utf-8")
 
 
 def tell_share(share: float | None, digits: int = 1) -> str:
@@ -250,7 +254,7 @@ def _summarise(facts: Facts) -> str:
         made = "of a model that was trained elsewhere"
     rows = ""
     if data is not None:
-        counts = ", ".join(f"{count:,} {split}" for split, count in _order_splits(data))
+        counts = ", ".join(f"{count:,} {split}".strip() for split, count in _order_splits(data))
         rows = f" with the data “{shorten(data.name)}” ({counts} rows)"
     return f"{kind}; {made}{rows}; made {manifest.created.replace('T', ' ').replace('Z', ' UTC')}."
 
@@ -259,7 +263,7 @@ def _order_splits(data: DataEntry) -> list[tuple[str, int]]:
     known = ("train", "validation", "test")
     found = data.num_examples
     names = [*(one for one in known if one in found), *(one for one in found if one not in known)]
-    return [(shorten(name), found[name]) for name in names]
+    return [("" if name == "all" else shorten(name), found[name]) for name in names]
 
 
 def _tell_task(head: HeadFacts) -> str:
@@ -587,10 +591,10 @@ def _title_copies(points: Sequence[CopyPoint], quality: str) -> str:
     if small.quality is None or large.quality is None:
         return text
     lost = large.quality - small.quality
+    if abs(lost) < 5e-5 * max(1.0, abs(large.quality)):
+        return f"{text}, at the same {quality}"
     if quality == "RMSE":
         return f"{text}, RMSE {small.quality:.4g} instead of {large.quality:.4g}"
-    if abs(lost) < 5e-5:
-        return f"{text}, at the same {quality}"
     return f"{text}, {quality} {lost * -100:+.2f} points"
 
 
@@ -703,7 +707,7 @@ def _list_data(data: DataEntry | None) -> list[tuple[str, str]]:
     if data is None:
         return []
     rows = [("data", shorten(data.name))]
-    rows += [(f"{shorten(split)} rows", f"{count:,}") for split, count in _order_splits(data)]
+    rows += [(f"{split} rows".strip(), f"{n:,}") for split, n in _order_splits(data)]
     if data.class_names:
         shown = ", ".join(shorten(one, 24) for one in data.class_names[:20])
         more = len(data.class_names) - 20

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -31,6 +32,7 @@ from contract.errors import (
     UnimplementedError,
 )
 from contract.golden import read_golden
+from contract.manifest import read_manifest, write_manifest
 from contract.signature import Array, Batch
 from tests.clients.browsers import list_processes, need_browser, need_page, write_browser
 
@@ -312,6 +314,18 @@ def test_all_skips_a_browser_that_cannot_run_and_its_name_alone_is_an_error(
     hops = {hop["hop"]: hop for hop in json.loads(capsys.readouterr().out)["hops"]}
     assert hops["browser"]["verdict"] == SKIPPED
     assert message in hops["browser"]["problems"][0]
+
+
+def test_why_there_is_no_variant_is_what_the_manifest_says(
+    version_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (version_dir / layout.variant_path(layout.WEB)).unlink()
+    manifest = read_manifest(version_dir)
+    unmade = {"problems": ["serving_default takes tokens, int64 (batch, free)"], "remedy": "int32"}
+    parity = manifest.parity | {layout.WEB: unmade}
+    write_manifest(version_dir, msgspec.structs.replace(manifest, parity=parity))
+    assert main(["parity", "--version_dir", str(version_dir), "--via", "browser"]) == 2
+    assert "takes tokens, int64 (batch, free); int32" in capsys.readouterr().err
 
 
 def test_a_browser_that_was_named_and_is_none_is_an_error(
