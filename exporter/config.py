@@ -55,7 +55,7 @@ InMemoryKind = Literal[
 ]
 """Kinds of data that are read as a whole."""
 DataKind = Literal[InMemoryKind, "tfrecord", "loader"]
-VariantName = Literal["float32", "float16", "dynamic_range", "int8", "int8_float_io"]
+VariantName = Literal["float32", "float16", "dynamic_range", "int8", "web", "int8_float_io"]
 
 Table: TypeAlias = dict[str, Any]
 """A table of TOML, as it was read: nothing is known of it yet."""
@@ -282,7 +282,8 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
         base_path: The model's own folder, which holds its versions, as in TensorFlow Serving's
             `--model_base_path`; "" stands for `models/<model name>`.
         keep: Versions to keep when publishing; 0 = all.
-        variants: TFLite variants to convert. `int8_float_io` is `int8` that takes and gives floats.
+        variants: TFLite variants to convert. `web` is float32 for one row at a time, as LiteRT.js
+            runs it in a browser; `int8_float_io` is `int8` that takes and gives floats.
         require: Those of them without which nothing is published; another that cannot be
             converted, or fails its gate, is left out and said so.
         conversion_timeout_s: Time limit of the converter's process.
@@ -293,7 +294,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     base_path: str = ""
     keep: Count = 0
-    variants: tuple[VariantName, ...] = ("float32", "float16", "dynamic_range", "int8")
+    variants: tuple[VariantName, ...] = ("float32", "float16", "dynamic_range", "int8", "web")
     require: tuple[VariantName, ...] = ("float32",)
     conversion_timeout_s: Annotated[float, Meta(gt=0)] = 300.0
     golden_num_examples: Annotated[int, Meta(ge=64)] = 64

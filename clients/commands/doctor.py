@@ -135,7 +135,7 @@ def _print(findings: list[Finding], title: str) -> None:
 
 def _explain_gap(check: Check, *, is_version: bool) -> str:
     if check is Check.INPUTS:
-        return "seen with a version directory and --inputs FILE only"
+        return "give --inputs FILE and a version directory"
     of_version = (Check.VERSION_NUMBER, Check.WHOLE_VERSION, Check.TENSORFLOW, Check.WARMUP)
     if check in of_version and not is_version:
         return "seen in a version directory only: give its path"

@@ -16,7 +16,8 @@ from clients.on_device import find_version_dir
 from clients.results import flatten
 from contract import layout, statistics
 from contract.console.exits import ExitCode
-from contract.console.terminal import print_json, remark, show_progress
+from contract.console.progress import show_progress
+from contract.console.terminal import print_json, remark
 from contract.errors import ConfigError, ManifestError, RequestError, SignatureNotFoundError
 from contract.lite import schema
 from contract.manifest import InputStatistics, read_manifest
@@ -192,7 +193,7 @@ def predict_files(
 
 def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
     num_failed = 0
-    with show_progress("predict") as progress:
+    with show_progress("predict", total=reader.count_rows) as progress:
         for part in answer(iter(reader), reader.signature.name):
             if len(part.indices):
                 sink.write(part.rows, part.indices, part.outputs)
@@ -205,7 +206,11 @@ def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
 
 def _predict_json(args: argparse.Namespace, reader: InputReader, answer: Answering) -> ExitCode:
     labels = find_labels(args)
-    parts = list(answer(iter(reader), reader.signature.name))
+    parts = []
+    with show_progress("predict", total=reader.count_rows) as progress:
+        for part in answer(iter(reader), reader.signature.name):
+            parts.append(part)
+            progress.advance(part.num_rows)
     failed = list(itertools.chain.from_iterable(part.failed for part in parts))
     rows = [
         describe_row(part.rows.name_row(index), place, part.outputs, labels)

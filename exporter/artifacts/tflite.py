@@ -23,6 +23,7 @@ from contract.lite.schema import Memory, find_memory
 from contract.signature import Batch, Signature
 from exporter.artifacts.exportable import Recipe
 from exporter.artifacts.metadata import ModelNote, add_metadata
+from exporter.artifacts.web import find_free_axis, find_obstacle
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -75,7 +76,8 @@ class Conversion(msgspec.Struct, frozen=True, kw_only=True):
         file: The file, or None where there is none.
         problem: Why there is none.
         remedy: What to do about it.
-        lacks_operators: TFLite has no operator for something in the model, however it is traced.
+        lacks_operators: TFLite has no operator for something in the model, or LiteRT.js no type,
+            however it is traced.
         batch_size: Rows of every call of the interpreter; None where any number goes.
         recipe: How the functions were traced; None for the SavedModel's own.
     """
@@ -103,6 +105,16 @@ def convert(job: ConversionJob) -> Conversion:
         ExportError: The file cannot be written.
     """
     source = job.source or job.candidate
+    if job.variant == layout.WEB:
+        obstacles = [text for one in job.signatures if (text := find_obstacle(one))]
+        if obstacles:
+            return _fail(
+                job,
+                f"{obstacles[0]}, and LiteRT.js runs float32, int32 and uint8 in fixed sizes only",
+                "give the model inputs and outputs of such types and sizes, or leave web out of "
+                "the variants",
+                lacks_operators=True,
+            )
     if job.variant in layout.INT8_VARIANTS and job.source is not None and _has_loops(source):
         return _fail(
             job,
@@ -122,7 +134,7 @@ def convert(job: ConversionJob) -> Conversion:
         content = add_metadata(content, job.note)
     problem = _try_out(content, job)
     if problem:
-        return _fail(job, f"it converts, but TFLite's interpreter fails: {problem}", _REPLACE_LAYER)
+        return _fail(job, f"it converts, but {problem}", _REPLACE_LAYER)
     try:
         job.file.parent.mkdir(parents=True, exist_ok=True)
         job.file.write_bytes(content)
@@ -152,7 +164,7 @@ def _convert(job: ConversionJob, source: Path) -> bytes:
 def _configure(converter: tf.lite.TFLiteConverter, job: ConversionJob) -> None:
     import tensorflow as tf
 
-    if job.variant != layout.FLOAT32:
+    if job.variant not in (layout.FLOAT32, layout.WEB):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if job.variant == "float16":
         converter.target_spec.supported_types = [tf.float16]
@@ -190,16 +202,20 @@ def _has_loops(saved_model: Path) -> bool:
 def _try_out(content: bytes, job: ConversionJob) -> str:
     """What is wrong with a file that converted; "" where it answers every signature."""
     if find_memory(content) is not Memory.NONE:
-        return "it keeps state from one call to the next"
+        return "TFLite's interpreter keeps state from one call to the next"
     try:
         with LiteModel(content) as model:
             for signature in job.signatures:
+                shown = model.raw_signatures[signature.name]
+                free = find_free_axis(shown, model.fixed_rows[signature.name])
+                if job.variant == layout.WEB and free:
+                    return f"{free}, and LiteRT.js runs fixed sizes only"
                 for rows in _TRIED_ROWS:
                     problem = _ask(model, signature, rows)
                     if problem:
                         return problem
     except PlumblineError as error:
-        return error.message
+        return f"TFLite's interpreter fails: {error.message}"
     return ""
 
 
@@ -214,7 +230,7 @@ def _ask(model: LiteModel, signature: Signature, rows: int) -> str:
     for name, spec in signature.outputs.items():
         if spec.shape and spec.shape[0] is None and answers[name].shape[:1] != (rows,):
             shape = answers[name].shape
-            return f"output {name!r} of {signature.name} has shape {shape} for {rows} rows"
+            return f"its output {name!r} of {signature.name} is {shape} for {rows} rows"
     return ""
 
 

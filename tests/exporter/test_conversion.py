@@ -78,7 +78,7 @@ def make_copies(
                 calibration=calibration,
             )
         )
-    ask_for_conversions(converter, jobs)
+    jobs = ask_for_conversions(converter, jobs, made, run_dir=path)
     found = iterate_conversions(converter, jobs, made, run_dir=path, timeout_s=200)
     return made, {one.variant: one for one in found}
 
