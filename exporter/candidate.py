@@ -7,7 +7,7 @@ own, started while the model trains.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from contract import layout
+from contract.console.progress import Steps
 from contract.errors import PlumblineError, VerificationError
 from contract.golden import Golden, write_golden
 from contract.heads import Head
@@ -91,7 +92,7 @@ def make_candidate(
     run_dir: Path,
     conversion: ChildProcess[ConversionJob, Conversion],
     verification: ChildProcess[MeasurementJob, Measurement],
-    step: Callable[[str], None],
+    step: Steps,
 ) -> Candidate:
     """Saves, converts, verifies and describes a model in `run_dir/candidate`.
 
@@ -104,7 +105,7 @@ def make_candidate(
     variants = config.variants if model.lite_signatures else ()
     copies = (*([SAVED_MODEL] if model.has_saved_model else []), *model.given_variants)
 
-    step("convert")
+    progress = step("convert")
     note = describe_model(
         origin.model_name,
         [model.signatures[name] for name in model.lite_signatures],
@@ -113,9 +114,11 @@ def make_candidate(
     )
     jobs, fingerprint = _list_jobs(model, examples, variants, run_dir, note)
     jobs = ask_for_conversions(conversion, jobs, model, run_dir=run_dir)
+    progress.note = "golden examples"
     golden = make_golden(model, examples, config.golden_num_examples)
     _check_answers(model, golden)
     write_golden(path / layout.GOLDEN, golden)
+    progress.note = "test rows"
     held_out = _hold_out(model, examples)
     write_held_out(run_dir, held_out)
 
@@ -150,9 +153,12 @@ def make_candidate(
     evaluation = _evaluate(model, examples, held_out, golden)
     write_evaluation(path, evaluation)
 
-    step("verify")
+    # Every copy that is to be converted is waited for twice.
+    progress = step("verify", total=len(copies) + 2 * len(jobs))
     found = {}
     measured = list(copies)
+    unmade = [job.variant for job in jobs]
+    progress.note = _name_conversion(unmade)
     # Here, since this process waits for the two others now; in a thread, so that it hears them.
     with ThreadPoolExecutor(max_workers=1) as thread:
         known = gather(path, manifest, evaluation, golden)
@@ -160,12 +166,18 @@ def make_candidate(
         for made in iterate_conversions(
             conversion, jobs, model, run_dir=run_dir, timeout_s=config.conversion_timeout_s
         ):
+            unmade.remove(made.variant)
+            progress.advance(2 if made.file is None else 1)
+            progress.note = _name_conversion(unmade)
             if made.file is None:
                 found[made.variant] = describe_unmade(made.variant, made.problem, made.remedy)
             else:
                 measured.append(made.variant)
                 ask_for_measurement(made.variant, list_variant_signatures(model, made.variant))
-        found |= {name: _receive_measurement(verification, name) for name in measured}
+        for name in measured:
+            progress.note = f"measuring {name}"
+            found[name] = _receive_measurement(verification, name)
+            progress.advance()
         drawn = drawing.result()
     verdict = judge(
         [in_process, *(found[name] for name in (*copies, *variants))],
@@ -189,6 +201,11 @@ def make_candidate(
         manifest = msgspec.structs.replace(manifest, files=dict(sorted(files.items())))
         manifest = write_manifest(path, manifest)
     return Candidate(path, manifest, verdict)
+
+
+def _name_conversion(unmade: Sequence[str]) -> str:
+    """What is waited for while there are copies to convert."""
+    return f"converting {unmade[0]}" if unmade else ""
 
 
 def _loosen_for_half(

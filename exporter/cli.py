@@ -427,8 +427,13 @@ def verify(arguments: argparse.Namespace) -> int:
     """`verify`: checksums, then golden through every copy that can run here."""
     from exporter.verification.recheck import recheck_version
 
-    with hide_delegate_notes():
-        recheck = recheck_version(arguments.path, skip_tensorflow=arguments.skip_tensorflow)
+    with (
+        hide_delegate_notes() as shown,
+        show_progress("verify", unit="", is_kept=False, stream=shown) as progress,
+    ):
+        recheck = recheck_version(
+            arguments.path, skip_tensorflow=arguments.skip_tensorflow, on_check=progress.name
+        )
     checks = [_encode_check(one) for one in recheck.checks]
     document: dict[str, object] = {"path": recheck.path, "checks": checks}
     if recheck.manifest is not None:
@@ -445,7 +450,8 @@ def publish(arguments: argparse.Namespace) -> int:
     candidate, model_name = find_candidate(arguments.path)
     base_path = _to_local_path(arguments.base_path) or Path("models", model_name)
     options = _read_options(arguments, version=arguments.version)
-    published = publish_version(candidate, base_path, options)
+    with show_progress("publish", unit="", is_kept=False):
+        published = publish_version(candidate, base_path, options)
     return _tell(arguments, published, lambda: show_published(published))
 
 
@@ -489,13 +495,14 @@ def predict(arguments: argparse.Namespace) -> int:
     """`predict`: in-process answers for the user's own inputs, as a golden file."""
     from exporter.predict import predict_files
 
-    prediction = predict_files(
-        arguments.path,
-        arguments.input,
-        arguments.output,
-        signature_name=arguments.signature_name,
-        batch_size=arguments.batch_size,
-    )
+    with show_progress("predict", unit="", is_kept=False):
+        prediction = predict_files(
+            arguments.path,
+            arguments.input,
+            arguments.output,
+            signature_name=arguments.signature_name,
+            batch_size=arguments.batch_size,
+        )
     return _tell(arguments, prediction, lambda: show_prediction(prediction))
 
 
@@ -593,7 +600,7 @@ def _find_version_dir(path: Path) -> Path:
 def _copy(arguments: argparse.Namespace, title: str, copy: functools.partial[Copied]) -> int:
     start = time.perf_counter()
     with show_progress(title, unit="bytes") as progress:
-        copied = copy(on_bytes=progress.advance)
+        copied = copy(on_bytes=progress.advance, on_total=progress.expect)
     seconds = time.perf_counter() - start
     document = dataclasses.asdict(copied) | {"seconds": round(seconds, 3)}
     return _tell(arguments, document, lambda: show_copied(copied, seconds))

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import dataclasses
 import html
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from contract import layout
+from contract.console.progress import Steps
 from contract.console.terminal import format_table
 from contract.errors import ConfigError, DatasetError, VerificationError
 from contract.heads import Head, Task
@@ -27,7 +29,6 @@ from exporter.config import MODEL_NAME, ExportConfig
 from exporter.data.examples import Examples, ExportExamples
 from exporter.data.given import GivenExamples, draw_given, read_given, to_pixels
 from exporter.data.pixels import PixelScale
-from exporter.flow import Steps
 from exporter.models.doubts import warn_of_doubts
 from exporter.models.fitting import answer_rows, decide_classes, fit_targets
 from exporter.models.load import find_input_shape, load_keras, make_exportable, tell_file_kind
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from exporter.artifacts.exportable import Exportable
     from exporter.data.given import ExamplesLike, LabelsLike
 
+_LOG = logging.getLogger(__name__)
 _DEFAULT_OPTIONS = PublishOptions()
 _ASKED_ROWS = 2000
 """Rows that the model answers once, so that golden has every class that it finds among them."""
@@ -205,7 +207,7 @@ def export(
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))
     kept = False
     try:
-        with Steps() as step, explain_os_errors(run_dir), _borrow_processes() as processes:
+        with Steps(_LOG.info) as step, explain_os_errors(run_dir), _borrow_processes() as processes:
             conversion, verification = processes
             step("load")
             loaded = _load(model, custom_objects, allow_lambda=allow_lambda)

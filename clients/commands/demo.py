@@ -6,20 +6,21 @@ import argparse
 import os
 import sys
 import threading
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from clients.demo.engine import JSON, Engine
-from clients.demo.facts import Version
 from clients.on_device import find_version_dir
 from clients.targets import DEFAULT_REST_SERVER, choose_model_name, is_rest
-from clients.web_server import Handler, Request, Response, WebServer, find_page
 from contract.console.exits import ExitCode
 from contract.console.terminal import print_json, remark
 from contract.errors import ConfigError
 from contract.lite.runtime import hide_delegate_notes
+
+if TYPE_CHECKING:
+    from clients.demo.facts import Version
+    from clients.web_server import Handler, Request, Response
 
 _MODEL = "model.tflite"  # on the page; of the version it is the variant web
 
@@ -61,9 +62,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(args: argparse.Namespace) -> ExitCode:
     """Serves the page until Ctrl-C."""
-    folder = find_page()
-    directory = find_version_dir(args.version_dir)
+    from clients.demo.facts import Version  # other commands do without an HTTP server
+    from clients.web_server import WebServer, find_page
+
     server = _read_server(args.server)
+    directory = find_version_dir(args.version_dir)
+    folder = find_page()
     with hide_delegate_notes():
         version = Version(directory, server=server, model_name=choose_model_name(args))
     try:
@@ -84,10 +88,17 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _list_handlers(version: Version) -> dict[tuple[str, str], Handler]:
+    from clients.demo.engine import JSON, Engine
+    from clients.web_server import Response
+
     facts = Response(msgspec.json.encode(version.facts), JSON)
+
+    def send_examples(_: Request) -> Response:
+        return Response(msgspec.json.encode(version.examples), JSON)
+
     handlers: dict[tuple[str, str], Handler] = {
         ("GET", "facts.json"): lambda _: facts,
-        ("GET", "examples.json"): partial(_send_examples, version),
+        ("GET", "examples.json"): send_examples,
     }
     if version.predictor is not None:
         handlers["POST", "predict"] = Engine(version.predictor).predict
@@ -95,10 +106,6 @@ def _list_handlers(version: Version) -> dict[tuple[str, str], Handler]:
         model = version.web_model
         handlers["GET", _MODEL] = lambda _: Response(model.read_bytes())
     return handlers
-
-
-def _send_examples(version: Version, _: Request) -> Response:
-    return Response(msgspec.json.encode(version.examples), JSON)
 
 
 def _read_server(address: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from clients.core.rest_dialect import write_array
 from clients.demo.ink import Ink, measure_ink
-from clients.on_device import OnDevicePredictor
+from clients.on_device import OnDevicePredictor, explain_missing
 from contract import layout
 from contract.agreement import guess_head
 from contract.errors import ConfigError, ManifestError, PlumblineError
@@ -28,18 +28,20 @@ _MAX_VALUES = 1_000_000
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
-    """An input or output of the signature, without its batch axis.
+    """An input or output of the signature, of one row.
 
     Attributes:
         name: As in requests.
         dtype: numpy's name of the dtype, `bfloat16`, or `string`.
-        shape: Axis sizes, null for one that varies; null for unknown rank.
+        shape: Axis sizes without the batch, null for one that varies; null for unknown rank.
+        has_batch: In requests, axis 0 is the batch.
         head: Of an output, what it means; null where nobody knows.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...] | None
+    has_batch: bool
     head: Head | None = None
 
 
@@ -70,7 +72,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         trained_on: Name of the data, "" where nobody knows.
         metrics: Of the manifest.
         signature_name: What all engines are asked.
-        has_batch: Axis 0 of its tensors is the batch.
         inputs: In the order of the signature.
         outputs: Likewise.
         picture: Null where a form is filled in instead.
@@ -88,7 +89,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     trained_on: str
     metrics: Mapping[str, float]
     signature_name: str
-    has_batch: bool
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     picture: Picture | None
@@ -152,10 +152,6 @@ class Version:
             trained_on=manifest.data.name if manifest is not None and manifest.data else "",
             metrics=manifest.metrics if manifest is not None else {},
             signature_name=signature.name,
-            has_batch=all(
-                spec.shape is None or spec.shape[:1] == (None,)
-                for spec in signature.inputs.values()
-            ),
             inputs=tuple(_describe(spec) for spec in signature.inputs.values()),
             outputs=tuple(
                 _describe(spec, heads.get(name)) for name, spec in signature.outputs.items()
@@ -165,7 +161,7 @@ class Version:
             max_difference=find_tolerances(manifest).of_server.atol,
             server_url=_make_url(server, model_name, version),
             server_shown=urlsplit(server).netloc,
-            browser_obstacle="" if self.web_model else _explain_web_model(directory, manifest),
+            browser_obstacle="" if self.web_model else explain_missing(directory, layout.WEB),
             python_obstacle=python_obstacle,
         )
 
@@ -224,9 +220,9 @@ def _find_heads(manifest: Manifest | None, golden: GoldenExamples | None) -> dic
 
 def _describe(spec: TensorSpec, head: Head | None = None) -> Tensor:
     shape = spec.shape
-    if shape is not None and shape[:1] == (None,):
-        shape = shape[1:]
-    return Tensor(name=spec.name, dtype=spec.dtype, shape=shape, head=head)
+    has_batch = shape is None or shape[:1] == (None,)
+    row = shape[1:] if shape is not None and has_batch else shape
+    return Tensor(name=spec.name, dtype=spec.dtype, shape=row, has_batch=has_batch, head=head)
 
 
 def _find_picture(signature: Signature, golden: GoldenExamples | None) -> Picture | None:
@@ -286,15 +282,3 @@ def _make_url(server: str, model_name: str, version: int | None) -> str:
     path = f"{server}/v1/models/{quote(model_name, safe='')}"
     # Another version may answer otherwise.
     return path if version is None else f"{path}/versions/{version}"
-
-
-def _explain_web_model(directory: Path, manifest: Manifest | None) -> str:
-    path = directory / layout.variant_path(layout.WEB)
-    made = manifest.parity.get(layout.WEB) if manifest is not None else None
-    problems = made.get("problems") if isinstance(made, dict) else None
-    if problems:
-        return f"{path.name} was left out of this version: {'; '.join(map(str, problems))}"
-    return (
-        f"this version has no {layout.variant_path(layout.WEB)}; versions that are exported with "
-        "web among export.variants have one"
-    )

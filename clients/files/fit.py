@@ -13,6 +13,7 @@ from clients.files.read import (
     FileRows,
     OnSkipped,
     Skipped,
+    count_rows,
     list_files,
     read_files,
 )
@@ -119,8 +120,9 @@ class InputReader:
         self._adjustment = adjustment
         self._pixel_shape = find_pixel_shape(signatures)
         self._hints = Hints(frozenset(signatures))
+        self._files, self._array_name = list_files(paths), array_name
         blocks = read_files(
-            list_files(paths),
+            self._files,
             on_skipped=self._skip,
             array_name=array_name,
             signature_name=signature_name or DEFAULT_SIGNATURE_NAME,
@@ -141,6 +143,10 @@ class InputReader:
         self.remarks = compare_inputs(self._first.batch, known or {})
         for one in self.remarks:
             remark(f"{one.text}: {one.flag} mends it")
+
+    def count_rows(self) -> int | None:
+        """About how many rows the files hold; None where they do not easily tell."""
+        return count_rows(self._files, array_name=self._array_name)
 
     def __iter__(self) -> Iterator[FileRows]:
         """Blocks of rows whose batch fits the signature; may be iterated once."""

@@ -193,7 +193,7 @@ def predict_files(
 
 def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
     num_failed = 0
-    with show_progress("predict") as progress:
+    with show_progress("predict", total=reader.count_rows) as progress:
         for part in answer(iter(reader), reader.signature.name):
             if len(part.indices):
                 sink.write(part.rows, part.indices, part.outputs)
@@ -206,7 +206,11 @@ def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
 
 def _predict_json(args: argparse.Namespace, reader: InputReader, answer: Answering) -> ExitCode:
     labels = find_labels(args)
-    parts = list(answer(iter(reader), reader.signature.name))
+    parts = []
+    with show_progress("predict", total=reader.count_rows) as progress:
+        for part in answer(iter(reader), reader.signature.name):
+            parts.append(part)
+            progress.advance(part.num_rows)
     failed = list(itertools.chain.from_iterable(part.failed for part in parts))
     rows = [
         describe_row(part.rows.name_row(index), place, part.outputs, labels)

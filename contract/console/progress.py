@@ -14,10 +14,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TextIO
 
-from contract.console.terminal import clean, cut, find_width, has_rich, measure, open_rich, remark
+from contract.console.terminal import (
+    clean,
+    cut,
+    find_width,
+    has_rich,
+    measure,
+    open_rich,
+    remark,
+    write_line,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -80,24 +90,43 @@ class Progress:
         is_told: Whether anything was shown.
     """
 
-    def __init__(self, label: str, unit: str, total: int | None = None, note: str = "") -> None:
+    def __init__(
+        self,
+        label: str,
+        unit: str,
+        total: int | Callable[[], int | None] | None = None,
+        note: str = "",
+        say: Callable[[str], None] = remark,
+    ) -> None:
         self.count = 0
-        self.total = total
+        self.total = None if callable(total) else total
+        self._find_total = total if callable(total) else lambda: None
         self.note = note
         self.is_told = False
         self._label = clean(label)
         self._unit = unit
-        self._start = time.perf_counter()
+        self._say = say
+        self._start = self._changed = time.perf_counter()
         self._samples = deque([(self._start, 0)])
 
     def advance(self, count: int = 1) -> None:
         """Adds what was done."""
         self.count += count
+        self._changed = time.perf_counter()
 
-    def skip(self, count: int) -> None:
-        """Adds what was done before it began: it says nothing about how fast the rest will be."""
-        self.count += count
-        self._samples = deque((at, done + count) for at, done in self._samples)
+    def reach(self, count: int) -> None:
+        """Says how much is done in all."""
+        self.advance(count - self.count)
+
+    def begin(self, count: int = 0) -> None:
+        """Counts from here, with so many done: what came before says nothing of the speed."""
+        self.count = count
+        self._changed = time.perf_counter()
+        self._samples = deque([(self._changed, count)])
+
+    def expect(self, total: int) -> None:
+        """Says how many there are."""
+        self.total = total
 
     @property
     def elapsed_s(self) -> float:
@@ -106,23 +135,24 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units of a second, lately."""
-        now = time.perf_counter()
-        samples = self._samples
-        if now - samples[-1][0] > _SAMPLE_S:
-            samples.append((now, self.count))
-        while len(samples) > 2 and now - samples[1][0] > _WINDOW_S:
+        """Units of a second, lately; 0 where that is not known."""
+        samples, last = self._samples, (self._changed, self.count)
+        if last[1] != samples[-1][1] and (last[0] - samples[-1][0] > _SAMPLE_S or len(samples) < 2):
+            samples.append(last)
+        while len(samples) > 2 and last[0] - samples[1][0] > _WINDOW_S:
             samples.popleft()
         at, count = samples[0]
-        return (self.count - count) / max(now - at, 1e-9)
+        return (last[1] - count) / (last[0] - at) if last[0] > at else 0.0
 
     @property
     def left_s(self) -> float | None:
         """Seconds that the rest will take at this rate; None where that cannot be told."""
         rate = self.rate
         if self.total is None or rate <= 0 or self.count > self.total:
-            return None
-        return (self.total - self.count) / rate
+            return None  # more than there should be: a total that was estimated
+        left = (self.total - self.count) / rate
+        # Of a unit that takes long, some has been done; how much of a late one, nobody knows.
+        return left - min(time.perf_counter() - self._changed, 1 / rate, left)
 
     def describe(self) -> str:
         """For example `12,800 of 60,000 rows, about 9 s left, 5,432 rows/s`."""
@@ -132,7 +162,7 @@ class Progress:
         """What is known; where room is short without the rate, then the note, then the count."""
         left = self.left_s
         if left is not None and self.count:
-            time_left = f"about {format_seconds(left)} left"
+            time_left = f"about {format_seconds(max(1.95, left))} left"
         else:
             time_left = f"{format_seconds(self.elapsed_s)} so far"
         parts = {
@@ -147,13 +177,11 @@ class Progress:
                 shown.pop(name, None)
         return list(shown.values())
 
-    def _describe_count(self) -> str:
+    def _describe_count(self, *, of_all: bool = True) -> str:
         if not self._unit:
             return ""
-        total = f" of {self._format(self.total)}" if self.total is not None else ""
-        if self._unit == "bytes":
-            return f"{self._format(self.count)}{total} MB"
-        return f"{self._format(self.count)}{total} {self._unit}"
+        total = f" of {self._format(self.total)}" if of_all and self.total is not None else ""
+        return f"{self._format(self.count)}{total} {'MB' if self._unit == 'bytes' else self._unit}"
 
     def _format(self, count: int) -> str:
         return f"{count / 1e6:,.1f}" if self._unit == "bytes" else f"{count:,}"
@@ -166,20 +194,31 @@ class Progress:
 
     def describe_end(self) -> str:
         """For example `60,000 rows, 11 s, 5,432 rows/s`."""
-        parts = [self._describe_count(), format_seconds(self.elapsed_s)]
+        is_whole = self.total is not None and self.count >= 0.99 * self.total
+        parts = [self._describe_count(of_all=not is_whole), format_seconds(self.elapsed_s)]
         if self._unit and self.count:
             parts.append(self._describe_rate(self.count / max(self.elapsed_s, 1e-9)))
         return ", ".join(part for part in parts if part)
 
+    def name(self, note: str) -> None:
+        """Says what it is at."""
+        self.note = note
+
+    def find_total(self) -> None:
+        """Finds out how many there are, if that is still to be done."""
+        if self.total is None:
+            self.total = self._find_total()
+
     def tell(self) -> None:
         """Says in a line how far it is."""
+        self.find_total()
         self.is_told = True
-        remark(f"{self._label}: {self.describe()}")
+        self._say(f"{self._label}: {self.describe()}")
 
     def tell_end(self) -> None:
         """Says in a line what it came to, if it was worth a line before."""
         if self.is_told:
-            remark(f"{self._label}: {self.describe_end()}")
+            self._say(f"{self._label}: {self.describe_end()}")
 
     def draw(self, width: int, *, is_ascii: bool = False) -> list[tuple[str, str]]:
         """A line of at most so many columns, as pieces and their styles: a bar where there is room.
@@ -219,8 +258,9 @@ class _Shown:
 class _Display:
     """Shows a progress on a terminal from the moment when it is worth it."""
 
-    def __init__(self, progress: Progress, *, is_kept: bool) -> None:
+    def __init__(self, progress: Progress, stream: TextIO, *, is_kept: bool) -> None:
         self._progress = progress
+        self._stream = stream
         self._is_kept = is_kept
         self._live: Live | None = None
         self._lock = threading.Lock()
@@ -228,11 +268,12 @@ class _Display:
 
     def open(self) -> None:
         """Begins, unless it has begun or is over."""
-        console = open_rich(sys.stderr)
+        console = open_rich(self._stream)
         if console is None:
             return
         from rich.live import Live
 
+        self._progress.find_total()
         with self._lock:
             if self._live is None and not self._is_over:
                 self._live = Live(
@@ -259,25 +300,31 @@ class _Display:
 def show_progress(
     label: str,
     *,
-    total: int | None = None,
+    total: int | Callable[[], int | None] | None = None,
     unit: str = "rows",
     note: str = "",
     at_once: bool = False,
     is_kept: bool = True,
+    say: Callable[[str], None] | None = None,
+    stream: TextIO | None = None,
 ) -> Iterator[Progress]:
     """Shows how far the work within is, with its rate and an estimate of the time left.
 
     Args:
         label: What is done: "predict".
-        total: Units of all; None when nobody knows yet, and the `Progress` may be told later.
+        total: Units of all; None when nobody knows yet, and the `Progress` may be told later. A
+            function is asked when something is shown for the first time, on another thread.
         unit: Of what; `bytes` are shown as MB, "" is not counted.
         note: What it is at, at first.
         at_once: On a terminal from the beginning; else after two seconds, as elsewhere.
         is_kept: Leaves a line that says what it came to, where anything was shown.
+        say: Takes the lines where there is no terminal; else they go to the stream.
+        stream: Where it is shown; stderr unless that is hidden meanwhile.
     """
-    progress = Progress(label, unit, total, note)
-    if has_rich(sys.stderr):
-        display = _Display(progress, is_kept=is_kept)
+    shown_on = stream or sys.stderr
+    progress = Progress(label, unit, total, note, say or partial(write_line, shown_on))
+    if has_rich(shown_on):
+        display = _Display(progress, shown_on, is_kept=is_kept)
         if at_once:
             display.open()
         try:
@@ -292,6 +339,70 @@ def show_progress(
     finally:
         if is_kept:
             progress.tell_end()
+
+
+class Steps:
+    """Tells which step of some work runs, for how long, and how far it is where that is known.
+
+    A context manager that is called with the name of each step as it begins.
+
+    Attributes:
+        seconds: Step name to wall time, of the steps that have ended.
+
+    Args:
+        log: Takes the lines where there is no terminal.
+
+    Example:
+        >>> with Steps() as begin:  # doctest: +SKIP
+        ...     begin("save")
+        ...     begin("convert", total=5).note = "int8"
+    """
+
+    def __init__(self, log: Callable[[str], None] = remark) -> None:
+        self.seconds: dict[str, float] = {}
+        self._log = log
+        self._name = ""
+        self._began = 0.0
+        self._shown = ExitStack()
+        self._console = open_rich(sys.stderr)
+
+    def __call__(self, name: str, *, total: int | None = None, live: bool = True) -> Progress:
+        """Ends the step before, and begins this one.
+
+        Args:
+            name: Of the step.
+            total: Parts that it has, where they are known.
+            live: Off where the step shows its own progress.
+
+        Returns:
+            What may be told how far the step is.
+        """
+        self._end()
+        self._name, self._began = name, time.perf_counter()
+        if not live:
+            return Progress(name, "", total)
+        return self._shown.enter_context(
+            show_progress(name, total=total, unit="", at_once=True, is_kept=False, say=self._log)
+        )
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._end(failed=kind is not None)
+
+    def _end(self, *, failed: bool = False) -> None:
+        if not self._name:
+            return
+        seconds = time.perf_counter() - self._began
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + seconds
+        self._shown.close()
+        if self._console is not None:
+            mark = "[red]✗[/red]" if failed else "[green]✓[/green]"
+            self._console.print(f"{mark} {self._name} [dim]{seconds:.1f} s[/dim]")
+        elif not failed:  # the error that follows says what failed
+            self._log(f"{self._name}: {seconds:.1f} s")
+        self._name = ""
 
 
 class WaitingLine:

@@ -69,12 +69,12 @@ _NOTHING = frozenset({"", "-", "–"})
 
 def say(text: str) -> None:
     """Writes a line of the result to stdout; a terminal breaks it between words."""
-    _write(sys.stdout, text)
+    write_line(sys.stdout, text)
 
 
 def remark(text: str) -> None:
     """Writes a line for the person watching to stderr."""
-    _write(sys.stderr, text)
+    write_line(sys.stderr, text)
 
 
 def print_json(document: object, *, indent: int | None = 2) -> None:
@@ -427,7 +427,8 @@ def _trim(line: _Line) -> _Line:
     return line
 
 
-def _write(stream: TextIO, text: str) -> None:
+def write_line(stream: TextIO, text: str) -> None:
+    """Writes a line; a terminal breaks it between words."""
     stream.write((fold(text) if stream.isatty() else text) + "\n")
     stream.flush()
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -31,8 +32,15 @@ from contract.errors import (
     UnimplementedError,
 )
 from contract.golden import read_golden
+from contract.manifest import read_manifest, write_manifest
 from contract.signature import Array, Batch
-from tests.clients.browsers import list_processes, need_browser, need_page, write_browser
+from tests.clients.browsers import (
+    kill_processes,
+    list_processes,
+    need_browser,
+    need_page,
+    write_browser,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,13 +51,14 @@ def _make_safetensors(header: str) -> bytes:
 
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The folder for temporary files, of this test alone; nothing may be left in it.
+    """The folder for temporary files, and home, of this test alone; nothing may be left in it.
 
     It is not below `tmp_path`, whose name is too long for the sockets that lie in it.
     """
     with tempfile.TemporaryDirectory(prefix="hop") as folder:  # short: sockets lie in it
         monkeypatch.setattr(tempfile, "tempdir", folder)
         monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setenv("HOME", folder)
         yield Path(folder)
         assert list(Path(folder).iterdir()) == []
         assert list_processes(folder) == []
@@ -130,11 +139,11 @@ def test_changed_weights_differ(version_dir: Path, temporary: Path) -> None:
     assert (status, report["verdict"]) == (1, DIFFERS), report
 
 
-@pytest.mark.parametrize("content", [b"no model", b"\x1c\0\0\0TFL3" + b"\xff" * 64])
 def test_a_file_that_litert_refuses_is_told_of_in_a_sentence(
-    content: bytes, version_dir: Path, temporary: Path
+    version_dir: Path, temporary: Path
 ) -> None:
     need_browser()
+    content = b"\x1c\0\0\0TFL3" + b"\xff" * 64
     (version_dir / layout.variant_path(layout.WEB)).write_bytes(content)
     status, report = ask_browser(version_dir)
     assert (status, report["verdict"]) == (1, FAILED), report
@@ -211,9 +220,23 @@ def test_a_browser_that_does_not_answer_is_ended(
         pass
 
 
+def test_a_browser_whose_page_has_crashed_is_ended_and_leaves_nothing(
+    published_mlp: Path, temporary: Path
+) -> None:
+    browser = need_browser()
+    model = _find_web(published_mlp / "mlp" / "1") / layout.variant_path(layout.WEB)
+    with BrowserPredictor(model, browser):
+        kill_processes(f"--user-data-dir={temporary}", "--type=renderer")
+
+
 @pytest.mark.usefixtures("built_page")
 def test_processes_that_a_browser_leaves_behind_are_ended(any_model: Path, temporary: Path) -> None:
-    body = "subprocess.Popen(['sleep', '600', sys.argv[-2]]); get('model.tflite'); sys.exit(3)"
+    body = """
+        child = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)", *sys.argv]
+        subprocess.Popen(child, stdout=subprocess.PIPE).stdout.readline()
+        get("model.tflite")
+        os._exit(3)
+        """
     browser = write_browser(any_model.parent / "browser", body)
     with pytest.raises(ServableUnavailableError), BrowserPredictor(any_model, browser):
         pass
@@ -312,6 +335,18 @@ def test_all_skips_a_browser_that_cannot_run_and_its_name_alone_is_an_error(
     hops = {hop["hop"]: hop for hop in json.loads(capsys.readouterr().out)["hops"]}
     assert hops["browser"]["verdict"] == SKIPPED
     assert message in hops["browser"]["problems"][0]
+
+
+def test_why_there_is_no_variant_is_what_the_manifest_says(
+    version_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (version_dir / layout.variant_path(layout.WEB)).unlink()
+    manifest = read_manifest(version_dir)
+    unmade = {"problems": ["serving_default takes tokens, int64 (batch, free)"], "remedy": "int32"}
+    parity = manifest.parity | {layout.WEB: unmade}
+    write_manifest(version_dir, msgspec.structs.replace(manifest, parity=parity))
+    assert main(["parity", "--version_dir", str(version_dir), "--via", "browser"]) == 2
+    assert "takes tokens, int64 (batch, free); int32" in capsys.readouterr().err
 
 
 def test_a_browser_that_was_named_and_is_none_is_an_error(

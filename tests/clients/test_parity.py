@@ -165,6 +165,21 @@ def test_all_means_servers_and_every_variant_there_is(published_mlp: Path) -> No
     assert list_hops("grpc,all", None) == ["grpc", "grpc-aio", "rest"]
 
 
+def test_a_hop_that_all_brings_is_skipped_where_it_cannot_run_and_a_named_one_is_refused(
+    published_mlp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    hops = ",".join(f"on-device:{variant}" for variant in layout.DEFAULT_VARIANTS)
+    folder = ["parity", "--version_dir", str(published_mlp / "mlp" / "1"), "--via"]
+    brought = [*folder, f"{hops}, all", "--server", "127.0.0.1:9", "--timeout_s", "0.1"]
+    assert main([*brought, "--json"]) == 3  # the servers are not there
+    verdicts = {one["hop"]: one["verdict"] for one in json.loads(capsys.readouterr().out)["hops"]}
+    assert verdicts["browser"] == "skipped"
+    assert verdicts["on-device:int8"] == AGREES
+    assert main([*folder, f"{hops},browser"]) == 2
+    assert "browser" in capsys.readouterr().err
+
+
 def test_the_command_agrees_over_grpc_asyncio_and_every_variant(
     published_mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,13 +142,26 @@ def test_lines_come_ever_more_rarely() -> None:
 
 def test_what_was_there_before_says_nothing_of_the_speed() -> None:
     resumed, fresh = Progress("train", "steps", 1000), Progress("train", "steps", 1000)
-    resumed.skip(900)
+    resumed.begin(900)
     assert resumed.count == 900
     assert resumed.left_s is None
     resumed.advance(10)
     fresh.advance(10)
     assert resumed.left_s is not None and fresh.left_s is not None
     assert resumed.left_s < fresh.left_s / 5
+
+
+def test_an_estimate_does_not_grow_while_a_unit_takes_as_long_as_those_before() -> None:
+    progress = Progress("verify", "copies", 10)
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + 0.2:
+        pass  # a unit that takes 0.2 s
+    progress.advance()
+    first, told = progress.left_s, []
+    while time.perf_counter() < begin + 0.38:
+        told.append(progress.left_s)
+    assert first == pytest.approx(9 * 0.2, rel=0.3)
+    assert all(b <= a for a, b in itertools.pairwise(told))
 
 
 def test_an_error_within_is_not_hidden() -> None:

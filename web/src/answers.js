@@ -13,9 +13,11 @@ export class Answers {
     this.table = find("bars");
     this.headings = engines.map((engine) => {
       const cell = element("th", { scope: "col" });
+      const detail = element("span", { class: "detail" }, engine.detail);
+      if (engine.address) detail.append(element("span", { class: "address" }, ` at ${engine.address}`));
       cell.append(
         element("span", { class: "engine" }, engine.name),
-        element("span", { class: "detail" }, engine.detail),
+        detail,
         element("span", { class: "ms" }),
       );
       return cell;

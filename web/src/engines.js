@@ -14,7 +14,7 @@ import { loadModel } from "./litert.js";
  * @typedef {object} Question
  * @property {number} id grows
  * @property {number} askedAt of performance.now()'s clock: when the pen moved
- * @property {Record<string, unknown>} inputs input name to nested lists, without a batch axis
+ * @property {Record<string, unknown>} inputs input name to nested lists, of one row
  * @property {string} body what REST is sent
  */
 
@@ -34,11 +34,13 @@ export class Engine {
    * @param {string} name
    * @param {string} detail
    * @param {(question: Question) => Promise<Outputs>} ask throws an Error whose message is a sentence
-   * @param {Promise<unknown>} [ready] what it waits for once, before the first call
+   * @param {{ready?: Promise<unknown>, address?: string}} [more] what it waits for before the first
+   *     call, and where it is
    */
-  constructor(name, detail, ask, ready = Promise.resolve()) {
+  constructor(name, detail, ask, { ready = Promise.resolve(), address = "" } = {}) {
     this.name = name;
     this.detail = detail;
+    this.address = address;
     this.ask = ask;
     this.ready = ready;
     ready.catch(() => {}); // told with the first answer
@@ -79,8 +81,8 @@ export class Engine {
 export function makeEngines(facts, runtime) {
   const model = loadBrowserModel(facts, runtime);
   return [
-    new Engine("Browser", "LiteRT.js", makeBrowser(facts, model), model),
-    new Engine("Server", `REST, ${facts.server_shown}`, makeServer(facts)),
+    new Engine("Browser", "LiteRT.js", makeBrowser(facts, model), { ready: model }),
+    new Engine("Server", "REST", makeServer(facts), { address: facts.server_shown }),
     new Engine("Python", "TFLite", makePython(facts)),
   ];
 }
@@ -138,6 +140,10 @@ function makeServer(facts) {
       answer = await response.json();
     } catch {
       throw new Error(`the server at ${facts.server_shown} answered ${response.status} and no JSON`);
+    }
+    if (response.status === 404) {
+      const name = `${facts.model_name}${facts.version === null ? "" : `, version ${facts.version}`}`;
+      throw new Error(`it serves no ${name}; give --model_name where it has another name there`);
     }
     return readAnswer(facts, answer);
   };

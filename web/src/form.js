@@ -4,7 +4,7 @@ import { element } from "./answers.js";
 import { flatten } from "./engines.js";
 
 const MOST_FIELDS = 40; // one for each named column
-const MOST_NUMBERS = 4096; // as text; more of them come from an example as they are
+const MOST_NUMBERS = 4096; // as text; more of them come from an example as they are, or are zeros
 
 /** One input of the signature. */
 class Field {
@@ -16,7 +16,7 @@ class Field {
     this.count = countValues(tensor.shape);
     this.isLarge = this.count > MOST_NUMBERS;
     /** @type {any[]} */
-    this.kept = [];
+    this.kept = Array(this.count || 0).fill(0);
     this.box = element("fieldset");
     this.box.append(element("legend", {}, `${tensor.name} `));
     this.box.firstChild.append(element("span", { class: "detail" }, describe(tensor)));
@@ -37,7 +37,7 @@ class Field {
       return places;
     }
     if (this.isLarge) {
-      this.note = element("p", { class: "detail" }, "so many numbers come from an example");
+      this.note = element("p", { class: "detail" }, `${this.count.toLocaleString("en")} zeros`);
       this.box.append(this.note);
       return [];
     }
@@ -47,6 +47,7 @@ class Field {
       ? element("input", { type: "text", inputmode: "decimal", autocomplete: "off" })
       : element("textarea", { rows: isText ? "3" : "4", spellcheck: "false" });
     place.setAttribute("aria-label", `${this.tensor.name}, ${describe(this.tensor)}`);
+    if (!isText) place.value = this.kept.join(", ");
     this.box.append(place);
     return [place];
   }

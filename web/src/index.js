@@ -37,11 +37,11 @@ function introduce() {
   find("about").textContent = [trained, right, asked].filter(Boolean).join(" · ");
 }
 
-/** @param {Record<string, unknown>} inputs nested lists, without a batch axis @param {number} askedAt */
+/** @param {Record<string, unknown>} inputs nested lists, of one row @param {number} askedAt */
 function ask(inputs, askedAt) {
-  const rows = facts.has_batch
-    ? Object.fromEntries(Object.entries(inputs).map(([name, value]) => [name, [value]]))
-    : inputs;
+  const rows = Object.fromEntries(
+    facts.inputs.map(({ name, has_batch }) => [name, has_batch ? [inputs[name]] : inputs[name]]),
+  );
   const body = JSON.stringify({ signature_name: facts.signature_name, inputs: rows });
   const question = { id: ++count, askedAt, inputs, body };
   for (const engine of engines) engine.submit(question);
@@ -65,7 +65,7 @@ function makePicture() {
   const chooser = element("label", { for: "picker", class: "button" }, "Choose a picture");
   const problem = element("p", { class: "problem", role: "alert" });
   const tools = element("div", { class: "tools" });
-  const caption = element("p", { class: "detail" }, `What the model sees: ${width} × ${height} pixels, 0 to 255`);
+  const caption = element("p", { class: "detail" }, `What the model sees: ${width}\u00a0×\u00a0${height}\u00a0pixels`);
   const hint = pad
     ? "Draw with mouse, finger or pen, or drop a picture."
     : `Drop a picture; it is scaled to ${width} × ${height} pixels.`;

@@ -1,5 +1,7 @@
 // What the numbers of an output mean, as `contract.heads` says it: rows for people.
 
+const MOST_IN_HEADLINE = 3;
+
 /**
  * @typedef {object} Row
  * @property {string} label
@@ -25,8 +27,12 @@ export function explain(output, values) {
     text: formatValue(one),
     share: null,
   }));
-  const detail = values.length > 1 ? `${values.length.toLocaleString("en")} values of ${output.name}` : output.name;
-  return { rows, headline: rows[0]?.text ?? "", detail };
+  const isFew = values.length <= MOST_IN_HEADLINE;
+  return {
+    rows,
+    headline: isFew ? rows.map(({ text }) => text).join(", ") : (rows[0]?.text ?? ""),
+    detail: isFew ? output.name : `the first of ${values.length.toLocaleString("en")} values of ${output.name}`,
+  };
 }
 
 function explainClasses(head, values) {
