@@ -73,7 +73,8 @@ _FLAGS = (
 _PAGE = "replay.html"
 _MODEL = "model.tflite"
 _MAX_ANSWER_BYTES = 2**30
-_END_S = 5.0  # of a browser that was asked to end
+_CLOSE_S, _END_S = 2.0, 5.0  # for a browser whose page closes itself; for one that was told to end
+_MAX_SOCKET_PATH = 104  # of macOS; Linux has 108
 _REMOVALS, _REMOVE_AGAIN_S = 20, 0.05
 _LOG_PREFIX = re.compile(r"^\[[^\]]*\] ?")
 _CHATTER = ":ERROR:dbus/"  # where there is no desktop
@@ -151,12 +152,11 @@ class BrowserPredictor:
         try:
             with hold_interrupts():  # what is begun must be known before it is given up
                 self._stack.enter_context(self._server)
-                self._stack.callback(self._questions.put, b"")  # whoever waits for another one
                 folder = tempfile.mkdtemp(prefix="plumbline-browser-")
                 self._stack.callback(_remove, folder)
                 self._log = Path(folder, "stderr")
                 self._process = _start(self._browser, folder, self._server.url + _PAGE, self._log)
-                self._stack.callback(_end, self._process)
+                self._stack.callback(self._end)
                 threading.Thread(target=self._watch, name="browser", daemon=True).start()
             _, metadata = self._hear()
             self._signature_names = frozenset(metadata["signature_names"].split("\n"))
@@ -212,6 +212,24 @@ class BrowserPredictor:
         self._answers.put(None)
 
     # In the caller's.
+
+    def _end(self) -> None:
+        """Ends the browser, and what it has started: processes that it leaves behind too.
+
+        A page that closes itself, at an empty question, is the way that leaves nothing in the
+        system's folder for temporary files.
+        """
+        self._questions.put(b"")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSE_S if self._is_open.is_set() else 0)
+        for name in ("SIGTERM", "SIGKILL"):
+            if not hasattr(os, "killpg"):
+                self._process.kill()
+            else:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, getattr(signal, name))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_S)
 
     def _hear(self) -> tuple[dict[str, Array], dict[str, str]]:
         """The next answer of the page.
@@ -270,22 +288,20 @@ def _start(browser: Path, folder: str, url: str, log: Path) -> subprocess.Popen[
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
+                env=_make_environment(folder),
                 start_new_session=True,
             )
     except OSError as error:
         raise ConfigError(f"{browser} cannot be started: {error.strerror}") from error
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a browser, and what it has started: processes that it leaves behind too."""
-    for name in ("SIGTERM", "SIGKILL"):
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, getattr(signal, name))
-        else:
-            process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_END_S)
+def _make_environment(folder: str) -> dict[str, str]:
+    """Has Chromium keep in the profile what it would leave elsewhere: crash reports, caches, and
+    its socket, which stays if it is ended by force."""
+    environment = {**os.environ, "XDG_CONFIG_HOME": folder, "XDG_CACHE_HOME": folder}
+    if len(folder) + len("/org.chromium.Chromium.XXXXXX/SingletonSocket") < _MAX_SOCKET_PATH:
+        environment["TMPDIR"] = folder
+    return environment
 
 
 def _remove(folder: str) -> None:

@@ -112,6 +112,12 @@ class HopReport:
         return max((one.max_abs_difference for _, one in self.outputs), default=0.0)
 
     @property
+    def counts_ulp(self) -> bool:
+        """Whether representable floats are a measure: not of what has fewer bits than golden."""
+        variant = self.hop.removeprefix(ON_DEVICE)
+        return variant == self.hop or variant in layout.FLOAT_VARIANTS
+
+    @property
     def max_ulp(self) -> int:
         """Largest difference in representable floats."""
         return max((one.max_ulp for _, one in self.outputs), default=0)

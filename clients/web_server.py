@@ -25,7 +25,7 @@ from contract.errors import PlumblineError, UnimplementedError
 LOOPBACK = "127.0.0.1"
 
 _PAGE = "web/dist"
-_INDEX = "replay.html"
+_INDEX = "index.html"
 _MAX_BODY_BYTES = 64 * 2**20
 _IDLE_S = 60
 _POLL_S = 0.05  # how long `close` waits at most for the thread that accepts connections
@@ -60,11 +60,19 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Response:
-    """What a handler answers."""
+    """What a handler answers.
+
+    Attributes:
+        body: As it is sent.
+        content_type: Of what it is, decoded.
+        status: Of HTTP.
+        encoding: How the body is compressed: "gzip", "" for not at all.
+    """
 
     body: bytes = b""
     content_type: str = "application/octet-stream"
     status: HTTPStatus = HTTPStatus.OK
+    encoding: str = ""
 
 
 Handler = Callable[[Request], Response]
@@ -80,7 +88,7 @@ def find_page() -> Path:
     if not (folder / _INDEX).is_file():
         raise UnimplementedError(
             f"{folder} has no {_INDEX}: the page that runs models in a browser is built by "
-            "`make web`, which needs Node.js"
+            "`make web`, which needs Node.js, in a checkout; an installed package has none"
         )
     return folder
 
@@ -151,7 +159,7 @@ class _Site:
     token: str
     max_body_bytes: int
 
-    def answer(self, method: str, target: str, body: bytes) -> Response:
+    def answer(self, method: str, target: str, body: bytes, *, takes_gzip: bool) -> Response:
         token, _, path = unquote(urlsplit(target).path).removeprefix("/").partition("/")
         # compare_digest takes ASCII alone
         if not secrets.compare_digest(token.encode(), self.token.encode()):
@@ -161,14 +169,17 @@ class _Site:
             return _run(handler, Request(path, body))
         if method != "GET":
             return _refuse(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} of {path}")
-        return self._read(path or _INDEX)
+        return self._read(path or _INDEX, takes_gzip)
 
-    def _read(self, path: str) -> Response:
+    def _read(self, path: str, takes_gzip: bool) -> Response:
         content_type = _CONTENT_TYPES.get(Path(path).suffix)
         try:
             found = (self.folder / path).resolve()
             if content_type is None or not found.is_relative_to(self.folder):
                 return _refuse(HTTPStatus.NOT_FOUND, f"no file {path}")
+            packed = found.with_name(f"{found.name}.gz")  # as `make web` leaves it
+            if takes_gzip and packed.is_file():
+                return Response(packed.read_bytes(), content_type, encoding="gzip")
             return Response(found.read_bytes(), content_type)
         except (OSError, ValueError):  # ValueError: a name with a NUL
             return _refuse(HTTPStatus.NOT_FOUND, f"no file {path}")
@@ -240,7 +251,7 @@ class _Connection(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self._admits():
-            self._send(self.server.site.answer(self.command, self.path, b""))
+            self._answer(b"")
 
     def do_POST(self) -> None:
         if not self._admits():
@@ -254,7 +265,12 @@ class _Connection(http.server.BaseHTTPRequestHandler):
         elif len(body := self.rfile.read(int(length))) < int(length):
             self.close_connection = True  # cut off: nobody listens
         else:
-            self._send(self.server.site.answer(self.command, self.path, body))
+            self._answer(body)
+
+    def _answer(self, body: bytes) -> None:
+        takes_gzip = "gzip" in self.headers.get("Accept-Encoding", "")
+        site = self.server.site
+        self._send(site.answer(self.command, self.path, body, takes_gzip=takes_gzip))
 
     def _admits(self) -> bool:
         """Whether the request is for this machine, and of a page of this server if of any."""
@@ -275,6 +291,8 @@ class _Connection(http.server.BaseHTTPRequestHandler):
         self.send_response(response.status)
         self.send_header("Content-Type", response.content_type)
         self.send_header("Content-Length", str(len(response.body)))
+        if response.encoding:
+            self.send_header("Content-Encoding", response.encoding)
         for name, value in self.server.headers.items():
             self.send_header(name, value)
         if self.close_connection:

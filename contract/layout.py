@@ -38,6 +38,9 @@ INT8_VARIANTS = (INT8, INT8_FLOAT_IO)
 WEB = "web"
 """float32 with a batch of 1, which is what LiteRT.js runs in a browser."""
 
+FLOAT_VARIANTS = (FLOAT32, WEB)
+"""Of the model's own weights: they answer as it does but for the order of sums."""
+
 DEFAULT_VARIANTS = (FLOAT32, "float16", "dynamic_range", INT8, WEB)
 VARIANTS = (*DEFAULT_VARIANTS, INT8_FLOAT_IO)
 """TFLite variants, in the order of every table."""

@@ -75,6 +75,8 @@ class InputStatistics(msgspec.Struct, frozen=True, kw_only=True):
         image_shape: (height, width, channels) of one row; () where the input is no image.
         light_borders: Of images, the share of rows whose border is brighter than their middle: 0
             for light ink on dark, 1 for dark ink on paper, something between for photographs.
+        pixel_scale: Of images, what the pixels 0 and 255 become; () where that is not known, and
+            in versions of an older exporter.
     """
 
     min: float
@@ -84,6 +86,7 @@ class InputStatistics(msgspec.Struct, frozen=True, kw_only=True):
     num_rows: int
     image_shape: tuple[int, ...] = ()
     light_borders: float = 0.0
+    pixel_scale: tuple[float, ...] = ()
 
 
 class TrainingEntry(msgspec.Struct, frozen=True, kw_only=True):

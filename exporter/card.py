@@ -24,6 +24,7 @@ from exporter.data.examples import ExportExamples
 from exporter.data.statistics import describe_inputs
 from exporter.report.evaluation import Evaluation
 from exporter.training.run import TrainResult
+from exporter.verification.measurement import Measurement
 from exporter.verification.verdict import (
     Verification,
     list_failures,
@@ -101,14 +102,13 @@ def describe_candidate(
     examples: ExportExamples,
     origin: Origin,
     *,
-    verification: Verification,
+    in_process: Measurement,
     calibration_fingerprint: str,
 ) -> Manifest:
-    """The manifest of a candidate (version 0), but for its files.
+    """The manifest of a candidate (version 0), but for its files and `add_parity`.
 
     `calibration_fingerprint` is "" where nothing was calibrated.
     """
-    in_process = verification.measurements[0]
     metrics = {f"test_{name}": value for name, value in in_process.metrics.items()}
     return Manifest(
         model_name=origin.model_name,
@@ -117,11 +117,6 @@ def describe_candidate(
         signatures=to_entries(model.signatures),
         heads=dict(model.heads),
         metrics=metrics | dict(origin.metrics),
-        parity={
-            one.name: msgspec.to_builtins(one)
-            | {"problems": list(verification.failures.get(one.name, ()))}
-            for one in verification.measurements
-        },
         config=dict(origin.config),
         data=DataEntry(
             name=examples.name,
@@ -138,6 +133,16 @@ def describe_candidate(
         tool_versions=_list_tool_versions(),
         calibration_fingerprint=calibration_fingerprint,
     )
+
+
+def add_parity(manifest: Manifest, verification: Verification) -> Manifest:
+    """The manifest with what was measured of every copy, and what was found wrong with it."""
+    parity = {
+        one.name: msgspec.to_builtins(one)
+        | {"problems": list(verification.failures.get(one.name, ()))}
+        for one in verification.measurements
+    }
+    return msgspec.structs.replace(manifest, parity=parity)
 
 
 def _list_tool_versions() -> dict[str, str]:

@@ -34,6 +34,7 @@ from exporter.publishing.publish import (
 )
 from exporter.publishing.transfer import Copied, copy_to_remote, fetch_version
 from exporter.show import (
+    show_comparison,
     show_copied,
     show_export,
     show_inspection,
@@ -41,6 +42,7 @@ from exporter.show import (
     show_prediction,
     show_published,
     show_recheck,
+    show_report,
     show_training,
 )
 from exporter.training.trained import read_record
@@ -160,6 +162,14 @@ def build_parser() -> argparse.ArgumentParser:
         "Show a version's signatures, variants and provenance.",
         "a version, a SavedModel or a .tflite file",
     )
+
+    text = "Show where a version's report is, or hold one version against another."
+    verb = add(report, text, "a version, or a base path for its newest one")
+    verb.add_argument(
+        "--compare", type=Path, metavar="OTHER", help="the version that is held against PATH"
+    )
+    verb.add_argument("--out", type=Path, metavar="FILE", help="write the page anew, to this file")
+    verb.add_argument("--open", action="store_true", help="open the page in a browser")
 
     text = "Answer your own inputs in this process, as a golden file to check any client with."
     verb = add(predict, text, "a version or a .tflite file")
@@ -460,6 +470,25 @@ def inspect(arguments: argparse.Namespace) -> int:
     with hide_delegate_notes():
         inspection = inspect_version(arguments.path)
     return _tell(arguments, inspection, lambda: show_inspection(inspection))
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """`report`: a version's page, or two versions side by side."""
+    from exporter.report.verb import make_comparison, make_report, open_in_browser
+
+    if arguments.compare is None:
+        made = make_report(arguments.path, out=arguments.out)
+        status = _tell(arguments, made, lambda: show_report(made))
+    else:
+        with hide_delegate_notes():
+            compared = make_comparison(
+                *(arguments.path, arguments.compare), out=arguments.out, needs_page=arguments.open
+            )
+        status = _tell(arguments, compared, lambda: show_comparison(compared))
+    page = made.report if arguments.compare is None else compared.report
+    if arguments.open and page is not None:
+        open_in_browser(page)
+    return status
 
 
 def predict(arguments: argparse.Namespace) -> int:

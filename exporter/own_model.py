@@ -29,7 +29,8 @@ from exporter.config import MODEL_NAME, ExportConfig
 from exporter.data.examples import Examples, ExportExamples
 from exporter.data.given import GivenExamples, draw_given, read_given, to_pixels
 from exporter.data.pixels import PixelScale
-from exporter.models.fitting import answer_rows, decide_classes, fit_targets, warn_of_scale
+from exporter.models.doubts import warn_of_doubts
+from exporter.models.fitting import answer_rows, decide_classes, fit_targets
 from exporter.models.load import find_input_shape, load_keras, make_exportable, tell_file_kind
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import (
@@ -76,6 +77,11 @@ class ExportedVersion:
     manifest: Manifest
     verification: Verification
     published: Published
+
+    @property
+    def report(self) -> Path:
+        """The page that shows how good it is, and where it errs."""
+        return self.path / layout.REPORT
 
     @property
     def table(self) -> list[tuple[str, ...]]:
@@ -300,7 +306,7 @@ def _fit(
     fitted = draw_given(
         given, num_golden=config.golden_num_examples, pixels=pixels, classes=classes
     )
-    warn_of_scale(exportable, fitted, answers)
+    warn_of_doubts(exportable, fitted, answers)
     return exportable, fitted
 
 

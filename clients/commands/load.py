@@ -223,8 +223,9 @@ def _print(results: list[LoadResult], title: str) -> None:
             ]
             for result in results
         ],
-        title=f"{title}; latency from the intended send time",
+        title=title,
     )
+    remark("latency is counted from the intended send time")
     for result in results:
         for doubt in describe_doubts(result):
             remark(f"{result.asked_rate:g} calls/s: {doubt}")

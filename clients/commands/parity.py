@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from clients.interruption import Interrupted
-from clients.on_device import find_version_dir
+from clients.on_device import explain_missing, find_version_dir
 from clients.parity import (
     AGREES,
     ALL,
@@ -150,7 +150,7 @@ def _check(
         else:
             hop = _make_server_hop(name, args, read_tolerances(version_dir).of_server)
     except UnimplementedError as error:
-        if args.via != ALL:
+        if name in args.via.replace(" ", "").split(","):  # asked for by its name, not by `all`
             raise
         return HopReport(name, SKIPPED, problems=(error.message,))
     except ConfigError:
@@ -167,10 +167,7 @@ def _ask_browser(args: argparse.Namespace, version_dir: Path | None, golden: Gol
         raise ConfigError(f"--via {BROWSER} needs --version_dir, where the variant is")
     model = version_dir / layout.variant_path(layout.WEB)
     if not model.is_file():
-        raise UnimplementedError(
-            f"{version_dir} has no {layout.variant_path(layout.WEB)}, the copy that LiteRT.js "
-            f"takes; `python -m exporter export --model {version_dir} --examples FILE` makes one"
-        )
+        raise UnimplementedError(explain_missing(version_dir, layout.WEB))
     tolerance = read_tolerances(version_dir).of_variant(layout.WEB)
     browser = find_browser(args.browser)
     with BrowserPredictor(model, browser, timeout_s=args.timeout_s) as predictor:
@@ -210,11 +207,7 @@ def _print(args: argparse.Namespace, reports: Sequence[HopReport], path: Path) -
     if args.per_signature:
         columns.insert(1, "signature")
         rows = [row for report in reports for row in _split(report)]
-    print_table(
-        columns,
-        rows,
-        title=f"parity with {path}; max diff: largest absolute difference",
-    )
+    print_table(columns, rows, title=f"parity with {path}")
     for report in reports:
         for problem in report.problems:
             remark(f"{report.hop}: {problem}")
@@ -244,14 +237,19 @@ def _make_row(report: HopReport) -> list[str]:
         report.hop,
         f"{report.num_rows:,}",
         f"{report.max_abs_difference:.1e}" if report.reports else "",
-        _shorten(report.max_ulp) if report.reports else "",
+        _describe_ulp(report),
         "" if agreement is None else f"{agreement:.2%}",
         report.worst_row.rpartition("[")[2].rstrip("]"),
         report.verdict,
     ]
 
 
-def _shorten(count: int) -> str:
+def _describe_ulp(report: HopReport) -> str:
+    if not report.reports:
+        return ""
+    count = report.max_ulp
+    if not report.counts_ulp:
+        return "–"
     return f"{count:,}" if count < 1_000_000 else f"{count:.0e}"
 
 

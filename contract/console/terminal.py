@@ -51,7 +51,8 @@ _HIDING = threading.Lock()
 
 _GAP = "  "
 _MIN_WIDTH = 20  # of a terminal that says it is narrower, or 0
-_MIN_COLUMN = 8  # a name broken into pieces smaller than that is no name any more
+_MIN_COLUMN = 8  # a name shortened to less than that is no name any more
+_SENTENCE_WORDS = 5  # what has as many is read, not looked at
 
 _GOOD, _BAD, _DOUBTFUL = "green", "bold red", "yellow"
 _VERDICTS = {
@@ -107,22 +108,28 @@ def _make_lines(
     for row in rows:
         for column, cell in zip(columns, row, strict=True):
             column.cells.append(clean(str(cell)))
-    lines = _lay_out(columns, room, has_rule=has_rule) or _lay_out_blocks(columns, room)
+    widths = _choose_widths(columns, room - len(_GAP) * (len(columns) - 1))
+    if widths is None:
+        lines = _lay_out_blocks(columns, room)
+    else:
+        lines = _lay_out(columns, widths, has_rule=has_rule)
+        told = _tell_whole(columns, widths, room)
+        lines += [[], *told] if told else []
     if not title:
         return lines
-    heads: list[_Line] = [[(text, "bold")] for text in _fold(clean(title), room)]
-    return [*heads, *lines, []]
+    return [[(_drop_middle(clean(title), room), "bold")], *lines, []]
 
 
 def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = ""
 ) -> None:
-    """Writes a table to stdout that is no wider than the terminal.
+    """Writes a table to stdout that is no wider than the terminal, a line for each row.
 
-    Columns of numbers are aligned to the right. Numbers and verdicts are never broken; where
-    room is short headings fold, then names and sentences between their words, then within them,
-    and where even that is not enough every row becomes a block of lines, one for each cell. A
-    table with a title also has an empty line below.
+    Columns of numbers are aligned to the right. Where room is short headings fold; then cells
+    lose their end, names (what has no blank) and titles their middle, for which "…" stands. Such
+    a cell is written in full below the table, after the first of its row; `--json` has all names.
+    Numbers and verdicts stay whole. Where even that is not enough every row becomes a block of
+    lines, one or more for each cell. A table with a title also has an empty line below.
     """
     console = open_rich(sys.stdout)
     if console is None:
@@ -223,23 +230,30 @@ class _Column:
         return max(map(measure, self.heading.split()), default=0)
 
     @property
-    def least_width(self) -> int:
-        """Of the longest word of cells and heading; of the widest cell where none is broken."""
-        words = self.cells if self.is_whole else " ".join(self.cells).split()
-        return max(self.heading_width, *map(measure, words), 0)
+    def has_sentences(self) -> bool:
+        """Whether a cell is one."""
+        return any(map(_is_sentence, self.cells))
+
+    @property
+    def names_width(self) -> int:
+        """Of the widest cell that is no sentence."""
+        return max((measure(cell) for cell in self.cells if not _is_sentence(cell)), default=0)
 
 
-def _lay_out(columns: Sequence[_Column], room: int, *, has_rule: bool) -> list[_Line]:
-    """The lines of the table; none where it does not fit."""
-    widths = _choose_widths(columns, room - len(_GAP) * (len(columns) - 1))
-    if widths is None:
-        return []
+def _lay_out(columns: Sequence[_Column], widths: Sequence[int], *, has_rule: bool) -> list[_Line]:
+    """The headings, and a line for each row."""
     numeric = [column.is_numeric for column in columns]
     cells = [[column.heading for column in columns]]
     cells += [list(row) for row in zip(*(column.cells for column in columns), strict=True)]
     lines: list[_Line] = []
-    folds = [[_fold(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
-    # No wider than what folded cells and headings really take.
+    folds = [
+        [
+            [_shorten(cell, width)] if at else _fold(cell, width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        for at, row in enumerate(cells)
+    ]
+    # No wider than what cells and headings really take.
     widths = [max(measure(one) for cell in cut for one in cell) for cut in zip(*folds, strict=True)]
     for at, (row, folded) in enumerate(zip(cells, folds, strict=True)):
         styles = [_choose_style(cell) if at else "bold" for cell in row]
@@ -252,6 +266,19 @@ def _lay_out(columns: Sequence[_Column], room: int, *, has_rule: bool) -> list[_
             lines.append(_trim(line))
         if at == 0 and has_rule:
             lines.append([(_GAP.join("─" * width for width in widths), "dim")])
+    return lines
+
+
+def _tell_whole(columns: Sequence[_Column], widths: Sequence[int], room: int) -> list[_Line]:
+    """Every cell of words that its column has no room for, after the first cell of its row."""
+    lines: list[_Line] = []
+    head = ""
+    for row in zip(*(column.cells for column in columns), strict=True):
+        head = row[0] or head  # a blank stands for the cell above
+        for at, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            if " " in cell and measure(cell) > width:
+                text = f"{head}: {cell}" if at and head else cell
+                lines += [[(line, "")] for line in _fold(text, room)]
     return lines
 
 
@@ -273,15 +300,20 @@ def _lay_out_blocks(columns: Sequence[_Column], room: int) -> list[_Line]:
 
 def _choose_widths(columns: Sequence[_Column], room: int) -> list[int] | None:
     """The width of each column; None where there is no room for them beside each other."""
-    cells = [column.width for column in columns]
-    least = [column.least_width for column in columns]
     widths = [max(measure(column.heading), column.width) for column in columns]
-    broken = [
-        width if column.is_whole else min(width, max(_MIN_COLUMN, column.heading_width))
-        for column, width in zip(columns, least, strict=True)
+    headings = [max(column.width, column.heading_width) for column in columns]
+    names = [
+        max(min(column.width, column.names_width), column.heading_width, _MIN_COLUMN)
+        if column.has_sentences
+        else width
+        for column, width in zip(columns, headings, strict=True)
     ]
-    # First headings fold, then cells between their words, then cells within them.
-    for floors in ([max(pair) for pair in zip(cells, least, strict=True)], least, broken):
+    least = [
+        width if column.is_whole else min(width, max(_MIN_COLUMN, column.heading_width))
+        for column, width in zip(columns, headings, strict=True)
+    ]
+    # First headings fold, then sentences are shortened, then names; last what rows are called.
+    for floors in (headings, names, [*names[:1], *least[1:]], least):
         _shrink(widths, floors, room)
         if sum(widths) <= room:
             return widths
@@ -325,6 +357,32 @@ def _fold(text: str, width: int, *, breaks_words: bool = True) -> list[str]:
             lines.append(piece)
             line = line[len(piece) :]
     return [*lines, line] if line else lines or [""]
+
+
+def _is_sentence(cell: str) -> bool:
+    return cell.count(" ") >= _SENTENCE_WORDS - 1
+
+
+def _shorten(text: str, width: int) -> str:
+    """A text of at most `width` columns: "…" stands for its end, or for the middle of a name."""
+    if " " not in text:
+        return _drop_middle(text, width)
+    if measure(text) <= width:
+        return text
+    return f"{_take(text, width - 1).rstrip()}…"
+
+
+def _drop_middle(text: str, width: int) -> str:
+    if measure(text) <= width:
+        return text
+    end = _take(text[::-1], (width - 1) // 2)[::-1]
+    return f"{_take(text, width - 1 - measure(end))}…{end}"
+
+
+def _take(text: str, width: int) -> str:
+    """As much of the beginning of a text as fits, which may be nothing."""
+    piece = cut(text, width) if width > 0 else ""
+    return piece if measure(piece) <= width else ""
 
 
 def cut(text: str, width: int) -> str:

@@ -1,4 +1,4 @@
-"""What a report tells, gathered from a version: its manifest, its evaluation, its golden examples."""
+"""What a report tells, out of a version's manifest, evaluation and golden examples."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def _holds(version_dir: Path, copy: str) -> bool:
 
 
 def _read_measurement(name: str, plain: Any) -> Measurement:
-    """What a manifest keeps of a copy; what an older exporter did not measure is left at nothing."""
+    """What a manifest keeps of a copy; what was not measured is left at nothing."""
     given = dict(plain) if isinstance(plain, dict) else {}
     if given.get("max_abs_difference", 0.0) is None:  # JSON has no infinity
         given["max_abs_difference"] = math.inf

@@ -44,6 +44,7 @@ MAX_DRAWN_CLASSES = 24
 _DOTTED = (0, (2, 2))
 _FAINTEST = 0.18
 """A single wrong row out of hundreds must still be seen."""
+_LARGEST_CELL = 56.0
 _LETTER = 5.6
 """Points that a letter of a tick takes, at most."""
 
@@ -107,8 +108,8 @@ def draw_confusions(
     names = [_cut(one.name, 12) for one in classes]
     room = _LETTER * max(map(len, names), default=1)
     left = 24 + room
-    side = WIDTH - left - 4
-    cell = side / count
+    cell = min((WIDTH - left - 4) / count, _LARGEST_CELL)
+    side = cell * count
     is_turned = room > cell
     bottom = 26 + (room if is_turned else 12)
     counts = np.zeros((count, count), np.int64)
@@ -120,7 +121,8 @@ def draw_confusions(
     totals = np.maximum([one.num_rows for one in classes], 1)
     with _drawing():
         height = side + bottom + 6
-        figure, axes = _open(WIDTH, height, left=left, right=4, top=6, bottom=bottom)
+        right = WIDTH - left - side
+        figure, axes = _open(WIDTH, height, left=left, right=right, top=6, bottom=bottom)
         _draw_cells(axes, counts, totals, cell)
         axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
         axes.set_xticks(range(count), names, rotation=90 if is_turned else 0)
@@ -140,7 +142,7 @@ def _draw_cells(axes: Axes, counts: np.ndarray, totals: np.ndarray, cell: float)
     for row, column in np.ndindex(counts.shape):
         number = int(counts[row, column])
         face = (GOOD if row == column else BAD) if number else GRID
-        weight = max(_FAINTEST, number / totals[row]) if number else 0.35
+        weight = max(_FAINTEST, float(number / totals[row])) if number else 0.35
         corner = (column - size / 2, row - size / 2)
         axes.add_patch(Rectangle(corner, size, size, color=face, alpha=weight, linewidth=0))
         if number and cell >= 11:
@@ -161,7 +163,7 @@ def draw_calibration(calibration: Calibration, *, name: str, title: str) -> str:
     total = sum(one.count for one in calibration.bins)
     with _drawing():
         figure, axes = _open(WIDTH, 286, left=42, right=10, top=8, bottom=100)
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=_DOTTED)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=_DOTTED, marker="")
         axes.vlines(confidences, confidences, shares, color=BAD, linewidth=1.2)
         axes.plot(confidences, shares, color=GOOD, marker="o", markersize=4.5)
         axes.set(xlim=(-0.01, 1.02), ylim=(-0.02, 1.03))
@@ -349,7 +351,8 @@ def _make_figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width / 72, height / 72), layout="none")
+    figure = Figure(figsize=(width / 72, height / 72))
+    figure.set_layout_engine("none")
     FigureCanvasAgg(figure)
     return figure
 

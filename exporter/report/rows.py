@@ -1,4 +1,4 @@
-"""How one row of anybody's inputs is shown: as a picture, as text, or as values with their names."""
+"""How a row of anybody's inputs is shown: as a picture, as text, or as values with their names."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shlex
 import urllib.parse
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ GRPC, REST = "localhost:8500", "localhost:8501"
 
 _LONGEST = 480
 """Letters of a row that is written out."""
+_WORDS = re.compile(r"[a-z]+")
 _PICTURE = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000008000000080800000000e164e1570000000c4944415478da6360a00e"
     "0000004800011045efd20000000049454e44ae426082"
@@ -62,7 +64,7 @@ def write_snippet(
         given = {key: _to_json(value) for key, value in features.items()}
         text = json.dumps({"signature_name": name, "examples": [given]})
         curl = f"curl -s -d {shlex.quote(text)} http://{REST}/v1/models/{quoted}:{verb}"
-        call = f"client.{verb}([{features!r}], signature_name={name!r})"
+        call = f"client.{verb}([{features!r}], signature_name={json.dumps(name)})"
         return Snippet(curl=curl, python=_wrap(model_name, call), is_made_up=is_made_up)
     rows = _choose_rows(signature, examples)
     python, body, is_made_up = {}, {}, False
@@ -71,12 +73,12 @@ def write_snippet(
         text = repr(value)
         if value is None or len(text) > _LONGEST:
             shape = rows[key].shape if key in rows else spec.shape or ()
-            python[key], body[key] = _write_zeros(spec, shape), _write_zeros(spec, shape, "'text'")
+            python[key], body[key] = _write_zeros(spec, shape), _write_zeros(spec, shape, '"text"')
             is_made_up = True
         else:
-            python[key], body[key] = text, repr(_to_json(value))
+            python[key], body[key] = text, _dump(_to_json(value))
     url = f"http://{REST}/v1/models/{quoted}:predict"
-    document = f"{{'signature_name': {name!r}, 'inputs': {_write_dict(body)}}}"
+    document = f'{{"signature_name": {json.dumps(name)}, "inputs": {_write_dict(body)}}}'
     if is_made_up:
         program = f"import json; print(json.dumps({document}))"
         curl = f"python3 -c {shlex.quote(program)} | curl -s -d @- {url}"
@@ -84,18 +86,24 @@ def write_snippet(
         given = {key: _to_json(_round(one)) for key, one in rows.items()}
         text = json.dumps({"signature_name": name, "inputs": given})
         curl = f"curl -s -d {shlex.quote(text)} {url}"
-    call = f"client.predict({_write_dict(python)}, signature_name={name!r})"
+    call = f"client.predict({_write_dict(python)}, signature_name={json.dumps(name)})"
     return Snippet(curl=curl, python=_wrap(model_name, call), is_made_up=is_made_up)
 
 
 def _write_dict(values: Mapping[str, str]) -> str:
-    return f"{{{', '.join(f'{key!r}: {text}' for key, text in values.items())}}}"
+    return f"{{{', '.join(f'{json.dumps(key)}: {text}' for key, text in values.items())}}}"
+
+
+def _dump(value: object) -> str:
+    """JSON that is Python, too."""
+    text = json.dumps(value)
+    return repr(value) if {"true", "false", "null"} & set(_WORDS.findall(text)) else text
 
 
 def _wrap(model_name: str, call: str) -> str:
     return (
         "from clients import PredictionClient\n\n"
-        f'with PredictionClient("{GRPC}", model_name={model_name!r}) as client:\n'
+        f'with PredictionClient("{GRPC}", model_name={json.dumps(model_name)}) as client:\n'
         f"    print({call})"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,6 +66,16 @@ def test_files_have_the_types_that_browsers_ask_for(server: WebServer) -> None:
     status, body, headers = ask(server, "wasm/litert.wasm")
     assert (status, body, headers["Content-Type"]) == (200, b"\0asm", "application/wasm")
     assert ask(server, "")[:2] == (200, b"<p>page")
+
+
+def test_files_come_compressed_to_who_takes_that(server: WebServer) -> None:
+    folder = server._site.folder
+    (folder / "wasm" / "litert.wasm.gz").write_bytes(gzip.compress(b"\0asm"))
+    plain = ask(server, "wasm/litert.wasm")
+    packed = ask(server, "wasm/litert.wasm", headers={"Accept-Encoding": "gzip, deflate"})
+    assert plain[1] == gzip.decompress(packed[1]) == b"\0asm"
+    assert [one[2]["Content-Encoding"] for one in (plain, packed)] == [None, "gzip"]
+    assert {one[2]["Content-Type"] for one in (plain, packed)} == {"application/wasm"}
 
 
 def test_handlers_get_the_body_and_answer(server: WebServer) -> None:

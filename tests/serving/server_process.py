@@ -32,6 +32,7 @@ class ServerProcess:
         arguments: Flags beyond the ports.
         rest: Whether to open a REST port.
         environment: Variables beyond this process's.
+        python: What runs it.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class ServerProcess:
         *arguments: str,
         rest: bool = False,
         environment: dict[str, str] | None = None,
+        python: str | os.PathLike[str] = sys.executable,
     ) -> None:
         self._port_file = folder / f"ports-{time.monotonic_ns()}.json"
         self._arguments = [
@@ -48,12 +50,13 @@ class ServerProcess:
             *arguments,
         ]
         self._environment = os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {})
+        self._python = python
         self._lines: list[str] = []
         self.addresses: dict[str, Any] = {}
 
     def __enter__(self) -> ServerProcess:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving", "embedded", *self._arguments],
+            [self._python, "-m", "serving", "embedded", *self._arguments],
             env=self._environment,
             stderr=subprocess.PIPE,
             text=True,

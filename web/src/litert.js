@@ -77,7 +77,7 @@ export class BrowserModel {
       const names = Object.keys(this.signatures).join(", ");
       throw new Error(`the file has no signature ${signatureName}; it has ${names}`);
     }
-    const batch = signature.inputs[0].shape[0];
+    const batch = signature.inputs[0].shape[0] ?? 1;
     if (rows % batch) throw new Error(`${rows} rows do not fill up runs of ${batch}`);
     const outputs = Object.fromEntries(
       signature.outputs.map((spec) => [spec.name, new ARRAYS[spec.dtype]((count(spec) / batch) * rows)]),

@@ -31,6 +31,9 @@ async function read(url) {
 /** @param {import("./litert.js").BrowserModel} model
  * @param {NonNullable<Awaited<ReturnType<typeof ask>>>} question */
 async function answer(model, { arrays, metadata: { signature_name: name } }) {
+  if (!model.signatures[name]) {
+    throw new Error(`the file has no signature ${name}; it has ${Object.keys(model.signatures)}`);
+  }
   const { inputs, outputs } = model.signatures[name];
   const runs = countRuns(inputs, arrays);
   const given = Object.fromEntries(inputs.map((spec) => [spec.name, arrays[spec.name].values]));

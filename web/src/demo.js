@@ -1,4 +1,0 @@
-import { loadRuntime } from "./litert.js";
-
-await loadRuntime();
-document.title = "Plumbline: ready";
