@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import dataclasses
 import html
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,8 +18,7 @@ from contract.console.terminal import format_table
 from contract.errors import ConfigError, DatasetError, VerificationError
 from contract.heads import Head, Task
 from contract.manifest import Manifest, read_manifest
-from exporter.artifacts.tflite import Conversion, ConversionJob, convert, prepare_converting
-from exporter.candidate import make_candidate
+from exporter.candidate import borrow_processes, make_candidate
 from exporter.card import Origin
 from exporter.config import MODEL_NAME, ExportConfig
 from exporter.data.examples import Examples, ExportExamples
@@ -30,7 +27,6 @@ from exporter.data.pixels import PixelScale
 from exporter.flow import Steps
 from exporter.models.fitting import answer_rows, decide_classes, fit_targets, warn_of_scale
 from exporter.models.load import find_input_shape, load_keras, make_exportable, tell_file_kind
-from exporter.processes import ChildProcess
 from exporter.publishing.publish import (
     Published,
     PublishOptions,
@@ -38,8 +34,6 @@ from exporter.publishing.publish import (
     publish_version,
 )
 from exporter.publishing.staging import explain_os_errors
-from exporter.verification.measurement import Measurement
-from exporter.verification.reload import MeasurementJob, measure_copy, prepare_measuring
 from exporter.verification.verdict import (
     Verification,
     describe_requirement,
@@ -199,8 +193,7 @@ def export(
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))
     kept = False
     try:
-        with Steps() as step, explain_os_errors(run_dir), _borrow_processes() as processes:
-            conversion, verification = processes
+        with Steps() as step, explain_os_errors(run_dir), borrow_processes(run_dir) as processes:
             step("load")
             loaded = _load(model, custom_objects, allow_lambda=allow_lambda)
             given = read_given(
@@ -217,8 +210,7 @@ def export(
                 config,
                 Origin(model_name, {"export": msgspec.to_builtins(config)}),
                 run_dir=run_dir,
-                conversion=conversion,
-                verification=verification,
+                processes=processes,
                 step=step,
             )
             if not candidate.verification.passed:
@@ -349,39 +341,3 @@ def _describe_failures(verification: Verification, run_dir: Path) -> str:
         + (f"{requirement}. " if requirement else "")
         + f"The candidate and its report stay in {run_dir}"
     )
-
-
-_Processes: TypeAlias = tuple[
-    ChildProcess[ConversionJob, Conversion], ChildProcess[MeasurementJob, Measurement]
-]
-
-_idle: list[_Processes] = []
-"""Processes that have imported TensorFlow and wait for the next export of this one."""
-
-
-@contextlib.contextmanager
-def _borrow_processes() -> Iterator[_Processes]:
-    """The two processes of an export: those of the one before, or new ones.
-
-    They start here, so that their imports run while the model is loaded. Those that are still at
-    work when an export fails are not used again: an answer is on its way.
-    """
-    if _idle:
-        pair = _idle.pop()
-    else:
-        logs = Path(tempfile.mkdtemp(prefix="plumbline-logs-"))
-        atexit.register(shutil.rmtree, logs, ignore_errors=True)
-        pair = (
-            ChildProcess(convert, prepare_converting, log=logs / "conversion.log"),
-            ChildProcess(measure_copy, prepare_measuring, log=logs / "verification.log"),
-        )
-        for process in pair:
-            atexit.register(process.close)
-    try:
-        yield pair
-    finally:
-        if all(process.is_idle for process in pair):
-            _idle.append(pair)
-        else:
-            for process in pair:
-                process.close()
