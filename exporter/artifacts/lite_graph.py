@@ -16,6 +16,7 @@ from contract import layout
 from exporter.publishing.staging import translate_disk_errors
 
 if TYPE_CHECKING:
+    from tensorflow.core.framework.graph_pb2 import GraphDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
 
     from exporter.artifacts.signatures import Functions
@@ -26,6 +27,7 @@ _FUSED_MARK = "api_implements"
 """Attribute of functions that the converter has one operator for (tf_keras' lstm.py sets it)."""
 
 _LOOPS = frozenset({"While", "StatelessWhile"})
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 
 
 def save_for_converter(
@@ -80,11 +82,42 @@ def has_loops(saved_model: Path) -> bool:
 
 def _prepare_graph(saved_model: Path, batch_size: int | None) -> None:
     parsed = saved_model_pb2.SavedModel.FromString(saved_model.read_bytes())
-    for function in parsed.meta_graphs[0].graph_def.library.function:
+    graph = parsed.meta_graphs[0].graph_def
+    for function in graph.library.function:
         function.attr.pop(_FUSED_MARK, None)
         if batch_size is not None:
             _fix_lists(function.node_def, batch_size)
+    if batch_size is not None:
+        _part_signatures(graph)
     saved_model.write_bytes(parsed.SerializeToString(deterministic=True))
+
+
+def _part_signatures(graph: GraphDef) -> None:
+    """Gives each signature functions of its own.
+
+    The converter changes the body of a loop once, for whichever loop it lowers first.
+    """
+    functions = {one.signature.name: one for one in graph.library.function}
+
+    def rename(node: NodeDef, suffix: str) -> None:
+        for attribute in node.attr.values():
+            named = [attribute.func] if attribute.HasField("func") else attribute.list.func
+            for function in named:
+                function.name = copy(function.name, suffix)
+
+    def copy(name: str, suffix: str) -> str:
+        copied = f"{name}_{suffix}"
+        if copied not in functions:
+            made = functions[copied] = graph.library.function.add()
+            made.CopyFrom(functions[name])
+            made.signature.name = copied
+            for node in made.node_def:
+                rename(node, suffix)
+        return copied
+
+    calls = [node for node in graph.node if node.op in _CALLS]
+    for number, node in enumerate(calls[1:], 1):
+        rename(node, f"signature_{number}")
 
 
 _ELEMENT_SHAPES = {
