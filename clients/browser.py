@@ -296,9 +296,12 @@ def _start(browser: Path, folder: str, url: str, log: Path) -> subprocess.Popen[
 
 
 def _make_environment(folder: str) -> dict[str, str]:
-    """Has Chromium keep its socket in the profile: ended by force, it leaves that one behind."""
-    longest = len(folder) + len("/org.chromium.Chromium.XXXXXX/SingletonSocket")
-    return {**os.environ, **({"TMPDIR": folder} if longest < _MAX_SOCKET_PATH else {})}
+    """Has Chromium keep in the profile what it would leave elsewhere: crash reports, caches, and
+    its socket, which stays if it is ended by force."""
+    environment = {**os.environ, "XDG_CONFIG_HOME": folder, "XDG_CACHE_HOME": folder}
+    if len(folder) + len("/org.chromium.Chromium.XXXXXX/SingletonSocket") < _MAX_SOCKET_PATH:
+        environment["TMPDIR"] = folder
+    return environment
 
 
 def _remove(folder: str) -> None:

@@ -194,7 +194,9 @@ def explain_missing(version_dir: Path, variant: str) -> str:
     except ManifestError:
         made = None
     if isinstance(made, dict) and made.get("problems"):
-        why = "; ".join(str(one) for one in (*made["problems"], made.get("remedy")) if one)
+        why = "; ".join(map(str, made["problems"]))
+        if (remedy := str(made.get("remedy") or "")) not in why:
+            why += f"; {remedy}"
         return f"{path} was left out of {version_dir}: {why}"
     return (
         f"{version_dir} has no {path}; copies are made by: python -m exporter export "

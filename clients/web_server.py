@@ -88,7 +88,7 @@ def find_page() -> Path:
     if not (folder / _INDEX).is_file():
         raise UnimplementedError(
             f"{folder} has no {_INDEX}: the page that runs models in a browser is built by "
-            "`make web`, which needs Node.js"
+            "`make web`, which needs Node.js, in a checkout; an installed package has none"
         )
     return folder
 

@@ -165,10 +165,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = "Show where a version's report is, or hold one version against another."
     verb = add(report, text, "a version, or a base path for its newest one")
-    verb.usage = (
-        "%(prog)s VERSION_DIR|BASE_PATH [--out FILE] [--open] [--json]\n"
-        "       %(prog)s VERSION_DIR --compare OTHER [--out FILE] [--open] [--json]"
-    )
     verb.add_argument(
         "--compare", type=Path, metavar="OTHER", help="the version that is held against PATH"
     )

@@ -79,6 +79,11 @@ class ExportedVersion:
     published: Published
 
     @property
+    def report(self) -> Path:
+        """The page that shows how good it is, and where it errs."""
+        return self.path / layout.REPORT
+
+    @property
     def table(self) -> list[tuple[str, ...]]:
         """A row for each copy, the headings first."""
         return [list_headings(self.verification), *list_rows(self.verification)]

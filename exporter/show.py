@@ -125,6 +125,7 @@ def show_comparison(made: MadeComparison) -> None:
     """What changed between two versions."""
     found = made.comparison
     heads = (*found.names, "change")
+    say(f"{heads[0]}: {found.before.path}\n{heads[1]}: {found.after.path}\n")
     if found.metrics:
         print_table(
             ("metric", *heads),

@@ -111,7 +111,7 @@ def test_every_copy_with_other_weights_differs_there(published_mlp: Path, tmp_pa
 def test_doctor_finds_nothing_wrong_there(published_mlp: Path) -> None:
     done = run_clients(ARM_PYTHON, "doctor", published_mlp / "mlp" / "1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "golden rows agree through model.tflite" in " ".join(done.stdout.split())
+    assert "golden rows agree through" in " ".join(done.stdout.split())
 
 
 def test_the_server_there_answers_clients_here_and_drains(

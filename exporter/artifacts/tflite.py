@@ -111,8 +111,7 @@ def convert(job: ConversionJob) -> Conversion:
             return _fail(
                 job,
                 f"{obstacles[0]}, and LiteRT.js runs float32, int32 and uint8 in fixed sizes only",
-                "give the model inputs and outputs of such types and sizes, or leave web out of "
-                "the variants",
+                _WEB_REMEDY,
                 lacks_operators=True,
             )
     if job.variant in layout.INT8_VARIANTS and job.source is not None and _has_loops(source):
@@ -132,6 +131,10 @@ def convert(job: ConversionJob) -> Conversion:
         return _lack(job, dict.fromkeys(names, ""))
     if job.note is not None:
         content = add_metadata(content, job.note)
+    if job.variant == layout.WEB and (free := _find_free_axes(content)):
+        return _fail(
+            job, f"it converts, but {free}, and LiteRT.js runs fixed sizes only", _WEB_REMEDY
+        )
     problem = _try_out(content, job)
     if problem:
         return _fail(job, f"it converts, but {problem}", _REPLACE_LAYER)
@@ -206,10 +209,6 @@ def _try_out(content: bytes, job: ConversionJob) -> str:
     try:
         with LiteModel(content) as model:
             for signature in job.signatures:
-                shown = model.raw_signatures[signature.name]
-                free = find_free_axis(shown, model.fixed_rows[signature.name])
-                if job.variant == layout.WEB and free:
-                    return f"{free}, and LiteRT.js runs fixed sizes only"
                 for rows in _TRIED_ROWS:
                     problem = _ask(model, signature, rows)
                     if problem:
@@ -234,7 +233,22 @@ def _ask(model: LiteModel, signature: Signature, rows: int) -> str:
     return ""
 
 
+def _find_free_axes(content: bytes) -> str:
+    try:
+        with LiteModel(content) as model:
+            found = (
+                find_free_axis(signature, model.fixed_rows[name])
+                for name, signature in model.raw_signatures.items()
+            )
+            return next(filter(None, found), "")
+    except PlumblineError:  # told of where it is tried out
+        return ""
+
+
 _REPLACE_LAYER = "replace the layer"
+_WEB_REMEDY = (
+    "give the model inputs and outputs of such types and sizes, or leave web out of the variants"
+)
 
 
 def _explain(error: Exception, job: ConversionJob) -> Conversion:

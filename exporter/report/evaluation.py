@@ -17,7 +17,7 @@ from contract import layout
 from contract.errors import ManifestError
 from contract.heads import Head, Task
 from contract.signature import UINT8, Array, Batch
-from exporter.report.rows import ShownInput, is_picture, shorten, show_row
+from exporter.report.rows import ShownInput, shorten, show_row
 from exporter.verification.measurement import HeldOut
 
 MAX_BYTES = 16 * 2**20
@@ -237,7 +237,7 @@ def evaluate(
         heads={
             name: _evaluate_head(
                 head,
-                np.asarray(examples.outputs[name][:count], np.float64),
+                _widen(examples.outputs[name][:count]),
                 held_out.targets.get(name),
                 inputs,
                 columns,
@@ -294,15 +294,19 @@ def _evaluate_head(
 
 
 def to_probabilities(head: Head, answers: Array) -> Array:
-    """float64, as `answers`: scores that lie in 0..1 where they can; logits are turned."""
-    numbers = np.asarray(answers, np.float64)
+    """Scores that lie in 0..1 where they can, in the shape of `answers`; logits are turned."""
     if not head.from_logits:
-        return numbers
+        return answers
     with np.errstate(all="ignore"):
         if head.task == "multiclass":
-            powers = np.exp(numbers - numbers.max(axis=-1, keepdims=True))
+            powers = np.exp(answers - answers.max(axis=-1, keepdims=True))
             return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
-        return np.asarray(1 / (1 + np.exp(-numbers)))
+        return np.asarray(1 / (1 + np.exp(-answers)))
+
+
+def _widen(answers: Array) -> Array:
+    """Floats that numpy computes with; those of masks are many, and are not copied if need not."""
+    return answers if answers.dtype in (np.float32, np.float64) else answers.astype(np.float32)
 
 
 def name_classes(head: Head, count: int) -> list[str]:
@@ -522,7 +526,7 @@ def _evaluate_values(
     answers: Array, targets: Array | None, inputs: Batch, columns: Sequence[str]
 ) -> HeadFacts:
     rows = len(answers)
-    got = answers.reshape(rows, -1)
+    got = answers.reshape(rows, -1).astype(np.float64)
     if targets is None or targets.size != answers.size:
         return HeadFacts(
             task="regression",
@@ -562,7 +566,13 @@ def _evaluate_values(
 def _describe_values(truth: Array, got: Array, name: str) -> ValueFacts:
     errors = got - truth
     finite = errors[np.isfinite(errors)]
-    counts, edges = np.histogram(finite, bins=21) if finite.size else (np.zeros(1, int), [0, 1])
+    counts, edges = np.zeros(1, np.int64), np.array([0.0, 1.0])
+    if finite.size:
+        low, high = float(finite.min()), float(finite.max())
+        room = 0.02 * max(abs(low), abs(high), 1e-9)  # errors that are all alike are one bar
+        if high - low < room:
+            low, high = low - room, high + room
+        counts, edges = np.histogram(finite, bins=21, range=(low, high))
     chosen = np.unique(np.linspace(0, len(truth) - 1, min(len(truth), _MAX_POINTS)).astype(int))
     return ValueFacts(
         name=name,
@@ -583,13 +593,13 @@ def _describe_values(truth: Array, got: Array, name: str) -> ValueFacts:
 
 def _calibrate(scores: Array, happened: Array, *, of_answer: bool) -> Calibration | None:
     """Expected calibration error over ten bins; None where scores are no probabilities."""
-    flat, right = scores.reshape(-1), happened.reshape(-1).astype(np.float64)
+    flat, right = scores.reshape(-1), happened.reshape(-1)
     if flat.size > _MAX_SCORES:
         chosen = np.linspace(0, flat.size - 1, _MAX_SCORES).astype(np.int64)
         flat, right = flat[chosen], right[chosen]
     if not flat.size or not np.isfinite(flat).all() or flat.min() < -1e-6 or flat.max() > 1 + 1e-6:
         return None
-    flat = np.clip(flat, 0, 1)
+    flat, right = np.clip(flat.astype(np.float64), 0, 1), right.astype(np.float64)
     places = np.minimum((flat * _NUM_BINS).astype(np.int64), _NUM_BINS - 1)
     bins = []
     for at in range(_NUM_BINS):
@@ -642,14 +652,3 @@ def _tell_labels(decided: Array, names: list[str], truth: Array | None = None) -
 def _tell_values(values: Array) -> str:
     shown = ", ".join(f"{value:.4g}" for value in values[:4])
     return f"{shown} and {len(values) - 4} more" if len(values) > 4 else shown
-
-
-__all__ = [
-    "Evaluation",
-    "HeadFacts",
-    "evaluate",
-    "is_picture",
-    "read_evaluation",
-    "to_probabilities",
-    "write_evaluation",
-]

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from contract import layout
 from contract.console.plots import PLOT_CSS
-from contract.heads import Head
 from contract.manifest import DataEntry, Manifest
 from contract.signature import UINT8, TensorSpec
 from exporter.report.evaluation import NUM_WORST, ClassFacts, HeadFacts, WorstRow
@@ -34,7 +33,6 @@ _CSS = PLOT_CSS.replace(_DARK, "@media screen and (prefers-color-scheme: dark)")
 _MAX_LISTED_CLASSES = 60
 _MAX_CONFUSIONS = 20
 _MAX_HEADS_IN_FULL = 4
-_MAX_PANELS = 4
 _CURVES = (
     ("accuracy", "accuracy"),
     ("macro_f1", "macro F1"),
@@ -48,10 +46,10 @@ _TASKS = {
     "multiclass": "one class of {count}",
     "binary": "yes or no",
     "multilabel": "any of {count} labels",
-    "regression": "{count} {values}",
     "embedding": "an embedding",
 }
 _COLUMNS_SHOWN = 40
+_MAX_SIGNATURES, _MAX_TENSORS = 12, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,14 +261,15 @@ def _order_splits(data: DataEntry) -> list[tuple[str, int]]:
     known = ("train", "validation", "test")
     found = data.num_examples
     names = [*(one for one in known if one in found), *(one for one in found if one not in known)]
-    return [("" if name == "all" else shorten(name), found[name]) for name in names]
+    # Of a model that was trained elsewhere all rows are one split, and need no word for it.
+    return [("" if name == "examples" else shorten(name), found[name]) for name in names]
 
 
 def _tell_task(head: HeadFacts) -> str:
     if head.task == "regression":
         count = head.num_columns or 1
         return f"{count} values" if count != 1 else "a value"
-    return _TASKS[head.task].format(count=f"{head.num_classes:,}", values="")
+    return _TASKS[head.task].format(count=f"{head.num_classes:,}")
 
 
 def _judge(facts: Facts) -> tuple[str, str]:
@@ -652,11 +651,11 @@ def _find_worst(facts: Facts, copy: CopyFacts) -> tuple[tuple[ShownInput, ...], 
         equal = copy.measurement.bit_equal and copy.measurement.is_measured
         return (), "none: all are equal" if equal else "not known"
     text = (
-        f"golden {worst.row} of {shorten(worst.signature_name, 24)}, off by "
-        f"{_tell_difference(worst.difference)}"
+        f"{_tell_difference(worst.difference)} in golden {worst.row} of "
+        f"{shorten(worst.signature_name, 24)}"
     )
     if len(facts.signatures[facts.main_signature].outputs) > 1:
-        text += f" in {shorten(worst.output, 24)}"
+        text += f", output {shorten(worst.output, 24)}"
     golden = facts.golden.signatures if facts.golden is not None else {}
     columns = facts.manifest.data.columns if facts.manifest.data else ()
     # The same rows stand behind every signature; raw pixels can be looked at.
@@ -687,12 +686,8 @@ def _list_signatures(facts: Facts) -> list[SignatureView]:
     ]
 
 
-_MAX_SIGNATURES = 12
-
-
-def _list_tensors(specs: object) -> tuple[tuple[str, str], ...]:
-    found = [one for one in specs if isinstance(one, TensorSpec)]  # type: ignore[attr-defined]
-    return tuple((shorten(one.name), one.describe()) for one in found[:20])
+def _list_tensors(specs: Iterable[TensorSpec]) -> tuple[tuple[str, str], ...]:
+    return tuple((shorten(one.name), one.describe()) for one in list(specs)[:_MAX_TENSORS])
 
 
 def _write_serve(manifest: Manifest) -> str:
@@ -752,6 +747,3 @@ def _list_files(manifest: Manifest) -> list[tuple[str, str, str]]:
         for name, entry in sorted(manifest.files.items())
         if name.startswith(told)
     ]
-
-
-__all__ = ["Head", "draw_static", "render", "render_template", "tell_metric", "tell_share"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -52,12 +53,23 @@ def write_browser(path: Path, body: str) -> Path:
 
 def list_processes(word: str) -> list[str]:
     """The command lines of processes that run and have `word` in theirs, this one aside."""
-    lines = []
+    return [line for _, line in _iterate_processes() if word in line]
+
+
+def kill_processes(whose: str, kind: str) -> None:
+    """Kills what the process with `whose` in its command line has started and has `kind` in its."""
+    found = dict(_iterate_processes())
+    (group,) = {os.getpgid(one.pid) for one, line in found.items() if whose in line}
+    for one, line in found.items():
+        if kind in line and os.getpgid(one.pid) == group:
+            one.kill()
+
+
+def _iterate_processes() -> Iterator[tuple[psutil.Process, str]]:
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
             if process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
-                lines.append(line)
+                yield process, line
         except psutil.NoSuchProcess:
             pass
-    return [line for line in lines if word in line]

@@ -34,7 +34,13 @@ from contract.errors import (
 from contract.golden import read_golden
 from contract.manifest import read_manifest, write_manifest
 from contract.signature import Array, Batch
-from tests.clients.browsers import list_processes, need_browser, need_page, write_browser
+from tests.clients.browsers import (
+    kill_processes,
+    list_processes,
+    need_browser,
+    need_page,
+    write_browser,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,13 +51,14 @@ def _make_safetensors(header: str) -> bytes:
 
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The folder for temporary files, of this test alone; nothing may be left in it.
+    """The folder for temporary files, and home, of this test alone; nothing may be left in it.
 
     It is not below `tmp_path`, whose name is too long for the sockets that lie in it.
     """
     with tempfile.TemporaryDirectory(prefix="hop") as folder:  # short: sockets lie in it
         monkeypatch.setattr(tempfile, "tempdir", folder)
         monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setenv("HOME", folder)
         yield Path(folder)
         assert list(Path(folder).iterdir()) == []
         assert list_processes(folder) == []
@@ -132,11 +139,11 @@ def test_changed_weights_differ(version_dir: Path, temporary: Path) -> None:
     assert (status, report["verdict"]) == (1, DIFFERS), report
 
 
-@pytest.mark.parametrize("content", [b"no model", b"\x1c\0\0\0TFL3" + b"\xff" * 64])
 def test_a_file_that_litert_refuses_is_told_of_in_a_sentence(
-    content: bytes, version_dir: Path, temporary: Path
+    version_dir: Path, temporary: Path
 ) -> None:
     need_browser()
+    content = b"\x1c\0\0\0TFL3" + b"\xff" * 64
     (version_dir / layout.variant_path(layout.WEB)).write_bytes(content)
     status, report = ask_browser(version_dir)
     assert (status, report["verdict"]) == (1, FAILED), report
@@ -213,9 +220,23 @@ def test_a_browser_that_does_not_answer_is_ended(
         pass
 
 
+def test_a_browser_whose_page_has_crashed_is_ended_and_leaves_nothing(
+    published_mlp: Path, temporary: Path
+) -> None:
+    browser = need_browser()
+    model = _find_web(published_mlp / "mlp" / "1") / layout.variant_path(layout.WEB)
+    with BrowserPredictor(model, browser):
+        kill_processes(f"--user-data-dir={temporary}", "--type=renderer")
+
+
 @pytest.mark.usefixtures("built_page")
 def test_processes_that_a_browser_leaves_behind_are_ended(any_model: Path, temporary: Path) -> None:
-    body = "subprocess.Popen(['sleep', '600', sys.argv[-2]]); get('model.tflite'); sys.exit(3)"
+    body = """
+        child = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)", *sys.argv]
+        subprocess.Popen(child, stdout=subprocess.PIPE).stdout.readline()
+        get("model.tflite")
+        os._exit(3)
+        """
     browser = write_browser(any_model.parent / "browser", body)
     with pytest.raises(ServableUnavailableError), BrowserPredictor(any_model, browser):
         pass

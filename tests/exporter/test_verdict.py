@@ -23,11 +23,12 @@ from exporter.verification.verdict import (
 ROWS = 400
 
 
-def make_golden(shift: float = 0.0) -> Golden:
+def make_golden(shift: float = 0.0, *, num_floats: int = 64) -> Golden:
     answers = np.full((64, 10), 0.1, np.float32)
+    floats = answers[:num_floats]
     return Golden(
         {
-            "serving_default": GoldenExamples({}, {"probabilities": answers}, (64,)),
+            "serving_default": GoldenExamples({}, {"probabilities": floats}, (num_floats,)),
             "serving_uint8": GoldenExamples(
                 {}, {"probabilities": answers + np.float32(shift)}, (64,)
             ),
@@ -144,6 +145,12 @@ def test_classes_that_cannot_be_judged_are_named() -> None:
     names = tuple("abcdefg")
     (note,) = verdict(make_measurement("int8", unjudged=names)).notes
     assert "copies are not judged on a, b, c, d, e and 2 more" in note
+
+
+@pytest.mark.parametrize(("shift", "passed"), [(0.0, True), (0.1, False)])
+def test_signatures_are_compared_on_the_rows_that_both_have(shift: float, passed: bool) -> None:
+    golden = make_golden(shift, num_floats=27)  # as of pictures of 224 × 224
+    assert verdict(make_measurement("saved_model"), golden=golden).passed is passed
 
 
 def test_signatures_that_disagree_on_the_same_pixels_fail() -> None:
