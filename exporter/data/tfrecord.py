@@ -27,7 +27,7 @@ from contract.signature import Array
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import frame_record, iterate_records
 from exporter.data.compressed import CutOffError, is_compressed, open_compressed
-from exporter.data.image_folder import decode_picture, find_fault
+from exporter.data.image_folder import decode_picture, explain_fault, find_fault
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -510,10 +510,9 @@ def make_decoder(
             try:
                 pictures.append(decode_picture(data, size=size, channels=channels))
             except (OSError, SyntaxError, ValueError) as error:
-                text = str(error).partition("\n")[0]
                 raise DatasetError(
-                    f"{describe(row)}: its picture cannot be decoded ({text}); replace it, or "
-                    "leave such records out: data.skip_unreadable = true"
+                    f"{describe(row)}: its picture cannot be decoded ({explain_fault(error)}); "
+                    "replace it, or leave such records out: data.skip_unreadable = true"
                 ) from error
         return np.stack(pictures) if pictures else np.zeros((0, *size, channels), np.uint8)
 
