@@ -70,7 +70,7 @@ def save_for_converter(directory: Path, functions: Functions) -> bool:
         {id(one): one for function in functions.values() for one in function.variables}.values()
     )
     try:
-        with translate_disk_errors(directory):
+        with translate_disk_errors(directory), _quiet_log():
             tf.saved_model.save(module, str(directory), signatures=functions)
     except AssertionError:
         _LOG.debug("functions use more than variables", exc_info=True)
