@@ -15,14 +15,14 @@ import msgspec
 
 from contract import layout
 from contract.console.terminal import format_table
-from contract.errors import ConfigError, DatasetError, VerificationError
+from contract.errors import ConfigError, VerificationError
 from contract.heads import Head, Task
 from contract.manifest import Manifest, read_manifest
 from exporter.candidate import borrow_processes, make_candidate
 from exporter.card import Origin
 from exporter.config import MODEL_NAME, ExportConfig
 from exporter.data.examples import Examples, ExportExamples
-from exporter.data.given import GivenExamples, draw_given, read_given, to_pixels
+from exporter.data.given import GivenExamples, check_paths, draw_given, read_given, to_pixels
 from exporter.data.pixels import PixelScale
 from exporter.flow import Steps
 from exporter.models.fitting import answer_rows, decide_classes, fit_targets, warn_of_scale
@@ -189,7 +189,7 @@ def export(
         )
     check_base_path(base)
     config = _make_config(variants, require, options)
-    _check_paths(examples, labels)
+    check_paths(examples, labels)
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))
     kept = False
     try:
@@ -228,20 +228,6 @@ def export(
         verification=candidate.verification,
         published=published,
     )
-
-
-def _check_paths(examples: ExamplesLike, labels: LabelsLike) -> None:
-    """Finds out before anything is loaded that a file of rows is not there.
-
-    Labels that are no path are the name of a column.
-    """
-    for what, given in (("examples", examples), ("labels", labels)):
-        if not isinstance(given, str | os.PathLike) or Path(given).exists():
-            continue
-        if what == "examples" or os.sep in os.fspath(given) or Path(given).suffix:
-            raise DatasetError(
-                f"the {what} {os.fspath(given)} are not there; give an existing file"
-            )
 
 
 def _make_config(

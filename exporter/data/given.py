@@ -69,7 +69,7 @@ def read_given(
     input_shape: tuple[int | None, ...] | None = None,
     skip_unreadable: bool = False,
 ) -> GivenExamples:
-    """Reads examples and labels of any ordinary kind.
+    """Reads examples and labels of any ordinary kind; files are there, says `check_paths`.
 
     Args:
         examples: See `ExamplesLike`. A `tf.data.Dataset` gives inputs, or (inputs, labels).
@@ -107,6 +107,23 @@ def read_given(
     arrays = {key: array for key, (array, _) in described.items()}
     heads = {key: head for key, (_, head) in described.items()}
     return GivenExamples(name, Examples(inputs, arrays), heads, names)
+
+
+def check_paths(examples: ExamplesLike, labels: LabelsLike) -> None:
+    """Finds out, before anything is loaded, that a file is not there.
+
+    Labels that are no path are the name of a column.
+
+    Raises:
+        DatasetError: One is not there.
+    """
+    for what, given in (("examples", examples), ("labels", labels)):
+        if not isinstance(given, str | os.PathLike) or Path(given).exists():
+            continue
+        if what == "examples" or os.sep in os.fspath(given) or Path(given).suffix:
+            raise DatasetError(
+                f"the {what} {os.fspath(given)} are not there; give an existing file"
+            )
 
 
 def _read_path(
@@ -315,10 +332,9 @@ def _read_file(path: Path) -> object:
         except DatasetError as error:  # how a training run would be configured is no advice here
             raise DatasetError(error.message.partition(", or say that")[0]) from error
     if suffix not in (".npy", ".npz"):
-        state = "no file of examples" if path.exists() else "not there"
         raise DatasetError(
-            f"{path} is {state}; give an .npz, .npy, .csv, .parquet or .jsonl file, or a folder "
-            "of pictures"
+            f"{path} is no file of examples; give an .npz, .npy, .csv, .parquet or .jsonl file, or "
+            "a folder of pictures"
         )
     try:
         loaded = np.load(path, allow_pickle=False)
