@@ -10,6 +10,9 @@ INSTALLED := $(VENV)/.installed
 # The older TensorFlow, in an environment of its own.
 VENV_2_20 := .venv-2.20
 INSTALLED_2_20 := $(VENV_2_20)/.installed
+# A Python on an emulated Raspberry Pi 4.
+VENV_ARM64 := .venv-arm64
+INSTALLED_ARM64 := $(VENV_ARM64)/.installed
 
 # What a newcomer types ------------------------------------------------------------------
 
@@ -27,20 +30,27 @@ train: $(INSTALLED) ## Train only
 
 .PHONY: serve
 serve: $(INSTALLED) ## Serve it on localhost: gRPC 8500, REST 8501
+	@$(call need_version,serve)
 	@$(BIN)/python -m serving embedded --port=8500 --rest_api_port=8501 \
-	  --model_name=$(MODEL) --model_base_path=$(CURDIR)/$(BASE_PATH)/$(MODEL) $(ARGS)
+	  --model_name=$(MODEL) --model_base_path=$(abspath $(BASE_PATH)/$(MODEL)) $(ARGS)
 
 .PHONY: predict
 predict: $(INSTALLED) ## Send golden inputs to a running server
+	@$(call need_version,predict)
 	@$(BIN)/python -m clients predict --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) $(ARGS)
 
 .PHONY: parity
 parity: $(INSTALLED) ## Compare every way to ask, and the device
+	@$(call need_version,parity)
 	@$(BIN)/python -m clients parity --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) --via all $(ARGS)
 
 .PHONY: demo
-demo: $(INSTALLED) ## All of it: export, serve, predict, parity, stop
-	@MODEL=$(MODEL) BASE_PATH=$(BASE_PATH) scripts/demo
+demo: $(INSTALLED) ## All of it: export, serve, predict, parity, a page to draw on
+	@MODEL=$(MODEL) BASE_PATH=$(BASE_PATH) scripts/demo $(ARGS)
+
+.PHONY: web
+web: web/node_modules/.installed ## Build the pages that run models in a browser (needs Node.js 20)
+	@npm run --prefix web --silent build
 
 # What a developer types -----------------------------------------------------------------
 
@@ -60,12 +70,12 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
 
 .PHONY: test
-test: $(INSTALLED) ## All tests but those of containers
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not container" $(ARGS)
+test: $(INSTALLED) ## All tests but those of containers and arm64
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not container and not arm64" $(ARGS)
 
 .PHONY: test-quick
 test-quick: $(INSTALLED) ## Tests that import no TensorFlow
-	$(BIN)/python -m pytest -n 2 -m "not container and not tensorflow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not container and not arm64 and not tensorflow" $(ARGS)
 
 .PHONY: test-clients
 test-clients: $(INSTALLED) ## The clients' tests without TensorFlow installed
@@ -78,6 +88,10 @@ test-oldest: $(INSTALLED) ## The contract on the oldest releases allowed
 .PHONY: test-tensorflow-2.20
 test-tensorflow-2.20: $(INSTALLED_2_20) ## Exporter and TensorFlow engine on TensorFlow 2.20
 	@scripts/test-tensorflow-2.20 $(ARGS)
+
+.PHONY: test-arm64
+test-arm64: $(INSTALLED) $(INSTALLED_ARM64) ## Both models on an emulated Raspberry Pi 4
+	$(BIN)/python -m pytest tests/test_arm64.py -q -s -m arm64 $(ARGS)
 
 .PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream bench-applications
 bench-export: $(INSTALLED) ## make export beside a plain script
@@ -139,7 +153,21 @@ lock: $(INSTALLED) ## Resolve both locks again, with hashes
 
 .PHONY: clean
 clean: ## Remove the environments and caches; models/ stays
-	rm -rf $(VENV) $(VENV_2_20) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV_2_20) $(VENV_ARM64) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+web/node_modules/.installed: web/package.json web/package-lock.json
+	@command -v npm >/dev/null || { echo "The pages in web/ are built with Node.js and npm 20 or newer, and" \
+	  "there is no npm here; install them from nodejs.org or your distribution" >&2; exit 2; }
+	@npm ci --prefix web --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# A server waits for a version to come, and says nothing meanwhile; a newcomer is told what to do.
+define need_version
+$(if $(findstring _dir,$(ARGS))$(findstring _base_path,$(ARGS))$(findstring _config_file,$(ARGS)),:,\
+  ls -d '$(BASE_PATH)/$(MODEL)'/[0-9]* >/dev/null 2>&1 || { echo "make $(1): $(BASE_PATH)/$(MODEL)" \
+  "holds no version yet; make one first: make export$(if $(filter-out mlp,$(MODEL)), MODEL=$(MODEL))$(if \
+  $(filter-out models,$(BASE_PATH)), BASE_PATH=$(BASE_PATH))" >&2; exit 2; })
+endef
 
 # An environment is stale as soon as its lock or the project file is newer than it.
 $(INSTALLED): requirements.lock pyproject.toml
@@ -147,6 +175,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 $(INSTALLED_2_20): requirements-2.20.lock pyproject.toml
 	$(call install,$(VENV_2_20),requirements-2.20.lock)
+
+$(INSTALLED_ARM64): requirements.lock pyproject.toml scripts/install-arm64 | $(INSTALLED)
+	@scripts/install-arm64
 
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \

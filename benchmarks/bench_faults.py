@@ -38,7 +38,8 @@ from benchmarks.loadgen.callers import GRPC_FIELDS, NUM_PIXELS, PREDICT, Callers
 from benchmarks.loadgen.h2load import frame, require_h2load
 from contract import layout
 from contract.console.exits import ExitCode
-from contract.console.terminal import print_json, print_table, remark, show_progress
+from contract.console.progress import show_progress
+from contract.console.terminal import print_json, print_table, remark
 from contract.servable import VersionState
 from contract.wire.plumbline_wire import status_pb2
 from contract.wire.rpc import GET_MODEL_STATUS, HANDLE_RELOAD_CONFIG, Method

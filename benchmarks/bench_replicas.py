@@ -1,12 +1,11 @@
 """Replicas behind the client's round_robin: calls/s against replicas and the cores they share.
 
-Run: python -m benchmarks.bench_replicas   (alternating rounds, medians, a plot)
+Run: python -m benchmarks.bench_replicas   (alternating rounds, medians, a picture)
 """
 
 import argparse
 import asyncio
 import contextlib
-import json
 import multiprocessing
 import os
 import statistics
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import pictures
 from benchmarks.loadgen.servers import find_free_port, kill
 from clients import AsyncPredictionClient, PredictionClient
 from contract import layout
@@ -94,39 +94,14 @@ def measure_cell(base_path: Path, cell: Cell, batch: Array, seconds: float) -> f
         return sum(pool.starmap(drive_in_process, jobs, chunksize=1)) / seconds
 
 
-def plot(medians: dict[Cell, float], path: Path, title: str) -> None:
-    """Calls/s over cores, a line per number of replicas."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    for number in REPLICAS:
-        points = sorted(
-            (cores, rate) for (found, cores), rate in medians.items() if found == number
-        )
-        axes.plot(
-            *zip(*points, strict=True),
-            marker="o",
-            label=f"{number} replica{'s' if number > 1 else ''}",
-        )
-    axes.set(xlabel="cores given to the servers", ylabel="calls/s", title=title, ylim=(0, None))
-    axes.set_xticks(sorted({cores for _, cores in medians}))
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
-    """Measure, print the table, draw the plot."""
+    """Measure, keep the numbers, draw the picture, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base_path", type=Path, default=Path("models/cnn"))
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--plot", type=Path, default=Path("benchmarks/replicas.png"))
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--remark", default="", help="on the machine, below the picture")
     args = parser.parse_args()
     versions = layout.find_versions(args.base_path) if args.base_path.is_dir() else {}
     if not versions:
@@ -145,10 +120,16 @@ def main() -> None:
     title = (
         f"{manifest.model_name}, {args.rows} rows a call, {CLIENT_PROCESSES * IN_FLIGHT} in flight"
     )
-    plot(medians, args.plot, title)
-    if args.json:
-        print(json.dumps({f"{one}x{given}": found for (one, given), found in rates.items()}))
-        return
+    figures = pictures.Replicas(
+        where=pictures.describe_here(args.remark),
+        what=title,
+        cells=tuple(
+            pictures.Cell(replicas=number, cores=given, calls_per_s=tuple(found))
+            for (number, given), found in rates.items()
+        ),
+    )
+    pictures.write_figures(pictures.REPLICAS, figures)
+    pictures.redraw([pictures.REPLICAS])
     print(f"{title}\n{'replicas':>8} {'cores':>6} {'calls/s':>9} {'against one on one':>19}")
     for (number, given), rate in medians.items():
         print(f"{number:8} {given:6} {rate:9.0f} {rate / medians[1, 1]:18.2f}x")

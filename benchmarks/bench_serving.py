@@ -9,7 +9,6 @@ Run: make bench-serving   (TENSORFLOW_MODEL_SERVER=/path/to/binary adds the real
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from benchmarks import pictures
 from benchmarks.loadgen import generator, servers
 from benchmarks.loadgen.h2load import (
     IN_FLIGHT,
@@ -430,42 +430,34 @@ def _format(values: list[float] | None) -> str:
     return f"{median:,.0f}" if median >= 100 or median == 0 else f"{median:.2f}"
 
 
-def measure_growth(models: dict[str, Path], seconds: float) -> dict[str, dict[int, float]]:
+def measure_growth(models: dict[str, Path], seconds: float, remark: str) -> pictures.Growth:
     """Calls/s of the embedded server against rows per call and against callers."""
-    curves: dict[str, dict[int, float]] = {}
+    by_rows: dict[str, dict[int, float]] = {}
+    by_callers: dict[str, dict[int, float]] = {}
     for model, version_dir in models.items():
         server = servers.plumbline(OURS)
         with servers.run(server, version_dir, check_ready(model)) as running:
             port = running.grpc_port
-            curves[f"{model}: rows per call"] = {
+            by_rows[model] = {
+                # Long enough for the few large calls that are under way at its end not to count.
                 rows: run_grpc(
-                    port, PREDICT, make_request(model, rows), seconds=seconds
+                    port, PREDICT, make_request(model, rows), seconds=seconds * max(1, rows / 64)
                 ).calls_per_s
                 for rows in GROWTH_ROWS
             }
             message = make_request(model, 1)
-            curves[f"{model}: callers"] = {
+            by_callers[model] = {
                 callers: run_grpc(
                     port, PREDICT, message, seconds=seconds, in_flight=callers
                 ).calls_per_s
                 for callers in GROWTH_CALLERS
             }
-    return curves
-
-
-def plot_growth(curves: dict[str, dict[int, float]], path: Path) -> None:
-    """One panel a curve, both axes logarithmic."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3.2))
-    for axis, (name, curve) in zip(axes, curves.items(), strict=True):
-        axis.loglog(list(curve), list(curve.values()), marker="o", base=2)
-        axis.set_title(name)
-        axis.set_xlabel(name.partition(": ")[2])
-        axis.set_ylabel("calls/s")
-        axis.grid(visible=True, alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    return pictures.Growth(
+        where=pictures.describe_here(remark),
+        seconds=seconds,
+        by_rows=by_rows,
+        by_callers=by_callers,
+    )
 
 
 def export_if_absent(base: Path, names: Sequence[str]) -> None:
@@ -502,7 +494,12 @@ def main() -> int:
     parser.add_argument(
         "--others", action="store_true", help="plain grpcio, LitServe, the TensorFlow engine too"
     )
-    parser.add_argument("--growth", type=Path, help="measure growth only, and plot it here")
+    parser.add_argument(
+        "--growth",
+        action="store_true",
+        help="measure growth only, into benchmarks/growth.json and its picture",
+    )
+    parser.add_argument("--remark", default="", help="on the machine, below the picture")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="exit with 1 below an aim")
     args = parser.parse_args()
@@ -513,9 +510,9 @@ def main() -> int:
     export_if_absent(base, names)
     models = find_models(base, names)
     if args.growth:
-        curves = measure_growth(models, args.seconds)
-        plot_growth(curves, args.growth)
-        print(json.dumps(curves, indent=1))
+        growth = measure_growth(models, args.seconds, args.remark)
+        pictures.write_figures(pictures.GROWTH, growth)
+        pictures.redraw([pictures.GROWTH])
         return 0
     with (
         tempfile.TemporaryDirectory() as folder,

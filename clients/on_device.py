@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from contract import layout
-from contract.errors import ConfigError, RequestError, SignatureNotFoundError, TensorMismatchError
+from contract.errors import (
+    ConfigError,
+    ManifestError,
+    RequestError,
+    SignatureNotFoundError,
+    TensorMismatchError,
+)
 from contract.lite import LiteModel, Quantisation
 from contract.signature import Array, Batch, Signature
 
@@ -27,7 +33,8 @@ class OnDevicePredictor:
     Args:
         path: A version directory, a base path (its newest version is taken), or a single
             `.tflite` file, of this or of another tool.
-        variant: `float32`, `float16`, `dynamic_range` or `int8`; not looked at for a single file.
+        variant: `float32`, `float16`, `dynamic_range`, `int8` or `web`; not looked at for a single
+            file.
         num_threads: Threads inside one call. Callers in parallel usually gain more.
         allow_non_finite: False refuses NaN and infinity, to which a model may answer with
             plausible probabilities. The servers' clients refuse them by default; here the
@@ -175,6 +182,26 @@ def find_variant(path: Path, variant: str) -> Path:
             f"by: python -m exporter export --model {version_dir} --examples FILE"
         )
     return found
+
+
+def explain_missing(version_dir: Path, variant: str) -> str:
+    """Why a version has no such variant, as far as its manifest remembers, and what to do."""
+    from contract.manifest import read_manifest
+
+    path = layout.variant_path(variant)
+    try:
+        made = read_manifest(version_dir).parity.get(variant)
+    except ManifestError:
+        made = None
+    if isinstance(made, dict) and made.get("problems"):
+        why = "; ".join(map(str, made["problems"]))
+        if (remedy := str(made.get("remedy") or "")) not in why:
+            why += f"; {remedy}"
+        return f"{path} was left out of {version_dir}: {why}"
+    return (
+        f"{version_dir} has no {path}; copies are made by: python -m exporter export "
+        f"--model {version_dir} --examples FILE"
+    )
 
 
 def find_version_dir(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """Golden examples through every hop: does each way to ask give the in-process answer?
 
 A hop is a way to ask a model, behind `predict`: gRPC, gRPC in an event loop, REST, a TFLite
-variant on the device.
+variant on the device, another one in a browser.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from contract.parity import (
 GRPC, GRPC_AIO, REST = "grpc", "grpc-aio", "rest"
 SERVER_HOPS = (GRPC, GRPC_AIO, REST)
 ON_DEVICE = "on-device:"
-HOPS = (*SERVER_HOPS, *(f"{ON_DEVICE}{variant}" for variant in layout.VARIANTS))
+BROWSER = "browser"
+HOPS = (*SERVER_HOPS, *(f"{ON_DEVICE}{variant}" for variant in layout.VARIANTS), BROWSER)
 ALL = "all"
 
 AGREES, DIFFERS, FAILED = "agrees", "differs", "failed"
@@ -55,8 +56,10 @@ class Hop:
 
 def list_hops(via: str, version_dir: Path | None) -> list[str]:
     """The names of the hops that `--via` asks for."""
-    variants = list_variants(version_dir) if version_dir is not None else []
-    everything = [*SERVER_HOPS, *(f"{ON_DEVICE}{variant}" for variant in variants)]
+    everything = list(SERVER_HOPS)
+    if version_dir is not None:
+        everything += [f"{ON_DEVICE}{variant}" for variant in list_variants(version_dir)]
+        everything.append(BROWSER)
     names: list[str] = []
     for name in (part.strip() for part in via.split(",")):
         if name not in (ALL, *HOPS):
@@ -82,7 +85,8 @@ class HopReport:
     Attributes:
         hop: Its name.
         verdict: `agrees`, `differs`, `failed` (an error), `unreachable`, `in part` (what
-            answered agrees, and a signature did not answer), or `skipped` (an extra is missing).
+            answered agrees, and a signature did not answer), or `skipped` (what it needs is
+            missing: an extra, a browser, a variant).
         reports: One per signature that answered.
         problems: What else a person should know, one sentence each.
     """
@@ -106,6 +110,12 @@ class HopReport:
     def max_abs_difference(self) -> float:
         """Largest difference over all outputs."""
         return max((one.max_abs_difference for _, one in self.outputs), default=0.0)
+
+    @property
+    def counts_ulp(self) -> bool:
+        """Whether representable floats are a measure: not of what has fewer bits than golden."""
+        variant = self.hop.removeprefix(ON_DEVICE)
+        return variant == self.hop or variant in layout.FLOAT_VARIANTS
 
     @property
     def max_ulp(self) -> int:

@@ -4,7 +4,8 @@
       saved_model.pb  variables/  fingerprint.pb  assets/labels.txt
       model.tflite
       assets.extra/{tf_serving_warmup_requests,golden.npz,manifest.json,MODEL_CARD.md,confusion_matrix.png}
-      assets.extra/tflite/{float16,dynamic_range,int8,int8_float_io}.tflite
+      assets.extra/{report.html,evaluation.json}
+      assets.extra/tflite/{float16,dynamic_range,int8,web,int8_float_io}.tflite
 
 A version may lack `saved_model.pb` or `model.tflite`, but not both. A *base path* is a model's own
 folder, as in TensorFlow Serving's `--model_base_path`.
@@ -25,13 +26,22 @@ GOLDEN = f"{EXTRA}/golden.npz"
 MANIFEST = f"{EXTRA}/manifest.json"
 MODEL_CARD = f"{EXTRA}/MODEL_CARD.md"
 CONFUSION_MATRIX = f"{EXTRA}/confusion_matrix.png"
+REPORT = f"{EXTRA}/report.html"
+EVALUATION = f"{EXTRA}/evaluation.json"
+"""What the report shows of the test split, so that it can be made again and compared."""
 
 FLOAT32 = "float32"
 INT8, INT8_FLOAT_IO = "int8", "int8_float_io"
 INT8_VARIANTS = (INT8, INT8_FLOAT_IO)
 """Of int8 weights and activations; the second takes and gives floats, which it scales itself."""
 
-DEFAULT_VARIANTS = (FLOAT32, "float16", "dynamic_range", INT8)
+WEB = "web"
+"""float32 with a batch of 1, which is what LiteRT.js runs in a browser."""
+
+FLOAT_VARIANTS = (FLOAT32, WEB)
+"""Of the model's own weights: they answer as it does but for the order of sums."""
+
+DEFAULT_VARIANTS = (FLOAT32, "float16", "dynamic_range", INT8, WEB)
 VARIANTS = (*DEFAULT_VARIANTS, INT8_FLOAT_IO)
 """TFLite variants, in the order of every table."""
 

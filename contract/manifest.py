@@ -75,6 +75,8 @@ class InputStatistics(msgspec.Struct, frozen=True, kw_only=True):
         image_shape: (height, width, channels) of one row; () where the input is no image.
         light_borders: Of images, the share of rows whose border is brighter than their middle: 0
             for light ink on dark, 1 for dark ink on paper, something between for photographs.
+        pixel_scale: Of images, what the pixels 0 and 255 become; () where that is not known, and
+            in versions of an older exporter.
     """
 
     min: float
@@ -84,6 +86,26 @@ class InputStatistics(msgspec.Struct, frozen=True, kw_only=True):
     num_rows: int
     image_shape: tuple[int, ...] = ()
     light_borders: float = 0.0
+    pixel_scale: tuple[float, ...] = ()
+
+
+class TrainingEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """How training went, epoch by epoch.
+
+    Attributes:
+        epochs_run: Epochs trained.
+        best_epoch: The epoch, from 1, whose weights were kept.
+        epochs: Those that `history` tells of: all, or evenly chosen ones of a long run.
+        history: Metric name (`loss`, `val_loss`, `val_accuracy`, ...) to a value for each of
+            `epochs`; None where it could not be told.
+        seconds: Wall time.
+    """
+
+    epochs_run: int
+    best_epoch: int
+    epochs: tuple[int, ...] = ()
+    history: dict[str, tuple[float | None, ...]] = {}
+    seconds: float = 0.0
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
@@ -130,6 +152,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         data: What it was trained on, or None for a model of unknown origin.
         inputs: Input name, in the data's words, to what it looked like; "" is the only input.
         seed: The training seed.
+        training: How training went; None for a model that was trained elsewhere, and in versions
+            of an older exporter.
         tool_versions: Package name to version; `tensorflow` is the oldest server's guide.
         calibration_fingerprint: sha256 of the int8 calibration set, or "".
         digest: sha256 of the canonical JSON without this field.
@@ -148,6 +172,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     data: DataEntry | None = None
     inputs: dict[str, InputStatistics] = {}
     seed: int = 0
+    training: TrainingEntry | None = None
     tool_versions: dict[str, str] = {}
     calibration_fingerprint: str = ""
     digest: str = ""

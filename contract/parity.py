@@ -127,12 +127,14 @@ class Tolerances(msgspec.Struct, frozen=True, kw_only=True):
     int8: VariantTolerance = VariantTolerance(max_class_loss=0.05, max_relative_rmse=0.22)
 
     def of_variant(self, variant: str) -> VariantTolerance:
-        """The numbers of a TFLite variant; `int8_float_io` has those of `int8`.
+        """The numbers of a TFLite variant.
+
+        `int8_float_io` has those of `int8`, and `web`, which holds the same weights, float32's.
 
         Args:
             variant: One of `layout.VARIANTS`.
         """
-        key = layout.INT8 if variant in layout.INT8_VARIANTS else variant
+        key = {layout.INT8_FLOAT_IO: layout.INT8, layout.WEB: layout.FLOAT32}.get(variant, variant)
         numbers: VariantTolerance = getattr(self, key)
         return numbers
 

@@ -1,4 +1,6 @@
-"""Which way up a picture is shown: the EXIF orientation of PNG and JPEG files, from their bytes.
+"""What a picture's file means: which way up it is shown, and which numbers its pixels become.
+
+The EXIF orientation of PNG and JPEG files is read from their bytes.
 
 One rule for whoever decodes files: the clients and the readers of image folders use this module,
 the exported graph repeats it in TensorFlow's operators (`exporter/artifacts/decoding.py`). It is
@@ -7,7 +9,11 @@ what browsers and `PIL.ImageOps.exif_transpose` do, without XMP, and no damaged 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -29,6 +35,49 @@ MAX_SEGMENTS = 64
 ORIENTATION_TAG = 0x0112
 SHORT, LONG = 3, 4
 """TIFF's types of unsigned integers, of 2 and 4 bytes (TIFF 6.0, section 2)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelScaling:
+    """How pixels of 0..255 become the numbers that a model takes: (pixel - mean) / std.
+
+    As TFLite's metadata has it.
+
+    Attributes:
+        mean: The pixel that becomes 0: one number, or one for each channel.
+        std: How many grey levels become 1; likewise.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @staticmethod
+    def between(low: float, high: float) -> PixelScaling:
+        """The one that makes `low` of black and `high` of white; `low` is less than `high`."""
+        std = 255.0 / (high - low)
+        return PixelScaling((-low * std,), (std,))
+
+    def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The numbers.
+
+        Args:
+            pixels: uint8 (rows, height, width[, channels]).
+
+        Returns:
+            float32 of the same shape.
+        """
+        numbers: NDArray[np.float32] = pixels.astype(np.float32)
+        if any(self.mean):
+            numbers -= np.array(self.mean, np.float32)
+        numbers /= np.array(self.std, np.float32)
+        return numbers
+
+    def describe(self) -> str:
+        """In the words of the flags that do the same."""
+        scale, shift = self.std[0], -self.mean[0] / self.std[0]
+        if len({*zip(self.mean, self.std, strict=True)}) > 1:
+            return f"(pixel - {list(self.mean)}) / {list(self.std)}"
+        return f"--scale {scale:g}" + (f" --shift {shift:g}" if shift else "")
 
 
 def read_orientation(content: bytes) -> int:

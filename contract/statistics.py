@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from contract.manifest import InputStatistics
+from contract.pictures import PixelScaling
 from contract.signature import Array
 
 _BORDER = 8
@@ -68,6 +69,25 @@ def measure_input(array: Array, image_shape: tuple[int, ...] = ()) -> InputStati
         image_shape=image_shape,
         light_borders=_share_light_borders(array, image_shape) if image_shape else 0.0,
     )
+
+
+def find_scaling(known: InputStatistics) -> PixelScaling | None:
+    """How pixels become the numbers of an input, as far as its statistics tell.
+
+    Args:
+        known: Of an input that takes pictures as floats.
+
+    Returns:
+        None where its numbers are on none of the usual scales: 0..1, -1..1, 0..255.
+    """
+    if len(known.pixel_scale) == 2:
+        low, high = known.pixel_scale
+        return PixelScaling.between(low, high) if low < high else None
+    if known.max <= _UNIT and known.min >= -_UNIT and known.max > known.min:
+        return PixelScaling.between(-1.0 if known.min < 0 else 0.0, 1.0)
+    if known.min >= 0 and _PIXEL_RANGE[0] < known.max <= _PIXEL_RANGE[1]:
+        return PixelScaling.between(0.0, 255.0)
+    return None
 
 
 def compare_inputs(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +18,11 @@ import msgspec
 import numpy as np
 
 from contract import layout
+from contract.console.progress import Steps
 from contract.errors import PlumblineError, VerificationError
 from contract.golden import Golden, write_golden
 from contract.heads import Head
-from contract.manifest import Manifest, hash_files, write_manifest
+from contract.manifest import Manifest, hash_file, hash_files, write_manifest
 from contract.parity import EXACT, replay
 from contract.signature import Array
 from exporter.artifacts.conversion import ask_for_conversions, iterate_conversions
@@ -34,17 +36,15 @@ from exporter.artifacts.golden import (
 )
 from exporter.artifacts.metadata import ModelNote, describe_model
 from exporter.artifacts.tflite import Conversion, ConversionJob, convert, prepare_converting
-from exporter.card import (
-    Origin,
-    count_confusions,
-    describe_candidate,
-    draw_confusions,
-    write_model_card,
-)
+from exporter.card import Origin, add_parity, describe_candidate, write_model_card
 from exporter.config import ExportConfig
+from exporter.confusions import count_confusions, write_confusions
 from exporter.data.examples import ExportExamples
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import CANDIDATE, REPORT
+from exporter.report.evaluation import Evaluation, evaluate, write_evaluation
+from exporter.report.facts import Facts, gather
+from exporter.report.page import StaticFigures, draw_static, render
 from exporter.verification.measurement import (
     ACCURACY,
     IN_PROCESS,
@@ -134,7 +134,7 @@ def make_candidate(
     *,
     run_dir: Path,
     processes: Processes,
-    step: Callable[[str], None],
+    step: Steps,
 ) -> Candidate:
     """Saves, converts, verifies and describes a model in `run_dir/candidate`.
 
@@ -148,7 +148,7 @@ def make_candidate(
     variants = config.variants if model.lite_signatures else ()
     copies = (*([SAVED_MODEL] if model.has_saved_model else []), *model.given_variants)
 
-    step("convert")
+    progress = step("convert")
     note = describe_model(
         origin.model_name,
         [model.signatures[name] for name in model.lite_signatures],
@@ -156,10 +156,12 @@ def make_candidate(
         examples.pixels,
     )
     jobs, fingerprint = _list_jobs(model, examples, variants, run_dir, note)
-    ask_for_conversions(conversion, jobs)
+    jobs = ask_for_conversions(conversion, jobs, model, run_dir=run_dir)
+    progress.note = "golden examples"
     golden = make_golden(model, examples, config.golden_num_examples)
     _check_answers(model, golden)
     write_golden(path / layout.GOLDEN, golden)
+    progress.note = "test rows"
     held_out = _hold_out(model, examples)
     write_held_out(run_dir, held_out)
 
@@ -180,7 +182,6 @@ def make_candidate(
     asked = [one for name, one in model.signatures.items() if name in golden.signatures]
     write_warmup(path, origin.model_name, golden, asked)
     answers = held_out.golden.signatures[held_out.signature_name].outputs
-    counts = _draw_confusions(path, held_out, answers, origin.model_name, examples.name)
     metrics = measure_metrics(answers, held_out)
     in_process = Measurement(
         name=IN_PROCESS,
@@ -189,19 +190,38 @@ def make_candidate(
         metrics=metrics,
         us_per_row=time_one_row(model, golden),
     )
+    manifest = describe_candidate(
+        model, examples, origin, in_process=in_process, calibration_fingerprint=fingerprint
+    )
+    evaluation = _evaluate(model, examples, held_out, golden)
+    write_evaluation(path, evaluation)
 
-    step("verify")
+    # Every copy that is to be converted is waited for twice.
+    progress = step("verify", total=len(copies) + 2 * len(jobs))
     found = {}
     measured = list(copies)
-    for made in iterate_conversions(
-        conversion, jobs, model, run_dir=run_dir, timeout_s=config.conversion_timeout_s
-    ):
-        if made.file is None:
-            found[made.variant] = describe_unmade(made.variant, made.problem, made.remedy)
-        else:
-            measured.append(made.variant)
-            ask_for_measurement(made.variant, list_variant_signatures(model, made.variant))
-    found |= {name: _receive_measurement(verification, name) for name in measured}
+    unmade = [job.variant for job in jobs]
+    progress.note = _name_conversion(unmade)
+    # Here, since this process waits for the two others now; in a thread, so that it hears them.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        known = gather(path, manifest, evaluation, golden)
+        drawing = thread.submit(_draw, path, held_out, answers, known)
+        for made in iterate_conversions(
+            conversion, jobs, model, run_dir=run_dir, timeout_s=config.conversion_timeout_s
+        ):
+            unmade.remove(made.variant)
+            progress.advance(2 if made.file is None else 1)
+            progress.note = _name_conversion(unmade)
+            if made.file is None:
+                found[made.variant] = describe_unmade(made.variant, made.problem, made.remedy)
+            else:
+                measured.append(made.variant)
+                ask_for_measurement(made.variant, list_variant_signatures(model, made.variant))
+        for name in measured:
+            progress.note = f"measuring {name}"
+            found[name] = _receive_measurement(verification, name)
+            progress.advance()
+        drawn = drawing.result()
     verdict = judge(
         [in_process, *(found[name] for name in (*copies, *variants))],
         golden,
@@ -212,20 +232,23 @@ def make_candidate(
         verdict = msgspec.structs.replace(verdict, notes=(*verdict.notes, _NO_COPIES))
     for name in verdict.left_out:
         (path / layout.variant_path(name)).unlink(missing_ok=True)
-    manifest = describe_candidate(
-        model,
-        examples,
-        origin,
-        verification=verdict,
-        calibration_fingerprint=fingerprint,
-    )
-    write_model_card(path, manifest, verdict, counts)
+    manifest = add_parity(manifest, verdict)
+    write_model_card(path, manifest, verdict, evaluation)
+    manifest = msgspec.structs.replace(manifest, files=hash_files(path))
+    page = render(gather(path, manifest, evaluation, golden), drawn)
+    (path / layout.REPORT).write_bytes(page)
     report = msgspec.json.format(msgspec.json.encode(verdict), indent=2)
     (run_dir / REPORT).write_bytes(report)
     if verdict.passed:
-        manifest = msgspec.structs.replace(manifest, files=hash_files(path))
+        files = manifest.files | {layout.REPORT: hash_file(path / layout.REPORT)}
+        manifest = msgspec.structs.replace(manifest, files=dict(sorted(files.items())))
         manifest = write_manifest(path, manifest)
     return Candidate(path, manifest, verdict)
+
+
+def _name_conversion(unmade: Sequence[str]) -> str:
+    """What is waited for while there are copies to convert."""
+    return f"converting {unmade[0]}" if unmade else ""
 
 
 def _loosen_for_half(
@@ -328,10 +351,31 @@ def _hold_out(model: Exportable, examples: ExportExamples) -> HeldOut:
     )
 
 
+def _evaluate(
+    model: Exportable, examples: ExportExamples, held_out: HeldOut, golden: Golden
+) -> Evaluation:
+    asked = golden.signatures.get(held_out.signature_name)
+    return evaluate(
+        held_out,
+        columns=examples.columns,
+        golden_targets=model.name_targets(examples.golden.targets),
+        num_golden=asked.num_examples if asked is not None and asked.batch_sizes else 0,
+    )
+
+
+def _draw(
+    path: Path, held_out: HeldOut, answers: Mapping[str, Array], known: Facts
+) -> StaticFigures:
+    """Draws whatever no copy is needed for."""
+    data = known.manifest.data
+    _draw_confusions(path, held_out, answers, known.manifest.model_name, data.name if data else "")
+    return draw_static(known)
+
+
 def _draw_confusions(
     path: Path, held_out: HeldOut, answers: Mapping[str, Array], model_name: str, data_name: str
-) -> Array | None:
-    """Draws and returns the confusions of the first output that says one class a row, if any."""
+) -> None:
+    """Draws the confusions of the first output that says one class a row, if any."""
     for name, targets in held_out.targets.items():
         head: Head = held_out.heads[name]
         if head.task not in ("multiclass", "binary") or targets.ndim != 1:
@@ -341,10 +385,8 @@ def _draw_confusions(
             continue
         classes = 2 if head.task == "binary" else answers[name].shape[1]
         counts = count_confusions(targets, predicted, classes)
-        right = int(np.trace(counts))
-        title = f"{model_name} on {data_name}: {right} of {counts.sum()} test rows right"
         names = head.class_names or tuple(map(str, range(classes)))
         if classes <= _MOST_CONFUSED:
-            draw_confusions(path / layout.CONFUSION_MATRIX, counts, names, title)
-        return counts
-    return None
+            note = f"{model_name} on the test rows of {data_name}"
+            write_confusions(path / layout.CONFUSION_MATRIX, counts, names, note=note)
+        return

@@ -1,7 +1,4 @@
-"""What a version tells of itself: its manifest, its model card, its confusion matrix.
-
-The picture is drawn with Pillow: matplotlib takes a second to import.
-"""
+"""What a version tells of itself: its manifest and its model card."""
 
 from __future__ import annotations
 
@@ -16,17 +13,18 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from contract import layout
 from contract.golden import read_golden
-from contract.manifest import DataEntry, Manifest, from_entries, to_entries
-from contract.signature import UINT8, Array
+from contract.manifest import DataEntry, Manifest, TrainingEntry, from_entries, to_entries
+from contract.signature import UINT8
 from exporter.artifacts.exportable import Exportable
 from exporter.config import Config
 from exporter.data.examples import ExportExamples
 from exporter.data.statistics import describe_inputs
+from exporter.report.evaluation import Evaluation
 from exporter.training.run import TrainResult
+from exporter.verification.measurement import Measurement
 from exporter.verification.verdict import (
     Verification,
     list_failures,
@@ -36,13 +34,8 @@ from exporter.verification.verdict import (
 
 _TOOLS = ("tensorflow", "tf-keras", "keras", "ai-edge-litert", "numpy", "plumbline-tf")
 
-_MAX_PIXELS = 900
 _MOST_COLUMNS = 200
-_TOP, _MARGIN = 96, 24
-_INK, _PAPER, _GRID = (23, 43, 77), (255, 255, 255), (214, 219, 227)
-_RIGHT, _WRONG = (33, 113, 181), (203, 65, 45)
-_FAINTEST = 0.18
-"""A single wrong row out of hundreds must still be seen."""
+_MOST_EPOCHS, _MOST_CURVES = 400, 40
 _NEARLY, _GROUND = 32, 0.3
 """Grey levels that are black or white for the eye; the share of pictures that is ground where
 there is one (0.47 in the digits)."""
@@ -57,12 +50,14 @@ class Origin:
         config: The configuration of the run, in plain types; `export` at least.
         seed: Of its training; None where it was trained elsewhere.
         metrics: Of its training, by name.
+        training: How it went; None where it was trained elsewhere.
     """
 
     model_name: str
     config: Mapping[str, Any]
     seed: int | None = None
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    training: TrainingEntry | None = None
 
 
 def describe_training(result: TrainResult, config: Config) -> Origin:
@@ -78,6 +73,27 @@ def describe_training(result: TrainResult, config: Config) -> Origin:
         msgspec.to_builtins(config),
         config.training.seed,
         metrics | {"best_epoch": float(result.best_epoch)},
+        _keep_history(result),
+    )
+
+
+def _keep_history(result: TrainResult) -> TrainingEntry:
+    """The curves that a version keeps: of many metrics the first, of many epochs some."""
+    last = result.epochs_run
+    chosen = sorted({*np.linspace(1, last, min(last, _MOST_EPOCHS)).astype(int).tolist()})
+    names = [name for name, values in result.history.items() if len(values) == last]
+    return TrainingEntry(
+        epochs_run=last,
+        best_epoch=result.best_epoch,
+        epochs=tuple(chosen),
+        history={
+            name: tuple(
+                float(value) if math.isfinite(value := result.history[name][at - 1]) else None
+                for at in chosen
+            )
+            for name in names[:_MOST_CURVES]
+        },
+        seconds=round(result.seconds, 3),
     )
 
 
@@ -86,14 +102,13 @@ def describe_candidate(
     examples: ExportExamples,
     origin: Origin,
     *,
-    verification: Verification,
+    in_process: Measurement,
     calibration_fingerprint: str,
 ) -> Manifest:
-    """The manifest of a candidate (version 0), but for its files.
+    """The manifest of a candidate (version 0), but for its files and `add_parity`.
 
     `calibration_fingerprint` is "" where nothing was calibrated.
     """
-    in_process = verification.measurements[0]
     metrics = {f"test_{name}": value for name, value in in_process.metrics.items()}
     return Manifest(
         model_name=origin.model_name,
@@ -102,11 +117,6 @@ def describe_candidate(
         signatures=to_entries(model.signatures),
         heads=dict(model.heads),
         metrics=metrics | dict(origin.metrics),
-        parity={
-            one.name: msgspec.to_builtins(one)
-            | {"problems": list(verification.failures.get(one.name, ()))}
-            for one in verification.measurements
-        },
         config=dict(origin.config),
         data=DataEntry(
             name=examples.name,
@@ -119,9 +129,20 @@ def describe_candidate(
         ),
         inputs=describe_inputs(examples),
         seed=origin.seed or 0,
+        training=origin.training,
         tool_versions=_list_tool_versions(),
         calibration_fingerprint=calibration_fingerprint,
     )
+
+
+def add_parity(manifest: Manifest, verification: Verification) -> Manifest:
+    """The manifest with what was measured of every copy, and what was found wrong with it."""
+    parity = {
+        one.name: msgspec.to_builtins(one)
+        | {"problems": list(verification.failures.get(one.name, ()))}
+        for one in verification.measurements
+    }
+    return msgspec.structs.replace(manifest, parity=parity)
 
 
 def _list_tool_versions() -> dict[str, str]:
@@ -133,13 +154,16 @@ def _list_tool_versions() -> dict[str, str]:
 
 
 def write_model_card(
-    directory: Path, manifest: Manifest, verification: Verification, counts: Array | None
+    directory: Path,
+    manifest: Manifest,
+    verification: Verification,
+    evaluation: Evaluation | None = None,
 ) -> None:
-    """Writes the card, but for its picture, which `draw_confusions` writes."""
+    """Writes the card, but for its picture, which `write_confusions` draws."""
     sections = [
         _write_head(manifest),
         _write_table(verification),
-        *([] if counts is None else [_write_classes(manifest, counts)]),
+        *_write_classes(directory, evaluation),
         _write_signatures(manifest),
         *([_write_columns(manifest.data)] if manifest.data and manifest.data.columns else []),
         _write_use(directory),
@@ -185,20 +209,31 @@ def _write_table(verification: Verification) -> str:
     return "\n".join(lines)
 
 
-def _write_classes(manifest: Manifest, counts: Array) -> str:
-    names = manifest.data.class_names if manifest.data else ()
+def _write_classes(directory: Path, evaluation: Evaluation | None) -> list[str]:
+    """Of the first output that says one class a row, as the picture is."""
+    heads = evaluation.heads.values() if evaluation else ()
+    found = (one for one in heads if one.classes and one.task in ("multiclass", "binary"))
+    head = next(found, None)
+    if head is None:
+        return []
     lines = [
         "## Accuracy per class, test split",
         "",
-        "| class | rows | accuracy |",
-        "|---|---:|---:|",
+        "| class | rows | recall | precision | F1 |",
+        "|---|---:|---:|---:|---:|",
     ]
-    for row, name in enumerate(names):
-        total = int(counts[row].sum())
-        share = f"{counts[row, row] / total:.1%}" if total else "–"
-        lines.append(f"| {_escape(name)} | {total} | {share} |")
-    picture = Path(layout.CONFUSION_MATRIX).name
-    return "\n".join([*lines, "", f"![Confusion matrix of the test split]({picture})"])
+    for one in head.classes:
+        shares = " | ".join(
+            "–" if share is None else f"{share:.1%}"
+            for share in (one.recall, one.precision, one.f1)
+        )
+        lines.append(f"| {_escape(one.name)} | {one.num_rows} | {shares} |")
+    if left_out := head.num_classes - len(head.classes):
+        lines += ["", f"{left_out} more classes are not listed; these have the lowest F1."]
+    if (directory / layout.CONFUSION_MATRIX).exists():
+        picture = Path(layout.CONFUSION_MATRIX).name
+        lines += ["", f"![Confusion matrix of the test split]({picture})"]
+    return ["\n".join(lines)]
 
 
 def _write_signatures(manifest: Manifest) -> str:
@@ -257,55 +292,3 @@ def _is_light_on_dark(directory: Path) -> bool:
     has_one_channel = pixels.ndim == 3 or pixels.shape[-1] == 1
     black, white = float(np.mean(pixels < _NEARLY)), float(np.mean(pixels > 255 - _NEARLY))
     return has_one_channel and black > _GROUND and black > 2 * white
-
-
-def count_confusions(labels: Array, predicted: Array, num_classes: int) -> Array:
-    """int64 (labelled class, predicted class): how many rows of each kind.
-
-    `labels` and `predicted` are int64 (rows,).
-    """
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (labels, predicted), 1)
-    return counts
-
-
-def draw_confusions(path: Path, counts: Array, class_names: tuple[str, ...], title: str) -> None:
-    """Writes a PNG: a row per labelled class, right answers blue, wrong ones red."""
-    cell = max(4, min(44, _MAX_PIXELS // len(class_names)))
-    font, small, large = map(ImageFont.load_default, (max(8, cell // 3), 12, 15))
-    names = [_shorten(name, index) for index, name in enumerate(class_names)]
-    left, side = 24 + int(max(map(font.getlength, names))), cell * len(counts)
-    width = max(left + side + _MARGIN, int(large.getlength(title)) + _MARGIN)
-    image = Image.new("RGB", (width, _TOP + side + _MARGIN), _PAPER)
-    draw = ImageDraw.Draw(image)
-    draw.text((12, 10), title, _INK, large)
-    draw.text((12, 36), "rows: label, columns: predicted class", _INK, small)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    for row, column in np.ndindex(counts.shape):
-        share = float(shares[row, column])
-        colour = _RIGHT if row == column else _WRONG
-        weight = 0.0 if share == 0 else max(_FAINTEST, share)
-        red, green, blue = (
-            round(p + (c - p) * weight) for p, c in zip(_PAPER, colour, strict=True)
-        )
-        x, y = left + column * cell, _TOP + row * cell
-        outline = _GRID if cell >= 8 else None
-        draw.rectangle((x, y, x + cell, y + cell), fill=(red, green, blue), outline=outline)
-        if share and cell >= 18:
-            ink = _PAPER if share > 0.5 else _INK
-            count = str(counts[row, column])
-            draw.text((x + cell / 2, y + cell / 2), count, ink, font, anchor="mm")
-    if cell >= 10:
-        for index, name in enumerate(names):
-            middle = index * cell + cell / 2
-            draw.text((left - 8, _TOP + middle), name, _INK, font, anchor="rm")
-            short = name if font.getlength(name) < cell else name[:3]
-            draw.text((left + middle, _TOP - 12), short, _INK, font, anchor="mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, "PNG")
-
-
-def _shorten(name: str, index: int) -> str:
-    # Pillow's own font draws Latin letters; for others the class number is better than boxes.
-    shown = name if all(ord(letter) < 0x250 for letter in name) else str(index)
-    return shown if len(shown) <= 12 else f"{shown[:10]}.."

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 from contract import layout
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.extras import require_extra
-from contract.console.terminal import print_json, remark, show_progress
+from contract.console.progress import show_progress
+from contract.console.terminal import print_json, remark
 from contract.errors import ConfigError, PlumblineError
 from contract.heads import Task
 from contract.lite.runtime import hide_delegate_notes
@@ -33,6 +34,7 @@ from exporter.publishing.publish import (
 )
 from exporter.publishing.transfer import Copied, copy_to_remote, fetch_version
 from exporter.show import (
+    show_comparison,
     show_copied,
     show_export,
     show_inspection,
@@ -40,6 +42,7 @@ from exporter.show import (
     show_prediction,
     show_published,
     show_recheck,
+    show_report,
     show_training,
 )
 from exporter.training.trained import read_record
@@ -159,6 +162,14 @@ def build_parser() -> argparse.ArgumentParser:
         "Show a version's signatures, variants and provenance.",
         "a version, a SavedModel or a .tflite file",
     )
+
+    text = "Show where a version's report is, or hold one version against another."
+    verb = add(report, text, "a version, or a base path for its newest one")
+    verb.add_argument(
+        "--compare", type=Path, metavar="OTHER", help="the version that is held against PATH"
+    )
+    verb.add_argument("--out", type=Path, metavar="FILE", help="write the page anew, to this file")
+    verb.add_argument("--open", action="store_true", help="open the page in a browser")
 
     text = "Answer your own inputs in this process, as a golden file to check any client with."
     verb = add(predict, text, "a version or a .tflite file")
@@ -416,8 +427,13 @@ def verify(arguments: argparse.Namespace) -> int:
     """`verify`: checksums, then golden through every copy that can run here."""
     from exporter.verification.recheck import recheck_version
 
-    with hide_delegate_notes():
-        recheck = recheck_version(arguments.path, skip_tensorflow=arguments.skip_tensorflow)
+    with (
+        hide_delegate_notes() as shown,
+        show_progress("verify", unit="", is_kept=False, stream=shown) as progress,
+    ):
+        recheck = recheck_version(
+            arguments.path, skip_tensorflow=arguments.skip_tensorflow, on_check=progress.name
+        )
     checks = [_encode_check(one) for one in recheck.checks]
     document: dict[str, object] = {"path": recheck.path, "checks": checks}
     if recheck.manifest is not None:
@@ -434,7 +450,8 @@ def publish(arguments: argparse.Namespace) -> int:
     candidate, model_name = find_candidate(arguments.path)
     base_path = _to_local_path(arguments.base_path) or Path("models", model_name)
     options = _read_options(arguments, version=arguments.version)
-    published = publish_version(candidate, base_path, options)
+    with show_progress("publish", unit="", is_kept=False):
+        published = publish_version(candidate, base_path, options)
     return _tell(arguments, published, lambda: show_published(published))
 
 
@@ -455,17 +472,37 @@ def inspect(arguments: argparse.Namespace) -> int:
     return _tell(arguments, inspection, lambda: show_inspection(inspection))
 
 
+def report(arguments: argparse.Namespace) -> int:
+    """`report`: a version's page, or two versions side by side."""
+    from exporter.report.verb import make_comparison, make_report, open_in_browser
+
+    if arguments.compare is None:
+        made = make_report(arguments.path, out=arguments.out)
+        status = _tell(arguments, made, lambda: show_report(made))
+    else:
+        with hide_delegate_notes():
+            compared = make_comparison(
+                *(arguments.path, arguments.compare), out=arguments.out, needs_page=arguments.open
+            )
+        status = _tell(arguments, compared, lambda: show_comparison(compared))
+    page = made.report if arguments.compare is None else compared.report
+    if arguments.open and page is not None:
+        open_in_browser(page)
+    return status
+
+
 def predict(arguments: argparse.Namespace) -> int:
     """`predict`: in-process answers for the user's own inputs, as a golden file."""
     from exporter.predict import predict_files
 
-    prediction = predict_files(
-        arguments.path,
-        arguments.input,
-        arguments.output,
-        signature_name=arguments.signature_name,
-        batch_size=arguments.batch_size,
-    )
+    with show_progress("predict", unit="", is_kept=False):
+        prediction = predict_files(
+            arguments.path,
+            arguments.input,
+            arguments.output,
+            signature_name=arguments.signature_name,
+            batch_size=arguments.batch_size,
+        )
     return _tell(arguments, prediction, lambda: show_prediction(prediction))
 
 
@@ -563,7 +600,7 @@ def _find_version_dir(path: Path) -> Path:
 def _copy(arguments: argparse.Namespace, title: str, copy: functools.partial[Copied]) -> int:
     start = time.perf_counter()
     with show_progress(title, unit="bytes") as progress:
-        copied = copy(on_bytes=progress.advance)
+        copied = copy(on_bytes=progress.advance, on_total=progress.expect)
     seconds = time.perf_counter() - start
     document = dataclasses.asdict(copied) | {"seconds": round(seconds, 3)}
     return _tell(arguments, document, lambda: show_copied(copied, seconds))

@@ -55,7 +55,7 @@ InMemoryKind = Literal[
 ]
 """Kinds of data that are read as a whole."""
 DataKind = Literal[InMemoryKind, "tfrecord", "loader"]
-VariantName = Literal["float32", "float16", "dynamic_range", "int8", "int8_float_io"]
+VariantName = Literal["float32", "float16", "dynamic_range", "int8", "web", "int8_float_io"]
 
 Table: TypeAlias = dict[str, Any]
 """A table of TOML, as it was read: nothing is known of it yet."""
@@ -135,7 +135,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True):
         tasks: Target name to what it is, where several targets differ.
         image_size: (height, width) that pictures are resized to; () where all have the same.
         channels: 1 for grey, 3 for RGB; 0: grey where all pictures are.
-        skip_unreadable: Leave out pictures that cannot be read.
+        skip_unreadable: Leave out pictures, and records, that cannot be read.
         scale: What a model receives for the pixels 0 and 255.
         impute: What a missing number becomes: the `mean` or `median` of its column's training
             rows, or `zero`; "" refuses missing values.
@@ -225,7 +225,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
             y_pred) -> per-example loss; a table gives outputs losses of their own, by name.
         loss_weights: Output name to the factor of its loss in the sum; 1 where it is not named.
         class_weight: "" weighs every row alike; `balanced` gives each class the same weight in
-            all; a table gives weights by class name, 1 where it is not named.
+            all, and the 1s and 0s of each label; a table gives weights by class name, or of a
+            label's 1s against its 0s, 1 where it is not named.
         label_smoothing: Share of probability moved to the other classes (gradient_tape).
         clip_norm: Largest global norm of the gradient; 0 = any (gradient_tape).
         mixup: Alpha of mixup's Beta distribution; 0 = off (gradient_tape).
@@ -267,7 +268,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.class_weight, str) and self.class_weight not in ("", "balanced"):
             raise ValueError(
                 f"class_weight is {self.class_weight!r}; give 'balanced', or a table of weights by "
-                "class name"
+                "class name or label"
             )
         only = [name for name in ("label_smoothing", "clip_norm", "mixup") if getattr(self, name)]
         if only and self.loop != "gradient_tape":
@@ -281,7 +282,8 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
         base_path: The model's own folder, which holds its versions, as in TensorFlow Serving's
             `--model_base_path`; "" stands for `models/<model name>`.
         keep: Versions to keep when publishing; 0 = all.
-        variants: TFLite variants to convert. `int8_float_io` is `int8` that takes and gives floats.
+        variants: TFLite variants to convert. `web` is float32 for one row at a time, as LiteRT.js
+            runs it in a browser; `int8_float_io` is `int8` that takes and gives floats.
         require: Those of them without which nothing is published; another that cannot be
             converted, or fails its gate, is left out and said so.
         conversion_timeout_s: Time limit of the converter's process.
@@ -292,7 +294,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     base_path: str = ""
     keep: Count = 0
-    variants: tuple[VariantName, ...] = ("float32", "float16", "dynamic_range", "int8")
+    variants: tuple[VariantName, ...] = ("float32", "float16", "dynamic_range", "int8", "web")
     require: tuple[VariantName, ...] = ("float32",)
     conversion_timeout_s: Annotated[float, Meta(gt=0)] = 300.0
     golden_num_examples: Annotated[int, Meta(ge=64)] = 64

@@ -8,13 +8,10 @@ import datetime
 import logging
 import os
 import shlex
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from contract.console.terminal import open_rich
+from contract.console.progress import Steps
 from contract.errors import ConfigError, PlumblineError
 from exporter.artifacts.exportable import Exportable
 from exporter.candidate import CALIBRATION, Candidate, borrow_processes, make_candidate
@@ -29,10 +26,6 @@ from exporter.training.strategy import is_chief, open_strategy
 from exporter.training.train import train
 from exporter.training.trained import load_trained, save_trained, take_up
 from exporter.verification.measurement import HELD_OUT_FILES
-
-if TYPE_CHECKING:
-    from rich.status import Status
-
 
 _LOG = logging.getLogger(__name__)
 
@@ -104,7 +97,7 @@ def run_train(config: Config, *, run_dir: Path, resume: bool = False) -> Trained
             diverged, or the folder cannot be written.
         ExportError: The disk is full.
     """
-    with explain_os_errors(run_dir), Steps() as steps:
+    with explain_os_errors(run_dir), Steps(_LOG.info) as steps:
         dataset, result = _train(config, run_dir, resume=resume, steps=steps)
         save_trained(run_dir, result, dataset, config)
     return Trained(
@@ -153,13 +146,13 @@ def run_export(
     if trained is not None:
         config = take_up(trained, config)
     if not is_chief():
-        with Steps() as steps:
+        with Steps(_LOG.info) as steps:
             _train(config, run_dir, resume=resume, steps=steps)
         return Exported(None, None, run_dir, steps.seconds)
     # Started now, so that their imports run while the model trains.
     with (
         contextlib.ExitStack() as stack,
-        Steps() as steps,
+        Steps(_LOG.info) as steps,
         explain_os_errors(run_dir),
         borrow_processes(run_dir) as processes,
     ):
@@ -267,54 +260,3 @@ def _train(
     steps("train", live=False)
     with open_progress(config.model.name) as progress:
         return dataset, train(dataset, config, resume=resume, run_dir=run_dir, progress=progress)
-
-
-class Steps:
-    """Tells which step of the flow runs, and for how long: a spinner on a terminal, else lines.
-
-    A context manager that is called with the name of each step as it begins.
-
-    Attributes:
-        seconds: Step name to wall time, of the steps that have ended.
-
-    Example:
-        >>> with Steps() as begin:  # doctest: +SKIP
-        ...     begin("save")
-        ...     begin("convert")
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._name = ""
-        self._began = 0.0
-        self._status: Status | None = None
-        self._console = open_rich(sys.stderr)
-
-    def __call__(self, name: str, *, live: bool = True) -> None:
-        """Ends the step before, and begins this one; `live` off where it shows its own progress."""
-        self._end()
-        self._name, self._began = name, time.perf_counter()
-        if self._console is not None and live:
-            self._status = self._console.status(f"{name} …")
-            self._status.start()
-
-    def __enter__(self) -> Steps:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._end(failed=kind is not None)
-
-    def _end(self, *, failed: bool = False) -> None:
-        if not self._name:
-            return
-        seconds = time.perf_counter() - self._began
-        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + seconds
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-        if self._console is not None:
-            mark = "[red]✗[/red]" if failed else "[green]✓[/green]"
-            self._console.print(f"{mark} {self._name} [dim]{seconds:.1f} s[/dim]")
-        elif not failed:  # the error that follows says what failed
-            _LOG.info("%s: %.1f s", self._name, seconds)
-        self._name = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from contract import layout
+from contract.console.progress import Steps
 from contract.console.terminal import format_table
 from contract.errors import ConfigError, VerificationError
 from contract.heads import Head, Task
@@ -24,8 +26,8 @@ from exporter.config import MODEL_NAME, ExportConfig
 from exporter.data.examples import Examples, ExportExamples
 from exporter.data.given import GivenExamples, check_paths, draw_given, read_given, to_pixels
 from exporter.data.pixels import PixelScale
-from exporter.flow import Steps
-from exporter.models.fitting import answer_rows, decide_classes, fit_targets, warn_of_scale
+from exporter.models.doubts import warn_of_doubts
+from exporter.models.fitting import answer_rows, decide_classes, fit_targets
 from exporter.models.load import find_input_shape, load_keras, make_exportable, tell_file_kind
 from exporter.publishing.publish import (
     Published,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from exporter.artifacts.exportable import Exportable
     from exporter.data.given import ExamplesLike, LabelsLike
 
+_LOG = logging.getLogger(__name__)
 _DEFAULT_OPTIONS = PublishOptions()
 _ASKED_ROWS = 2000
 """Rows that the model answers once, so that golden has every class that it finds among them."""
@@ -68,6 +71,11 @@ class ExportedVersion:
     manifest: Manifest
     verification: Verification
     published: Published
+
+    @property
+    def report(self) -> Path:
+        """The page that shows how good it is, and where it errs."""
+        return self.path / layout.REPORT
 
     @property
     def table(self) -> list[tuple[str, ...]]:
@@ -158,8 +166,8 @@ def export(
         custom_objects: Name to class or function, for a file whose Keras model has its own.
         allow_lambda: Load Lambda layers of a file, which are code.
         skip_unreadable: Leave out pictures of a folder that cannot be read.
-        variants: TFLite variants to make; there is `int8_float_io` too, int8 that takes and gives
-            floats.
+        variants: TFLite variants to make; `web` is float32 as LiteRT.js runs it in a browser; there
+            is `int8_float_io` too, int8 that takes and gives floats.
         require: Those without which nothing is published; another that does not convert, or that
             does not answer as the model does, is left out, and the version says why.
         options: Of publishing: how many versions stay, whether signatures may change.
@@ -193,7 +201,11 @@ def export(
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))
     kept = False
     try:
-        with Steps() as step, explain_os_errors(run_dir), borrow_processes(run_dir) as processes:
+        with (
+            Steps(_LOG.info) as step,
+            explain_os_errors(run_dir),
+            borrow_processes(run_dir) as processes,
+        ):
             step("load")
             loaded = _load(model, custom_objects, allow_lambda=allow_lambda)
             given = read_given(
@@ -276,7 +288,7 @@ def _fit(
     fitted = draw_given(
         given, num_golden=config.golden_num_examples, pixels=pixels, classes=classes
     )
-    warn_of_scale(exportable, fitted, answers)
+    warn_of_doubts(exportable, fitted, answers)
     return exportable, fitted
 
 

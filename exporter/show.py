@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from contract import layout
 from contract.console.terminal import print_table, say
 from exporter.publishing.foreign import advise
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from exporter.predict import Prediction
     from exporter.publishing.publish import Published
     from exporter.publishing.transfer import Copied
+    from exporter.report.compare import Change
+    from exporter.report.verb import MadeComparison, MadeReport
     from exporter.verification.recheck import Recheck
 
 
@@ -82,6 +85,8 @@ def show_published(published: Published) -> None:
     for change in published.changes:
         say(f"Allowed signature change: {change}.")
     say(f"Published {published.path}")
+    if (published.path / layout.REPORT).is_file():
+        say(f"Report: {published.path / layout.REPORT}")
     for lack in published.lacks:
         say(f"It lacks {lack}.")
     if published.retired:
@@ -109,6 +114,71 @@ def show_recheck(recheck: Recheck) -> None:
         say("FAILED." if recheck.failed else "Passed.")
     else:
         say(f"Not verified: it is not ours. A version that is: {advise(recheck.path)}")
+
+
+def show_report(made: MadeReport) -> None:
+    """Where the page is."""
+    say(str(made.report))
+
+
+def show_comparison(made: MadeComparison) -> None:
+    """What changed between two versions."""
+    found = made.comparison
+    heads = (*found.names, "change")
+    say(f"{heads[0]}: {found.before.path}\n{heads[1]}: {found.after.path}\n")
+    if found.metrics:
+        print_table(
+            ("metric", *heads),
+            [(one.name, *_list_change(one)) for one in found.metrics],
+            title="metrics on the test split",
+        )
+    rows = []
+    for one in found.copies:
+        verdict = one.before if one.before == one.after else f"{one.before} -> {one.after}"
+        rows.append((one.name, verdict, *(_tell_pair(of) for of in (one.kib, one.us_per_row))))
+    print_table(("copy", "verdict", "KiB", "µs per row"), rows, title="copies")
+    if found.classes:
+        print_table(
+            ("class", *heads),
+            [(one.name, *_list_change(one.f1)) for one in found.classes],
+            title="F1 per class",
+        )
+    if found.signature_name:
+        judged = ""
+        if found.num_better or found.num_worse:
+            judged = f": {found.num_better} better, {found.num_worse} worse"
+        say(
+            f"{found.num_changed} of {found.num_rows} rows of {found.signature_name} are answered "
+            f"differently{judged} ({found.asked})."
+        )
+    else:
+        say(f"{found.asked[:1].upper()}{found.asked[1:]}.")
+    if found.rows:
+        print_table(
+            ("row", "output", "true", *heads[:2]),
+            [(one.row, one.output, one.truth or "–", one.before, one.after) for one in found.rows],
+            title="rows that changed",
+        )
+    if found.settings:
+        print_table(
+            ("what differs", *heads[:2]),
+            [(one.name, one.before, one.after) for one in found.settings],
+            title="data, configuration and tools",
+        )
+    for note in found.notes:
+        say(f"Note: {note}.")
+    if made.report is not None:
+        say(f"Report: {made.report}")
+
+
+def _list_change(change: Change) -> tuple[str, str, str]:
+    shown = ["–" if value is None else f"{value:.4g}" for value in (change.before, change.after)]
+    return shown[0], shown[1], change.verdict or "–"
+
+
+def _tell_pair(change: Change) -> str:
+    shown = ["–" if one is None else f"{one:.4g}" for one in (change.before, change.after)]
+    return " -> ".join(shown)
 
 
 def show_prediction(prediction: Prediction) -> None:
@@ -147,28 +217,30 @@ def _list_signature_rows(inspection: Inspection) -> list[tuple[str, ...]]:
 
 
 def _list_copy_rows(inspection: Inspection) -> list[tuple[str, ...]]:
-    """A row for each copy and quantised tensor."""
+    """A row for each signature of a copy, or for each quantised tensor of it."""
     rows: list[tuple[str, ...]] = []
     if num_bytes := inspection.saved_model.num_bytes:
         rows.append(("saved_model", _to_kib(num_bytes), "", "", "", ""))
     for name, variant in inspection.variants.items():
         size = _to_kib(variant.num_bytes)
-        if variant.problem or not variant.quantisation:
-            # Blanks, not nothing: so the columns are text, and numbers begin one below the other.
-            names = ", ".join(_name_signature(variant, one) for one in variant.signatures)
-            rows.append((name, size, variant.problem or names, *"   "))
-        for at, one in enumerate(variant.quantisation):
-            head = ("", "") if at else (name, size)
-            tensor = f"{one.tensor} {one.dtype}"
-            signature = _name_signature(variant, one.signature)
-            rows.append((*head, signature, tensor, f"{one.scale:.9g}", str(one.zero_point)))
+        # Blanks, not nothing: so the columns are text, and numbers begin one below the other.
+        below = [
+            (one.signature, f"{one.tensor} {one.dtype}", f"{one.scale:.9g}", str(one.zero_point))
+            for one in variant.quantisation
+        ] or [(one, *"   ") for one in variant.signatures]
+        if variant.problem:
+            below = [(variant.problem, *"   ")]
+        heads = [(name, size), *_describe_runs(variant)]
+        heads += [("", "")] * (len(below) - len(heads))
+        below += [("", *"   ")] * (len(heads) - len(below))
+        rows += [(*head, *cells) for head, cells in zip(heads, below, strict=True)]
     return rows
 
 
-def _name_signature(variant: InspectedVariant, name: str) -> str:
-    """A signature of a copy, with how many rows it takes at a time where that is fixed."""
-    rows = variant.signatures[name].fixed_rows
-    return f"{name} ({rows} at a time)" if rows else name
+def _describe_runs(variant: InspectedVariant) -> list[tuple[str, str]]:
+    """What stands below the name of a copy that is run so many rows at a time."""
+    fixed = sorted({one.fixed_rows for one in variant.signatures.values() if one.fixed_rows})
+    return [(f"{' or '.join(map(str, fixed))} at a time", "")] if fixed else []
 
 
 def _list_provenance(inspection: Inspection) -> list[tuple[str, str]]:
@@ -181,12 +253,14 @@ def _list_provenance(inspection: Inspection) -> list[tuple[str, str]]:
         counts = ", ".join(f"{count} {name}" for name, count in manifest.data.num_examples.items())
         dummy = ", DUMMY: predicts nothing real" if manifest.data.dummy else ""
         rows.append(("data", f"{manifest.data.name} ({counts}){dummy}"))
-        rows.append(("data fingerprint", manifest.data.fingerprint))
+        rows.append(("fingerprint", manifest.data.fingerprint))
     if manifest.calibration_fingerprint:
-        rows.append(("int8 calibration", manifest.calibration_fingerprint))
+        rows.append(("calibration", manifest.calibration_fingerprint))
     rows += [(name, f"{value:.4g}") for name, value in sorted(manifest.metrics.items())]
     rows += sorted(manifest.tool_versions.items())
-    rows.append(("manifest digest", manifest.digest))
+    rows.append(("manifest", manifest.digest))
+    if layout.REPORT in manifest.files:
+        rows.append(("report", str(inspection.path / layout.REPORT)))
     return rows
 
 

@@ -79,21 +79,23 @@ def shared_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _publish_once(shared_tmp: Path, kind: str, *overrides: str) -> Path:
     """Exports with the first worker that asks; the others wait. Returns the models' folder.
 
-    Where TensorFlow is not installed, PUBLISHED_MODELS names a folder exported elsewhere.
+    PUBLISHED_MODELS names a folder to find them in, and to export to what it lacks: several runs
+    may share it, and where TensorFlow is not installed it has them all.
     """
-    if given := os.environ.get("PUBLISHED_MODELS"):
-        return Path(given)
+    given = os.environ.get("PUBLISHED_MODELS")
     folder = shared_tmp / f"published-{kind}"
+    models = Path(given).absolute() if given else folder / "models"
     with (shared_tmp / f"published-{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "models").exists():
+        if not (models / kind / "1").exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             settings = [item for override in overrides for item in ("--set", override)]
             config = str(ROOT / "configs" / f"{kind}.toml")
-            done = run_exporter("export", "--config", config, *settings, cwd=folder)
+            base_path = ("--base_path", str(models / kind))
+            done = run_exporter("export", "--config", config, *base_path, *settings, cwd=folder)
             assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "models"
+    return models
 
 
 @pytest.fixture(scope="session")

@@ -36,14 +36,17 @@ def test_the_notebook_is_kept_without_outputs() -> None:
     assert list_outputs(NOTEBOOK) == []
 
 
-def test_the_notebook_publishes_a_version_and_shows_its_table(tmp_path: Path) -> None:
-    shutil.copy(NOTEBOOK, tmp_path)
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the notebook ran."""
+    folder = tmp_path_factory.mktemp("notebook")
+    shutil.copy(NOTEBOOK, folder)
     ran = subprocess.run(
         [
             *(sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook"),
             *("--output", "done.ipynb", NOTEBOOK.name),
         ],
-        cwd=tmp_path,
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -51,13 +54,22 @@ def test_the_notebook_publishes_a_version_and_shows_its_table(tmp_path: Path) ->
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    version_dir = tmp_path / "models" / "fraud" / "1"
+    return folder
+
+
+def test_the_notebook_publishes_a_version_and_shows_its_table(executed: Path) -> None:
+    version_dir = executed / "models" / "fraud" / "1"
     check_files(version_dir, read_manifest(version_dir))
     shown = [
         "".join(output.get("data", {}).get("text/html", []))
-        for output in list_outputs(tmp_path / "done.ipynb")
+        for output in list_outputs(executed / "done.ipynb")
     ]
     (table,) = [one for one in shown if "<table>" in one]
     assert "fraud version 1" in table
     assert "int8" in table
     assert "FAILED" not in table
+
+
+def test_the_notebook_shows_no_greetings_of_libraries(executed: Path) -> None:
+    outputs = list_outputs(executed / "done.ipynb")
+    assert [one["text"] for one in outputs if one["output_type"] == "stream"] == []

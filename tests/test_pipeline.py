@@ -64,6 +64,8 @@ def test_an_exported_version_holds_everything_that_the_layout_promises(published
             layout.GOLDEN,
             layout.MODEL_CARD,
             layout.CONFUSION_MATRIX,
+            layout.REPORT,
+            layout.EVALUATION,
             *map(layout.variant_path, layout.DEFAULT_VARIANTS),
         ]
     )

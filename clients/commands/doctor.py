@@ -13,7 +13,7 @@ from clients.doctor.findings import (
     check_package,
     merge_findings,
 )
-from clients.doctor.server import check_server
+from clients.doctor.server import check_server, find_served_models
 from clients.doctor.version import check_inputs, check_version
 from clients.files.predict import add_adjustment_flags, find_adjustment
 from clients.targets import (
@@ -40,9 +40,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument(
         "--rest_server",
-        default=DEFAULT_REST_SERVER,
+        default="",
         metavar="ADDRESS",
-        help="where the names of served models are looked up (default %(default)s)",
+        help="where the names of served models are looked up (default: port 8501 of each server)",
     )
     parser.add_argument(
         "--server_tensorflow",
@@ -76,13 +76,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         findings.append(check_inputs(folder, args.inputs, find_adjustment(args)))
     for target in targets:
         if not is_folder(target):
-            with open_client(args, server=target, allow_non_finite=True) as client:
-                findings += check_server(
-                    client,
-                    target,
-                    model_name=choose_model_name(args),
-                    rest_server=args.rest_server,
-                )
+            findings += _check_server(args, target)
     merged = merge_findings(findings)
     if args.json:
         print_json({"targets": targets, "findings": merged})
@@ -92,6 +86,30 @@ def run(args: argparse.Namespace) -> ExitCode:
     if any(finding.check is Check.REACHABLE for finding in failed):
         return ExitCode.UNREACHABLE
     return ExitCode.FAILED if failed else ExitCode.DONE
+
+
+def find_rest_server(address: str) -> str:
+    """Where a server that answers gRPC at an address usually answers REST."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return DEFAULT_REST_SERVER
+    host = address.split(",")[0].rpartition(":")[0] or address
+    return f"{host.removeprefix('dns:///')}:{DEFAULT_REST_SERVER.rpartition(':')[2]}"
+
+
+def _check_server(args: argparse.Namespace, address: str) -> list[Finding]:
+    """The checks of one server; of its only model where nobody named one."""
+    rest_server = args.rest_server or find_rest_server(address)
+    with open_client(args, server=address, allow_non_finite=True) as client:
+        name = choose_model_name(args)
+        findings = check_server(client, address, model_name=name, rest_server=rest_server)
+    is_missing = any(one.check is Check.MODEL_NAME and one.verdict == FAILS for one in findings)
+    if args.model_name or not is_missing:
+        return findings
+    served = find_served_models(rest_server)
+    if len(served) != 1:
+        return findings
+    named = argparse.Namespace(**{**vars(args), "model_name": served[0]})
+    return _check_server(named, address)
 
 
 def is_folder(target: str) -> bool:
@@ -117,7 +135,7 @@ def _print(findings: list[Finding], title: str) -> None:
 
 def _explain_gap(check: Check, *, is_version: bool) -> str:
     if check is Check.INPUTS:
-        return "seen with a version directory and --inputs FILE only"
+        return "give --inputs FILE and a version directory"
     of_version = (Check.VERSION_NUMBER, Check.WHOLE_VERSION, Check.TENSORFLOW, Check.WARMUP)
     if check in of_version and not is_version:
         return "seen in a version directory only: give its path"

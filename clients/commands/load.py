@@ -7,6 +7,7 @@ import asyncio
 import collections
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,8 +32,18 @@ from clients.transport.channel import explain_failure, open_channel
 from contract.console.exits import ExitCode
 from contract.console.extras import import_extra
 from contract.console.interrupts import left_to_asyncio
-from contract.console.terminal import print_json, print_table, remark, show_progress
-from contract.errors import ConfigError, DatasetError, PlumblineError
+from contract.console.plots import (
+    COLOURS,
+    MUTED,
+    label_ends,
+    make_figure,
+    save_plot,
+    set_log_ticks,
+    styled,
+)
+from contract.console.progress import show_progress
+from contract.console.terminal import print_json, print_table, remark
+from contract.errors import DatasetError, PlumblineError
 from contract.servable import ModelSpec
 from contract.signature import Array, Batch, Signature, find_signature
 from contract.wire import rpc
@@ -40,6 +51,7 @@ from contract.wire.predict import encode_predict_request
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 MAX_OUTSTANDING = 10_000
@@ -47,8 +59,6 @@ NOT_SENT = "NOT_SENT"
 """Counted where MAX_OUTSTANDING calls were unanswered when the next one was due."""
 _LATE_SHARE = 0.5
 _MOST_CERTAIN = 10
-_COLOURS = ("#0072b2", "#009e73", "#e69f00", "#d55e00")
-"""Of Okabe and Ito's palette, which colour-blind people can tell apart."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -192,8 +202,9 @@ def _report(args: argparse.Namespace, results: list[LoadResult], signature: Sign
     elif results:
         _print(results, f"{signature.name}, {args.batch_size} rows a call, {args.duration_s:g} s")
     if args.plot and any(result.num_ok for result in results):
-        title = f"{args.server} {choose_model_name(args)}: {signature.name}, "
-        write_plot(args.plot, results, title=f"{title}{args.batch_size} rows a call")
+        note = f"{choose_model_name(args)} on {args.server}: {signature.name}, "
+        rows = f"{args.batch_size} row{'s' if args.batch_size > 1 else ''} a call"
+        write_plot(args.plot, results, note=note + rows)
         remark(f"wrote {args.plot}")
 
 
@@ -212,8 +223,9 @@ def _print(results: list[LoadResult], title: str) -> None:
             ]
             for result in results
         ],
-        title=f"{title}; latency from the intended send time",
+        title=title,
     )
+    remark("latency is counted from the intended send time")
     for result in results:
         for doubt in describe_doubts(result):
             remark(f"{result.asked_rate:g} calls/s: {doubt}")
@@ -369,51 +381,103 @@ def _percentile(values: Array, percentile: float) -> float:
     return float(np.percentile(values, percentile, method="higher")) if len(values) else 0.0
 
 
-def write_plot(path: Path, results: Sequence[LoadResult], *, title: str) -> None:
-    """Writes the latency curve; the suffix chooses the format (png, svg, pdf)."""
-    import_extra("matplotlib.figure", "--plot")
-    from matplotlib.figure import Figure
+def write_plot(path: Path, results: Sequence[LoadResult], *, note: str) -> None:
+    """Writes the latency curve; the suffix chooses the format (png, svg, pdf).
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    if len(results) > 1:
-        _draw_rates(axes, results)
-    else:
-        _draw_percentiles(axes, results[0])
-    axes.set_ylabel("latency from the intended send time [ms]")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    low, high = axes.get_ylim()
-    has_room = high / max(low, 1e-12) <= 30  # for numbers between the powers of ten
-    axes.yaxis.set_minor_formatter("{x:g}" if has_room else "")
-    axes.grid(visible=True, which="both", alpha=0.25)
-    axes.set_title(title)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--plot {path} cannot be written: {error}") from error
+    Args:
+        path: Of the picture.
+        results: Of several rates, or of one; at least one good answer among them.
+        note: What was asked of whom.
+    """
+    with styled("--plot", texts=[note]):
+        save_plot(draw_latencies(results, note=note), path)
 
 
-def _draw_rates(axes: Axes, results: Sequence[LoadResult]) -> None:
-    rates = [result.asked_rate for result in results]
-    for percentile, colour in zip(PERCENTILES, _COLOURS, strict=True):
-        values = [result.percentiles_ms[percentile] or np.nan for result in results]
-        axes.plot(rates, values, marker="o", color=colour, label=f"p{percentile:g}")
-    short = [r for r in results if r.num_ok < r.num_sent or r.achieved_rate < 0.95 * r.asked_rate]
-    for index, result in enumerate(short):
-        label = "errors, or less than 95 % of the rate" if index == 0 else None
-        axes.axvline(result.asked_rate, color="#999999", linestyle="--", label=label)
+def draw_latencies(results: Sequence[LoadResult], *, note: str) -> Figure:
+    """The curve: percentiles over rates, or of one rate all latencies; within `styled`."""
+    note = f"{note}; latency counts from when a call was due"
+    return (_draw_rates if len(results) > 1 else _draw_percentiles)(results, note)
+
+
+def _draw_rates(results: Sequence[LoadResult], note: str) -> Figure:
+    ordered = sorted(results, key=lambda result: result.asked_rate)
+    figure, (axes,) = make_figure(_describe_rates(ordered), note=note)
+    rates = [result.asked_rate for result in ordered]
+    for percentile in reversed(PERCENTILES):  # the highest line has the highest label
+        values = [result.percentiles_ms[percentile] or np.nan for result in ordered]
+        axes.plot(rates, values, label=f"p{percentile:g}")
+    for rate in (result.asked_rate for result in ordered if not _is_reached(result)):
+        axes.axvline(rate, color=MUTED, linestyle=(0, (3, 3)), linewidth=1, zorder=0)
     axes.set_xlabel("calls per second asked for")
-    axes.legend()
+    if len(rates) > 2 and min(rates) > 0 and max(rates) / min(rates) > 10:
+        axes.set_xscale("log")
+        set_log_ticks(axes.xaxis)
+    _finish(axes)
+    label_ends(axes)
+    return figure
 
 
-def _draw_percentiles(axes: Axes, result: LoadResult) -> None:
+def _draw_percentiles(results: Sequence[LoadResult], note: str) -> Figure:
+    (result,) = results
     values = np.sort(result.latencies_ms)
+    figure, (axes,) = make_figure(_describe_rate(result), note=note)
     # Each decade further right holds a tenth of the calls: 90 %, 99 %, 99.9 %.
     beyond = len(values) / np.arange(len(values), 0, -1)
-    axes.plot(beyond, values, color=_COLOURS[0], drawstyle="steps-post")
+    axes.plot(beyond, values, drawstyle="steps-post", marker="")
     axes.set_xscale("log")
-    ticks = [1, 2, 10, 100, 1000, 10_000]
-    ticks = [tick for tick in ticks if tick <= max(len(values), 10)]
+    axes.set_xlim(1, max(len(values), 10))
+    ticks = [tick for tick in (1, 2, 10, 100, 1000, 10_000) if tick <= max(len(values), 10)]
     axes.set_xticks(ticks, [f"{100 * (1 - 1 / tick):g} %" for tick in ticks])
-    axes.set_xlabel(f"share of {len(values):,} calls answered within")
+    axes.minorticks_off()
+    axes.set_xlabel("share of the calls answered within")
+    _finish(axes)
+    shown = [p for p in PERCENTILES if 100 / (100 - p) <= len(values)]
+    for percentile in shown:
+        at, value = 100 / (100 - percentile), result.percentiles_ms[percentile]
+        axes.plot([at], [value], marker="o", color=COLOURS[0], label="_")
+        axes.annotate(
+            f"{value:.3g} ms",
+            (at, value),
+            (-4, 5) if at > 2 else (6, -12),  # the axis is near the first
+            textcoords="offset points",
+            ha="right" if at > 2 else "left",
+            color=COLOURS[0],
+        )
+    return figure
+
+
+def _describe_rate(result: LoadResult) -> str:
+    rate = f"at {result.asked_rate:,g} per second"
+    if result.num_ok < result.num_sent:
+        lost = result.num_sent - result.num_ok
+        return f"{lost:,} of {result.num_sent:,} calls {rate} fail"
+    if result.num_ok < 100:
+        calls = f"All {result.num_ok} calls" if result.num_ok > 1 else "The one call"
+        return f"{calls} {rate} took {result.max_ms:.3g} ms at most"
+    within = f"{result.percentiles_ms[99.0]:.3g} ms"
+    return f"99 % of {result.num_ok:,} calls {rate} are answered within {within}"
+
+
+def _describe_rates(ordered: Sequence[LoadResult]) -> str:
+    reached = list(itertools.takewhile(_is_reached, ordered))
+    if not reached:
+        return f"Not even {ordered[0].asked_rate:,g} calls per second are answered in full"
+    last = reached[-1]
+    sentence = (
+        f"99 % of the calls are answered within {last.percentiles_ms[99.0]:.3g} ms at "
+        f"{last.asked_rate:,g} per second"
+    )
+    if len(reached) == len(ordered):
+        return sentence
+    beyond = ordered[len(reached)].asked_rate
+    return f"{sentence}; at {beyond:,g} (dashed) some fail, or the rate is not reached"
+
+
+def _is_reached(result: LoadResult) -> bool:
+    return result.num_ok == result.num_sent and result.achieved_rate >= 0.95 * result.asked_rate
+
+
+def _finish(axes: Axes) -> None:
+    axes.set_title("milliseconds")
+    axes.set_yscale("log")
+    set_log_ticks(axes.yaxis)

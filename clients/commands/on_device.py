@@ -21,7 +21,7 @@ from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
 from clients.targets import positive_count
 from contract import layout
 from contract.console.exits import ExitCode
-from contract.console.terminal import print_json, print_table
+from contract.console.terminal import print_json, print_table, say
 from contract.lite.runtime import (
     Interpreter,
     TensorDetails,
@@ -199,8 +199,11 @@ def print_bench(measured: Sequence[VariantBench]) -> None:
             for one in measured
         ],
         title=f"rows a call: {measured[0].batch_size}, threads: {measured[0].num_threads}, calls: "
-        f"{measured[0].num_calls:,}; bare: set_tensor, invoke, get_tensor; scaled: the same with "
-        "int8 from and to floats, in numpy; ratio: to scaled",
+        f"{measured[0].num_calls:,}",
+    )
+    say(
+        "bare: set_tensor, invoke, get_tensor; scaled: the same with int8 from and to floats, in "
+        "numpy; ratio: to scaled"
     )
 
 

@@ -6,14 +6,15 @@ import argparse
 import asyncio
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from clients.interruption import Interrupted
-from clients.on_device import find_version_dir
+from clients.on_device import explain_missing, find_version_dir
 from clients.parity import (
     AGREES,
     ALL,
+    BROWSER,
     DIFFERS,
     FAILED,
     GRPC_AIO,
@@ -72,6 +73,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="ADDRESS",
         help="host:port or URL of REST (default %(default)s)",
     )
+    parser.add_argument(
+        "--browser",
+        default="",
+        metavar="PATH",
+        help="a Chromium or Chrome for the hop `browser` (default: the one on PATH)",
+    )
     parser.add_argument("--per_signature", action="store_true", help="one line per signature")
     parser.add_argument(
         "--signatures",
@@ -108,10 +115,15 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def choose_exit_code(reports: Sequence[HopReport]) -> ExitCode:
-    """Whether all agree; a difference, an error or a gap outweighs what is unreachable."""
-    verdicts = {report.verdict for report in reports}
-    if verdicts <= {AGREES}:
+    """Whether all agree; a difference, an error or a gap outweighs what is unreachable.
+
+    What was skipped for want of something proves nothing, and is no fault of the version.
+    """
+    verdicts = {report.verdict for report in reports} - {SKIPPED}
+    if verdicts == {AGREES}:
         return ExitCode.DONE
+    if not verdicts:
+        return ExitCode.FAILED
     return ExitCode.UNREACHABLE if verdicts <= {AGREES, UNREACHABLE} else ExitCode.FAILED
 
 
@@ -130,13 +142,15 @@ def _check(
     name: str, args: argparse.Namespace, version_dir: Path | None, golden: Golden
 ) -> HopReport:
     try:
+        if name == BROWSER:
+            return _ask_browser(args, version_dir, golden)
         if name.startswith(ON_DEVICE):
             with hide_delegate_notes():
                 hop = make_device_hop(name, version_dir)
         else:
             hop = _make_server_hop(name, args, read_tolerances(version_dir).of_server)
     except UnimplementedError as error:
-        if args.via != ALL:
+        if name in args.via.replace(" ", "").split(","):  # asked for by its name, not by `all`
             raise
         return HopReport(name, SKIPPED, problems=(error.message,))
     except ConfigError:
@@ -144,6 +158,21 @@ def _check(
     except PlumblineError as error:
         return HopReport(name, FAILED, problems=(error.message,))
     return check_hop(hop, golden)
+
+
+def _ask_browser(args: argparse.Namespace, version_dir: Path | None, golden: Golden) -> HopReport:
+    from clients.browser import BrowserPredictor, find_browser
+
+    if version_dir is None:
+        raise ConfigError(f"--via {BROWSER} needs --version_dir, where the variant is")
+    model = version_dir / layout.variant_path(layout.WEB)
+    if not model.is_file():
+        raise UnimplementedError(explain_missing(version_dir, layout.WEB))
+    tolerance = read_tolerances(version_dir).of_variant(layout.WEB)
+    browser = find_browser(args.browser)
+    with BrowserPredictor(model, browser, timeout_s=args.timeout_s) as predictor:
+        hop = Hop(BROWSER, tolerance, lambda: nullcontext(predictor), predictor.signature_names)
+        return check_hop(hop, golden)
 
 
 def _make_server_hop(name: str, args: argparse.Namespace, tolerance: Tolerance) -> Hop:
@@ -178,11 +207,7 @@ def _print(args: argparse.Namespace, reports: Sequence[HopReport], path: Path) -
     if args.per_signature:
         columns.insert(1, "signature")
         rows = [row for report in reports for row in _split(report)]
-    print_table(
-        columns,
-        rows,
-        title=f"parity with {path}; max diff: largest absolute difference",
-    )
+    print_table(columns, rows, title=f"parity with {path}")
     for report in reports:
         for problem in report.problems:
             remark(f"{report.hop}: {problem}")
@@ -212,14 +237,19 @@ def _make_row(report: HopReport) -> list[str]:
         report.hop,
         f"{report.num_rows:,}",
         f"{report.max_abs_difference:.1e}" if report.reports else "",
-        _shorten(report.max_ulp) if report.reports else "",
+        _describe_ulp(report),
         "" if agreement is None else f"{agreement:.2%}",
         report.worst_row.rpartition("[")[2].rstrip("]"),
         report.verdict,
     ]
 
 
-def _shorten(count: int) -> str:
+def _describe_ulp(report: HopReport) -> str:
+    if not report.reports:
+        return ""
+    count = report.max_ulp
+    if not report.counts_ulp:
+        return "–"
     return f"{count:,}" if count < 1_000_000 else f"{count:.0e}"
 
 

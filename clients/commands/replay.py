@@ -22,7 +22,8 @@ from clients.results import flatten
 from clients.targets import add_server_flags, connection_options
 from clients.transport.channel import explain_failure, open_channel
 from contract.console.exits import ExitCode
-from contract.console.terminal import print_json, print_table, remark, show_progress
+from contract.console.progress import show_progress
+from contract.console.terminal import print_json, print_table, remark
 from contract.errors import ConfigError, ManifestError, PlumblineError, ServableUnavailableError
 from contract.parity import FLOAT32, Tolerance, compare
 from contract.servable import DEFAULT_SIGNATURE_NAME, ModelSpec

@@ -53,7 +53,7 @@ def check_server(
     findings = [
         Check.REACHABLE.passes(f"{address} answers"),
         Check.MODEL_NAME.passes(f"{model_name} is served"),
-        *check_versions(versions, model_name),
+        *check_versions(versions, model_name, address),
     ]
     if not any(one.state is VersionState.AVAILABLE for one in versions):
         return findings
@@ -64,7 +64,7 @@ def check_server(
     return [
         *findings,
         check_names(signatures),
-        _check_shapes(client, signatures),
+        _check_shapes(client, signatures, f"--server {address} --model_name {model_name}"),
         _check_limit(client, signatures),
     ]
 
@@ -95,7 +95,7 @@ def find_served_models(rest_server: str) -> list[str]:
     return sorted(set(re.findall(r'[{,]model(?:_name)?="([^"]+)"', text)))
 
 
-def check_versions(versions: list[VersionStatus], model_name: str) -> list[Finding]:
+def check_versions(versions: list[VersionStatus], model_name: str, address: str) -> list[Finding]:
     """Whether a version answers, and what became of those that do not."""
     available = [one.version for one in versions if one.state is VersionState.AVAILABLE]
     ended = [one for one in versions if one.state is VersionState.END and one.error_code]
@@ -115,15 +115,16 @@ def check_versions(versions: list[VersionStatus], model_name: str) -> list[Findi
         findings.append(Finding(Check.HEALTHY, verdict, text, fix))
     if not available:
         states = ", ".join(f"{one.version} {one.state.name}" for one in versions) or "none"
-        fix = (
-            f"python -m clients status --model_name {model_name}  # wait, or read the server's log"
-        )
+        status = f"python -m clients status --server {address} --model_name {model_name}"
+        fix = f"{status}  # wait, or read the server's log"
         findings.append(Check.HEALTHY.fails(f"no version is AVAILABLE ({states})", fix))
     text = f"available: {', '.join(map(str, available))}"
     return findings or [Check.HEALTHY.passes(text)]
 
 
-def _check_shapes(client: PredictionClient, signatures: Mapping[str, Signature]) -> Finding:
+def _check_shapes(
+    client: PredictionClient, signatures: Mapping[str, Signature], flags: str
+) -> Finding:
     refused, asked = [], []
     for name, signature in signatures.items():
         if _is_numeric(signature):
@@ -135,7 +136,7 @@ def _check_shapes(client: PredictionClient, signatures: Mapping[str, Signature])
             except PlumblineError as error:
                 refused.append(f"{name}: {error.message}")
     if refused:
-        fix = "compare with: python -m clients status"
+        fix = f"compare with: python -m clients status {flags}"
         return Check.SHAPES.fails("; ".join(refused), fix)
     text = f"one row was answered by {', '.join(asked)}; send {describe_inputs(signatures)}"
     return Finding(Check.SHAPES, OK if asked else NOT_CHECKED, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from clients.doctor.findings import OK, WARNING, Check, Finding
 from clients.files.fit import Adjustment, InputReader
-from clients.on_device import find_version_dir
+from clients.files.predict import find_scaling
+from clients.on_device import find_version_dir, list_variants
 from clients.parity import AGREES, ON_DEVICE, check_hop, make_device_hop
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
@@ -20,14 +22,21 @@ from contract.manifest import Manifest, check_files, from_entries, read_manifest
 from contract.signature import Signature
 from contract.wire.signatures import read_meta_graph, read_signatures
 
-_EXPORT_AGAIN = (
-    "python -m exporter export --base_path {base} --config FILE (or --model FILE: what the "
-    "version was made from)"
-)
 _GENERATED = re.compile(
     r"(args|conv2d|dense|flatten|functional|input|keras_tensor|output|sequential)(_\d+)+"
 )
 _GRPC_DEFAULT_BYTES = 4 * 2**20
+
+
+def _advise_export(version_dir: Path) -> str:
+    """The command that makes a version anew, by where this one came from."""
+    base = version_dir.parent
+    try:
+        manifest = read_manifest(version_dir)
+    except ManifestError:  # not ours: what lies there is the model
+        return f"python -m exporter export --model {version_dir} --examples FILE --base_path {base}"
+    made_of = "--config FILE" if "model" in manifest.config else "--model FILE --examples FILE"
+    return f"python -m exporter export {made_of} --base_path {base}"
 
 
 def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
@@ -36,8 +45,12 @@ def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
     if version_dir is None:
         return [finding]
     manifest, whole = _check_whole(version_dir)
-    findings = [finding, whole, _check_warmup(version_dir), _check_golden(version_dir)]
-    findings.append(_check_tensorflow(version_dir, manifest, server_tensorflow))
+    export_again = _advise_export(version_dir)
+    findings = [finding, whole, _check_warmup(version_dir, export_again)]
+    # What is not whole may end the process that opens it: then no more than what servers open.
+    copies = list_variants(version_dir) if whole.verdict == OK else [layout.FLOAT32]
+    findings.append(_check_golden(version_dir, copies or [layout.FLOAT32], export_again))
+    findings.append(_check_tensorflow(version_dir, manifest, server_tensorflow, export_again))
     try:
         if manifest is not None:
             signatures = from_entries(manifest.signatures)
@@ -60,10 +73,12 @@ def check_inputs(path: Path, inputs: Sequence[Path], adjustment: Adjustment) -> 
         manifest = read_manifest(find_version_dir(path))
         if not manifest.inputs:
             return Check.INPUTS.is_not_checked("the version does not say what its inputs were like")
+        signatures = from_entries(manifest.signatures)
+        pixels = find_scaling(path, signatures)
         reader = InputReader(
             inputs,
-            from_entries(manifest.signatures),
-            adjustment=adjustment,
+            signatures,
+            adjustment=dataclasses.replace(adjustment, pixels=pixels),
             known=manifest.inputs,
         )
     except PlumblineError as error:
@@ -103,7 +118,8 @@ def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
         )
     return None, Check.VERSION_NUMBER.fails(
         f"{path} holds no version: no numbered folder with a model in it",
-        _EXPORT_AGAIN.format(base=path),
+        f"python -m exporter export --base_path {path} --config FILE (or, of a model that is "
+        "trained already, --model FILE --examples FILE)",
     )
 
 
@@ -134,7 +150,7 @@ def _check_files_alone(version_dir: Path) -> Finding:
         )
     return Check.WHOLE_VERSION.warns(
         "the files are there, but no manifest tells whether they are whole",
-        _EXPORT_AGAIN.format(base=version_dir.parent),
+        _advise_export(version_dir),
     )
 
 
@@ -146,33 +162,40 @@ def _describe_copy(version_dir: Path) -> str:
     )
 
 
-def _check_warmup(version_dir: Path) -> Finding:
+def _check_warmup(version_dir: Path, export_again: str) -> Finding:
     if (version_dir / layout.WARMUP).is_file():
         return Check.WARMUP.passes(layout.WARMUP)
     return Check.WARMUP.warns(
         f"no {layout.WARMUP}: the first requests after a load will be slow",
-        _EXPORT_AGAIN.format(base=version_dir.parent),
+        export_again,
     )
 
 
-def _check_golden(version_dir: Path) -> Finding:
+def _check_golden(version_dir: Path, copies: Sequence[str], export_again: str) -> Finding:
     try:
         golden = read_golden(version_dir / layout.GOLDEN)
         with hide_delegate_notes():
-            report = check_hop(make_device_hop(f"{ON_DEVICE}float32", version_dir), golden)
+            hops = (make_device_hop(f"{ON_DEVICE}{copy}", version_dir) for copy in copies)
+            reports = [check_hop(hop, golden) for hop in hops]
     except (UnimplementedError, ConfigError) as error:
         return Check.HEALTHY.is_not_checked(str(error))
     except PlumblineError as error:
-        return Check.HEALTHY.warns(str(error), _EXPORT_AGAIN.format(base=version_dir.parent))
-    if report.verdict == AGREES:
-        return Check.HEALTHY.passes(f"{report.num_rows} golden rows agree through model.tflite")
-    return Check.HEALTHY.fails(
-        "; ".join(report.problems), f"python -m exporter verify {version_dir}"
-    )
+        return Check.HEALTHY.warns(str(error), export_again)
+    problems = [
+        f"{report.hop.removeprefix(ON_DEVICE)}: {problem}"
+        for report in reports
+        if report.verdict != AGREES
+        for problem in report.problems
+    ]
+    if not problems:
+        count = sum(report.num_rows for report in reports)
+        through = f"all {len(copies)} copies" if len(copies) > 1 else "model.tflite"
+        return Check.HEALTHY.passes(f"{count:,} golden rows agree through {through}")
+    return Check.HEALTHY.fails("; ".join(problems), f"python -m exporter verify {version_dir}")
 
 
 def _check_tensorflow(
-    version_dir: Path, manifest: Manifest | None, server_tensorflow: str
+    version_dir: Path, manifest: Manifest | None, server_tensorflow: str, export_again: str
 ) -> Finding:
     written = _find_writer(version_dir, manifest)
     if not written:
@@ -192,7 +215,7 @@ def _check_tensorflow(
         return Check.TENSORFLOW.warns(
             f"written by TensorFlow {written}, to be served by {serving}: promises end with "
             "the major version",
-            _EXPORT_AGAIN.format(base=version_dir.parent),
+            export_again,
         )
     return Check.TENSORFLOW.passes(f"written by {written}, to be served by {serving}")
 

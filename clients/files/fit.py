@@ -13,13 +13,15 @@ from clients.files.read import (
     FileRows,
     OnSkipped,
     Skipped,
+    count_rows,
     list_files,
     read_files,
 )
 from clients.images import decode_image
 from contract.console.terminal import remark
-from contract.errors import DatasetError, PlumblineError, TensorMismatchError
+from contract.errors import ConfigError, DatasetError, PlumblineError, TensorMismatchError
 from contract.manifest import InputStatistics
+from contract.pictures import PixelScaling
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import (
     IMAGE_BYTES,
@@ -43,18 +45,25 @@ class Adjustment:
 
     Attributes:
         invert: Dark ink on paper becomes light ink on dark.
-        scale: Numbers are divided by it; 0 leaves them, and divides decoded pixels by 255 where
-            a signature takes floats.
+        scale: Numbers are divided by it; 0 leaves them, and decoded pixels, where a signature
+            takes floats, become what `pixels` says.
         shift: Then added.
+        pixels: What the version says of pixels, where it is known; else they are divided by 255.
     """
 
     invert: bool = False
     scale: float = 0.0
     shift: float = 0.0
+    pixels: PixelScaling | None = None
+
+    @property
+    def scales(self) -> bool:
+        """Whether flags say what numbers become."""
+        return bool(self.scale or self.shift)
 
     def apply(self, rows: FileRows) -> FileRows:
         """Rows of arrays, adjusted; those of files of pictures are left to `scale_pixels`."""
-        if rows.is_image or self == Adjustment():
+        if rows.is_image or not (self.invert or self.scales):
             return rows
         batch = {
             name: self._adjust(array) if array.dtype.kind in "iuf" else array
@@ -63,7 +72,9 @@ class Adjustment:
         return dataclasses.replace(rows, batch=batch)
 
     def scale_pixels(self, pixels: Array) -> Array:
-        """float32 of decoded pixels."""
+        """float32 of decoded pixels (rows, height, width[, channels])."""
+        if self.pixels is not None and not self.scales:
+            return self.pixels.apply(pixels)
         scaled: Array = pixels.astype(np.float32) / np.float32(self.scale or 255)
         return scaled + np.float32(self.shift) if self.shift else scaled
 
@@ -109,8 +120,9 @@ class InputReader:
         self._adjustment = adjustment
         self._pixel_shape = find_pixel_shape(signatures)
         self._hints = Hints(frozenset(signatures))
+        self._files, self._array_name = list_files(paths), array_name
         blocks = read_files(
-            list_files(paths),
+            self._files,
             on_skipped=self._skip,
             array_name=array_name,
             signature_name=signature_name or DEFAULT_SIGNATURE_NAME,
@@ -119,11 +131,22 @@ class InputReader:
         first = next(self._blocks, None)
         if first is None:
             raise DatasetError("no rows: none of the files could be read, or they are empty")
-        self.signature = choose_signature(signatures, first, signature_name)
+        self.signature = choose_signature(
+            signatures,
+            first,
+            signature_name,
+            is_scaled=adjustment.scales or bool(adjustment.pixels),
+        )
+        if first.is_image:
+            _check_adjustment(adjustment, self.signature, signatures)
         self._first = self._fit(first)
         self.remarks = compare_inputs(self._first.batch, known or {})
         for one in self.remarks:
             remark(f"{one.text}: {one.flag} mends it")
+
+    def count_rows(self) -> int | None:
+        """About how many rows the files hold; None where they do not easily tell."""
+        return count_rows(self._files, array_name=self._array_name)
 
     def __iter__(self) -> Iterator[FileRows]:
         """Blocks of rows whose batch fits the signature; may be iterated once."""
@@ -157,21 +180,51 @@ class InputReader:
         remark(f"skipped {skipped.name}: {skipped.reason}")
 
 
+def _check_adjustment(
+    adjustment: Adjustment, signature: Signature, signatures: Mapping[str, Signature]
+) -> None:
+    """Says what is done to the pixels of pictures, and refuses what would not be done."""
+    spec = next(iter(signature.inputs.values()))
+    if spec.dtype == STRING and adjustment.invert:
+        other = f"--signature_name {UINT8}" if UINT8 in signatures else "arrays of pixels"
+        raise ConfigError(
+            f"--invert changes pixels, and {signature.name} takes files as they are; give {other}, "
+            "or files that are inverted already"
+        )
+    if spec.dtype != "float32":
+        if adjustment.scales:
+            remark(
+                f"--scale and --shift are left out: {signature.name} takes "
+                f"{'files' if spec.dtype == STRING else 'raw pixels'}, and scales them itself"
+            )
+    elif adjustment.pixels is None and not adjustment.scales:
+        better = f"--signature_name {UINT8}, or " if UINT8 in signatures else ""
+        remark(
+            f"pixels are divided by 255, as nothing says what {signature.name} takes; if it takes "
+            f"something else, give {better}--version_dir, or --scale and --shift"
+        )
+
+
 def choose_signature(
-    signatures: Mapping[str, Signature], rows: FileRows, signature_name: str = ""
+    signatures: Mapping[str, Signature],
+    rows: FileRows,
+    signature_name: str = "",
+    *,
+    is_scaled: bool = False,
 ) -> Signature:
     """The signature that `rows` are meant for.
 
-    Images go to `serving_uint8`, decoded here, else as bytes to `serving_image_bytes`.
+    Images go to `serving_uint8`, decoded here, else as bytes to `serving_image_bytes`, else, where
+    it is known what pixels become (`is_scaled`), to `serving_default`.
     Whole numbers from 0 to 255 (and beyond 1) are raw pixels: `serving_uint8` too, since
     `serving_default` wants them scaled. Everything else goes to `serving_default`, or to
     the first signature that it fits.
     """
     if signature_name:
         return find_signature(signatures, signature_name)
-    preferred = (DEFAULT_SIGNATURE_NAME, UINT8)
+    preferred: tuple[str, ...] = (DEFAULT_SIGNATURE_NAME, UINT8)
     if rows.is_image:
-        preferred = (UINT8, IMAGE_BYTES)
+        preferred = (UINT8, IMAGE_BYTES, *([DEFAULT_SIGNATURE_NAME] if is_scaled else []))
     elif _looks_like_pixels(rows):
         preferred = (UINT8, DEFAULT_SIGNATURE_NAME)
     rest = sorted(
@@ -185,7 +238,8 @@ def choose_signature(
     if rows.is_image:
         raise TensorMismatchError(
             f"images need the signature {UINT8} or {IMAGE_BYTES}; this version has "
-            f"{', '.join(signatures)}; name one with --signature_name, or give arrays"
+            f"{', '.join(signatures)}; say what pixels become for one of them with --version_dir, "
+            "or --scale and --shift, or give arrays"
         )
     fallback = signatures.get(DEFAULT_SIGNATURE_NAME) or next(iter(signatures.values()))
     hints = Hints(frozenset(signatures))

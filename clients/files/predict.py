@@ -14,12 +14,16 @@ from clients.files.write import Sink, describe_row, open_sink
 from clients.interruption import Interrupted
 from clients.on_device import find_version_dir
 from clients.results import flatten
-from contract import layout
+from contract import layout, statistics
 from contract.console.exits import ExitCode
-from contract.console.terminal import print_json, remark, show_progress
+from contract.console.progress import show_progress
+from contract.console.terminal import print_json, remark
 from contract.errors import ConfigError, ManifestError, RequestError, SignatureNotFoundError
+from contract.lite import schema
 from contract.manifest import InputStatistics, read_manifest
 from contract.parity import Predictor
+from contract.pictures import PixelScaling
+from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import Batch, Signature
 
 
@@ -91,7 +95,8 @@ def add_adjustment_flags(parser: argparse.ArgumentParser) -> None:
         type=_read_number,
         default=0.0,
         metavar="N",
-        help="divide numbers by N: 255 for pixels where the model takes 0..1; 1/255 the reverse",
+        help="divide numbers by N: 255 for pixels where the model takes 0..1; 1/255 the reverse; "
+        "default for pictures: what --version_dir says, else 255",
     )
     parser.add_argument(
         "--shift",
@@ -117,6 +122,33 @@ def find_adjustment(args: argparse.Namespace) -> Adjustment:
     return Adjustment(invert=args.invert, scale=args.scale, shift=args.shift)
 
 
+def find_scaling(
+    path: Path | None, signatures: Mapping[str, Signature], signature_name: str = ""
+) -> PixelScaling | None:
+    """What pixels become for a signature that takes floats, as a version or file says.
+
+    Args:
+        path: A version directory, a base path, or a `.tflite` file; None where none is known.
+        signatures: Of that version.
+        signature_name: "" stands for `serving_default`.
+
+    Returns:
+        What the manifest says, else the metadata of `model.tflite`; None where neither does.
+    """
+    name = signature_name or DEFAULT_SIGNATURE_NAME
+    if path is None or name not in signatures or len(signatures[name].inputs) != 1:
+        return None
+    known = list(find_statistics(path).values())
+    if len(known) == 1 and (found := statistics.find_scaling(known[0])):
+        return found
+    try:
+        file = path if path.is_file() else find_version_dir(path) / layout.TFLITE
+        scalings = schema.find_scalings(file.read_bytes())
+    except (OSError, ManifestError, ConfigError):
+        return None
+    return scalings.get(name) or (scalings.get("") if len(scalings) == 1 else None)
+
+
 def find_statistics(version_dir: Path | None) -> Mapping[str, InputStatistics]:
     """What the inputs of a version looked like; nothing where its manifest does not say."""
     if version_dir is None:
@@ -138,7 +170,10 @@ def predict_files(
         signatures,
         signature_name=args.signature_name,
         array_name=args.array_name,
-        adjustment=find_adjustment(args),
+        adjustment=dataclasses.replace(
+            find_adjustment(args),
+            pixels=find_scaling(args.version_dir, signatures, args.signature_name),
+        ),
         known=find_statistics(args.version_dir),
     )
     if not args.signature_name:
@@ -158,7 +193,7 @@ def predict_files(
 
 def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
     num_failed = 0
-    with show_progress("predict") as progress:
+    with show_progress("predict", total=reader.count_rows) as progress:
         for part in answer(iter(reader), reader.signature.name):
             if len(part.indices):
                 sink.write(part.rows, part.indices, part.outputs)
@@ -171,7 +206,11 @@ def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
 
 def _predict_json(args: argparse.Namespace, reader: InputReader, answer: Answering) -> ExitCode:
     labels = find_labels(args)
-    parts = list(answer(iter(reader), reader.signature.name))
+    parts = []
+    with show_progress("predict", total=reader.count_rows) as progress:
+        for part in answer(iter(reader), reader.signature.name):
+            parts.append(part)
+            progress.advance(part.num_rows)
     failed = list(itertools.chain.from_iterable(part.failed for part in parts))
     rows = [
         describe_row(part.rows.name_row(index), place, part.outputs, labels)

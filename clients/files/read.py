@@ -9,7 +9,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ BLOCK_ROWS = 1024
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _GOLDEN_INDEX = "index"
+_PART = 2**20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,6 +127,42 @@ def read_files(
             except (OSError, ValueError, KeyError, zipfile.BadZipFile, PlumblineError) as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 on_skipped(Skipped(str(path), reason))
+
+
+def count_rows(files: Iterable[Path], *, array_name: str = "") -> int | None:
+    """About how many rows there are, for an estimate; None where a file does not easily tell."""
+    total = 0
+    try:
+        for path in files:
+            suffix = path.suffix.lower()
+            if suffix in IMAGE_SUFFIXES:
+                total += 1
+            elif suffix == ".npy":
+                with path.open("rb") as stream:
+                    total += _read_length(stream)
+            elif suffix == ".npz":
+                with zipfile.ZipFile(path) as archive:
+                    names = archive.namelist()
+                    if f"{_GOLDEN_INDEX}.npy" in names:
+                        return None
+                    with archive.open(f"{array_name}.npy" if array_name else names[0]) as member:
+                        total += _read_length(member)
+            else:
+                with path.open("rb") as stream:
+                    total += sum(
+                        part.count(b"\n") for part in iter(lambda: stream.read(_PART), b"")
+                    )
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
+        return None
+    return total
+
+
+def _read_length(stream: IO[bytes]) -> int:
+    """Rows of an array of numpy: what its header says."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0
+    shape, _, _ = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(stream)
+    return int(shape[0]) if shape else 1
 
 
 def _read_images(files: Iterable[Path], on_skipped: OnSkipped) -> Iterator[FileRows]:

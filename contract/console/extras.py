@@ -10,6 +10,7 @@ from contract.errors import UnimplementedError
 
 _EXTRAS = {
     "httpx": "rest",
+    "jinja2": "cli",
     "matplotlib": "cli",
     "PIL": "cli",
     "rich": "cli",

@@ -1,4 +1,4 @@
-"""What a command shows: tables, JSON, progress and remarks.
+"""What a command shows: tables, JSON and remarks; `progress.py` shows how far it is.
 
 Results go to stdout, progress and remarks to stderr. A table is laid out here once, for the width
 of the terminal (80 columns where there is none). On a terminal with `rich` (the extra `cli`) it has
@@ -16,7 +16,6 @@ import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
@@ -25,8 +24,6 @@ from contract.console.extras import is_installed
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
 
 _CHATTER = ("I0000 ", "WARNING: All log messages before absl::InitializeLog()")
 _FILTER = """
@@ -54,8 +51,9 @@ _HIDING = threading.Lock()
 
 _GAP = "  "
 _MIN_WIDTH = 20  # of a terminal that says it is narrower, or 0
-_MIN_COLUMN = 8  # a name broken into pieces smaller than that is no name any more
-_LINE_S = 5.0
+_MIN_COLUMN = 8  # a name shortened to less than that is no name any more
+_FIRST_COLUMN = 16  # what rows are called is shortened to less only after all else
+_SENTENCE_WORDS = 4  # what has as many is read, not looked at
 
 _GOOD, _BAD, _DOUBTFUL = "green", "bold red", "yellow"
 _VERDICTS = {
@@ -72,12 +70,12 @@ _NOTHING = frozenset({"", "-", "–"})
 
 def say(text: str) -> None:
     """Writes a line of the result to stdout; a terminal breaks it between words."""
-    _write(sys.stdout, text)
+    write_line(sys.stdout, text)
 
 
 def remark(text: str) -> None:
     """Writes a line for the person watching to stderr."""
-    _write(sys.stderr, text)
+    write_line(sys.stderr, text)
 
 
 def print_json(document: object, *, indent: int | None = 2) -> None:
@@ -107,26 +105,32 @@ def _make_lines(
     *,
     has_rule: bool,
 ) -> list[_Line]:
-    columns = [_Column(_clean(heading)) for heading in headings]
+    columns = [_Column(clean(heading)) for heading in headings]
     for row in rows:
         for column, cell in zip(columns, row, strict=True):
-            column.cells.append(_clean(str(cell)))
-    lines = _lay_out(columns, room, has_rule=has_rule) or _lay_out_blocks(columns, room)
+            column.cells.append(clean(str(cell)))
+    widths = _choose_widths(columns, room - len(_GAP) * (len(columns) - 1))
+    if widths is None:
+        lines = _lay_out_blocks(columns, room)
+    else:
+        lines = _lay_out(columns, widths, has_rule=has_rule)
+        told = _tell_whole(columns, widths, room)
+        lines += [[], *told] if told else []
     if not title:
         return lines
-    heads: list[_Line] = [[(text, "bold")] for text in _fold(_clean(title), room)]
-    return [*heads, *lines, []]
+    return [[(_drop_middle(clean(title), room), "bold")], *lines, []]
 
 
 def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = ""
 ) -> None:
-    """Writes a table to stdout that is no wider than the terminal.
+    """Writes a table to stdout that is no wider than the terminal, a line for each row.
 
-    Columns of numbers are aligned to the right. Numbers and verdicts are never broken; where
-    room is short headings fold, then names and sentences between their words, then within them,
-    and where even that is not enough every row becomes a block of lines, one for each cell. A
-    table with a title also has an empty line below.
+    Columns of numbers are aligned to the right. Where room is short headings fold; then sentences
+    in the last column lose their end, other cells and titles their middle, for which "…" stands.
+    Such a sentence is written in full below the table; `--json` has all names. Numbers and
+    verdicts stay whole. Where even that is not enough every row becomes a block of lines, one or
+    more for each cell. A table with a title also has an empty line below.
     """
     console = open_rich(sys.stdout)
     if console is None:
@@ -139,116 +143,14 @@ def print_table(
         console.print(Text.assemble(*line), soft_wrap=True)
 
 
-class Progress:
-    """Counts what is done and says how fast it goes; elsewhere than on a terminal by a line now
-    and then, and one at the end.
-
-    Attributes:
-        count: So far.
-    """
-
-    def __init__(self, label: str, unit: str) -> None:
-        self.count = 0
-        self._label = label
-        self._unit = unit
-        self._start = time.perf_counter()
-        self._said = self._start
-
-    def advance(self, count: int) -> None:
-        """Adds what was done."""
-        self.count += count
-        now = time.perf_counter()
-        if now - self._said >= _LINE_S:
-            self._said = now
-            self.tell()
-
-    @property
-    def rate(self) -> float:
-        """Of a second, so far."""
-        return self.count / max(time.perf_counter() - self._start, 1e-9)
-
-    def describe(self) -> str:
-        """For example `12,800 rows, 54,321 rows/s`."""
-        if self._unit == "bytes":
-            return f"{self.count / 1e6:.1f} MB, {self.rate / 1e6:.1f} MB/s"
-        return f"{self.count:,} {self._unit}, {self.rate:,.0f} {self._unit}/s"
-
-    def tell(self) -> None:
-        """Says so in a line."""
-        remark(f"{self._label}: {self.describe()}")
-
-
-class _BarProgress(Progress):
-    def __init__(self, label: str, unit: str, bar: Bar, task: TaskID) -> None:
-        super().__init__(label, unit)
-        self._bar = bar
-        self._task = task
-
-    def advance(self, count: int) -> None:
-        self.count += count
-        self._bar.update(self._task, advance=count, text=self.describe())
-
-
-@contextmanager
-def show_progress(
-    label: str, *, total: int | None = None, unit: str = "rows"
-) -> Iterator[Progress]:
-    """A bar with a rate on a terminal; a line now and then and one at the end elsewhere.
-
-    `total` is None when nobody knows yet; the unit `bytes` is shown as MB.
-    """
-    console = open_rich(sys.stderr)
-    if console is None:
-        progress = Progress(label, unit)
-        try:
-            yield progress
-        finally:
-            progress.tell()
-        return
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    with Bar(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[text]}", markup=False),
-        TimeElapsedColumn(),
-        console=console,
-    ) as bar:
-        task = bar.add_task(label, total=total, text="")
-        shown = _BarProgress(label, unit, bar, task)
-        try:
-            yield shown
-        finally:
-            bar.update(task, total=shown.count, completed=shown.count, text=shown.describe())
-
-
-class WaitingLine:
-    """What is waited for, on stderr: one line rewritten on a terminal, else one for each change."""
-
-    def __init__(self) -> None:
-        self._shown = ""
-        self._rewrites = sys.stderr.isatty()
-
-    def show(self, text: str, waited_s: float) -> None:
-        """Shows it, if there is news."""
-        if self._rewrites:
-            line = f"waiting {waited_s:4.1f} s  {_clean(text)}"
-            sys.stderr.write(f"\r\033[K{_cut(line, find_width() - 1)}")
-            sys.stderr.flush()
-        elif text != self._shown:
-            remark(f"waiting {waited_s:.1f} s  {text}")
-        self._shown = text
-
-    def end(self) -> None:
-        """Ends the line."""
-        if self._rewrites:
-            sys.stderr.write("\n")
+def has_rich(stream: TextIO) -> bool:
+    """Whether `open_rich` will give a console; imports nothing."""
+    return stream.isatty() and is_installed("rich")
 
 
 def open_rich(stream: TextIO) -> Console | None:
     """A rich console on a stream; None where that is no terminal, or rich is not installed."""
-    if not (stream.isatty() and is_installed("rich")):
+    if not has_rich(stream):
         return None
     from rich.console import Console
 
@@ -321,40 +223,47 @@ class _Column:
     @property
     def width(self) -> int:
         """Of the widest cell, the heading aside."""
-        return max(map(_measure, self.cells), default=0)
+        return max(map(measure, self.cells), default=0)
 
     @property
     def heading_width(self) -> int:
         """Of the heading's longest word."""
-        return max(map(_measure, self.heading.split()), default=0)
+        return max(map(measure, self.heading.split()), default=0)
 
     @property
-    def least_width(self) -> int:
-        """Of the longest word of cells and heading; of the widest cell where none is broken."""
-        words = self.cells if self.is_whole else " ".join(self.cells).split()
-        return max(self.heading_width, *map(_measure, words), 0)
+    def has_sentences(self) -> bool:
+        """Whether a cell is one."""
+        return any(map(_is_sentence, self.cells))
+
+    @property
+    def names_width(self) -> int:
+        """Of the widest cell that is no sentence."""
+        return max((measure(cell) for cell in self.cells if not _is_sentence(cell)), default=0)
 
 
-def _lay_out(columns: Sequence[_Column], room: int, *, has_rule: bool) -> list[_Line]:
-    """The lines of the table; none where it does not fit."""
-    widths = _choose_widths(columns, room - len(_GAP) * (len(columns) - 1))
-    if widths is None:
-        return []
+def _lay_out(columns: Sequence[_Column], widths: Sequence[int], *, has_rule: bool) -> list[_Line]:
+    """The headings, and a line for each row."""
     numeric = [column.is_numeric for column in columns]
     cells = [[column.heading for column in columns]]
     cells += [list(row) for row in zip(*(column.cells for column in columns), strict=True)]
     lines: list[_Line] = []
-    folds = [[_fold(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
-    # No wider than what folded cells and headings really take.
-    widths = [
-        max(_measure(one) for cell in cut for one in cell) for cut in zip(*folds, strict=True)
+    folds = [
+        [
+            [_shorten(cell, width, is_last=column == len(columns) - 1)]
+            if at
+            else _fold(cell, width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for at, row in enumerate(cells)
     ]
+    # No wider than what cells and headings really take.
+    widths = [max(measure(one) for cell in cut for one in cell) for cut in zip(*folds, strict=True)]
     for at, (row, folded) in enumerate(zip(cells, folds, strict=True)):
         styles = [_choose_style(cell) if at else "bold" for cell in row]
         for pieces in itertools.zip_longest(*folded, fillvalue=""):
             line: _Line = []
             for piece, width, right, style in zip(pieces, widths, numeric, styles, strict=True):
-                space = " " * (width - _measure(piece))
+                space = " " * (width - measure(piece))
                 line += [(space, ""), (piece, style)] if right else [(piece, style), (space, "")]
                 line.append((_GAP, ""))
             lines.append(_trim(line))
@@ -363,9 +272,27 @@ def _lay_out(columns: Sequence[_Column], room: int, *, has_rule: bool) -> list[_
     return lines
 
 
+def _tell_whole(columns: Sequence[_Column], widths: Sequence[int], room: int) -> list[_Line]:
+    """Every sentence that its column has no room for, after what its row is called; by itself
+    where several rows have it.
+    """
+    heads: dict[str, list[str]] = {}
+    head = ""
+    for row in zip(*(column.cells for column in columns), strict=True):
+        head = _drop_middle(row[0], widths[0]) or head  # a blank stands for the cell above
+        for cell, width in zip(row[1:], widths[1:], strict=True):
+            if _is_sentence(cell) and measure(cell) > width:
+                heads.setdefault(cell, []).append(head)
+    return [
+        [(line, "")]
+        for cell, of in heads.items()
+        for line in _fold(f"{of[0]}: {cell}" if len(of) == 1 and of[0] else cell, room)
+    ]
+
+
 def _lay_out_blocks(columns: Sequence[_Column], room: int) -> list[_Line]:
     """The table where columns have no room beside each other: a block for each row."""
-    name_width = min(max(_measure(column.heading) for column in columns), room // 3)
+    name_width = min(max(measure(column.heading) for column in columns), room // 3)
     lines: list[_Line] = []
     for row in zip(*(column.cells for column in columns), strict=True):
         lines += [[]] if lines else []
@@ -373,7 +300,7 @@ def _lay_out_blocks(columns: Sequence[_Column], room: int) -> list[_Line]:
             names = _fold(column.heading, name_width)
             values = _fold(cell, room - name_width - len(_GAP))
             for name, value in itertools.zip_longest(names, values, fillvalue=""):
-                space = " " * (name_width - _measure(name))
+                space = " " * (name_width - measure(name))
                 line = [(name, "bold"), (space + _GAP, ""), (value, _choose_style(cell))]
                 lines.append(_trim(line))
     return lines
@@ -381,15 +308,19 @@ def _lay_out_blocks(columns: Sequence[_Column], room: int) -> list[_Line]:
 
 def _choose_widths(columns: Sequence[_Column], room: int) -> list[int] | None:
     """The width of each column; None where there is no room for them beside each other."""
-    cells = [column.width for column in columns]
-    least = [column.least_width for column in columns]
-    widths = [max(_measure(column.heading), column.width) for column in columns]
-    broken = [
+    widths = [max(measure(column.heading), column.width) for column in columns]
+    headings = [max(column.width, column.heading_width) for column in columns]
+    prose = list(headings)
+    if columns[-1].has_sentences:
+        last = columns[-1]
+        prose[-1] = max(min(last.width, last.names_width), last.heading_width, _MIN_COLUMN)
+    least = [
         width if column.is_whole else min(width, max(_MIN_COLUMN, column.heading_width))
-        for column, width in zip(columns, least, strict=True)
+        for column, width in zip(columns, headings, strict=True)
     ]
-    # First headings fold, then cells between their words, then cells within them.
-    for floors in ([max(pair) for pair in zip(cells, least, strict=True)], least, broken):
+    names = [max(least[0], min(headings[0], _FIRST_COLUMN)), *least[1:]]
+    # First headings fold; then sentences at the end of rows are shortened, and what else there is.
+    for floors in (headings, prose, names, least):
         _shrink(widths, floors, room)
         if sum(widths) <= room:
             return widths
@@ -416,38 +347,64 @@ def _shrink(widths: list[int], floors: Sequence[int], room: int) -> None:
 
 def _fold(text: str, width: int, *, breaks_words: bool = True) -> list[str]:
     """A line as lines of at most `width` columns."""
-    if _measure(text) <= width:
+    if measure(text) <= width:
         return [text]
     lines = []
     line = ""
     for word in text.split():
         joined = f"{line} {word}" if line else word
-        if _measure(joined) <= width:
+        if measure(joined) <= width:
             line = joined
             continue
         if line:
             lines.append(line)
         line = word
-        while breaks_words and _measure(line) > width:
-            piece = _cut(line, width)
+        while breaks_words and measure(line) > width:
+            piece = cut(line, width)
             lines.append(piece)
             line = line[len(piece) :]
     return [*lines, line] if line else lines or [""]
 
 
-def _cut(text: str, width: int) -> str:
+def _is_sentence(cell: str) -> bool:
+    return cell.count(" ") >= _SENTENCE_WORDS - 1
+
+
+def _shorten(text: str, width: int, *, is_last: bool) -> str:
+    """A cell of at most `width` columns: "…" stands for its middle, which tells two names apart
+    least, or for the end of a sentence at the end of a row.
+    """
+    if not (is_last and _is_sentence(text)) or measure(text) <= width:
+        return _drop_middle(text, width)
+    return f"{_take(text, width - 1).rstrip()}…"
+
+
+def _drop_middle(text: str, width: int) -> str:
+    if measure(text) <= width:
+        return text
+    end = _take(text[::-1], (width - 1) // 2)[::-1]
+    return f"{_take(text, width - 1 - measure(end))}…{end}"
+
+
+def _take(text: str, width: int) -> str:
+    """As much of the beginning of a text as fits, which may be nothing."""
+    piece = cut(text, width) if width > 0 else ""
+    return piece if measure(piece) <= width else ""
+
+
+def cut(text: str, width: int) -> str:
     """As much of the beginning of a text as fits, at least one character."""
     if text.isascii():
         return text[:width]
     total = 0
     for at, character in enumerate(text):
-        total += _measure(character)
+        total += measure(character)
         if total > width and at:
             return text[:at]
     return text
 
 
-def _measure(text: str) -> int:
+def measure(text: str) -> int:
     """Columns of a terminal that a text takes."""
     if text.isascii():
         return len(text)
@@ -459,7 +416,7 @@ def _measure(text: str) -> int:
     )
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """A text in one line, without what would move the cursor or change the terminal."""
     if text.isprintable():
         return text
@@ -477,7 +434,8 @@ def _trim(line: _Line) -> _Line:
     return line
 
 
-def _write(stream: TextIO, text: str) -> None:
+def write_line(stream: TextIO, text: str) -> None:
+    """Writes a line; a terminal breaks it between words."""
     stream.write((fold(text) if stream.isatty() else text) + "\n")
     stream.flush()
 

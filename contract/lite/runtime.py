@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Protocol, TextIO, TypedDict
 
 from contract.console.extras import is_installed
 from contract.errors import ManifestError, UnimplementedError
@@ -97,11 +97,14 @@ def find_interpreter() -> Callable[..., Interpreter]:
         The class; it takes `model_content` (or `model_path`) and `num_threads`.
 
     Raises:
-        UnimplementedError: None is; the message names the extra to install.
+        UnimplementedError: None is, and the message names the extra to install; or it cannot run on
+            this processor.
     """
     for name in _LIGHT_RUNTIMES:
         if is_installed(name):
             _LOG.debug("TFLite runtime: %s", name)
+            if sys.platform == "linux" and os.uname().machine == "aarch64":
+                _check_processor()
             interpreter: Callable[..., Interpreter] = importlib.import_module(name).Interpreter
             return interpreter
     if is_installed("tensorflow"):
@@ -112,6 +115,32 @@ def find_interpreter() -> Callable[..., Interpreter]:
         "no TFLite interpreter is installed (looked for ai_edge_litert, tflite_runtime and "
         "tensorflow); install the extra with: pip install 'plumbline-tf[on-device]'"
     )
+
+
+def _check_processor() -> None:
+    """Refuses a LiteRT that would end this process.
+
+    Its `cpuinfo` makes room for no L2 cache where `/proc/cpuinfo` names no ARM architecture, and
+    then notes there what `/sys` shows. No ARM machine is like that; an emulator on another is.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+    from pathlib import Path
+
+    try:
+        release = version("ai-edge-litert")
+        is_fatal = (
+            release.startswith(("2.2.", "2.3."))
+            and "CPU architecture" not in Path("/proc/cpuinfo").read_text()
+            and any(Path("/sys/devices/system/cpu").glob("cpu*/cache/index2/size"))
+        )
+    except (PackageNotFoundError, OSError):
+        return
+    if is_fatal:
+        raise UnimplementedError(
+            f"ai-edge-litert {release} would end this process: the emulator it runs in shows it "
+            "another machine's processor, as QEMU before 8.2 does; install another release with: "
+            "pip install 'ai-edge-litert<2.2', or use a newer QEMU"
+        )
 
 
 def create_interpreter(content: bytes, *, num_threads: int, source: str) -> Interpreter:
@@ -152,12 +181,15 @@ def create_interpreter(content: bytes, *, num_threads: int, source: str) -> Inte
 
 
 @contextmanager
-def hide_delegate_notes() -> Iterator[None]:
+def hide_delegate_notes() -> Iterator[TextIO]:
     """Keeps TFLite's `INFO: Created … delegate` off the terminal: C++ writes it to stderr
     without asking. Whatever else is written meanwhile comes out afterwards.
 
     It replaces the process's stderr for a while: for commands, which have one thread, and
     nothing for a server.
+
+    Yields:
+        The stderr from before, for what is to be seen meanwhile.
     """
     import tempfile
 
@@ -166,7 +198,8 @@ def hide_delegate_notes() -> Iterator[None]:
         stderr = os.dup(2)
         os.dup2(kept.fileno(), 2)
         try:
-            yield
+            with open(stderr, "w", encoding="utf-8", errors="replace", closefd=False) as shown:
+                yield shown
         finally:
             sys.stderr.flush()
             os.dup2(stderr, 2)

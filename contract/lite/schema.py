@@ -1,4 +1,4 @@
-"""What a `.tflite` file says before an interpreter reads it: its operators, and its memory.
+"""What a `.tflite` file says before an interpreter reads it: operators, memory, metadata.
 
 Reads the tables it needs of the flatbuffer (tensorflow/lite/schema/schema.fbs, laid out as in
 https://flatbuffers.dev/internals/), so that neither TensorFlow nor the flatbuffers package has to
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
 import struct
 from collections.abc import Iterator
 
 from contract.errors import ManifestError
+from contract.pictures import PixelScaling
 
 _FILE_IDENTIFIER = b"TFL3"
 
@@ -29,6 +31,22 @@ _TENSOR_IS_VARIABLE = 5
 _OPERATOR_CODE = 0
 _OPERATOR_OPTIONS = 4
 _CALL_ONCE_SUBGRAPH = 0
+
+_MODEL_BUFFERS = 4
+_MODEL_METADATA = 6
+_METADATA_NAME, _METADATA_BUFFER = 0, 1
+_BUFFER_DATA = 0
+
+# And in metadata_schema.fbs, of which the buffer called TFLITE_METADATA is.
+_NOTES_BUFFER = b"TFLITE_METADATA"
+_NOTES_IDENTIFIER = b"M001"
+_NOTES_SUBGRAPHS = 3
+_NOTE_NAME = 0
+_SUBGRAPH_INPUT_NOTES = 2
+_TENSOR_UNITS = 4
+_UNIT_TYPE, _UNIT_OPTIONS = 0, 1
+_NORMALIZATION = 1
+_NORMALIZATION_MEAN, _NORMALIZATION_STD = 0, 1
 
 _EXOTIC = {13: "resource", 14: "variant", 17: "int4", 19: "int2", 20: "uint4"}
 _LAST_TYPE = 18
@@ -127,6 +145,51 @@ def find_memory(content: bytes) -> Memory:
     return Memory.NONE
 
 
+def find_scalings(content: bytes) -> dict[str, PixelScaling]:
+    """How pixels become the input of each signature, as the file's metadata say.
+
+    Args:
+        content: A whole `.tflite` file.
+
+    Returns:
+        Name of a signature to what is said of the first of its inputs that has a normalisation; ""
+        stands for a subgraph without a name. Empty where the file has no metadata.
+
+    Raises:
+        ManifestError: `content` is not a TFLite model.
+    """
+    found: dict[str, PixelScaling] = {}
+    with _explained(content):
+        root = _read(content, "<I", 0)
+        for entry in _iterate(content, root, _MODEL_METADATA):
+            if _bytes(content, entry, _METADATA_NAME) != _NOTES_BUFFER:
+                continue
+            number = _scalar(content, entry, _METADATA_BUFFER, "<I")
+            for buffer in itertools.islice(
+                _iterate(content, root, _MODEL_BUFFERS), number, number + 1
+            ):
+                notes = _bytes(content, buffer, _BUFFER_DATA)
+                if notes[4:8] == _NOTES_IDENTIFIER:
+                    found |= _read_scalings(notes)
+    return found
+
+
+def _read_scalings(notes: bytes) -> dict[str, PixelScaling]:
+    found: dict[str, PixelScaling] = {}
+    for subgraph in _iterate(notes, _read(notes, "<I", 0), _NOTES_SUBGRAPHS):
+        name = _bytes(notes, subgraph, _NOTE_NAME).decode()
+        for tensor in _iterate(notes, subgraph, _SUBGRAPH_INPUT_NOTES):
+            for unit in _iterate(notes, tensor, _TENSOR_UNITS):
+                options = _follow(notes, unit, _UNIT_OPTIONS)
+                if _scalar(notes, unit, _UNIT_TYPE, "<B") != _NORMALIZATION or options is None:
+                    continue
+                mean = _floats(notes, options, _NORMALIZATION_MEAN)
+                std = _floats(notes, options, _NORMALIZATION_STD)
+                if mean and len(mean) == len(std) and all(std):
+                    found.setdefault(name, PixelScaling(mean, std))
+    return found
+
+
 def _assigns(content: bytes, subgraphs: list[int], codes: list[int]) -> bool:
     """Whether a subgraph assigns to a variable that is not one of those that run once."""
     once: set[int] = set()
@@ -170,6 +233,19 @@ def _follow(content: bytes, table: int, field: int) -> int | None:
     """Where the vector, string or table in `field` of the table at `table` starts, if it is set."""
     at = _find(content, table, field)
     return at + _read(content, "<I", at) if at else None
+
+
+def _bytes(content: bytes, table: int, field: int) -> bytes:
+    """The string, or vector of bytes, in `field` of a table; empty if it is not set."""
+    at = _follow(content, table, field)
+    return b"" if at is None else content[at + 4 : at + 4 + _read(content, "<I", at)]
+
+
+def _floats(content: bytes, table: int, field: int) -> tuple[float, ...]:
+    """The vector of float32 in `field` of the table at `table`."""
+    packed = _bytes(content, table, field)
+    at = _follow(content, table, field)
+    return struct.unpack_from(f"<{len(packed)}f", content, at + 4) if at is not None else ()
 
 
 def _scalar(content: bytes, table: int, field: int, layout: str) -> int:

@@ -69,13 +69,37 @@ def read_records(path: Path) -> Iterator[bytes]:
         OSError: The file cannot be read.
     """
     with path.open("rb") as file:
-        number, offset = 0, 0
-        while header := file.read(_HEADER.size):
-            where = f"{path}: record {number} at byte {offset}"
-            data = _read_data(file, header, where)
-            yield data
-            number += 1
-            offset += _HEADER.size + len(data) + _CHECKSUM.size
+        yield from iterate_records(file, str(path))
+
+
+def iterate_records(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The records of an open file, of what unpacks a compressed one too.
+
+    Args:
+        file: At the beginning of a record.
+        name: What it is called in errors.
+
+    Yields:
+        The data of each record.
+
+    Raises:
+        ManifestError: As `read_records`.
+    """
+    number, offset = 0, 0
+    while header := file.read(_HEADER.size):
+        data = _read_data(file, header, f"{name}: record {number} at byte {offset}")
+        yield data
+        number += 1
+        offset += _HEADER.size + len(data) + _CHECKSUM.size
+
+
+def begins_record(header: bytes) -> bool:
+    """Whether the first 12 bytes of a file are a record's length and its checksum.
+
+    Args:
+        header: As many of them as the file has.
+    """
+    return len(header) >= _HEADER.size and header[8:12] == _mask(header[:8])
 
 
 def _read_data(file: BinaryIO, header: bytes, where: str) -> bytes:

@@ -30,17 +30,35 @@ _INT8_RECIPES = (
     Recipe(batch_size=1, unroll_up_to=MAX_UNROLLED_STEPS),
 )
 """Tried in turn after the SavedModel's own functions; nothing quantises a loop."""
+_WEB_RECIPES = (Recipe(batch_size=1), Recipe(batch_size=1, unroll_up_to=MAX_UNROLLED_STEPS))
+"""The first is tried at once; the SavedModel's own functions only where their batch is fixed."""
 
 FOLDER = "conversion"
 """Folder of a run, for SavedModels that only the converter reads."""
 
 
 def ask_for_conversions(
-    process: ChildProcess[ConversionJob, Conversion], jobs: Sequence[ConversionJob]
-) -> None:
-    """Asks for all of them; `iterate_conversions` waits for the answers."""
+    process: ChildProcess[ConversionJob, Conversion],
+    jobs: Sequence[ConversionJob],
+    model: Exportable,
+    *,
+    run_dir: Path,
+) -> list[ConversionJob]:
+    """Asks for all of them; `iterate_conversions` waits for the answers.
+
+    Returns:
+        The jobs as they were asked for.
+    """
+    folder = run_dir.resolve() / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)  # of another model, where a run was cut short
+    asked = []
     for job in jobs:
-        process.ask(job)
+        first = job
+        if job.variant == layout.WEB:
+            first = _choose_source(job, _WEB_RECIPES[:1], model, folder) or job
+        process.ask(first)
+        asked.append(first)
+    return asked
 
 
 def iterate_conversions(
@@ -98,12 +116,22 @@ def _find_next(
     """What to ask for after an answer; None where there is nothing to be gained."""
     if found.file is not None:
         return None
-    recipes = _INT8_RECIPES if job.variant in layout.INT8_VARIANTS else _RECIPES
+    recipes: tuple[Recipe, ...] = _RECIPES
+    if job.variant in layout.INT8_VARIANTS:
+        recipes = _INT8_RECIPES
+    elif job.variant == layout.WEB:
+        recipes = _WEB_RECIPES
     tried = recipes.index(job.recipe) + 1 if job.recipe is not None else 0
-    for recipe in recipes[tried:]:
-        # Neither another batch nor another loop brings an operator that TFLite lacks.
-        if found.lacks_operators and recipe != Recipe():
-            continue
+    # Neither another batch nor another loop brings an operator that TFLite lacks.
+    left = [one for one in recipes[tried:] if not found.lacks_operators or one == Recipe()]
+    return _choose_source(job, left, model, folder)
+
+
+def _choose_source(
+    job: ConversionJob, recipes: Sequence[Recipe], model: Exportable, folder: Path
+) -> ConversionJob | None:
+    """The job with functions of the first recipe that the model can be traced by."""
+    for recipe in recipes:
         source = folder / f"batch-{recipe.batch_size or 'free'}-unrolled-{recipe.unroll_up_to}"
         if source.is_dir() or model.save_for_conversion(source, recipe):
             return msgspec.structs.replace(job, source=source, recipe=recipe)

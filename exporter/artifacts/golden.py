@@ -42,6 +42,7 @@ from exporter.artifacts.names import (
     TUTORIAL_VALUES,
     UINT8,
 )
+from exporter.artifacts.web import find_obstacle
 from exporter.data.dataset import fingerprint_arrays
 from exporter.data.examples import Examples, ExportExamples, to_bytes
 from exporter.data.pixels import PixelScale
@@ -122,25 +123,27 @@ def make_held_out(model: Exportable, examples: ExportExamples) -> tuple[Golden, 
     Through the main signature and what takes raw pixels. Returns how many rows are of the test
     split, too.
     """
-    names = dict.fromkeys((model.main_signature.name, UINT8))
-    found, num_test = {}, 0
-    for name in names:
-        if name not in model.signatures:
-            continue
-        signature = model.signatures[name]
-        fixed = find_fixed_batch(signature)
-        count = _cap_rows(signature, examples, len(examples.test), _MAX_HELD_OUT_BYTES)
-        parts = [examples.test.take(slice(count)), examples.more]
-        rows = Examples.concatenate([Examples(one.inputs) for one in parts])
-        num_rows = len(rows)
+    wanted = dict.fromkeys((model.main_signature.name, UINT8))
+    signatures = [model.signatures[name] for name in wanted if name in model.signatures]
+
+    def take(split: Examples) -> Examples:
+        counts = (_cap_rows(one, examples, len(split), _MAX_HELD_OUT_BYTES) for one in signatures)
+        return Examples(split.take(slice(min(counts))).inputs)
+
+    test = take(examples.test)
+    held_out = Examples.concatenate([test, take(examples.more)])
+    found, num_test = {}, len(test)
+    for signature in signatures:
+        rows, fixed = held_out, find_fixed_batch(signature)
         if fixed is not None:  # whole batches; fewer rows than one holds are repeated
-            rows = rows.take(np.resize(np.arange(num_rows), max(fixed, num_rows // fixed * fixed)))
+            whole = max(fixed, len(held_out) // fixed * fixed)
+            rows = held_out.take(np.resize(np.arange(len(held_out)), whole))
+            num_test = min(num_test, whole)
         chunk = fixed or _CHUNK
         sizes = tuple(min(chunk, len(rows) - at) for at in range(0, len(rows), chunk))
         inputs = model.make_inputs(signature, examples, rows.inputs)
         if inputs is not None and sizes:
-            num_test = min(count, num_rows, len(rows))
-            found[name] = answer_inputs(model, inputs, name, batch_sizes=sizes)
+            found[signature.name] = answer_inputs(model, inputs, signature.name, batch_sizes=sizes)
     return Golden(found), num_test
 
 
@@ -302,7 +305,13 @@ def list_exact_rows(count: int) -> Array:
 
 
 def list_variant_signatures(model: Exportable, variant: str) -> list[str]:
-    """Signatures that a variant carries; those of int8 leave out the tutorial's."""
-    if variant not in layout.INT8_VARIANTS:
+    """Signatures that a variant carries; int8 and `web` leave out the tutorial's.
+
+    Where there is none that `web` could carry, all are named, and its conversion says why.
+    """
+    if variant not in (*layout.INT8_VARIANTS, layout.WEB):
         return list(model.lite_signatures)
-    return [name for name in model.lite_signatures if name != PREDICT_IMAGES]
+    names = [name for name in model.lite_signatures if name != PREDICT_IMAGES]
+    if variant != layout.WEB:
+        return names
+    return [name for name in names if not find_obstacle(model.signatures[name])] or names

@@ -23,6 +23,7 @@ from contract.lite.schema import Memory, find_memory
 from contract.signature import Batch, Signature
 from exporter.artifacts.exportable import Recipe
 from exporter.artifacts.metadata import ModelNote, add_metadata
+from exporter.artifacts.web import find_free_axis, find_obstacle
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -74,7 +75,8 @@ class Conversion(msgspec.Struct, frozen=True, kw_only=True):
         file: The file, or None where there is none.
         problem: Why there is none.
         remedy: What to do about it.
-        lacks_operators: TFLite has no operator for something in the model, however it is traced.
+        lacks_operators: TFLite has no operator for something in the model, or LiteRT.js no type,
+            however it is traced.
         batch_size: Rows of every call of the interpreter; None where any number goes.
         recipe: How the functions were traced; None for the SavedModel's own.
     """
@@ -104,6 +106,15 @@ def convert(job: ConversionJob) -> Conversion:
     source = job.source or job.candidate
     from exporter.artifacts.lite_graph import has_loops
 
+    if job.variant == layout.WEB:
+        obstacles = [text for one in job.signatures if (text := find_obstacle(one))]
+        if obstacles:
+            return _fail(
+                job,
+                f"{obstacles[0]}, and LiteRT.js runs float32, int32 and uint8 in fixed sizes only",
+                _WEB_REMEDY,
+                lacks_operators=True,
+            )
     if job.variant in layout.INT8_VARIANTS and job.source is not None and has_loops(source):
         return _explain_loops(job)
     try:
@@ -115,9 +126,13 @@ def convert(job: ConversionJob) -> Conversion:
         return _lack(job, dict.fromkeys(names, ""))
     if job.note is not None:
         content = add_metadata(content, job.note)
+    if job.variant == layout.WEB and (free := _find_free_axes(content)):
+        return _fail(
+            job, f"it converts, but {free}, and LiteRT.js runs fixed sizes only", _WEB_REMEDY
+        )
     problem = _try_out(content, job)
     if problem:
-        return _fail(job, f"it converts, but TFLite's interpreter fails: {problem}", _REPLACE_LAYER)
+        return _fail(job, f"it converts, but {problem}", _REPLACE_LAYER)
     try:
         job.file.parent.mkdir(parents=True, exist_ok=True)
         job.file.write_bytes(content)
@@ -164,7 +179,7 @@ def _convert(job: ConversionJob, source: Path) -> bytes:
 def _configure(converter: tf.lite.TFLiteConverter, job: ConversionJob) -> None:
     import tensorflow as tf
 
-    if job.variant != layout.FLOAT32:
+    if job.variant not in (layout.FLOAT32, layout.WEB):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if job.variant == "float16":
         converter.target_spec.supported_types = [tf.float16]
@@ -189,7 +204,7 @@ def _iterate_calibration(examples: Golden) -> Iterator[tuple[str, Batch]]:
 def _try_out(content: bytes, job: ConversionJob) -> str:
     """What is wrong with a file that converted; "" where it answers every signature."""
     if find_memory(content) is not Memory.NONE:
-        return "it keeps state from one call to the next"
+        return "TFLite's interpreter keeps state from one call to the next"
     try:
         with LiteModel(content) as model:
             for signature in job.signatures:
@@ -198,7 +213,7 @@ def _try_out(content: bytes, job: ConversionJob) -> str:
                     if problem:
                         return problem
     except PlumblineError as error:
-        return error.message
+        return f"TFLite's interpreter fails: {error.message}"
     return ""
 
 
@@ -213,11 +228,26 @@ def _ask(model: LiteModel, signature: Signature, rows: int) -> str:
     for name, spec in signature.outputs.items():
         if spec.shape and spec.shape[0] is None and answers[name].shape[:1] != (rows,):
             shape = answers[name].shape
-            return f"output {name!r} of {signature.name} has shape {shape} for {rows} rows"
+            return f"its output {name!r} of {signature.name} is {shape} for {rows} rows"
     return ""
 
 
+def _find_free_axes(content: bytes) -> str:
+    try:
+        with LiteModel(content) as model:
+            found = (
+                find_free_axis(signature, model.fixed_rows[name])
+                for name, signature in model.raw_signatures.items()
+            )
+            return next(filter(None, found), "")
+    except PlumblineError:  # told of where it is tried out
+        return ""
+
+
 _REPLACE_LAYER = "replace the layer"
+_WEB_REMEDY = (
+    "give the model inputs and outputs of such types and sizes, or leave web out of the variants"
+)
 
 
 def _explain(error: Exception, job: ConversionJob) -> Conversion:

@@ -46,6 +46,7 @@ _SPLITS = {
 }
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """As in the exported graph."""
+_JPEG_END = b"\xff\xd9"
 _SHOWN = 5
 _IGNORED = ("__MACOSX", "__pycache__")
 
@@ -189,7 +190,7 @@ def _try_to_read(path: Path, size: tuple[int, int] | None, channels: int) -> Arr
     try:
         return read_picture(path, size=size, channels=channels)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        return str(error).partition("\n")[0] or type(error).__name__
+        return explain_fault(error)
 
 
 def read_picture(path: Path, *, size: tuple[int, int] | None, channels: int) -> Array:
@@ -232,8 +233,12 @@ def decode_picture(content: bytes, *, size: tuple[int, int] | None, channels: in
     return whole
 
 
-def find_fault(content: bytes) -> str:
-    """Why a picture's bytes cannot be read, as far as can be told without decoding; "" if not."""
+def find_fault(content: bytes, *, thoroughly: bool = False) -> str:
+    """Why a picture's bytes cannot be read; "" where they can.
+
+    Its header is looked at, and of PNG files the checksums. It is decoded too where that is asked
+    for, and a JPEG whose end is missing: all others would have to be decoded to find one in many.
+    """
     import PIL.Image
 
     try:
@@ -241,9 +246,18 @@ def find_fault(content: bytes) -> str:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
             image.verify()
+        ends = not content.startswith(JPEG_MAGIC) or content.rstrip(b"\0").endswith(_JPEG_END)
+        if thoroughly or not ends:
+            with PIL.Image.open(io.BytesIO(content)) as image:
+                image.load()
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        return str(error).partition(" <_io")[0] or type(error).__name__
+        return explain_fault(error)
     return ""
+
+
+def explain_fault(error: Exception) -> str:
+    """What Pillow says of a picture, without the object that it read it from."""
+    return str(error).partition("\n")[0].partition(" <_io")[0] or type(error).__name__
 
 
 def _resize(image: PIL.Image.Image, size: tuple[int, int] | None) -> Array:

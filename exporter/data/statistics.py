@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+import msgspec
 import numpy as np
 
 from contract.manifest import InputStatistics
@@ -67,6 +68,8 @@ def _describe_input(rows: Array, pixels: PixelScale | None) -> InputStatistics |
     rows = rows[: max(1, _MAX_VALUES // row_values)]
     is_image = rows.dtype == np.uint8 and rows.ndim == 4
     shape = tuple(int(size) for size in rows.shape[1:]) if is_image else ()
-    if is_image:
-        rows = (pixels or PixelScale()).apply(rows)
-    return measure_input(rows, shape)
+    if not is_image:
+        return measure_input(rows, shape)
+    scale = pixels or PixelScale()
+    found = measure_input(scale.apply(rows), shape)
+    return found and msgspec.structs.replace(found, pixel_scale=(scale.low, scale.high))

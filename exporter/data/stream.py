@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -88,14 +89,25 @@ class Layout:
     channels: int = 3
 
     def lay(
-        self, serialized: tf.Tensor, known: Mapping[str, tf.Tensor]
+        self,
+        serialized: tf.Tensor,
+        rows: tf.Tensor,
+        records: Records,
+        known: Mapping[str, tf.Tensor],
     ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """Inputs and targets of (rows,) serialized records, as `Examples` has them.
 
-        `known` holds the targets that the index has: classes, as numbers.
+        `rows` are their numbers in `records`, for errors. `known` holds the targets that the index
+        has: classes, as numbers.
         """
         parsed = parse_batch(serialized, self.features)
-        inputs = {name: self._lay_input(parsed[key], key) for name, key in self.inputs.items()}
+        decode = make_decoder(self.image_size, self.channels, records.describe)
+        inputs = {
+            name: decode(parsed[key], rows)
+            if self.features[key].kind == "image"
+            else self._lay_input(parsed[key], key)
+            for name, key in self.inputs.items()
+        }
         targets = {
             name: known[name] if name in known else self._lay_target(parsed[key], name)
             for name, key in self.targets.items()
@@ -106,8 +118,6 @@ class Layout:
         import tensorflow as tf
 
         feature = self.features[key]
-        if feature.kind == "image":
-            return make_decoder(self.image_size, self.channels)(value)
         if feature.is_text:
             return value
         if feature.raw_dtype == "uint8" and len(feature.shape) in (2, 3):
@@ -163,13 +173,31 @@ class Stream:
         ]
         return parts[0] if len(parts) == 1 else Examples.concatenate(parts)
 
+    def read_targets(self, name: str) -> Iterator[Array]:
+        """A target of every row, a block at a time; from the index where that holds it."""
+        if name in self.records.values:
+            yield self.records.values[name]
+            return
+        key = self.layout.targets[name]
+        layout = dataclasses.replace(
+            self.layout,
+            features={key: self.layout.features[key]},
+            inputs={},
+            targets={name: key},
+        )
+        alone = dataclasses.replace(self, layout=layout)
+        for block in self._cut_blocks(np.arange(len(self))):
+            yield alone._read_examples(block).targets[name]
+
     def _read_examples(self, numbers: Array) -> Examples:
         import tensorflow as tf
 
         known = {name: values[numbers] for name, values in self.records.values.items()}
         serialized = tf.constant(self._read(numbers), tf.string, shape=(len(numbers),))
         with explain_read_errors():
-            inputs, targets = self.layout.lay(serialized, known)
+            inputs, targets = self.layout.lay(
+                serialized, tf.constant(numbers, tf.int64), self.records, known
+            )
         return Examples(
             {name: np.asarray(value) for name, value in inputs.items()},
             {name: np.asarray(value) for name, value in targets.items()},
@@ -234,7 +262,7 @@ class Stream:
             serialized: tf.Tensor, rows: tf.Tensor
         ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
             gathered = {name: tf.gather(values, rows) for name, values in known.items()}
-            return self.layout.lay(serialized, gathered)
+            return self.layout.lay(serialized, rows, self.records, gathered)
 
         data = data.map(lay, num_parallel_calls=1, deterministic=True).prefetch(2)
         options = tf.data.Options()
@@ -303,7 +331,8 @@ class Stream:
             except OSError as error:
                 raise DatasetError(f"cannot read {path}: {error.strerror}") from error
             if len(data) < last - first:
-                raise DatasetError(f"{path} ends at byte {first + len(data)}; it was cut off since")
+                name = self.records.names[int(shards[group[0]])]
+                raise DatasetError(f"{name} ends at byte {first + len(data)}; it was cut off since")
             starts = (offsets[group] - first).tolist()
             stops = (ends[group] - first).tolist()
             found += [data[start:stop] for start, stop in zip(starts, stops, strict=True)]
@@ -351,7 +380,7 @@ class StreamedData:
         splits: `train`, `validation` and `test`.
         heads: Target name to its task.
         fingerprint: sha256 (hex) over all records and how they are read.
-        num_skipped: Records left out, since their pictures cannot be read.
+        num_skipped: Records left out, since they or their pictures cannot be read.
     """
 
     name: str
@@ -392,11 +421,13 @@ def open_records(
     streams: of a temporary folder that holds the shards.
     """
     source = config.path or config.loader
+    unpacked = tempfile.TemporaryDirectory(prefix="plumbline-unpacked-")
     targets = _name_targets(features, config, source, call)
     records = index_records(
         [*paths, *test_paths],
         features,
         list(targets.values()),
+        unpack_to=Path(unpacked.name),
         skip_unreadable=config.skip_unreadable,
     )
     heads: dict[str, Head] = {}
@@ -415,7 +446,7 @@ def open_records(
         channels=config.channels or 3,
     )
     stream = Stream(
-        dataclasses.replace(records, values=values), layout, config.shuffle_bytes, owner
+        dataclasses.replace(records, values=values), layout, config.shuffle_bytes, (owner, unpacked)
     )
     rows = _split_rows(records, len(paths) if test_paths else None, config)
     splits = {

@@ -1,9 +1,7 @@
-"""A given model and given labels, brought together: classes, targets by head, pixels by scale."""
+"""A given model and given labels, brought together: classes, targets by head."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,24 +12,21 @@ from contract.signature import Array, Batch
 from exporter.artifacts.exportable import Exportable
 from exporter.artifacts.golden import find_fixed_batch
 from exporter.data.examples import Examples, ExportExamples, count_bytes
-from exporter.data.pixels import PixelScale
-
-_LOG = logging.getLogger(__name__)
 
 _CHUNK = 64
 _MAX_BYTES = 64 * 2**20
 """Of the rows that are answered to learn which classes there are."""
-_FAR_BETTER = 0.25
-"""Share of rows that another scale must get right beyond the one given, to be spoken of."""
-_SCALES = (PixelScale(0.0, 1.0), PixelScale(-1.0, 1.0), PixelScale(0.0, 255.0))
 
 
 def answer_rows(model: Exportable, examples: ExportExamples, most: int) -> Batch:
     """What the main signature answers to the first rows, at most `most` of them."""
-    return _answer(model, examples, examples.test.take(slice(most)).inputs)
+    return answer_inputs(model, examples, examples.test.take(slice(most)).inputs)
 
 
-def _answer(model: Exportable, examples: ExportExamples, inputs: Mapping[str, Array]) -> Batch:
+def answer_inputs(
+    model: Exportable, examples: ExportExamples, inputs: Mapping[str, Array]
+) -> Batch:
+    """What the main signature answers to rows by the data's own names, cut at 64 MB of them."""
     signature = model.main_signature
     rows = len(next(iter(inputs.values())))
     row_bytes = max(1, sum(map(count_bytes, inputs.values())) // rows)
@@ -155,64 +150,3 @@ def _to_classes(target: Array, output: str, what: str) -> Array:
             )
         target = whole.reshape(len(whole)) if whole.size == len(whole) else whole
     return target
-
-
-def warn_of_scale(
-    model: Exportable, examples: ExportExamples, answers: Mapping[str, Array]
-) -> None:
-    """Logs where labelled pictures on another scale would be answered far better."""
-    name = next(iter(answers))
-    if len(answers) != 1 or len(examples.test.inputs) != 1 or name not in model.heads:
-        return
-    head, targets = model.heads[name], model.name_targets(examples.test.targets)
-    ((key, rows),) = examples.test.inputs.items()
-    is_pictures = rows.ndim in (3, 4) and rows.dtype.kind in "uf"
-    if name not in targets or head.task not in ("multiclass", "binary") or not is_pictures:
-        return
-    asked = slice(min(len(answers[name]), 256))
-    right = targets[name][asked]
-    if right.ndim != 1:
-        return
-    share = float(np.mean(head.decide(answers[name][asked]) == right))
-    best, hint = share + _FAR_BETTER, ""
-    for tried, inputs, remedy in _rescale(rows[asked], examples):
-        got = _answer(model, tried, {key: inputs})[name]
-        found = float(np.mean(head.decide(got) == right[: len(got)]))
-        if found > best:
-            best, hint = found, remedy
-    if hint:
-        _LOG.warning(
-            "the model answers %.0f %% of the labelled examples right as they are, and %.0f %% of "
-            "them on another scale: %s",
-            share * 100,
-            best * 100,
-            hint,
-        )
-
-
-def _rescale(rows: Array, examples: ExportExamples) -> list[tuple[ExportExamples, Array, str]]:
-    """The rows on other scales, each with what makes them so."""
-    if examples.pixels is not None:
-        return [
-            (
-                dataclasses.replace(examples, pixels=scale),
-                rows,
-                f"give scale=({scale.low:g}, {scale.high:g}) (--scale {scale.low:g} "
-                f"{scale.high:g})",
-            )
-            for scale in _SCALES
-            if scale != examples.pixels
-        ]
-    if rows.dtype.kind != "f":
-        return []
-    if float(rows.min()) >= 0 and float(rows.max()) <= 1:
-        return [
-            (examples, rows * np.float32(255), "the model wants 0..255: multiply them by 255"),
-            (examples, rows * 2 - 1, "the model wants -1..1: give x * 2 - 1"),
-        ]
-    if float(rows.min()) >= 0 and float(rows.max()) <= 255:
-        return [
-            (examples, rows / 255, "the model wants 0..1: divide them by 255"),
-            (examples, rows / 127.5 - 1, "the model wants -1..1: give x / 127.5 - 1"),
-        ]
-    return []

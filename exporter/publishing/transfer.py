@@ -67,13 +67,20 @@ class Copied:
     num_bytes: int
 
 
-def copy_to_remote(version_dir: Path, url: str, *, on_bytes: OnBytes = lambda _: None) -> Copied:
+def copy_to_remote(
+    version_dir: Path,
+    url: str,
+    *,
+    on_bytes: OnBytes = lambda _: None,
+    on_total: OnBytes = lambda _: None,
+) -> Copied:
     """Copies a published version to `<url>/<version>`. Run it again after an interruption.
 
     Args:
         version_dir: A published version: its folder is named by its number.
         url: The remote base path, an fsspec address of the model's own folder.
         on_bytes: Told of progress; bytes that were there already count as well.
+        on_total: Told how many there are, before the first.
 
     Returns:
         What is there now.
@@ -95,6 +102,8 @@ def copy_to_remote(version_dir: Path, url: str, *, on_bytes: OnBytes = lambda _:
     remote = RemoteBasePath(url)
     folder = str(manifest.version)
     files = manifest.files | {layout.MANIFEST: hash_file(version_dir / layout.MANIFEST)}
+    num_bytes = sum(one.num_bytes for one in files.values())
+    on_total(num_bytes)
     present = _find_present(remote, folder, files, version_dir)
     for name in (*sorted(files.keys() - {*_LATE}), *(one for one in _LATE if one in files)):
         if name in present:
@@ -115,7 +124,7 @@ def copy_to_remote(version_dir: Path, url: str, *, on_bytes: OnBytes = lambda _:
         target=f"{remote.url}/{folder}",
         num_files=len(files),
         num_present=len(present),
-        num_bytes=sum(one.num_bytes for one in files.values()),
+        num_bytes=num_bytes,
     )
 
 
@@ -157,7 +166,12 @@ def _taken(remote: RemoteBasePath, folder: str, reason: str) -> VersionExistsErr
 
 
 def fetch_version(
-    url: str, base_path: Path, *, version: int | None = None, on_bytes: OnBytes = lambda _: None
+    url: str,
+    base_path: Path,
+    *,
+    version: int | None = None,
+    on_bytes: OnBytes = lambda _: None,
+    on_total: OnBytes = lambda _: None,
 ) -> Copied:
     """Copies a version from `<url>/<version>` to `<base_path>/<version>`.
 
@@ -166,6 +180,7 @@ def fetch_version(
         base_path: The model's own folder here; made when missing.
         version: Its number; the highest that is complete without one.
         on_bytes: Told of progress; bytes that were there already count as well.
+        on_total: Told how many there are, before the first.
 
     Returns:
         What is here now.
@@ -188,7 +203,9 @@ def fetch_version(
         mark = _open_stage(stage, target)
         if mark is not None:
             try:
-                num_present = _fill(stage, remote, folder, sealed=sealed, on_bytes=on_bytes)
+                num_present = _fill(
+                    stage, remote, folder, sealed=sealed, on_bytes=on_bytes, on_total=on_total
+                )
                 sync_tree(stage)
                 with hold_base_path(base_path):
                     (stage / WRITER).unlink()
@@ -264,13 +281,20 @@ def _open_stage(stage: Path, target: Path) -> int | None:
 
 
 def _fill(
-    stage: Path, remote: RemoteBasePath, folder: str, *, sealed: bytes, on_bytes: OnBytes
+    stage: Path,
+    remote: RemoteBasePath,
+    folder: str,
+    *,
+    sealed: bytes,
+    on_bytes: OnBytes,
+    on_total: OnBytes,
 ) -> int:
     """Makes the stage a true copy. Returns how many files were there already."""
     (stage / layout.EXTRA).mkdir(exist_ok=True)
     (stage / layout.MANIFEST).write_bytes(sealed)
-    on_bytes(len(sealed))
     manifest = read_manifest(stage)
+    on_total(len(sealed) + sum(one.num_bytes for one in manifest.files.values()))
+    on_bytes(len(sealed))
     _check_entries(manifest, remote, folder)
     for name in set(layout.list_files(stage)) - manifest.files.keys() - {layout.MANIFEST, WRITER}:
         (stage / name).unlink()

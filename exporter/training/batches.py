@@ -15,6 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
+from contract.heads import Head
 from contract.signature import Array
 from exporter.data.examples import Examples
 from exporter.data.stream import Stream
@@ -174,18 +175,31 @@ def iterate_batches(examples: Examples | Stream, size: int) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(arrays).batch(size).cache()
 
 
-def count_classes(examples: Examples | Stream, target_name: str, num_classes: int) -> Array:
-    """int64 (classes,): how many rows, or places of rows, are of each class."""
-    if not isinstance(examples, Stream):
-        labels = examples.targets[target_name]
-    elif target_name in examples.records.values:
-        labels = examples.records.values[target_name]
+def count_classes(examples: Examples | Stream, target_name: str, target: Head) -> Array:
+    """int64 (classes,): how many rows, or places of rows, are of each class.
+
+    Of labels (2, labels): how many are 0, and how many are 1. Rows that stream are read once more
+    where the index does not hold their classes.
+    """
+    parts = (
+        examples.read_targets(target_name)
+        if isinstance(examples, Stream)
+        else [examples.targets[target_name]]
+    )
+    if target.task == "multilabel":
+        counted = [_count_labels(part) for part in parts]
     else:
-        raise ConfigError(
-            "training.class_weight = 'balanced' counts classes, and these data, which are not in "
-            "memory, are indexed by one class a row alone; give the weights as a table"
-        )
-    return np.bincount(labels.reshape(-1), minlength=num_classes)
+        classes = len(target.class_names) or 2
+        counted = [np.bincount(part.reshape(-1), minlength=classes) for part in parts]
+    total: Array = np.sum(counted, axis=0)
+    return total
+
+
+def _count_labels(rows: Array) -> Array:
+    """int64 (2, labels) of (rows, ..., labels) of 0 and 1."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    positive = np.count_nonzero(flat, axis=0)
+    return np.stack([len(flat) - positive, positive])
 
 
 def _plan_epochs(

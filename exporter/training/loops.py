@@ -69,7 +69,7 @@ def _compile(parts: TrainingParts) -> tf_keras.Model:
     """
     model, heads = parts.model, parts.heads
     main, name_outputs = heads.main, heads.name_outputs
-    losses = build_losses(parts.config, heads, smoothing=0.0)
+    losses = build_losses(heads, label_weights=parts.class_weights.by_label)
     alone = len(losses) == 1
 
     class Trainee(tf_keras.Model):  # type: ignore[misc]
@@ -227,7 +227,11 @@ def _make_compute_loss(
     Shares add up to the mean over the whole batch: each example's loss is divided by the rows
     of all replicas, each penalty of the weights by the number of replicas.
     """
-    losses = build_losses(parts.config, parts.heads, smoothing=parts.config.label_smoothing)
+    losses = build_losses(
+        parts.heads,
+        smoothing=parts.config.label_smoothing,
+        label_weights=parts.class_weights.by_label,
+    )
     factors = _list_loss_weights(parts, losses)
     replicas = parts.strategy.num_replicas_in_sync
 
@@ -261,7 +265,7 @@ def make_evaluate(parts: TrainingParts) -> Callable[[], dict[str, float]]:
     the answers agree, so all stop together.
     """
     heads, split = parts.heads, parts.dataset.validation
-    losses = build_losses(parts.config, heads, smoothing=0.0)
+    losses = build_losses(heads)
     factors = _list_loss_weights(parts, losses)
     batches = iterate_batches(split, _EVALUATION_BATCH)
     row_bytes = 4 * sum(math.prod(output.shape) for output in heads.trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -26,7 +27,7 @@ class HeadLoss(tf_keras.losses.Loss):  # type: ignore[misc]
     `call` gives one number for each example, or for each place of it; Keras averages them.
     """
 
-    def __init__(self, function: PerExampleLoss, *, needs_axis: bool) -> None:
+    def __init__(self, function: PerExampleLoss, *, needs_axis: bool = False) -> None:
         super().__init__()
         self._function = function
         self._needs_axis = needs_axis
@@ -38,12 +39,22 @@ class HeadLoss(tf_keras.losses.Loss):  # type: ignore[misc]
 
 
 def build_losses(
-    config: TrainingConfig, heads: ModelHeads, *, smoothing: float
+    heads: ModelHeads,
+    *,
+    smoothing: float = 0.0,
+    label_weights: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> dict[str, HeadLoss]:
-    """Return output name -> loss, of the outputs that are trained, in the order Keras adds them."""
+    """Return output name -> loss, of the outputs that are trained, in the order Keras adds them.
+
+    `label_weights` are `ClassWeights.by_label`: a row has a loss for each label, of which some are
+    positive and some negative, so that no weight of the row would do.
+    """
+    given = label_weights or {}
     return {
         output.name: HeadLoss(
-            _find_function(output, smoothing),
+            _weigh_labels(output, smoothing, given[output.name])
+            if output.name in given
+            else _find_function(output, smoothing),
             needs_axis=_needs_axis(output),
         )
         for output in sorted(heads.trained, key=lambda output: output.name)
@@ -74,6 +85,22 @@ def _find_function(output: ModelOutput, smoothing: float) -> PerExampleLoss:
     return lambda y_true, y_pred: function(y_true, y_pred)
 
 
+def _weigh_labels(
+    output: ModelOutput, smoothing: float, weights: NDArray[np.float32]
+) -> PerExampleLoss:
+    """Keras's crossentropy of labels, of which each weighs as it is 0 or 1."""
+    negative, positive = map(tf.constant, weights)
+
+    def compute(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        softened = y_true * (1 - smoothing) + 0.5 * smoothing
+        values = tf_keras.backend.binary_crossentropy(
+            softened, y_pred, from_logits=output.head.from_logits
+        )
+        return tf.reduce_mean(values * (negative + (positive - negative) * y_true), axis=-1)
+
+    return compute
+
+
 def _check_custom(function: PerExampleLoss, output: ModelOutput) -> PerExampleLoss:
     """Try a loss of the user's own on two examples, before the step is compiled."""
     true, pred = (2, *output.target_shape), (2, *output.shape)
@@ -99,57 +126,110 @@ def _check_custom(function: PerExampleLoss, output: ModelOutput) -> PerExampleLo
     return function
 
 
+@dataclasses.dataclass(frozen=True)
+class ClassWeights:
+    """How much classes and labels weigh.
+
+    Attributes:
+        by_class: Output name to float32 (classes,), of the outputs that learn one class a row.
+        by_label: Output name to float32 (2, labels), of those that learn several labels a row:
+            what a 0 of each label weighs, and what a 1.
+    """
+
+    by_class: Mapping[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+    by_label: Mapping[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+
+
 def build_class_weights(
     config: TrainingConfig,
     heads: ModelHeads,
     targets: Mapping[str, Head],
     counts: Callable[[str], Array],
-) -> dict[str, NDArray[np.float32]]:
-    """Return output name -> weight by class, of the outputs whose rows weigh unequally.
+) -> ClassWeights:
+    """Return the weights of the outputs whose rows, or labels, weigh unequally.
 
     Args:
         config: For `class_weight`.
         heads: Of the model.
         targets: Target name to the task that it poses.
-        counts: Target name -> int64 (classes,), rows (or places of rows) of each class.
+        counts: Target name -> int64 (classes,), rows (or places of rows) of each class; of a
+            target of labels (2, labels): those where it is 0, and those where it is 1.
     """
     asked = config.class_weight
     if not asked:
-        return {}
-    found: dict[str, NDArray[np.float32]] = {}
-    for output in heads.trained:
+        return ClassWeights()
+    learnt = {
+        output.name: output
+        for output in heads.trained
+        if targets[output.target or ""].task in ("multiclass", "binary", "multilabel")
+        and output.head.task != "regression"
+    }
+    if not isinstance(asked, str):
+        _check_named(asked, [_name_classes(targets[one.target or ""]) for one in learnt.values()])
+    by_class: dict[str, NDArray[np.float32]] = {}
+    by_label: dict[str, NDArray[np.float32]] = {}
+    for name, output in learnt.items():
         target = targets[output.target or ""]
-        if target.task not in ("multiclass", "binary") or output.head.task == "regression":
+        names = _name_classes(target)
+        if not isinstance(asked, str) and not set(asked) & set(names):
             continue
-        names = target.class_names or ("0", "1")
-        if isinstance(asked, str):
-            rows = counts(output.target or "").astype(np.float64)
-            # As scikit-learn's compute_class_weight has it; a class without rows weighs nothing.
-            weights = np.divide(
-                rows.sum(), len(rows) * rows, out=np.zeros(len(rows)), where=rows > 0
-            )
-        elif set(asked) <= set(names):
-            weights = np.array([asked.get(name, 1.0) for name in names])
+        if target.task == "multilabel":
+            by_label[name] = _weigh_each_label(output, names, asked, counts)
+        elif isinstance(asked, str):
+            by_class[name] = _balance(counts(output.target or ""))
         else:
-            continue
-        found[output.name] = weights.astype(np.float32)
-    if not found:
-        _refuse_class_weight(asked, targets)
-    return found
-
-
-def _refuse_class_weight(asked: str | Mapping[str, float], targets: Mapping[str, Head]) -> None:
-    classes = [name for target in targets.values() for name in target.class_names]
-    if isinstance(asked, str) or not classes:
+            by_class[name] = np.array([asked.get(one, 1.0) for one in names], np.float32)
+    if not by_class and not by_label:
         raise ConfigError(
-            "training.class_weight is for targets of one class a row, and no output learns such; "
-            "leave it out"
+            "training.class_weight is for targets of classes or of labels, and no output learns "
+            "such; leave it out"
         )
+    return ClassWeights(by_class, by_label)
+
+
+def _weigh_each_label(
+    output: ModelOutput,
+    names: tuple[str, ...],
+    asked: str | Mapping[str, float],
+    counts: Callable[[str], Array],
+) -> NDArray[np.float32]:
+    """What a 0 of each label weighs, and what a 1: (2, labels)."""
+    if is_custom(output.loss):
+        raise ConfigError(
+            f"training.class_weight weighs the loss of each label of {output.name!r} by itself, "
+            f"and {output.loss!r} returns one loss a row; weigh the labels in that function"
+        )
+    if isinstance(asked, str):
+        return _balance(counts(output.target or ""))
+    positive = np.array([asked.get(one, 1.0) for one in names], np.float32)
+    return np.stack([np.ones_like(positive), positive])
+
+
+def _balance(counted: Array) -> NDArray[np.float32]:
+    """Weights by which the entries along the first axis count the same in all.
+
+    As scikit-learn's compute_class_weight has it; what no row is of weighs nothing.
+    """
+    rows = counted.astype(np.float64)
+    whole = np.broadcast_to(rows.sum(axis=0), rows.shape)
+    weights = np.divide(whole, len(rows) * rows, out=np.zeros(rows.shape), where=rows > 0)
+    balanced: NDArray[np.float32] = weights.astype(np.float32)
+    return balanced
+
+
+def _name_classes(target: Head) -> tuple[str, ...]:
+    return target.class_names or ("0", "1")
+
+
+def _check_named(asked: Mapping[str, float], known: list[tuple[str, ...]]) -> None:
+    """Every name of a table must be a class of some output."""
+    classes = list(dict.fromkeys(name for names in known for name in names))
     unknown = [name for name in asked if name not in classes]
-    raise ConfigError(
-        f"training.class_weight names {', '.join(map(repr, unknown or asked))}; the classes are "
-        f"{', '.join(map(repr, classes[:20]))}"
-    )
+    if classes and unknown:
+        raise ConfigError(
+            f"training.class_weight names {', '.join(map(repr, unknown))}; the classes are "
+            f"{', '.join(map(repr, classes[:20]))}"
+        )
 
 
 def weigh_targets(

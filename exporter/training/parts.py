@@ -11,9 +11,9 @@ from contract.errors import ConfigError
 from contract.signature import Array
 from exporter.config import Config, TrainingConfig
 from exporter.data.dataset import Dataset
-from exporter.training.batches import BatchPlan, Weights, count_classes, make_batches
+from exporter.training.batches import BatchPlan, count_classes, make_batches
 from exporter.training.heads import HEAD_EXAMPLES, ModelHeads, describe_heads
-from exporter.training.losses import build_class_weights
+from exporter.training.losses import ClassWeights, build_class_weights
 from exporter.training.models import build_model
 from exporter.training.optimizers import build_optimizer
 from exporter.training.strategy import find_place, open_strategy
@@ -31,7 +31,7 @@ class TrainingParts:
         plan: Its batches.
         strategy: Which devices and machines share the batches.
         dataset: What it is trained on.
-        class_weights: Output name to weight by class; {} where all rows weigh alike.
+        class_weights: Of classes and labels; nothing where all weigh alike.
     """
 
     config: TrainingConfig
@@ -41,12 +41,12 @@ class TrainingParts:
     plan: BatchPlan
     strategy: tf.distribute.Strategy
     dataset: Dataset
-    class_weights: Weights
+    class_weights: ClassWeights
 
     def make_batches(self, first_epoch: int) -> tf.data.Dataset:
         """Return all batches from an epoch on."""
         return make_batches(
-            self.dataset.train, self.heads, self.plan, first_epoch, self.class_weights
+            self.dataset.train, self.heads, self.plan, first_epoch, self.class_weights.by_class
         )
 
 
@@ -80,8 +80,7 @@ def build_parts(dataset: Dataset, config: Config) -> TrainingParts:
     _check_extras(training, heads)
 
     def count(target_name: str) -> Array:
-        names = dataset.targets[target_name].class_names
-        return count_classes(dataset.train, target_name, len(names) or 2)
+        return count_classes(dataset.train, target_name, dataset.targets[target_name])
 
     return TrainingParts(
         config=training,

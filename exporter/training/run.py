@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
-from contract.console.terminal import open_rich
+from contract.console.progress import show_progress
+from contract.console.terminal import has_rich
 from contract.errors import ConfigError
 from contract.signature import Array
 
@@ -153,7 +154,8 @@ class EpochRecorder:
 
 @contextlib.contextmanager
 def open_progress(title: str) -> Iterator[ProgressCallback]:
-    """Show how far training is: a bar on a terminal, one line per tenth of the run elsewhere.
+    """Show how far training is: a bar on a terminal, one line per tenth of the run elsewhere, and
+    more where a tenth takes long.
 
     It writes to stderr, since stdout is for results.
 
@@ -167,33 +169,31 @@ def open_progress(title: str) -> Iterator[ProgressCallback]:
         >>> with open_progress("mlp") as progress:
         ...     train(dataset, config, progress=progress)
     """
-    console = open_rich(sys.stderr)
-    if console is None:
-        yield _log_progress
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[epoch]}{task.fields[metrics]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, expand=True) as bar:
-        task = bar.add_task(title, total=None, epoch="importing TensorFlow", metrics="")
+    is_live = has_rich(sys.stderr)
+    with show_progress(
+        title,
+        unit="",
+        note="importing TensorFlow",
+        at_once=True,
+        is_kept=False,
+        say=_LOG.info,
+    ) as bar:
+        metrics = ""
 
         def show(report: ProgressReport) -> None:
+            nonlocal metrics
             done = (report.epoch - 1) * report.steps + report.step
-            bar.update(
-                task,
-                total=report.epochs * report.steps,
-                completed=done,
-                epoch=f"epoch {report.epoch}/{report.epochs}",
-            )
+            if bar.total is None:
+                bar.expect(report.epochs * report.steps)
+                bar.begin(done)
+            bar.reach(done)
             if report.metrics:
                 # Those of validation alone: all of them leave no room for the bar.
                 shown = {name: n for name, n in report.metrics.items() if name.startswith("val_")}
-                bar.update(task, metrics=f"  {describe_metrics(shown)}")
+                metrics = f"  {describe_metrics(shown)}"
+                if not is_live:
+                    _log_progress(report)
+            bar.note = f"epoch {report.epoch}/{report.epochs}{metrics}"
 
         yield show
 

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -66,6 +66,22 @@ class _HeldOutIndex(msgspec.Struct, frozen=True):
     heads: dict[str, Head]
 
 
+class WorstRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The golden example that a copy is farthest from: anybody can look it up.
+
+    Attributes:
+        signature_name: What was asked.
+        output: Its output.
+        row: The golden example's number.
+        difference: The largest absolute difference there.
+    """
+
+    signature_name: str
+    output: str
+    row: int
+    difference: float
+
+
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the table.
 
@@ -83,6 +99,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         unjudged: Classes of which there are too few rows to judge.
         max_abs_difference: Largest, over golden and the held-out rows.
         max_ulp: The largest difference in representable floats, over golden.
+        worst_row: The golden example of the largest difference; None where all are equal.
         us_per_row: Median of calls with one row; None when not timed.
         us_per_row_raw: The same with int8 in and out, without scaling floats; None where a copy is
             not quantised.
@@ -104,6 +121,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     unjudged: tuple[str, ...] = ()
     max_abs_difference: float = 0.0
     max_ulp: int = 0
+    worst_row: WorstRow | None = None
     us_per_row: float | None = None
     us_per_row_raw: float | None = None
     bit_equal: bool = True
@@ -166,7 +184,8 @@ def measure(
         unjudged=tuple(dict.fromkeys(name for one in judged for name in one.unjudged)),
         max_abs_difference=max((one.max_abs_difference for one in outputs), default=math.inf),
         max_ulp=max((one.max_ulp for one in outputs), default=0),
-        us_per_row=time_one_row(predictor, golden),
+        worst_row=_find_worst_row(reports),
+        us_per_row=time_one_row(predictor, golden, signature_names),
         bit_equal=all(one.max_ulp == 0 and one.max_abs_difference == 0 for one in outputs),
         problems=tuple(problems),
     )
@@ -197,7 +216,7 @@ def measure_variant(
         )
         if not model.is_quantised:
             return found
-        raw = time_one_row(_Integers(model), golden)
+        raw = time_one_row(_Integers(model), golden, names)
         found = msgspec.structs.replace(found, us_per_row_raw=raw)
         if not found.problems or not names:
             return found
@@ -229,6 +248,21 @@ class _Integers:
                 for name, array in batch.items()
             }
         return self._model.predict(ready, signature_name=signature_name, dequantise=False)
+
+
+def _find_worst_row(reports: list[ParityReport]) -> WorstRow | None:
+    found = [
+        WorstRow(
+            signature_name=report.signature_name,
+            output=output.name,
+            row=output.worst_row,
+            difference=output.max_abs_difference,
+        )
+        for report in reports
+        for output in report.outputs
+        if output.worst_row is not None
+    ]
+    return max(found, key=lambda one: one.difference, default=None)
 
 
 def _answer(predictor: Predictor, golden: Golden, signature_name: str) -> dict[str, Array]:
@@ -280,11 +314,15 @@ def _list_problems(golden: list[ParityReport], held_out: list[ParityReport]) -> 
     ]
 
 
-def time_one_row(predictor: Predictor, golden: Golden) -> float | None:
-    """Median microseconds of a row in the smallest call, of `serving_default` or what is first."""
-    name = DEFAULT_SIGNATURE_NAME
-    if name not in golden.signatures:
-        name = next(iter(golden.signatures), "")
+def time_one_row(
+    predictor: Predictor, golden: Golden, signature_names: Collection[str] | None = None
+) -> float | None:
+    """Median microseconds of a row in the smallest call, of `serving_default` or what is first.
+
+    `signature_names` are those that the copy has; None stands for all that golden has.
+    """
+    names = [one for one in golden.signatures if signature_names is None or one in signature_names]
+    name = DEFAULT_SIGNATURE_NAME if DEFAULT_SIGNATURE_NAME in names else next(iter(names), "")
     examples = golden.signatures.get(name)
     if examples is None or not examples.batch_sizes:
         return None

@@ -7,6 +7,7 @@ installed) and through every TFLite variant. What could not be tested is said.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -22,6 +23,7 @@ from exporter.inspect import check_version_dir, list_variants
 from exporter.publishing.foreign import list_lacks
 from exporter.verification.measurement import SAVED_MODEL, Measurement, measure, measure_variant
 
+OnCheck: TypeAlias = Callable[[str], None]
 Result: TypeAlias = Literal["passed", "FAILED", "untested"]
 
 
@@ -69,7 +71,9 @@ class Recheck(msgspec.Struct, frozen=True, kw_only=True):
         return self.manifest is not None and not self.failed
 
 
-def recheck_version(version_dir: Path, *, skip_tensorflow: bool = False) -> Recheck:
+def recheck_version(
+    version_dir: Path, *, skip_tensorflow: bool = False, on_check: OnCheck = lambda _: None
+) -> Recheck:
     """Checks every file of a version, then replays golden through every copy.
 
     What a model of another tool lacks is `untested`; that its copies can be loaded is checked.
@@ -77,6 +81,7 @@ def recheck_version(version_dir: Path, *, skip_tensorflow: bool = False) -> Rech
     Args:
         version_dir: Of a published version, a candidate, any SavedModel, or a `.tflite` file.
         skip_tensorflow: Leave the SavedModel out.
+        on_check: Told the name of each check that may take long, as it begins.
 
     Returns:
         Each check with its result. A check that could not run is `untested` and fails nothing.
@@ -86,13 +91,17 @@ def recheck_version(version_dir: Path, *, skip_tensorflow: bool = False) -> Rech
     """
     check_version_dir(version_dir)
     if layout.is_foreign(version_dir):
-        checks = [*_list_lacks(version_dir), *_check_loads(version_dir, skip=skip_tensorflow)]
+        checks = [
+            *_list_lacks(version_dir),
+            *_check_loads(version_dir, on_check, skip=skip_tensorflow),
+        ]
         return Recheck(path=version_dir, manifest=None, checks=tuple(checks))
     try:
         manifest = read_manifest(version_dir)
     except ManifestError as error:
         unreadable = Check(name="manifest", result="FAILED", detail=error.message)
         return Recheck(path=version_dir, manifest=None, checks=(unreadable,))
+    on_check("files")
     identity = f"{manifest.model_name} version {manifest.version}, schema {manifest.schema}"
     checks = [
         Check(name="manifest", result="passed", detail=identity),
@@ -100,7 +109,7 @@ def recheck_version(version_dir: Path, *, skip_tensorflow: bool = False) -> Rech
     ]
     # A damaged file is never loaded: neither TensorFlow nor TFLite survives every one.
     if checks[-1].result == "passed":
-        checks += _check_golden(version_dir, manifest, skip_tensorflow=skip_tensorflow)
+        checks += _check_golden(version_dir, manifest, on_check, skip_tensorflow=skip_tensorflow)
     return Recheck(path=version_dir, manifest=manifest, checks=tuple(checks))
 
 
@@ -112,26 +121,28 @@ def _check_every_file(version_dir: Path, manifest: Manifest) -> Check:
     return Check(name="files", result="passed", detail=f"sha256 of {len(manifest.files)} files")
 
 
-def _check_golden(version_dir: Path, manifest: Manifest, *, skip_tensorflow: bool) -> list[Check]:
+def _check_golden(
+    version_dir: Path, manifest: Manifest, on_check: OnCheck, *, skip_tensorflow: bool
+) -> list[Check]:
     if layout.GOLDEN not in manifest.files:
-        return [*_list_lacks(version_dir), *_check_loads(version_dir, skip=skip_tensorflow)]
+        return [
+            *_list_lacks(version_dir),
+            *_check_loads(version_dir, on_check, skip=skip_tensorflow),
+        ]
     try:
         golden = read_golden(version_dir / layout.GOLDEN)
     except ManifestError as error:
         return [Check(name="golden", result="FAILED", detail=error.message)]
     tolerances = find_tolerances(manifest)
-    has_saved_model = (version_dir / layout.SAVED_MODEL).is_file()
-    return [
-        *(
-            [_check_saved_model(version_dir, golden, skip=skip_tensorflow)]
-            if has_saved_model
-            else []
-        ),
-        *(
-            _check_variant(version_dir, variant, golden, tolerances.of_variant(variant))
-            for variant in list_variants(version_dir)
-        ),
-    ]
+    checks = []
+    if (version_dir / layout.SAVED_MODEL).is_file():
+        on_check(SAVED_MODEL)
+        checks.append(_check_saved_model(version_dir, golden, skip=skip_tensorflow))
+    for variant in list_variants(version_dir):
+        on_check(variant)
+        tolerance = tolerances.of_variant(variant)
+        checks.append(_check_variant(version_dir, variant, golden, tolerance))
+    return checks
 
 
 def _check_saved_model(version_dir: Path, golden: Golden | None, *, skip: bool) -> Check:
@@ -169,17 +180,21 @@ def _list_lacks(path: Path) -> list[Check]:
     ]
 
 
-def _check_loads(path: Path, *, skip: bool) -> list[Check]:
+def _check_loads(path: Path, on_check: OnCheck, *, skip: bool) -> list[Check]:
     """Whether the copies can be loaded: all there is to find out without golden examples."""
     checks = []
     if (path / layout.SAVED_MODEL).is_file():
+        on_check(SAVED_MODEL)
         checks.append(_check_saved_model(path, None, skip=skip))
     files = (
         {path.name: path}
         if path.is_file()
         else {one: path / layout.variant_path(one) for one in list_variants(path)}
     )
-    return [*checks, *(_try_variant(name, file) for name, file in files.items())]
+    for name, file in files.items():
+        on_check(name)
+        checks.append(_try_variant(name, file))
+    return checks
 
 
 def _try_variant(name: str, file: Path) -> Check:

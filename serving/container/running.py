@@ -19,7 +19,7 @@ from typing import Self, TypeAlias
 
 import msgspec
 
-from contract.console.terminal import WaitingLine
+from contract.console.progress import WaitingLine
 from contract.errors import (
     ConfigError,
     PlumblineError,

@@ -161,8 +161,6 @@ class _Responder:
                 request = self._parse(body, quickly=True, reserve=context.reserve)
             except TakesLongError:
                 return self._respond_later(body, None, context, started)
-            except DecodeError as error:
-                raise RequestError("", code=Code.INTERNAL) from error
             reply = self._exchange_at_once(request, context)
         except Exception as error:
             self._raise_told(error, request)
@@ -177,7 +175,7 @@ class _Responder:
     ) -> bytes:
         try:
             if request is None:
-                read = partial(_parse_slowly, self._parse, body, context.reserve)
+                read = partial(self._parse, body, reserve=context.reserve)
                 request = await self._pool.run(read, context=context)
             reply = await self._exchange(request, context)
         except Exception as error:
@@ -188,7 +186,7 @@ class _Responder:
 
     def _raise_told(self, error: Exception, request: Any) -> NoReturn:
         """The boundary: whatever fails, the caller gets a status."""
-        told = _tell(error)
+        told = _tell(error, is_parsed=request is not None)
         if told is None:
             _log.error("%s failed", self._name, exc_info=error)
             told = InternalError(CRASH_TEXT)
@@ -213,18 +211,10 @@ class _Successes(dict[str, Callable[[float], None]]):
         return observe
 
 
-def _parse_slowly(
-    parse: Callable[..., Any], body: RequestBytes, reserve: Callable[[int], None]
-) -> Any:
-    try:
-        return parse(body, reserve=reserve)
-    except DecodeError as error:
-        raise RequestError("", code=Code.INTERNAL) from error
-
-
-def _tell(error: Exception) -> PlumblineError | None:
+def _tell(error: Exception, *, is_parsed: bool) -> PlumblineError | None:
     """What the caller is told of an error; None for a crash."""
-    if isinstance(error, RequestError) and isinstance(error.__cause__, DecodeError):
+    is_unread = isinstance(error, DecodeError) and not is_parsed
+    if is_unread or (isinstance(error, RequestError) and isinstance(error.__cause__, DecodeError)):
         # What is no message is INTERNAL without words, as grpc++ answers it.
         return RequestError("", code=Code.INTERNAL)
     return error if isinstance(error, PlumblineError) else None

@@ -20,6 +20,7 @@ import pytest
 
 from clients.cli import main
 from clients.on_device import OnDevicePredictor
+from contract import layout
 from contract.errors import DeadlineExceededError
 from contract.signature import Batch
 from tests.clients.grpc_servers import ModelServer
@@ -131,7 +132,7 @@ def test_on_device_bench_measures_every_variant_beside_a_bare_loop(
     arguments = ["on-device", "bench", "--version_dir", str(published_mlp / "mlp")]
     assert main([*arguments, "--calls", "100", "--json"]) == 0
     variants = json.loads(capsys.readouterr().out)["variants"]
-    assert [one["variant"] for one in variants] == ["float32", "float16", "dynamic_range", "int8"]
+    assert [one["variant"] for one in variants] == list(layout.DEFAULT_VARIANTS)
     for one in variants:
         assert 0 < one["median_us"] <= one["p99_us"]
         assert one["bare_median_us"] > 0

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from clients.cli import main
+from clients.commands.doctor import find_rest_server
 from clients.doctor.findings import Check, check_package
 from contract import layout
 from contract.errors import ResourceExhaustedError
@@ -128,6 +129,43 @@ def test_a_wrong_model_name_lists_the_served_ones(diagnose: Any) -> None:
     assert status == 1
     assert "it serves cnn, mlp" in findings["model name"]["explanation"]
     assert "--model_name" in findings["model name"]["fix"]
+
+
+def test_the_only_model_of_a_server_is_looked_at_where_none_is_named(
+    diagnose: Any, published_mlp: Path
+) -> None:
+    with serve_mlp(published_mlp / "mlp" / "1") as server, serve_http(b'x{model="mlp"} 1') as rest:
+        answer = server._GetModelStatus
+
+        def know_mlp(request: bytes) -> bytes:
+            return _not_found(request) if b"default" in request else answer(request)
+
+        server._GetModelStatus = know_mlp  # type: ignore[method-assign]
+        status, findings = diagnose(server.address, "--rest_server", rest)
+    assert status == 0
+    assert findings["model name"]["explanation"] == "mlp is served"
+
+
+def test_metrics_are_looked_for_beside_the_server_that_is_asked() -> None:
+    assert find_rest_server("10.0.0.5:8500") == "10.0.0.5:8501"
+    assert find_rest_server("[::1]:9000") == "[::1]:8501"
+    assert find_rest_server("unix:/run/tf.sock") == "127.0.0.1:8501"
+
+
+def test_advice_fits_where_the_version_came_from(copied: Path, diagnose: Any) -> None:
+    (copied / layout.WARMUP).unlink()
+    advice = []
+    configs: list[dict[str, Any] | None] = [{"model": {"kind": "cnn"}}, {"export": {}}, None]
+    for config in configs:
+        if config is None:
+            (copied / layout.MANIFEST).unlink()
+        else:
+            manifest = msgspec.structs.replace(read_manifest(copied), config=config)
+            write_manifest(copied, manifest)
+        advice.append(diagnose(copied)[1]["warmup"]["fix"])
+    assert "--config FILE" in advice[0] and "--model" not in advice[0]
+    assert "--model FILE --examples FILE" in advice[1] and "--config" not in advice[1]
+    assert f"--model {copied} --examples FILE" in advice[2]
 
 
 def _not_found(_: bytes) -> bytes:
@@ -245,6 +283,18 @@ def test_a_model_that_disagrees_with_golden_is_found(
     status, findings = diagnose(copied)
     assert status == 1
     assert "differs by up to" in findings["healthy version"]["explanation"]
+
+
+def test_every_copy_of_a_version_is_asked(copied: Path, diagnose: Any) -> None:
+    _, findings = diagnose(copied)
+    count = len(layout.DEFAULT_VARIANTS)
+    assert f"agree through all {count} copies" in findings["healthy version"]["explanation"]
+    manifest = read_manifest(copied)
+    config = {"export": {"tolerances": {"int8": {"max_abs_difference": 1e-9}}}}
+    write_manifest(copied, msgspec.structs.replace(manifest, config=config))
+    status, findings = diagnose(copied)
+    assert status == 1
+    assert findings["healthy version"]["explanation"].startswith("int8: serving_default: ")
 
 
 def test_another_package_of_our_name_is_found(tmp_path: Path) -> None:

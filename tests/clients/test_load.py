@@ -12,9 +12,20 @@ import pytest
 
 from clients.cli import main
 from clients.commands import load as load_module
-from clients.commands.load import NOT_SENT, LoadPlan, LoadRun, plan_arrivals, write_plot
+from clients.commands.load import (
+    NOT_SENT,
+    PERCENTILES,
+    LoadPlan,
+    LoadResult,
+    LoadRun,
+    draw_latencies,
+    plan_arrivals,
+    write_plot,
+)
+from contract.console.plots import styled
 from contract.errors import DeadlineExceededError, ServableUnavailableError
 from tests.clients.serving_mlp import serve_mlp
+from tests.pictures import find_cut, find_overlaps
 
 
 def test_arrivals_have_the_rate_and_the_spread_of_a_poisson_process() -> None:
@@ -146,5 +157,52 @@ def test_a_rate_without_a_good_answer_leaves_a_gap_in_the_picture(tmp_path: Path
     good = LoadRun(LoadPlan(50, 0.2, 0.01))
     asyncio.run(good.run(send))
     empty = LoadRun(LoadPlan(60, 0.2, 0.01))
-    write_plot(tmp_path / "curve.svg", [good.summarise(), empty.summarise()], title="a gap")
+    write_plot(tmp_path / "curve.svg", [good.summarise(), empty.summarise()], note="a gap")
     assert (tmp_path / "curve.svg").stat().st_size > 0
+
+
+def make_result(rate: float, num_calls: int, *, share: float = 1.0) -> LoadResult:
+    """Latencies of a server that gets slower with the rate, and answers that share of the calls."""
+    num_ok = round(num_calls * share)
+    latencies = np.random.default_rng(0).lognormal(rate / 4000, 0.05, num_ok)
+    return LoadResult(
+        asked_rate=rate,
+        achieved_rate=rate * share,
+        num_sent=num_calls,
+        num_ok=num_ok,
+        errors={},
+        percentiles_ms={p: float(np.percentile(latencies, p)) for p in PERCENTILES},
+        max_ms=float(latencies.max()),
+        late_p99_ms=0.0,
+        latencies_ms=latencies,
+    )
+
+
+@pytest.mark.parametrize(
+    ("results", "title"),
+    [
+        ([make_result(500, 3000)], "99 % of 3,000 calls at 500 per second are answered within"),
+        ([make_result(5, 7)], "All 7 calls at 5 per second took"),
+        ([make_result(50, 300, share=0.9)], "30 of 300 calls at 50 per second fail"),
+        ([make_result(rate, 900) for rate in (100, 300)], "1.2 ms at 300 per second"),
+        (
+            [make_result(rate, 900, share=1 - rate / 40_000) for rate in (100, 1000, 4000)],
+            "Not even 100 calls per second are answered in full",
+        ),
+        (
+            [make_result(100, 900), make_result(4000, 900, share=0.5)],
+            "at 100 per second; at 4,000 (dashed) some fail",
+        ),
+    ],
+    ids=["one rate", "few calls", "failures", "rates", "never reached", "a rate not reached"],
+)
+def test_the_picture_says_what_was_found_and_nothing_in_it_overlaps(
+    results: list[LoadResult], title: str
+) -> None:
+    with styled():
+        figure = draw_latencies(
+            results, note="mlp on 127.0.0.1:8500: serving_default, 1 row a call"
+        )
+        assert find_overlaps(figure) == []
+        assert find_cut(figure) == []
+        assert title in " ".join(figure.get_suptitle().split())

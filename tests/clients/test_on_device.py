@@ -8,9 +8,11 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from clients.files.predict import find_scaling
 from clients.on_device import OnDevicePredictor, list_variants
 from contract import layout
 from contract.errors import (
@@ -21,6 +23,8 @@ from contract.errors import (
     TensorMismatchError,
 )
 from contract.golden import GoldenExamples, read_golden
+from contract.manifest import InputStatistics, read_manifest, write_manifest
+from contract.pictures import PixelScaling
 from tests.lite_models import FOLDER, answer_row_by_row
 
 
@@ -196,3 +200,22 @@ def test_advice_on_a_file_of_another_tool_fits_it(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "cnn.tflite", tmp_path / "1" / "model.tflite")
     with pytest.raises(ConfigError, match=r"it has float32; copies.*export --model .*1 --examples"):
         OnDevicePredictor(tmp_path, variant="int8")
+
+
+def test_what_pixels_become_is_what_the_manifest_says_else_the_file_s_metadata(
+    version_dir: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "1"
+    shutil.copytree(version_dir, copied)
+    signatures = OnDevicePredictor(copied).signatures
+    known = InputStatistics(
+        min=0, max=200, mean=9, std=9, num_rows=9, image_shape=(28, 28, 1), pixel_scale=(0, 255)
+    )
+    manifest = msgspec.structs.replace(read_manifest(copied), inputs={"": known})
+    write_manifest(copied, manifest)
+    assert find_scaling(copied, signatures) == PixelScaling.between(0, 255)
+    (copied / layout.MANIFEST).unlink()
+    for path in (copied, copied / "model.tflite"):
+        assert find_scaling(path, signatures, "serving_uint8") == PixelScaling.between(0, 255)
+    foreign = OnDevicePredictor(FOLDER / "cnn.tflite")
+    assert find_scaling(foreign.path, foreign.signatures) is None

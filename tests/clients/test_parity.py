@@ -11,9 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from clients.cli import main
-from clients.parity import AGREES, DIFFERS, FAILED, IN_PART, ON_DEVICE, Hop, check_hop, list_hops
+from clients.parity import (
+    AGREES,
+    DIFFERS,
+    FAILED,
+    IN_PART,
+    ON_DEVICE,
+    Hop,
+    HopReport,
+    check_hop,
+    list_hops,
+)
 from contract import layout
 from contract.errors import (
     ConfigError,
@@ -126,6 +137,19 @@ def test_what_cannot_be_compared_never_agrees(error: Exception, verdict: str) ->
     assert str(error) in report.problems[0]
 
 
+@pytest.mark.parametrize(
+    ("hop", "counts"),
+    [
+        *(("grpc", True), ("rest", True), ("browser", True)),
+        *(("on-device:float32", True), ("on-device:web", True)),
+        *((f"on-device:{one}", False) for one in ("float16", "dynamic_range", "int8")),
+        ("on-device:int8_float_io", False),
+    ],
+)
+def test_floats_are_counted_where_a_copy_has_all_their_bits(hop: str, counts: bool) -> None:
+    assert HopReport(hop, AGREES).counts_ulp is counts
+
+
 def test_unknown_hops_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="grpc-aio, rest, on-device:float32"):
         list_hops("grcp", None)
@@ -133,8 +157,27 @@ def test_unknown_hops_are_refused_with_the_known_ones() -> None:
 
 def test_all_means_servers_and_every_variant_there_is(published_mlp: Path) -> None:
     variants = [f"on-device:{variant}" for variant in layout.DEFAULT_VARIANTS]
-    assert list_hops("all", published_mlp / "mlp" / "1") == ["grpc", "grpc-aio", "rest", *variants]
+    assert list_hops("all", published_mlp / "mlp" / "1") == [
+        *("grpc", "grpc-aio", "rest"),
+        *variants,
+        "browser",
+    ]
     assert list_hops("grpc,all", None) == ["grpc", "grpc-aio", "rest"]
+
+
+def test_a_hop_that_all_brings_is_skipped_where_it_cannot_run_and_a_named_one_is_refused(
+    published_mlp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    hops = ",".join(f"on-device:{variant}" for variant in layout.DEFAULT_VARIANTS)
+    folder = ["parity", "--version_dir", str(published_mlp / "mlp" / "1"), "--via"]
+    brought = [*folder, f"{hops}, all", "--server", "127.0.0.1:9", "--timeout_s", "0.1"]
+    assert main([*brought, "--json"]) == 3  # the servers are not there
+    verdicts = {one["hop"]: one["verdict"] for one in json.loads(capsys.readouterr().out)["hops"]}
+    assert verdicts["browser"] == "skipped"
+    assert verdicts["on-device:int8"] == AGREES
+    assert main([*folder, f"{hops},browser"]) == 2
+    assert "browser" in capsys.readouterr().err
 
 
 def test_the_command_agrees_over_grpc_asyncio_and_every_variant(
@@ -151,7 +194,7 @@ def test_the_command_agrees_over_grpc_asyncio_and_every_variant(
         )
     hops = json.loads(capsys.readouterr().out)["hops"]
     assert status == 0
-    assert [hop["verdict"] for hop in hops] == [AGREES] * 6
+    assert [hop["verdict"] for hop in hops] == [AGREES] * (2 + len(layout.DEFAULT_VARIANTS))
     assert all(hop["num_rows"] > 0 for hop in hops)
 
 
@@ -204,6 +247,29 @@ def test_the_command_exits_1_on_a_difference_and_names_it(
     assert status == 1
     assert "differs" in shown.out
     assert "serving_default: probabilities differs by up to 0.0001" in shown.err
+
+
+def test_the_table_has_a_line_of_80_columns_for_each_hop_however_long_the_path(
+    published_mlp: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    version = tmp_path / "a base path that is longer than a line" / "模型" / "1"
+    shutil.copytree(published_mlp / "mlp" / "1", version)
+    hops = [f"on-device:{variant}" for variant in layout.DEFAULT_VARIANTS]
+    command = ["parity", "--version_dir", str(version), "--via", ",".join(hops)]
+    assert main(command) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title.startswith("parity with ")
+    assert title.endswith("/1/assets.extra/golden.npz")
+    assert all(cell_len(line) <= 80 for line in (title, *lines))
+    assert [line.split()[0] for line in lines if line.endswith("agrees")] == hops
+    assert main([*command, "--per_signature"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(cell_len(line) <= 80 for line in lines)
+    assert sum(line.endswith("agrees") for line in lines) == 3 * 3 + 2 * 2
 
 
 def test_the_command_exits_3_when_nobody_answers(

@@ -20,6 +20,7 @@ from clients.images import decode_image
 from contract.errors import ConfigError, DatasetError, SignatureNotFoundError, TensorMismatchError
 from contract.golden import Golden, GoldenExamples, write_golden
 from contract.manifest import InputStatistics
+from contract.pictures import PixelScaling
 from contract.signature import Array, Signature, TensorSpec
 
 
@@ -191,6 +192,71 @@ def test_images_for_serving_default_are_scaled(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode_image(PIXELS[3]))
     _, array = read([tmp_path / "a.png"], signature_name="serving_default")
     assert np.array_equal(array, PIXELS[3:].reshape(1, 6).astype(np.float32) / np.float32(255))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0.0, 1.0, PIXELS[:1] / 255), (0.0, 255.0, PIXELS[:1])]
+)
+def test_images_become_what_the_version_says(
+    tmp_path: Path, low: float, high: float, expected: Array
+) -> None:
+    (tmp_path / "a.png").write_bytes(encode_image(PIXELS[0]))
+    adjustment = Adjustment(pixels=PixelScaling.between(low, high))
+    named = {"signature_name": "serving_default", "adjustment": adjustment}
+    _, array = read([tmp_path / "a.png"], **named)
+    assert np.array_equal(array, expected.reshape(1, 6).astype(np.float32))
+
+
+def test_a_flag_is_stronger_than_what_the_version_says(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode_image(PIXELS[3]))
+    adjustment = Adjustment(scale=10, pixels=PixelScaling.between(0, 1))
+    _, array = read([tmp_path / "a.png"], signature_name="serving_default", adjustment=adjustment)
+    assert np.array_equal(array, PIXELS[3:].reshape(1, 6) / np.float32(10))
+
+
+def test_that_pixels_are_divided_by_255_unasked_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(encode_image(PIXELS[3]))
+    read([tmp_path / "a.png"], signature_name="serving_default")
+    assert "--signature_name serving_uint8, or --version_dir" in flat(capsys)
+    read([tmp_path / "a.png"])
+    read(
+        [tmp_path / "a.png"],
+        signature_name="serving_default",
+        adjustment=Adjustment(pixels=PixelScaling.between(0, 1)),
+    )
+    assert "divided" not in flat(capsys)
+
+
+def flat(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_flags_that_would_do_nothing_to_pictures_are_refused_or_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(encode_image(PIXELS[0]))
+    with pytest.raises(ConfigError, match="serving_image_bytes takes files as they are; give --si"):
+        read(
+            [tmp_path / "a.png"],
+            signature_name="serving_image_bytes",
+            adjustment=Adjustment(invert=True),
+        )
+    _, array = read([tmp_path / "a.png"], adjustment=Adjustment(scale=255))
+    assert np.array_equal(array, PIXELS[:1])
+    assert "left out: serving_uint8 takes raw pixels" in flat(capsys)
+
+
+def test_pictures_go_to_floats_where_it_is_known_what_pixels_become(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode_image(PIXELS[0]))
+    alone = {"serving_default": make_signature("serving_default", "float32", (None, 2, 3))}
+    with pytest.raises(TensorMismatchError, match="--version_dir, or --scale"):
+        InputReader([tmp_path / "a.png"], alone)
+    adjustment = Adjustment(pixels=PixelScaling.between(-1, 1))
+    reader = InputReader([tmp_path / "a.png"], alone, adjustment=adjustment)
+    (rows,) = reader
+    assert np.allclose(rows.batch["images"], PIXELS[:1] / 127.5 - 1, atol=1e-6)
 
 
 def test_inverted_images_have_light_ink(tmp_path: Path) -> None:

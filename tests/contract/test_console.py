@@ -28,7 +28,6 @@ from contract.console.terminal import (
     print_table,
     remark,
     say,
-    show_progress,
     to_json,
 )
 from contract.errors import PlumblineError, UnimplementedError
@@ -104,21 +103,44 @@ def test_headings_fold_before_cells() -> None:
     ]
 
 
-def test_sentences_fold_between_words_and_numbers_and_verdicts_stay_whole() -> None:
+def test_a_sentence_is_cut_in_its_row_and_whole_below_the_table() -> None:
     sentence = "the server at this address does not answer, and may be starting " * 3
     rows = [["reachable", "not checked", "123,456", sentence.strip()]]
     shown = draw(["check", "result", "rows", "what was seen"], rows, width=60)
     assert max(map(len, shown)) <= 60
-    assert shown[1].startswith("reachable  not checked  123,456  ")
-    assert " ".join(" ".join(shown[1:]).split()).endswith("may be starting")
-    assert set(" ".join(shown).split()) >= set(sentence.split())  # no word is broken
+    assert shown[1] == "reachable  not checked  123,456  the server at this address…"
+    assert shown[2] == ""
+    assert " ".join(shown[3:]) == f"reachable: {sentence.strip()}"
 
 
-def test_a_path_without_blanks_is_broken_to_fit() -> None:
+def test_what_several_rows_say_stands_below_once() -> None:
+    name = "Anseriformes, Wasservögel und andere Arten"
+    rows = [[f"eine Datei mit langem Namen:{at}", name, "0.5", "next"] for at in range(3)]
+    shown = draw(["row", "class", "probabilities", "or"], rows, width=60)
+    assert [line.split()[-1] for line in shown[1:4]] == ["next"] * 3
+    assert [line[:18].rstrip()[-2:] for line in shown[1:4]] == [":0", ":1", ":2"]
+    assert shown[-1] == name
+
+
+def test_a_name_too_long_loses_its_middle() -> None:
     path = "/models/" + "very_long_name/" * 12
-    shown = draw(["row", "class"], [[path, "7"]])
-    assert max(map(len, shown)) <= 80
-    assert "".join(line.split()[0] for line in shown[1:]) == path
+    title = f"parity with {path}golden.npz"
+    shown = draw(["row", "class"], [[path + "one", "7"], [path + "two", "7"]], title=title)
+    assert [len(line) for line in shown] == [80, 80, 80, 80, 0]
+    assert shown[0].startswith("parity with /models/very_long_name/very")
+    assert shown[0].endswith("very_long_name/golden.npz")
+    assert [line.split()[0][-9:] for line in shown[2:4]] == ["_name/one", "_name/two"]
+
+
+@pytest.mark.parametrize(
+    "name", ["梵文 " * 3 + "名前" * 20, "großer Seeadler (ostpreußischer) " * 3]
+)
+def test_a_long_class_and_its_count_share_a_line(name: str) -> None:
+    shown = draw(["copy", "lost"], [["dynamic_range", f"{name}: 12 of 100"]], width=50)
+    assert cell_len(shown[1]) <= 50
+    assert shown[1].startswith("dynamic_range  ")
+    assert "…" in shown[1]
+    assert "12 of 100" in "".join(shown)
 
 
 def test_more_numbers_than_a_line_holds_become_a_block_for_each_row() -> None:
@@ -137,8 +159,8 @@ def test_what_would_move_the_cursor_is_shown_and_not_sent() -> None:
 
 def test_wide_letters_count_twice() -> None:
     shown = draw(["name", "n"], [["模型" * 30, "1"], ["e\u0301", "2"]], width=40)
-    assert max(map(cell_len, shown)) == 39  # two columns a letter
-    assert cell_len(shown[-1]) == 39  # an accent on its own takes no room
+    assert [cell_len(line) for line in shown] == [40, 40, 40]  # an accent takes no room
+    assert shown[1] == f"{'模型' * 4}模…{'型模' * 4}型  1"  # two columns a letter
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -171,6 +193,42 @@ def test_every_table_fits_whatever_its_cells(
     assert all(cell_len(line) <= width for line in ascii_lines)
 
 
+def _is_told(cell: str, line: str, below: str) -> bool:
+    """Whether a row holds a cell, or shows that it has more; a sentence stands below, too."""
+    if cell in line:
+        return True
+    starts = [f"{cell[:at]}…{cell[len(cell) - end :]}" for at in range(3, 80) for end in range(80)]
+    is_shortened = any(one in line for one in starts)
+    return is_shortened and (len(cell.split()) < 4 or "".join(cell.split()) in below)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.from_regex(r"\A[a-z:/_.-]{1,60}\Z"),
+            st.from_regex(r"\A[0-9]{1,9}(\.[0-9]{1,4})?\Z"),
+            st.sampled_from(["agrees", "bit for bit", "not checked"]),
+            st.from_regex(r"\A[a-z/]{1,40}( [a-z:/0-9]{1,30}){0,12}\Z"),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    width=st.integers(60, 120),
+    is_terminal=st.booleans(),
+)
+def test_a_row_is_a_line_and_no_cell_loses_anything_unseen(
+    rows: list[tuple[str, ...]], width: int, is_terminal: bool
+) -> None:
+    headings = ["copy", "max abs difference", "verdict", "what was seen"]
+    shown = draw(headings, [list(row) for row in rows], width=width, is_terminal=is_terminal)
+    assert all(cell_len(line) <= width for line in shown)
+    at = next(at for at, line in enumerate(shown) if rows[0][2] in line)
+    lines, below = shown[at : at + len(rows)], "".join("".join(shown[at + len(rows) :]).split())
+    for row, line in zip(rows, lines, strict=True):
+        assert all(_is_told(cell, line, below) for cell in row)
+
+
 def test_a_word_too_long_for_a_line_of_text_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     path = "/models/" + "x" * 40
@@ -191,34 +249,6 @@ def test_lines_fold_on_a_terminal_and_stay_whole_elsewhere(
         remark(sentence)
     assert pipe.getvalue() == f"{sentence}\n{sentence}\n"
     assert all(len(line) <= 40 for line in terminal.getvalue().splitlines())
-
-
-def test_progress_is_a_line_at_the_end_where_there_is_no_terminal(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with show_progress("predict") as progress:
-        progress.advance(1_200)
-    with show_progress("fetch", unit="bytes") as progress:
-        progress.advance(2_500_000)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    rows, copied = shown.err.splitlines()
-    assert rows.startswith("predict: 1,200 rows, ")
-    assert copied.startswith("fetch: 2.5 MB, ")
-
-
-@pytest.mark.parametrize("unit", ["rows", "requests", "bytes"])
-def test_a_progress_bar_fits_80_columns(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = Terminal()
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", stream)
-    with show_progress("1000 calls/s", total=12_345_678, unit=unit) as progress:
-        progress.advance(12_345_678)
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
-    last = [line for line in re.split(r"[\r\n]+", shown) if line.strip()][-1]
-    assert "1000 calls/s" in last and "…" not in last
-    assert len(last.rstrip()) <= 80
 
 
 class Colour(enum.IntEnum):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from contract import layout
 from contract.errors import ManifestError
 from contract.lite import list_custom_ops
+from contract.lite.schema import find_scalings
 from contract.manifest import (
     MAX_BYTES,
     Manifest,
@@ -181,6 +182,7 @@ def test_the_operators_of_a_damaged_tflite_model(published_mlp: Path, data: st.D
     head = damage(content[:400], data)
     with contextlib.suppress(ManifestError):
         assert isinstance(list_custom_ops(head + content[400:]), list)
+        assert isinstance(find_scalings(head + content[400:]), dict)
 
 
 LOAD_DAMAGED = """

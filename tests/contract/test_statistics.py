@@ -7,7 +7,7 @@ import pytest
 
 from contract.manifest import InputStatistics
 from contract.signature import Array
-from contract.statistics import compare_inputs, measure_input
+from contract.statistics import compare_inputs, find_scaling, measure_input
 
 RNG = np.random.default_rng(4)
 SHAPE = (12, 12, 1)
@@ -76,3 +76,25 @@ def test_texts_and_what_is_unknown_have_no_remark() -> None:
     assert measure_input(np.array([b"a"], object)) is None
     assert compare_inputs({"a": np.array([b"a"], object)}, measure(draw_digits())) == []
     assert compare_inputs({"a": draw_digits()}, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "stated", "mean", "std"),
+    [
+        (0.02, 0.97, (), 0, 255),
+        (-0.9, 1, (), 127.5, 127.5),
+        (0, 250, (), 0, 1),
+        (0, 0.9, (0.0, 2.0), 0, 127.5),
+    ],
+)
+def test_the_scale_of_pixels_is_as_stated_else_as_the_range_tells(
+    low: float, high: float, stated: tuple[float, ...], mean: float, std: float
+) -> None:
+    known = InputStatistics(min=low, max=high, mean=0.1, std=0.1, num_rows=9, pixel_scale=stated)
+    found = find_scaling(known)
+    assert found is not None and (found.mean, found.std) == ((mean,), (std,))
+
+
+def test_numbers_on_no_scale_of_pixels_say_nothing_of_it() -> None:
+    known = InputStatistics(min=-300, max=900, mean=0, std=9, num_rows=9)
+    assert find_scaling(known) is None

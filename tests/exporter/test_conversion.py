@@ -78,7 +78,7 @@ def make_copies(
                 calibration=calibration,
             )
         )
-    ask_for_conversions(converter, jobs)
+    jobs = ask_for_conversions(converter, jobs, made, run_dir=path)
     found = iterate_conversions(converter, jobs, made, run_dir=path, timeout_s=200)
     return made, {one.variant: one for one in found}
 
@@ -108,10 +108,11 @@ def test_recurrent_layers_are_loops_for_floats_and_unrolled_for_int8(
         layers.Bidirectional(layers.LSTM(4, return_sequences=True)),
         layers.RNN([layers.GRUCell(4), layers.LSTMCell(4)]),
     )
-    made, copies = make_copies(converter, model, (6, 3), tmp_path, "float32", "int8")
-    assert copies["float32"].batch_size == 1
+    made, copies = make_copies(converter, model, (6, 3), tmp_path, "float32", "int8", "web")
+    assert copies["float32"].batch_size == copies["web"].batch_size == 1
     assert copies["int8"].batch_size is None
     check_answers(made, copies["float32"], atol=1e-6)
+    check_answers(made, copies["web"], atol=1e-6)
     check_answers(made, copies["int8"], atol=0.05)
 
 
@@ -127,6 +128,18 @@ def test_int8_of_long_sequences_is_left_out_with_the_reason(
     assert "more than 64 steps" in copies["int8"].problem
     assert "dynamic_range" in copies["int8"].remedy
     check_answers(made, copies["float32"], atol=1e-6)
+
+
+def test_a_web_copy_that_no_browser_could_run_is_left_out_with_the_reason(
+    converter: Converter, tmp_path: Path
+) -> None:
+    import tf_keras
+
+    model = classify(tf_keras, (None, 3), tf_keras.layers.GlobalAveragePooling1D())
+    _, copies = make_copies(converter, model, (4, 3), tmp_path, "web")
+    assert copies["web"].file is None
+    assert "serving_default takes features, float32 (batch, ?, 3)" in copies["web"].problem
+    assert "leave web out of the variants" in copies["web"].remedy
 
 
 def test_a_converter_that_dies_costs_no_other_copy(

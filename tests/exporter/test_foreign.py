@@ -44,7 +44,7 @@ def test_a_tflite_file_is_inspected_with_what_it_lacks(
     for text in (
         "lstm",
         "float32 (batch, 5, 3)",
-        "serving_default (1 at a time)",
+        "negative 1 at a time serving_default",
         "It lacks a manifest",
         "It lacks golden examples",
         "It lacks warmup records",

@@ -57,7 +57,7 @@ sigmoid, logit, squeezed_softmax = one(1, "sigmoid"), one(1, None), one(1, "soft
 softmax2, softmax3, logits3, sigmoids3 = (
     one(2, "softmax"), one(3, "softmax"), one(3, None), one(3, "sigmoid")
 )
-values2, wide = one(2, None), one(5, None)
+values2, wide, two_sigmoids = one(2, None), one(5, None), one(2, "sigmoid")
 
 def hidden_sigmoids(input_shape, num_classes):
     inputs = layers.Input(input_shape)
@@ -318,6 +318,56 @@ def test_masks_and_several_heads_are_weighed_too() -> None:
     train_both(make_data(VECTORS, SEVERAL), "many", class_weight={"low": 3.0}, epochs=2)
 
 
+def test_balanced_labels_find_a_rare_one() -> None:
+    rare = np.stack([RARE, TWO], axis=1).astype(np.float32)
+    data = make_data(VECTORS, (rare, Head(task="multilabel", class_names=("fraud", "large"))))
+    keys: dict[str, Any] = {"epochs": 12, "learning_rate": 0.01}
+    found = {}
+    for weights in ("", "balanced", {"fraud": 20.0}):
+        model = train_one(data, "two_sigmoids", class_weight=weights, **keys).model
+        answers = model.predict_on_batch(VECTORS)[RARE == 1, 0]
+        found[str(weights)] = float((answers > 0.5).mean())
+    assert min(found["balanced"], found[str({"fraud": 20.0})]) > found[""] + 0.2
+
+
+@pytest.mark.parametrize("weights", ["balanced", {"b": 5.0}])
+def test_label_weights_move_both_loops_alike_and_not_the_validation(weights: Any) -> None:
+    data = make_data(VECTORS, MULTILABEL)
+    train_both(data, "sigmoids3", class_weight=weights)
+    still: dict[str, Any] = {"learning_rate": 1e-30, "epochs": 1}
+    weighed = train_one(data, "sigmoids3", class_weight=weights, **still)
+    plain = train_one(data, "sigmoids3", **still)
+    assert weighed.history["loss"] != plain.history["loss"]
+    assert weighed.history["val_loss"] == plain.history["val_loss"]
+
+
+def test_balanced_labels_weigh_as_scikit_learn_has_it() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    data = make_data(VECTORS, MULTILABEL)
+    weights = weigh(data, "sigmoids3", "balanced").by_label["answer"]
+    for label in range(3):
+        rows = data.train.take(slice(None)).targets[""][:, label]
+        expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=rows)
+        assert np.allclose(weights[:, label], expected)
+
+
+def test_a_table_weighs_classes_and_labels_of_several_heads() -> None:
+    data = make_data(VECTORS, SEVERAL)
+    tags = SEVERAL["tags"][1].class_names
+    weights = weigh(data, "many", {"low": 3.0, tags[1]: 5.0})
+    assert weights.by_class["level"].tolist() == [3, 1, 1]
+    assert weights.by_label["tags"].tolist() == [[1, 1, 1], [1, 5, 1]]
+    train_both(data, "many", class_weight="balanced", epochs=2)
+
+
+def weigh(data: Dataset, builder: str, asked: Any) -> Any:
+    from exporter.training.parts import build_parts
+
+    model = {"kind": "builder", "builder": f"my_heads:{builder}"}
+    return build_parts(data, make_config(model=model, class_weight=asked)).class_weights
+
+
 def test_a_loss_of_ones_own_trains_an_embedding_in_both_loops() -> None:
     data = make_data(VECTORS, classes(THREE, *NAMES))
     result = train_both(data, "wide", loss="my_heads:pull_together")
@@ -357,7 +407,14 @@ def test_a_table_of_losses_is_by_output() -> None:
         (values(POINTS), "logit", {}, "as many units as there are values"),
         (values(POINTS), "values2", {"loss": "binary_crossentropy"}, "fits no output"),
         (classes(TWO, "no", "yes"), "sigmoid", {"loss": {"b": "huber"}}, "names 'b'"),
-        (values(POINTS), "values2", {"class_weight": "balanced"}, "one class a row"),
+        (values(POINTS), "values2", {"class_weight": "balanced"}, "of classes or of labels"),
+        (
+            MULTILABEL,
+            "wide",
+            {"class_weight": "balanced", "loss": "my_heads:pull_together"},
+            "weigh the labels in that function",
+        ),
+        (MULTILABEL, "sigmoids3", {"class_weight": {"maybe": 1}}, "'maybe'"),
         (classes(TWO, "no", "yes"), "sigmoid", {"class_weight": {"maybe": 1}}, "'maybe'"),
         (SEVERAL, "logits3", {}, "one output, 'answer'"),
     ],

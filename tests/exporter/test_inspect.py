@@ -27,7 +27,8 @@ def test_signatures_variants_and_provenance_are_shown(
         "float32 (batch, 784)",
         "dynamic_range",
         "0.00392156886  -128",
-        "data fingerprint",
+        "fingerprint",
+        "1 at a time",
         "tensorflow",
     ):
         assert text in shown

@@ -11,6 +11,7 @@ import pytest
 
 from contract import layout
 from contract.lite import LiteModel
+from contract.lite.schema import find_scalings
 from contract.signature import TensorSpec
 from exporter.artifacts.metadata import add_metadata, describe_model
 from exporter.data.pixels import PixelScale
@@ -188,3 +189,17 @@ def test_normalisation_is_of_pixels_from_0_to_255(
     assert note.normalisation is not None
     assert (note.normalisation.mean, note.normalisation.std) == (mean, std)
     assert (note.size, note.channels) == ((8, 9), 3)
+
+
+@pytest.mark.parametrize("scale", [PixelScale(0, 1), PixelScale(-1, 1), PixelScale(0, 255)])
+def test_what_is_said_of_pixels_is_read_again(
+    plain: tuple[bytes, bytes], scale: PixelScale
+) -> None:
+    with LiteModel(plain[0]) as model:
+        note = describe_model("m", list(model.signatures.values()), {}, scale)
+    scalings = find_scalings(add_metadata(plain[0], note))
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    made = scalings["serving_default"].apply(pixels)
+    assert np.allclose(made, scale.apply(pixels), atol=1e-6)
+    assert np.array_equal(scalings["serving_uint8"].apply(pixels), pixels)
+    assert find_scalings(plain[0]) == {}

@@ -387,29 +387,6 @@ def test_a_version_shows_its_table_in_a_notebook_and_one_line_in_a_shell(
     assert version.manifest == read_manifest(version.path)
 
 
-@pytest.mark.parametrize("wants_pixels", [False, True])
-def test_labelled_pictures_on_the_wrong_scale_are_warned_of_with_what_mends_it(
-    wants_pixels: bool, k: Keras, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    levels = np.random.default_rng(0).integers(0, 256, 40)
-    pictures = np.broadcast_to(levels[:, None, None, None], (40, 4, 4, 1)).astype(np.uint8)
-    layer = k.layers.Dense(2, activation="softmax")
-    factor = 1 / 255 if wants_pixels else 1.0
-    model = k.Sequential(
-        [k.Input((4, 4, 1)), k.layers.Rescaling(factor), k.layers.Flatten(), layer]
-    )
-    layer.set_weights([np.array([[-1, 1]] * 16, np.float32), np.array([8, -8], np.float32)])
-    labels = (levels / 255 > 0.5).astype(np.int64)
-    given = pictures / np.float32(255) if wants_pixels else pictures
-    publish(model, tmp_path, examples=given, labels=labels)
-    hint = "multiply them by 255" if wants_pixels else "--scale 0 1"
-    assert hint in caplog.text
-    caplog.clear()
-    right = {} if wants_pixels else {"scale": (0, 1)}
-    publish(model, tmp_path / "right", examples=pictures, labels=labels, **right)
-    assert "another scale" not in caplog.text
-
-
 def test_a_model_that_draws_lots_or_answers_no_numbers_is_not_published(
     tf: Any, tmp_path: Path
 ) -> None:

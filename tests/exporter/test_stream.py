@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import gzip
+import re
+import struct
 import sys
+import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +17,10 @@ import numpy as np
 import pytest
 
 from contract.errors import ConfigError, DatasetError
+from contract.heads import Head
+from contract.pictures import PNG_MAGIC
 from contract.wire.plumbline_wire import example_pb2
-from contract.wire.tfrecord import frame_record, write_records
+from contract.wire.tfrecord import frame_record, read_records, write_records
 from exporter.config import DataConfig
 from exporter.data.dataset import Dataset, draw_export_examples, load_dataset
 from exporter.data.stream import Stream, explain_read_errors
@@ -145,6 +153,22 @@ def test_the_fingerprint_is_of_the_records(tmp_path: Path) -> None:
     assert prints[0] == prints[1] != prints[2]
 
 
+def test_labels_that_the_index_does_not_hold_are_counted_all_the_same(tmp_path: Path) -> None:
+    from exporter.training.batches import count_classes
+
+    examples = []
+    for row in range(60):
+        example = example_pb2.Example()
+        example.features.feature["x"].float_list.value.extend([row, 1])
+        example.features.feature["tags"].int64_list.value.extend([row % 2, int(row % 3 == 0)])
+        examples.append(example.SerializeToString())
+    write_records(tmp_path / "a.tfrecord", examples)
+    train = load(tmp_path, target="tags", task="multilabel").train
+    tags = train.take(slice(None)).targets[""]
+    counted = count_classes(train, "", Head(task="multilabel", class_names=("odd", "third")))
+    assert counted.tolist() == [(tags == 0).sum(axis=0).tolist(), tags.sum(axis=0).tolist()]
+
+
 def test_raw_bytes_of_pixels_are_images(tmp_path: Path) -> None:
     pixels = np.arange(20, dtype=np.uint8)
     write_shards(tmp_path, picture=pixels.tobytes())
@@ -189,22 +213,84 @@ def test_a_record_whose_picture_is_none_is_named_and_skipped_only_when_told(
         "features": {"picture": "image", "label": "int64"},
         "image_size": (3, 4),
     }
-    byte = sum(len(frame_record(one)) for one in good)
-    with pytest.raises(DatasetError, match=rf"record at byte {byte} cannot be read"):
+    with pytest.raises(DatasetError, match=r"a\.tfrecord: record 60: its picture cannot be read"):
         load(tmp_path, **keys)
     dataset = load(tmp_path, **keys, skip_unreadable=True)
     assert dataset.num_skipped == 1
     assert len(dataset.train) + len(dataset.validation) + len(dataset.test) == 60
 
 
-def test_a_picture_that_shows_its_fault_late_is_a_sentence_too(tmp_path: Path) -> None:
+def test_a_jpeg_that_was_cut_off_is_found_before_training(tmp_path: Path) -> None:
     write_shards(tmp_path, 60, picture=encode_picture()[:-300])
     features = {"picture": "image", "label": "int64"}
-    with pytest.raises(DatasetError, match=r"cannot be decoded: .*truncated"):
-        load(tmp_path, features=features, image_size=(3, 4)).train.take(slice(3))
-    train = write_ok_then_cut(tmp_path, features)
+    with pytest.raises(DatasetError, match=r"00000-of-00003.*: record 0: .* truncated"):
+        load(tmp_path, features=features, image_size=(3, 4))
+
+
+def encode_late_png() -> bytes:
+    """A PNG with right checksums, whose compressed pixels end too early."""
+    pixels = zlib.compress(np.random.default_rng(0).bytes(9 * 28))[:60]
+    head = struct.pack(">IIBBBBB", 9, 9, 8, 2, 0, 0, 0)
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", head), (b"IDAT", pixels), (b"IEND", b""))
+    ]
+    return b"".join((PNG_MAGIC, *chunks))
+
+
+LATE: dict[str, Any] = {
+    "features": {"picture": "image", "label": "int64"},
+    "image_size": (3, 4),
+}
+
+
+def test_a_picture_that_shows_its_fault_late_is_named_when_it_is_decoded(tmp_path: Path) -> None:
+    good = [encode(row, picture=encode_picture()) for row in range(60)]
+    bad = encode(61, picture=encode_late_png())
+    write_records(tmp_path / "a.tfrecord", [*good[:20], bad, *good[20:]])
+    train = open_train(load(tmp_path, **LATE))
+    with pytest.raises(DatasetError, match=r"a\.tfrecord: record 20: its picture cannot be dec"):
+        train.take(slice(None))
+    with (
+        pytest.raises(DatasetError, match=r"record 20: its picture cannot be decoded"),
+        explain_read_errors(),
+    ):
+        list(train.open_batches(8, seed=1))
+    assert load(tmp_path, **LATE, skip_unreadable=True).num_skipped == 1
+
+
+def test_a_file_that_was_cut_off_since_is_a_sentence_too(tmp_path: Path) -> None:
+    train = write_ok_then_cut(tmp_path, LATE["features"])
     with pytest.raises(DatasetError, match="it was cut off since"), explain_read_errors():
         list(train.open_batches(8))
+
+
+def encode_misfit(kind: str) -> bytes:
+    example = example_pb2.Example()
+    features = example.features.feature
+    if kind != "no label":
+        features["label"].int64_list.value.append(1)
+    features["x"].float_list.value.extend([1, 2] if kind == "length" else [1, 2, 3])
+    if kind == "dtype":
+        features["x"].int64_list.value.extend([1, 2, 3])
+    data = bytes(example.SerializeToString(deterministic=True))
+    return b"\xff" + data if kind == "no example" else data
+
+
+@pytest.mark.parametrize("kind", ["length", "no label", "dtype", "no example"])
+def test_a_record_that_does_not_hold_the_features_is_named_and_skipped_only_when_told(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [encode(row) for row in range(60)]
+    write_records(tmp_path / "a.tfrecord", [*good[:20], encode_misfit(kind), *good[20:]])
+    with pytest.raises(DatasetError, match=r"a\.tfrecord: record 20 does not hold .*skip_unr"):
+        load(tmp_path)
+    dataset = load(tmp_path, skip_unreadable=True)
+    assert "skipped 1 records" in caplog.text and "record 20" in caplog.text
+    rows = [split.take(slice(None)) for split in (dataset.train, dataset.validation, dataset.test)]
+    numbers = np.concatenate([one.inputs[""][:, 0] for one in rows]).astype(int)
+    assert dataset.num_skipped == 1 and sorted(numbers.tolist()) == list(range(60))
+    assert (np.concatenate([one.targets[""] for one in rows]) == numbers % 3).all()
 
 
 def write_ok_then_cut(folder: Path, features: dict[str, str]) -> Stream:
@@ -254,7 +340,7 @@ def test_a_shard_that_is_cut_off_is_named_with_the_byte(
     [
         ({"target": "price"}, "no feature 'price', only 'label', 'x'"),
         ({"target": ""}, "data.target must name the feature"),
-        ({"features": {"x": "float32[4]", "label": "int64"}}, "record at byte 0 does not hold"),
+        ({"features": {"x": "float32[4]", "label": "int64"}}, "record 0 does not hold"),
         ({"features": {"x": "cube", "label": "int64"}}, "data.features: x = 'cube'"),
         ({"path": "nowhere.tfrecord"}, "cannot read nowhere.tfrecord"),
         ({"path": "nowhere/*.tfrecord"}, "holds no TFRecord files"),
@@ -268,9 +354,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, keys: dict[str, Any], sente
     assert sentence in str(caught.value)
 
 
-def test_a_damaged_or_compressed_shard_is_named(tmp_path: Path) -> None:
-    import gzip
-
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     write_shards(tmp_path, shards=1)
     path = next(tmp_path.iterdir())
     data = bytearray(path.read_bytes())
@@ -278,9 +362,95 @@ def test_a_damaged_or_compressed_shard_is_named(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(DatasetError, match="checksum of its"):
         load(tmp_path)
-    path.write_bytes(gzip.compress(data))
-    with pytest.raises(DatasetError, match="is compressed"):
-        load(tmp_path)
+
+
+COMPRESSIONS = {"GZIP": ".gz", "ZLIB": ""}
+
+
+def compress_shards(folder: Path, kind: str) -> Path:
+    """As TensorFlow writes them."""
+    import tensorflow as tf
+
+    folder.mkdir()
+    plain = folder.parent / "plain"
+    plain.mkdir(exist_ok=True)
+    for path in sorted(write_shards(plain).iterdir()):
+        name = str(folder / (path.name + COMPRESSIONS[kind]))
+        with tf.io.TFRecordWriter(name, tf.io.TFRecordOptions(compression_type=kind)) as writer:
+            for data in read_records(path):
+                writer.write(data)
+    return plain
+
+
+@pytest.mark.parametrize("kind", COMPRESSIONS)
+def test_compressed_shards_hold_the_same_rows_in_the_same_order(tmp_path: Path, kind: str) -> None:
+    plain = load(compress_shards(tmp_path / "packed", kind))
+    packed = load(tmp_path / "packed")
+    assert packed.fingerprint == plain.fingerprint
+    batches = [name_rows(open_train(one).open_batches(16, seed=5)) for one in (plain, packed)]
+    assert batches[0] == batches[1]
+
+
+def test_what_compressed_shards_were_unpacked_to_goes_with_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress_shards(tmp_path / "packed", "GZIP")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    dataset = load(tmp_path / "packed")
+    assert len(list((tmp_path / "temporary").glob("*/*"))) == 3
+    del dataset
+    gc.collect()
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("kind", COMPRESSIONS)
+@pytest.mark.parametrize("cut", [4, 400])
+def test_a_compressed_shard_that_is_cut_off_is_named_with_the_record(
+    tmp_path: Path, kind: str, cut: int
+) -> None:
+    compress_shards(tmp_path / "packed", kind)
+    path = max((tmp_path / "packed").iterdir())
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(DatasetError) as caught:
+        load(tmp_path / "packed")
+    found = re.search(r"(.*): record (\d+) is cut off: the compressed file ends", str(caught.value))
+    assert found and found[1] == str(path)
+    assert int(found[2]) == 100 if cut == 4 else 0 < int(found[2]) < 100
+
+
+def test_a_compressed_shard_that_is_damaged_is_named(tmp_path: Path) -> None:
+    compress_shards(tmp_path / "packed", "GZIP")
+    path = max((tmp_path / "packed").iterdir())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"-of-00003\.tfrecord\.gz.*: record \d+"):
+        load(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("length", [0x9C78, 0x088B1F])
+def test_a_length_that_looks_like_a_compressed_file_is_a_length(
+    tmp_path: Path, length: int
+) -> None:
+    record = encode(0, blob=b"")
+    blob = bytes(length - len(record) - 8)
+    while len(record := encode(0, blob=blob)) != length:
+        blob = blob[: len(blob) + length - len(record)] or bytes(1)
+        blob += bytes(max(0, length - len(record)))
+    write_records(tmp_path / "a.tfrecord", [record, *(encode(row, blob=b"") for row in range(60))])
+    assert load(tmp_path, features={"x": "float32[3]", "label": "int64"}).num_classes == 3
+
+
+def test_members_that_were_put_one_after_the_other_are_all_read(tmp_path: Path) -> None:
+    (tmp_path / "packed").mkdir()
+    parts = [
+        gzip.compress(b"".join(frame_record(encode(row)) for row in range(first, first + 100)))
+        for first in (0, 100, 200)
+    ]
+    (tmp_path / "packed" / "all.tfrecord.gz").write_bytes(b"".join(parts))
+    dataset = load(tmp_path / "packed")
+    assert len(dataset.train) + len(dataset.validation) + len(dataset.test) == ROWS
 
 
 LOADERS = """

@@ -11,9 +11,11 @@ import pytest
 from contract import layout
 from contract.golden import write_golden
 from contract.lite import LiteModel, list_custom_ops
+from exporter.artifacts.exportable import Recipe
 from exporter.artifacts.golden import list_variant_signatures, make_calibration
 from exporter.artifacts.tflite import Conversion, ConversionJob
 from exporter.artifacts.tflite import convert as convert_variant
+from exporter.artifacts.web import find_free_axis
 from exporter.data.dataset import Dataset, to_float32
 from exporter.models.keras import KerasModel
 from tests.exporter.models_for_tests import (
@@ -48,11 +50,17 @@ def try_to_convert(predictor: KerasModel, dataset: Dataset, path: Path, variant:
     if variant in layout.INT8_VARIANTS:
         calibration = path / "calibration.npz"
         write_golden(calibration, make_calibration(predictor, names, draw_examples(dataset))[0])
+    source = None
+    if variant == layout.WEB:
+        source = path / "batch of 1"
+        if not source.is_dir():
+            assert predictor.save_for_conversion(source, Recipe(batch_size=1))
     return convert_variant(
         ConversionJob(
             candidate=path,
             variant=variant,
             signatures=[predictor.signatures[name] for name in names],
+            source=source,
             calibration=calibration,
         )
     )
@@ -70,7 +78,8 @@ def test_every_variant_answers_any_batch_with_builtin_operators_only(
 ) -> None:
     file = convert(saved[1], IMAGES, saved[0], variant)
     assert list_custom_ops(file.read_bytes()) == []
-    tutorial = set() if variant in layout.INT8_VARIANTS else {"predict_images"}
+    lacks_tutorial = variant in (*layout.INT8_VARIANTS, layout.WEB)
+    tutorial = set() if lacks_tutorial else {"predict_images"}
     with LiteModel(file) as model:
         assert set(model.signatures) == {"serving_default", "serving_uint8"} | tutorial
         for rows in (1, 5, 33):
@@ -100,6 +109,27 @@ def test_int8_may_take_and_give_floats_and_answers_alike(
         np.testing.assert_array_equal(
             floats.predict(batch)["probabilities"], integers.predict(batch)["probabilities"]
         )
+
+
+def test_every_size_of_the_web_variant_is_fixed_and_it_takes_floats_or_pixels(
+    saved: tuple[Path, KerasModel],
+) -> None:
+    with LiteModel(convert(saved[1], IMAGES, saved[0], "web")) as model:
+        assert model.fixed_rows == {"serving_default": 1, "serving_uint8": 1}
+        raw = model.raw_signatures
+        assert raw["serving_default"].inputs["images"].describe() == "float32 (batch, 28, 28, 1)"
+        assert raw["serving_uint8"].inputs["images"].describe() == "uint8 (batch, 28, 28)"
+        for signature in raw.values():
+            assert find_free_axis(signature, fixed_rows=1) == ""
+            assert find_free_axis(signature, fixed_rows=0) != ""
+
+
+def test_a_file_whose_batch_is_free_is_no_web_variant(saved: tuple[Path, KerasModel]) -> None:
+    path, predictor = saved
+    signatures = [predictor.signatures["serving_default"]]
+    made = convert_variant(ConversionJob(candidate=path, variant="web", signatures=signatures))
+    assert made.file is None
+    assert "LiteRT.js runs fixed sizes only" in made.problem
 
 
 def test_signatures_share_one_set_of_weights(saved: tuple[Path, KerasModel]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from contract.agreement import Loss
+from contract.console.terminal import format_table
 from contract.golden import Golden, GoldenExamples
 from contract.parity import Tolerances, VariantTolerance
 from exporter.verification.measurement import Measurement, describe_unmade
@@ -21,11 +23,12 @@ from exporter.verification.verdict import (
 ROWS = 400
 
 
-def make_golden(shift: float = 0.0) -> Golden:
+def make_golden(shift: float = 0.0, *, num_floats: int = 64) -> Golden:
     answers = np.full((64, 10), 0.1, np.float32)
+    floats = answers[:num_floats]
     return Golden(
         {
-            "serving_default": GoldenExamples({}, {"probabilities": answers}, (64,)),
+            "serving_default": GoldenExamples({}, {"probabilities": floats}, (num_floats,)),
             "serving_uint8": GoldenExamples(
                 {}, {"probabilities": answers + np.float32(shift)}, (64,)
             ),
@@ -144,6 +147,12 @@ def test_classes_that_cannot_be_judged_are_named() -> None:
     assert "copies are not judged on a, b, c, d, e and 2 more" in note
 
 
+@pytest.mark.parametrize(("shift", "passed"), [(0.0, True), (0.1, False)])
+def test_signatures_are_compared_on_the_rows_that_both_have(shift: float, passed: bool) -> None:
+    golden = make_golden(shift, num_floats=27)  # as of pictures of 224 × 224
+    assert verdict(make_measurement("saved_model"), golden=golden).passed is passed
+
+
 def test_signatures_that_disagree_on_the_same_pixels_fail() -> None:
     assert verdict(golden=make_golden(5e-6)).passed
     failed = verdict(golden=make_golden(2e-5)).failures
@@ -159,3 +168,22 @@ def test_the_note_on_the_speed_of_int8_says_what_was_measured() -> None:
     scaled = verdict(float32, make_measurement("int8", us_per_row=9.0, us_per_row_raw=3.0))
     assert "with int8 in and out it is 3.0 µs" in scaled.notes[0]
     assert verdict(float32, make_measurement("int8", us_per_row=4.0)).notes == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["Seidenschwanz " * 6, "x" * 90, "連雀" * 30, "connectivité réseau (perdue) " * 3]
+)
+def test_a_row_is_a_line_of_80_columns_whatever_a_class_is_called(name: str) -> None:
+    worst = Loss(name=name.strip(), num_lost=12, num_rows=100, bound=0.05)
+    rows = [
+        make_measurement(one, us_per_row_raw=34.5, worst_class=worst, num_bytes=10**7)
+        for one in ("saved_model", "dynamic_range")
+    ]
+    found = verdict(*rows)
+    shown = format_table(list_headings(found), list_rows(found), title=name).splitlines()
+    assert all(cell_len(line) <= 80 for line in shown)
+    assert [line.split()[0] for line in shown if "passed" in line or "bit for bit" in line] == [
+        "saved_model",
+        "dynamic_range",
+    ]
+    assert "12of100" in "".join("".join(shown).split())

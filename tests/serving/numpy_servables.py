@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from contract.errors import ServableNotFoundError, TensorMismatchError
 from contract.servable import ModelSpec, ServableId, VersionState
@@ -47,6 +48,7 @@ SIGNATURES = {
         _sign("echo", {"word": STRINGS}, {"word": STRINGS, "raw_bytes": STRINGS}, PREDICT_METHOD),
         _sign("fails", {"x": ROWS}, {"y": ROWS}, PREDICT_METHOD),
         _sign("crashes", {"x": ROWS}, {"y": ROWS}, PREDICT_METHOD),
+        _sign("misreads", {"x": ROWS}, {"y": ROWS}, PREDICT_METHOD),
         _sign(
             "classify",
             {"inputs": STRINGS},
@@ -83,6 +85,8 @@ class NumpyEngine(Engine):
             raise TensorMismatchError(LONG_TEXT)
         if name == "crashes":
             raise ZeroDivisionError("a secret of the implementation")
+        if name == "misreads":
+            raise DecodeError("a message of the implementation")
         if name in ("classify", "regress"):
             sizes = np.array([len(one) for one in inputs["inputs"]], np.float32)
             if name == "regress":

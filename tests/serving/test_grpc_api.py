@@ -7,7 +7,7 @@ import pytest
 
 from contract.servable import ModelSpec
 from contract.wire.plumbline_wire import inference_pb2, metadata_pb2, predict_pb2, status_pb2
-from contract.wire.predict import decode_predict_response, encode_predict_request
+from contract.wire.predict import QUICK_BYTES, decode_predict_response, encode_predict_request
 from contract.wire.rpc import (
     CLASSIFY,
     GET_MODEL_METADATA,
@@ -19,7 +19,7 @@ from contract.wire.rpc import (
 )
 from contract.wire.status_codes import ERROR_KEY
 from serving.config.server import ServerConfig
-from serving.grpc.protocol import TRUNCATED, cut_text
+from serving.grpc.protocol import CRASH_TEXT, TRUNCATED, cut_text
 from serving.observer import Observer
 from tests.serving.numpy_servables import OneModelManager, make_servable
 from tests.serving.servers import Faces, serve
@@ -109,10 +109,21 @@ def test_a_crash_is_internal_and_tells_nothing(faces: Faces) -> None:
 
 
 @pytest.mark.parametrize("method", [PREDICT, CLASSIFY, GET_MODEL_METADATA, GET_MODEL_STATUS])
-def test_bytes_that_are_no_message_are_internal_without_words(faces: Faces, method: Any) -> None:
-    error = fail(faces, method.path, b"\xff\xff\xff garbage")
+@pytest.mark.parametrize("size", [9, QUICK_BYTES + 9])  # read at once, and on a thread
+def test_bytes_that_are_no_message_are_internal_without_words(
+    faces: Faces, method: Any, size: int
+) -> None:
+    error = fail(faces, method.path, b"\xff" * size)
     assert error.code() is grpc.StatusCode.INTERNAL
     assert error.details() == ""
+
+
+def test_a_message_within_an_answer_that_cannot_be_read_is_a_crash(
+    faces: Faces, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = encode_predict_request(ModelSpec("m", signature_name="misreads"), {"x": X})
+    assert fail(faces, PREDICT.path, body).details() == CRASH_TEXT
+    assert "failed" in caplog.text
 
 
 def test_unknown_methods_are_unimplemented_without_words(faces: Faces) -> None:

@@ -1,0 +1,35 @@
+"""What a newcomer types, in the wrong order."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """With the environment as it is: `-o` takes it for new."""
+    return subprocess.run(
+        ["make", "-o", ".venv/.installed", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("target", ["serve", "predict", "parity"])
+def test_what_needs_a_version_says_how_to_make_one(target: str, tmp_path: Path) -> None:
+    ran = make(target, "MODEL=cnn", f"BASE_PATH={tmp_path}")
+    assert ran.returncode == 2
+    assert f"{tmp_path}/cnn holds no version yet" in ran.stderr
+    assert f"make export MODEL=cnn BASE_PATH={tmp_path}" in ran.stderr
+
+
+def test_a_version_named_otherwise_is_not_asked_for(tmp_path: Path) -> None:
+    ran = make("parity", f"BASE_PATH={tmp_path}", f"ARGS=--version_dir={tmp_path} --help")
+    assert ran.returncode == 0 and "usage" in ran.stdout
