@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
@@ -83,10 +83,15 @@ class ExportedVersion:
         return [list_headings(self.verification), *list_rows(self.verification)]
 
     def __str__(self) -> str:
-        """The table, and where the version is, for a terminal."""
+        """The table, what is to be said of it, and where the version is, for a terminal."""
         head, *rows = self.table
         text = format_table(head, rows, title=self.manifest.model_name)
-        return f"{text}Published {self.path}"
+        said = "".join(f"{one}\n" for one in self._list_remarks())
+        return f"{text}{said}Published {self.path}"
+
+    def _list_remarks(self) -> list[str]:
+        notes = [f"{note}." for note in self.verification.notes]
+        return notes + list_failures(self.verification)
 
     def __repr__(self) -> str:
         return f"ExportedVersion({self.manifest.model_name!r}, {self.version}, '{self.path}')"
@@ -108,8 +113,7 @@ class ExportedVersion:
             + "</tr>"
             for row in rows
         )
-        said = [f"{note}." for note in self.verification.notes] + list_failures(self.verification)
-        notes = "".join(f"<p>{html.escape(one)}</p>" for one in said)
+        notes = "".join(f"<p>{html.escape(one)}</p>" for one in self._list_remarks())
         title = html.escape(f"{self.manifest.model_name} version {self.version}")
         place = html.escape(str(self.path))
         return (
@@ -216,6 +220,7 @@ def export(
                 skip_unreadable=skip_unreadable,
             )
             exportable, drawn = _fit(loaded, _state_tasks(given, task), scale, config)
+            _check_tasks(task, exportable)
             candidate = make_candidate(
                 exportable,
                 drawn,
@@ -309,6 +314,19 @@ def _find_pixels(
         return given, None
     examples = Examples({next(iter(inputs)): found[0]}, given.examples.targets)
     return dataclasses.replace(given, examples=examples), found[1]
+
+
+def _check_tasks(task: Task | Mapping[str, Task] | None, exportable: Exportable) -> None:
+    """Refuses a task that there is not, or of an output that there is not."""
+    tasks = dict(task) if isinstance(task, Mapping) else {"": task}
+    outputs = exportable.main_signature.outputs
+    for name, one in tasks.items():
+        if one is not None and one not in get_args(Task):
+            raise ConfigError(f"task {one!r} is none of {', '.join(get_args(Task))}")
+        if name and name not in outputs:
+            raise ConfigError(
+                f"task names the output {name!r}; the model's outputs are {', '.join(outputs)}"
+            )
 
 
 def _state_tasks(given: GivenExamples, task: Task | Mapping[str, Task] | None) -> GivenExamples:

@@ -243,17 +243,24 @@ def _to_array(given: object, what: str) -> Array:
 
 
 def _read_table(given: object) -> dict[str, Array] | None:
-    """The columns of a DataFrame of any library, by the protocols that they share."""
-    if hasattr(given, "__arrow_c_stream__"):
-        import pyarrow as pa
+    """The columns of a DataFrame of any library, by the protocols that they share.
 
-        table = pa.table(given)
-    elif hasattr(given, "__dataframe__"):
-        import pyarrow.interchange
-
-        table = pyarrow.interchange.from_dataframe(given)
-    else:
+    None for what is no table, as a Series, which speaks the protocol too.
+    """
+    is_table = any(hasattr(given, name) for name in ("columns", "column_names", "schema"))
+    is_stream = is_table and hasattr(given, "__arrow_c_stream__")
+    if not is_stream and not hasattr(given, "__dataframe__"):
         return None
+    import pyarrow as pa
+    import pyarrow.interchange
+
+    try:
+        table = pa.table(given) if is_stream else pa.interchange.from_dataframe(given)
+    except pa.ArrowException as error:
+        reason = "; ".join(map(str, error.args))
+        raise DatasetError(
+            f"the table cannot be read: {reason}; give each column values of one type"
+        ) from error
     # pandas stores an index that is not a plain range as a column of this name.
     kept = [name for name in table.column_names if not str(name).startswith("__index_level_")]
     return read_arrow(table.select(kept), "the table")
