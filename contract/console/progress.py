@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
@@ -70,10 +70,12 @@ class Heartbeat:
     def stop(self) -> None:
         """Ends it; waits for a call that is under way."""
         self._stopped.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def __enter__(self) -> Heartbeat:
-        self._thread.start()
+        with suppress(RuntimeError):  # no room for one more thread: rather silence than no work
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,8 +150,8 @@ class Progress:
     def left_s(self) -> float | None:
         """Seconds that the rest will take at this rate; None where that cannot be told."""
         rate = self.rate
-        if self.total is None or rate <= 0 or self.count > self.total:
-            return None  # more than there should be: a total that was estimated
+        if self.total is None or rate <= 0 or self.count >= self.total:
+            return None  # perhaps more than there should be: a total may be an estimate
         left = (self.total - self.count) / rate
         # Of a unit that takes long, some has been done; how much of a late one, nobody knows.
         return left - min(time.perf_counter() - self._changed, 1 / rate, left)

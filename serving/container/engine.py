@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import importlib.metadata
 import logging
+import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
+from collections.abc import Callable
 
 import msgspec
 
+from contract.console.progress import show_progress
 from contract.errors import ServableUnavailableError
 
 SERVER_LABEL = "plumbline.server"
@@ -42,6 +48,9 @@ _OFFLINE = re.compile(
     re.IGNORECASE,
 )
 _NO_BUILD = re.compile("no matching manifest|no image found in .*for architecture", re.IGNORECASE)
+
+_LAYER = re.compile("[0-9a-f]{6,64}")
+_LAYER_IS_THERE = frozenset({"Pull complete", "Already exists"})
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +88,60 @@ class ContainerEngine:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ServableUnavailableError(
-                f"`{' '.join(command[:3])}` did not end within {timeout_s:g} s; is the container "
-                "engine stuck?"
-            ) from None
+            raise _make_stuck_error(command, timeout_s) from None
         except OSError as error:
             raise ServableUnavailableError(f"{self.program}: {error.strerror or error}") from None
+
+    def follow(
+        self, *arguments: str, on_line: Callable[[str], None], timeout_s: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs one of its commands and tells every line as it is written; else as `call` does."""
+        command = [self.program, *arguments]
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ServableUnavailableError(f"{self.program}: {error.strerror or error}") from None
+        assert process.stdout is not None
+        limit = threading.Timer(timeout_s, _kill_group, (process.pid,))
+        limit.daemon = True
+        limit.start()
+        lines = []
+        try:
+            with process.stdout as stream:
+                for line in stream:
+                    lines.append(line)
+                    on_line(line.strip())
+            process.wait()
+        finally:
+            is_late = not limit.is_alive()
+            limit.cancel()
+            if process.poll() is None:
+                _kill_group(process.pid)
+            process.wait()
+        if is_late:
+            raise _make_stuck_error(command, timeout_s)
+        return subprocess.CompletedProcess(command, process.returncode, "", "".join(lines))
+
+
+def _kill_group(leader: int) -> None:
+    """Ends a process and what it started, which would hold its pipe open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _make_stuck_error(command: list[str], timeout_s: float) -> ServableUnavailableError:
+    return ServableUnavailableError(
+        f"`{' '.join(command[:3])}` did not end within {timeout_s:g} s; is the container "
+        "engine stuck?"
+    )
 
 
 def find_engine(program: str = "") -> ContainerEngine:
@@ -216,7 +273,20 @@ def require_image(engine: ContainerEngine, name: str) -> Image:
 
 def _pull(engine: ContainerEngine, reference: str) -> None:
     logger.info("image %s is not on this machine: pulling it", reference)
-    done = engine.call("pull", "--quiet", reference, timeout_s=PULL_TIMEOUT_S)
+    layers: dict[str, bool] = {}
+    with show_progress(f"pull {reference}", unit="", is_kept=False) as progress:
+
+        def tell(line: str) -> None:
+            layer, _, state = line.partition(": ")
+            if _LAYER.fullmatch(layer) and state:  # docker's; podman writes sentences
+                layers[layer] = layers.get(layer, False) or state in _LAYER_IS_THERE
+                progress.expect(len(layers))
+                progress.reach(sum(layers.values()))
+                progress.note = f"{sum(layers.values())} of {len(layers)} layers"
+            else:
+                progress.note = line
+
+        done = engine.follow("pull", reference, on_line=tell, timeout_s=PULL_TIMEOUT_S)
     if done.returncode == 0:
         return
     reason = last_line(done.stderr)

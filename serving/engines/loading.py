@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from contract import layout
+from contract.console.progress import Heartbeat, format_seconds
 from contract.errors import ManifestError, PlumblineError, ServableNotFoundError, UnimplementedError
 from contract.servable import ServableId
 from contract.signature import STRING, Signature
@@ -38,6 +40,37 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BATCHING_PARAMETERS = "batching_params.pbtxt"
+
+
+class Stages:
+    """Says in the log what the load of a version is at, every few seconds while it lasts.
+
+    A context manager that is called with what begins now.
+
+    Args:
+        servable_id: Of the version.
+    """
+
+    def __init__(self, servable_id: ServableId) -> None:
+        self._id = servable_id
+        self._stage = ""
+        self._start = time.monotonic()
+        self._heartbeat = Heartbeat(self._tell)
+
+    def __call__(self, stage: str) -> None:
+        """Takes note of it; what passes quickly is not said."""
+        self._stage = stage
+
+    def _tell(self) -> None:
+        took = format_seconds(time.monotonic() - self._start)
+        _log.info("Loading servable: %s: %s, %s so far", self._id, self._stage, took)
+
+    def __enter__(self) -> Stages:
+        self._heartbeat.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._heartbeat.stop()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,20 +150,23 @@ def load_servable(
     else:
         findings, litert = trials.examine(servable_id, version_dir, observer), None
     if litert is None and findings.list_signatures(LITERT):
-        with guard(version_dir):
+        with guard(version_dir), Stages(servable_id) as at:
+            at("opening its TFLite file")
             litert = _open_litert(version_dir, config)
     by_tensorflow = findings.list_signatures(TENSORFLOW)
 
     def make_tensorflow() -> Engine:
         if trials is not None and is_serving():
             trials.try_tensorflow(servable_id, version_dir, by_tensorflow)
-        with guard(version_dir):
+        with guard(version_dir), Stages(servable_id) as at:
+            at("TensorFlow reads its SavedModel")
             return TensorFlowEngine(version_dir, config)
 
     def check_tensorflow(engine: Engine) -> None:
         from contract.parity import FLOAT32
 
-        with guard(version_dir):
+        with guard(version_dir), Stages(servable_id) as at:
+            at("warmup and golden examples through TensorFlow")
             examination = make_examination(servable_id, version_dir, config, observer)
             examination.examine(engine, by_tensorflow, FLOAT32)
 
@@ -166,20 +202,35 @@ def examine_version(
     Returns:
         What was found, and the LiteRT engine when it answers any signature.
     """
+    with Stages(servable_id) as at:
+        return _examine(servable_id, version_dir, config, observer, at)
+
+
+def _examine(
+    servable_id: ServableId,
+    version_dir: Path,
+    config: ServerConfig,
+    observer: Observer,
+    at: Stages,
+) -> tuple[Findings, LiteRTEngine | None]:
     from contract.manifest import check_files, read_manifest
     from contract.parity import read_tolerances
 
+    at("checking the sha256 of its files")
     if (version_dir / layout.MANIFEST).is_file():
         check_files(version_dir, read_manifest(version_dir))
+    at("reading its signatures")
     signature_defs = _read_signature_defs(version_dir, config)
     signatures = signatures_from_map(signature_defs)
     SignatureChecks(servable_id, signature_defs)  # their defaults are tensors
+    at("opening its TFLite file")
     choices, litert = select_engines(version_dir, signatures, config)
     for name, choice in sorted(choices.items()):
         _log.info("%s: %s by %s: %s", servable_id, name, choice.engine, choice.reason)
         observer.observe_engine(servable_id, name, choice)
     findings = Findings(signature_defs, choices)
     if litert is not None:
+        at("warmup and golden examples through LiteRT")
         examination = make_examination(servable_id, version_dir, config, observer)
         tolerance = read_tolerances(version_dir).of_server
         examination.examine(litert, findings.list_signatures(LITERT), tolerance)
@@ -198,9 +249,12 @@ def try_tensorflow(
     """Loads TensorFlow and the version's graph, tests the signatures, and forgets all of it."""
     from contract.parity import FLOAT32
 
-    engine = TensorFlowEngine(version_dir, config)
-    examination = make_examination(servable_id, version_dir, config, observer)
-    examination.examine(engine, signature_names, FLOAT32)
+    with Stages(servable_id) as at:
+        at("TensorFlow reads its SavedModel")
+        engine = TensorFlowEngine(version_dir, config)
+        at("warmup and golden examples through TensorFlow")
+        examination = make_examination(servable_id, version_dir, config, observer)
+        examination.examine(engine, signature_names, FLOAT32)
     engine.close()
 
 
