@@ -278,8 +278,8 @@ class SlowServer(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _SlowHandler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _SlowHandler)
         self.bodies: list[bytes] = []
         self.may_answer = threading.Event()
 
@@ -300,6 +300,24 @@ class _SlowHandler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """pytest's output is no log."""
+
+
+def test_a_server_that_starts_later_is_asked_again_without_a_stroke(
+    browser: Browser, version_dir: Path
+) -> None:
+    with SlowServer() as known:
+        port = known.server_port
+    with (
+        serve_page(version_dir, f"127.0.0.1:{port}") as url,
+        open_page(browser, url) as visit,
+    ):
+        visit.settle("Both agree")
+        with SlowServer(port) as late:
+            late.may_answer.set()
+            threading.Thread(target=late.serve_forever, daemon=True).start()
+            expect(visit.agreement).to_contain_text("they differ", timeout=30_000)
+            assert visit.problems == ""
+            late.shutdown()
 
 
 def test_a_slow_engine_is_asked_the_latest_and_nothing_in_between(
