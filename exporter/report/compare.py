@@ -291,8 +291,14 @@ def _ask(
 
 
 def _have_same_rows(ours: Batch, theirs: Batch) -> bool:
+    """Whether both are the same bits: a NaN, which stands for what is missing, is itself."""
     return ours.keys() == theirs.keys() and all(
-        array.dtype == theirs[name].dtype and np.array_equal(array, theirs[name])
+        (array.dtype, array.shape) == (theirs[name].dtype, theirs[name].shape)
+        and (
+            np.array_equal(array, theirs[name])
+            if array.dtype.kind == "O"
+            else array.tobytes() == theirs[name].tobytes()
+        )
         for name, array in ours.items()
     )
 

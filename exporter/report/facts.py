@@ -178,8 +178,12 @@ def _holds(version_dir: Path, copy: str) -> bool:
 def _read_measurement(name: str, plain: Any) -> Measurement:
     """What a manifest keeps of a copy; what was not measured is left at nothing."""
     given = dict(plain) if isinstance(plain, dict) else {}
-    if given.get("max_abs_difference", 0.0) is None:  # JSON has no infinity
+    # JSON has no infinity: null stands for it.
+    if given.get("max_abs_difference", 0.0) is None:
         given["max_abs_difference"] = math.inf
+    worst = given.get("worst_row")
+    if isinstance(worst, dict) and worst.get("difference", 0.0) is None:
+        given["worst_row"] = worst | {"difference": math.inf}
     try:
         return msgspec.convert(given | {"name": name}, Measurement)
     except msgspec.ValidationError as error:
