@@ -10,21 +10,21 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
 from contract import layout
 from contract.console.progress import Steps
 from contract.console.terminal import format_table
-from contract.errors import ConfigError, DatasetError, VerificationError
+from contract.errors import ConfigError, VerificationError
 from contract.heads import Head, Task
 from contract.manifest import Manifest, read_manifest
 from exporter.candidate import borrow_processes, make_candidate
 from exporter.card import Origin
 from exporter.config import MODEL_NAME, ExportConfig
 from exporter.data.examples import Examples, ExportExamples
-from exporter.data.given import GivenExamples, draw_given, read_given, to_pixels
+from exporter.data.given import GivenExamples, check_paths, draw_given, read_given, to_pixels
 from exporter.data.pixels import PixelScale
 from exporter.models.doubts import warn_of_doubts
 from exporter.models.fitting import answer_rows, decide_classes, fit_targets
@@ -83,10 +83,15 @@ class ExportedVersion:
         return [list_headings(self.verification), *list_rows(self.verification)]
 
     def __str__(self) -> str:
-        """The table, and where the version is, for a terminal."""
+        """The table, what is to be said of it, and where the version is, for a terminal."""
         head, *rows = self.table
         text = format_table(head, rows, title=self.manifest.model_name)
-        return f"{text}Published {self.path}"
+        said = "".join(f"{one}\n" for one in self._list_remarks())
+        return f"{text}{said}Published {self.path}"
+
+    def _list_remarks(self) -> list[str]:
+        notes = [f"{note}." for note in self.verification.notes]
+        return notes + list_failures(self.verification)
 
     def __repr__(self) -> str:
         return f"ExportedVersion({self.manifest.model_name!r}, {self.version}, '{self.path}')"
@@ -108,8 +113,7 @@ class ExportedVersion:
             + "</tr>"
             for row in rows
         )
-        said = [f"{note}." for note in self.verification.notes] + list_failures(self.verification)
-        notes = "".join(f"<p>{html.escape(one)}</p>" for one in said)
+        notes = "".join(f"<p>{html.escape(one)}</p>" for one in self._list_remarks())
         title = html.escape(f"{self.manifest.model_name} version {self.version}")
         place = html.escape(str(self.path))
         return (
@@ -197,7 +201,7 @@ def export(
         )
     check_base_path(base)
     config = _make_config(variants, require, options)
-    _check_paths(examples, labels)
+    check_paths(examples, labels)
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))
     kept = False
     try:
@@ -216,6 +220,7 @@ def export(
                 skip_unreadable=skip_unreadable,
             )
             exportable, drawn = _fit(loaded, _state_tasks(given, task), scale, config)
+            _check_tasks(task, exportable)
             candidate = make_candidate(
                 exportable,
                 drawn,
@@ -240,20 +245,6 @@ def export(
         verification=candidate.verification,
         published=published,
     )
-
-
-def _check_paths(examples: ExamplesLike, labels: LabelsLike) -> None:
-    """Finds out before anything is loaded that a file of rows is not there.
-
-    Labels that are no path are the name of a column.
-    """
-    for what, given in (("examples", examples), ("labels", labels)):
-        if not isinstance(given, str | os.PathLike) or Path(given).exists():
-            continue
-        if what == "examples" or os.sep in os.fspath(given) or Path(given).suffix:
-            raise DatasetError(
-                f"the {what} {os.fspath(given)} are not there; give an existing file"
-            )
 
 
 def _make_config(
@@ -323,6 +314,19 @@ def _find_pixels(
         return given, None
     examples = Examples({next(iter(inputs)): found[0]}, given.examples.targets)
     return dataclasses.replace(given, examples=examples), found[1]
+
+
+def _check_tasks(task: Task | Mapping[str, Task] | None, exportable: Exportable) -> None:
+    """Refuses a task that there is not, or of an output that there is not."""
+    tasks = dict(task) if isinstance(task, Mapping) else {"": task}
+    outputs = exportable.main_signature.outputs
+    for name, one in tasks.items():
+        if one is not None and one not in get_args(Task):
+            raise ConfigError(f"task {one!r} is none of {', '.join(get_args(Task))}")
+        if name and name not in outputs:
+            raise ConfigError(
+                f"task names the output {name!r}; the model's outputs are {', '.join(outputs)}"
+            )
 
 
 def _state_tasks(given: GivenExamples, task: Task | Mapping[str, Task] | None) -> GivenExamples:

@@ -194,7 +194,9 @@ def show_inspection(inspection: Inspection) -> None:
     print_table(
         ("signature", "", "tensor", "takes or gives"),
         _list_signature_rows(inspection),
-        title=f"{inspection.model_name} version {inspection.version}",
+        title=inspection.model_name
+        if inspection.version is None
+        else f"{inspection.model_name} version {inspection.version}",
     )
     print_table(
         ("copy", "KiB", "signatures", "quantised tensor", "scale", "zero point"),

@@ -16,7 +16,7 @@ import pytest
 from contract import layout
 from contract.golden import read_golden
 from contract.manifest import check_files, read_manifest
-from tests.conftest import ROOT, Run, run_exporter
+from tests.conftest import ROOT, Run
 
 CONFIGS = ROOT / "configs"
 MLP = ("--config", str(CONFIGS / "mlp.toml"))
@@ -165,9 +165,10 @@ def test_a_copy_that_fails_is_left_out_of_what_is_published_and_the_command_ends
     assert run_here("verify", str(version_dir)).returncode == 0
 
 
-def test_what_train_left_can_be_exported_twice_at_once(tmp_path: Path) -> None:
+@pytest.mark.tensorflow
+def test_what_train_left_can_be_exported_twice_at_once(tmp_path: Path, run_here: Run) -> None:
     flags = [*MLP, *settings("training.epochs=2", "export.variants=[]")]
-    trained = run_exporter("train", *flags, "--run_dir", "run", "--json", cwd=tmp_path)
+    trained = run_here("train", *flags, "--run_dir", "run", "--json")
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["epochs_run"] == 2
     children = [

@@ -69,7 +69,7 @@ def read_given(
     input_shape: tuple[int | None, ...] | None = None,
     skip_unreadable: bool = False,
 ) -> GivenExamples:
-    """Reads examples and labels of any ordinary kind.
+    """Reads examples and labels of any ordinary kind; files are there, says `check_paths`.
 
     Args:
         examples: See `ExamplesLike`. A `tf.data.Dataset` gives inputs, or (inputs, labels).
@@ -107,6 +107,23 @@ def read_given(
     arrays = {key: array for key, (array, _) in described.items()}
     heads = {key: head for key, (_, head) in described.items()}
     return GivenExamples(name, Examples(inputs, arrays), heads, names)
+
+
+def check_paths(examples: ExamplesLike, labels: LabelsLike) -> None:
+    """Finds out, before anything is loaded, that a file is not there.
+
+    Labels that are no path are the name of a column.
+
+    Raises:
+        DatasetError: One is not there.
+    """
+    for what, given in (("examples", examples), ("labels", labels)):
+        if not isinstance(given, str | os.PathLike) or Path(given).exists():
+            continue
+        if what == "examples" or os.sep in os.fspath(given) or Path(given).suffix:
+            raise DatasetError(
+                f"the {what} {os.fspath(given)} are not there; give an existing file"
+            )
 
 
 def _read_path(
@@ -226,17 +243,24 @@ def _to_array(given: object, what: str) -> Array:
 
 
 def _read_table(given: object) -> dict[str, Array] | None:
-    """The columns of a DataFrame of any library, by the protocols that they share."""
-    if hasattr(given, "__arrow_c_stream__"):
-        import pyarrow as pa
+    """The columns of a DataFrame of any library, by the protocols that they share.
 
-        table = pa.table(given)
-    elif hasattr(given, "__dataframe__"):
-        import pyarrow.interchange
-
-        table = pyarrow.interchange.from_dataframe(given)
-    else:
+    None for what is no table, as a Series, which speaks the protocol too.
+    """
+    is_table = any(hasattr(given, name) for name in ("columns", "column_names", "schema"))
+    is_stream = is_table and hasattr(given, "__arrow_c_stream__")
+    if not is_stream and not hasattr(given, "__dataframe__"):
         return None
+    import pyarrow as pa
+    import pyarrow.interchange
+
+    try:
+        table = pa.table(given) if is_stream else pa.interchange.from_dataframe(given)
+    except pa.ArrowException as error:
+        reason = "; ".join(map(str, error.args))
+        raise DatasetError(
+            f"the table cannot be read: {reason}; give each column values of one type"
+        ) from error
     # pandas stores an index that is not a plain range as a column of this name.
     kept = [name for name in table.column_names if not str(name).startswith("__index_level_")]
     return read_arrow(table.select(kept), "the table")
@@ -315,10 +339,9 @@ def _read_file(path: Path) -> object:
         except DatasetError as error:  # how a training run would be configured is no advice here
             raise DatasetError(error.message.partition(", or say that")[0]) from error
     if suffix not in (".npy", ".npz"):
-        state = "no file of examples" if path.exists() else "not there"
         raise DatasetError(
-            f"{path} is {state}; give an .npz, .npy, .csv, .parquet or .jsonl file, or a folder "
-            "of pictures"
+            f"{path} is no file of examples; give an .npz, .npy, .csv, .parquet or .jsonl file, or "
+            "a folder of pictures"
         )
     try:
         loaded = np.load(path, allow_pickle=False)

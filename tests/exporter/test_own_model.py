@@ -248,6 +248,13 @@ def give_table(folder: Path) -> dict[str, Any]:
     return {"examples": pa.table(columns), "labels": CLASSES}
 
 
+def give_series(folder: Path) -> dict[str, Any]:
+    pandas = importlib.import_module("pandas")
+    kinds = pandas.Series(CLASSES).map(dict(enumerate("cab")))
+    frame = pandas.DataFrame(ROWS, columns=list("pqrs"))
+    return {"examples": frame, "labels": kinds, "class_names": ["c", "a", "b"]}
+
+
 def give_old_frame(folder: Path) -> dict[str, Any]:
     """A DataFrame that knows the older protocol alone."""
     table = give_table(folder)["examples"]
@@ -291,6 +298,7 @@ def give_endless(folder: Path) -> dict[str, Any]:
         give_parquet,
         give_table,
         give_old_frame,
+        give_series,
         give_rows,
         give_batches,
         give_whole_batches,

@@ -197,6 +197,20 @@ def unknown_label(folder: Path) -> Case:
     return make_dense(), case, "hold 'odd', which is none of fine, fraud"
 
 
+def unknown_task(folder: Path) -> Case:
+    return make_dense(), given(task="clasification"), "'clasification' is none of multiclass, bin"
+
+
+def task_of_no_output(folder: Path) -> Case:
+    return make_dense(), given(task={"kind": "binary"}), "output 'kind'; the model's outputs are "
+
+
+def column_of_mixed_objects(folder: Path) -> Case:
+    frame = importlib.import_module("pandas").DataFrame(ROWS, columns=list("abcd")).astype(object)
+    frame.loc[3, "b"] = "x"
+    return make_dense(), given(examples=frame), "table cannot be read.*'x'.*column b.*one type"
+
+
 def class_names_twice(folder: Path) -> Case:
     return make_dense(), given(class_names=["fine", "fine\n"]), "are the same once stripped"
 
