@@ -452,10 +452,15 @@ def _list_differing(
         if got.shape != other.shape or ours.task == "embedding":
             return
         flat, new = got.reshape(rows, -1).astype(float), other.reshape(rows, -1).astype(float)
-        spread = flat.std() or np.abs(flat).max() or 1.0
-        moved = np.abs(new - flat).max(axis=1)
+        known = flat[np.isfinite(flat)]
+        spread = (float(known.std()) or float(np.abs(known).max())) if known.size else 1.0
+        is_same = (flat == new) | (np.isnan(flat) & np.isnan(new))
+        with np.errstate(invalid="ignore"):
+            moved = np.nan_to_num(np.where(is_same, 0.0, np.abs(new - flat)), nan=np.inf).max(
+                axis=1
+            )
         for row in np.argsort(-moved, kind="stable"):
-            if moved[row] > _NOTICED * spread:
+            if moved[row] > _NOTICED * (spread or 1.0):
                 yield int(row), (_tell_values(flat[row]), _tell_values(new[row]))
         return
     first, second = ours.decide(got), theirs.decide(other)
