@@ -254,6 +254,17 @@ def test_a_copy_that_was_left_out_has_its_reasons(tmp_path: Path) -> None:
     assert "6.0e-07 in golden 3 of serving_default" in text
 
 
+def test_why_a_model_of_texts_has_no_copies_is_said(tmp_path: Path) -> None:
+    version = made.make_labels(tmp_path / "1")
+    manifest = read_manifest(version)
+    parity = {name: manifest.parity[name] for name in ("in_process", "saved_model")}
+    write_manifest(version, msgspec.structs.replace(manifest, parity=parity))
+    assert (
+        "There are no TFLite copies: every signature takes strings"
+        in Page(render_page(version)).text
+    )
+
+
 def test_a_version_from_before_there_were_reports_has_what_golden_allows(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(ROWS, 4)).astype(np.float32)
     version = make_version(
