@@ -6,10 +6,13 @@ own, started while the model trains.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,7 +35,7 @@ from exporter.artifacts.golden import (
     write_warmup,
 )
 from exporter.artifacts.metadata import ModelNote, describe_model
-from exporter.artifacts.tflite import Conversion, ConversionJob
+from exporter.artifacts.tflite import Conversion, ConversionJob, convert, prepare_converting
 from exporter.card import Origin, add_parity, describe_candidate, write_model_card
 from exporter.config import ExportConfig
 from exporter.confusions import count_confusions, write_confusions
@@ -53,7 +56,7 @@ from exporter.verification.measurement import (
     time_one_row,
     write_held_out,
 )
-from exporter.verification.reload import MeasurementJob
+from exporter.verification.reload import MeasurementJob, measure_copy, prepare_measuring
 from exporter.verification.verdict import Verification, judge
 
 CALIBRATION = "calibration.npz"
@@ -83,6 +86,46 @@ class Candidate:
     verification: Verification
 
 
+class Processes(NamedTuple):
+    """The two processes that a candidate is made with."""
+
+    conversion: ChildProcess[ConversionJob, Conversion]
+    verification: ChildProcess[MeasurementJob, Measurement]
+
+
+_idle: list[Processes] = []
+"""Those that have imported TensorFlow and wait for the next export of this process."""
+
+
+@contextlib.contextmanager
+def borrow_processes(run_dir: Path) -> Iterator[Processes]:
+    """Those of the export before, or new ones; their logs lie in the run's folder.
+
+    New ones start here, so that their imports run while the model is trained or loaded. Those that
+    are still at work when an export fails are not used again: an answer is on its way.
+    """
+    conversion_log, verification_log = run_dir / "conversion.log", run_dir / "verification.log"
+    if _idle:
+        pair = _idle.pop()
+        pair.conversion.write_to(conversion_log)
+        pair.verification.write_to(verification_log)
+    else:
+        pair = Processes(
+            ChildProcess(convert, prepare_converting, log=conversion_log),
+            ChildProcess(measure_copy, prepare_measuring, log=verification_log),
+        )
+        for process in pair:
+            atexit.register(process.close)
+    try:
+        yield pair
+    finally:
+        if all(process.is_idle for process in pair):
+            _idle.append(pair)
+        else:
+            for process in pair:
+                process.close()
+
+
 def make_candidate(
     model: Exportable,
     examples: ExportExamples,
@@ -90,8 +133,7 @@ def make_candidate(
     origin: Origin,
     *,
     run_dir: Path,
-    conversion: ChildProcess[ConversionJob, Conversion],
-    verification: ChildProcess[MeasurementJob, Measurement],
+    processes: Processes,
     step: Steps,
 ) -> Candidate:
     """Saves, converts, verifies and describes a model in `run_dir/candidate`.
@@ -99,6 +141,7 @@ def make_candidate(
     `step` is told the name of each step as it begins.
     """
     path = run_dir / CANDIDATE
+    conversion, verification = processes
     config, origin = _loosen_for_half(model, config, origin)
     step("save")
     model.save(path)

@@ -14,13 +14,11 @@ from pathlib import Path
 from contract.console.progress import Steps
 from contract.errors import ConfigError, PlumblineError
 from exporter.artifacts.exportable import Exportable
-from exporter.artifacts.tflite import convert, prepare_converting
-from exporter.candidate import CALIBRATION, Candidate, make_candidate
+from exporter.candidate import CALIBRATION, Candidate, borrow_processes, make_candidate
 from exporter.card import Origin, describe_training
 from exporter.config import Config, ExportConfig
 from exporter.data.dataset import Dataset, draw_export_examples, load_dataset
 from exporter.data.examples import ExportExamples
-from exporter.processes import ChildProcess
 from exporter.publishing.publish import Published, PublishOptions, check_base_path, publish_version
 from exporter.publishing.staging import explain_os_errors, remove_tree
 from exporter.training.run import TrainResult, open_progress
@@ -28,7 +26,6 @@ from exporter.training.strategy import is_chief, open_strategy
 from exporter.training.train import train
 from exporter.training.trained import load_trained, save_trained, take_up
 from exporter.verification.measurement import HELD_OUT_FILES
-from exporter.verification.reload import measure_copy, prepare_measuring
 
 _LOG = logging.getLogger(__name__)
 
@@ -157,10 +154,7 @@ def run_export(
         contextlib.ExitStack() as stack,
         Steps(_LOG.info) as steps,
         explain_os_errors(run_dir),
-        ChildProcess(convert, prepare_converting, log=run_dir / "conversion.log") as conversion,
-        ChildProcess(
-            measure_copy, prepare_measuring, log=run_dir / "verification.log"
-        ) as verification,
+        borrow_processes(run_dir) as processes,
     ):
         if trained is None:
             dataset, result = _train(config, run_dir, resume=resume, steps=steps)
@@ -172,8 +166,7 @@ def run_export(
         candidate = make_candidate(
             *_make_exportable(result, dataset, config),
             run_dir=run_dir,
-            conversion=conversion,
-            verification=verification,
+            processes=processes,
             step=steps,
         )
         published = None

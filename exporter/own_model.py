@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import dataclasses
 import html
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,8 +20,7 @@ from contract.console.terminal import format_table
 from contract.errors import ConfigError, DatasetError, VerificationError
 from contract.heads import Head, Task
 from contract.manifest import Manifest, read_manifest
-from exporter.artifacts.tflite import Conversion, ConversionJob, convert, prepare_converting
-from exporter.candidate import make_candidate
+from exporter.candidate import borrow_processes, make_candidate
 from exporter.card import Origin
 from exporter.config import MODEL_NAME, ExportConfig
 from exporter.data.examples import Examples, ExportExamples
@@ -32,7 +29,6 @@ from exporter.data.pixels import PixelScale
 from exporter.models.doubts import warn_of_doubts
 from exporter.models.fitting import answer_rows, decide_classes, fit_targets
 from exporter.models.load import find_input_shape, load_keras, make_exportable, tell_file_kind
-from exporter.processes import ChildProcess
 from exporter.publishing.publish import (
     Published,
     PublishOptions,
@@ -40,8 +36,6 @@ from exporter.publishing.publish import (
     publish_version,
 )
 from exporter.publishing.staging import explain_os_errors
-from exporter.verification.measurement import Measurement
-from exporter.verification.reload import MeasurementJob, measure_copy, prepare_measuring
 from exporter.verification.verdict import (
     Verification,
     describe_requirement,
@@ -207,8 +201,11 @@ def export(
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))
     kept = False
     try:
-        with Steps(_LOG.info) as step, explain_os_errors(run_dir), _borrow_processes() as processes:
-            conversion, verification = processes
+        with (
+            Steps(_LOG.info) as step,
+            explain_os_errors(run_dir),
+            borrow_processes(run_dir) as processes,
+        ):
             step("load")
             loaded = _load(model, custom_objects, allow_lambda=allow_lambda)
             given = read_given(
@@ -225,8 +222,7 @@ def export(
                 config,
                 Origin(model_name, {"export": msgspec.to_builtins(config)}),
                 run_dir=run_dir,
-                conversion=conversion,
-                verification=verification,
+                processes=processes,
                 step=step,
             )
             if not candidate.verification.passed:
@@ -357,39 +353,3 @@ def _describe_failures(verification: Verification, run_dir: Path) -> str:
         + (f"{requirement}. " if requirement else "")
         + f"The candidate and its report stay in {run_dir}"
     )
-
-
-_Processes: TypeAlias = tuple[
-    ChildProcess[ConversionJob, Conversion], ChildProcess[MeasurementJob, Measurement]
-]
-
-_idle: list[_Processes] = []
-"""Processes that have imported TensorFlow and wait for the next export of this one."""
-
-
-@contextlib.contextmanager
-def _borrow_processes() -> Iterator[_Processes]:
-    """The two processes of an export: those of the one before, or new ones.
-
-    They start here, so that their imports run while the model is loaded. Those that are still at
-    work when an export fails are not used again: an answer is on its way.
-    """
-    if _idle:
-        pair = _idle.pop()
-    else:
-        logs = Path(tempfile.mkdtemp(prefix="plumbline-logs-"))
-        atexit.register(shutil.rmtree, logs, ignore_errors=True)
-        pair = (
-            ChildProcess(convert, prepare_converting, log=logs / "conversion.log"),
-            ChildProcess(measure_copy, prepare_measuring, log=logs / "verification.log"),
-        )
-        for process in pair:
-            atexit.register(process.close)
-    try:
-        yield pair
-    finally:
-        if all(process.is_idle for process in pair):
-            _idle.append(pair)
-        else:
-            for process in pair:
-                process.close()

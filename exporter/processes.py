@@ -12,6 +12,7 @@ write to the terminal before its log is open.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -33,6 +34,13 @@ _LOG_TAIL_LINES = 8
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _WriteTo:
+    """Tells a child, among its jobs, where its output goes from here on."""
+
+    log: str
 
 
 class ChildProcess(Generic[Job, Answer]):
@@ -100,6 +108,13 @@ class ChildProcess(Generic[Job, Answer]):
             if not self._unanswered:  # else the death is told where their answers are waited for
                 raise self._describe_death() from None
         self._unanswered.append(job)
+
+    def write_to(self, log: Path) -> None:
+        """Gives whatever the child writes from the next job on to another file."""
+        self._log = log
+        log.write_bytes(b"")
+        with contextlib.suppress(ConnectionError):  # told where an answer is waited for
+            self._pipe.send(_WriteTo(str(log.absolute())))
 
     def receive(self, *, timeout_s: float, remedy: str = "") -> Answer:
         """Waits for the next answer.
@@ -188,7 +203,18 @@ def run_child(descriptor: int) -> None:
 def _iterate_jobs(pipe: Connection) -> Iterator[object]:
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            yield pipe.recv()
+            job = pipe.recv()
+            if isinstance(job, _WriteTo):
+                _redirect_output(Path(job.log))
+            else:
+                yield job
+
+
+def _redirect_output(log: Path) -> None:
+    # The run may be over, and its folder gone, before this process has imported TensorFlow.
+    with contextlib.suppress(OSError), log.open("ab") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
 
 
 def silence_tensorflow() -> None:

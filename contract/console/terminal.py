@@ -52,7 +52,8 @@ _HIDING = threading.Lock()
 _GAP = "  "
 _MIN_WIDTH = 20  # of a terminal that says it is narrower, or 0
 _MIN_COLUMN = 8  # a name shortened to less than that is no name any more
-_SENTENCE_WORDS = 5  # what has as many is read, not looked at
+_FIRST_COLUMN = 16  # what rows are called is shortened to less only after all else
+_SENTENCE_WORDS = 4  # what has as many is read, not looked at
 
 _GOOD, _BAD, _DOUBTFUL = "green", "bold red", "yellow"
 _VERDICTS = {
@@ -125,11 +126,11 @@ def print_table(
 ) -> None:
     """Writes a table to stdout that is no wider than the terminal, a line for each row.
 
-    Columns of numbers are aligned to the right. Where room is short headings fold; then cells
-    lose their end, names (what has no blank) and titles their middle, for which "…" stands. Such
-    a cell is written in full below the table, after the first of its row; `--json` has all names.
-    Numbers and verdicts stay whole. Where even that is not enough every row becomes a block of
-    lines, one or more for each cell. A table with a title also has an empty line below.
+    Columns of numbers are aligned to the right. Where room is short headings fold; then sentences
+    in the last column lose their end, other cells and titles their middle, for which "…" stands.
+    Such a sentence is written in full below the table; `--json` has all names. Numbers and
+    verdicts stay whole. Where even that is not enough every row becomes a block of lines, one or
+    more for each cell. A table with a title also has an empty line below.
     """
     console = open_rich(sys.stdout)
     if console is None:
@@ -248,8 +249,10 @@ def _lay_out(columns: Sequence[_Column], widths: Sequence[int], *, has_rule: boo
     lines: list[_Line] = []
     folds = [
         [
-            [_shorten(cell, width)] if at else _fold(cell, width)
-            for cell, width in zip(row, widths, strict=True)
+            [_shorten(cell, width, is_last=column == len(columns) - 1)]
+            if at
+            else _fold(cell, width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         for at, row in enumerate(cells)
     ]
@@ -270,16 +273,21 @@ def _lay_out(columns: Sequence[_Column], widths: Sequence[int], *, has_rule: boo
 
 
 def _tell_whole(columns: Sequence[_Column], widths: Sequence[int], room: int) -> list[_Line]:
-    """Every cell of words that its column has no room for, after the first cell of its row."""
-    lines: list[_Line] = []
+    """Every sentence that its column has no room for, after what its row is called; by itself
+    where several rows have it.
+    """
+    heads: dict[str, list[str]] = {}
     head = ""
     for row in zip(*(column.cells for column in columns), strict=True):
-        head = row[0] or head  # a blank stands for the cell above
-        for at, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            if " " in cell and measure(cell) > width:
-                text = f"{head}: {cell}" if at and head else cell
-                lines += [[(line, "")] for line in _fold(text, room)]
-    return lines
+        head = _drop_middle(row[0], widths[0]) or head  # a blank stands for the cell above
+        for cell, width in zip(row[1:], widths[1:], strict=True):
+            if _is_sentence(cell) and measure(cell) > width:
+                heads.setdefault(cell, []).append(head)
+    return [
+        [(line, "")]
+        for cell, of in heads.items()
+        for line in _fold(f"{of[0]}: {cell}" if len(of) == 1 and of[0] else cell, room)
+    ]
 
 
 def _lay_out_blocks(columns: Sequence[_Column], room: int) -> list[_Line]:
@@ -302,18 +310,17 @@ def _choose_widths(columns: Sequence[_Column], room: int) -> list[int] | None:
     """The width of each column; None where there is no room for them beside each other."""
     widths = [max(measure(column.heading), column.width) for column in columns]
     headings = [max(column.width, column.heading_width) for column in columns]
-    names = [
-        max(min(column.width, column.names_width), column.heading_width, _MIN_COLUMN)
-        if column.has_sentences
-        else width
-        for column, width in zip(columns, headings, strict=True)
-    ]
+    prose = list(headings)
+    if columns[-1].has_sentences:
+        last = columns[-1]
+        prose[-1] = max(min(last.width, last.names_width), last.heading_width, _MIN_COLUMN)
     least = [
         width if column.is_whole else min(width, max(_MIN_COLUMN, column.heading_width))
         for column, width in zip(columns, headings, strict=True)
     ]
-    # First headings fold, then sentences are shortened, then names; last what rows are called.
-    for floors in (headings, names, [*names[:1], *least[1:]], least):
+    names = [max(least[0], min(headings[0], _FIRST_COLUMN)), *least[1:]]
+    # First headings fold; then sentences at the end of rows are shortened, and what else there is.
+    for floors in (headings, prose, names, least):
         _shrink(widths, floors, room)
         if sum(widths) <= room:
             return widths
@@ -363,12 +370,12 @@ def _is_sentence(cell: str) -> bool:
     return cell.count(" ") >= _SENTENCE_WORDS - 1
 
 
-def _shorten(text: str, width: int) -> str:
-    """A text of at most `width` columns: "…" stands for its end, or for the middle of a name."""
-    if " " not in text:
+def _shorten(text: str, width: int, *, is_last: bool) -> str:
+    """A cell of at most `width` columns: "…" stands for its middle, which tells two names apart
+    least, or for the end of a sentence at the end of a row.
+    """
+    if not (is_last and _is_sentence(text)) or measure(text) <= width:
         return _drop_middle(text, width)
-    if measure(text) <= width:
-        return text
     return f"{_take(text, width - 1).rstrip()}…"
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_FUSED_MARK = "api_implements"
-"""Attribute of functions that the converter has one operator for (tf_keras' lstm.py sets it)."""
-
 
 def save_functions(
     directory: Path, functions: Functions, variables: Sequence[tf.Variable], model: object
@@ -56,45 +52,6 @@ def save_functions(
             tf.saved_model.save(module, str(directory), signatures=functions)
         if CLASSIFY in functions:
             _set_method_name(directory, CLASSIFY, CLASSIFY_METHOD)
-
-
-def save_for_converter(directory: Path, functions: Functions) -> bool:
-    """Writes functions and the variables that they use, and nothing else of what owns those.
-
-    A table of a signature that is not here would keep all the others from converting; an LSTM that
-    tf_keras marked for a fused operator would keep its state from one call to the next. False, and
-    nothing is written, where these functions use more than variables.
-    """
-    module = tf.Module()
-    module.variables_ = list(
-        {id(one): one for function in functions.values() for one in function.variables}.values()
-    )
-    try:
-        with translate_disk_errors(directory):
-            tf.saved_model.save(module, str(directory), signatures=functions)
-    except AssertionError:
-        _LOG.debug("functions use more than variables", exc_info=True)
-        shutil.rmtree(directory, ignore_errors=True)
-        return False
-    _unmark_fused(directory / layout.SAVED_MODEL)
-    return True
-
-
-def uses_tables(function: tf.types.experimental.ConcreteFunction) -> bool:
-    """Whether it uses resources that are no variables: TFLite has none of them."""
-    handles = {id(one.handle) for one in function.variables}
-    return any(
-        one.dtype == tf.resource and id(one) not in handles for one in function.captured_inputs
-    )
-
-
-def _unmark_fused(saved_model: Path) -> None:
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    parsed = saved_model_pb2.SavedModel.FromString(saved_model.read_bytes())
-    for function in parsed.meta_graphs[0].graph_def.library.function:
-        function.attr.pop(_FUSED_MARK, None)
-    saved_model.write_bytes(parsed.SerializeToString(deterministic=True))
 
 
 @contextlib.contextmanager

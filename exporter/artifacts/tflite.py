@@ -33,7 +33,6 @@ _REFUSED_OPS = re.compile(r"(?:TF Select ops|Custom ops): ([^\n]+)")
 _PLACE = re.compile(r'fused\["(\w+):", "([^"@]+)')
 """Where an operator comes from, in the converter's errors: its type, and its name in the graph."""
 _HALF = re.compile(r"tensor<[^>]*(?:f16|bf16)>")
-_LOOPS = frozenset({"While", "StatelessWhile"})
 _TRIED_ROWS = (1, 5)
 
 MAX_UNROLLED_STEPS = 64
@@ -105,6 +104,8 @@ def convert(job: ConversionJob) -> Conversion:
         ExportError: The file cannot be written.
     """
     source = job.source or job.candidate
+    from exporter.artifacts.lite_graph import has_loops
+
     if job.variant == layout.WEB:
         obstacles = [text for one in job.signatures if (text := find_obstacle(one))]
         if obstacles:
@@ -114,14 +115,8 @@ def convert(job: ConversionJob) -> Conversion:
                 _WEB_REMEDY,
                 lacks_operators=True,
             )
-    if job.variant in layout.INT8_VARIANTS and job.source is not None and _has_loops(source):
-        return _fail(
-            job,
-            "the model has loops (recurrent layers over more than "
-            f"{MAX_UNROLLED_STEPS} steps, or of a kind that cannot be unrolled), and TFLite cannot "
-            "quantise the inside of a loop",
-            "shorten the sequences, or use dynamic_range, which has int8 weights",
-        )
+    if job.variant in layout.INT8_VARIANTS and job.source is not None and has_loops(source):
+        return _explain_loops(job)
     try:
         content = _convert(job, source)
     except Exception as error:  # ConverterError, RuntimeError, ValueError, as it pleases
@@ -148,6 +143,23 @@ def convert(job: ConversionJob) -> Conversion:
         file=job.file,
         batch_size=job.recipe.batch_size if job.recipe is not None else None,
         recipe=job.recipe,
+    )
+
+
+def _explain_loops(job: ConversionJob) -> Conversion:
+    if job.recipe is not None and job.recipe.unroll_up_to:
+        return _fail(
+            job,
+            "the model has loops (recurrent layers over more than "
+            f"{MAX_UNROLLED_STEPS} steps, or of a kind that cannot be unrolled), and TFLite cannot "
+            "quantise the inside of a loop",
+            "shorten the sequences, or use dynamic_range, which has int8 weights",
+        )
+    return _fail(
+        job,
+        "the model has loops, and TFLite cannot quantise the inside of a loop",
+        "use dynamic_range, which has int8 weights; or, where these are recurrent layers of Keras, "
+        "export the Keras model or its .keras file, whose layers can be unrolled",
     )
 
 
@@ -187,19 +199,6 @@ def _iterate_calibration(examples: Golden) -> Iterator[tuple[str, Batch]]:
     for name, one in examples.signatures.items():
         for batch, _ in one.iter_batches():
             yield name, dict(batch)
-
-
-def _has_loops(saved_model: Path) -> bool:
-    """Whether a SavedModel that was made for the converter alone has loops.
-
-    Quantising a loop ends the converter's process with signal 11.
-    """
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    parsed = saved_model_pb2.SavedModel.FromString((saved_model / layout.SAVED_MODEL).read_bytes())
-    graph = parsed.meta_graphs[0].graph_def
-    nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
-    return any(node.op in _LOOPS for node in nodes)
 
 
 def _try_out(content: bytes, job: ConversionJob) -> str:
@@ -268,8 +267,10 @@ def _explain(error: Exception, job: ConversionJob) -> Conversion:
     if "TensorList" in text:
         return _fail(
             job,
-            "recurrent layers over a batch of any size, which TFLite lacks operators for",
-            "give the model's Input a batch_size, or export the Keras model itself where this is a "
+            "loops with a tf.TensorArray whose elements have no fixed shape, which TFLite lacks "
+            "operators for",
+            "give the model's inputs a shape that is fixed but for the batch, and each "
+            "tf.TensorArray its element_shape; or export the Keras model itself where this is a "
             "SavedModel of one",
         )
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -95,41 +95,6 @@ class Dataset:
         """Number of classes of the first target."""
         return len(self.class_names)
 
-    @property
-    def x_train(self) -> Array:
-        """The first input of the training split."""
-        return _first(_hold(self.train).inputs)
-
-    @property
-    def y_train(self) -> Array:
-        """The first target of the training split."""
-        return _first(_hold(self.train).targets)
-
-    @property
-    def x_validation(self) -> Array:
-        """The first input of the validation split."""
-        return _first(_hold(self.validation).inputs)
-
-    @property
-    def y_validation(self) -> Array:
-        """The first target of the validation split."""
-        return _first(_hold(self.validation).targets)
-
-    @property
-    def x_test(self) -> Array:
-        """The first input of the test split."""
-        return _first(_hold(self.test).inputs)
-
-    @property
-    def y_test(self) -> Array:
-        """The first target of the test split."""
-        return _first(_hold(self.test).targets)
-
-
-def _hold(split: Examples | Stream) -> Examples:
-    """The whole split in memory; of data that stream, only what fits is asked for so."""
-    return split if isinstance(split, Examples) else split.take(slice(None))
-
 
 def _first(arrays: Mapping[str, Array]) -> Array:
     return next(iter(arrays.values()))
@@ -172,7 +137,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         DatasetError: The data are missing, unreadable, or cannot be trained on.
 
     Example:
-        >>> load_dataset(load_config("configs/mlp.toml").data).x_train.shape[1:]
+        >>> load_dataset(load_config("configs/mlp.toml").data).train.inputs[""].shape[1:]
         (28, 28, 1)
     """
     if config.kind == "tfrecord":

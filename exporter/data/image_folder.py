@@ -190,7 +190,7 @@ def _try_to_read(path: Path, size: tuple[int, int] | None, channels: int) -> Arr
     try:
         return read_picture(path, size=size, channels=channels)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        return str(error).partition("\n")[0] or type(error).__name__
+        return explain_fault(error)
 
 
 def read_picture(path: Path, *, size: tuple[int, int] | None, channels: int) -> Array:
@@ -251,8 +251,13 @@ def find_fault(content: bytes, *, thoroughly: bool = False) -> str:
             with PIL.Image.open(io.BytesIO(content)) as image:
                 image.load()
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        return str(error).partition(" <_io")[0] or type(error).__name__
+        return explain_fault(error)
     return ""
+
+
+def explain_fault(error: Exception) -> str:
+    """What Pillow says of a picture, without the object that it read it from."""
+    return str(error).partition("\n")[0].partition(" <_io")[0] or type(error).__name__
 
 
 def _resize(image: PIL.Image.Image, size: tuple[int, int] | None) -> Array:

@@ -27,7 +27,7 @@ from contract.signature import Array
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import frame_record, iterate_records
 from exporter.data.compressed import CutOffError, is_compressed, open_compressed
-from exporter.data.image_folder import decode_picture, find_fault
+from exporter.data.image_folder import decode_picture, explain_fault, find_fault
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -38,6 +38,7 @@ _FRAME_BYTES = 16
 _HEADER_BYTES = 12
 _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 1024
+_SHOWN = 5
 _SHARD = re.compile(
     r".*((\.tfrecords?|\.tfrec|\.record)(-\d+-of-\d+)?|-\d+-of-\d+)(\.gz|\.gzip|\.zlib|\.zz|\.z)?",
     re.IGNORECASE,
@@ -192,6 +193,7 @@ def index_records(
     columns: dict[str, list[Array]] = {name: [] for name in scalars}
     parts: list[tuple[Array, ...]] = []
     digest = hashlib.sha256()
+    skipped: list[str] | None = [] if skip_unreadable else None
     num_skipped = 0
     lying: list[Path] = []
     for shard, path in enumerate(paths):
@@ -202,8 +204,8 @@ def index_records(
             for data in batch.data:
                 digest.update(data)
             hashes = np.array(list(map(google_crc32c.value, batch.data)), np.uint64)
-            fitting, parsed = _parse_checked(batch, features, skip=skip_unreadable)
-            kept = fitting[_check_pictures(parsed, features, batch, fitting, skip=skip_unreadable)]
+            fitting, parsed = _parse_checked(batch, features, skipped)
+            kept = fitting[_check_pictures(parsed, features, batch, fitting, skipped)]
             num_skipped += len(batch.data) - len(kept)
             places = np.searchsorted(fitting, kept)
             for name in scalars:
@@ -217,6 +219,9 @@ def index_records(
                     hashes[kept],
                 )
             )
+    if skipped:
+        shown = "; ".join(skipped[:_SHOWN]) + ("; …" if len(skipped) > _SHOWN else "")
+        _LOG.warning("skipped %d records that cannot be read: %s", len(skipped), shown)
     if not sum(len(part[0]) for part in parts):
         held = f", {num_skipped} of which cannot be read" if num_skipped else ""
         raise DatasetError(f"{paths[0]} and the files beside it hold no records{held}")
@@ -374,11 +379,11 @@ class _Kept:
 
 
 def _parse_checked(
-    batch: _Batch, features: Mapping[str, Feature], *, skip: bool
+    batch: _Batch, features: Mapping[str, Feature], skipped: list[str] | None
 ) -> tuple[Array, dict[str, Array]]:
     """Which records of a batch hold the features, and their numbers and texts.
 
-    A record at fault is looked for and named, or left out.
+    A record at fault is looked for and named: among those that are left out, if there are such.
     """
     import tensorflow as tf
 
@@ -386,16 +391,16 @@ def _parse_checked(
     try:
         parsed = _parse(batch.data, features)
     except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
-        wrong = dict(_find_misfits(batch, features, every=skip))
+        wrong = dict(_find_misfits(batch, features, every=skipped is not None))
         wanted = ", ".join(f"{one.name} = {one.describe()}" for one in features.values())
         for row, reason in wrong.items():
             text = f"{batch.describe(row)} does not hold {wanted}: {reason}"
-            if not skip:
+            if skipped is None:
                 raise DatasetError(
                     f"{text}; write it again, or leave such records out: "
                     "data.skip_unreadable = true"
                 ) from None
-            _LOG.warning("skipped: %s", text)
+            skipped.append(text)
         if not wrong:
             raise
         rows = np.setdiff1d(rows, list(wrong))
@@ -445,23 +450,22 @@ def _check_pictures(
     features: Mapping[str, Feature],
     batch: _Batch,
     rows: Array,
-    *,
-    skip: bool,
+    skipped: list[str] | None,
 ) -> Array:
     """Which of the rows that were parsed have pictures that can be read."""
     wrong: dict[int, str] = {}
     for name, feature in features.items():
         if feature.kind == "image":
             for place, content in enumerate(parsed[name].tolist()):
-                if reason := find_fault(content, thoroughly=skip):
+                if reason := find_fault(content, thoroughly=skipped is not None):
                     wrong.setdefault(place, reason)
     for place, reason in wrong.items():
         text = f"{batch.describe(int(rows[place]))}: its picture cannot be read ({reason})"
-        if not skip:
+        if skipped is None:
             raise DatasetError(
                 f"{text}; replace it, or leave such records out: data.skip_unreadable = true"
             )
-        _LOG.warning("skipped: %s", text)
+        skipped.append(text)
     return np.setdiff1d(np.arange(len(rows)), list(wrong))
 
 
@@ -510,10 +514,9 @@ def make_decoder(
             try:
                 pictures.append(decode_picture(data, size=size, channels=channels))
             except (OSError, SyntaxError, ValueError) as error:
-                text = str(error).partition("\n")[0]
                 raise DatasetError(
-                    f"{describe(row)}: its picture cannot be decoded ({text}); replace it, or "
-                    "leave such records out: data.skip_unreadable = true"
+                    f"{describe(row)}: its picture cannot be decoded ({explain_fault(error)}); "
+                    "replace it, or leave such records out: data.skip_unreadable = true"
                 ) from error
         return np.stack(pictures) if pictures else np.zeros((0, *size, channels), np.uint8)
 

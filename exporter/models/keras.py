@@ -5,7 +5,6 @@ Both are asked through the same few attributes; where they differ, it is said he
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import logging
@@ -22,13 +21,9 @@ from contract.heads import Head, Task
 from contract.signature import STRING, Array, Batch, Signature, TensorSpec
 from exporter.artifacts.exportable import Exportable, Recipe
 from exporter.artifacts.golden import make_image_inputs, shape_rows
+from exporter.artifacts.lite_graph import save_for_converter
 from exporter.artifacts.names import CLASSIFY, PREDICT_IMAGES
-from exporter.artifacts.saved_model import (
-    InProcessPredictor,
-    save_for_converter,
-    save_functions,
-    write_labels,
-)
+from exporter.artifacts.saved_model import InProcessPredictor, save_functions, write_labels
 from exporter.artifacts.signatures import (
     Tensors,
     TracedModel,
@@ -39,6 +34,7 @@ from exporter.data.examples import ExportExamples
 from exporter.data.pixels import ZERO_TO_ONE
 from exporter.models.inputs import name_rows
 from exporter.models.lite_layers import computes_in_half, has_loops, traced_for_lite
+from exporter.tasks.activations import find_activation, find_graph, name_activation
 from exporter.tasks.heads import Loss, tell_head
 
 _LOG = logging.getLogger(__name__)
@@ -263,7 +259,7 @@ class KerasModel(Exportable):
         else:
             if self._has_written_names:
                 kinds = {}
-            elif not getattr(_find_graph(self._model), "output_names", None):
+            elif not getattr(find_graph(self._model), "output_names", None):
                 kinds = dict.fromkeys(told, "Output")
             served = replace_generated(list(told), kinds, "outputs", "output")
         return [
@@ -368,15 +364,10 @@ def _iterate_outputs(answers: object, path: str = "") -> Iterator[tuple[str, tf.
 
 
 def _list_output_names(model: KerasObject, count: int) -> list[str]:
-    names = list(getattr(_find_graph(model), "output_names", None) or [])
+    names = list(getattr(find_graph(model), "output_names", None) or [])
     if len(names) == count == len(set(names)):
         return names
     return ["output"] if count == 1 else [f"output_{at}" for at in range(count)]
-
-
-def _find_graph(model: KerasObject) -> KerasObject:
-    """The functional model that a Sequential of Keras 3 keeps inside, else the model itself."""
-    return getattr(model, "_functional", None) or model
 
 
 def _list_kinds(model: KerasObject) -> dict[str, str]:
@@ -386,7 +377,7 @@ def _list_kinds(model: KerasObject) -> dict[str, str]:
 
 def _list_activations(model: KerasObject, count: int) -> list[str]:
     """Name of the activation that gives each output, in the order of the answers; "" unknown."""
-    graph = _find_graph(model)
+    graph = find_graph(model)
     structure = getattr(graph, "_outputs_struct", None)  # Keras 3
     if structure is None:
         structure = getattr(graph, "_nested_outputs", None)
@@ -394,40 +385,11 @@ def _list_activations(model: KerasObject, count: int) -> list[str]:
         structure = getattr(graph, "outputs", None)
     tensors = [] if structure is None else [tensor for _, tensor in _iterate_outputs(structure)]
     if len(tensors) == count:
-        return [_find_activation(tensor) for tensor in tensors]
+        return [find_activation(tensor) for tensor in tensors]
     layers = getattr(model, "layers", ())
     if count != 1 or not layers:
         return [""] * count
-    return [_name_activation(layers[-1]).replace("linear", "")]  # a subclass: it is likely the last
-
-
-_SHAPING = frozenset(
-    {"Reshape", "Flatten", "Permute", "Squeeze", "ExpandDims", "Dropout", "Identity", "Cast"}
-)
-"""Layers that leave what scores mean as it is."""
-
-
-def _find_activation(tensor: object) -> str:
-    history = getattr(tensor, "_keras_history", None)
-    if history is None:
-        return ""
-    layer, _, index = history
-    if getattr(layer, "layers", None) and getattr(layer, "outputs", None):
-        return _find_activation(_find_graph(layer).outputs[index])
-    name = _name_activation(layer)
-    kind = type(layer).__name__
-    passes = kind in _SHAPING or (kind == "Activation" and name == "linear")
-    with contextlib.suppress(AttributeError, ValueError, RuntimeError):  # a shared layer
-        if passes and hasattr(layer.input, "_keras_history"):
-            return _find_activation(layer.input)
-    return name
-
-
-def _name_activation(layer: object) -> str:
-    kind = type(layer).__name__
-    if kind in ("Softmax", "Sigmoid"):
-        return kind.lower()
-    return str(getattr(getattr(layer, "activation", None), "__name__", ""))
+    return [name_activation(layers[-1]).replace("linear", "")]  # a subclass: it is likely the last
 
 
 _LOSSES: dict[str, Task] = {

@@ -16,7 +16,8 @@ from contract.heads import Head
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from contract.signature import STRING, Array, Batch
 from exporter.artifacts.exportable import Recipe
-from exporter.artifacts.saved_model import InProcessPredictor, save_for_converter, uses_tables
+from exporter.artifacts.lite_graph import save_for_converter, uses_tables
+from exporter.artifacts.saved_model import InProcessPredictor
 from exporter.artifacts.signatures import fix_batch
 from exporter.data.examples import ExportExamples
 from exporter.models.given import GivenModel
@@ -104,7 +105,7 @@ class GivenSavedModel(GivenModel):
             except Exception:  # the user's own graph: not all of them take a batch of any size
                 _LOG.debug("cannot be traced by %s", recipe, exc_info=True)
                 return False
-        return save_for_converter(directory, functions)
+        return save_for_converter(directory, functions, batch_size=recipe.batch_size)
 
 
 def save_module(

@@ -566,7 +566,13 @@ def _evaluate_values(
 def _describe_values(truth: Array, got: Array, name: str) -> ValueFacts:
     errors = got - truth
     finite = errors[np.isfinite(errors)]
-    counts, edges = np.histogram(finite, bins=21) if finite.size else (np.zeros(1, int), [0, 1])
+    counts, edges = np.zeros(1, np.int64), np.array([0.0, 1.0])
+    if finite.size:
+        low, high = float(finite.min()), float(finite.max())
+        room = 0.02 * max(abs(low), abs(high), 1e-9)  # errors that are all alike are one bar
+        if high - low < room:
+            low, high = low - room, high + room
+        counts, edges = np.histogram(finite, bins=21, range=(low, high))
     chosen = np.unique(np.linspace(0, len(truth) - 1, min(len(truth), _MAX_POINTS)).astype(int))
     return ValueFacts(
         name=name,

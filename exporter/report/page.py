@@ -651,11 +651,11 @@ def _find_worst(facts: Facts, copy: CopyFacts) -> tuple[tuple[ShownInput, ...], 
         equal = copy.measurement.bit_equal and copy.measurement.is_measured
         return (), "none: all are equal" if equal else "not known"
     text = (
-        f"golden {worst.row} of {shorten(worst.signature_name, 24)}, off by "
-        f"{_tell_difference(worst.difference)}"
+        f"{_tell_difference(worst.difference)} in golden {worst.row} of "
+        f"{shorten(worst.signature_name, 24)}"
     )
     if len(facts.signatures[facts.main_signature].outputs) > 1:
-        text += f" in {shorten(worst.output, 24)}"
+        text += f", output {shorten(worst.output, 24)}"
     golden = facts.golden.signatures if facts.golden is not None else {}
     columns = facts.manifest.data.columns if facts.manifest.data else ()
     # The same rows stand behind every signature; raw pixels can be looked at.

@@ -18,6 +18,7 @@ from contract.signature import Array, describe_shape
 from exporter.config import REGRESSION_LOSSES, TrainingConfig, is_custom
 from exporter.data.examples import Examples
 from exporter.data.pixels import PixelScale
+from exporter.tasks.activations import find_activation
 from exporter.tasks.heads import tell_head
 
 HEAD_EXAMPLES = 8
@@ -33,9 +34,6 @@ TargetForm = Literal["one_hot", "number", "values"]
 
 _DECIDING = ("softmax", "sigmoid", "hard_sigmoid")
 """Activations of layers that say a class."""
-
-_SHAPE_LAYERS = ("Reshape", "Flatten", "Permute", "UpSampling2D", "Cropping2D", "Identity")
-"""Layers after an activation that leave shares shares."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +208,7 @@ def describe_heads(
     losses = _match_losses(config.loss, list(answers))
     made, misfits = [], []
     for name, array in answers.items():
-        activation = find_activation(model, name)
+        activation = _find_activation(model, name)
         answered = _Answer(name, array, activation, alone=len(floats) == 1)
         target = chosen.get(name)
         try:
@@ -504,35 +502,13 @@ def _choose_loss(head: Head, asked: str) -> str:
     return fitting[0]
 
 
-def find_activation(model: tf_keras.Model, output_name: str) -> str:
+def _find_activation(model: tf_keras.Model, output_name: str) -> str:
     """The name of the activation that makes an output; "" where its layer does not tell."""
     try:
         tensor = name_parts(model.output, model.output_names)[output_name]
-        return _walk_back(tensor)
-    except (AttributeError, KeyError):
+    except (AttributeError, KeyError):  # a subclass has no symbolic outputs
         return ""
-
-
-def _walk_back(tensor: tf.Tensor) -> str:
-    history = getattr(tensor, "_keras_history", None)
-    if history is None:
-        return ""
-    layer, node = history.layer, history.node_index
-    kind = type(layer).__name__
-    if isinstance(layer, tf_keras.Model):
-        outputs = tf.nest.flatten(layer.outputs)
-        return _walk_back(outputs[history.tensor_index])
-    if kind == "Softmax":
-        return "softmax"
-    activation = getattr(getattr(layer, "activation", None), "__name__", "")
-    passes_on = kind in _SHAPE_LAYERS or (kind == "Activation" and activation == "linear")
-    if passes_on:
-        before = tf.nest.flatten(layer.inbound_nodes[node].keras_inputs)
-        return _walk_back(before[0]) if len(before) == 1 else ""
-    if kind == "TFOpLambda":
-        called = str(layer.name)
-        return next((name for name in ("log_softmax", "softmax", "sigmoid") if name in called), "")
-    return activation
+    return find_activation(tensor)
 
 
 def _list(names: list[str]) -> str:

@@ -207,9 +207,11 @@ def _build_custom(builder: str, dataset: Dataset) -> tf_keras.Model:
         with _keep_precision():
             model = function(*given, **more)
     except Exception as error:  # the user's code: whatever it raises is theirs to read
+        names = ", ".join(map(repr, rows.inputs))
+        hint = f"; examples.inputs holds {names}" if more and isinstance(error, KeyError) else ""
         raise ConfigError(
             f"model.builder {builder!r} failed on ({', '.join(map(str, given))}): "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{hint}"
         ) from error
     if not isinstance(model, tf_keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"

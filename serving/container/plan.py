@@ -16,7 +16,9 @@ from pathlib import Path, PurePosixPath
 
 from contract import layout
 from contract.errors import ConfigError
+from contract.servable import choose_versions
 from serving.config.flags import FlagValue, ServerFlags, list_flags
+from serving.config.models import ModelConfig
 from serving.config.server import ServerConfig
 from serving.container.engine import MODELS_FOLDER, ContainerEngine, Image, ImageServer
 
@@ -111,6 +113,8 @@ def make_plan(
     files, paths = _list_file_mounts(config)
     mounts = _list_base_path_mounts(base_paths, mount_dirs) + files + _list_socket_mounts(config)
     stock = image.server is ImageServer.TENSORFLOW_SERVING
+    if stock and not config.prefer_tflite_model:
+        _warn_of_tflite_alone([one for one in config.models if one.base_path != baked])
     if stock and config.rest_api_port and "monitoring_config_file" not in paths:
         target = CONFIG_FOLDER / "monitoring_config_file"  # metrics on, as in the embedded server
         mounts.append(_mount(MONITORING_CONFIG, target))
@@ -238,6 +242,20 @@ def _check_versions(base_path: Path, mounted: Iterable[Path]) -> None:
         for file in (folder / layout.SAVED_MODEL, folder / layout.variant_path(layout.FLOAT32)):
             if file.exists():
                 check_readable(file, str(file))
+
+
+def _warn_of_tflite_alone(models: Iterable[ModelConfig]) -> None:
+    """Tells of versions to be served without the SavedModel that TensorFlow Serving looks for."""
+    for model in models:
+        found = layout.find_versions(model.base_path)
+        for version in choose_versions(model.version_policy, list(found)):
+            has_tflite = (found[version] / layout.TFLITE).is_file()
+            if has_tflite and not (found[version] / layout.SAVED_MODEL).is_file():
+                logger.warning(
+                    "version %d of %s is %s without %s, which TensorFlow Serving does not load "
+                    "by itself; add --prefer_tflite_model",
+                    *(version, model.base_path, layout.TFLITE, layout.SAVED_MODEL),
+                )
 
 
 def _check_path(path: Path) -> None:

@@ -140,6 +140,14 @@ def test_python_answers_the_page_as_the_predictor_does(tmp_path: Path) -> None:
         np.testing.assert_array_equal(answer, predictor.predict(rows)["dense"])
 
 
+def test_python_writes_what_is_no_number_as_the_server_does(tmp_path: Path) -> None:
+    rows = np.full((1, 6, 6, 2), np.nan).tolist()
+    body = json.dumps({"signature_name": "serving_default", "inputs": {"input_1": rows}}).encode()
+    with OnDevicePredictor(make_foreign(tmp_path)) as predictor:
+        response = Engine(predictor).predict(Request("predict", body))
+    assert response.body == b'{"outputs": {"dense": [[NaN, NaN]]}}'
+
+
 @pytest.mark.parametrize(
     "body",
     [

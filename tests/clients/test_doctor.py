@@ -285,6 +285,18 @@ def test_a_model_that_disagrees_with_golden_is_found(
     assert "differs by up to" in findings["healthy version"]["explanation"]
 
 
+def test_every_copy_of_a_version_is_asked(copied: Path, diagnose: Any) -> None:
+    _, findings = diagnose(copied)
+    count = len(layout.DEFAULT_VARIANTS)
+    assert f"agree through all {count} copies" in findings["healthy version"]["explanation"]
+    manifest = read_manifest(copied)
+    config = {"export": {"tolerances": {"int8": {"max_abs_difference": 1e-9}}}}
+    write_manifest(copied, msgspec.structs.replace(manifest, config=config))
+    status, findings = diagnose(copied)
+    assert status == 1
+    assert findings["healthy version"]["explanation"].startswith("int8: serving_default: ")
+
+
 def test_another_package_of_our_name_is_found(tmp_path: Path) -> None:
     (tmp_path / "clients").mkdir()
     (tmp_path / "clients" / "__init__.py").touch()

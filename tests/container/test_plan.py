@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from contract import layout
 from contract.errors import ConfigError
 from serving.config.flags import ServerFlags, list_flags, parse_flags
 from serving.config.server import parse_config
@@ -216,3 +217,20 @@ def test_a_path_that_would_end_the_option_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a,readonly=false").mkdir()
     with pytest.raises(ConfigError, match="a comma"):
         list_command(["--model_name=x", f"--model_base_path={tmp_path}/a,readonly=false"])
+
+
+def test_a_version_of_a_tflite_file_alone_asks_for_the_flag_that_serves_it(
+    model: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mlp" / "1" / layout.SAVED_MODEL).touch()
+    (tmp_path / "mlp" / "1" / layout.TFLITE).touch()
+    list_command(model)
+    assert "prefer_tflite_model" not in caplog.text
+    (tmp_path / "mlp" / "2").mkdir()
+    (tmp_path / "mlp" / "2" / layout.TFLITE).touch()
+    list_command([*model, "--prefer_tflite_model"])
+    list_command(model, EMBEDDED)
+    assert "prefer_tflite_model" not in caplog.text
+    list_command(model)
+    assert f"version 2 of {tmp_path}/mlp is model.tflite without saved_model.pb" in caplog.text
+    assert "add --prefer_tflite_model" in caplog.text

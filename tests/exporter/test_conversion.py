@@ -246,3 +246,50 @@ def test_a_table_of_one_signature_costs_no_other(tmp_path: Path) -> None:
     version = export(Both(), tmp_path / "both", examples=examples, variants=["float32"])
     with LiteModel(version.path / "model.tflite") as model:
         assert set(model.signatures) == {"serving_default"}
+
+
+def make_cells(tf: Any) -> Any:
+    """A recurrent layer by hand, which keeps what every step gave in a `tf.TensorArray`."""
+
+    class Cells(tf.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = tf.Variable(np.eye(3, dtype=np.float32) / 2)
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 6, 3), tf.float32, "steps")])
+        def __call__(self, steps: Any) -> Any:
+            def take_step(step: Any, state: Any, kept: Any) -> Any:
+                state = tf.tanh(steps[:, step] + state @ self.weights)
+                return step + 1, state, kept.write(step, state)
+
+            start = (0, tf.zeros_like(steps[:, 0]), tf.TensorArray(tf.float32, 6))
+            *_, kept = tf.while_loop(lambda step, *_: step < 6, take_step, start)
+            return {"states": tf.transpose(kept.stack(), (1, 0, 2))}
+
+    return Cells()
+
+
+@pytest.mark.parametrize("kind", ["a tf.Module", "a SavedModel of Keras"])
+def test_loops_of_a_given_graph_become_copies_that_remember_nothing(
+    kind: str, tmp_path: Path
+) -> None:
+    tf, tf_keras = importlib.import_module("tensorflow"), importlib.import_module("tf_keras")
+    model = make_cells(tf)
+    if kind != "a tf.Module":
+        layer = tf_keras.layers.LSTM(3, return_sequences=True)
+        tf_keras.Sequential([tf_keras.Input((6, 3), name="steps"), layer]).export(
+            tmp_path / "given"
+        )
+        model = tmp_path / "given"
+    rows = np.random.default_rng(3).normal(size=(40, 6, 3)).astype(np.float32)
+    version = export(model, tmp_path / "it", examples=rows, variants=["float32", "int8"])
+    signature = tf.saved_model.load(str(version.path)).signatures["serving_default"]
+    with LiteModel(version.path / layout.TFLITE) as copy:
+        for size in (1, 5, 5):
+            (expected,) = signature(steps=tf.constant(rows[:size])).values()
+            (got,) = copy.predict({"steps": rows[:size]}).values()
+            np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert version.verification.left_out == ("int8",)
+    problem, remedy = version.manifest.parity["int8"]["problems"]
+    assert "quantise the inside of a loop" in problem
+    assert "export the Keras model" in remedy

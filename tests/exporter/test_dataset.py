@@ -66,7 +66,7 @@ def digits() -> Dataset:
 
 
 def test_digits_are_1797_real_scans_as_28_by_28_bytes(digits: Dataset) -> None:
-    splits = (digits.x_train, digits.x_validation, digits.x_test)
+    splits = (digits.train.inputs[""], digits.validation.inputs[""], digits.test.inputs[""])
     assert sum(len(split) for split in splits) == 1797
     assert digits.input_shape == (28, 28, 1)
     assert all(split.dtype == np.uint8 for split in splits)
@@ -75,18 +75,20 @@ def test_digits_are_1797_real_scans_as_28_by_28_bytes(digits: Dataset) -> None:
 
 
 def test_digits_are_light_ink_on_dark(digits: Dataset) -> None:
-    border = digits.x_train[:, :, [0, 1, -2, -1]].mean()
-    assert border < 30 < digits.x_train[:, 6:22, 8:20].mean()
-    assert digits.x_train.max() == 255
+    border = digits.train.inputs[""][:, :, [0, 1, -2, -1]].mean()
+    assert border < 30 < digits.train.inputs[""][:, 6:22, 8:20].mean()
+    assert digits.train.inputs[""].max() == 255
 
 
 def test_digits_are_those_of_scikit_learn(digits: Dataset) -> None:
     from sklearn.datasets import load_digits
 
     theirs = load_digits()
-    ours = np.concatenate([digits.y_train, digits.y_validation, digits.y_test])
+    ours = np.concatenate(
+        [digits.train.targets[""], digits.validation.targets[""], digits.test.targets[""]]
+    )
     assert (np.bincount(ours) == np.bincount(theirs.target)).all()
-    enlarged_mean = digits.x_train.mean() / 255
+    enlarged_mean = digits.train.inputs[""].mean() / 255
     assert abs(enlarged_mean - theirs.images.mean() / 16) < 0.01
 
 
@@ -158,7 +160,7 @@ def test_random_data_say_that_they_are_dummy() -> None:
     dataset = load_dataset(data_config("random", num_examples=100))
     assert dataset.dummy and not dataset.is_image
     assert dataset.input_shape == (784,)
-    assert dataset.x_train.min() >= 0 and dataset.x_train.max() < 1
+    assert dataset.train.inputs[""].min() >= 0 and dataset.train.inputs[""].max() < 1
     assert dataset.num_classes == 10
 
 
@@ -174,8 +176,8 @@ def test_an_npz_with_a_test_split_keeps_it(tmp_path: Path) -> None:
     dataset = load_npz(
         tmp_path, x_train=images(), y_train=labels(), x_test=x_test, y_test=labels(9)
     )
-    assert (dataset.x_test[..., 0] == x_test).all()
-    assert len(dataset.x_train) + len(dataset.x_validation) == 60
+    assert (dataset.test.inputs[""][..., 0] == x_test).all()
+    assert len(dataset.train.inputs[""]) + len(dataset.validation.inputs[""]) == 60
 
 
 def test_an_npz_may_bring_class_names(tmp_path: Path) -> None:
@@ -188,12 +190,12 @@ def test_an_npz_may_hold_features_that_are_no_images(tmp_path: Path) -> None:
     features = RNG.random((60, 5))
     dataset = load_npz(tmp_path, x_train=features, y_train=labels())
     assert not dataset.is_image
-    assert dataset.x_train.dtype == np.float32
+    assert dataset.train.inputs[""].dtype == np.float32
 
 
 def test_pixels_as_wide_integers_are_taken_as_bytes(tmp_path: Path) -> None:
     dataset = load_npz(tmp_path, x_train=images().astype(np.int64), y_train=labels())
-    assert dataset.x_train.dtype == np.uint8
+    assert dataset.train.inputs[""].dtype == np.uint8
 
 
 @pytest.mark.parametrize(
@@ -283,8 +285,8 @@ def test_mnist_is_read_from_its_four_files(tmp_path: Path, compress: bool) -> No
     arrays = write_mnist(tmp_path, compress=compress)
     dataset = load_dataset(data_config("mnist", path=str(tmp_path)))
     assert dataset.input_shape == (28, 28, 1)
-    assert (dataset.x_test[..., 0] == arrays["x_test"]).all()
-    assert len(dataset.y_train) + len(dataset.y_validation) == 40
+    assert (dataset.test.inputs[""][..., 0] == arrays["x_test"]).all()
+    assert len(dataset.train.targets[""]) + len(dataset.validation.targets[""]) == 40
 
 
 def test_mnist_may_be_given_by_one_of_its_files(tmp_path: Path) -> None:
@@ -405,13 +407,13 @@ def test_a_target_tells_its_task(
 ) -> None:
     dataset = load_npz(tmp_path, x_train=images(), y_train=values)
     assert dataset.targets[""].task == task
-    assert dataset.y_train.shape[1:] == shape and dataset.y_train.dtype == dtype
+    assert dataset.train.targets[""].shape[1:] == shape and dataset.train.targets[""].dtype == dtype
 
 
 def test_a_task_that_is_asked_for_is_taken(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", x_train=images(), y_train=labels() * 10)
     config = data_config("npz", path=str(tmp_path / "mine.npz"), task="regression")
-    assert load_dataset(config).y_train.dtype == np.float32
+    assert load_dataset(config).train.targets[""].dtype == np.float32
     with pytest.raises(DatasetError, match="a binary target is 0 or 1"):
         load_dataset(data_config("npz", path=config.path, task="binary"))
 
@@ -429,13 +431,13 @@ def test_a_gap_is_filled_from_the_training_rows_alone(tmp_path: Path) -> None:
     config = data_config("npz", path=str(tmp_path / "mine.npz"), impute="median")
     dataset = load_dataset(config)
     known = {row[1] for row in features[~np.isnan(features[:, 1])].tolist()}
-    filled = ~np.isin(dataset.x_train[:, 1], sorted(known)) | (
-        dataset.x_train[:, 1] == dataset.fillings[""][1]
+    filled = ~np.isin(dataset.train.inputs[""][:, 1], sorted(known)) | (
+        dataset.train.inputs[""][:, 1] == dataset.fillings[""][1]
     )
-    whole = dataset.x_train[
-        np.isin(dataset.x_train[:, 0], features[:, 0][np.isfinite(features[:, 1])])
+    whole = dataset.train.inputs[""][
+        np.isin(dataset.train.inputs[""][:, 0], features[:, 0][np.isfinite(features[:, 1])])
     ]
-    assert filled.any() and np.isfinite(dataset.x_test).all()
+    assert filled.any() and np.isfinite(dataset.test.inputs[""]).all()
     assert dataset.fillings[""][1] == np.median(whole[:, 1])
     with pytest.raises(DatasetError, match=r"data\.impute"):
         load_dataset(data_config("npz", path=config.path))
@@ -481,7 +483,7 @@ def test_emnist_stands_upright_and_has_its_class_names(tmp_path: Path, compress:
         write_idx(path, array, compress=compress)
     (tmp_path / "emnist-letters-mapping.txt").write_text("1 65 97\n2 66 98\n3 67 99\n")
     dataset = load_dataset(data_config("mnist", path=str(tmp_path)))
-    assert (dataset.x_test[..., 0] == arrays["test-images"].swapaxes(1, 2)).all()
+    assert (dataset.test.inputs[""][..., 0] == arrays["test-images"].swapaxes(1, 2)).all()
     assert dataset.class_names == ("A", "B", "C")
 
 

@@ -103,7 +103,8 @@ def test_golden_holds_every_class_and_keeps_its_batches() -> None:
     assert one.batch_sizes == (1, 7, 24, 32)
     assert echo.sizes == [1, 7, 24, 32] * 2
     pixels = {
-        row.tobytes(): label for row, label in zip(dataset.x_test, dataset.y_test, strict=True)
+        row.tobytes(): label
+        for row, label in zip(dataset.test.inputs[""], dataset.test.targets[""], strict=True)
     }
     assert {pixels[row.tobytes()] for row in one.inputs["images"]} == set(range(10))
 
@@ -118,9 +119,9 @@ def test_the_held_out_rows_are_the_whole_test_split_then_rows_of_the_others() ->
     golden, num_test = make_held_out(Echo(), draw_examples(dataset))
     held_out = golden.signatures["serving_uint8"]
     assert num_test == 300
-    np.testing.assert_array_equal(held_out.inputs["images"][:300], dataset.x_test)
+    np.testing.assert_array_equal(held_out.inputs["images"][:300], dataset.test.inputs[""])
     assert held_out.batch_sizes == (256, 256, 256, 132)
-    others = {row.tobytes() for row in (*dataset.x_validation, *dataset.x_train)}
+    others = {row.tobytes() for row in (*dataset.validation.inputs[""], *dataset.train.inputs[""])}
     assert {row.tobytes() for row in held_out.inputs["images"][300:]} == others
 
 
@@ -150,7 +151,10 @@ def test_calibration_is_seeded_balanced_and_of_the_training_split() -> None:
     assert len(fingerprint) == 64
     rows = first.signatures["serving_uint8"].inputs["images"]
     np.testing.assert_array_equal(rows, again.signatures["serving_uint8"].inputs["images"])
-    labels = {row.tobytes(): n for row, n in zip(dataset.x_train, dataset.y_train, strict=True)}
+    labels = {
+        row.tobytes(): n
+        for row, n in zip(dataset.train.inputs[""], dataset.train.targets[""], strict=True)
+    }
     counts = np.bincount([labels[row.tobytes()] for row in rows], minlength=10)
     assert counts.tolist() == [4] * 10
     assert first.signatures["serving_default"].inputs["images"].max() <= 1.0

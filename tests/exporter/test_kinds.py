@@ -5,21 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from clients.cli import main
 from contract import layout
 from contract.manifest import read_manifest
+from contract.wire.plumbline_wire import example_pb2, status_pb2
+from contract.wire.rpc import HANDLE_RELOAD_CONFIG
+from contract.wire.tfrecord import write_records
 from exporter.config import parse_config
 from exporter.flow import run_export
 from exporter.publishing.publish import PublishOptions
-from tests.serving.server_process import ServerProcess
+from tests.serving.server_process import ServerProcess, call
 
 pytestmark = pytest.mark.tensorflow
 
@@ -61,9 +67,9 @@ def masks(input_shape, num_classes):
     x = layers.Conv2D(4, 3, padding="same", activation="relu")(inputs)
     return tf_keras.Model(inputs, layers.Conv2D(num_classes, 1, activation="softmax")(x))
 
-def convolved(input_shape, num_classes):
+def recurrent(input_shape, num_classes):
     inputs = layers.Input(input_shape)
-    x = layers.GlobalMaxPooling1D()(layers.Conv1D(8, 3, activation="relu")(inputs))
+    x = layers.GRU(4)(layers.Conv1D(8, 3, activation="relu")(inputs))
     return tf_keras.Model(inputs, layers.Dense(num_classes, "softmax")(x))
 
 def words(input_shape, num_classes, examples):
@@ -99,6 +105,29 @@ def write_table(folder: Path) -> Path:
             city = "Rome" if age > 0 else "Oslo"
             writer.writerow([size, age, city, 2 * size - age, "yes" if size > 0 else "no"])
     return folder / "rows.csv"
+
+
+def write_parquet(folder: Path) -> Path:
+    numbers = RNG.normal(size=(ROWS, 3)).astype(np.float32)
+    columns = {f"x{at}": column for at, column in enumerate(numbers.T)}
+    columns["price"] = 2 * numbers[:, 0] - numbers[:, 1]
+    parquet.write_table(pa.table(columns), folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def write_shards(folder: Path) -> Path:
+    (folder / "shards").mkdir()
+    rows = RNG.normal(size=(ROWS, 4))
+    labels = np.digitize(rows[:, 0], (-0.5, 0.5))
+    for shard in range(2):
+        records = []
+        for row, label in zip(rows[shard::2], labels[shard::2], strict=True):
+            example = example_pb2.Example()
+            example.features.feature["x"].float_list.value.extend(row.tolist())
+            example.features.feature["y"].int64_list.value.append(int(label))
+            records.append(example.SerializeToString())
+        write_records(folder / "shards" / f"{shard}.tfrecord", records)
+    return folder / "shards"
 
 
 def write_arrays(folder: Path, **arrays: Any) -> Path:
@@ -178,6 +207,18 @@ KINDS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], dict[str, str]]] = {
         {},
         {"price": "regression"},
     ),
+    "a_value_of_a_parquet_file": (
+        data("parquet", write_parquet, target="price"),
+        {"kind": "mlp", "hidden_units": [8]},
+        {},
+        {"values": "regression"},
+    ),
+    "classes_of_records_that_stream": (
+        data("tfrecord", write_shards, target="y"),
+        {"kind": "mlp", "hidden_units": [8]},
+        {},
+        {"probabilities": "multiclass"},
+    ),
     "several_inputs_and_heads": (
         data("npz", write_several),
         own("many"),
@@ -197,7 +238,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], dict[str, str]]] = {
     ),
     "sequences": (
         data("sequence", write_sequences),
-        own("convolved"),
+        own("recurrent"),
         {},
         {"probabilities": "multiclass"},
     ),
@@ -208,7 +249,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], dict[str, str]]] = {
         {"probabilities": "multiclass"},
     ),
     "a_folder_of_pictures": (
-        data("image_folder", write_pictures),
+        data("image_folder", write_pictures, image_size=[9, 9]),
         {"kind": "cnn", "filters": [4]},
         {},
         {"probabilities": "multiclass"},
@@ -228,9 +269,31 @@ KINDS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], dict[str, str]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Serves whichever model it is given."""
+    folder = tmp_path_factory.mktemp("server")
+    config = folder / "models.config"
+    config.write_text("model_config_list {}")
+    flags = (f"--model_config_file={config}", "--enable_reload_config")
+    with ServerProcess(folder, *flags, rest=True) as started:
+        yield started
+
+
+def serve(server: ServerProcess, name: str, base_path: Path) -> None:
+    """Takes one model in place of the one before, and waits until it answers."""
+    request = status_pb2.ReloadConfigRequest()
+    request.config.model_config_list.config.add(
+        name=name, base_path=str(base_path), model_platform="tensorflow"
+    )
+    with grpc.insecure_channel(server.address) as channel:
+        call(channel, HANDLE_RELOAD_CONFIG, request, timeout_s=120)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_goes_from_its_data_to_parity(
     kind: str,
+    server: ServerProcess,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -238,9 +301,10 @@ def test_each_kind_goes_from_its_data_to_parity(
     (given, write), model, training, tasks = KINDS[kind]
     (tmp_path / "my_kinds.py").write_text(MODELS)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     sys.modules.pop("my_kinds", None)
     if write is not None:
-        given["path"] = str(write(tmp_path))
+        given["path"] = str(write(tmp_path).relative_to(tmp_path))
     config = parse_config(
         {
             "model": {"name": kind, **model},
@@ -254,18 +318,17 @@ def test_each_kind_goes_from_its_data_to_parity(
     exported = run_export(config, base_path=base_path, options=PublishOptions(), run_dir=run_dir)
     assert exported.published is not None, exported.candidate
     version = exported.published.path
-    heads = {name: head.task for name, head in read_manifest(version).heads.items()}
-    assert {name: heads[name] for name in tasks} == tasks
+    manifest = read_manifest(version)
+    assert manifest.data is not None
+    assert {name: manifest.heads[name].task for name in tasks} == tasks
     hops = "grpc,rest"
     if (version / layout.variant_path("float32")).exists():
         hops += ",on-device:float32"
     else:
         assert kind in ("a_value_of_named_columns", "texts")  # which take strings
-    flags = (f"--model_name={kind}", f"--model_base_path={base_path}")
-    with ServerProcess(tmp_path, *flags, rest=True) as server:
-        server.wait_until_ready()
-        where = ["--server", server.address, "--rest_server", server.url, "--model_name", kind]
-        where += ["--timeout_s", "300"]
-        status = main(["parity", "--version_dir", str(version), "--via", hops, "--json", *where])
+    serve(server, kind, base_path)
+    where = ["--server", server.address, "--rest_server", server.url, "--model_name", kind]
+    where += ["--timeout_s", "300"]
+    status = main(["parity", "--version_dir", str(version), "--via", hops, "--json", *where])
     report = json.loads(capsys.readouterr().out)
     assert status == 0, json.dumps(report, indent=1)

@@ -56,6 +56,9 @@ def any_size(input_shape, num_classes):
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(2, 3)(images))
     return tf_keras.Model(images, layers.Dense(num_classes, activation="softmax")(x))
 
+def asks_text(input_shape, num_classes, examples):
+    return examples.inputs["text"]
+
 def failing(input_shape, num_classes):
     raise RuntimeError("out of ideas")
 
@@ -185,6 +188,7 @@ def test_an_input_that_does_not_fit_the_data_is_refused() -> None:
         ("my_builders:missing", "has no function 'missing'"),
         ("my_builders:number", "has no function 'number'"),
         ("my_builders:failing", "failed on ((8, 8, 1), 10): RuntimeError: out of ideas"),
+        ("my_builders:asks_text", "KeyError: 'text'; examples.inputs holds ''"),
         ("my_builders:text", "returned a builtins.str; return a tf_keras.Model"),
         ("my_builders:unbuilt", "without an input shape"),
         ("my_builders:own_step", "a train_step of its own, which neither loop would call"),

@@ -72,6 +72,23 @@ def test_whatever_the_child_writes_is_in_its_log(
     assert capfd.readouterr() == ("", "")
 
 
+def test_each_run_has_a_log_of_its_own(process: Process, log: Path, tmp_path: Path) -> None:
+    process.ask(Told("echo"))
+    process.receive(timeout_s=30)
+    gone = tmp_path / "over" / "work.log"
+    gone.parent.mkdir()
+    process.write_to(gone)
+    gone.unlink()
+    gone.parent.rmdir()
+    second = tmp_path / "second.log"
+    process.write_to(second)
+    process.ask(Told("abort"))
+    with pytest.raises(ExportError, match=r"its log .*second\.log: last words"):
+        process.receive(timeout_s=30)
+    assert "last words" not in log.read_text()
+    assert second.read_text().startswith("last words")
+
+
 def test_tensorflow_is_silenced_before_it_could_be_imported(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

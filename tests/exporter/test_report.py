@@ -249,7 +249,7 @@ def test_a_copy_that_was_left_out_has_its_reasons(tmp_path: Path) -> None:
     text = Page(render_page(made.make_binary(tmp_path / "1"))).text
     assert "int8: left out" in text
     assert "Because of <b>reasons</b>." in text  # as text, not as an element
-    assert "golden 3 of serving_default, off by 6.0e-07" in text
+    assert "6.0e-07 in golden 3 of serving_default" in text
 
 
 def test_a_version_from_before_there_were_reports_has_what_golden_allows(tmp_path: Path) -> None:

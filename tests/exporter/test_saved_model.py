@@ -111,7 +111,7 @@ def test_what_is_on_disk_and_in_process_have_the_same_signatures(
 def test_the_in_process_answers_are_the_keras_models_own(tmp_path: Path) -> None:
     model = build_softmax((28, 28, 1), 10)
     predictor = save(model, IMAGES, tmp_path / "model")
-    images = to_float32(IMAGES.x_test)
+    images = to_float32(IMAGES.test.inputs[""])
     got = predictor.predict({"images": images})["probabilities"]
     np.testing.assert_allclose(got, model.predict(images, verbose=0), rtol=0, atol=1e-6)
 
@@ -119,9 +119,9 @@ def test_the_in_process_answers_are_the_keras_models_own(tmp_path: Path) -> None
 def test_the_reloaded_model_answers_bit_for_bit(saved: tuple[Path, KerasModel]) -> None:
     reloaded = load_saved_model(saved[0])
     for name, batch in {
-        "serving_default": {"images": to_float32(IMAGES.x_test)},
-        "serving_uint8": {"images": IMAGES.x_test[..., 0]},
-        "serving_image_bytes": files(*(encode(one[..., 0]) for one in IMAGES.x_test)),
+        "serving_default": {"images": to_float32(IMAGES.test.inputs[""])},
+        "serving_uint8": {"images": IMAGES.test.inputs[""][..., 0]},
+        "serving_image_bytes": files(*(encode(one[..., 0]) for one in IMAGES.test.inputs[""])),
     }.items():
         expected = saved[1].predict(batch, signature_name=name)["probabilities"]
         got = reloaded.predict(batch, signature_name=name)["probabilities"]
@@ -131,7 +131,7 @@ def test_the_reloaded_model_answers_bit_for_bit(saved: tuple[Path, KerasModel]) 
 def test_pixels_as_float_as_uint8_and_as_files_give_one_answer(
     saved: tuple[Path, KerasModel],
 ) -> None:
-    pixels = IMAGES.x_test
+    pixels = IMAGES.test.inputs[""]
     default = saved[1].predict({"images": to_float32(pixels)})["probabilities"]
     raw = saved[1].predict({"images": pixels[..., 0]}, signature_name="serving_uint8")[
         "probabilities"
@@ -151,12 +151,14 @@ def test_class_names_go_into_the_assets_and_into_classify(
     assert labels == list(IMAGES.class_names)
     example = tf.train.Example()
     example.features.feature["image/encoded"].bytes_list.value.append(
-        encode(IMAGES.x_test[0, ..., 0])
+        encode(IMAGES.test.inputs[""][0, ..., 0])
     )
     inputs = np.array([example.SerializeToString()], dtype=object)
     got = saved[1].predict({"inputs": inputs}, signature_name="classify")
     assert [name.decode() for name in got["classes"][0]] == labels
-    raw = saved[1].predict({"images": IMAGES.x_test[:1, ..., 0]}, signature_name="serving_uint8")
+    raw = saved[1].predict(
+        {"images": IMAGES.test.inputs[""][:1, ..., 0]}, signature_name="serving_uint8"
+    )
     np.testing.assert_allclose(got["scores"], raw["probabilities"], atol=1e-6)
 
 
@@ -258,8 +260,8 @@ def test_colour_images_keep_their_colours(tmp_path: Path) -> None:
         "serving_image_bytes",
         "classify",
     }
-    raw = predictor.predict({"images": dataset.x_test}, signature_name="serving_uint8")
-    named = ask_files(predictor, *map(encode, dataset.x_test))
+    raw = predictor.predict({"images": dataset.test.inputs[""]}, signature_name="serving_uint8")
+    named = ask_files(predictor, *map(encode, dataset.test.inputs[""]))
     np.testing.assert_allclose(named, raw["probabilities"], atol=1e-6)
 
 
@@ -322,7 +324,7 @@ def test_a_layer_with_a_lookup_table_can_be_saved(tmp_path: Path) -> None:
     )
     model = tf_keras.Model(features, tf_keras.layers.Dense(3, "softmax")(codes))
     predictor = save(model, FEATURES, tmp_path / "model")
-    batch = {"features": FEATURES.x_test[:4]}
+    batch = {"features": FEATURES.test.inputs[""][:4]}
     got = load_saved_model(tmp_path / "model").predict(batch)
     np.testing.assert_array_equal(got["probabilities"], predictor.predict(batch)["probabilities"])
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +11,9 @@ import pytest
 
 from contract.errors import ConfigError
 from exporter.training.strategy import is_chief, open_strategy, read_tf_config
+from tests.exporter.worker_processes import finish, list_tasks, start
 
-ROOT = Path(__file__).parents[2]
 LOOPS = ("fit", "gradient_tape")
-TIMEOUT_S = 200
 
 WORKER = """
 import sys
@@ -49,42 +44,6 @@ for loop in ("fit", "gradient_tape"):
 """
 
 
-def start(strategy: str, folder: Path, tf_config: dict[str, Any] | None = None) -> Any:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    if tf_config:
-        environment["TF_CONFIG"] = json.dumps(tf_config)
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, strategy, str(folder)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(*processes: Any) -> None:
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=TIMEOUT_S)
-            assert process.returncode == 0, output[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-
-
-def free_addresses(count: int) -> list[str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    addresses = [f"127.0.0.1:{opened.getsockname()[1]}" for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return addresses
-
-
-def task(addresses: list[str], index: int) -> dict[str, Any]:
-    return {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-
-
 def largest_difference(first: Path, second: Path) -> float:
     with np.load(first) as a, np.load(second) as b:
         return max(float(np.abs(a[name] - b[name]).max()) for name in a.files)
@@ -94,9 +53,9 @@ def largest_difference(first: Path, second: Path) -> float:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of one worker, of two workers together, and of two mirrored devices."""
     folder = tmp_path_factory.mktemp("strategies")
-    addresses = free_addresses(2)
-    finish(*(start("multi_worker", folder / "two", task(addresses, n)) for n in (0, 1)))
-    finish(start("mirrored", folder / "mirrored"))
+    two = str(folder / "two")
+    finish(*(start(WORKER, "multi_worker", two, tf_config=task) for task in list_tasks(2)))
+    finish(start(WORKER, "mirrored", str(folder / "mirrored")))
     return folder
 
 

@@ -279,13 +279,14 @@ def encode_misfit(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["length", "no label", "dtype", "no example"])
 def test_a_record_that_does_not_hold_the_features_is_named_and_skipped_only_when_told(
-    tmp_path: Path, kind: str
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = [encode(row) for row in range(60)]
     write_records(tmp_path / "a.tfrecord", [*good[:20], encode_misfit(kind), *good[20:]])
     with pytest.raises(DatasetError, match=r"a\.tfrecord: record 20 does not hold .*skip_unr"):
         load(tmp_path)
     dataset = load(tmp_path, skip_unreadable=True)
+    assert "skipped 1 records" in caplog.text and "record 20" in caplog.text
     rows = [split.take(slice(None)) for split in (dataset.train, dataset.validation, dataset.test)]
     numbers = np.concatenate([one.inputs[""][:, 0] for one in rows]).astype(int)
     assert dataset.num_skipped == 1 and sorted(numbers.tolist()) == list(range(60))

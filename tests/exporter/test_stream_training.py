@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +11,9 @@ import pytest
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from exporter.config import Config, parse_config
+from tests.exporter.worker_processes import finish, list_tasks, start
 
-ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 280
+LOOPS = ("fit", "gradient_tape")
 ROWS = 330
 
 WORKER = """
@@ -26,8 +21,11 @@ import sys
 from pathlib import Path
 from exporter.flow import run_train
 from tests.exporter.test_stream_training import configure
-folder, run, loop = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-run_train(configure(folder / "shards", strategy="multi_worker", epochs=2, loop=loop), run_dir=run)
+folder, run = Path(sys.argv[1]), Path(sys.argv[2])
+for loop in ("fit", "gradient_tape"):
+    (run / loop).mkdir(parents=True)
+    config = configure(folder / "shards", strategy="multi_worker", epochs=2, loop=loop)
+    run_train(config, run_dir=run / loop)
 """
 
 
@@ -72,7 +70,7 @@ def configure(path: Path, **training: Any) -> Config:
     )
 
 
-@pytest.mark.parametrize("loop", ["fit", "gradient_tape"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_run_over_a_stream_resumes_to_the_weights_of_one_never_stopped(
     tmp_path: Path, loop: str
 ) -> None:
@@ -96,41 +94,24 @@ def test_a_run_over_a_stream_resumes_to_the_weights_of_one_never_stopped(
         assert (one == other).all()
 
 
-@pytest.mark.parametrize("loop", ["fit", "gradient_tape"])
-def test_machines_that_read_rows_of_their_own_end_with_the_same_weights(
-    tmp_path: Path, loop: str
-) -> None:
-    write_shards(tmp_path / "shards")
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
-    processes = []
-    runs = [tmp_path / f"run-{index}" for index in range(2)]
-    for run in runs:
-        run.mkdir()
-    for index in range(2):
-        tf_config = {
-            "cluster": {"worker": addresses},
-            "task": {"type": "worker", "index": index},
-        }
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CONFIG": json.dumps(tf_config)}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", WORKER, str(tmp_path), str(runs[index]), loop],
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Of two workers that trained together, once with each loop."""
+    folder = tmp_path_factory.mktemp("workers")
+    write_shards(folder / "shards")
+    runs = [folder / f"run-{index}" for index in range(2)]
+    finish(
+        *(
+            start(WORKER, str(folder), str(run), tf_config=task)
+            for run, task in zip(runs, list_tasks(2), strict=True)
         )
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=TIMEOUT_S)
-            assert process.returncode == 0, output[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-    weights = [np.load(run / "weights.npz") for run in runs]
+    )
+    return runs
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_machines_that_read_rows_of_their_own_end_with_the_same_weights(
+    runs: list[Path], loop: str
+) -> None:
+    weights = [np.load(run / loop / "weights.npz") for run in runs]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0].files)

@@ -45,7 +45,7 @@ def test_columns_become_one_vector_with_names(tmp_path: Path) -> None:
     dataset = load(write_csv(tmp_path, make_lines()))
     assert dataset.columns == ("age", "color=blue", "color=red")
     assert dataset.class_names == ("no", "yes")
-    for age, blue, red in dataset.x_train.tolist():
+    for age, blue, red in dataset.train.inputs[""].tolist():
         assert (blue, red) == ((1, 0) if age % 2 else (0, 1))
 
 
@@ -81,7 +81,7 @@ def test_columns_are_chosen_by_name_and_several_are_learnt(tmp_path: Path) -> No
     assert dataset.input_shape == (1,)
     assert [head.task for head in dataset.targets.values()] == ["multiclass", "regression"]
     joint = load(path, columns=("a", "d"), target=("b", "c"), task="regression")
-    assert joint.y_train.shape[1:] == (2,) and joint.targets[""].class_names == ("b", "c")
+    assert joint.train.targets[""].shape[1:] == (2,) and joint.targets[""].class_names == ("b", "c")
 
 
 def test_a_test_file_is_the_test_split(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_a_test_file_is_the_test_split(tmp_path: Path) -> None:
     other = tmp_path / "test.csv"
     other.write_text("label,color,age\nyes,green,7\nno,red,8\n")
     dataset = load(path, test_path=str(other))
-    assert dataset.x_test.tolist() == [[7, 0, 0], [8, 0, 1]]  # green is neither
-    assert dataset.y_test.tolist() == [1, 0]
+    assert dataset.test.inputs[""].tolist() == [[7, 0, 0], [8, 0, 1]]  # green is neither
+    assert dataset.test.targets[""].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(("rule", "filled"), [("mean", 4.0), ("median", 2.0), ("zero", 0.0)])
@@ -98,12 +98,12 @@ def test_a_missing_number_is_filled_by_the_rule(tmp_path: Path, rule: str, fille
     lines = [f"{(1, 2, 9, '')[n // 2 % 4]},,{'yes' if n % 2 else 'no'}" for n in range(80)]
     lines += [f"{(1, 2, 9, '')[n // 2 % 4]},red,{'yes' if n % 2 else 'no'}" for n in range(80)]
     dataset = load(write_csv(tmp_path, lines), impute=rule)
-    known = dataset.x_train[:, 0][np.isin(dataset.x_train[:, 0], (1, 2, 9))]
+    known = dataset.train.inputs[""][:, 0][np.isin(dataset.train.inputs[""][:, 0], (1, 2, 9))]
     expected = {"mean": known.mean(), "median": np.median(known), "zero": 0.0}[rule]
     if rule != "median":
         assert np.isclose(dataset.fillings[""][0], expected)
     assert abs(dataset.fillings[""][0] - filled) < 0.6
-    assert set(dataset.x_train[:, 1]) == {0.0, 1.0}  # a category that is missing is none
+    assert set(dataset.train.inputs[""][:, 1]) == {0.0, 1.0}  # a category that is missing is none
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,12 @@ def test_texts_are_bytes_of_one_input(tmp_path: Path, suffix: str) -> None:
     else:
         np.savez(path, x_train=np.array(texts), y_train=np.array(labels))
     dataset = load(path, "text")
-    assert set(np.concatenate([dataset.x_train, dataset.x_validation, dataset.x_test])) == {
-        text.encode() for text in texts
-    }
-    assert dataset.x_train.shape == (len(dataset.train),)
+    assert set(
+        np.concatenate(
+            [dataset.train.inputs[""], dataset.validation.inputs[""], dataset.test.inputs[""]]
+        )
+    ) == {text.encode() for text in texts}
+    assert dataset.train.inputs[""].shape == (len(dataset.train),)
     assert dataset.class_names == ("bad", "good")
 
 

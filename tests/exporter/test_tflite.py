@@ -83,7 +83,7 @@ def test_every_variant_answers_any_batch_with_builtin_operators_only(
     with LiteModel(file) as model:
         assert set(model.signatures) == {"serving_default", "serving_uint8"} | tutorial
         for rows in (1, 5, 33):
-            pixels = IMAGES.x_test[:rows]
+            pixels = IMAGES.test.inputs[""][:rows]
             raw = model.predict({"images": pixels[..., 0]}, signature_name="serving_uint8")
             golden = saved[1].predict({"images": to_float32(pixels)})["probabilities"]
             np.testing.assert_allclose(raw["probabilities"], golden, atol=0.1)
@@ -105,7 +105,7 @@ def test_int8_may_take_and_give_floats_and_answers_alike(
         raw = floats.raw_signatures
         assert raw["serving_default"].inputs["images"].dtype == "float32"
         assert raw["serving_default"].outputs["probabilities"].dtype == "float32"
-        batch = {"images": to_float32(IMAGES.x_test)}
+        batch = {"images": to_float32(IMAGES.test.inputs[""])}
         np.testing.assert_array_equal(
             floats.predict(batch)["probabilities"], integers.predict(batch)["probabilities"]
         )
@@ -143,7 +143,7 @@ def test_a_model_with_two_inputs_converts(tmp_path: Path) -> None:
     predictor = save(build_branching((6,), 3), dataset, tmp_path)
     for variant in ("float32", "int8"):
         with LiteModel(convert(predictor, dataset, tmp_path, variant)) as model:
-            batch = dict.fromkeys(("left", "right"), dataset.x_test[:7])
+            batch = dict.fromkeys(("left", "right"), dataset.test.inputs[""][:7])
             got, golden = model.predict(batch), predictor.predict(batch)
             assert set(got) == {"digit", "size"}
             np.testing.assert_allclose(got["digit"], golden["digit"], atol=0.1)

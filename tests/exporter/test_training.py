@@ -84,8 +84,8 @@ def train_both(**keys: Any) -> tuple[TrainResult, TrainResult]:
 
 def accuracy(result: TrainResult) -> float:
     shape = result.model.input_shape[1:]
-    answers = result.model.predict_on_batch(to_float32(DATASET.x_test, shape))
-    return float((answers.argmax(axis=1) == DATASET.y_test).mean())
+    answers = result.model.predict_on_batch(to_float32(DATASET.test.inputs[""], shape))
+    return float((answers.argmax(axis=1) == DATASET.test.targets[""]).mean())
 
 
 @pytest.mark.parametrize("model", [None, CNN], ids=["mlp", "cnn"])
@@ -227,7 +227,7 @@ def test_label_smoothing_keeps_the_answers_from_certainty() -> None:
         train(DATASET, make_config(loop="gradient_tape", model=model, epochs=10, **keys))
         for keys in ({}, {"label_smoothing": 0.3})
     )
-    x = to_float32(DATASET.x_test, (64,))
+    x = to_float32(DATASET.test.inputs[""], (64,))
     tops = [result.model.predict_on_batch(x).max(axis=1).mean() for result in (sure, smooth)]
     assert tops[1] < tops[0] - 0.05
 

@@ -33,6 +33,7 @@ class ServerProcess:
         rest: Whether to open a REST port.
         environment: Variables beyond this process's.
         python: What runs it.
+        start_timeout_s: How long it may take until it says where it listens, and until it is ready.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ServerProcess:
         rest: bool = False,
         environment: dict[str, str] | None = None,
         python: str | os.PathLike[str] = sys.executable,
+        start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         self._port_file = folder / f"ports-{time.monotonic_ns()}.json"
         self._arguments = [
@@ -51,6 +53,7 @@ class ServerProcess:
         ]
         self._environment = os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {})
         self._python = python
+        self._start_timeout_s = start_timeout_s
         self._lines: list[str] = []
         self.addresses: dict[str, Any] = {}
 
@@ -64,7 +67,7 @@ class ServerProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.wait_for(self._port_file.exists)
+            self.wait_for(self._port_file.exists, timeout_s=self._start_timeout_s)
             self.addresses = json.loads(self._port_file.read_text())
         except BaseException:
             self.process.kill()
@@ -116,7 +119,7 @@ class ServerProcess:
 
     def wait_until_ready(self) -> ServerProcess:
         """Waits until health says SERVING."""
-        self.wait_for(lambda: self.is_serving)
+        self.wait_for(lambda: self.is_serving, timeout_s=self._start_timeout_s)
         return self
 
     @property

@@ -150,9 +150,11 @@ class Visit:
             [list(content), name],
         )
 
-    def settle(self, question: str) -> None:
-        """Until the sentence for screen readers, which comes last, begins with `question`."""
-        expect(self.page.locator("#live")).to_contain_text(question, timeout=30_000)
+    def settle(self, sentence: str) -> None:
+        """Until the latest question is answered by all that answer, and screen readers told."""
+        asked = self.page.locator("#ask").get_attribute("data-question") or ""
+        expect(self.agreement).to_have_attribute("data-question", asked, timeout=30_000)
+        expect(self.page.locator("#live")).to_contain_text(sentence, timeout=30_000)
 
 
 @contextmanager

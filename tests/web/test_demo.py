@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ pytest.importorskip("serving.server", reason="the server is not installed")
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.web.pages import ENGINES, Visit, open_page, serve_page
+
+Stroke: TypeAlias = list[tuple[float, float]]
 
 SEVEN = [(0.25, 0.2), (0.75, 0.2), (0.6, 0.5), (0.45, 0.85)], [(0.35, 0.52), (0.75, 0.52)]
 FOREIGN = Path(__file__).resolve().parents[1] / "recorded" / "lite" / "cnn.tflite"
@@ -317,3 +320,33 @@ def test_a_slow_engine_is_asked_the_latest_and_nothing_in_between(
             (sent,) = json.loads(slow.bodies[1])["inputs"]["images"]
             assert [level for row in sent for level in row] == pixels
         slow.shutdown()
+
+
+def turn(x: float, y: float, wide: float, high: float, start: float, end: float) -> Stroke:
+    """Part of an ellipse around a place, in degrees from the right, clockwise."""
+    angles = np.radians(np.linspace(start, end, 17))
+    return [(x + wide * np.cos(one), y + high * np.sin(one)) for one in angles]
+
+
+DIGITS: list[list[Stroke]] = [
+    [turn(0.5, 0.5, 0.2, 0.33, -90, 270)],
+    [[(0.38, 0.3), (0.52, 0.17), (0.52, 0.85)]],
+    [[*turn(0.5, 0.33, 0.2, 0.17, -170, 40), (0.32, 0.83), (0.72, 0.83)]],
+    [[*turn(0.47, 0.33, 0.2, 0.16, -150, 90), *turn(0.47, 0.67, 0.22, 0.18, -90, 150)]],
+    [[(0.55, 0.15), (0.28, 0.6), (0.75, 0.6)], [(0.6, 0.4), (0.6, 0.87)]],
+    [[(0.7, 0.17), (0.38, 0.17), (0.35, 0.47), *turn(0.5, 0.63, 0.2, 0.19, -120, 150)]],
+    [[(0.62, 0.15), (0.42, 0.35), *turn(0.5, 0.65, 0.17, 0.19, -170, 190)]],
+    [[(0.28, 0.18), (0.72, 0.18), (0.45, 0.85)], [(0.38, 0.5), (0.68, 0.5)]],
+    [[*turn(0.5, 0.33, 0.15, 0.16, 90, 450), *turn(0.5, 0.67, 0.18, 0.18, -90, 270)]],
+    [[*turn(0.5, 0.35, 0.17, 0.17, 0, 360), (0.66, 0.4), (0.6, 0.85)]],
+]
+
+
+def test_drawn_digits_are_recognised(visit: Visit) -> None:
+    recognised = 0
+    for digit, strokes in enumerate(DIGITS):
+        visit.page.click("#clear")
+        visit.draw(*strokes)
+        visit.settle("All three agree")
+        recognised += visit.headline == str(digit)
+    assert recognised >= 8

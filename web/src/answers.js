@@ -135,7 +135,7 @@ export class Answers {
         ? `${same[0]?.name ?? "Nobody"} alone answers; there is nothing to compare it with`
         : `${verdict}: ${difference}, ${formatTiny(this.facts.max_difference)} allowed`;
     write(place, sentence);
-    place.dataset.difference = String(largest);
+    Object.assign(place.dataset, { difference: largest, question: newest });
     this.#say(`${headline}, ${detail}. ${sentence}.`);
   }
 

@@ -122,7 +122,7 @@ function makePython(facts) {
     } catch {
       throw new Error("the command that serves this page has ended; start it again");
     }
-    return readAnswer(facts, await response.json());
+    return readAnswer(facts, parse(await response.text()));
   };
 }
 
@@ -137,7 +137,7 @@ function makeServer(facts) {
     }
     let answer;
     try {
-      answer = await response.json();
+      answer = parse(await response.text());
     } catch {
       throw new Error(`the server at ${facts.server_shown} answered ${response.status} and no JSON`);
     }
@@ -162,6 +162,18 @@ async function diagnose(facts) {
   );
 }
 
+/** JSON, in which TensorFlow Serving writes NaN and Infinity as bare words. */
+function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    const quoted = text.replace(/"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)/g, (found) =>
+      found.startsWith('"') ? found : `{"number":"${found}"}`,
+    );
+    return JSON.parse(quoted);
+  }
+}
+
 /** REST leaves out the name where there is one output, and the batch axis is ours to take off. */
 function readAnswer(facts, answer) {
   if (answer.error !== undefined) throw new Error(String(answer.error));
@@ -173,13 +185,13 @@ function readAnswer(facts, answer) {
 
 /** @returns {any[]} numbers, booleans or texts */
 export function flatten(value) {
-  if (Array.isArray(value)) return value.flat(Infinity).map(readText);
-  return [readText(value)];
+  return [value].flat(Infinity).map(readValue);
 }
 
-/** REST's form of a string that is no UTF-8. */
-function readText(value) {
+/** Also REST's form of a string that is no UTF-8, and of what `parse` found to be no JSON. */
+function readValue(value) {
   if (value === null || typeof value !== "object") return value;
+  if (value.number) return Number(value.number);
   const bytes = Uint8Array.from(atob(value.b64), (one) => one.codePointAt(0));
   return new TextDecoder().decode(bytes);
 }

@@ -33,7 +33,7 @@ function introduce() {
   const accuracy = facts.metrics.test_accuracy;
   const trained = facts.trained_on ? `trained on ${facts.trained_on}` : "";
   const right = accuracy === undefined ? "" : `${(100 * accuracy).toFixed(1)} % right on its test rows`;
-  const asked = `asked by ${facts.signature_name}`;
+  const asked = `signature ${facts.signature_name}`;
   find("about").textContent = [trained, right, asked].filter(Boolean).join(" · ");
 }
 
@@ -43,6 +43,7 @@ function ask(inputs, askedAt) {
     facts.inputs.map(({ name, has_batch }) => [name, has_batch ? [inputs[name]] : inputs[name]]),
   );
   const body = JSON.stringify({ signature_name: facts.signature_name, inputs: rows });
+  find("ask").dataset.question = String(count + 1);
   const question = { id: ++count, askedAt, inputs, body };
   for (const engine of engines) engine.submit(question);
 }
@@ -67,7 +68,7 @@ function makePicture() {
   const tools = element("div", { class: "tools" });
   const caption = element("p", { class: "detail" }, `What the model sees: ${width}\u00a0×\u00a0${height}\u00a0pixels`);
   const hint = pad
-    ? "Draw with mouse, finger or pen, or drop a picture."
+    ? "Draw here, or drop a picture."
     : `Drop a picture; it is scaled to ${width} × ${height} pixels.`;
   if (pad) {
     const clear = element("button", { type: "button", id: "clear" }, "Clear");

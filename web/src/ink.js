@@ -12,7 +12,7 @@ const MOST_ENLARGED = 8; // a small drawing is enlarged up to so many times; a d
  * @returns {Uint8Array} (height, width), row after row
  */
 export function drawInk(strokes, { height, width, ink }) {
-  let levels = strokes.length ? spreadInk(strokes, { height, width, ink }) : new Float32Array(height * width);
+  const levels = strokes.length ? spreadInk(strokes, { height, width, ink }) : new Float32Array(height * width);
   const most = levels.reduce((one, other) => Math.max(one, other), 0);
   const gain = most > 0 ? 255 / most : 0;
   return Uint8Array.from(levels, (level) => (ink.is_dark ? 255 - Math.round(level * gain) : Math.round(level * gain)));
@@ -27,13 +27,17 @@ function spreadInk(strokes, { height, width, ink }) {
   return rasterize(strokes, ink, size, 2 * centerX - massX, 2 * centerY - massY);
 }
 
+/** @type {OffscreenCanvas | undefined} one for all drawings: they are of one size */
+let paper;
+
 /** The drawing in the box that ink of this version fits into, its middle at a place. */
 function rasterize(strokes, ink, { height, width }, middleX, middleY) {
   const [scaleX, scaleY] = chooseScale(strokes, ink);
   const box = findBox(strokes);
-  const canvas = new OffscreenCanvas(width * FINE, height * FINE);
+  const canvas = (paper ??= new OffscreenCanvas(width * FINE, height * FINE));
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.scale(FINE, FINE);
+  context.setTransform(FINE, 0, 0, FINE, 0, 0);
+  context.clearRect(0, 0, width, height);
   context.lineWidth = ink.stroke;
   context.lineCap = context.lineJoin = "round";
   for (const stroke of strokes) {
@@ -46,7 +50,8 @@ function rasterize(strokes, ink, { height, width }, middleX, middleY) {
     context.stroke();
   }
   const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
-  let levels = Float32Array.from({ length: data.length / 4 }, (_, at) => data[4 * at + 3] / 255);
+  let levels = new Float32Array(data.length / 4);
+  for (let at = 0; at < levels.length; at++) levels[at] = data[4 * at + 3] / 255;
   // Two boxes in turn are a triangle one and a half times as wide as either; a pixel's own area
   // does the rest.
   const radius = Math.round((Math.max(0, ink.blur - 1) / 1.5 / 2) * FINE);
@@ -105,16 +110,21 @@ function blurRows(levels, length, radius) {
 
 function transpose(levels, width) {
   const height = levels.length / width;
-  return levels.map((_, at) => levels[(at % height) * width + Math.floor(at / height)]);
+  const turned = new Float32Array(levels.length);
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) turned[x * height + y] = levels[y * width + x];
+  }
+  return turned;
 }
 
 function shrink(levels, width, height) {
   const small = new Float32Array(width * height);
-  levels.forEach((level, at) => {
-    const x = Math.floor((at % (width * FINE)) / FINE);
-    const y = Math.floor(at / (width * FINE) / FINE);
-    small[y * width + x] += level / FINE ** 2;
-  });
+  const length = width * FINE;
+  for (let y = 0; y < height * FINE; y++) {
+    for (let x = 0; x < length; x++) {
+      small[Math.floor(y / FINE) * width + Math.floor(x / FINE)] += levels[y * length + x] / FINE ** 2;
+    }
+  }
   return small;
 }
 

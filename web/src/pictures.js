@@ -49,9 +49,13 @@ function isLight(pixels, height, width) {
 /** Pixels on a canvas of their own size. @param {HTMLCanvasElement} canvas @param {Uint8Array} pixels */
 export function paintPixels(canvas, pixels, channels) {
   const image = new ImageData(canvas.width, canvas.height);
+  const second = channels === 3 ? 1 : 0;
   for (let at = 0; at < canvas.width * canvas.height; at++) {
-    const [red, green = red, blue = red] = pixels.subarray(channels * at, channels * (at + 1));
-    image.data.set([red, green, blue, 255], 4 * at);
+    const from = at * channels;
+    image.data[4 * at] = pixels[from];
+    image.data[4 * at + 1] = pixels[from + second];
+    image.data[4 * at + 2] = pixels[from + 2 * second];
+    image.data[4 * at + 3] = 255;
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
