@@ -95,10 +95,10 @@ def test_short_work_imports_no_rich() -> None:
 def test_ctrl_c_ends_the_line_and_gives_the_cursor_back(tmp_path: Path) -> None:
     (tmp_path / "endless.py").write_text(textwrap.dedent(ENDLESS))
     code = "import sys; from contract.console.interrupts import run_main; "
-    code += "sys.path.insert(0, '.'); sys.exit(run_main('endless'))"
+    code += f"sys.path.insert(0, {str(tmp_path)!r}); sys.exit(run_main('endless'))"
     seen = run_in_terminal(
         [sys.executable, "-c", code],
-        cwd=tmp_path,
+        cwd=ROOT,
         until="so far",
         then=lambda process: process.send_signal(signal.SIGINT),
     )
