@@ -107,6 +107,18 @@ def test_the_model_card_holds_table_classes_and_picture(published_mlp: Path) -> 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_shows_the_epoch_that_was_kept(published_mlp: Path) -> None:
+    version = published_mlp / "mlp" / "1"
+    training = read_manifest(version).training
+    assert training is not None
+    assert training.best_epoch <= training.epochs_run == len(training.epochs)
+    assert {"loss", "val_loss", "val_accuracy"} <= set(training.history)
+    page = (version / layout.REPORT).read_text(encoding="utf-8")
+    assert f"epoch {training.best_epoch} kept" in page
+    assert "The twelve rows that it answers worst" in page
+    assert len(page) < 1_500_000
+
+
 @pytest.mark.tensorflow
 def test_a_candidate_that_fails_is_not_published_and_its_report_stays(
     tmp_path: Path, run_here: Run
@@ -125,6 +137,8 @@ def test_a_candidate_that_fails_is_not_published_and_its_report_stays(
     assert not (tmp_path / "models").exists()
     report = json.loads((tmp_path / "run" / "verification.json").read_text())
     assert "float32" in report["failures"]
+    page = run_here("report", "run").stdout.strip()
+    assert "float32 failed verification" in (tmp_path / page).read_text(encoding="utf-8")
     refused = run_here("publish", "run")
     assert refused.returncode == 1
     assert "did not pass verification" in refused.stderr
@@ -205,6 +219,7 @@ def test_random_data_are_labelled_in_every_output(tmp_path: Path, run_here: Run)
     assert "dummy data" in done.stderr
     version = tmp_path / "models" / "mlp" / "1"
     assert "Dummy data" in (version / layout.MODEL_CARD).read_text()
+    assert "Dummy data" in (version / layout.REPORT).read_text(encoding="utf-8")
     assert read_manifest(version).data.dummy  # type: ignore[union-attr]
     assert "DUMMY" in run_here("inspect", str(version)).stdout
 

@@ -6,8 +6,9 @@ import argparse
 import collections
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -44,7 +45,7 @@ from contract.wire.predict import (
     model_spec_from_proto,
     model_spec_to_proto,
 )
-from contract.wire.tfrecord import read_records
+from contract.wire.tfrecord import count_records, read_records
 
 NOT_COMPARED = "not compared"
 
@@ -169,7 +170,7 @@ def _replay(args: argparse.Namespace, found: list[Comparison], skipped: list[Ski
     with (
         _open_server(args, args.server, spec) as ask,
         _open_server(args, args.against or args.server, other) as against,
-        show_progress("replay", unit="requests") as progress,
+        show_progress("replay", total=partial(_count, args.files), unit="requests") as progress,
     ):
         tolerance = Tolerance(atol=args.atol)
         for path in args.files:
@@ -178,6 +179,10 @@ def _replay(args: argparse.Namespace, found: list[Comparison], skipped: list[Ski
                 golden = against(recording) if compares else recording.response
                 found.append(compare_answers(recording, golden, got, tolerance))
                 progress.advance(1)
+
+
+def _count(files: Sequence[Path]) -> int:
+    return sum(map(count_records, files))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import html
 import io
 import math
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,7 @@ _VARIABLES = {
     PAPER: "--plot-paper",
     **{colour: f"--plot-{at}" for at, colour in enumerate(COLOURS, start=1)},
 }
+_DRAWING = threading.RLock()
 _LABEL_GAP_PT = 8.0
 _DRAWN_FONT = "'DejaVu Sans', sans-serif"
 _LABEL_PT = 9.5
@@ -82,8 +84,9 @@ def styled(purpose: str = "a plot", *, texts: Iterable[str] = ()) -> Iterator[No
     import_extra("matplotlib.figure", purpose)
     import matplotlib
 
-    # Neither a matplotlibrc of the user's nor what a notebook has set shows in our pictures.
-    with matplotlib.rc_context(fname=STYLE):
+    # Neither a matplotlibrc of the user's nor what a notebook has set shows in our pictures. What
+    # is set is the whole process's: threads take turns.
+    with _DRAWING, matplotlib.rc_context(fname=STYLE):
         if fonts := _find_fonts("".join(texts)):
             matplotlib.rcParams["font.sans-serif"] += fonts
         yield

@@ -209,7 +209,8 @@ class Progress:
     def find_total(self) -> None:
         """Finds out how many there are, if that is still to be done."""
         if self.total is None:
-            self.total = self._find_total()
+            with suppress(OSError, ValueError):  # who does the work says what is wrong with it
+                self.total = self._find_total()
 
     def tell(self) -> None:
         """Says in a line how far it is."""

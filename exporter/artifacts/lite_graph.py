@@ -13,6 +13,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from contract import layout
+from exporter.artifacts.saved_model import quiet_log
 from exporter.publishing.staging import translate_disk_errors
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def save_for_converter(
         {id(one): one for function in functions.values() for one in function.variables}.values()
     )
     try:
-        with translate_disk_errors(directory):
+        with translate_disk_errors(directory), quiet_log():
             tf.saved_model.save(module, str(directory), signatures=functions)
     except AssertionError:
         _LOG.debug("functions use more than variables", exc_info=True)

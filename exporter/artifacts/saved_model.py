@@ -40,7 +40,7 @@ def save_functions(
     `model` owns them, and is saved with them where it holds more than variables (a lookup table,
     a random generator).
     """
-    with translate_disk_errors(directory), _quiet_log():
+    with translate_disk_errors(directory), quiet_log():
         # Tracks the variables alone: a tracked Keras model is traced again, layer by layer.
         module = tf.Module()
         module.variables_ = list(variables)
@@ -55,7 +55,7 @@ def save_functions(
 
 
 @contextlib.contextmanager
-def _quiet_log() -> Iterator[None]:
+def quiet_log() -> Iterator[None]:
     """Keeps TensorFlow's note on where it wrote a temporary folder out of people's notebooks."""
     log = logging.getLogger("tensorflow")
     before = log.level

@@ -136,16 +136,24 @@ def draw_confusions(
 
 
 def _draw_cells(axes: Axes, counts: np.ndarray, totals: np.ndarray, cell: float) -> None:
+    from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
     size = 0.93
-    for row, column in np.ndindex(counts.shape):
+    cells = {
+        (int(row), int(column)): Rectangle((column - size / 2, row - size / 2), size, size)
+        for row, column in np.ndindex(counts.shape)
+    }
+    empty = [patch for place, patch in cells.items() if not counts[place]]
+    axes.add_collection(PatchCollection(empty, facecolors=GRID, alpha=0.35, linewidths=0))
+    for (row, column), patch in cells.items():
         number = int(counts[row, column])
-        face = (GOOD if row == column else BAD) if number else GRID
-        weight = max(_FAINTEST, float(number / totals[row])) if number else 0.35
-        corner = (column - size / 2, row - size / 2)
-        axes.add_patch(Rectangle(corner, size, size, color=face, alpha=weight, linewidth=0))
-        if number and cell >= 11:
+        if not number:
+            continue
+        weight = max(_FAINTEST, float(number / totals[row]))
+        patch.set(color=GOOD if row == column else BAD, alpha=weight, linewidth=0)
+        axes.add_patch(patch)
+        if cell >= 11:
             text = f"{number:,}"
             axes.text(
                 *(column, row, text),
@@ -335,8 +343,12 @@ def _drawing() -> Iterator[None]:
     """The one style, without a word to the terminal: the browser's fonts have what ours lack."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with styled("the report"), warnings.catch_warnings():
+        import matplotlib
+
         warnings.simplefilter("ignore")
-        yield
+        # Margins are known, and a layout engine would draw everything twice.
+        with matplotlib.rc_context({"figure.constrained_layout.use": False}):
+            yield
 
 
 def _open(
@@ -347,12 +359,10 @@ def _open(
 
 
 def _make_figure(width: float, height: float) -> Figure:
-    """Without a layout engine: margins are known, and it would draw everything twice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72))
-    figure.set_layout_engine("none")
     FigureCanvasAgg(figure)
     return figure
 

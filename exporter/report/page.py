@@ -148,6 +148,7 @@ class StaticFigures:
 def draw_static(facts: Facts) -> StaticFigures:
     """The part of a page that needs no copy: it is drawn while copies are made."""
     names = list(facts.evaluation.heads)
+    _load_template("report.html")  # imports and compiles now what has to be quick later
     return StaticFigures(
         curves=tuple(_draw_curves(facts.manifest)),
         heads=tuple(
@@ -340,7 +341,7 @@ def _draw_curves(manifest: Manifest) -> list[Figure]:
         if not curves:
             continue
         best = _find_best(training.epochs, training.history[curves[0][0]], training.best_epoch)
-        said = "" if best is None else f" {tell_metric(key, best)} in the epoch kept"
+        said = "" if best is None else f" {tell_metric(key, best)} when kept"
         title = f"{curves[0][1].capitalize()} {label}{said}"
         svg = draw_curves(training, curves, name=f"curve-{key.replace('_', '-')}", title=title)
         figures.append(Figure(svg, title))

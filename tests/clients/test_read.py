@@ -53,6 +53,17 @@ FLOATS = np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6)
 PIXELS = np.arange(24, dtype=np.uint8).reshape(4, 2, 3) * 10
 
 
+def test_rows_are_counted_before_they_are_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", FLOATS)
+    np.savez(tmp_path / "x.npz", images=FLOATS)
+    (tmp_path / "x.jsonl").write_text("[0, 1, 2, 3, 4, 5]\n" * 7)
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(encode_image(PIXELS[0]))
+    for name, count in (("x.npy", 4), ("x.npz", 4), ("x.jsonl", 7), ("pictures", 3)):
+        assert InputReader([tmp_path / name], SIGNATURES).count_rows() == count
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_floats_go_to_serving_default_whatever_their_width(tmp_path: Path, dtype: str) -> None:
     np.save(tmp_path / "x.npy", FLOATS.astype(dtype))

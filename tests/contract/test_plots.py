@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,6 +131,32 @@ def test_nothing_of_the_style_is_left_behind() -> None:
     before = dict(matplotlib.rcParams)
     with styled():
         draw_alike()
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_threads_that_draw_at_once_leave_nothing_of_the_style_behind() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    first_draws, second_comes = threading.Event(), threading.Event()
+
+    def draw_first() -> None:
+        with styled():
+            first_draws.set()
+            second_comes.wait(timeout=60)
+            draw_alike(lines=1)
+
+    def draw_second() -> None:
+        first_draws.wait(timeout=60)
+        second_comes.set()
+        with styled():
+            draw_alike()
+
+    threads = [threading.Thread(target=one) for one in (draw_first, draw_second)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
     assert dict(matplotlib.rcParams) == before
 
 

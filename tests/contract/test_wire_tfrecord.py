@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ManifestError
-from contract.wire.tfrecord import frame_record, read_records, write_records
+from contract.wire.tfrecord import count_records, frame_record, read_records, write_records
 
 RECORDS = [b"", b"a", bytes(range(256)) * 9, b"\x00" * 100_000]
 
@@ -110,3 +110,19 @@ def test_a_false_length_with_a_true_checksum_takes_no_memory(tmp_path):
     path.write_bytes(length + struct.pack("<I", masked) + b"short")
     with pytest.raises(ManifestError, match="5 of 4611686018427387904 bytes"):
         list(read_records(path))
+
+
+@given(sizes=st.lists(st.integers(0, 300), max_size=8), cut=st.integers(0, 40))
+def test_records_are_counted_without_being_read(tmp_path_factory, sizes, cut):
+    path = tmp_path_factory.mktemp("count") / "records"
+    write_records(path, [b"x" * size for size in sizes])
+    assert count_records(path) == len(sizes)
+    path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - cut)])
+    assert count_records(path) <= len(sizes)
+
+
+def test_counting_ends_whatever_a_file_holds(tmp_path):
+    path = tmp_path / "records"
+    for data in (b"\x00" * 1000, b"\xff" * 1000, struct.pack("<Q", 2**63) * 9):
+        path.write_bytes(data)
+        assert count_records(path) <= len(data) // 12 + 1

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,15 +97,17 @@ def test_data_goes_first_then_the_graph_and_the_manifest_last(
 
 def test_progress_counts_every_byte_once(bucket: Bucket, version: Path, tmp_path: Path) -> None:
     size = sum((version / name).stat().st_size for name in layout.list_files(version))
+    totals: list[int] = []
     for copy in (
-        lambda count: copy_to_remote(version, bucket.url, on_bytes=count),
-        lambda count: copy_to_remote(version, bucket.url, on_bytes=count),
-        lambda count: fetch_version(bucket.url, tmp_path / "here", on_bytes=count),
-        lambda count: fetch_version(bucket.url, tmp_path / "here", on_bytes=count),
+        partial(copy_to_remote, version, bucket.url),
+        partial(copy_to_remote, version, bucket.url),
+        partial(fetch_version, bucket.url, tmp_path / "here"),
+        partial(fetch_version, bucket.url, tmp_path / "here"),
     ):
         counted: list[int] = []
-        copied = copy(counted.append)
+        copied = copy(on_bytes=counted.append, on_total=totals.append)
         assert sum(counted) == size == copied.num_bytes
+    assert totals == [size] * 3  # the last found all of it in place
 
 
 def test_a_copy_killed_on_the_way_shows_no_manifest_and_goes_on_where_it_was(

@@ -222,7 +222,7 @@ def test_what_is_absent_is_said_in_a_sentence(versions: Versions, task: str, sen
 @pytest.mark.parametrize(
     ("task", "figures"),
     [
-        ("digits", ["epoch kept", "rows are right", "Confidence is off by"]),
+        ("digits", ["when kept", "rows are right", "Confidence is off by"]),
         ("binary", ["rows are right", "Confidence is off by"]),
         ("regression", ["Answers against truth: RMSE", "Residuals:"]),
         ("labels", ["Confidence is off by"]),
