@@ -157,27 +157,37 @@ def _find_lambdas(config: object) -> Iterator[str]:
 
 
 def _find_missing(
-    config: object, custom_objects: Mapping[str, object], version: str
+    config: object, custom_objects: Mapping[str, object], version: str, *, is_whole: bool = True
 ) -> Iterator[str]:
-    """Classes that the file names, that are not Keras's own, and that nobody gave."""
+    """Classes that the file names, that are not Keras's own, and that nobody gave.
+
+    Keras 3 imports the module of a class that it does not know; `tf_keras` does so for the model
+    as a whole (`is_whole`), and takes the class's name for a layer within it.
+    """
     if isinstance(config, list):
         for value in config:
-            yield from _find_missing(value, custom_objects, version)
+            yield from _find_missing(value, custom_objects, version, is_whole=False)
     if not isinstance(config, dict):
         return
     name, registered = config.get("class_name"), config.get("registered_name")
     if isinstance(name, str) and isinstance(registered, str):
         module = config.get("module")
         home = sys.modules.get(module) if isinstance(module, str) else None
+        is_imported = isinstance(module, str) and (
+            is_whole
+            or version.startswith("3")
+            or module.partition(".")[0] in ("keras", "tf_keras", "builtins")
+        )
         may_be_found = (
             {name, registered, registered.rpartition(">")[2]} & custom_objects.keys()
             or _is_registered(registered, version)
-            or (isinstance(module, str) and (home is None or hasattr(home, name)))
+            or (is_imported and (home is None or hasattr(home, name)))
         )
         if not may_be_found:
             yield name
-    for value in config.values():
-        yield from _find_missing(value, custom_objects, version)
+    for key, value in config.items():
+        if key != "compile_config":  # which is not loaded
+            yield from _find_missing(value, custom_objects, version, is_whole=False)
 
 
 def _is_registered(name: str, version: str) -> bool:

@@ -18,6 +18,7 @@ from contract.lite import LiteModel
 from contract.manifest import check_files, read_manifest
 from exporter import ExportedVersion, export
 from exporter.cli import main
+from exporter.models.load import load_keras
 from exporter.verification.recheck import recheck_version
 from tests.exporter.own_models import KINDS, LABELS, ROWS, Keras, trained_with_batch_norm
 from tests.lite_models import FOLDER
@@ -139,6 +140,23 @@ def test_a_lambda_and_an_own_layer_of_a_file_are_loaded_when_they_are_allowed(
         path, tmp_path, examples=ROWS, allow_lambda=True, custom_objects={"Shift": Shift}
     )
     assert version.version == 1
+
+
+def test_an_own_layer_whose_module_is_there_is_asked_for_where_keras_would_not_import_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tf_keras
+
+    (tmp_path / "my_layers.py").write_text(
+        "import tf_keras\nclass Shift(tf_keras.layers.Layer):\n    def call(self, x): return x"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shift = importlib.import_module("my_layers").Shift
+    path = tmp_path / "model.keras"
+    tf_keras.Sequential([tf_keras.Input((4,)), shift(), tf_keras.layers.Dense(2)]).save(path)
+    with pytest.raises(PlumblineError, match=r"--custom_objects package\.module:Shift"):
+        load_keras(path)
+    assert load_keras(path, custom_objects={"Shift": shift}).count_params() == 10
 
 
 def test_signatures_of_a_module_keep_their_names_and_the_untestable_is_served_all_the_same(
