@@ -57,16 +57,12 @@ from exporter.verification.measurement import (
     write_held_out,
 )
 from exporter.verification.reload import MeasurementJob, measure_copy, prepare_measuring
-from exporter.verification.verdict import Verification, judge
+from exporter.verification.verdict import NO_COPIES, Verification, judge
 
 CALIBRATION = "calibration.npz"
 """What int8 was calibrated with, in the run's folder until its candidate is published."""
 
 _VERIFICATION_TIMEOUT_S = 600.0
-_NO_COPIES = (
-    "there are no TFLite copies: every signature takes strings, and TFLite lacks nearly all that "
-    "is done with strings; a server answers from the SavedModel"
-)
 _MOST_CONFUSED = 200
 """Classes of the largest confusion matrix that is drawn."""
 
@@ -229,7 +225,7 @@ def make_candidate(
         optional=set(variants) - set(config.require),
     )
     if config.variants and model.has_saved_model and not model.lite_signatures:
-        verdict = msgspec.structs.replace(verdict, notes=(*verdict.notes, _NO_COPIES))
+        verdict = msgspec.structs.replace(verdict, notes=(*verdict.notes, NO_COPIES))
     for name in verdict.left_out:
         (path / layout.variant_path(name)).unlink(missing_ok=True)
     manifest = add_parity(manifest, verdict)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from contract.manifest import check_files, read_manifest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_newcomers_environment
 
 NOTEBOOK = ROOT / "docs" / "own-model.ipynb"
 
@@ -47,7 +46,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             *("--output", "done.ipynb", NOTEBOOK.name),
         ],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=make_newcomers_environment(),
         capture_output=True,
         text=True,
         timeout=600,

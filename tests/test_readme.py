@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from contract.manifest import read_manifest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_newcomers_environment
 
 pytestmark = pytest.mark.tensorflow
 
@@ -22,7 +21,7 @@ def test_the_own_model_example_publishes_a_version_with_every_copy(tmp_path: Pat
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=make_newcomers_environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -20,7 +20,7 @@ from contract.heads import Head
 from contract.manifest import Manifest, from_entries, read_manifest
 from contract.parity import find_tolerances
 from contract.servable import DEFAULT_SIGNATURE_NAME
-from contract.signature import UINT8, Batch, Signature, TensorSpec
+from contract.signature import STRING, UINT8, Batch, Signature, TensorSpec
 
 _MAX_EXAMPLES = 64
 _MAX_VALUES = 1_000_000
@@ -135,14 +135,18 @@ class Version:
         self.predictor, python_obstacle = _open_predictor(directory)
         signature = _choose_signature(directory, manifest, self.predictor)
         golden = _find_golden(directory, signature.name)
-        if self.predictor is not None and signature.name not in self.predictor.signatures:
-            python_obstacle = (
-                f"TFLite has no signature {signature.name}: the server alone answers it"
-            )
-            self.predictor.close()
-            self.predictor = None
         web_model = directory / layout.variant_path(layout.WEB)
         self.web_model = web_model if web_model.is_file() else None
+        browser_obstacle = "" if self.web_model else explain_missing(directory, layout.WEB)
+        if self.predictor is not None and signature.name not in self.predictor.signatures:
+            python_obstacle = f"{self.predictor.path.name} has no signature {signature.name}"
+            self.predictor.close()
+            self.predictor = None
+        if any(spec.dtype == STRING for spec in signature.inputs.values()):
+            # No copy of it would take them, so that none is missing.
+            browser_obstacle = python_obstacle = (
+                f"{signature.name} takes strings, which TFLite leaves to the server"
+            )
         self.examples = _list_examples(golden) if golden is not None else []
         version = layout.parse_version(directory.name)
         heads = _find_heads(manifest, golden)
@@ -161,7 +165,7 @@ class Version:
             max_difference=find_tolerances(manifest).of_server.atol,
             server_url=_make_url(server, model_name, version),
             server_shown=urlsplit(server).netloc,
-            browser_obstacle="" if self.web_model else explain_missing(directory, layout.WEB),
+            browser_obstacle=browser_obstacle,
             python_obstacle=python_obstacle,
         )
 

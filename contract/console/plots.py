@@ -59,7 +59,9 @@ _VARIABLES = {
 }
 _DRAWING = threading.RLock()
 _LABEL_GAP_PT = 8.0
-_DRAWN_FONT = "'DejaVu Sans', sans-serif"
+_DRAWN_FONT = re.compile(r"'DejaVu Sans'(?:, '[^']*')*, sans-serif")
+_FONT_IN_SHORT = re.compile(r"font: (?:(\d+) )?([\d.]+px) (?='DejaVu Sans')")
+"""As matplotlib before 3.10 writes it: `font: 700 12px 'DejaVu Sans', …`."""
 _LABEL_PT = 9.5
 _LINE_HEIGHT = 1.15
 _JOINT = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 1, "shrinkB": 4, "relpos": (0, 0.5)}
@@ -312,7 +314,10 @@ def to_svg(figure: Figure, *, name: str, title: str) -> str:
     text = re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
     # Rules of its own would be the whole page's.
     text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
-    return text.replace(_DRAWN_FONT, "inherit")
+    text = _FONT_IN_SHORT.sub(
+        lambda found: f"font-weight: {found[1] or 400}; font-size: {found[2]}; font-family: ", text
+    )
+    return _DRAWN_FONT.sub("inherit", text)
 
 
 def _write_css() -> str:

@@ -45,6 +45,7 @@ _SAMPLE_S = 0.5
 _FRAMES_S = 0.125
 _SPINNER, _ASCII_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "-\\|/"
 _MIN_BAR, _MAX_BAR = 6, 24
+_MIN_NOTE = 8
 
 
 class Heartbeat:
@@ -175,8 +176,10 @@ class Progress:
         }
         shown = {name: part for name, part in parts.items() if part}
         for name in ("rate", "note", "count"):
-            if room is not None and measure(", ".join(shown.values())) > room:
-                shown.pop(name, None)
+            excess = measure(", ".join(shown.values())) - room if room is not None else 0
+            part = shown.pop(name, "") if excess > 0 else ""
+            if name == "note" and measure(part) - excess >= _MIN_NOTE:
+                shown = {name: cut(part, measure(part) - excess), **shown}
         return list(shown.values())
 
     def _describe_count(self, *, of_all: bool = True) -> str:

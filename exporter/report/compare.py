@@ -291,8 +291,14 @@ def _ask(
 
 
 def _have_same_rows(ours: Batch, theirs: Batch) -> bool:
+    """Whether both are the same bits: a NaN, which stands for what is missing, is itself."""
     return ours.keys() == theirs.keys() and all(
-        array.dtype == theirs[name].dtype and np.array_equal(array, theirs[name])
+        (array.dtype, array.shape) == (theirs[name].dtype, theirs[name].shape)
+        and (
+            np.array_equal(array, theirs[name])
+            if array.dtype.kind == "O"
+            else array.tobytes() == theirs[name].tobytes()
+        )
         for name, array in ours.items()
     )
 
@@ -446,10 +452,15 @@ def _list_differing(
         if got.shape != other.shape or ours.task == "embedding":
             return
         flat, new = got.reshape(rows, -1).astype(float), other.reshape(rows, -1).astype(float)
-        spread = flat.std() or np.abs(flat).max() or 1.0
-        moved = np.abs(new - flat).max(axis=1)
+        known = flat[np.isfinite(flat)]
+        spread = (float(known.std()) or float(np.abs(known).max())) if known.size else 1.0
+        is_same = (flat == new) | (np.isnan(flat) & np.isnan(new))
+        with np.errstate(invalid="ignore"):
+            moved = np.nan_to_num(np.where(is_same, 0.0, np.abs(new - flat)), nan=np.inf).max(
+                axis=1
+            )
         for row in np.argsort(-moved, kind="stable"):
-            if moved[row] > _NOTICED * spread:
+            if moved[row] > _NOTICED * (spread or 1.0):
                 yield int(row), (_tell_values(flat[row]), _tell_values(new[row]))
         return
     first, second = ours.decide(got), theirs.decide(other)

@@ -7,6 +7,7 @@ that say most, and how many it leaves out.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -248,7 +249,7 @@ def evaluate(
         golden_truth={
             name: tuple(np.resize(one.reshape(len(one)), num_golden).tolist())
             for name, one in (golden_targets or {}).items()
-            if name in held_out.heads and len(one) and one.size == len(one)
+            if name in held_out.heads and len(one) == one.size > 0 and np.isfinite(one).all()
         },
     )
 
@@ -537,7 +538,9 @@ def _evaluate_values(
         )
     truth = targets.reshape(got.shape).astype(np.float64)
     errors = got - truth
-    spread = truth.std(axis=0)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a column without a number has no spread
+        spread = np.nanstd(np.where(np.isfinite(truth), truth, np.nan), axis=0)
     unit = np.where(spread > 0, spread, 1.0)
     badness = np.abs(errors / unit).mean(axis=1)
     count = min(got.shape[1], _MAX_COLUMNS)
@@ -565,7 +568,7 @@ def _evaluate_values(
 
 def _describe_values(truth: Array, got: Array, name: str) -> ValueFacts:
     errors = got - truth
-    finite = errors[np.isfinite(errors)]
+    finite, known = errors[np.isfinite(errors)], truth[np.isfinite(truth)]
     counts, edges = np.zeros(1, np.int64), np.array([0.0, 1.0])
     if finite.size:
         low, high = float(finite.min()), float(finite.max())
@@ -580,7 +583,7 @@ def _describe_values(truth: Array, got: Array, name: str) -> ValueFacts:
         rmse=float(np.sqrt(np.square(finite).mean())) if finite.size else 0.0,
         mae=float(np.abs(finite).mean()) if finite.size else 0.0,
         bias=float(finite.mean()) if finite.size else 0.0,
-        spread=float(truth.std()),
+        spread=float(known.std()) if known.size else 0.0,
         points=tuple(
             (float(truth[at]), float(got[at]))
             for at in chosen

@@ -18,7 +18,7 @@ from contract.golden import Golden, read_golden
 from contract.heads import Head
 from contract.manifest import Manifest, from_entries, read_manifest
 from contract.servable import DEFAULT_SIGNATURE_NAME
-from contract.signature import Signature
+from contract.signature import STRING, Signature
 from exporter.inspect import check_version_dir
 from exporter.publishing.foreign import advise
 from exporter.report.evaluation import Evaluation, evaluate, read_evaluation
@@ -29,6 +29,7 @@ from exporter.verification.measurement import (
     HeldOut,
     Measurement,
 )
+from exporter.verification.verdict import NO_COPIES, list_notes
 
 QUALITIES = {ACCURACY: "accuracy", "macro_f1": "macro F1", "rmse": "RMSE"}
 """The metric that copies are shown with: the first of these that was measured."""
@@ -84,6 +85,7 @@ class Facts:
         quality: Name of the metric of `CopyFacts.quality`; "" where none was measured.
         signatures: By name.
         main_signature: The one that copies are measured with.
+        notes: What a reader should know of copies though nothing failed.
     """
 
     manifest: Manifest
@@ -94,6 +96,7 @@ class Facts:
     quality: str
     signatures: Mapping[str, Signature]
     main_signature: str
+    notes: tuple[str, ...]
 
     @property
     def quality_label(self) -> str:
@@ -163,7 +166,17 @@ def gather(
         quality=quality,
         signatures=signatures,
         main_signature=main,
+        notes=tuple(_list_notes(measurements, signatures)),
     )
+
+
+def _list_notes(measurements: list[Measurement], signatures: Mapping[str, Signature]) -> list[str]:
+    names = {one.name for one in measurements}
+    takes_strings = signatures and all(
+        any(spec.dtype == STRING for spec in one.inputs.values()) for one in signatures.values()
+    )
+    lacks_copies = SAVED_MODEL in names and not names & set(layout.VARIANTS) and takes_strings
+    return [*list_notes(measurements), *([NO_COPIES] if lacks_copies else [])]
 
 
 _ORDER = {name: at for at, name in enumerate((IN_PROCESS, SAVED_MODEL, *layout.VARIANTS))}
@@ -178,8 +191,12 @@ def _holds(version_dir: Path, copy: str) -> bool:
 def _read_measurement(name: str, plain: Any) -> Measurement:
     """What a manifest keeps of a copy; what was not measured is left at nothing."""
     given = dict(plain) if isinstance(plain, dict) else {}
-    if given.get("max_abs_difference", 0.0) is None:  # JSON has no infinity
+    # JSON has no infinity: null stands for it.
+    if given.get("max_abs_difference", 0.0) is None:
         given["max_abs_difference"] = math.inf
+    worst = given.get("worst_row")
+    if isinstance(worst, dict) and worst.get("difference", 0.0) is None:
+        given["worst_row"] = worst | {"difference": math.inf}
     try:
         return msgspec.convert(given | {"name": name}, Measurement)
     except msgspec.ValidationError as error:

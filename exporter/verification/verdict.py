@@ -19,6 +19,12 @@ from exporter.artifacts.golden import list_exact_rows
 from exporter.artifacts.names import IMAGE_BYTES, PREDICT_IMAGES, UINT8
 from exporter.verification.measurement import ACCURACY, IN_PROCESS, SAVED_MODEL, Measurement
 
+NO_COPIES = (
+    "there are no TFLite copies: every signature takes strings, and TFLite lacks nearly all that "
+    "is done with strings; a server answers from the SavedModel"
+)
+"""A note of versions that hold a SavedModel alone."""
+
 _SAME_PIXELS = Tolerance(atol=1e-5, rtol=1e-5)
 
 
@@ -76,7 +82,7 @@ def judge(
     return Verification(
         measurements=tuple(measurements),
         failures=failures,
-        notes=tuple(_list_notes(measurements)),
+        notes=tuple(list_notes(measurements)),
         left_out=tuple(name for name in failures if name in optional),
     )
 
@@ -144,7 +150,8 @@ def _judge_accuracy(
     ]
 
 
-def _list_notes(measurements: list[Measurement]) -> list[str]:
+def list_notes(measurements: list[Measurement]) -> list[str]:
+    """What a reader should know of copies though nothing failed."""
     by_name = {one.name: one for one in measurements}
     notes = []
     unjudged = next((one.unjudged for one in measurements if one.unjudged), ())

@@ -124,6 +124,12 @@ def test_a_version_of_another_tool_has_its_own_signature_and_says_what_is_missin
     assert facts.python_obstacle == ""
 
 
+def test_strings_are_left_to_the_server_and_no_copy_is_missed(tmp_path: Path) -> None:
+    version = Version(make_foreign(tmp_path, "identity"), server=SERVER, model_name="other")
+    for obstacle in (version.facts.browser_obstacle, version.facts.python_obstacle):
+        assert obstacle == "serving_default takes strings, which TFLite leaves to the server"
+
+
 def test_a_folder_without_a_model_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     with pytest.raises(ConfigError, match="python -m exporter export --model"):

@@ -95,10 +95,10 @@ def test_short_work_imports_no_rich() -> None:
 def test_ctrl_c_ends_the_line_and_gives_the_cursor_back(tmp_path: Path) -> None:
     (tmp_path / "endless.py").write_text(textwrap.dedent(ENDLESS))
     code = "import sys; from contract.console.interrupts import run_main; "
-    code += "sys.path.insert(0, '.'); sys.exit(run_main('endless'))"
+    code += f"sys.path.insert(0, {str(tmp_path)!r}); sys.exit(run_main('endless'))"
     seen = run_in_terminal(
         [sys.executable, "-c", code],
-        cwd=tmp_path,
+        cwd=ROOT,
         until="so far",
         then=lambda process: process.send_signal(signal.SIGINT),
     )
@@ -131,6 +131,19 @@ def test_a_drawn_line_is_never_wider_than_it_may_be(
     drawn = "".join(piece for piece, _ in progress.draw(width, is_ascii=is_ascii))
     assert measure(drawn) <= width
     assert drawn.isprintable()
+
+
+def test_where_room_is_short_the_rate_goes_first_then_the_end_of_the_note() -> None:
+    progress = Progress("mlp", "rows", 400, "epoch 1/400  val_loss 0.1234")
+    progress.begin()
+    while not progress.rate:  # until the clock has moved
+        progress.advance()
+    progress.reach(40)
+    shown = {width: "".join(text for text, _ in progress.draw(width)) for width in (100, 72, 48)}
+    assert "rows/s" in shown[100] and "rows/s" not in shown[72]
+    assert "val_loss 0.1234" in shown[72]
+    assert "epoch 1/4" in shown[48] and "val_loss" not in shown[48]
+    assert all("so far" in line or "left" in line for line in shown.values())
 
 
 def test_lines_come_ever_more_rarely() -> None:

@@ -41,6 +41,7 @@ def test_a_tflite_file_is_inspected_with_what_it_lacks(
 ) -> None:
     assert main(["inspect", str(LSTM)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
+    assert "None" not in shown
     for text in (
         "lstm",
         "float32 (batch, 5, 3)",

@@ -6,6 +6,7 @@ import functools
 import html.parser
 import itertools
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -32,6 +33,7 @@ from exporter.report.facts import read_facts
 from exporter.report.page import draw_static, render
 from exporter.report.snippets import write_snippet
 from exporter.report.verb import find_version, make_comparison, make_report
+from exporter.verification.measurement import Measurement, WorstRow
 from tests.exporter import report_versions as made
 from tests.exporter.report_versions import MAKERS, ROWS, make_version
 
@@ -252,6 +254,17 @@ def test_a_copy_that_was_left_out_has_its_reasons(tmp_path: Path) -> None:
     assert "6.0e-07 in golden 3 of serving_default" in text
 
 
+def test_why_a_model_of_texts_has_no_copies_is_said(tmp_path: Path) -> None:
+    version = made.make_labels(tmp_path / "1")
+    manifest = read_manifest(version)
+    parity = {name: manifest.parity[name] for name in ("in_process", "saved_model")}
+    write_manifest(version, msgspec.structs.replace(manifest, parity=parity))
+    assert (
+        "There are no TFLite copies: every signature takes strings"
+        in Page(render_page(version)).text
+    )
+
+
 def test_a_version_from_before_there_were_reports_has_what_golden_allows(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(ROWS, 4)).astype(np.float32)
     version = make_version(
@@ -309,6 +322,26 @@ def test_scores_that_are_no_numbers_have_a_report(tmp_path: Path) -> None:
     )
     text = Page(render_page(version)).text
     assert "the scores are no numbers" in text
+
+
+def test_values_and_differences_that_are_no_numbers_are_read_again(tmp_path: Path) -> None:
+    truth = np.arange(ROWS, dtype=np.float32)[:, None]
+    answers = truth.copy()
+    truth[3], answers[4] = np.nan, np.inf
+    worst = WorstRow(signature_name="serving_default", output="y", row=4, difference=math.inf)
+    version = make_version(
+        tmp_path / "1",
+        heads={"y": Head(task="regression")},
+        inputs={"features": truth},
+        answers={"y": answers},
+        targets={"y": truth},
+        parity=[
+            Measurement(name=layout.FLOAT32, max_abs_difference=math.inf, worst_row=worst),
+        ],
+    )
+    text = Page(render_page(version)).text
+    assert "not a number in golden 4" in text
+    assert compare_versions(version, version).num_changed == 0
 
 
 def test_a_run_of_one_epoch_with_metrics_that_were_not_told_has_curves(tmp_path: Path) -> None:

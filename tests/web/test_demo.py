@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ pytest.importorskip("serving.server", reason="the server is not installed")
 
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from tests.web.pages import ENGINES, Visit, open_page, serve_page
+from tests.web.pages import ENGINES, ROOT, Visit, open_page, serve_page
 
 Stroke: TypeAlias = list[tuple[float, float]]
 
@@ -278,8 +279,8 @@ class SlowServer(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _SlowHandler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _SlowHandler)
         self.bodies: list[bytes] = []
         self.may_answer = threading.Event()
 
@@ -300,6 +301,24 @@ class _SlowHandler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """pytest's output is no log."""
+
+
+def test_a_server_that_starts_later_is_asked_again_without_a_stroke(
+    browser: Browser, version_dir: Path
+) -> None:
+    with SlowServer() as known:
+        port = known.server_port
+    with (
+        serve_page(version_dir, f"127.0.0.1:{port}") as url,
+        open_page(browser, url) as visit,
+    ):
+        visit.settle("Both agree")
+        with SlowServer(port) as late:
+            late.may_answer.set()
+            threading.Thread(target=late.serve_forever, daemon=True).start()
+            expect(visit.agreement).to_contain_text("they differ", timeout=30_000)
+            assert visit.problems == ""
+            late.shutdown()
 
 
 def test_a_slow_engine_is_asked_the_latest_and_nothing_in_between(
@@ -350,3 +369,22 @@ def test_drawn_digits_are_recognised(visit: Visit) -> None:
         visit.settle("All three agree")
         recognised += visit.headline == str(digit)
     assert recognised >= 8
+
+
+def test_make_demo_shows_the_page_and_ends_where_nobody_is_there(
+    version_dir: Path,
+) -> None:
+    if not (ROOT / ".venv" / "bin" / "python").exists():
+        pytest.skip("scripts/demo runs in .venv, which make sets up")
+    done = subprocess.run(
+        [ROOT / "scripts" / "demo"],
+        env=os.environ | {"BASE_PATH": str(version_dir.parents[1])},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The page is at http://127.0.0.1:" in done.stdout
+    assert "The page answers" in done.stdout
+    assert "The server has drained and stopped." in done.stdout

@@ -92,7 +92,8 @@ export class Answers {
     const left = shown.reduce((sum, { said, places }) => sum + said.rows.length - places.length, 0);
     this.table.classList.toggle("short", this.lines.every(({ label }) => label.textContent.length < 3));
     if (left) this.table.dataset.more = `and ${left.toLocaleString("en")} more`;
-    return shown[0].said;
+    // A class says more in short than a number, and one is enough.
+    return (shown.find(({ said }) => said.rows[0]?.share != null) ?? shown[0]).said;
   }
 
   #line(at) {
@@ -117,6 +118,7 @@ export class Answers {
     const place = find("headline");
     if (place.children.length === 0) place.append(element("strong"), element("span"));
     write(place.children[0], headline);
+    place.classList.toggle("long", headline.length > 8);
     write(place.children[1], detail);
   }
 

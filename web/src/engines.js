@@ -26,6 +26,8 @@ import { loadModel } from "./litert.js";
  * @property {string} [problem]
  */
 
+const AGAIN_MS = 2000; // a server starts, or loads a model
+
 export class Engine {
   /** @type {Question | null} */ #next = null;
   #isBusy = false;
@@ -34,13 +36,14 @@ export class Engine {
    * @param {string} name
    * @param {string} detail
    * @param {(question: Question) => Promise<Outputs>} ask throws an Error whose message is a sentence
-   * @param {{ready?: Promise<unknown>, address?: string}} [more] what it waits for before the first
-   *     call, and where it is
+   * @param {{ready?: Promise<unknown>, address?: string, again?: boolean}} [more] what it waits for
+   *     before the first call; where it is; whether what failed is tried again after a while
    */
-  constructor(name, detail, ask, { ready = Promise.resolve(), address = "" } = {}) {
+  constructor(name, detail, ask, { ready = Promise.resolve(), address = "", again = false } = {}) {
     this.name = name;
     this.detail = detail;
     this.address = address;
+    this.again = again;
     this.ask = ask;
     this.ready = ready;
     ready.catch(() => {}); // told with the first answer
@@ -53,6 +56,7 @@ export class Engine {
   /** @param {Question} question */
   async submit(question) {
     this.#next = question;
+    clearTimeout(this.waiting);
     if (this.#isBusy) return;
     this.#isBusy = true;
     while (this.#next) {
@@ -62,6 +66,7 @@ export class Engine {
       this.onAnswer(this);
     }
     this.#isBusy = false;
+    if (this.again && this.answer.problem) this.waiting = setTimeout(() => this.submit(this.answer.question), AGAIN_MS);
   }
 
   /** @param {Question} question @returns {Promise<Answer>} */
@@ -82,7 +87,7 @@ export function makeEngines(facts, runtime) {
   const model = loadBrowserModel(facts, runtime);
   return [
     new Engine("Browser", "LiteRT.js", makeBrowser(facts, model), { ready: model }),
-    new Engine("Server", "REST", makeServer(facts), { address: facts.server_shown }),
+    new Engine("Server", "REST", makeServer(facts), { address: facts.server_shown, again: true }),
     new Engine("Python", "TFLite", makePython(facts)),
   ];
 }
@@ -154,7 +159,7 @@ async function diagnose(facts) {
   try {
     await fetch(facts.server_url, { mode: "no-cors" });
   } catch {
-    return `nobody answers at ${facts.server_shown}; start the server, and draw on: it is asked again`;
+    return `nobody answers at ${facts.server_shown}; start the server: it is asked again`;
   }
   return (
     `the server at ${facts.server_shown} answers, but not to web pages; ` +
