@@ -87,7 +87,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "has none that takes strings",
     )
     add_server_flags(parser)
-    parser.set_defaults(run=run)
+    # A server may load TensorFlow for the first signature that needs it.
+    parser.set_defaults(run=run, timeout_s=120.0)
 
 
 def run(args: argparse.Namespace) -> ExitCode:

@@ -440,11 +440,11 @@ def _draw_head(head: HeadFacts, anchor: str) -> list[Figure]:
         svg = figures.draw_confusions(
             head.classes, head.confusions, name=f"{anchor}-matrix", title=title
         )
-        note = "Rows are the true class, columns what was answered; red is wrong."
+        note = "Rows are the true class, columns what was answered; the diagonal is right."
         drawn.append(Figure(svg, title, note))
     if head.calibration is not None:
-        error = tell_share(head.calibration.error)
-        title = f"Confidence is off by {error} on average"
+        error = 100 * head.calibration.error
+        title = f"Confidence is off by {error:.1f} percentage points on average"
         svg = figures.draw_calibration(head.calibration, name=f"{anchor}-calibration", title=title)
         note = (
             "On the dotted line, answers are right as often as they claim. The number is the "

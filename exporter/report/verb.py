@@ -76,6 +76,11 @@ def make_comparison(
     if out is not None:
         for folder in folders:
             _check_out(out, folder)
+    if folders[0].resolve() == folders[1].resolve():
+        raise ConfigError(
+            f"{path} and {other} are the same version, {folders[0]}; give the folders of two "
+            "versions"
+        )
     comparison = compare_versions(*folders)
     if out is None and not needs_page:
         return MadeComparison(comparison=comparison, report=None)

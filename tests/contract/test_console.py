@@ -197,7 +197,7 @@ def _is_told(cell: str, line: str, below: str) -> bool:
     """Whether a row holds a cell, or shows that it has more; a sentence stands below, too."""
     if cell in line:
         return True
-    starts = [f"{cell[:at]}…{cell[len(cell) - end :]}" for at in range(3, 80) for end in range(80)]
+    starts = [f"{cell[:at]}…{cell[len(cell) - end :]}" for at in range(3, 120) for end in range(80)]
     is_shortened = any(one in line for one in starts)
     return is_shortened and (len(cell.split()) < 4 or "".join(cell.split()) in below)
 

@@ -407,6 +407,18 @@ def _render_comparison(first: Path, second: Path, folder: Path) -> bytes:
     return done.report.read_bytes()
 
 
+def test_a_version_is_not_shown_beside_itself(tmp_path: Path) -> None:
+    version = make_version(
+        tmp_path / "model" / "1",
+        heads={"y": Head(task="regression")},
+        inputs={"features": np.zeros((ROWS, 2), np.float32)},
+        answers={"y": np.zeros((ROWS, 1), np.float32)},
+        targets={"y": np.zeros((ROWS, 1), np.float32)},
+    )
+    with pytest.raises(ConfigError, match="are the same version, .*; give the folders of two"):
+        make_comparison(version.parent, version)
+
+
 @pytest.mark.parametrize("task", MAKERS)
 def test_a_version_beside_itself_changes_nothing(versions: Versions, task: str) -> None:
     version, _ = versions(task)

@@ -236,6 +236,18 @@ def test_a_server_that_is_not_for_web_pages_is_told_from_one_that_is_away(
             assert CORS in visit.problems
 
 
+def test_a_version_that_a_newer_one_took_the_place_of_is_named(
+    browser: Browser, version_dir: Path, tmp_path: Path
+) -> None:
+    newer = Path(shutil.copytree(version_dir, tmp_path / "mlp" / "7"))
+    flags = (CORS, "--model_name=mlp", f"--model_base_path={newer.parent}")
+    with ServerProcess(tmp_path, *flags, rest=True) as process:
+        process.wait_until_ready()
+        with serve_page(version_dir, process.url) as address, open_page(browser, address) as visit:
+            visit.settle("Both agree")
+            assert "it serves version 7 of mlp, and not 1 any more" in visit.problems
+
+
 def test_without_a_file_for_browsers_the_others_go_on(
     browser: Browser, version_dir: Path, server: ServerProcess, tmp_path: Path
 ) -> None:

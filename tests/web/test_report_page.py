@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
-WIDTHS = {"telephone": 360, "screen": 1280}
+WIDTHS = {"small telephone": 320, "telephone": 360, "screen": 1280}
 HOSTILE = tuple(f"<b>{'W' * 200}{n}</b>" for n in range(10))
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium or Chrome")

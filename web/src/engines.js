@@ -146,12 +146,29 @@ function makeServer(facts) {
     } catch {
       throw new Error(`the server at ${facts.server_shown} answered ${response.status} and no JSON`);
     }
-    if (response.status === 404) {
-      const name = `${facts.model_name}${facts.version === null ? "" : `, version ${facts.version}`}`;
-      throw new Error(`it serves no ${name}; give --model_name where it has another name there`);
-    }
+    if (response.status === 404) throw new Error(await findOthers(facts));
     return readAnswer(facts, answer);
   };
+}
+
+/** What is served in place of a version that is not: a newer one takes the place of an older one. */
+async function findOthers(facts) {
+  const url = facts.server_url.replace(/\/versions\/\d+$/, "");
+  try {
+    const response = await fetch(url);
+    const { model_version_status: found = [] } = await response.json();
+    const served = found.filter(({ state }) => state === "AVAILABLE").map(({ version }) => version);
+    if (served.length > 0 && !served.includes(String(facts.version))) {
+      return (
+        `it serves version ${served.join(" and ")} of ${facts.model_name}, and not ` +
+        `${facts.version} any more, which this page shows; start the demo again`
+      );
+    }
+  } catch {
+    // What is said below is true whatever it answers.
+  }
+  const name = `${facts.model_name}${facts.version === null ? "" : `, version ${facts.version}`}`;
+  return `it serves no ${name}; give --model_name where it has another name there`;
 }
 
 /** A page is not told why it gets no answer. Whether anybody is there, it can find out. */
