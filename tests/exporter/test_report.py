@@ -415,7 +415,7 @@ def test_a_version_is_not_shown_beside_itself(tmp_path: Path) -> None:
         answers={"y": np.zeros((ROWS, 1), np.float32)},
         targets={"y": np.zeros((ROWS, 1), np.float32)},
     )
-    with pytest.raises(ConfigError, match="are the same version, .*; give the folders of two"):
+    with pytest.raises(ConfigError, match=r"are the same version, .*; give the folders of two"):
         make_comparison(version.parent, version)
 
 
