@@ -93,7 +93,7 @@ test-tensorflow-2.20: $(INSTALLED_2_20) ## Exporter and TensorFlow engine on Ten
 test-arm64: $(INSTALLED) $(INSTALLED_ARM64) ## Both models on an emulated Raspberry Pi 4
 	$(BIN)/python -m pytest tests/test_arm64.py -q -s -m arm64 $(ARGS)
 
-.PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream bench-applications
+.PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream bench-applications bench-page
 bench-export: $(INSTALLED) ## make export beside a plain script
 	$(BIN)/python -m benchmarks.bench_export $(ARGS)
 
@@ -117,6 +117,9 @@ bench-stream: $(INSTALLED) ## Training on records larger than memory
 
 bench-applications: $(INSTALLED) ## MobileNetV2, ResNet50, EfficientNetB0 through --model
 	$(BIN)/python -m benchmarks.bench_applications $(ARGS)
+
+bench-page: $(INSTALLED) ## The demo's page in Chromium: first answer, stroke to bars
+	$(BIN)/python -m benchmarks.bench_page $(ARGS)
 
 bench-faults: $(INSTALLED) ## What must lose nothing and hold nobody up
 	$(BIN)/python -m benchmarks.bench_faults $(ARGS)
