@@ -150,8 +150,8 @@ def load_servable(
     else:
         findings, litert = trials.examine(servable_id, version_dir, observer), None
     if litert is None and findings.list_signatures(LITERT):
-        with guard(version_dir), Stages(servable_id) as at:
-            at("opening its TFLite file")
+        # Quicker than it was in the trial, and a thread for each load would cost memory that stays.
+        with guard(version_dir):
             litert = _open_litert(version_dir, config)
     by_tensorflow = findings.list_signatures(TENSORFLOW)
 
