@@ -81,9 +81,10 @@ def many(input_shape, num_classes):
     inputs = layers.Input(input_shape)
     x = layers.Dense(8, "relu", name="vector")(inputs)
     return tf_keras.Model(inputs, {
-        "level": layers.Dense(num_classes["level"], "softmax")(x),
-        "tags": layers.Dense(num_classes["tags"], "sigmoid")(x),
-        "total": layers.Dense(num_classes["total"])(x),
+        # Named, since TensorFlow adds gradients in the order of names: dense_10 is before dense_9.
+        "level": layers.Dense(num_classes["level"], "softmax", name="to_level")(x),
+        "tags": layers.Dense(num_classes["tags"], "sigmoid", name="to_tags")(x),
+        "total": layers.Dense(num_classes["total"], name="to_total")(x),
         "vector": x,
     })
 
