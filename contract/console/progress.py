@@ -42,8 +42,6 @@ _LAST_GAP_S = 60.0
 _WINDOW_S = 30.0
 """The rate is that of the last so many seconds: work is not equally fast from first to last."""
 _SAMPLE_S = 0.5
-_FEWEST = 3
-"""Units that tell how long the others take; the first of a few often waits for imports."""
 _FRAMES_S = 0.125
 _SPINNER, _ASCII_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "-\\|/"
 _MIN_BAR, _MAX_BAR = 6, 24
@@ -166,7 +164,7 @@ class Progress:
     def _list_parts(self, room: int | None = None) -> list[str]:
         """What is known; where room is short without the rate, then the note, then the count."""
         left = self.left_s
-        if left is not None and self.count >= min(_FEWEST, self.total or 0):
+        if left is not None and self.count:
             time_left = f"about {format_seconds(max(1.95, left))} left"
         else:
             time_left = f"{format_seconds(self.elapsed_s)} so far"
