@@ -60,6 +60,8 @@ _CHUNK = 256
 _MAX_GOLDEN_BYTES = 16 * 2**20
 """Of the inputs of a signature: golden is part of a version, and every server reads it."""
 
+_MAX_CHUNK_BYTES = 16 * 2**20
+"""Of one question: what a network makes of a large picture on its way takes fifty times as much."""
 _MAX_HELD_OUT_BYTES = 64 * 2**20
 _MAX_CALIBRATION_BYTES = 48 * 2**20
 """About a hundred rows of 224 x 224 x 3 floats, each answered by every copy; tens of thousands of
@@ -139,7 +141,7 @@ def make_held_out(model: Exportable, examples: ExportExamples) -> tuple[Golden, 
             whole = max(fixed, len(held_out) // fixed * fixed)
             rows = held_out.take(np.resize(np.arange(len(held_out)), whole))
             num_test = min(num_test, whole)
-        chunk = fixed or _CHUNK
+        chunk = fixed or _cap_rows(signature, examples, _CHUNK, _MAX_CHUNK_BYTES)
         sizes = tuple(min(chunk, len(rows) - at) for at in range(0, len(rows), chunk))
         inputs = model.make_inputs(signature, examples, rows.inputs)
         if inputs is not None and sizes:

@@ -133,6 +133,7 @@ def test_held_out_rows_of_large_pictures_are_as_many_in_every_signature() -> Non
     assert len(golden.signatures) == 2
     assert num_test == 4
     assert counts == {8}
+    assert golden.signatures["serving_default"].batch_sizes == (1,) * 8  # 16 MB each
 
 
 def test_held_out_rows_of_the_other_splits_are_at_most_64_of_a_class() -> None:
