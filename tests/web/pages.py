@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -152,7 +153,9 @@ class Visit:
 
     def settle(self, sentence: str) -> None:
         """Until the latest question is answered by all that answer, and screen readers told."""
-        asked = self.page.locator("#ask").get_attribute("data-question") or ""
+        question = self.page.locator("#ask")
+        expect(question).to_have_attribute("data-question", re.compile("."), timeout=30_000)
+        asked = question.get_attribute("data-question") or ""
         expect(self.agreement).to_have_attribute("data-question", asked, timeout=30_000)
         expect(self.page.locator("#live")).to_contain_text(sentence, timeout=30_000)
 
