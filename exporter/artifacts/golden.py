@@ -108,6 +108,12 @@ def _cap_rows(signature: Signature, examples: ExportExamples, count: int, max_by
     return min(count, max(least, max_bytes // row_bytes))
 
 
+def choose_chunk(signature: Signature, examples: ExportExamples, most: int) -> int:
+    """Rows of one call: those that the signature fixes, else `most`, fewer where rows are large."""
+    fixed = find_fixed_batch(signature)
+    return fixed or _cap_rows(signature, examples, most, _MAX_CHUNK_BYTES)
+
+
 def _iterate_batch_sizes(count: int, fixed: int | None = None) -> Iterator[int]:
     if fixed is not None:
         yield from itertools.repeat(fixed, count // fixed)
@@ -141,7 +147,7 @@ def make_held_out(model: Exportable, examples: ExportExamples) -> tuple[Golden, 
             whole = max(fixed, len(held_out) // fixed * fixed)
             rows = held_out.take(np.resize(np.arange(len(held_out)), whole))
             num_test = min(num_test, whole)
-        chunk = fixed or _cap_rows(signature, examples, _CHUNK, _MAX_CHUNK_BYTES)
+        chunk = choose_chunk(signature, examples, _CHUNK)
         sizes = tuple(min(chunk, len(rows) - at) for at in range(0, len(rows), chunk))
         inputs = model.make_inputs(signature, examples, rows.inputs)
         if inputs is not None and sizes:

@@ -10,11 +10,10 @@ from contract.errors import DatasetError
 from contract.heads import Head
 from contract.signature import Array, Batch
 from exporter.artifacts.exportable import Exportable
-from exporter.artifacts.golden import find_fixed_batch
+from exporter.artifacts.golden import choose_chunk, find_fixed_batch
 from exporter.data.examples import Examples, ExportExamples, count_bytes
 
 _CHUNK = 64
-_MAX_CHUNK_BYTES = 4 * 2**20  # given as bytes, large pictures are floats on their way
 _MAX_BYTES = 64 * 2**20
 """Of the rows that are answered to learn which classes there are."""
 
@@ -31,7 +30,7 @@ def answer_inputs(
     signature = model.main_signature
     rows = len(next(iter(inputs.values())))
     row_bytes = max(1, sum(map(count_bytes, inputs.values())) // rows)
-    chunk = find_fixed_batch(signature) or max(1, min(_CHUNK, _MAX_CHUNK_BYTES // row_bytes))
+    chunk = choose_chunk(signature, examples, _CHUNK)
     rows = min(rows, max(chunk, _MAX_BYTES // row_bytes))
     answers: list[Batch] = []
     for start in range(0, rows, chunk):

@@ -8,8 +8,9 @@ that say most, and how many it leaves out.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -17,13 +18,16 @@ import numpy as np
 from contract import layout
 from contract.errors import ManifestError
 from contract.heads import Head, Task
-from contract.signature import UINT8, Array, Batch
+from contract.signature import UINT8, Array
 from exporter.report.rows import ShownInput, shorten, show_row
 from exporter.verification.measurement import HeldOut
 
 MAX_BYTES = 16 * 2**20
 """Of the file: it is read by whoever is given a version."""
 NUM_WORST = 12
+
+_Show: TypeAlias = Callable[[int], tuple[ShownInput, ...]]
+"""What the model was shown in a row."""
 
 _MAX_CLASSES, _MAX_CONFUSIONS = 1000, 2000
 _MAX_HEADS, _MAX_COLUMNS = 12, 6
@@ -240,8 +244,7 @@ def evaluate(
                 head,
                 _widen(examples.outputs[name][:count]),
                 held_out.targets.get(name),
-                inputs,
-                columns,
+                lambda row: show_row(inputs, row, columns),
             )
             for name, head in heads[:_MAX_HEADS]
         },
@@ -280,18 +283,16 @@ def read_evaluation(version_dir: Path) -> Evaluation | None:
         ) from error
 
 
-def _evaluate_head(
-    head: Head, answers: Array, targets: Array | None, inputs: Batch, columns: Sequence[str]
-) -> HeadFacts:
+def _evaluate_head(head: Head, answers: Array, targets: Array | None, show: _Show) -> HeadFacts:
     rows = len(answers)
     if head.task == "embedding" or not rows:
         return HeadFacts(task=head.task, num_rows=rows, num_places=rows, has_truth=False)
     if head.task == "regression":
-        return _evaluate_values(answers, targets, inputs, columns)
+        return _evaluate_values(answers, targets, show)
     scores = to_probabilities(head, answers)
     if head.task == "multilabel":
-        return _evaluate_labels(head, answers, scores, targets, inputs, columns)
-    return _evaluate_classes(head, answers, scores, targets, inputs, columns)
+        return _evaluate_labels(head, answers, scores, targets, show)
+    return _evaluate_classes(head, answers, scores, targets, show)
 
 
 def to_probabilities(head: Head, answers: Array) -> Array:
@@ -321,8 +322,7 @@ def _evaluate_classes(
     answers: Array,
     scores: Array,
     targets: Array | None,
-    inputs: Batch,
-    columns: Sequence[str],
+    show: _Show,
 ) -> HeadFacts:
     """`multiclass` and `binary`, of rows or of places (masks)."""
     decided = head.decide(answers)
@@ -341,7 +341,6 @@ def _evaluate_classes(
         found = np.bincount(flat[flat >= 0], minlength=num_classes)
         order = np.argsort(-found, kind="stable")[:_MAX_CLASSES]
         doubt = 1 - chosen.reshape(rows, -1).mean(axis=1)
-        worst = _order(doubt)
         return HeadFacts(
             task=head.task,
             num_rows=rows,
@@ -352,12 +351,12 @@ def _evaluate_classes(
             worst=tuple(
                 WorstRow(
                     row=row,
-                    inputs=_show(inputs, row, columns),
+                    inputs=show(row),
                     truth="",
                     answer=_tell_class(decided[row], names),
                     confidence=_bound(chosen[row].mean()),
                 )
-                for row in worst
+                for row in _order(doubt)
             ),
         )
     right = decided == truth
@@ -389,7 +388,7 @@ def _evaluate_classes(
         worst=tuple(
             WorstRow(
                 row=row,
-                inputs=_show(inputs, row, columns),
+                inputs=show(row),
                 truth=_tell_class(truth[row], names),
                 answer=_tell_class(decided[row], names, truth[row]),
                 confidence=_bound(chosen[row].mean()),
@@ -462,8 +461,7 @@ def _evaluate_labels(
     answers: Array,
     scores: Array,
     targets: Array | None,
-    inputs: Batch,
-    columns: Sequence[str],
+    show: _Show,
 ) -> HeadFacts:
     decided = head.decide(answers)
     rows, labels = len(decided), decided.shape[-1]
@@ -482,7 +480,7 @@ def _evaluate_labels(
             worst=tuple(
                 WorstRow(
                     row=row,
-                    inputs=_show(inputs, row, columns),
+                    inputs=show(row),
                     truth="",
                     answer=_tell_labels(decided[row], names),
                 )
@@ -513,7 +511,7 @@ def _evaluate_labels(
         worst=tuple(
             WorstRow(
                 row=row,
-                inputs=_show(inputs, row, columns),
+                inputs=show(row),
                 truth=_tell_labels(truth[row], names),
                 answer=_tell_labels(decided[row], names, truth[row]),
                 is_right=bool((decided[row] == truth[row]).all()),
@@ -523,9 +521,7 @@ def _evaluate_labels(
     )
 
 
-def _evaluate_values(
-    answers: Array, targets: Array | None, inputs: Batch, columns: Sequence[str]
-) -> HeadFacts:
+def _evaluate_values(answers: Array, targets: Array | None, show: _Show) -> HeadFacts:
     rows = len(answers)
     got = answers.reshape(rows, -1).astype(np.float64)
     if targets is None or targets.size != answers.size:
@@ -557,7 +553,7 @@ def _evaluate_values(
         worst=tuple(
             WorstRow(
                 row=row,
-                inputs=_show(inputs, row, columns),
+                inputs=show(row),
                 truth=_tell_values(truth[row]),
                 answer=_tell_values(got[row]),
             )
@@ -617,10 +613,6 @@ def _order(badness: Array) -> list[int]:
     """Row numbers, the worst first; what is no number is worst."""
     values = np.where(np.isnan(badness), np.inf, badness)
     return [int(at) for at in np.argsort(-values, kind="stable")[:NUM_WORST]]
-
-
-def _show(inputs: Batch, row: int, columns: Sequence[str]) -> tuple[ShownInput, ...]:
-    return show_row(inputs, row, columns)
 
 
 def _bound(value: float) -> float | None:

@@ -296,15 +296,7 @@ def _list_tiles(facts: Facts) -> list[tuple[str, str]]:
     metrics = facts.manifest.metrics
     tiles = [
         (f"test {label}", tell_metric(key, metrics[f"test_{key}"]))
-        for key, label in (
-            ("accuracy", "accuracy"),
-            ("macro_f1", "macro F1"),
-            ("f1", "F1"),
-            ("auc", "AUC"),
-            ("rmse", "RMSE"),
-            ("mae", "mean absolute error"),
-            ("mean_iou", "mean IoU"),
-        )
+        for key, label in (*_CURVES, ("mean_iou", _NAMES["mean_iou"]))
         if f"test_{key}" in metrics
     ][:3]
     first = next(iter(facts.evaluation.heads.values()), None)
