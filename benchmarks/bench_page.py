@@ -13,7 +13,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-from clients.browser import find_browser
+from clients.web.browser import find_browser
 from tests.serving.server_process import ServerProcess
 from tests.web.pages import ENGINES, ROOT, open_page, serve_page
 

@@ -20,7 +20,7 @@ from contract.lite.runtime import hide_delegate_notes
 
 if TYPE_CHECKING:
     from clients.demo.facts import Version
-    from clients.web_server import Handler, Request, Response
+    from clients.web.server import Handler, Request, Response
 
 _MODEL = "model.tflite"  # on the page; of the version it is the variant web
 
@@ -63,7 +63,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(args: argparse.Namespace) -> ExitCode:
     """Serves the page until Ctrl-C."""
     from clients.demo.facts import Version  # other commands do without an HTTP server
-    from clients.web_server import WebServer, find_page
+    from clients.web.server import WebServer, find_page
 
     server = _read_server(args.server)
     directory = find_version_dir(args.version_dir)
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 def _list_handlers(version: Version) -> dict[tuple[str, str], Handler]:
     from clients.demo.engine import JSON, Engine
-    from clients.web_server import Response
+    from clients.web.server import Response
 
     facts = Response(msgspec.json.encode(version.facts), JSON)
 

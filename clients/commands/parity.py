@@ -162,7 +162,7 @@ def _check(
 
 
 def _ask_browser(args: argparse.Namespace, version_dir: Path | None, golden: Golden) -> HopReport:
-    from clients.browser import BrowserPredictor, find_browser
+    from clients.web.browser import BrowserPredictor, find_browser
 
     if version_dir is None:
         raise ConfigError(f"--via {BROWSER} needs --version_dir, where the variant is")

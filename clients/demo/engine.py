@@ -7,7 +7,7 @@ from typing import Any
 
 from clients.core.rest_dialect import read_array, write_array
 from clients.on_device import OnDevicePredictor
-from clients.web_server import Request, Response
+from clients.web.server import Request, Response
 from contract.errors import InternalError, RequestError
 from contract.signature import find_signature
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clients.browser import find_browser
-from clients.web_server import find_page
+from clients.web.browser import find_browser
+from clients.web.server import find_page
 from contract.errors import UnimplementedError
 
 

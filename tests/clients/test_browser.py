@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from clients import safetensors
-from clients.browser import BrowserPredictor
 from clients.cli import main
 from clients.commands.parity import choose_exit_code
 from clients.parity import AGREES, DIFFERS, FAILED, SKIPPED, UNREACHABLE, HopReport
+from clients.web import safetensors
+from clients.web.browser import BrowserPredictor
 from contract import layout
 from contract.errors import (
     DeadlineExceededError,
@@ -285,7 +285,7 @@ def test_the_browser_of_a_process_that_is_killed_ends_by_itself(
     browser, model = need_browser(), version_dir / layout.variant_path(layout.WEB)
     code = f"""if True:
         from pathlib import Path
-        from clients.browser import BrowserPredictor
+        from clients.web.browser import BrowserPredictor
         with BrowserPredictor(Path({str(model)!r}), Path({str(browser)!r})):
             print("open", flush=True)
             input()

@@ -14,7 +14,7 @@ from clients.demo.engine import Engine
 from clients.demo.facts import Version
 from clients.demo.ink import Ink, measure_ink
 from clients.on_device import OnDevicePredictor
-from clients.web_server import Request
+from clients.web.server import Request
 from contract import layout
 from contract.errors import ConfigError, RequestError
 from contract.golden import read_golden

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from clients.web_server import Request, Response, WebServer
+from clients.web.server import Request, Response, WebServer
 from contract.errors import RequestError
 
 

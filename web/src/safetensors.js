@@ -1,4 +1,4 @@
-// Typed arrays as bytes: the same format as clients/safetensors.py, which says what it is.
+// Typed arrays as bytes: the same format as clients/web/safetensors.py, which says what it is.
 
 const ARRAYS = { F32: Float32Array, I32: Int32Array, U8: Uint8Array };
 

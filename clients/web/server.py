@@ -84,7 +84,7 @@ def find_page() -> Path:
     Raises:
         UnimplementedError: It was not built.
     """
-    folder = Path(__file__).resolve().parent.parent / _PAGE
+    folder = Path(__file__).resolve().parents[2] / _PAGE
     if not (folder / _INDEX).is_file():
         raise UnimplementedError(
             f"{folder} has no {_INDEX}: the page that runs models in a browser is built by "

@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from clients import safetensors
 from clients.interruption import hold_interrupts
-from clients.safetensors import DTYPES
-from clients.web_server import Request, Response, WebServer, find_page
+from clients.web import safetensors
+from clients.web.safetensors import DTYPES
+from clients.web.server import Request, Response, WebServer, find_page
 from contract.errors import (
     ConfigError,
     DeadlineExceededError,

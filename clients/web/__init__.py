@@ -1,0 +1,1 @@
+"""Pages of ours in a browser: who serves them, who runs one that nobody sees, how arrays travel."""
