@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from serving.api.handlers import Handlers
 from serving.config.memory import choose_max_bytes_in_flight, find_memory_limit
 from serving.config.server import ServerConfig
 from serving.front import Front, SingleProcess
+from serving.grpc.protocol import Method
 from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
 from serving.transport.admission import MemoryBudget
@@ -107,6 +109,14 @@ class Server:
         if config.strict_compat and not self._front.is_replacement:
             # TensorFlow Serving opens its ports once every model is AVAILABLE.
             await asyncio.to_thread(self._wait_or_fail)
+        open_inference = None
+        more_methods: Mapping[str, Method] = {}
+        if not config.strict_compat:
+            from serving.open_inference.grpc_methods import list_methods
+            from serving.open_inference.inference import OpenInference
+
+            open_inference = OpenInference(self._handlers, self._health)
+            more_methods = list_methods(open_inference)
         self._grpc = GrpcServer(
             self._handlers,
             config,
@@ -114,10 +124,12 @@ class Server:
             connections=self._connections,
             shared=self._shared_grpc,
             budget=self._budget,
+            more_methods=more_methods,
         )
         await self._grpc.start()
         if config.rest_api_port:
             # A gRPC-only server need not import it.
+            from serving.open_inference.rest_methods import OpenInferenceRest
             from serving.rest.server import RestServer
 
             self._rest = RestServer(
@@ -129,6 +141,7 @@ class Server:
                 budget=self._budget,
                 connections=self._connections,
                 grpc_address=_name_grpc_address(config, self._grpc),
+                more=OpenInferenceRest(open_inference, config) if open_inference else None,
             )
             await self._rest.start()
         if config.model_config_file and config.model_config_file_poll_wait_seconds > 0:

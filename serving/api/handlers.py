@@ -164,12 +164,19 @@ class Handlers:
         check: SignatureCheck,
         inputs: Mapping[str, Array],
         *,
+        output_filter: Sequence[str] = (),
         context: RequestContext = NO_CONTEXT,
     ) -> Batch:
-        """Predict over REST, of a servable that the caller holds; all outputs."""
+        """Predict of arrays, of a servable that the caller holds; all outputs without a filter."""
         check.check_names(inputs)
+        if output_filter:
+            check.check_filter(output_filter)
         outputs = await servable.answer(
-            check.name, check.complete(inputs), pool=self.pool, context=context
+            check.name,
+            check.complete(inputs),
+            output_filter=output_filter,
+            pool=self.pool,
+            context=context,
         )
         if self.request_log is not None:
             self.request_log.offer_arrays(check.answer_spec, inputs, outputs)

@@ -199,6 +199,17 @@ class _Responder:
             del told, error  # or the traceback would keep this frame, and it the body, as garbage
 
 
+def respond_with(
+    name: str,
+    parse: Callable[..., Any],
+    exchange: Callable[[Any, RequestContext], Awaitable[bytes]],
+    observer: Observer | None,
+    pool: ThreadPool,
+) -> Respond:
+    """A method of another API, with the same errors, threads and counts; see `_Responder`."""
+    return _Responder(name, parse, exchange, observer, pool).respond
+
+
 class _Successes(dict[str, Callable[[float], None]]):
     """Model name to who is told how many microseconds an answer took; names of what is served."""
 

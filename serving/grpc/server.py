@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from contract.errors import ServableUnavailableError
 from serving.addresses import join_address
@@ -36,6 +38,7 @@ class GrpcServer:
         connections: Counts connections with those of REST; one of its own without.
         budget: What calls may hold, with those of REST; without, they may hold anything.
         shared: What to listen on, if that is shared with other processes.
+        more_methods: Path to method, of other APIs on the same port.
 
     Attributes:
         port: Where it listens; 0 until `start`, and without TCP.
@@ -50,6 +53,7 @@ class GrpcServer:
         connections: ConnectionTable | None = None,
         budget: MemoryBudget | None = None,
         shared: SharedSockets | None = None,
+        more_methods: Mapping[str, Method] = MappingProxyType({}),
     ) -> None:
         self._config = config
         self._shared = shared
@@ -58,6 +62,7 @@ class GrpcServer:
         }
         if config.enable_grpc_healthcheck_service or not config.strict_compat:
             methods |= list_health_methods(health)
+        methods.update(more_methods)
         arguments = read_channel_arguments(config, _make_greeting(config))
         self._arguments = arguments
         service = Service(
