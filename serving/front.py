@@ -96,6 +96,7 @@ class SingleProcess:
         self.manager = make_manager(config, self.metrics, trials)
         self.acquire = self.manager.acquire
         self.list_states = self.manager.list_states
+        self.list_models = self.manager.list_models
         self.reload = self.manager.reload
         self.is_ready = self.manager.is_ready
         self.list_obstacles = self.manager.list_obstacles
