@@ -15,8 +15,10 @@ from serving.grpc.calls import list_methods
 from serving.grpc.health import list_health_methods
 from serving.grpc.protocol import Method, Service
 from serving.monitoring.health import Health
+from serving.monitoring.watch import CallWatch
 from serving.security import TokenStore, make_authorizer, make_ssl_context
 from serving.transport.admission import MemoryBudget
+from serving.transport.http2 import MakeStream
 from serving.transport.http2_protocol import Http2Peer, make_read_buffer
 from serving.transport.listener import ConnectionTable, Listener
 from serving.transport.sharing import SharedSockets
@@ -36,6 +38,7 @@ class GrpcServer:
         connections: Counts connections with those of REST; one of its own without.
         budget: What calls may hold, with those of REST; without, they may hold anything.
         shared: What to listen on, if that is shared with other processes.
+        watch: Watches calls; None for nobody.
 
     Attributes:
         port: Where it listens; 0 until `start`, and without TCP.
@@ -50,6 +53,7 @@ class GrpcServer:
         connections: ConnectionTable | None = None,
         budget: MemoryBudget | None = None,
         shared: SharedSockets | None = None,
+        watch: CallWatch | None = None,
     ) -> None:
         self._config = config
         self._shared = shared
@@ -68,11 +72,17 @@ class GrpcServer:
             max_send_bytes=arguments.max_send_bytes,
             max_calls=config.max_concurrent_calls,
             other_port=_make_sentence(config),
+            gives_back_ids=not config.strict_compat,
         )
+        make_call: MakeStream = service.make_call
+        if watch is not None:
+            from serving.grpc.watched import make_watched_calls
+
+            make_call = make_watched_calls(service, watch)
         tls = None if config.tls is None else make_ssl_context(config.tls, alpn=("h2",))
         buffer = make_read_buffer()
         self._listener = Listener(
-            lambda: Http2Peer(service.make_call, arguments.habits, buffer),
+            lambda: Http2Peer(make_call, arguments.habits, buffer),
             tls=tls,
             connections=connections or ConnectionTable(),
             limits=arguments.times,
