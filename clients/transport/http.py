@@ -24,6 +24,7 @@ from contract.errors import (
 )
 from contract.wire.status_codes import (
     ERROR_KEY,
+    REQUEST_ID_KEY,
     RETRY_AFTER,
     code_of_http,
     error_from_status,
@@ -204,6 +205,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Plumblin
         text,
         headers.get(ERROR_KEY),
         retry_after_s=read_retry_after(headers.get(RETRY_AFTER)),
+        request_id=headers.get(REQUEST_ID_KEY),
     )
 
 
