@@ -5,6 +5,7 @@ What stands behind both is a manager as the flags want it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -127,6 +128,17 @@ def make_manager(
     """A manager that loads with `serving.engines.loading`, after `trials`, and tells `metrics`."""
 
     def load(servable_id: ServableId, version_dir: Path) -> Servable:
+        begin = time.monotonic()
+        is_loaded = False
+        try:
+            servable = load_guarded(servable_id, version_dir)
+            is_loaded = True
+        finally:
+            took_us = (time.monotonic() - begin) * 1e6
+            metrics.observe_load(version_dir, took_us, is_loaded=is_loaded)
+        return servable
+
+    def load_guarded(servable_id: ServableId, version_dir: Path) -> Servable:
         return load_servable(
             servable_id,
             version_dir,

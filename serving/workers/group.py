@@ -58,7 +58,11 @@ class WorkerGroup:
         self._shared = place.shared
         self._slot = place.slot
         self.is_replacement = place.is_replacement
-        self.metrics = Metrics(list_versions=self.snapshot, is_ready=self.is_ready)
+        self.metrics = Metrics(
+            list_versions=self.snapshot,
+            is_ready=self.is_ready,
+            count_restarts=place.shared.read_restarts,
+        )
         guard = LoadGuard(place.shared, place.slot)
         self.manager = make_manager(
             config, self.metrics, trials, guard=guard.watch, tally=guard.tally
