@@ -9,9 +9,11 @@ from types import ModuleType
 from contract.errors import UnimplementedError
 
 _EXTRAS = {
+    "cryptography": "signing",
     "httpx": "rest",
     "jinja2": "cli",
     "matplotlib": "cli",
+    "model_signing": "signing",
     "PIL": "cli",
     "rich": "cli",
     "fsspec": "remote",
@@ -22,7 +24,7 @@ _EXTRAS = {
 _WHOLE_EXTRAS = {"tensorflow": ("tensorflow", "tf_keras", "PIL")}
 """Extra to what must be there, for work that needs all of it."""
 
-_NAMES = {"PIL": "Pillow"}
+_NAMES = {"OpenSSL": "pyOpenSSL", "PIL": "Pillow", "model_signing": "model-signing"}
 
 
 def import_extra(module: str, purpose: str) -> ModuleType:
