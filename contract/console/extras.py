@@ -9,9 +9,11 @@ from types import ModuleType
 from contract.errors import UnimplementedError
 
 _EXTRAS = {
+    "cryptography": "signing",
     "httpx": "rest",
     "jinja2": "cli",
     "matplotlib": "cli",
+    "model_signing": "signing",
     "PIL": "cli",
     "rich": "cli",
     "fsspec": "remote",
@@ -30,6 +32,7 @@ _NAMES = {
     "opentelemetry.sdk": "opentelemetry-sdk",
     "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
 }
+_NAMES = {"OpenSSL": "pyOpenSSL", "PIL": "Pillow", "model_signing": "model-signing"}
 
 
 def import_extra(module: str, purpose: str) -> ModuleType:
