@@ -31,8 +31,9 @@ _NAMES = {
     "PIL": "Pillow",
     "opentelemetry.sdk": "opentelemetry-sdk",
     "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
+    "OpenSSL": "pyOpenSSL",
+    "model_signing": "model-signing",
 }
-_NAMES = {"OpenSSL": "pyOpenSSL", "PIL": "Pillow", "model_signing": "model-signing"}
 
 
 def import_extra(module: str, purpose: str) -> ModuleType:
