@@ -39,12 +39,16 @@ class Checks:
         batch: Names, dtypes and shapes of a batch against the signature. Without it no
             signature is fetched, and a batch must be a mapping.
         reply: That an answer has the signature's outputs, dtypes and shapes.
+        rows: That every output of a free first axis has an entry per row of the batch. Most
+            models' have, and no signature says so: the k best of a batch, or what is left of it,
+            have not.
         allow_non_finite: Let NaN and infinities through, in both directions. They are
             refused otherwise: a NaN put into a classifier gives plausible probabilities.
     """
 
     batch: bool = True
     reply: bool = True
+    rows: bool = False
     allow_non_finite: bool = False
 
 
