@@ -7,6 +7,7 @@ outputs. Axis sizes that vary are None; a shape of unknown rank is None as a who
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -283,7 +284,7 @@ def _suggest_shape(array: Array, wanted: tuple[int | None, ...]) -> str:
         return "add a batch axis with array[None]"
     if None in rest or array.size == 0:
         return ""
-    row_size = int(np.prod(rest, dtype=np.int64))
+    row_size = math.prod(size for size in rest if size is not None)
     if wanted[0] is not None:
         return f"reshape to {wanted}" if array.size == wanted[0] * row_size else ""
     if array.ndim and array.size == array.shape[0] * row_size:

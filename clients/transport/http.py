@@ -22,6 +22,7 @@ from contract.errors import (
     ResourceExhaustedError,
     ServableUnavailableError,
 )
+from contract.proxies import is_local, name_http_proxy
 from contract.wire.status_codes import (
     ERROR_KEY,
     RETRY_AFTER,
@@ -58,7 +59,7 @@ class HttpCaller:
         self._extensions = {"sni_hostname": tls.server_name} if tls and tls.server_name else {}
         self._max_bytes = connection.max_answer_bytes
         self._deadline = Deadline()
-        self._client = httpx.Client(verify=make_ssl_context(tls) if tls else True)
+        self._client = _open_client(self._url, make_ssl_context(tls) if tls else None)
         _bound_waits(self._client, self._deadline)
 
     def close(self) -> None:
@@ -74,18 +75,24 @@ class HttpCaller:
         except (httpx.TransportError, TimeoutError) as failure:
             error: PlumblineError
             if isinstance(failure, httpx.TimeoutException | TimeoutError):
-                error = DeadlineExceededError(f"{where}: no answer within {call.timeout_s:.3g} s")
-            elif isinstance(failure, httpx.ConnectError):
-                text = f"{where}: nobody answers; is a server running there? ({failure})"
+                error = DeadlineExceededError(
+                    f"{where}: no answer within {call.timeout_s:.3g} s{name_http_proxy(self._url)}"
+                )
+            elif isinstance(failure, httpx.ConnectError | httpx.ProxyError):
+                by_proxy = name_http_proxy(self._url)
+                asked = "" if by_proxy else "; is a server running there?"
+                text = f"{where}: nobody answers{asked} ({failure}){by_proxy}"
                 error = ServableUnavailableError(text)
             else:
                 text = f"{where}: the connection broke: {failure or type(failure).__name__}"
-                error = ServableUnavailableError(text)
+                error = ServableUnavailableError(text + name_http_proxy(self._url))
             error.__cause__ = failure
             return error
         except ResourceExhaustedError as failure:
             return failure
-        return body if 200 <= status < 300 else read_error(status, headers, body)
+        if 200 <= status < 300:
+            return body
+        return read_error(status, headers, body, self._url)
 
     def _send(self, method: str, path: str, call: Call) -> tuple[int, httpx.Headers, bytes]:
         """One exchange."""
@@ -191,13 +198,28 @@ def _bound_waits(client: httpx.Client, deadline: Deadline) -> None:
             pool._network_backend = _BoundBackend(pool._network_backend, deadline)
 
 
-def read_error(status: int, headers: Mapping[str, str], body: bytes) -> PlumblineError:
+def _open_client(url: str, context: ssl.SSLContext | None) -> httpx.Client:
+    """A client of the proxies of the environment, but for this machine."""
+    if is_local(httpx.URL(url).host):
+        is_encrypted = url.startswith("https:")
+        verify = context or (httpx.create_ssl_context() if is_encrypted else False)
+        return httpx.Client(verify=verify, trust_env=False)
+    try:
+        return httpx.Client(verify=context or True)
+    except (ImportError, ValueError) as error:  # a kind of proxy that it does not know
+        raise ConfigError(f"{url} cannot be asked: {error}{name_http_proxy(url)}") from error
+
+
+def read_error(
+    status: int, headers: Mapping[str, str], body: bytes, url: str = ""
+) -> PlumblineError:
     """The error behind an HTTP status: TensorFlow Serving answers `{"error": text}`."""
     try:
         text = str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         start = body[:80].decode("utf-8", "replace").strip()
         text = f"HTTP status {status}, in no words of TensorFlow Serving: {start or 'empty'}"
+        text += name_http_proxy(url) if url else ""
     code = code_of_http(status)
     return error_from_status(
         Code.UNKNOWN if code is Code.OK else code,
