@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import math
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clients.core.effects import Call
-from clients.options import LARGER_ANSWERS, ConnectionOptions, TlsOptions
+from clients.options import LARGER_ANSWERS, ConnectionOptions, Metadata, TlsOptions
 from contract.console.extras import make_missing_error
 from contract.errors import (
     Code,
@@ -66,12 +67,12 @@ class HttpCaller:
         """Closes the connections."""
         self._client.close()
 
-    def make(self, call: Call) -> bytes | PlumblineError:
+    def make(self, call: Call, metadata: Metadata = ()) -> bytes | PlumblineError:
         """Makes a call and waits for the reply's bytes, or the error."""
         method, _, path = call.path.partition(" ")
         where = f"{call.path} at {self._url}"
         try:
-            status, headers, body = self._send(method, path, call)
+            status, headers, body = self._send(method, path, call, metadata)
         except (httpx.TransportError, TimeoutError) as failure:
             error: PlumblineError
             if isinstance(failure, httpx.TimeoutException | TimeoutError):
@@ -94,10 +95,12 @@ class HttpCaller:
             return body
         return read_error(status, headers, body, self._url)
 
-    def _send(self, method: str, path: str, call: Call) -> tuple[int, httpx.Headers, bytes]:
+    def _send(
+        self, method: str, path: str, call: Call, metadata: Metadata
+    ) -> tuple[int, httpx.Headers, bytes]:
         """One exchange."""
         self._deadline.at = time.monotonic() + call.timeout_s
-        headers = {"content-type": "application/json", **dict(self._headers())}
+        headers = {"content-type": "application/json", **_write_headers(self._headers(metadata))}
         content = call.body or None
         if content and self._gzip:
             content, headers["content-encoding"] = gzip.compress(content, 1), "gzip"
@@ -208,6 +211,15 @@ def _open_client(url: str, context: ssl.SSLContext | None) -> httpx.Client:
         return httpx.Client(verify=context or True)
     except (ImportError, ValueError) as error:  # a kind of proxy that it does not know
         raise ConfigError(f"{url} cannot be asked: {error}{name_http_proxy(url)}") from error
+
+
+def _write_headers(metadata: Metadata) -> dict[str, str]:
+    """As gRPC writes them: bytes in base64, several values of a key with commas."""
+    headers: dict[str, str] = {}
+    for key, value in metadata:
+        text = value if isinstance(value, str) else base64.b64encode(value).decode().rstrip("=")
+        headers[key] = f"{headers[key]},{text}" if key in headers else text
+    return headers
 
 
 def read_error(
