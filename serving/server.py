@@ -24,6 +24,7 @@ from serving.front import Front, SingleProcess
 from serving.grpc.protocol import Method
 from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
+from serving.monitoring.watch import make_watch
 from serving.transport.admission import MemoryBudget
 from serving.transport.listener import ConnectionTable
 from serving.transport.sharing import SharedSockets
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 DRAIN_MARGIN_S = 2.0
 """How long after --drain_timeout_s a process may take to end."""
+
+FLUSH_S = 2.0
+"""How long a process that ends may take to send its last spans."""
 
 SWITCH_INTERVAL_S = 1e-3
 """How long a thread that reads or writes JSON may keep the event loop waiting for the interpreter,
@@ -53,6 +57,7 @@ class Server:
         front: Whom it answers for.
         grpc: What gRPC listens on, if that is shared with other processes.
         rest: And REST.
+        who: Which process this is, where there are several.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Server:
         front: Front,
         grpc: SharedSockets | None = None,
         rest: SharedSockets | None = None,
+        who: str = "",
     ) -> None:
         self._shared_grpc, self._shared_rest = grpc, rest
         self._config = config
@@ -74,6 +80,7 @@ class Server:
         self._connections = ConnectionTable(config.max_connections)
         self._budget = _make_budget(config)
         front.metrics.watch(self._budget, self._connections)
+        self._watch = make_watch(config, who)
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
@@ -125,6 +132,7 @@ class Server:
             shared=self._shared_grpc,
             budget=self._budget,
             more_methods=more_methods,
+            watch=self._watch,
         )
         await self._grpc.start()
         if config.rest_api_port:
@@ -140,6 +148,7 @@ class Server:
                 shared=self._shared_rest,
                 budget=self._budget,
                 connections=self._connections,
+                watch=self._watch,
                 grpc_address=_name_grpc_address(config, self._grpc),
                 more=OpenInferenceRest(open_inference, config) if open_inference else None,
             )
@@ -201,6 +210,8 @@ class Server:
         are_answered = await asyncio.gather(*stops)
         await self._front.leave()
         self._handlers.close()
+        if self._watch is not None:
+            await asyncio.to_thread(self._watch.close, FLUSH_S)
         took_s = time.monotonic() - begin
         left_s = max(0.1, grace_s - took_s)
         await asyncio.to_thread(self._manager.stop, timeout_s=min(left_s, 5.0))

@@ -7,7 +7,7 @@ answer. Errors are `contract.errors`, with the code and words of TensorFlow Serv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from contract.wire.plumbline_wire import metadata_pb2
     from contract.wire.plumbline_wire.example_pb2 import Input
     from serving.api.request_log import RequestLog
-    from serving.versions.states import VersionStatus
+    from serving.versions.states import ListedModel, VersionStatus
 
 LARGE_BYTES = 64 * 1024
 """Outputs from here on count for the memory that a call may hold."""
@@ -74,6 +74,10 @@ class Manager(Protocol):
         """
         ...
 
+    def list_models(self) -> Sequence[ListedModel]:
+        """The models of the configuration in force, by name, with their versions' statuses."""
+        ...
+
     def reload(self, models: Sequence[ModelConfig]) -> None:
         """Replaces the configuration and waits until new models are AVAILABLE; blocks."""
         ...
@@ -85,6 +89,7 @@ class Handlers:
     Attributes:
         acquire: See `Manager.acquire`.
         observer: Is told of every request.
+        list_models: See `Manager.list_models`.
         pool: Threads for what is not quick.
         request_log: Is offered every request that was answered; None when nothing is logged.
     """
@@ -103,6 +108,7 @@ class Handlers:
             num_processes=config.workers, max_queued_calls=config.max_queued_calls
         )
         self.request_log = request_log
+        self.list_models = manager.list_models
         self._manager = manager
         self._is_method_checked = config.enable_signature_method_name_check
         self._is_reload_enabled = config.enable_reload_config or config.strict_compat
@@ -291,16 +297,7 @@ class Handlers:
         self, name: str, version: int | None
     ) -> status_pb2.GetModelStatusResponse:
         """A GetModelStatusResponse of one version of a model, or of all."""
-        response = status_pb2.GetModelStatusResponse()
-        for status in self._manager.list_states(name, version):
-            response.model_version_status.add(
-                version=status.version,
-                state=int(status.state),
-                status=status_pb2.StatusProto(
-                    error_code=status.code.name, error_message=status.message
-                ),
-            )
-        return response
+        return statuses_to_proto(self._manager.list_states(name, version))
 
     async def reload_config(
         self, request: status_pb2.ReloadConfigRequest
@@ -322,6 +319,20 @@ class Handlers:
         for name in request.metric_names:
             response.metric.add(name=name, int64_value_increase=0)
         return response
+
+
+def statuses_to_proto(statuses: Iterable[VersionStatus]) -> status_pb2.GetModelStatusResponse:
+    """A GetModelStatusResponse of these versions."""
+    response = status_pb2.GetModelStatusResponse()
+    for status in statuses:
+        response.model_version_status.add(
+            version=status.version,
+            state=int(status.state),
+            status=status_pb2.StatusProto(
+                error_code=status.code.name, error_message=status.message
+            ),
+        )
+    return response
 
 
 def _reserve_outputs(outputs: Batch, context: RequestContext) -> None:

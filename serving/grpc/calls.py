@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from google.protobuf.message import DecodeError, Message
 
 from contract.errors import Code, InternalError, PlumblineError, RequestError
+from contract.servable import ModelSpec
 from contract.wire.examples import parse_examples_request
 from contract.wire.predict import (
     QUICK_BYTES,
     PredictCall,
     TakesLongError,
+    model_spec_from_proto,
     parse_predict_request,
 )
 from contract.wire.rpc import (
@@ -70,6 +72,8 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
         is_run = method in _OF_EXAMPLES
 
         async def exchange(request: Any, context: RequestContext) -> bytes:
+            if context.notes is not None:
+                _note_asked(request, context)
             answered = answer(request, context=context) if is_run else answer(request)
             return bytes((await answered).SerializeToString())
 
@@ -163,7 +167,7 @@ class _Responder:
                 return self._respond_later(body, None, context, started)
             reply = self._exchange_at_once(request, context)
         except Exception as error:
-            self._raise_told(error, request)
+            self._raise_told(error, request, context)
         if reply is None:
             return self._respond_later(body, request, context, started)
         if self._successes is not None:
@@ -179,16 +183,18 @@ class _Responder:
                 request = await self._pool.run(read, context=context)
             reply = await self._exchange(request, context)
         except Exception as error:
-            self._raise_told(error, request)
+            self._raise_told(error, request, context)
         if self._successes is not None:
             self._successes[request.model_spec.name]((time.perf_counter() - started) * 1e6)
         return reply
 
-    def _raise_told(self, error: Exception, request: Any) -> NoReturn:
+    def _raise_told(self, error: Exception, request: Any, context: RequestContext) -> NoReturn:
         """The boundary: whatever fails, the caller gets a status."""
+        if request is not None and context.notes is not None:
+            _note_asked(request, context)
         told = _tell(error, is_parsed=request is not None)
         if told is None:
-            _log.error("%s failed", self._name, exc_info=error)
+            _log.error("%s failed", self._name, exc_info=error, extra={"call": context.notes})
             told = InternalError(CRASH_TEXT)
         if self._observer is not None:
             model_name = "" if request is None else request.model_spec.name
@@ -208,6 +214,16 @@ def respond_with(
 ) -> Respond:
     """A method of another API, with the same errors, threads and counts; see `_Responder`."""
     return _Responder(name, parse, exchange, observer, pool).respond
+
+
+def _note_asked(request: Any, context: RequestContext) -> None:
+    """Which model a request asks for, as far as its message says it."""
+    assert context.notes is not None
+    spec = getattr(request, "model_spec", None)
+    if isinstance(spec, ModelSpec):
+        context.notes.ask(spec)
+    elif spec is not None:
+        context.notes.ask(model_spec_from_proto(spec))
 
 
 class _Successes(dict[str, Callable[[float], None]]):

@@ -25,18 +25,19 @@ from contract.errors import (
     ServableUnavailableError,
     UnauthenticatedError,
 )
-from contract.wire.status_codes import headers_for, http_status
+from contract.wire.status_codes import REQUEST_ID_KEY, headers_for, http_status
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
 from serving.monitoring.health import Health
 from serving.monitoring.metrics import CONTENT_TYPE
+from serving.monitoring.watch import CallWatch, read_request_id
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
 from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
 from serving.security import TokenStore, make_ssl_context
 from serving.transport.admission import RETRY_AFTER_S, MemoryBudget
-from serving.transport.http1 import Answer, Http1, Limits, Request
+from serving.transport.http1 import Answer, Http1, Limits, Request, Service
 from serving.transport.inflate import Compression, inflate
 from serving.transport.listener import ConnectionTable, Listener, TimeLimits
 from serving.transport.sharing import SharedSockets
@@ -53,6 +54,7 @@ _JSON = b"Content-Type: application/json\r\n"
 _HTML = b"Content-Type: text/html\r\n"
 _NO_JSON = b"Content-Type: text/html; charset=ISO-8859-1\r\n"
 _TEXT = b"Content-Type: text/plain; charset=utf-8\r\n"
+_REQUEST_ID = REQUEST_ID_KEY.encode()
 _BEARER = b"WWW-Authenticate: Bearer\r\n"
 _CORS = (
     b"Access-Control-Allow-Origin: *\r\n"
@@ -123,6 +125,7 @@ class RestServer:
         grpc_address: Where gRPC is served, for clients of it that ask here; "" for nowhere.
         shared: What to listen on, if that is shared with other processes.
         more: Another API.
+        watch: Watches requests; None for nobody.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class RestServer:
         grpc_address: str = "",
         shared: SharedSockets | None = None,
         more: MoreMethods | None = None,
+        watch: CallWatch | None = None,
     ) -> None:
         self._shared = shared
         self._more = more
@@ -157,9 +161,10 @@ class RestServer:
         self._more_head = cors
         self._num_calls = 0  # in flight
         self._known_targets: dict[str, Target] = {}
+        self._gives_back_ids = not strict
         timeout_s = config.rest_api_timeout_in_ms / 1000
         self._http = Http1(
-            self,
+            self._watch_with(watch),
             Limits(
                 max_body_bytes=UNLIMITED if strict else config.max_json_bytes,
                 large_body_text=(
@@ -218,11 +223,22 @@ class RestServer:
         await self._listener.stop_accepting()
         return await self._listener.drain(max(0.0, grace_s - (time.monotonic() - begun)))
 
+    def _watch_with(self, watch: CallWatch | None) -> Service:
+        if watch is None:
+            return self
+        from serving.rest.watched import WatchedServer
+
+        pages = self._pages | self._open_paths
+        return WatchedServer(self, watch, pages=pages, gives_back_ids=self._gives_back_ids)
+
     # What the transport calls.
 
     def begin(self, request: Request) -> Answer | None:
         """Turns away who may not call: 401 without a token, 429 beyond the limit."""
         self._num_calls += 1
+        given = request.headers.get(_REQUEST_ID)
+        if given is not None and self._gives_back_ids and (name := read_request_id(given)):
+            request.answer_head = f"{REQUEST_ID_KEY}: {name}\r\n".encode()
         limit = self._config.max_concurrent_calls
         is_full = limit and self._num_calls > limit
         if not (is_full or self._tokens) or _cut_query(request.target) in self._open_paths:
@@ -310,6 +326,8 @@ class RestServer:
     async def _answer(self, request: Request, path: str, target: Target) -> Answer:
         started = time.perf_counter()
         method, name = request.method, target.spec.name
+        if request.context.notes is not None:
+            request.context.notes.ask(target.spec)
         try:
             sent: bytes | bytearray = b""
             if method == "POST":
@@ -328,7 +346,9 @@ class RestServer:
         except PlumblineError as error:
             return self._refuse(name, error)
         except Exception:  # the boundary: a caller learns nothing of it, the log all
-            _log.exception("%s %s failed", method, path[:256])
+            _log.exception(
+                "%s %s failed", method, path[:256], extra={"call": request.context.notes}
+            )
             return self._refuse(name, InternalError(CRASH_TEXT))
         elapsed_us = (time.perf_counter() - started) * 1e6
         self._observer.observe_request_latency(name, target.verb, "REST", elapsed_us)
@@ -345,7 +365,7 @@ class RestServer:
         if isinstance(error, EmptyAnswer):
             told, body = RequestError(error.message), b""
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers_for(told).items())
-        return Answer(http_status(error.code), self._json + lines.encode(), body)
+        return Answer(http_status(error.code), self._json + lines.encode(), body, error)
 
     def _answer_preflight(self, request: Request) -> Answer:
         origin = request.find_header(b"origin") or ""
