@@ -90,6 +90,10 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
         (HANDLE_RELOAD_CONFIG, handlers.reload_config),
     ):
         methods[method.path] = answer_with(method, answer)
+    if not config.strict_compat:
+        from contract.wire.shadow import SHADOW
+
+        methods[SHADOW.path] = answer_with(SHADOW, handlers.shadow_version)
     if handlers.request_log is not None:
         from serving.api.request_log import LOGGED
 

@@ -60,6 +60,8 @@ BY_HAND = {
     "HealthCheckRequest": {"service": 1},
     "HealthCheckResponse": {"status": 1},
 }
+# Messages of the embedded server's own.
+OUR_OWN = {"ShadowRequest", "ShadowRow", "ShadowResponse"}
 # Fields that our messages leave to protobuf's unknown fields.
 TRIMMED = {
     "MetaGraphDef": {"graph_def", "saver_def", "collection_def", "object_graph_def"},
@@ -144,7 +146,9 @@ def test_every_message_has_the_official_fields():
     official = official_messages()
     ours = our_messages()
     compared = sum(
-        compare(message, official[name]) for name, message in ours.items() if name not in BY_HAND
+        compare(message, official[name])
+        for name, message in ours.items()
+        if name not in BY_HAND and name not in OUR_OWN
     )
     assert compared > 80
 
