@@ -33,6 +33,7 @@ from serving.versions.polling import ConfigPoller
 
 if TYPE_CHECKING:
     from serving.api.request_log import RequestLog
+    from serving.api.shadow import Shadow
     from serving.engines.loading import Trials
     from serving.rest.server import RestServer
 
@@ -81,9 +82,23 @@ class Server:
         self._budget = _make_budget(config)
         front.metrics.watch(self._budget, self._connections)
         self._watch = make_watch(config, who)
+        front.make_shadow = self._make_shadow
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
+
+    def _make_shadow(self) -> Shadow:
+        from serving.api.shadow import Shadow
+
+        handlers = self._handlers
+        return Shadow(
+            self._manager.acquire,
+            find_version_dir=self._manager.find_version_dir,
+            pool=handlers.pool,
+            budget=self._budget,
+            observer=handlers.observer,
+            attach=handlers.set_shadow,
+        )
 
     async def start(self, stop: asyncio.Event) -> None:
         """Begins to load, and listens. Calls to models that still load are UNAVAILABLE.

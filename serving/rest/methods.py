@@ -85,7 +85,9 @@ class RestMethods:
                 )
                 found = await self._run(read, len(body), context)
                 inputs, by_row = found
-            outputs = await self._handlers.predict_arrays(servable, check, inputs, context=context)
+            outputs = await self._handlers.predict_arrays(
+                servable, check, inputs, asked=spec, context=context
+            )
         encode = encode_rows if by_row else encode_columns
         size = sum(array.nbytes for array in outputs.values())
         if size >= LARGE_BYTES:

@@ -147,6 +147,11 @@ class ServableManager:
         """Blocks until `is_ready`; False when the time ran out."""
         return self.monitor.wait_for(self.is_ready, timeout_s=timeout_s)
 
+    def find_version_dir(self, name: str, version: int) -> Path | None:
+        """Where a version lay at the last look at its base path."""
+        result = self._polled.get(name)
+        return None if result is None else result.versions.get(version)
+
     def is_pending(self, name: str) -> bool:
         """Whether a model serves nothing yet, but may without a change."""
         return name not in self._router.table.routes and self.find_failure(name) is None
