@@ -228,7 +228,8 @@ class RestServer:
             return self
         from serving.rest.watched import WatchedServer
 
-        return WatchedServer(self, watch, pages=self._pages, gives_back_ids=self._gives_back_ids)
+        pages = self._pages | self._open_paths
+        return WatchedServer(self, watch, pages=pages, gives_back_ids=self._gives_back_ids)
 
     # What the transport calls.
 
