@@ -17,6 +17,7 @@ from serving.api.request_log import RequestLog
 from serving.config.server import ServerConfig
 from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
+from serving.monitoring.watch import make_watch
 from serving.observer import Observer
 from serving.rest.server import RestServer
 
@@ -77,11 +78,12 @@ def serve(
 
     async def run() -> None:
         asked = dataclasses.replace(config or ServerConfig(), port=-1, rest_api_port=-1)
+        watch = make_watch(asked)
         handlers = Handlers(manager, asked, observer or Observer(), request_log=request_log)
         health = Health(lambda: True)
-        grpc_server = GrpcServer(handlers, asked, health)
+        grpc_server = GrpcServer(handlers, asked, health, watch=watch)
         await grpc_server.start()
-        rest_server = RestServer(handlers, asked, health, render_no_metrics)
+        rest_server = RestServer(handlers, asked, health, render_no_metrics, watch=watch)
         await rest_server.start()
         stop = asyncio.Event()
         found.update(
@@ -94,6 +96,8 @@ def serve(
         await rest_server.stop(1)
         await grpc_server.stop(1)
         handlers.close()
+        if watch is not None:
+            watch.close(5)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
