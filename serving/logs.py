@@ -141,12 +141,12 @@ class Access(msgspec.Struct, omit_defaults=True, kw_only=True):
         method: What was asked for.
         status: The canonical code that it ended with.
         duration_us: From its head to its answer, in microseconds.
+        request_bytes: Of the message or body.
+        answer_bytes: The same.
         model: Of who answered, or should have.
         version: See `model`.
         signature: See `model`.
         rows: Of the inputs; None where none were read.
-        request_bytes: Of the message or body.
-        answer_bytes: The same.
         peer: The caller's address.
         request_id: The call's name.
         trace_id: Of its trace, if it has one.
@@ -156,12 +156,12 @@ class Access(msgspec.Struct, omit_defaults=True, kw_only=True):
     method: str
     status: str
     duration_us: int
+    request_bytes: int
+    answer_bytes: int
     model: str = ""
     version: int | None = None
     signature: str = ""
     rows: int | None = None
-    request_bytes: int = 0
-    answer_bytes: int = 0
     peer: str = ""
     request_id: str = ""
     trace_id: str = ""
@@ -211,10 +211,10 @@ def _fit(line: LogLine) -> bytes:
     """A line's bytes, the middle of its longest text left out where they are too many."""
     encoded = _encode(line)
     while len(encoded) >= MAX_LINE_BYTES:
-        name = "traceback" if line.traceback else "message"
+        name = max(("traceback", "message"), key=lambda name: len(getattr(line, name).encode()))
         text: str = getattr(line, name)
-        kept = min(len(text), MAX_LINE_BYTES) * 2 // 5
-        setattr(line, name, f"{text[:kept]} ... {text[-kept // 2 :]}")
+        num_kept = min(len(text), MAX_LINE_BYTES) // 3
+        setattr(line, name, f"{text[:num_kept]} ... {text[len(text) - num_kept :]}")
         encoded = _encode(line)
     return encoded
 

@@ -19,7 +19,7 @@ from contract.wire.predict import encode_predict_request
 from contract.wire.rpc import PREDICT
 from serving.config.server import BatchingParameters, ServerConfig
 from serving.engines.batching import Batcher
-from serving.engines.servable import LITERT, Servable
+from serving.engines.servable import Servable
 from serving.observer import Observer
 from tests.collector import Collector, ReceivedSpan
 from tests.serving.numpy_servables import NumpyEngine, OneModelManager, make_servable
@@ -298,16 +298,8 @@ class BatchingEngine(NumpyEngine):
 
 
 def test_the_wait_for_a_batch_is_the_queues(collector: Collector) -> None:
-    plain, engine = make_servable(), BatchingEngine()
-    servable = Servable(
-        plain.id,
-        signatures=plain.signatures,
-        signature_defs=plain.signature_defs,
-        choices=plain.engines,
-        engines={LITERT: engine},
-        observer=Observer(),
-    )
-    with serve_traced(servable) as faces:
+    engine = BatchingEngine()
+    with serve_traced(make_servable(engine=engine)) as faces:
         ask_grpc(faces)
     engine.close()
     (span,) = collector.wait_for(1)
