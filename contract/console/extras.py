@@ -9,9 +9,11 @@ from types import ModuleType
 from contract.errors import UnimplementedError
 
 _EXTRAS = {
+    "cryptography": "signing",
     "httpx": "rest",
     "jinja2": "cli",
     "matplotlib": "cli",
+    "model_signing": "signing",
     "PIL": "cli",
     "rich": "cli",
     "fsspec": "remote",
@@ -29,6 +31,8 @@ _NAMES = {
     "PIL": "Pillow",
     "opentelemetry.sdk": "opentelemetry-sdk",
     "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
+    "OpenSSL": "pyOpenSSL",
+    "model_signing": "model-signing",
 }
 
 

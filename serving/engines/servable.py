@@ -208,6 +208,18 @@ class Servable:
         key = CostMeter.key(signature_name, inputs)
         return self._run_timed(engine, key, inputs, output_filter, context)
 
+    def run_aside(
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        context: RequestContext = NO_CONTEXT,
+    ) -> Batch:
+        """`run` for nobody's call: no metric and no estimate of what calls cost hears of it."""
+        engine = self._find(signature_name)
+        return engine.run(signature_name, inputs, output_filter=output_filter, context=context)
+
     async def answer(
         self,
         signature_name: str,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -85,14 +85,7 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
             PREDICT.name, parse_predict_request, predict, observer, handlers.pool, predict_again
         ).respond
     }
-    for method, answer in (
-        (CLASSIFY, partial(handlers.answer_request, CLASSIFICATION)),
-        (REGRESS, partial(handlers.answer_request, REGRESSION)),
-        (MULTI_INFERENCE, handlers.multi_infer),
-        (GET_MODEL_METADATA, handlers.get_model_metadata),
-        (GET_MODEL_STATUS, handlers.get_model_status),
-        (HANDLE_RELOAD_CONFIG, handlers.reload_config),
-    ):
+    for method, answer in _list_answers(handlers, config):
         methods[method.path] = answer_with(method, answer)
     if handlers.request_log is not None:
         from serving.api.request_log import LOGGED
@@ -100,6 +93,22 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
         for path in LOGGED:
             methods[path] = _log_answers(path, methods[path], handlers.request_log)
     return methods
+
+
+def _list_answers(
+    handlers: Handlers, config: ServerConfig
+) -> Iterator[tuple[Method, Callable[..., Awaitable[Message]]]]:
+    """All methods but Predict, and who answers them."""
+    yield CLASSIFY, partial(handlers.answer_request, CLASSIFICATION)
+    yield REGRESS, partial(handlers.answer_request, REGRESSION)
+    yield MULTI_INFERENCE, handlers.multi_infer
+    yield GET_MODEL_METADATA, handlers.get_model_metadata
+    yield GET_MODEL_STATUS, handlers.get_model_status
+    yield HANDLE_RELOAD_CONFIG, handlers.reload_config
+    if not config.strict_compat:
+        from contract.wire.shadow import SHADOW
+
+        yield SHADOW, handlers.shadow_version
 
 
 def _make_parse(method: Method) -> Callable[..., Any]:
@@ -203,6 +212,17 @@ class _Responder:
             raise told from (None if told is error else error)
         finally:
             del told, error  # or the traceback would keep this frame, and it the body, as garbage
+
+
+def respond_with(
+    name: str,
+    parse: Callable[..., Any],
+    exchange: Callable[[Any, RequestContext], Awaitable[bytes]],
+    observer: Observer | None,
+    pool: ThreadPool,
+) -> Respond:
+    """A method of another API, with the same errors, threads and counts; see `_Responder`."""
+    return _Responder(name, parse, exchange, observer, pool).respond
 
 
 def _note_asked(request: Any, context: RequestContext) -> None:

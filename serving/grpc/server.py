@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from contract.errors import ServableUnavailableError
 from serving.addresses import join_address
@@ -38,6 +40,7 @@ class GrpcServer:
         connections: Counts connections with those of REST; one of its own without.
         budget: What calls may hold, with those of REST; without, they may hold anything.
         shared: What to listen on, if that is shared with other processes.
+        more_methods: Path to method, of other APIs on the same port.
         watch: Watches calls; None for nobody.
 
     Attributes:
@@ -53,6 +56,7 @@ class GrpcServer:
         connections: ConnectionTable | None = None,
         budget: MemoryBudget | None = None,
         shared: SharedSockets | None = None,
+        more_methods: Mapping[str, Method] = MappingProxyType({}),
         watch: CallWatch | None = None,
     ) -> None:
         self._config = config
@@ -62,6 +66,7 @@ class GrpcServer:
         }
         if config.enable_grpc_healthcheck_service or not config.strict_compat:
             methods |= list_health_methods(health)
+        methods.update(more_methods)
         arguments = read_channel_arguments(config, _make_greeting(config))
         self._arguments = arguments
         service = Service(

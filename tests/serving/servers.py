@@ -19,6 +19,9 @@ from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
 from serving.monitoring.watch import make_watch
 from serving.observer import Observer
+from serving.open_inference.grpc_methods import list_methods
+from serving.open_inference.inference import OpenInference
+from serving.open_inference.rest_methods import OpenInferenceRest
 from serving.rest.server import RestServer
 
 
@@ -81,9 +84,12 @@ def serve(
         watch = make_watch(asked)
         handlers = Handlers(manager, asked, observer or Observer(), request_log=request_log)
         health = Health(lambda: True)
-        grpc_server = GrpcServer(handlers, asked, health, watch=watch)
+        service = None if asked.strict_compat else OpenInference(handlers, health)
+        methods = list_methods(service) if service else {}
+        grpc_server = GrpcServer(handlers, asked, health, more_methods=methods, watch=watch)
         await grpc_server.start()
-        rest_server = RestServer(handlers, asked, health, render_no_metrics, watch=watch)
+        more = service and OpenInferenceRest(service, asked)
+        rest_server = RestServer(handlers, asked, health, render_no_metrics, more=more, watch=watch)
         await rest_server.start()
         stop = asyncio.Event()
         found.update(

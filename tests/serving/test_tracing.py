@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from contract.servable import ModelSpec
+from contract.wire.open_inference import MODEL_INFER
+from contract.wire.plumbline_wire import open_inference_pb2
 from contract.wire.predict import encode_predict_request
 from contract.wire.rpc import PREDICT
 from serving.config.server import BatchingParameters, ServerConfig
@@ -246,6 +248,27 @@ def test_what_callers_make_up_is_no_name_of_a_span(collector: Collector) -> None
         faces.request("GET", "/v1/models/a/b/c/d")
     names = {span.name for span in collector.wait_for(2)}
     assert names == {"_OTHER", "GET"}
+
+
+def test_the_other_protocol_is_traced_alike(collector: Collector) -> None:
+    tensor = {"name": "x", "shape": [2], "datatype": "FP32"}
+    message = open_inference_pb2.ModelInferRequest(model_name="m")
+    message.inputs.add(**tensor).contents.fp32_contents.extend([1.0, 2.0])
+    body = json.dumps({"inputs": [tensor | {"data": [1.0, 2.0]}]}).encode()
+    headers = {"traceparent": SAMPLED}
+    with serve_traced() as faces:
+        call(faces, MODEL_INFER.path, message.SerializeToString(), *headers.items())
+        assert faces.request("POST", "/v2/models/m/infer", body, headers).status == 200
+        assert faces.request("GET", "/v2/health/ready").status == 200
+    grpc_span, rest_span = collector.wait_for(2)
+    assert grpc_span.name == MODEL_INFER.path[1:]
+    assert rest_span.name == "POST /v2/models/{model}/infer"
+    for span in (grpc_span, rest_span):
+        assert span.parent_id == SPAN
+        found = span.attributes
+        assert (found["plumbline.model"], found["plumbline.version"]) == ("m", 3)
+        assert (found["plumbline.signature"], found["plumbline.rows"]) == ("serving_default", 2)
+        assert found["plumbline.run_us"] >= 0
 
 
 def test_variables_name_the_service(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
