@@ -26,6 +26,7 @@ from contract.errors import (
 from contract.proxies import is_local, name_http_proxy
 from contract.wire.status_codes import (
     ERROR_KEY,
+    REQUEST_ID_KEY,
     RETRY_AFTER,
     code_of_http,
     error_from_status,
@@ -238,6 +239,7 @@ def read_error(
         text,
         headers.get(ERROR_KEY),
         retry_after_s=read_retry_after(headers.get(RETRY_AFTER)),
+        request_id=headers.get(REQUEST_ID_KEY),
     )
 
 
