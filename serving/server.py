@@ -71,7 +71,8 @@ class Server:
         )
         self._connections = ConnectionTable(config.max_connections)
         self._budget = _make_budget(config)
-        front.metrics.watch(self._budget, self._connections)
+        pool = self._handlers.pool
+        front.metrics.watch(self._budget, self._connections, lambda: pool.num_queued)
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None

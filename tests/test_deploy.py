@@ -272,7 +272,7 @@ def test_compose_names_only_files_that_exist() -> None:
 
 
 def test_prometheus_scrapes_both_servers_where_they_count() -> None:
-    document = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    document = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     (job,) = document["scrape_configs"]
     (discovery,) = job["dns_sd_configs"]
     assert set(discovery["names"]) <= read_compose()["services"].keys()

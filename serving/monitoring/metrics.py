@@ -66,6 +66,7 @@ class Metrics(Observer):
         self._model_names = {""}  # those that have been served, and requests without one
         self._budget = MemoryBudget(0)
         self._connections = ConnectionTable()
+        self._count_queued: Callable[[], int] = int
         self._requests = Family(
             f"{_TF}request_count", "The total number of requests.", ("model_name", "status")
         )
@@ -305,10 +306,17 @@ class Metrics(Observer):
         """The page that Prometheus scrapes."""
         return render_families((*self.list_counters(), *self.take_gauges()))
 
-    def watch(self, budget: MemoryBudget, connections: ConnectionTable) -> None:
-        """Tells from now on what calls hold, and how many connections there are."""
+    def watch(
+        self,
+        budget: MemoryBudget,
+        connections: ConnectionTable,
+        count_queued: Callable[[], int] = int,
+    ) -> None:
+        """Tells from now on what calls hold, how many wait for a thread, and how many connections
+        there are."""
         self._budget = budget
         self._connections = connections
+        self._count_queued = count_queued
 
     def list_counters(self) -> list[Family | HistogramFamily]:
         """What only grows, over all that this process has seen."""
@@ -381,6 +389,7 @@ class Metrics(Observer):
                 self._budget.max_bytes,
                 sum,
             ),
+            _make_gauge("queued_calls", "Calls that wait for a thread.", self._count_queued(), sum),
             _make_gauge("connections", "Open connections.", self._connections.num_open, sum),
             _make_gauge("ready", "1 when every model is served.", float(self._is_ready()), min),
             _make_gauge(

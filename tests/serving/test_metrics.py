@@ -172,7 +172,7 @@ def test_a_long_label_is_cut_at_256_bytes(letter: str) -> None:
 
 def test_what_calls_hold_is_seen() -> None:
     metrics, budget = make_metrics(), MemoryBudget(1000)
-    metrics.watch(budget, ConnectionTable(num_open=3, num_refused=2))
+    metrics.watch(budget, ConnectionTable(num_open=3, num_refused=2), lambda: 5)
     reservation = budget.open("caller")
     reservation.grow(100)
     with pytest.raises(ResourceExhaustedError):
@@ -182,6 +182,7 @@ def test_what_calls_hold_is_seen() -> None:
     assert find(text, "plumbline_max_bytes_in_flight") == 1000
     assert find(text, "plumbline_memory_refusals_total") == 1
     assert find(text, "plumbline_connections") == 3
+    assert find(text, "plumbline_queued_calls") == 5
     assert find(text, "plumbline_refused_connections_total") == 2
 
 
