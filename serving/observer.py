@@ -110,5 +110,22 @@ class Observer:
     def observe_request_log(self, result: str) -> None:
         """A sampled request was `written`, `dropped` as too many wait, or `failed`."""
 
+    def observe_shadow(
+        self,
+        servable_id: ServableId,
+        result: str,
+        *,
+        num_rows: int = 0,
+        num_flips: float = 0.0,
+        num_outside: int = 0,
+        max_abs_difference: float = 0.0,
+        seconds: tuple[float, float] | None = None,
+    ) -> None:
+        """A sampled call was `compared` with what this version answers, `failed` on it alone, was
+        `unanswered` by the old one, `dropped` as too many wait, or `shed` for want of memory.
+
+        `seconds` are those of the old version and of this one.
+        """
+
     def observe_malformed(self, entrypoint: str) -> None:
         """Bytes came that are no request of the port's protocol: `GRPC` or `REST`."""

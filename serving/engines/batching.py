@@ -253,7 +253,12 @@ class Batcher:
                 pad_axes=self._parameters.pad_variable_length_inputs,
             )
             deadline = max(task.context.deadline for task in batch.tasks)
+            begun = time.perf_counter()
             outputs = self._run(key[0], merged, key[2], PlainContext(deadline=deadline))
+            ended = time.perf_counter()
+            for task in batch.tasks:
+                if task.context.notes is not None:
+                    task.context.notes.run(begun, ended)
             return list(split_outputs(outputs, [task.size for task in batch.tasks], size))
         except PlumblineError as error:
             return [error] * len(batch.tasks)

@@ -162,6 +162,29 @@ class Metrics(Observer):
             "Sampled requests: written, dropped or failed.",
             ("result",),
         )
+        self._shadow_calls = Family(
+            "plumbline_shadow_calls_total",
+            "Sampled calls of a shadow: compared, failed, unanswered, dropped or shed.",
+            (*_VERSION, "result"),
+        )
+        self._shadow_rows = Family(
+            "plumbline_shadow_rows_total",
+            "Rows that a shadow compared, and those that flipped or were outside the tolerance.",
+            (*_VERSION, "result"),
+        )
+        self._shadow_difference = Family(
+            "plumbline_shadow_max_abs_difference",
+            "The largest difference that a shadow saw.",
+            _VERSION,
+            kind="gauge",
+            combine=max,
+        )
+        self._shadow_latency = HistogramFamily(
+            "plumbline_shadow_seconds",
+            "Wall time of the engine for the calls of a shadow: before (the old version), after.",
+            (*_VERSION, "side"),
+            bounds=_SECONDS,
+        )
         self._refused = Family(
             "plumbline_memory_refusals_total",
             "How often --max_bytes_in_flight refused memory to a call.",
@@ -280,6 +303,29 @@ class Metrics(Observer):
     def observe_request_log(self, result: str) -> None:
         self._request_log.child(result).add()
 
+    def observe_shadow(
+        self,
+        servable_id: ServableId,
+        result: str,
+        *,
+        num_rows: int = 0,
+        num_flips: float = 0.0,
+        num_outside: int = 0,
+        max_abs_difference: float = 0.0,
+        seconds: tuple[float, float] | None = None,
+    ) -> None:
+        key = (servable_id.name, str(servable_id.version))
+        self._shadow_calls.child(*key, result).add()
+        if seconds is None:
+            return
+        counts = {"compared": num_rows, "flipped": num_flips, "outside": num_outside}
+        for name, count in counts.items():
+            self._shadow_rows.child(*key, name).add(count)
+        largest = self._shadow_difference.child(*key)
+        largest.value = max(largest.value, max_abs_difference)
+        for side, value in zip(("before", "after"), seconds, strict=True):
+            self._shadow_latency.child(*key, side).observe(value)
+
     def observe_malformed(self, entrypoint: str) -> None:
         self._malformed.child(entrypoint).add()
 
@@ -295,6 +341,10 @@ class Metrics(Observer):
             self._abandoned,
             self._self_test,
             self._engine,
+            self._shadow_calls,
+            self._shadow_rows,
+            self._shadow_difference,
+            self._shadow_latency,
         ):
             family.forget(*key)
         for engine_key in [key for key in list(self._runtimes) if key[0] == servable_id]:
@@ -340,6 +390,9 @@ class Metrics(Observer):
             self._queue_wait,
             self._abandoned,
             self._request_log,
+            self._shadow_calls,
+            self._shadow_rows,
+            self._shadow_latency,
             self._refused,
             self._refused_connections,
             self._malformed,
@@ -373,6 +426,7 @@ class Metrics(Observer):
         return [
             self._self_test,
             self._engine,
+            self._shadow_difference,
             states,
             build,
             restarts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import urllib.request
 from pathlib import Path
@@ -184,6 +185,17 @@ def test_what_calls_hold_is_seen() -> None:
     assert find(text, "plumbline_connections") == 3
     assert find(text, "plumbline_queued_calls") == 5
     assert find(text, "plumbline_refused_connections_total") == 2
+
+
+def test_counters_of_ours_and_no_gauges_are_called_totals() -> None:
+    kinds = dict(
+        re.findall(r"^# TYPE (plumbline_\S+) (\S+)$", make_metrics().render(), re.MULTILINE)
+    )
+    assert len(kinds) > 20
+    assert {kind for name, kind in kinds.items() if name.endswith("_total")} == {"counter"}
+    assert [
+        name for name in kinds if kinds[name] == "counter" and not name.endswith("_total")
+    ] == []
 
 
 def test_loads_are_counted_by_path_and_outcome_as_tensorflow_serving_does() -> None:
