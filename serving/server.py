@@ -82,7 +82,8 @@ class Server:
         )
         self._connections = ConnectionTable(config.max_connections)
         self._budget = _make_budget(config)
-        front.metrics.watch(self._budget, self._connections)
+        pool = self._handlers.pool
+        front.metrics.watch(self._budget, self._connections, lambda: pool.num_queued)
         self._watch = make_watch(config, who)
         front.make_shadow = self._make_shadow
         self._poller: ConfigPoller | None = None

@@ -68,6 +68,7 @@ class Metrics(Observer):
         self._budget = MemoryBudget(0)
         self._connections = ConnectionTable()
         self._measure_residency: Callable[[], Residency] | None = None
+        self._count_queued: Callable[[], int] = int
         self._requests = Family(
             f"{_TF}request_count", "The total number of requests.", ("model_name", "status")
         )
@@ -180,12 +181,12 @@ class Metrics(Observer):
             ("result",),
         )
         self._shadow_calls = Family(
-            "plumbline_shadow_calls",
+            "plumbline_shadow_calls_total",
             "Sampled calls of a shadow: compared, failed, unanswered, dropped or shed.",
             (*_VERSION, "result"),
         )
         self._shadow_rows = Family(
-            "plumbline_shadow_rows",
+            "plumbline_shadow_rows_total",
             "Rows that a shadow compared, and those that flipped or were outside the tolerance.",
             (*_VERSION, "result"),
         )
@@ -382,10 +383,17 @@ class Metrics(Observer):
         """The page that Prometheus scrapes."""
         return render_families((*self.list_counters(), *self.take_gauges()))
 
-    def watch(self, budget: MemoryBudget, connections: ConnectionTable) -> None:
-        """Tells from now on what calls hold, and how many connections there are."""
+    def watch(
+        self,
+        budget: MemoryBudget,
+        connections: ConnectionTable,
+        count_queued: Callable[[], int] = int,
+    ) -> None:
+        """Tells from now on what calls hold, how many wait for a thread, and how many connections
+        there are."""
         self._budget = budget
         self._connections = connections
+        self._count_queued = count_queued
 
     def watch_residency(self, measure: Callable[[], Residency]) -> None:
         """Tells from now on what is loaded, where models are loaded on demand."""
@@ -492,6 +500,7 @@ class Metrics(Observer):
                 self._budget.max_bytes,
                 sum,
             ),
+            _make_gauge("queued_calls", "Calls that wait for a thread.", self._count_queued(), sum),
             _make_gauge("connections", "Open connections.", self._connections.num_open, sum),
             _make_gauge("ready", "1 when every model is served.", float(self._is_ready()), min),
             _make_gauge(
