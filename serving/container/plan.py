@@ -39,6 +39,7 @@ FILE_FLAGS = (
     "thread_pool_factory_config_file",
     "monitoring_config_file",
     "auth_token_file",
+    "require_signature_key",
 )
 
 GRPC_PORT = 8500
@@ -52,6 +53,7 @@ _SELINUX = Path("/sys/fs/selinux/enforce")
 _RESERVED = frozenset(map(Path, ("/", "/bin", "/dev", "/etc", "/lib", "/proc", "/sys", "/usr")))
 _REASONS = {
     "auth_token_file": "it has no tokens, and would answer everyone",
+    "require_signature_key": "it loads what nobody has signed",
     "max_message_bytes": "it takes messages of up to 2 GiB",
     "max_json_bytes": "it has no limit on REST bodies",
     "max_json_depth": "it has no limit on nesting",
