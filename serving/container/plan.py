@@ -123,7 +123,7 @@ def make_plan(
         paths["monitoring_config_file"] = str(target)
     command = [
         *(engine.program, "run", "--detach", f"--name={chosen}", f"--label={CONTAINER_LABEL}"),
-        *_list_confinements(engine),
+        *list_confinements(engine),
         *_list_ports(config),
         *mounts,
         *_list_endings(config, image),
@@ -133,7 +133,8 @@ def make_plan(
     return ContainerPlan(chosen, tuple(command))
 
 
-def _list_confinements(engine: ContainerEngine) -> list[str]:
+def list_confinements(engine: ContainerEngine) -> list[str]:
+    """What a container may not do: every server's, in `deploy/` as well."""
     options = [f"--user={os.getuid()}:{os.getgid()}"]
     if engine.rootless and engine.is_podman:
         options.insert(0, "--userns=keep-id")
