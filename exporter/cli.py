@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _SCALE_HELP = "what the pixels 0 and 255 become before the model: raw pixels are then taken too"
-_CONFIG = Path("configs/mlp.toml")
+_CONFIG = "mlp"
 _LOCAL_FLAGS = (
     *("base_path", "keep", "version", "model_config_file", "allow_signature_change", "sign"),
 )
@@ -208,7 +208,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run_flags(parser: Parser) -> None:
     group = parser.add_argument_group("training", "from a configuration; see docs/training.md")
     group.add_argument(
-        "--config", type=Path, metavar="FILE", help=f"default: {_CONFIG}, or the trained run's own"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a TOML file, or the name of one that comes with Plumbline; default: "
+        f"{_CONFIG}, or the trained run's own",
     )
     group.add_argument(
         "--set",
