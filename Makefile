@@ -72,6 +72,14 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: sbom
+sbom: $(INSTALLED) ## List what an installation brings: build/sbom/plumbline.cdx.json
+	@$(BIN)/python scripts/sbom $(ARGS)
+
+.PHONY: licences
+licences: $(INSTALLED) ## The same as a table of licences
+	@$(BIN)/python scripts/sbom --table $(ARGS)
+
 .PHONY: test
 test: $(INSTALLED) ## All tests but those of containers, arm64 and tritonclient
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not container and not arm64 and not tritonclient" $(ARGS)

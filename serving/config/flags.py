@@ -450,6 +450,12 @@ class ServerFlags(TensorFlowServingFlags):
     auth_token_file: str = flag(
         "", "File of bearer tokens, one a line; calls without one are refused.", container="refused"
     )
+    require_signature_key: str = flag(
+        "",
+        "File of a public EC key: a version is loaded if the holder of the key has signed every "
+        "file of it, and not at all otherwise (docs/signing.md).",
+        container="refused",
+    )
     enable_reload_config: bool = flag(
         False, "Allow HandleReloadConfigRequest.", container="handled"
     )

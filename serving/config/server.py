@@ -180,6 +180,10 @@ def check_honoured(flags: ServerFlags) -> None:
 
 def read_config(flags: ServerFlags, unknown_flags: Sequence[UnknownFlag] = ()) -> ServerConfig:
     """Reads the files that flags name."""
+    if flags.require_signature_key:
+        from contract.signing import check_public_key
+
+        check_public_key(Path(flags.require_signature_key))
     return ServerConfig(
         **dataclasses.asdict(flags),
         models=_read_models(flags),
