@@ -71,15 +71,19 @@ format: $(INSTALLED) ## Format the code
 
 .PHONY: test
 test: $(INSTALLED) ## All tests but those of containers and arm64
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not container and not arm64" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not container and not arm64 and not dist" $(ARGS)
 
 .PHONY: test-quick
 test-quick: $(INSTALLED) ## Tests that import no TensorFlow
-	$(BIN)/python -m pytest -n 2 -m "not container and not arm64 and not tensorflow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not container and not arm64 and not dist and not tensorflow" $(ARGS)
 
 .PHONY: test-clients
 test-clients: $(INSTALLED) ## The clients' tests without TensorFlow installed
 	@scripts/test-clients-without-tensorflow $(ARGS)
+
+.PHONY: test-dist
+test-dist: dist ## The wheel in an empty environment per extra
+	$(BIN)/python -m pytest tests/dist -q -m dist $(ARGS)
 
 .PHONY: test-oldest
 test-oldest: $(INSTALLED) ## The contract on the oldest releases allowed
