@@ -10,6 +10,8 @@ INSTALLED := $(VENV)/.installed
 # The older TensorFlow, in an environment of its own.
 VENV_2_20 := .venv-2.20
 INSTALLED_2_20 := $(VENV_2_20)/.installed
+# Tests that need no more than the first environment.
+HERE := not container and not arm64 and not tritonclient and not dist
 # A Python on an emulated Raspberry Pi 4.
 VENV_ARM64 := .venv-arm64
 INSTALLED_ARM64 := $(VENV_ARM64)/.installed
@@ -72,17 +74,29 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: sbom
+sbom: $(INSTALLED) ## List what an installation brings: build/sbom/plumbline.cdx.json
+	@$(BIN)/python scripts/sbom $(ARGS)
+
+.PHONY: licences
+licences: $(INSTALLED) ## The same as a table of licences
+	@$(BIN)/python scripts/sbom --table $(ARGS)
+
 .PHONY: test
-test: $(INSTALLED) ## All tests but those of containers, arm64 and tritonclient
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not container and not arm64 and not tritonclient" $(ARGS)
+test: $(INSTALLED) ## All tests that need nothing but this environment
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(HERE)" $(ARGS)
 
 .PHONY: test-quick
 test-quick: $(INSTALLED) ## Tests that import no TensorFlow
-	$(BIN)/python -m pytest -n 2 -m "not container and not arm64 and not tritonclient and not tensorflow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "$(HERE) and not tensorflow" $(ARGS)
 
 .PHONY: test-clients
 test-clients: $(INSTALLED) ## The clients' tests without TensorFlow installed
 	@scripts/test-clients-without-tensorflow $(ARGS)
+
+.PHONY: test-dist
+test-dist: dist ## The wheel in an empty environment per extra
+	$(BIN)/python -m pytest tests/dist -q -m dist $(ARGS)
 
 .PHONY: test-oldest
 test-oldest: $(INSTALLED) ## The contract on the oldest releases allowed

@@ -5,6 +5,7 @@ What stands behind both is a manager as the flags want it.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from serving.versions.manager import ServableManager
 from serving.versions.routing import Tally
 
 if TYPE_CHECKING:
+    from contract.shadow import ShadowFigures, ShadowRow
+    from serving.api.shadow import Shadow, ShadowOrder
     from serving.config.models import ModelConfig
 
 
@@ -32,8 +35,11 @@ class Front(Manager, Protocol):
         metrics: Of this process.
         is_replacement: Whether other workers serve already, so that this one listens only once
             it can answer as they do.
+        make_shadow: Makes the shadow of this process when it is first asked for; its server says
+            how.
     """
 
+    make_shadow: Callable[[], Shadow]
     manager: ServableManager
     metrics: Metrics
     is_replacement: bool
@@ -87,9 +93,11 @@ class SingleProcess:
     """
 
     is_replacement = False
+    make_shadow: Callable[[], Shadow]
 
     def __init__(self, config: ServerConfig, trials: Trials | None = None) -> None:
         self._port_file = config.port_file
+        self._shadow: Shadow | None = None
         self.metrics = Metrics(
             list_versions=lambda: self.manager.monitor.snapshot(),
             is_ready=lambda: self.manager.is_ready(),
@@ -116,6 +124,16 @@ class SingleProcess:
 
     async def render_metrics(self) -> str:
         return self.metrics.render()
+
+    async def shadow(
+        self, order: ShadowOrder, lease_s: float
+    ) -> tuple[ShadowFigures, Sequence[ShadowRow]]:
+        shadow = self._shadow = self._shadow or self.make_shadow()
+        if not lease_s:
+            ended = await asyncio.to_thread(shadow.end, order.id)
+            return ended.figures, ended.rows
+        shadow.follow(order, time.monotonic() + lease_s)
+        return shadow.take_state().figures, ()
 
 
 def make_manager(
@@ -149,6 +167,8 @@ def make_manager(
             is_serving=manager.is_serving,
         )
 
-    manager = ServableManager(load, config, tally=tally)
+    manager = ServableManager(load, config, tally=tally, observer=metrics)
+    if config.load_on_demand:
+        metrics.watch_residency(manager.measure_residency)
     manager.monitor.subscribe(metrics.observe_state)
     return manager

@@ -41,9 +41,11 @@ from serving.engines.thread_pool import ThreadPool
 from serving.observer import Observer
 
 if TYPE_CHECKING:
-    from contract.wire.plumbline_wire import metadata_pb2
+    from contract.shadow import ShadowFigures, ShadowRow
+    from contract.wire.plumbline_wire import metadata_pb2, shadow_pb2
     from contract.wire.plumbline_wire.example_pb2 import Input
     from serving.api.request_log import RequestLog
+    from serving.api.shadow import Shadow, ShadowOrder
     from serving.versions.states import ListedModel, VersionStatus
 
 LARGE_BYTES = 64 * 1024
@@ -82,6 +84,19 @@ class Manager(Protocol):
         """Replaces the configuration and waits until new models are AVAILABLE; blocks."""
         ...
 
+    async def shadow(
+        self, order: ShadowOrder, lease_s: float
+    ) -> tuple[ShadowFigures, Sequence[ShadowRow]]:
+        """Has every process shadow a version for so long, or end it if that is 0.
+
+        Returns:
+            What all saw so far, and, once it has ended, the worst rows.
+
+        Raises:
+            PlumblineError: Another order is under way.
+        """
+        ...
+
 
 class Handlers:
     """The methods of PredictionService and of ModelService.
@@ -92,6 +107,7 @@ class Handlers:
         list_models: See `Manager.list_models`.
         pool: Threads for what is not quick.
         request_log: Is offered every request that was answered; None when nothing is logged.
+        shadow: Is offered every call that was answered; None while no version is shadowed.
     """
 
     def __init__(
@@ -109,13 +125,20 @@ class Handlers:
         )
         self.request_log = request_log
         self.list_models = manager.list_models
+        self.shadow: Shadow | None = None
         self._manager = manager
         self._is_method_checked = config.enable_signature_method_name_check
         self._is_reload_enabled = config.enable_reload_config or config.strict_compat
 
+    def set_shadow(self, shadow: Shadow | None) -> None:
+        """Has calls offered to a shadow from now on, or to nobody."""
+        self.shadow = shadow
+
     def close(self) -> None:
         """Ends the threads, once what runs on them is done."""
         self.pool.close()
+        if self.shadow is not None:
+            self.shadow.close()
         if self.request_log is not None:
             self.request_log.close()
 
@@ -134,6 +157,10 @@ class Handlers:
             answered = servable.answer_again(form, call.decode_inputs, context)
         if answered is not None:
             _reserve_outputs(answered[1], context)
+            if self.shadow is not None:
+                self.shadow.offer(
+                    call.model_spec, answered[0], call.decode_inputs, call.output_filter
+                )
         return answered
 
     async def predict(
@@ -162,6 +189,8 @@ class Handlers:
             if call.form is not None and inputs is given:
                 servable.remember(call.form, check, inputs, call.output_filter)
         _reserve_outputs(outputs, context)
+        if self.shadow is not None:
+            self.shadow.offer(spec, check, lambda: given, call.output_filter)
         return check, outputs
 
     async def predict_arrays(
@@ -171,9 +200,13 @@ class Handlers:
         inputs: Mapping[str, Array],
         *,
         output_filter: Sequence[str] = (),
+        asked: ModelSpec | None = None,
         context: RequestContext = NO_CONTEXT,
     ) -> Batch:
-        """Predict of arrays, of a servable that the caller holds; all outputs without a filter."""
+        """Predict of arrays, of a servable that the caller holds; all outputs without a filter.
+
+        `asked` is what the caller named; without it the call is taken for one that names a version.
+        """
         check.check_names(inputs)
         if output_filter:
             check.check_filter(output_filter)
@@ -186,6 +219,8 @@ class Handlers:
         )
         if self.request_log is not None:
             self.request_log.offer_arrays(check.answer_spec, inputs, outputs)
+        if self.shadow is not None and asked is not None:
+            self.shadow.offer(asked, check, lambda: inputs)
         return outputs
 
     async def answer_examples(
@@ -212,6 +247,8 @@ class Handlers:
                 context=context,
             )
             result = await self._make_result(method, outputs, len(examples), context)
+        if self.shadow is not None:
+            self.shadow.offer(spec, check, lambda: {INPUTS: examples}, wanted)
         return check.answer_spec, result
 
     async def _make_result(
@@ -262,6 +299,8 @@ class Handlers:
                 result = response.results.add(model_spec=model_spec_to_proto(check.answer_spec))
                 made = await self._make_result(method, outputs, len(examples), context)
                 getattr(result, f"{method.name}_result").CopyFrom(made)
+                if self.shadow is not None:
+                    self.shadow.offer(spec, check, lambda: {INPUTS: examples}, wanted)
         self.observer.observe_examples(spec.name, len(examples))
         return response
 
@@ -319,6 +358,21 @@ class Handlers:
         for name in request.metric_names:
             response.metric.add(name=name, int64_value_increase=0)
         return response
+
+    async def shadow_version(self, request: shadow_pb2.ShadowRequest) -> shadow_pb2.ShadowResponse:
+        """A ShadowResponse for a ShadowRequest; who may reload may ask for it."""
+        from contract.wire.shadow import write_shadow_response  # of no use to predictions
+        from serving.api.shadow import read_order
+
+        if not self._is_reload_enabled:
+            raise PermissionDeniedError(
+                "Shadow is off; start the server with --enable_reload_config"
+            )
+        order = read_order(request)
+        if request.lease_s:
+            with self.acquire(ModelSpec(order.model_name, order.version)):
+                pass  # it is AVAILABLE
+        return write_shadow_response(*await self._manager.shadow(order, request.lease_s))
 
 
 def statuses_to_proto(statuses: Iterable[VersionStatus]) -> status_pb2.GetModelStatusResponse:

@@ -132,6 +132,11 @@ class ThreadPool:
         """The time that whoever went last had had: nobody saves up more by being away."""
         self._is_closed = False
 
+    @property
+    def num_queued(self) -> int:
+        """How many calls wait for a thread."""
+        return self._num_queued
+
     async def run(
         self,
         call: Callable[[], Result],
@@ -164,6 +169,11 @@ class ThreadPool:
             if not entry.is_taken:
                 self._give_up(entry)
             del entry  # or a failure, its traceback and this frame keep each other alive
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether any call waits for a thread."""
+        return self._num_queued > 0
 
     def close(self) -> None:
         """Lets running calls end and takes no more."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
 
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+Exchange: TypeAlias = Callable[[Any, RequestContext], Awaitable[bytes]]
+ExchangeAtOnce: TypeAlias = Callable[[Any, RequestContext], "bytes | None"]
+
 _OF_EXAMPLES = (CLASSIFY, REGRESS, MULTI_INFERENCE)
 _MESSAGE_FACTOR = 32
 """What protobuf makes of one byte of a message of messages, at most."""
@@ -56,6 +59,7 @@ _MESSAGE_FACTOR = 32
 def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]:
     """Path to what answers it."""
     observer, use_tensor_content = handlers.observer, config.enable_serialization_as_tensor_content
+    wait, leave = _make_waiting(handlers, config)
 
     async def predict(call: PredictCall, context: RequestContext) -> bytes:
         check, outputs = await handlers.predict(call, context=context)
@@ -78,21 +82,21 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
             return bytes((await answered).SerializeToString())
 
         told = observer if method in (CLASSIFY, REGRESS) else None
-        return _Responder(method.name, _make_parse(method), exchange, told, handlers.pool).respond
+        return _Responder(
+            method.name, _make_parse(method), wait(exchange), told, handlers.pool
+        ).respond
 
     methods: dict[str, Respond] = {
         PREDICT.path: _Responder(
-            PREDICT.name, parse_predict_request, predict, observer, handlers.pool, predict_again
+            PREDICT.name,
+            parse_predict_request,
+            wait(predict),
+            observer,
+            handlers.pool,
+            leave(predict_again),
         ).respond
     }
-    for method, answer in (
-        (CLASSIFY, partial(handlers.answer_request, CLASSIFICATION)),
-        (REGRESS, partial(handlers.answer_request, REGRESSION)),
-        (MULTI_INFERENCE, handlers.multi_infer),
-        (GET_MODEL_METADATA, handlers.get_model_metadata),
-        (GET_MODEL_STATUS, handlers.get_model_status),
-        (HANDLE_RELOAD_CONFIG, handlers.reload_config),
-    ):
+    for method, answer in _list_answers(handlers, config):
         methods[method.path] = answer_with(method, answer)
     if handlers.request_log is not None:
         from serving.api.request_log import LOGGED
@@ -100,6 +104,50 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
         for path in LOGGED:
             methods[path] = _log_answers(path, methods[path], handlers.request_log)
     return methods
+
+
+def _list_answers(
+    handlers: Handlers, config: ServerConfig
+) -> Iterator[tuple[Method, Callable[..., Awaitable[Message]]]]:
+    """All methods but Predict, and who answers them."""
+    yield CLASSIFY, partial(handlers.answer_request, CLASSIFICATION)
+    yield REGRESS, partial(handlers.answer_request, REGRESSION)
+    yield MULTI_INFERENCE, handlers.multi_infer
+    yield GET_MODEL_METADATA, handlers.get_model_metadata
+    yield GET_MODEL_STATUS, handlers.get_model_status
+    yield HANDLE_RELOAD_CONFIG, handlers.reload_config
+    if not config.strict_compat:
+        from contract.wire.shadow import SHADOW
+
+        yield SHADOW, handlers.shadow_version
+
+
+def _make_waiting(
+    handlers: Handlers, config: ServerConfig
+) -> tuple[Callable[[Exchange], Exchange], Callable[[ExchangeAtOnce], ExchangeAtOnce]]:
+    """What lets an exchange wait for the load of its model (`--load_on_demand`), and what lets one
+    that cannot wait leave it to that; both change nothing where nothing is loaded on demand."""
+    if not config.load_on_demand:
+        return lambda exchange: exchange, lambda exchange: exchange
+    from serving.api.waiting import answer_when_loaded
+    from serving.versions.on_demand import NotLoadedError
+
+    def wait(exchange: Exchange) -> Exchange:
+        async def exchange_when_loaded(request: Any, context: RequestContext) -> bytes:
+            return await answer_when_loaded(handlers, lambda: exchange(request, context), context)
+
+        return exchange_when_loaded
+
+    def leave(exchange: ExchangeAtOnce) -> ExchangeAtOnce:
+        def exchange_if_loaded(request: Any, context: RequestContext) -> bytes | None:
+            try:
+                return exchange(request, context)
+            except NotLoadedError:
+                return None
+
+        return exchange_if_loaded
+
+    return wait, leave
 
 
 def _make_parse(method: Method) -> Callable[..., Any]:
@@ -144,10 +192,10 @@ class _Responder:
         self,
         name: str,
         parse: Callable[..., Any],
-        exchange: Callable[[Any, RequestContext], Awaitable[bytes]],
+        exchange: Exchange,
         observer: Observer | None,
         pool: ThreadPool,
-        exchange_at_once: Callable[[Any, RequestContext], bytes | None] = lambda *_: None,
+        exchange_at_once: ExchangeAtOnce = lambda *_: None,
     ) -> None:
         self._name = name
         self._parse = parse

@@ -199,7 +199,12 @@ class OpenInference:
                     lambda: call.decode(context.reserve), context=context
                 )
             outputs = await handlers.predict_arrays(
-                servable, check, inputs, output_filter=call.output_names, context=context
+                servable,
+                check,
+                inputs,
+                output_filter=call.output_names,
+                asked=spec,
+                context=context,
             )
         answered = check.answer_spec
         return Inference(

@@ -112,6 +112,8 @@ BY_HAND = {
         "raw_output_contents": 6,
     },
 }
+# Messages of the embedded server's own.
+OUR_OWN = {"ShadowRequest", "ShadowRow", "ShadowResponse"}
 # Fields that our messages leave to protobuf's unknown fields.
 TRIMMED = {
     "MetaGraphDef": {"graph_def", "saver_def", "collection_def", "object_graph_def"},
@@ -196,7 +198,9 @@ def test_every_message_has_the_official_fields():
     official = official_messages()
     ours = our_messages()
     compared = sum(
-        compare(message, official[name]) for name, message in ours.items() if name not in BY_HAND
+        compare(message, official[name])
+        for name, message in ours.items()
+        if name not in BY_HAND and name not in OUR_OWN
     )
     assert compared > 80
 
