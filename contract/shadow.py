@@ -108,6 +108,15 @@ class ShadowRow:
         """By which the worst rows are found."""
         return self.is_flipped, self.max_abs_difference
 
+    def is_twin_of(self, other: ShadowRow) -> bool:
+        """Whether the same was asked, and answered alike."""
+        return (
+            self.weight == other.weight
+            and self.signature_name == other.signature_name
+            and self.inputs.keys() == other.inputs.keys()
+            and all(np.array_equal(one, other.inputs[name]) for name, one in self.inputs.items())
+        )
+
     @property
     def num_bytes(self) -> int:
         """What its arrays hold."""
@@ -286,6 +295,8 @@ class ShadowTally:
                 for batch in (inputs, before, after)
             )
             kept = ShadowRow(signature_name, one, old, new, weight[1], weight[0])
+            if any(kept.is_twin_of(other) for other in self.rows):
+                continue
             if kept.num_bytes > MAX_ROW_BYTES or not self._take_spare(kept.num_bytes):
                 continue
             found = choose_worst([*self.rows, kept], self._most + 1)
