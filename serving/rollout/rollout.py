@@ -49,6 +49,7 @@ from serving.rollout.shadow import (
 )
 
 _LOG = logging.getLogger(__name__)
+_POLL_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -543,7 +544,8 @@ def check_parity(
     found = []
     for server in servers.all:
         reports, untested = [], []
-        predictor = _Predictor(server, spec, version)
+        deadline = time.monotonic() + (servers.timeout_s if spec.version_label else 0.0)
+        predictor = _Predictor(server, spec, version, deadline)
         for name, examples in expected.golden.signatures.items():
             try:
                 reports.append(replay(examples, predictor, expected.tolerance, signature_name=name))
@@ -561,12 +563,17 @@ class _Predictor:
     server: Server
     spec: ModelSpec
     version: int
+    deadline: float
 
     def predict(self, batch: Batch, *, signature_name: str) -> Batch:
         spec = dataclasses.replace(self.spec, signature_name=signature_name)
-        answered, outputs = self.server.predict(spec, batch)
-        if answered != self.version:
-            raise InternalError(
-                f"{self.server.address}: version {answered} answered, not {self.version}"
-            )
-        return outputs
+        while True:
+            answered, outputs = self.server.predict(spec, batch)
+            if answered == self.version:
+                return outputs
+            # One of several workers moves a label a moment after another one has.
+            if time.monotonic() > self.deadline:
+                raise InternalError(
+                    f"{self.server.address}: version {answered} answered, not {self.version}"
+                )
+            time.sleep(_POLL_S)
