@@ -133,7 +133,7 @@ class Observer:
         """A sampled call was `compared` with what this version answers, `failed` on it alone, was
         `unanswered` by the old one, `dropped` as too many wait, or `shed` for want of memory.
 
-        `seconds` are those of the old version and of this one.
+        `seconds` are those of the old version and of this one, where they were measured.
         """
 
     def observe_malformed(self, entrypoint: str) -> None:

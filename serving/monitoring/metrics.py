@@ -343,14 +343,14 @@ class Metrics(Observer):
     ) -> None:
         key = (servable_id.name, str(servable_id.version))
         self._shadow_calls.child(*key, result).add()
-        if seconds is None:
+        if result != "compared":
             return
         counts = {"compared": num_rows, "flipped": num_flips, "outside": num_outside}
         for name, count in counts.items():
             self._shadow_rows.child(*key, name).add(count)
         largest = self._shadow_difference.child(*key)
         largest.value = max(largest.value, max_abs_difference)
-        for side, value in zip(("before", "after"), seconds, strict=True):
+        for side, value in zip(("before", "after"), seconds or (), strict=False):
             self._shadow_latency.child(*key, side).observe(value)
 
     def observe_malformed(self, entrypoint: str) -> None:
