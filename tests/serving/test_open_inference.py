@@ -340,6 +340,29 @@ def test_sizes_of_bytes_must_add_up(echo: Faces, length: str | None, size: Any, 
     assert words in read_error(answer)
 
 
+def test_bytes_of_no_input_are_refused(echo: Faces) -> None:
+    answer = post(echo, ask([1, 2]), b"1234")
+    assert answer.status == 400
+    assert "4 bytes follow the JSON" in read_error(answer)
+
+
+def test_a_tensor_comes_once_and_in_one_form(echo: Faces) -> None:
+    document = ask([1, 2])
+    document["inputs"][0]["parameters"] = {"binary_data_size": 8}
+    answer = post(echo, document, bytes(8))
+    assert answer.status == 400
+    assert "not both" in read_error(answer)
+    document = ask([1, 2])
+    answer = post(echo, {**document, "inputs": document["inputs"] * 2})
+    assert answer.status == 400
+    assert "given twice" in read_error(answer)
+    message = make_message("FP32", np.zeros(1, np.float32))
+    message.inputs[0].contents.fp32_contents.append(1)
+    code, text = refuse(echo, join_request(message, [b"1234"]))
+    assert code == "INVALID_ARGUMENT"
+    assert "not both" in text
+
+
 @pytest.mark.parametrize(
     ("where", "parameters", "words"),
     [
@@ -391,6 +414,7 @@ def test_half_precision_is_not_written_as_json(echo: Faces) -> None:
         ("BYTES", [2], [b"\1\0\0\0a"], "at least 8 bytes"),
         ("BYTES", [1], [b"\xff\xff\xff\xffa"], "are not 1 elements"),
         ("BYTES", [1], [b"\0\0\0\0\0"], "are not 1 elements"),
+        ("BYTES", [2], [b"\1\0\0\0a\0\0\0"], "are not 2 elements"),
         ("FP32", [2**40, 2**40], [b""], "too many elements"),
         ("FP8", [1], [b"1"], "is no datatype"),
         ("FP32", [1], [b"1234", b"1234"], "1 inputs came with 2 raw_input_contents"),
