@@ -252,6 +252,26 @@ def test_rest_gives_back_what_it_is_given(
     assert_same(found.reshape(second["shape"]), tensor)
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+def test_what_is_read_and_written_on_threads_comes_back_too(echo: Faces, datatype: str) -> None:
+    tensor = np.resize(make_tensor(datatype, (4,)), (20, 1000))
+    message = make_message(datatype, tensor)
+    raw = encode_raw(tensor)
+    answer, contents = infer(echo, join_request(message, [raw]))
+    assert_same(decode_raw(datatype, tensor.shape, contents[1]), tensor)
+    field = f"{datatype.lower()}_contents"
+    getattr(message.inputs[0].contents, field).extend(tensor.reshape(-1).tolist())
+    answer, _ = infer(echo, message.SerializeToString())
+    values = np.array([*getattr(answer.outputs[1].contents, field)], tensor.dtype)
+    assert_same(values.reshape(tensor.shape), tensor)
+    with open_predictors(echo) as (_, over_rest):
+        assert_same(over_rest.predict({"x": tensor}, signature_name=datatype)["y"], tensor)
+    texts = [v.decode() if isinstance(v, bytes) else v for v in tensor.reshape(-1).tolist()]
+    document = ask(texts, datatype=datatype, shape=[20, 1000], outputs=[{"name": "y"}])
+    (only,) = json.loads(post(echo, document).body)["outputs"]
+    assert only["data"] == [pytest.approx(v) if datatype == "FP32" else v for v in texts]
+
+
 def test_json_may_be_nested_and_holds_nan(echo: Faces) -> None:
     body = (
         b'{"parameters": {"signature_name": "FP32"}, "outputs": [{"name": "y"}], "inputs": '
