@@ -35,9 +35,12 @@ from serving.config.models import ModelConfig, find_model_configs
 from serving.config.server import ServerConfig, parse_config
 from serving.engines.servable import Servable
 from serving.observer import Observer
+from serving.rollout.rollout import promote
+from serving.rollout.servers import Server
 from serving.versions.lifecycle import LoadFunction
 from serving.versions.manager import ServableManager
 from serving.versions.on_demand import NOT_LOADED, NotLoadedError, estimate_bytes
+from tests.serving import rollout_scene
 from tests.serving.numpy_servables import make_servable
 from tests.serving.offset_servables import WEIGHTS, Loads, put_version
 from tests.serving.server_process import ServerProcess, call
@@ -613,3 +616,39 @@ def test_memory_stays_flat_over_many_loads(tmp_path: Path, published_mlp: Path) 
         assert after - before < 10 * 2**20
         assert process.num_threads() < 40
         assert process.num_fds() < 60
+
+
+def test_a_rollout_loads_the_version_that_it_promotes(tmp_path: Path, published_mlp: Path) -> None:
+    for number in (1, 2):
+        rollout_scene.copy_version(published_mlp / "mlp" / "1", tmp_path / "mlp" / str(number))
+    config = rollout_scene.write_config(tmp_path)
+    flags = ("--enable_reload_config", "--load_on_demand")
+    with rollout_scene.serve(tmp_path, config, *flags, kind="embedded") as server:
+        rollout = rollout_scene.open_rollout(config, server.address)
+        promote(rollout, "mlp", version=2, label="stable")
+        assert Server(server.address).find_label("mlp", "stable") == 2
+
+
+def test_callers_lose_no_call_while_models_come_and_go(tmp_path: Path, published_mlp: Path) -> None:
+    size = serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 5)
+    with ServerProcess(
+        tmp_path,
+        f"--models_base_path={tmp_path / 'models'}",
+        "--load_on_demand",
+        f"--max_resident_bytes={2 * size}",
+        "--log_level=warning",
+        rest=True,
+    ) as server:
+        server.wait_until_ready()
+
+        def ask_in_turn(first: int) -> int:
+            with grpc.insecure_channel(server.address) as channel:
+                for number in range(first, first + 30):
+                    call(channel, PREDICT, make_request(f"m{number % 5}"), timeout_s=120)
+                    predict(server.url, f"m{number * 2 % 5}", timeout_s=120)
+            return 60
+
+        with concurrent.futures.ThreadPoolExecutor(4) as callers:
+            assert sum(callers.map(ask_in_turn, range(4))) == 240
+        assert read_metric(server, "plumbline_evictions_total") > 20
+        assert read_metric(server, "plumbline_resident_bytes") <= 2 * size
