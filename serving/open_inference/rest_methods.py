@@ -6,6 +6,7 @@ triton-inference-server/server, docs/protocol/extension_binary_data.md.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +61,7 @@ from serving.rest.paths import Target, decode_name
 from serving.rest.requests import to_array
 from serving.rest.weighing import weigh_json
 from serving.transport.http1 import Answer, Request
+from serving.versions.on_demand import NotLoadedError
 
 Result = TypeVar("Result")
 
@@ -137,10 +139,13 @@ class OpenInferenceRest:
             case "server_ready":
                 return self._answer_readiness()
             case "ready":
-                with self._service.handlers.acquire(target.spec) as servable:
-                    document = {"name": servable.id.name, "ready": True}
+                handlers = self._service.handlers
+                # One that is not loaded yet answers whoever asks it something.
+                with contextlib.suppress(NotLoadedError), handlers.acquire(target.spec):
+                    pass
+                document = {"name": target.spec.name, "ready": True}
             case _:
-                document = self._service.describe_model(target.spec)
+                document = await self._service.describe_when_loaded(target.spec, request.context)
         return Answer(200, _JSON_HEAD, msgspec.json.encode(document))
 
     def _answer_readiness(self) -> Answer:
