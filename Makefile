@@ -93,7 +93,7 @@ test-tensorflow-2.20: $(INSTALLED_2_20) ## Exporter and TensorFlow engine on Ten
 test-arm64: $(INSTALLED) $(INSTALLED_ARM64) ## Both models on an emulated Raspberry Pi 4
 	$(BIN)/python -m pytest tests/test_arm64.py -q -s -m arm64 $(ARGS)
 
-.PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream bench-applications bench-page
+.PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream bench-applications bench-page bench-tracing
 bench-export: $(INSTALLED) ## make export beside a plain script
 	$(BIN)/python -m benchmarks.bench_export $(ARGS)
 
@@ -111,6 +111,9 @@ bench-replicas: $(INSTALLED) ## Replicas against cores
 
 bench-clients: $(INSTALLED) ## The clients beside what they replace
 	$(BIN)/python -m benchmarks.bench_clients $(ARGS)
+
+bench-tracing: $(INSTALLED) ## What traces and logs cost a call
+	$(BIN)/python -m benchmarks.bench_tracing $(ARGS)
 
 bench-stream: $(INSTALLED) ## Training on records larger than memory
 	$(BIN)/python -m benchmarks.bench_stream $(ARGS)
