@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import http.client
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,6 +74,7 @@ def serve(
     observer: Observer | None = None,
     *,
     request_log: RequestLog | None = None,
+    is_ready: Callable[[], bool] = lambda: True,
 ) -> Iterator[Faces]:
     """Runs both servers on a thread with an event loop of its own."""
     started: Any = threading.Event()
@@ -83,7 +84,7 @@ def serve(
         asked = dataclasses.replace(config or ServerConfig(), port=-1, rest_api_port=-1)
         watch = make_watch(asked)
         handlers = Handlers(manager, asked, observer or Observer(), request_log=request_log)
-        health = Health(lambda: True)
+        health = Health(is_ready)
         service = None if asked.strict_compat else OpenInference(handlers, health)
         methods = list_methods(service) if service else {}
         grpc_server = GrpcServer(handlers, asked, health, more_methods=methods, watch=watch)
