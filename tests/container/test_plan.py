@@ -141,6 +141,25 @@ def test_a_safety_flag_is_refused_for_tensorflow_serving_and_kept_by_our_own_ima
     assert flag in list_command([*model, flag], EMBEDDED)
 
 
+@pytest.mark.parametrize("flag", ["--tracing=true", "--access_log=true", "--log_format=json"])
+def test_what_tensorflow_serving_cannot_tell_of_calls_is_refused_and_kept_by_our_own_image(
+    model: list[str], flag: str
+) -> None:
+    with pytest.raises(ConfigError, match="TensorFlow Serving"):
+        list_command([*model, flag])
+    assert flag in list_command([*model, flag], EMBEDDED)
+
+
+def test_what_the_sdk_is_told_goes_along_by_name(
+    model: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "key=secret")
+    command = list_command([*model, "--tracing"], EMBEDDED)
+    assert "--env=OTEL_EXPORTER_OTLP_HEADERS" in command
+    assert not any("secret" in word for word in command)
+    assert not any("OTEL" in word for word in list_command(model, EMBEDDED))
+
+
 def test_a_token_is_refused_for_tensorflow_serving_and_mounted_for_our_own_image(
     model: list[str], tmp_path: Path
 ) -> None:
