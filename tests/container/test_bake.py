@@ -174,7 +174,8 @@ def test_the_server_serves_a_modelcar_as_kserve_mounts_it(
         assert started.returncode == 0, started.stderr
         address = engine.call("port", server, "9000").stdout.split()[0]
         deadline = time.monotonic() + TIMEOUT_S
-        while read_version_states(address, fails_with="UNAVAILABLE") != {1: AVAILABLE}:
+        expected = {int(find_version_dir(mlp_base_path).name): AVAILABLE}
+        while read_version_states(address, fails_with="UNAVAILABLE") != expected:
             assert time.monotonic() < deadline, engine.call("logs", server).stderr
             time.sleep(0.1)
     finally:
