@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -26,6 +27,7 @@ from serving.transport.admission import MemoryBudget
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
+KSERVE = KUBERNETES / "kserve"
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 
 SERVERS = ["embedded", "tensorflow-serving", "embedded-fetch"]
@@ -60,6 +62,30 @@ def render(folder: str) -> list[Document]:
     )
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
+
+
+def render_monitored(tmp_path: Path) -> list[Document]:
+    """An overlay of one's own, with the component for the Prometheus operator."""
+    overlay = tmp_path / "monitored"
+    overlay.mkdir()
+    resources = os.path.relpath(KUBERNETES / "overlays" / "embedded", overlay)
+    component = os.path.relpath(KUBERNETES / "components" / "monitoring", overlay)
+    (overlay / "kustomization.yaml").write_text(
+        f"resources: [{resources}]\ncomponents: [{component}]\n"
+    )
+    return render(str(overlay))
+
+
+def read_kserve(name: str) -> Document:
+    """One of the manifests for KServe."""
+    document: Document = yaml.safe_load((KSERVE / name).read_text())
+    return document
+
+
+def check_custom(document: Document) -> None:
+    """Refuses what a cluster with this CustomResourceDefinition would, and unknown fields."""
+    schema = json.loads((ROOT / "tests" / "crds" / f"{document['kind']}.json").read_text())
+    jsonschema.validate(document, schema)
 
 
 def find_one(folder: str, kind: str, name: str = "") -> Document:
@@ -330,12 +356,107 @@ def test_compose_names_only_files_that_exist() -> None:
 
 
 def test_prometheus_scrapes_both_servers_where_they_count() -> None:
-    document = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    document = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     (job,) = document["scrape_configs"]
     (discovery,) = job["dns_sd_configs"]
     assert set(discovery["names"]) <= read_compose()["services"].keys()
     monitoring = (ROOT / "serving" / "container" / "monitoring.config").read_text()
     assert re.findall(r'path: "(.+)"', monitoring) == [job["metrics_path"]]
+
+
+# The Prometheus operator.
+
+
+def test_the_monitoring_component_fits_an_overlay_and_the_operators_schemas(
+    tmp_path: Path,
+) -> None:
+    documents = render_monitored(tmp_path)
+    custom = [one for one in documents if one["apiVersion"].startswith("monitoring.coreos.com")]
+    assert {one["kind"] for one in custom} == {"ServiceMonitor", "PrometheusRule"}
+    for document in custom:
+        check_custom(document)
+    for document in documents:
+        if document not in custom:
+            kubernetes_validate.validate(document, SCHEMA, strict=True)
+
+
+def test_a_service_monitor_finds_every_pod_once_where_it_counts(tmp_path: Path) -> None:
+    documents = render_monitored(tmp_path)
+    (monitor,) = (one for one in documents if one["kind"] == "ServiceMonitor")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    services = [one for one in documents if one["kind"] == "Service"]
+    assert len(services) == 2
+    (found,) = (one for one in services if wanted <= one["metadata"]["labels"].items())
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {one["name"] for one in found["spec"]["ports"]}
+    job = found["metadata"]["labels"][monitor["spec"]["jobLabel"]]
+    alerts = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
+    (jobs,) = re.findall(r'up\{job=~"(.+?)"\}', alerts)
+    assert re.fullmatch(jobs, job)
+    monitoring = (ROOT / "serving" / "container" / "monitoring.config").read_text()
+    assert re.findall(r'path: "(.+)"', monitoring) == [endpoint["path"]]
+
+
+def test_the_operator_knows_the_same_alerts(tmp_path: Path) -> None:
+    (rule,) = (one for one in render_monitored(tmp_path) if one["kind"] == "PrometheusRule")
+    alerts = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
+    assert rule["spec"] == alerts
+
+
+# KServe.
+
+
+@pytest.mark.parametrize("path", sorted(KSERVE.glob("*.yaml")), ids=lambda path: path.name)
+def test_kserve_manifests_fit_the_schemas(path: Path) -> None:
+    check_custom(read_kserve(path.name))
+
+
+@pytest.mark.parametrize("name", ["runtime.yaml", "v2.yaml"])
+def test_a_field_that_kserve_does_not_know_is_found(name: str) -> None:
+    document = read_kserve(name)
+    inner = document["spec"]
+    inner = inner["predictor"]["model"] if "predictor" in inner else inner["containers"][0]
+    inner["readynessProbe"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="readynessProbe"):
+        check_custom(document)
+
+
+def test_kserve_starts_the_server_with_flags_that_it_has_where_the_model_is() -> None:
+    (container,) = read_kserve("runtime.yaml")["spec"]["containers"]
+    given, unknown = parse_flags(container["args"], list_flags(ServerFlags))
+    assert unknown == []
+    assert given["model_name"] == "{{.Name}}"
+    assert given["model_base_path"] == "/mnt/models"
+    ports = {probe["httpGet"]["port"] for name, probe in container.items() if "Probe" in name}
+    assert ports == {given["rest_api_port"]}
+    grpc_ports = read_kserve("v2-grpc.yaml")["spec"]["predictor"]["model"]["ports"]
+    assert [one["containerPort"] for one in grpc_ports] == [given["port"]]
+
+
+@pytest.mark.parametrize("name", ["v1.yaml", "v2.yaml", "v2-grpc.yaml"])
+def test_an_inference_service_asks_for_what_the_runtime_offers(name: str) -> None:
+    runtime = read_kserve("runtime.yaml")
+    model = read_kserve(name)["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+    formats = {one["name"] for one in runtime["spec"]["supportedModelFormats"]}
+    assert model["modelFormat"]["name"] in formats
+
+
+def test_a_pod_of_kserve_is_confined_and_has_the_memory_that_it_promises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = read_kserve("runtime.yaml")["spec"]
+    (container,) = spec["containers"]
+    context = container["securityContext"]
+    assert context["readOnlyRootFilesystem"]
+    assert context["runAsNonRoot"]
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert spec["volumes"] == [
+        {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}}
+    ]
+    limit = container["resources"]["limits"]["memory"]
+    check_memory(int(limit.removesuffix("Mi")) * 2**20, container["args"], monkeypatch)
 
 
 def roll_out(tmp_path: Path, *, succeeded: str, status: int = 0) -> tuple[int, list[str]]:

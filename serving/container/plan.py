@@ -111,7 +111,17 @@ def make_plan(
     name: str = "",
     mount_dirs: Sequence[Path] = (),
 ) -> ContainerPlan:
-    """Decides how the server is run."""
+    """Decides how the server is run.
+
+    Raises:
+        ConfigError: What was asked for cannot be done in a container, or not in this one.
+    """
+    if image.is_modelcar:
+        raise ConfigError(
+            f"--image={image.name}: a modelcar holds a model and no server; KServe mounts it "
+            "(storageUri: oci://…). For an image that serves: python -m serving bake without "
+            "--modelcar"
+        )
     chosen = name or f"plumbline-{config.port if config.port > 0 else os.getpid()}"
     # Those on this machine: not what is baked into the image.
     baked = Path(MODELS_FOLDER, image.model_name) if image.model_name else None
