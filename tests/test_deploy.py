@@ -177,6 +177,17 @@ def test_pods_are_confined_as_the_restricted_standard_wants_it(folder: str) -> N
         assert "memory" in container["resources"]["limits"]
 
 
+def test_what_kserve_runs_is_confined_as_the_restricted_standard_wants_it() -> None:
+    runtime = yaml.safe_load((KUBERNETES / "kserve" / "runtime.yaml").read_text())
+    for container in runtime["spec"]["containers"]:
+        context = container["securityContext"]
+        assert context["runAsNonRoot"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_the_server_understands_every_flag_it_is_given(name: str) -> None:
     _, container = find_server(name)
