@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from contract import layout
+from contract.console.completion import add_completion_flag
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.extras import require_extra
 from contract.console.progress import show_progress
@@ -102,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.set_defaults(verbose=False)
+    add_completion_flag(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def add(run: Callable[[argparse.Namespace], int], text: str, path: str = "") -> Parser:
