@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 MODEL ?= mlp
 BASE_PATH ?= models
+# Processes that a target's tests run in.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -59,8 +61,9 @@ web: web/node_modules/.installed ## Build the pages that run models in a browser
 
 # What a developer types -----------------------------------------------------------------
 
-.PHONY: setup
+.PHONY: setup setup-2.20
 setup: $(INSTALLED) ## Install the tested versions into .venv
+setup-2.20: $(INSTALLED_2_20)
 
 .PHONY: lint
 lint: $(INSTALLED) ## ruff, mypy --strict, import contracts
@@ -84,15 +87,15 @@ licences: $(INSTALLED) ## The same as a table of licences
 
 .PHONY: test
 test: $(INSTALLED) ## All tests that need nothing but this environment
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(HERE)" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "$(HERE)" $(ARGS)
 
 .PHONY: test-quick
 test-quick: $(INSTALLED) ## Tests that import no TensorFlow
-	$(BIN)/python -m pytest -n 2 -m "$(HERE) and not tensorflow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "$(HERE) and not tensorflow" $(ARGS)
 
 .PHONY: test-clients
 test-clients: $(INSTALLED) ## The clients' tests without TensorFlow installed
-	@scripts/test-clients-without-tensorflow $(ARGS)
+	@scripts/test-clients-without-tensorflow -n $(WORKERS) $(ARGS)
 
 .PHONY: test-dist
 test-dist: dist ## The wheel in an empty environment per extra
@@ -104,7 +107,7 @@ test-oldest: $(INSTALLED) ## The contract on the oldest releases allowed
 
 .PHONY: test-tensorflow-2.20
 test-tensorflow-2.20: $(INSTALLED_2_20) ## Exporter and TensorFlow engine on TensorFlow 2.20
-	@scripts/test-tensorflow-2.20 $(ARGS)
+	@scripts/test-tensorflow-2.20 -n $(WORKERS) $(ARGS)
 
 .PHONY: test-arm64
 test-arm64: $(INSTALLED) $(INSTALLED_ARM64) ## Both models on an emulated Raspberry Pi 4
@@ -165,10 +168,13 @@ dist: $(INSTALLED) web ## Build the wheel and the sdist into dist/, pages includ
 	  { cat build/dist.log >&2; exit 1; }
 	@ls dist/*
 
-.PHONY: test-container
-test-container: $(INSTALLED) ## Build both images, test them on docker or podman
+.PHONY: images
+images: ## Build both images
 	@deploy/build embedded
 	@deploy/build tensorflow
+
+.PHONY: test-container
+test-container: $(INSTALLED) images ## Build both images, test them on docker or podman
 	$(BIN)/python -m pytest -m container $(ARGS)
 
 .PHONY: protos

@@ -91,7 +91,9 @@ def _publish_once(shared_tmp: Path, kind: str, *overrides: str) -> Path:
     given = os.environ.get("PUBLISHED_MODELS")
     folder = shared_tmp / f"published-{kind}"
     models = Path(given).absolute() if given else folder / "models"
-    with (shared_tmp / f"published-{kind}.lock").open("w") as lock:
+    lock_file = models.parent / f".{kind}.lock" if given else shared_tmp / f"published-{kind}.lock"
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (models / kind / "1").exists():
             shutil.rmtree(folder, ignore_errors=True)
