@@ -36,19 +36,16 @@ train: $(INSTALLED) ## Train only
 	@$(BIN)/python -m exporter train --config configs/$(MODEL).toml $(ARGS)
 
 .PHONY: serve
-serve: $(INSTALLED) ## Serve it on localhost: gRPC 8500, REST 8501
-	@$(call need_version,serve)
+serve: has-version $(INSTALLED) ## Serve it on localhost: gRPC 8500, REST 8501
 	@$(BIN)/python -m serving embedded --port=8500 --rest_api_port=8501 \
 	  --model_name=$(MODEL) --model_base_path=$(abspath $(BASE_PATH)/$(MODEL)) $(ARGS)
 
 .PHONY: predict
-predict: $(INSTALLED) ## Send golden inputs to a running server
-	@$(call need_version,predict)
+predict: has-version $(INSTALLED) ## Send golden inputs to a running server
 	@$(BIN)/python -m clients predict --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) $(ARGS)
 
 .PHONY: parity
-parity: $(INSTALLED) ## Compare every way to ask, and the device
-	@$(call need_version,parity)
+parity: has-version $(INSTALLED) ## Compare every way to ask, and the device
 	@$(BIN)/python -m clients parity --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) --via all $(ARGS)
 
 .PHONY: demo
@@ -201,13 +198,15 @@ web/node_modules/.installed: web/package.json web/package-lock.json
 	@npm ci --prefix web --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# A server waits for a version to come, and says nothing meanwhile; a newcomer is told what to do.
-define need_version
-$(if $(findstring _dir,$(ARGS))$(findstring _base_path,$(ARGS))$(findstring _config_file,$(ARGS)),:,\
-  ls -d '$(BASE_PATH)/$(MODEL)'/[0-9]* >/dev/null 2>&1 || { echo "make $(1): $(BASE_PATH)/$(MODEL)" \
-  "holds no version yet; make one first: make export$(if $(filter-out mlp,$(MODEL)), MODEL=$(MODEL))$(if \
-  $(filter-out models,$(BASE_PATH)), BASE_PATH=$(BASE_PATH))" >&2; exit 2; })
-endef
+# A server waits for a version to come, and says nothing meanwhile; a newcomer is told what to do, and
+# before anything is installed for it.
+.PHONY: has-version
+has-version:
+	@$(if $(findstring _dir,$(ARGS))$(findstring _base_path,$(ARGS))$(findstring _config_file,$(ARGS)),:,\
+	  ls -d '$(BASE_PATH)/$(MODEL)'/[0-9]* >/dev/null 2>&1 || { echo "make $(firstword $(MAKECMDGOALS)):" \
+	  "$(BASE_PATH)/$(MODEL) holds no version yet; make one first: make export$(if \
+	  $(filter-out mlp,$(MODEL)), MODEL=$(MODEL))$(if $(filter-out models,$(BASE_PATH)), \
+	  BASE_PATH=$(BASE_PATH))" >&2; exit 2; })
 
 # An environment is stale as soon as its lock or the project file is newer than it.
 $(INSTALLED): requirements.lock pyproject.toml
