@@ -96,7 +96,7 @@ test-clients: $(INSTALLED) ## The clients' tests without TensorFlow installed
 
 .PHONY: test-dist
 test-dist: dist ## The wheel in an empty environment per extra
-	$(BIN)/python -m pytest tests/dist -q -m dist $(ARGS)
+	$(BIN)/python -m pytest tests/wheel -q -m dist $(ARGS)
 
 .PHONY: test-oldest
 test-oldest: $(INSTALLED) ## The contract on the oldest releases allowed
