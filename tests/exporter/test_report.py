@@ -372,8 +372,8 @@ def test_report_never_writes_into_a_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: path / "nowhere", "is not there"),
-        (lambda path: path, "neither a version nor a base path"),
+        (lambda path: path / "nowhere", "is no folder that exists"),
+        (lambda path: path, "is no version directory and has no version below"),
     ],
     ids=["nothing", "an empty folder"],
 )
