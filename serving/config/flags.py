@@ -410,7 +410,8 @@ class ServerFlags(TensorFlowServingFlags):
 
     host: str = flag(
         "127.0.0.1",
-        "Address to listen on; 0.0.0.0 or [::] for every one, as --strict_compat has it.",
+        "Address or name to listen on; 0.0.0.0 for every one of IPv4, as --strict_compat has it, "
+        "[::] or * for those of IPv6 too.",
         container="handled",
     )
     engine: str = flag("auto", "auto, tensorflow or litert.", container="refused")
