@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from serving.addresses import join_address
 from serving.config.server import parse_config
 from serving.transport.listener import bind_addresses, bind_tcp, find_port
 from tests.serving.server_process import ServerProcess, run_embedded
