@@ -169,10 +169,12 @@ def list_confinements(engine: ContainerEngine) -> list[str]:
 def _list_ports(config: ServerConfig) -> list[str]:
     host = config.host.strip("[]")
     host = f"[{host}]" if ":" in host else host
+    # Of IPv6 alone is what [::] means to docker; nothing is every address of both.
+    where = "" if host == "[::]" else f"{host}:"
     options = []
     for port, inside in ((config.port, GRPC_PORT), (config.rest_api_port, REST_PORT)):
         if port:
-            options.append(f"--publish={host}:{port if port > 0 else ''}:{inside}")
+            options.append(f"--publish={where}{port if port > 0 else ''}:{inside}")
     return options
 
 

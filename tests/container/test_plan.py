@@ -70,6 +70,8 @@ def test_ports_are_published_on_loopback_unless_told_otherwise(model: list[str])
     assert {"--publish=127.0.0.1:9000:8500", "--publish=127.0.0.1:9001:8501"} <= set(command)
     assert "--publish=0.0.0.0:9000:8500" in list_command([*model, *ports, "--host=0.0.0.0"])
     assert "--publish=[::1]:9000:8500" in list_command([*model, *ports, "--host=::1"])
+    for host in ("[::]", "*"):  # [::] would be IPv6 alone to docker
+        assert "--publish=9000:8500" in list_command([*model, *ports, f"--host={host}"])
 
 
 def test_rest_is_published_only_when_asked_for(model: list[str]) -> None:
