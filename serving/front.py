@@ -105,6 +105,7 @@ class SingleProcess:
         self.manager = make_manager(config, self.metrics, trials)
         self.acquire = self.manager.acquire
         self.list_states = self.manager.list_states
+        self.list_models = self.manager.list_models
         self.reload = self.manager.reload
         self.is_ready = self.manager.is_ready
         self.list_obstacles = self.manager.list_obstacles
@@ -145,6 +146,17 @@ def make_manager(
     """A manager that loads with `serving.engines.loading`, after `trials`, and tells `metrics`."""
 
     def load(servable_id: ServableId, version_dir: Path) -> Servable:
+        begin = time.monotonic()
+        is_loaded = False
+        try:
+            servable = load_guarded(servable_id, version_dir)
+            is_loaded = True
+        finally:
+            took_us = (time.monotonic() - begin) * 1e6
+            metrics.observe_load(version_dir, took_us, is_loaded=is_loaded)
+        return servable
+
+    def load_guarded(servable_id: ServableId, version_dir: Path) -> Servable:
         return load_servable(
             servable_id,
             version_dir,

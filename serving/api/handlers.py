@@ -7,7 +7,7 @@ answer. Errors are `contract.errors`, with the code and words of TensorFlow Serv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from contract.wire.plumbline_wire.example_pb2 import Input
     from serving.api.request_log import RequestLog
     from serving.api.shadow import Shadow, ShadowOrder
-    from serving.versions.states import VersionStatus
+    from serving.versions.states import ListedModel, VersionStatus
 
 LARGE_BYTES = 64 * 1024
 """Outputs from here on count for the memory that a call may hold."""
@@ -76,6 +76,10 @@ class Manager(Protocol):
         """
         ...
 
+    def list_models(self) -> Sequence[ListedModel]:
+        """The models of the configuration in force, by name, with their versions' statuses."""
+        ...
+
     def reload(self, models: Sequence[ModelConfig]) -> None:
         """Replaces the configuration and waits until new models are AVAILABLE; blocks."""
         ...
@@ -100,6 +104,7 @@ class Handlers:
     Attributes:
         acquire: See `Manager.acquire`.
         observer: Is told of every request.
+        list_models: See `Manager.list_models`.
         pool: Threads for what is not quick.
         request_log: Is offered every request that was answered; None when nothing is logged.
         shadow: Is offered every call that was answered; None while no version is shadowed.
@@ -119,6 +124,7 @@ class Handlers:
             num_processes=config.workers, max_queued_calls=config.max_queued_calls
         )
         self.request_log = request_log
+        self.list_models = manager.list_models
         self.shadow: Shadow | None = None
         self._manager = manager
         self._is_method_checked = config.enable_signature_method_name_check
@@ -193,21 +199,28 @@ class Handlers:
         check: SignatureCheck,
         inputs: Mapping[str, Array],
         *,
+        output_filter: Sequence[str] = (),
         asked: ModelSpec | None = None,
         context: RequestContext = NO_CONTEXT,
     ) -> Batch:
-        """Predict over REST, of a servable that the caller holds; all outputs.
+        """Predict of arrays, of a servable that the caller holds; all outputs without a filter.
 
         `asked` is what the caller named; without it the call is taken for one that names a version.
         """
         check.check_names(inputs)
+        if output_filter:
+            check.check_filter(output_filter)
         outputs = await servable.answer(
-            check.name, check.complete(inputs), pool=self.pool, context=context
+            check.name,
+            check.complete(inputs),
+            output_filter=output_filter,
+            pool=self.pool,
+            context=context,
         )
         if self.request_log is not None:
             self.request_log.offer_arrays(check.answer_spec, inputs, outputs)
         if self.shadow is not None and asked is not None:
-            self.shadow.offer(asked, check, lambda: inputs)
+            self.shadow.offer(asked, check, lambda: inputs, output_filter)
         return outputs
 
     async def answer_examples(
@@ -323,16 +336,7 @@ class Handlers:
         self, name: str, version: int | None
     ) -> status_pb2.GetModelStatusResponse:
         """A GetModelStatusResponse of one version of a model, or of all."""
-        response = status_pb2.GetModelStatusResponse()
-        for status in self._manager.list_states(name, version):
-            response.model_version_status.add(
-                version=status.version,
-                state=int(status.state),
-                status=status_pb2.StatusProto(
-                    error_code=status.code.name, error_message=status.message
-                ),
-            )
-        return response
+        return statuses_to_proto(self._manager.list_states(name, version))
 
     async def reload_config(
         self, request: status_pb2.ReloadConfigRequest
@@ -369,6 +373,20 @@ class Handlers:
             with self.acquire(ModelSpec(order.model_name, order.version)):
                 pass  # it is AVAILABLE
         return write_shadow_response(*await self._manager.shadow(order, request.lease_s))
+
+
+def statuses_to_proto(statuses: Iterable[VersionStatus]) -> status_pb2.GetModelStatusResponse:
+    """A GetModelStatusResponse of these versions."""
+    response = status_pb2.GetModelStatusResponse()
+    for status in statuses:
+        response.model_version_status.add(
+            version=status.version,
+            state=int(status.state),
+            status=status_pb2.StatusProto(
+                error_code=status.code.name, error_message=status.message
+            ),
+        )
+    return response
 
 
 def _reserve_outputs(outputs: Batch, context: RequestContext) -> None:

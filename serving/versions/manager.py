@@ -20,7 +20,7 @@ from serving.config.server import ServerConfig
 from serving.versions.lifecycle import Lifecycle, LoadFunction
 from serving.versions.routing import Router, Tally, assign_labels
 from serving.versions.source import FileSystemSource, PollResult
-from serving.versions.states import StateMonitor
+from serving.versions.states import ListedModel, StateMonitor, list_models
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,10 @@ class ServableManager:
     def models(self) -> tuple[ModelConfig, ...]:
         """The configuration in force."""
         return self._models
+
+    def list_models(self) -> list[ListedModel]:
+        """The models of the configuration in force, by name, with their versions' statuses."""
+        return list_models(self._models, self.monitor.snapshot())
 
     def start(self, models: Sequence[ModelConfig]) -> None:
         """Begins to serve `models`; returns at once."""

@@ -26,7 +26,7 @@ from serving.monitoring.instruments import (
 )
 from serving.monitoring.metrics import Metrics
 from serving.versions.manager import raise_failures
-from serving.versions.states import VersionStatus, choose_states
+from serving.versions.states import ListedModel, VersionStatus, choose_states, list_models
 from serving.workers.shared_state import LOST_S, MetricsDump, Place, Refusal, WorkerState
 from serving.workers.suspects import LoadGuard
 
@@ -68,7 +68,11 @@ class WorkerGroup:
         self._shared = place.shared
         self._slot = place.slot
         self.is_replacement = place.is_replacement
-        self.metrics = Metrics(list_versions=self.snapshot, is_ready=self.is_ready)
+        self.metrics = Metrics(
+            list_versions=self.snapshot,
+            is_ready=self.is_ready,
+            count_restarts=place.shared.read_restarts,
+        )
         guard = LoadGuard(place.shared, place.slot)
         self.manager = make_manager(
             config, self.metrics, trials, guard=guard.watch, tally=guard.tally
@@ -184,6 +188,10 @@ class WorkerGroup:
         """See `ServableManager.list_states`; a version is AVAILABLE once it is everywhere."""
         versions = {key.version: one for key, one in self.snapshot().items() if key.name == name}
         return choose_states(versions, name, version)
+
+    def list_models(self) -> list[ListedModel]:
+        """See `ServableManager.list_models`; a version is AVAILABLE once it is everywhere."""
+        return list_models(self.manager.models, self.snapshot())
 
     def reload(self, models: Sequence[ModelConfig]) -> None:
         """See `ServableManager.reload`; waits for every worker that does not hang."""

@@ -66,7 +66,8 @@ _NUM_COUNTS = 2
 _FIRST_TALLY = _FIRST_COUNT + _NUM_COUNTS
 NUM_TALLIES = 64
 """Places in which a worker counts the users of the versions that it serves."""
-_NUM_NUMBERS = _FIRST_TALLY + NUM_TALLIES
+_RESTARTS = _FIRST_TALLY + NUM_TALLIES
+_NUM_NUMBERS = _RESTARTS + 1
 
 Suspect = tuple[str, Fingerprint]
 """A version's directory, and its files as they were."""
@@ -196,6 +197,19 @@ class SharedState:
     def read_connections(self, slot: int, kind: int) -> float:
         """How many connections of a kind (0 or 1) a worker has."""
         return self._numbers[_find_number(slot, _FIRST_COUNT + kind)]
+
+    # Workers that ended and were replaced.
+
+    def count_restart(self, slot: int) -> None:
+        """Says that a worker ended and another takes its place; the supervisor alone does."""
+        self._numbers[_find_number(slot, _RESTARTS)] += 1
+
+    def read_restarts(self) -> dict[int, int]:
+        """Slot to how often its worker was replaced."""
+        return {
+            slot: int(self._numbers[_find_number(slot, _RESTARTS)])
+            for slot in range(self.num_slots)
+        }
 
     # Versions that answer, and how many users each has at the moment.
 

@@ -311,7 +311,8 @@ def test_what_a_shadow_saw_is_a_metric(scene: Scene) -> None:
     with load(scene.server, scene, 2), call_by_label(scene):
         ask(scene.server, "counts", lease_s=30)
         scene.server.wait_for(lambda: ask(scene.server, "counts", lease_s=30).num_rows > 0)
-        line = r'^plumbline_shadow_rows\{model_name="mlp",version="2",result="compared"\} [1-9]'
+        of = r'model_name="mlp",version="2",result="compared"'
+        line = rf"^plumbline_shadow_rows_total\{{{of}\}} [1-9]"
         scene.server.wait_for(lambda: re.search(line, read(), re.MULTILINE) is not None)
         ask(scene.server, "counts", lease_s=0)
 
