@@ -114,7 +114,8 @@ def explain_lost_workers(remedy: str = "") -> Iterator[None]:
             raise
         raise WorkerLostError(
             f"{_name_lost(tf_config, error.message)} has ended or cannot be reached, and this one "
-            f"cannot train without it; {remedy or 'start all workers again'}"
+            "cannot train without it; see what it said last, and "
+            + (remedy or "start all workers again")
         ) from error
 
 

@@ -56,12 +56,12 @@ class Runs(NamedTuple):
     resumed: list[Ended]
 
 
-def start_both(folder: Path, run: str, *arguments: str) -> list[Any]:
+def start_both(folder: Path, run: str, chiefs: str = "", workers: str = "") -> list[Any]:
     """The command on two machines that share the data, and no folder of runs."""
-    command = ["train", "--config", str(folder / "stream.toml"), *arguments]
+    command = ["train", "--config", str(folder / "stream.toml"), "--run_dir"]
     return [
-        start(COMMAND, *command, "--run_dir", str(folder / f"{run}-{index}"), tf_config=task)
-        for index, task in enumerate(list_tasks(2))
+        start(COMMAND, *command, str(folder / f"{run}-{index}"), *own.split(), tf_config=task)
+        for index, (own, task) in enumerate(zip((chiefs, workers), list_tasks(2), strict=True))
     ]
 
 
@@ -83,13 +83,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     shards = write_shards(folder / "shards")
     (folder / "stream.toml").write_text(CONFIG.format(shards=shards))
     whole = end(start_both(folder, "whole"))
-    chief, worker = start_both(folder, "run", "--resume")
+    chief, worker = start_both(folder, "run", "--resume", "--resume")
     for line in chief.stdout:
         if line.startswith("epoch 2/"):
             worker.kill()
             break
     killed = end([chief, worker])
-    return Runs(folder, whole, killed, end(start_both(folder, "run", "--resume")))
+    return Runs(
+        folder, whole, killed, end(start_both(folder, "run", "--resume"))
+    )  # the chief's word counts
 
 
 def test_a_worker_that_is_killed_ends_the_others_with_one_sentence(runs: Runs) -> None:
@@ -113,3 +115,14 @@ def test_machines_that_resume_end_with_the_weights_of_a_run_never_stopped(runs: 
         assert status == 0, output
     whole, resumed = (np.load(runs.folder / run / "weights.npz") for run in ("whole-0", "run-0"))
     assert all((whole[name] == resumed[name]).all() for name in whole.files)
+
+
+def test_a_worker_that_would_train_something_else_than_the_chief_is_refused(
+    tmp_path: Path,
+) -> None:
+    shards = write_shards(tmp_path / "shards")
+    (tmp_path / "stream.toml").write_text(CONFIG.format(shards=shards))
+    chief, worker = end(start_both(tmp_path, "run", workers="--set training.batch_size=32"))
+    assert worker.status == 2, worker.output
+    assert "otherwise than the chief (training.batch_size 16 -> 32)" in worker.output
+    assert chief.status == 3, chief.output
