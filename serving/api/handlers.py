@@ -223,7 +223,7 @@ class Handlers:
         if self.request_log is not None:
             self.request_log.offer_arrays(check.answer_spec, inputs, outputs)
         if self.shadow is not None and asked is not None:
-            self.shadow.offer(asked, check, lambda: inputs)
+            self.shadow.offer(asked, check, lambda: inputs, output_filter)
         return outputs
 
     async def answer_examples(

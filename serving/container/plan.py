@@ -169,21 +169,29 @@ def list_confinements(engine: ContainerEngine) -> list[str]:
 def _list_ports(config: ServerConfig) -> list[str]:
     host = config.host.strip("[]")
     host = f"[{host}]" if ":" in host else host
+    # Of IPv6 alone is what [::] means to docker; nothing is every address of both.
+    where = "" if host == "[::]" else f"{host}:"
     options = []
     for port, inside in ((config.port, GRPC_PORT), (config.rest_api_port, REST_PORT)):
         if port:
-            options.append(f"--publish={host}:{port if port > 0 else ''}:{inside}")
+            options.append(f"--publish={where}{port if port > 0 else ''}:{inside}")
     return options
 
 
 def _list_endings(config: ServerConfig, image: Image) -> list[str]:
     if image.server is ImageServer.EMBEDDED:
         # A second more than the server takes, or it is killed while it still drains.
-        return [f"--stop-timeout={int(config.drain_timeout_s) + 5}"]
+        return [f"--stop-timeout={int(config.drain_timeout_s) + 5}", *_list_variables(config)]
     # tensorflow_model_server handles no signal, so as PID 1 it would ignore SIGTERM; the
     # image's own entry point is a shell that forwards none. It drains nothing either way.
     log_level = f"--env=TF_CPP_MIN_LOG_LEVEL={_LOG_LEVELS[config.log_level]}"  # it has no flag
     return [log_level, "--entrypoint=tensorflow_model_server", "--stop-signal=SIGKILL"]
+
+
+def _list_variables(config: ServerConfig) -> list[str]:
+    """What OpenTelemetry's SDK is told, by name alone: a value may hold a key."""
+    names = [name for name in sorted(os.environ) if name.startswith("OTEL_")]
+    return [f"--env={name}" for name in names] if config.tracing else []
 
 
 def _list_base_path_mounts(folders: Sequence[Path], more: Sequence[Path]) -> list[str]:

@@ -176,7 +176,7 @@ def _serve(arguments: argparse.Namespace, config: ServerConfig, make: _MakePlan)
 def _choose_target(addresses: Addresses) -> str:
     if not addresses.grpc_port:
         return f"unix:{Path(addresses.socket_path).absolute()}"
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}
+    everywhere = dict.fromkeys(("0.0.0.0", "::", "[::]"), "127.0.0.1")
     return join_address(everywhere.get(addresses.host, addresses.host), addresses.grpc_port)
 
 

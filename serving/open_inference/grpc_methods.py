@@ -100,7 +100,7 @@ def list_methods(service: OpenInference) -> dict[str, Method]:
     methods[MODEL_METADATA.path] = Method(partial(_respond_with_metadata, service))
     exchange = partial(_infer, service)
     respond = respond_with(
-        MODEL_INFER.name, _parse_infer, exchange, handlers.observer, handlers.pool
+        MODEL_INFER.name, parse_infer, exchange, handlers.observer, handlers.pool
     )
     return {**methods, MODEL_INFER.path: Method(respond)}
 
@@ -193,7 +193,7 @@ class _GrpcCall:
         self.is_typed = is_typed
 
 
-def _parse_infer(
+def parse_infer(
     body: RequestBytes, *, quickly: bool = False, reserve: Callable[[int], None]
 ) -> _GrpcCall:
     """Reads a ModelInferRequest; see `_Responder` of `serving.grpc.calls`."""

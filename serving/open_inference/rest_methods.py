@@ -167,7 +167,7 @@ class OpenInferenceRest:
             return parse_json_object(header, max_depth=self._max_depth)
 
         document = await self._run(parse, len(header), context)
-        asked = _read_request(document, spec, memoryview(body)[size:], header)
+        asked = read_request(document, spec, memoryview(body)[size:], header)
         found = await self._service.infer(asked.call, context)
         binary = [
             asked.is_binary.get(one.name, asked.is_binary_by_default) for one in found.outputs
@@ -221,7 +221,7 @@ class _Asked:
         self.is_binary_by_default = is_binary_by_default
 
 
-def _read_request(
+def read_request(
     document: Mapping[str, Any], spec: ModelSpec, data: memoryview, header: bytes | bytearray
 ) -> _Asked:
     """What the JSON of a request says; `data` is what follows it."""
