@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ import yaml
 
 from serving.config import memory
 from serving.config.flags import ServerFlags, list_flags, parse_flags
-from serving.container.engine import REPOSITORY, name_default_image
+from serving.container.engine import REPOSITORY, ContainerEngine, name_default_image
+from serving.container.plan import TEMPORARY_FOLDER, list_confinements
 from serving.transport.admission import MemoryBudget
+from tests.serving.server_process import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -155,12 +158,18 @@ def test_probes_mean_what_they_say(name: str) -> None:
         assert "--enable_grpc_healthcheck_service=true" in container["args"]
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_pods_are_confined(name: str) -> None:
-    pod, _ = find_server(name)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_pods_are_confined_as_the_restricted_standard_wants_it(folder: str) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
+    (found,) = (one for one in render(folder) if one["kind"] in ("Deployment", "Job"))
+    pod = found["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    for volume in pod["volumes"]:
+        assert {"configMap", "emptyDir", "persistentVolumeClaim"} & volume.keys(), volume
     for container in (*pod["containers"], *pod.get("initContainers", [])):
         context = container["securityContext"]
         assert context["readOnlyRootFilesystem"]
@@ -272,14 +281,31 @@ def test_tensorflow_serving_in_kubernetes_counts_as_our_container_command_does()
 def test_compose_confines_the_servers_and_publishes_on_loopback() -> None:
     services = read_compose()["services"]
     assert {"embedded", "tensorflow-serving", "prometheus", "parity"} == services.keys()
-    for name in ("embedded", "tensorflow-serving", "parity"):
-        service = services[name]
+    for service in services.values():
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
-        assert "no-new-privileges:true" in service["security_opt"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert [f"--tmpfs={one}" for one in service["tmpfs"]] == [TEMPORARY_FOLDER]
         assert all(mount["read_only"] for mount in service["volumes"])
+        assert not service.get("privileged")
+    for name in ("embedded", "tensorflow-serving", "parity"):
+        assert services[name]["user"] == "10001:10001"
     for service in services.values():
         assert {one["host_ip"] for one in service.get("ports", [])} <= {"127.0.0.1"}
+
+
+def test_the_documented_command_confines_a_container_as_serving_container_does() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    (command,) = re.findall(r"^docker run (?:.*\\\n)*.*plumbline:embedded$", text, re.MULTILINE)
+    given = command.replace("\\\n", " ").split()
+    wanted = list_confinements(ContainerEngine("docker", is_podman=False))
+    # The image names its user itself, as compose and the manifests do.
+    kept = {one for one in wanted if not one.startswith(("--user", "--security-opt=label"))}
+    assert kept <= set(given)
+    assert "readonly" in next(one for one in given if one.startswith("--mount"))
+    assert all("=127.0.0.1:" in one for one in given if one.startswith("--publish"))
+    containerfile = (ROOT / "deploy" / "Containerfile").read_text()
+    assert containerfile.count("USER 10001:10001") == 2
 
 
 def test_compose_gives_flags_that_exist() -> None:
@@ -373,6 +399,33 @@ def test_kserve_starts_the_server_with_flags_that_it_has_where_the_model_is() ->
     assert ports == {given["rest_api_port"]}
     grpc_ports = read_kserve("v2-grpc.yaml")["spec"]["predictor"]["model"]["ports"]
     assert [one["containerPort"] for one in grpc_ports] == [given["port"]]
+
+
+def test_a_server_started_as_kserve_does_answers_both_protocols(
+    published_mlp: Path, tmp_path: Path
+) -> None:
+    (container,) = read_kserve("runtime.yaml")["spec"]["containers"]
+    flags = [
+        one.replace("{{.Name}}", "digits").replace("/mnt/models", str(published_mlp / "mlp"))
+        for one in container["args"]
+        if "port=" not in one
+    ]
+    row = [0.0] * 784
+    tensor = {"name": "images", "datatype": "FP32", "shape": [1, 784], "data": row}
+    with ServerProcess(tmp_path, *flags, "--engine=litert", rest=True) as server:
+        server.wait_until_ready()
+        assert post(f"{server.url}/v1/models/digits:predict", {"instances": [row]})["predictions"]
+        answer = post(f"{server.url}/v2/models/digits/infer", {"inputs": [tensor]})
+        assert answer["outputs"][0]["shape"][0] == 1
+
+
+def post(url: str, body: Document) -> Document:
+    """The JSON that a server answers."""
+    request = urllib.request.Request(url, json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        document: Document = json.load(answer)
+    return document
 
 
 @pytest.mark.parametrize("name", ["v1.yaml", "v2.yaml", "v2-grpc.yaml"])
@@ -491,6 +544,7 @@ def test_images_install_what_they_need_of_the_lock_and_no_more() -> None:
     chosen = select_locked("--extra", "serving")
     assert {"google-crc32c", "grpcio", "httptools", "uvloop", "numpy"} <= set(chosen)
     assert not {"tensorflow", "aiohttp", "pytest", "httpx", "s3fs", "setuptools"} & set(chosen)
+    assert "model-signing" in select_locked("--extra", "serving", "--extra", "signing")
     lock = (ROOT / "requirements.lock").read_text()
     for entry in chosen.values():
         assert "--hash=sha256:" in entry

@@ -11,6 +11,7 @@ import yaml
 
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import read_manifest
+from contract.signing import sign_version
 from serving.config.server import parse_config
 from serving.container.bake import MODELCAR_USER, describe_modelcar, find_version_dir, name_image
 from serving.container.engine import ContainerEngine, Image, ImageServer, find_image
@@ -24,6 +25,7 @@ from tests.container.processes import (
     read_version_states,
     run_serving,
 )
+from tests.signing_keys import make_keys
 
 AVAILABLE = 30
 REPOSITORY = "localhost/plumbline-test-baked"
@@ -115,6 +117,23 @@ def test_a_baked_image_serves_its_version_without_a_flag_or_a_mount(
         assert "mlp: AVAILABLE" in process.log
         mounts = engine.call("inspect", "--format", "{{json .Mounts}}", process.name).stdout
         assert str(mlp_base_path) not in mounts
+
+
+@pytest.mark.container
+def test_a_baked_image_carries_the_signature_of_its_version(
+    embedded_image: str, mlp_base_path: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("model_signing")
+    keys = make_keys(tmp_path)
+    version = images.copy_version(mlp_base_path / "1", tmp_path / "mlp")
+    sign_version(version, keys.private)
+    arguments = [f"--image={embedded_image}", f"--repository={REPOSITORY}-signed"]
+    done = run_serving("bake", f"--version_dir={version}", *arguments)
+    assert done.returncode == 0, done.stderr
+    flags = [f"--image={done.stdout.strip()}", f"--require_signature_key={keys.public}"]
+    with ContainerProcess(tmp_path / "run", *flags) as process:
+        process.wait_until_serving()
+        assert "mlp: AVAILABLE" in process.log
 
 
 @pytest.mark.container
