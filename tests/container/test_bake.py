@@ -172,7 +172,9 @@ def test_the_server_serves_a_modelcar_as_kserve_mounts_it(
             assert time.monotonic() < deadline, engine.call("logs", server).stderr
             time.sleep(0.1)
     finally:
-        engine.call("rm", "--force", "--time=0", server, car)
+        for name in (server, car):
+            engine.call("kill", name)
+            engine.call("rm", "--force", name)
 
 
 @pytest.mark.container
