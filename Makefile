@@ -114,7 +114,7 @@ test-arm64: $(INSTALLED) $(INSTALLED_ARM64) ## Both models on an emulated Raspbe
 test-tritonclient: $(INSTALLED) $(INSTALLED_TRITONCLIENT) ## NVIDIA's clients against the embedded server
 	$(BIN)/python -m pytest tests/test_tritonclient.py -q -m tritonclient $(ARGS)
 
-.PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream bench-applications bench-page
+.PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream bench-applications bench-page bench-tracing
 bench-export: $(INSTALLED) ## make export beside a plain script
 	$(BIN)/python -m benchmarks.bench_export $(ARGS)
 
@@ -132,6 +132,9 @@ bench-replicas: $(INSTALLED) ## Replicas against cores
 
 bench-clients: $(INSTALLED) ## The clients beside what they replace
 	$(BIN)/python -m benchmarks.bench_clients $(ARGS)
+
+bench-tracing: $(INSTALLED) ## What traces and logs cost a call
+	$(BIN)/python -m benchmarks.bench_tracing $(ARGS)
 
 bench-stream: $(INSTALLED) ## Training on records larger than memory
 	$(BIN)/python -m benchmarks.bench_stream $(ARGS)

@@ -176,6 +176,12 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--version", type=int, metavar="N", help="default: the highest that is complete there"
     )
+    verb.add_argument(
+        "--key",
+        type=Path,
+        metavar="PUBLIC_KEY",
+        help="fetch a version only if the holder of this key has signed every file of it",
+    )
 
     add(
         inspect,
@@ -504,7 +510,11 @@ def sign(arguments: argparse.Namespace) -> int:
 def fetch(arguments: argparse.Namespace) -> int:
     """`fetch URL --base_path DIR`."""
     fetch_here = functools.partial(
-        fetch_version, arguments.url, arguments.base_path, version=arguments.version
+        fetch_version,
+        arguments.url,
+        arguments.base_path,
+        version=arguments.version,
+        key=arguments.key,
     )
     return _copy(arguments, "fetch", fetch_here)
 

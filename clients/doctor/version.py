@@ -34,7 +34,10 @@ def _advise_export(version_dir: Path) -> str:
     try:
         manifest = read_manifest(version_dir)
     except ManifestError:  # not ours: what lies there is the model
-        return f"python -m exporter export --model {version_dir} --examples FILE --base_path {base}"
+        model = version_dir
+        if not (version_dir / layout.SAVED_MODEL).exists():
+            model = version_dir / layout.TFLITE
+        return f"python -m exporter export --model {model} --examples FILE --base_path {base}"
     made_of = "--config FILE" if "model" in manifest.config else "--model FILE --examples FILE"
     return f"python -m exporter export {made_of} --base_path {base}"
 
@@ -118,8 +121,8 @@ def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
         )
     return None, Check.VERSION_NUMBER.fails(
         f"{path} holds no version: no numbered folder with a model in it",
-        f"python -m exporter export --base_path {path} --config FILE (or, of a model that is "
-        "trained already, --model FILE --examples FILE)",
+        f"put your model there: cp -r SAVED_MODEL {path / '1'}; or, verified, python -m "
+        f"exporter export --model FILE --examples FILE --base_path {path}",
     )
 
 
@@ -260,8 +263,7 @@ def check_names(signatures: Mapping[str, Signature]) -> Finding:
     if generated:
         return Check.SIGNATURES.warns(
             f"Keras made up the names {', '.join(generated)}; they change with every export",
-            "export with explicit names: tf.saved_model.save(…, signatures={…}), as "
-            "`python -m exporter export` does",
+            "export with explicit names: tf.saved_model.save(model, path, signatures={…})",
         )
     return Check.SIGNATURES.passes(", ".join(signatures))
 

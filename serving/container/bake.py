@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import tempfile
 from pathlib import Path
@@ -52,6 +53,9 @@ USER {user}
 """
 """KServe mounts /models, which becomes the base path, and gives `sh` as arguments."""
 
+_NOT_RUN = (125, 126)
+"""Exit codes of `run` where the engine could not run the container; a missing `sh` is 127."""
+
 MODELCAR_USER = "10001:10001"
 """Of the embedded server's image: only the same user may read a modelcar through /proc."""
 
@@ -60,6 +64,9 @@ _MODELCAR_CHECK = (
     "&& [ -r /tmp/models/{version}/{manifest} ] && sleep 0"
 )
 """What KServe runs in it: `ConfigureModelcarToContainer` of its pkg/utils/storage.go."""
+
+
+logger = logging.getLogger(__name__)
 
 
 def add_bake_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,7 +205,9 @@ def _check_modelcar(engine: ContainerEngine, reference: str, *, base: str, versi
     check = _MODELCAR_CHECK.format(folder=MODELS_FOLDER, version=version, manifest=layout.MANIFEST)
     confined = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--network=none")
     done = engine.call("run", "--rm", *confined, reference, "sh", "-c", check)
-    if done.returncode != 0:
+    if done.returncode in _NOT_RUN:
+        logger.warning("%s was not tried here: %s", reference, last_line(done.stderr))
+    elif done.returncode != 0:
         raise ServableUnavailableError(
             f"{reference} was built, but KServe could not mount it: {last_line(done.stderr)}. "
             "KServe runs sh, ls, ln and sleep in it, and the image that it was built on "
