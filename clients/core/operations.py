@@ -71,7 +71,7 @@ class Operations:
         self.retry = retry
         self.checks = checks
         self.clock = time.monotonic
-        self._model_name = model_name
+        self.model_name = model_name
         self._specs: dict[tuple[int | None, str | None, str], ModelSpec] = {}
         self._cache = SignatureCache(self.clock, checks)
 
@@ -85,7 +85,7 @@ class Operations:
             if len(self._specs) >= _MOST_SPECS:
                 self._specs.clear()
             spec = self._specs[key] = ModelSpec(
-                self._model_name, version, version_label, signature_name
+                self.model_name, version, version_label, signature_name
             )
         return spec
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from clients.doctor.findings import OK, WARNING, Check, Finding
 from clients.files.fit import Adjustment, InputReader
 from clients.files.predict import find_scaling
-from clients.on_device import find_version_dir, list_variants
+from clients.on_device import list_variants
 from clients.parity import AGREES, ON_DEVICE, check_hop, make_device_hop
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
@@ -73,7 +73,7 @@ def check_inputs(path: Path, inputs: Sequence[Path], adjustment: Adjustment) -> 
     if not inputs:
         return Check.INPUTS.is_not_checked("")
     try:
-        manifest = read_manifest(find_version_dir(path))
+        manifest = read_manifest(layout.find_version_dir(path))
         if not manifest.inputs:
             return Check.INPUTS.is_not_checked("the version does not say what its inputs were like")
         signatures = from_entries(manifest.signatures)

@@ -104,9 +104,13 @@ def run_container(arguments: argparse.Namespace) -> int:
         return ExitCode.UNREACHABLE
 
 
+_WHAT_TO_SERVE = {"model_base_path", "model_config_file", "models_base_path"}
+"""Flags that say which models there are."""
+
+
 def _find_baked_model(arguments: argparse.Namespace, given: dict[str, FlagValue]) -> list[str]:
     """Flags of the model in the image, where the user names none."""
-    if not arguments.image or {"model_base_path", "model_config_file"} & given.keys():
+    if not arguments.image or _WHAT_TO_SERVE & given.keys():
         return []
     try:
         image = find_image(find_engine(arguments.container_engine), arguments.image)
