@@ -179,6 +179,17 @@ def test_pods_are_confined_as_the_restricted_standard_wants_it(folder: str) -> N
         assert "memory" in container["resources"]["limits"]
 
 
+def test_what_kserve_runs_is_confined_as_the_restricted_standard_wants_it() -> None:
+    runtime = yaml.safe_load((KUBERNETES / "kserve" / "runtime.yaml").read_text())
+    for container in runtime["spec"]["containers"]:
+        context = container["securityContext"]
+        assert context["runAsNonRoot"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_the_server_understands_every_flag_it_is_given(name: str) -> None:
     _, container = find_server(name)
@@ -276,6 +287,40 @@ def test_tensorflow_serving_in_kubernetes_counts_as_our_container_command_does()
     inside = ROOT / "serving" / "container" / "monitoring.config"
     copy = KUBERNETES / "overlays" / "tensorflow-serving" / "monitoring.config"
     assert copy.read_text() == inside.read_text()
+
+
+def test_the_documented_patch_gives_a_server_the_key_that_it_asks_signatures_of(
+    tmp_path: Path,
+) -> None:
+    text = (ROOT / "docs" / "signing.md").read_text()
+    (patch,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    # Resources are named by where they lie from here, which leaves the folder of a test.
+    overlay = os.path.relpath(KUBERNETES / "overlays" / "embedded", tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{overlay}]\n{patch}")
+    (tmp_path / "signing.pub").write_text("a public key\n")
+    done = subprocess.run(
+        [find_tool("kubectl"), "kustomize", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    documents = list(yaml.safe_load_all(done.stdout))
+    (deployment,) = (one for one in documents if one["kind"] == "Deployment")
+    kubernetes_validate.validate(deployment, SCHEMA, strict=True)
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    given, unknown = parse_flags(container["args"], list_flags(ServerFlags))
+    assert unknown == []
+    folder = Path(str(given["require_signature_key"])).parent
+    mount = next(one for one in container["volumeMounts"] if one["mountPath"] == str(folder))
+    volumes = deployment["spec"]["template"]["spec"]["volumes"]
+    volume = next(one for one in volumes if one["name"] == mount["name"])
+    keys = next(
+        one
+        for one in documents
+        if one["kind"] == "ConfigMap" and one["metadata"]["name"] == volume["configMap"]["name"]
+    )
+    assert keys["data"] == {"signing.pub": "a public key\n"}
 
 
 def test_compose_confines_the_servers_and_publishes_on_loopback() -> None:

@@ -99,7 +99,7 @@ def add_bake_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_bake(arguments: argparse.Namespace) -> int:
     """Builds the image, prints its reference; returns the exit code."""
-    version_dir = find_version_dir(arguments.version_dir)
+    version_dir = layout.find_version_dir(arguments.version_dir)
     manifest = read_manifest(version_dir)
     check_files(version_dir, manifest)
     if arguments.modelcar and arguments.server:
@@ -130,19 +130,6 @@ def run_bake(arguments: argparse.Namespace) -> int:
         return ExitCode.UNREACHABLE
     say(reference)
     return ExitCode.DONE
-
-
-def find_version_dir(path: Path) -> Path:
-    """A version directory: `path` itself, or the newest below it."""
-    if (path / layout.MANIFEST).exists() or layout.parse_version(path.name) is not None:
-        return path
-    try:
-        versions = layout.find_versions(path)
-    except OSError as error:
-        raise ConfigError(f"--version_dir={path}: {error.strerror or error}") from None
-    if not versions:
-        raise ConfigError(f"--version_dir={path}: no version there; publish one first")
-    return list(versions.values())[-1]
 
 
 def name_image(manifest: Manifest, server: ImageServer | None, *, repository: str = "") -> str:
