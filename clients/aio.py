@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clients.core.checking import BatchLike
 from clients.core.effects import Call, Effects
@@ -31,6 +31,9 @@ from clients.transport.grpc_aio import AsyncGrpcCaller
 from contract.errors import PlumblineError
 from contract.servable import ModelSpec
 from contract.signature import Array
+
+if TYPE_CHECKING:
+    from clients.tracing import ClientSpans, TracedAsyncCaller
 
 T = TypeVar("T")
 _END: Any = object()
@@ -72,10 +75,14 @@ class AsyncPredictionClient:
         checks: Checks = DEFAULT_CHECKS,
         connection: ConnectionOptions = DEFAULT_CONNECTION,
     ) -> None:
+        self._connection = connection
+        self._spans: ClientSpans | None = None
         self._operations = Operations(
             GrpcDialect(), model_name=model_name, timeouts=timeouts, retry=retry, checks=checks
         )
         self._caller = AsyncGrpcCaller(address, connection)
+        if connection.tracing:
+            self._spans = self._make_spans()
 
     async def predict(
         self,
@@ -117,9 +124,10 @@ class AsyncPredictionClient:
             timeout_s=self._operations.timeouts.predict_s if timeout_s is None else timeout_s,
             progress=progress,
         )
-        return stream_parts(
-            self._caller, self._operations, data, spec, options, read_metadata(metadata)
-        )
+        caller: AsyncGrpcCaller | TracedAsyncCaller = self._caller
+        if self._connection.wants_spans:
+            caller = self._make_spans().trace_async_caller(self._caller)
+        return stream_parts(caller, self._operations, data, spec, options, read_metadata(metadata))
 
     async def classify(
         self,
@@ -203,9 +211,20 @@ class AsyncPredictionClient:
 
     async def _run(self, effects: Effects[T], metadata: MetadataLike) -> T:
         make: Making = self._caller.make
+        if self._connection.wants_spans:
+            self._spans = self._spans or self._make_spans()
+            following = self._spans.follow(read_metadata(metadata))
+            followed, carry = following.follow(effects), self._caller.make
+            return await run_effects(followed, lambda call: carry(call, following.metadata))
         if metadata:
             make = functools.partial(self._caller.make, metadata=read_metadata(metadata))
         return await run_effects(effects, make)
+
+    def _make_spans(self) -> ClientSpans:
+        # Here, so that whoever wants no spans neither needs OpenTelemetry nor waits for it.
+        from clients.tracing import ClientSpans
+
+        return ClientSpans(self._caller.address, self._operations.model_name)
 
 
 async def run_effects(effects: Effects[T], make: Making) -> T:
@@ -225,7 +244,7 @@ async def run_effects(effects: Effects[T], make: Making) -> T:
 
 
 async def stream_parts(
-    caller: AsyncGrpcCaller,
+    caller: AsyncGrpcCaller | TracedAsyncCaller,
     operations: Operations,
     data: AsyncRowsLike,
     spec: ModelSpec,

@@ -36,6 +36,7 @@ from contract.signature import Array
 if TYPE_CHECKING:
     import grpc
 
+    from clients.tracing import ClientSpans, TracedGrpcCaller
     from clients.transport.http import HttpCaller
 
 T = TypeVar("T")
@@ -47,11 +48,21 @@ class BlockingClient:
     Args:
         operations: What is asked, and how it is written.
         caller: Carries it.
+        connection: Whether calls are traced.
     """
 
-    def __init__(self, operations: Operations, caller: GrpcCaller | HttpCaller) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        caller: GrpcCaller | HttpCaller,
+        connection: ConnectionOptions,
+    ) -> None:
         self._operations = operations
         self._caller = caller
+        self._connection = connection
+        self._spans: ClientSpans | None = None
+        if connection.tracing:
+            self._spans = self._make_spans()
 
     def predict(
         self,
@@ -252,9 +263,20 @@ class BlockingClient:
 
     def _run(self, effects: Effects[T], metadata: MetadataLike) -> T:
         make = self._caller.make
+        if self._connection.wants_spans:
+            self._spans = self._spans or self._make_spans()
+            following = self._spans.follow(read_metadata(metadata))
+            followed = following.follow(effects)
+            return run_effects(followed, lambda call: make(call, following.metadata))
         if metadata:
             make = functools.partial(make, metadata=read_metadata(metadata))
         return run_effects(effects, make)
+
+    def _make_spans(self) -> ClientSpans:
+        # Here, so that whoever wants no spans neither needs OpenTelemetry nor waits for it.
+        from clients.tracing import ClientSpans
+
+        return ClientSpans(self._caller.address, self._operations.model_name)
 
 
 class PredictionClient(BlockingClient):
@@ -293,7 +315,7 @@ class PredictionClient(BlockingClient):
         operations = Operations(
             GrpcDialect(), model_name=model_name, timeouts=timeouts, retry=retry, checks=checks
         )
-        super().__init__(operations, self._grpc)
+        super().__init__(operations, self._grpc, connection)
 
     def predict_many(
         self,
@@ -315,7 +337,7 @@ class PredictionClient(BlockingClient):
         fails for a row's sake is sent again alone, then in halves until the bad rows are
         found: they come as `Part.failed`, the rest is answered. A server that restarts on
         the way is waited for, `RetryPolicy.patience_s` long. Leaving the loop cancels what
-        is in flight.
+        is in flight. Where calls are traced, each sending of a batch is a span.
 
         Args:
             data: All rows (an array, or a mapping of input name to array), or an iterator
@@ -348,9 +370,10 @@ class PredictionClient(BlockingClient):
             timeout_s=self._operations.timeouts.predict_s if timeout_s is None else timeout_s,
             progress=progress,
         )
-        return stream_parts(
-            self._grpc, self._operations, data, spec, options, read_metadata(metadata)
-        )
+        caller: GrpcCaller | TracedGrpcCaller = self._grpc
+        if self._connection.wants_spans:
+            caller = self._make_spans().trace_caller(self._grpc)
+        return stream_parts(caller, self._operations, data, spec, options, read_metadata(metadata))
 
 
 class RestClient(BlockingClient):
@@ -392,7 +415,7 @@ class RestClient(BlockingClient):
         operations = Operations(
             RestDialect(), model_name=model_name, timeouts=timeouts, retry=retry, checks=checks
         )
-        super().__init__(operations, HttpCaller(address, connection))
+        super().__init__(operations, HttpCaller(address, connection), connection)
 
 
 def run_effects(effects: Effects[T], make: Callable[[Call], bytes | PlumblineError]) -> T:
@@ -420,7 +443,7 @@ def run_effects(effects: Effects[T], make: Callable[[Call], bytes | PlumblineErr
 
 
 def stream_parts(
-    caller: GrpcCaller,
+    caller: GrpcCaller | TracedGrpcCaller,
     operations: Operations,
     data: RowsLike,
     spec: ModelSpec,
@@ -467,7 +490,7 @@ def _give_items(run: PredictRun, source: Iterator[BatchLike]) -> Exception | Non
 
 
 def _await_one(
-    caller: GrpcCaller,
+    caller: GrpcCaller | TracedGrpcCaller,
     make: Callable[[Call], bytes | PlumblineError],
     run: PredictRun,
     ended: queue.SimpleQueue[grpc.Future],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, cast
@@ -148,6 +149,9 @@ class ConnectionOptions:
         max_answer_bytes: The largest answer that is read, inflated; a larger one is a
             ResourceExhaustedError, and `predict_many` asks for fewer rows at a time.
         metadata: Sent with every call; what a call has of its own under the same key wins.
+        tracing: Whether each call is a span of OpenTelemetry, made by the tracer provider that the
+            application has set, and the server is told of it. None stands for yes in an
+            application that has imported `opentelemetry.trace`.
 
     Raises:
         ConfigError: `max_answer_bytes` is below 1 or above 2^31 - 1, or metadata that cannot be.
@@ -159,6 +163,7 @@ class ConnectionOptions:
     compression: Literal["none", "gzip", "deflate"] = "none"
     max_answer_bytes: int = 256 * 2**20
     metadata: MetadataLike = dataclasses.field(default=(), repr=False)
+    tracing: bool | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_answer_bytes < 2**31:
@@ -167,12 +172,19 @@ class ConnectionOptions:
             )
         object.__setattr__(self, "metadata", read_metadata(self.metadata))
 
+    @property
+    def wants_spans(self) -> bool:
+        """Whether calls are traced from now on."""
+        return "opentelemetry.trace" in sys.modules if self.tracing is None else self.tracing
+
     def headers(self, own: Metadata = ()) -> Metadata:
         """What goes with a call: its own metadata, and what goes with every one.
 
         Raises:
             ConfigError: The token is empty or holds more than one line.
         """
+        if self.token is None and not self.metadata:
+            return own
         always = cast("Metadata", self.metadata)
         if self.token is not None:
             always = (("authorization", self._read_token()), *always)

@@ -170,6 +170,10 @@ class RequestContext(abc.ABC):
     is_abandoned: bool
     notes: CallNotes | None = None
 
+    def name_call(self) -> CallNotes | None:
+        """What names the call in a line about it, whether it is watched or not."""
+        return self.notes
+
     @property
     @abc.abstractmethod
     def caller(self) -> Hashable:

@@ -98,6 +98,8 @@ def _log_uncaught(
 class LineFormatter(logging.Formatter):
     """One line a record, and a traceback indented below it: no text can pass for another record.
 
+    A record's `call`, which is given as `extra`, is the `CallNotes` of what it is about.
+
     Args:
         who: Which process writes, where there are several.
     """
@@ -108,6 +110,9 @@ class LineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         record.message = clean_text(record.message)
+        call = getattr(record, "call", None)
+        if call is not None:
+            record.message += f" (request id {call.request_id})"
         return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
@@ -183,9 +188,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class JsonFormatter(logging.Formatter):
-    """One line of JSON a record: see `LogLine`.
-
-    A record's `call`, which is given as `extra`, is the `CallNotes` of what it is about.
+    """One line of JSON a record: see `LogLine`, and `LineFormatter` for `call`.
 
     Args:
         who: Which process writes, where there are several.
@@ -286,16 +289,28 @@ def _begin_text_line(second: int, who: str) -> bytes:
 
 
 def _write_text(beginning: bytes, access: Access) -> bytes:
-    fields = [
-        f" {name}={_quote(value)}"
-        for name in access.__struct_fields__
-        if (value := getattr(access, name)) not in ("", None)
-    ]
-    return b"%s%s\n" % (beginning, "".join(fields).encode())
+    one = access
+    text = (
+        f" method={_quote(one.method)} status={one.status} duration_us={one.duration_us}"
+        f" request_bytes={one.request_bytes} answer_bytes={one.answer_bytes}"
+    )
+    if one.model:
+        text += f" model={_quote(one.model)}"
+    if one.version is not None:
+        text += f" version={one.version}"
+    if one.signature:
+        text += f" signature={_quote(one.signature)}"
+    if one.rows is not None:
+        text += f" rows={one.rows}"
+    text += f" peer={one.peer} request_id={one.request_id}"
+    if one.trace_id:
+        text += f" trace_id={one.trace_id}"
+    if one.error:
+        text += f" error={_quote(one.error)}"
+    return b"%s%s\n" % (beginning, text.encode())
 
 
-def _quote(value: object) -> str:
-    text = str(value)
+def _quote(text: str) -> str:
     return text if _is_bare(text) else _encode(text).decode()
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 IN_FLIGHT = 32
@@ -55,6 +55,7 @@ def run_grpc(
     seconds: float,
     answer_bytes: int = 0,
     in_flight: int = IN_FLIGHT,
+    metadata: Sequence[str] = (),
 ) -> Driven:
     """Drives one unary method with a fixed message.
 
@@ -65,24 +66,36 @@ def run_grpc(
         seconds: How long to drive the server.
         answer_bytes: Size of one serialized answer, or 0 not to check it.
         in_flight: Calls in flight, over min(4, in_flight) connections.
+        metadata: `key: value`, the same with each call.
     """
     clients = min(CLIENTS, in_flight)
     return _drive(
         f"http://127.0.0.1:{port}{path}",
         frame(message),
-        ["-c", str(clients), "-m", str(in_flight // clients), *_GRPC_HEADERS],
+        ["-c", str(clients), "-m", str(in_flight // clients), *_GRPC_HEADERS, *_name(metadata)],
         seconds=seconds,
         answer_bytes=answer_bytes and answer_bytes + 5,
         in_flight=in_flight,
     )
 
 
-def run_rest(port: int, path: str, body: bytes, *, seconds: float, answer_bytes: int = 0) -> Driven:
+def run_rest(
+    port: int,
+    path: str,
+    body: bytes,
+    *,
+    seconds: float,
+    answer_bytes: int = 0,
+    headers: Sequence[str] = (),
+) -> Driven:
     """Drives a REST POST with a fixed JSON body, over HTTP/1.1 on 32 connections."""
     return _drive(
         f"http://127.0.0.1:{port}{path}",
         body,
-        ["--h1", "-c", str(IN_FLIGHT), "-m", "1", "-H", "content-type: application/json"],
+        [
+            *("--h1", "-c", str(IN_FLIGHT), "-m", "1", "-H", "content-type: application/json"),
+            *_name(headers),
+        ],
         seconds=seconds,
         answer_bytes=answer_bytes,
         in_flight=IN_FLIGHT,
@@ -110,6 +123,10 @@ def pipeline_grpc(port: int, path: str, message: bytes, *, in_flight: int) -> It
         finally:
             process.kill()
             process.wait()
+
+
+def _name(headers: Sequence[str]) -> list[str]:
+    return [word for header in headers for word in ("-H", header)]
 
 
 def _drive(

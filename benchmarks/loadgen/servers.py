@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -53,7 +53,8 @@ class Running:
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """How a server is started: `command(version_dir, grpc_port, rest_port)`, in `folder`."""
+    """How a server is started: `command(version_dir, grpc_port, rest_port)`, in `folder`, with
+    these variables more."""
 
     name: str
     command: Callable[[Path, int, int], list[str]]
@@ -61,6 +62,7 @@ class Server:
     rest: bool = True
     rest_path: str = "/v1/models/m:predict"
     folder: Path = HERE.parent
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def find_free_port() -> int:
@@ -81,7 +83,9 @@ def run(
     start = time.perf_counter()
     process = subprocess.Popen(
         command,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(server.folder)},
+        env=os.environ
+        | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(server.folder)}
+        | server.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=server.folder,

@@ -71,7 +71,7 @@ class Operations:
         self.retry = retry
         self.checks = checks
         self.clock = time.monotonic
-        self._model_name = model_name
+        self.model_name = model_name
         self._specs: dict[tuple[int | None, str | None, str], ModelSpec] = {}
         self._cache = SignatureCache(self.clock, checks)
 
@@ -85,7 +85,7 @@ class Operations:
             if len(self._specs) >= _MOST_SPECS:
                 self._specs.clear()
             spec = self._specs[key] = ModelSpec(
-                self._model_name, version, version_label, signature_name
+                self.model_name, version, version_label, signature_name
             )
         return spec
 
@@ -100,7 +100,12 @@ class Operations:
         deadline = self._deadline(timeout_s, self.timeouts.predict_s)
         ready = yield from self.prepare(batch, spec, deadline)
         question = self.dialect.ask_predict(spec, ready.batch, output_filter)
-        body = yield from self._exchange(question, deadline)
+        try:
+            body = yield from self._exchange(question, deadline)
+        except PlumblineError as error:
+            cached = ready.cached
+            signature = None if cached is None else cached.find(spec.signature_name).signature
+            raise self.dialect.advise(error, ready.batch, signature) from error.__cause__
         return (yield from self.read_answer(body, ready, spec, output_filter, deadline))
 
     def prepare(self, batch: BatchLike, spec: ModelSpec, deadline: float) -> Effects[Prepared]:

@@ -15,10 +15,15 @@ from contract.errors import ConfigError, PlumblineError
 
 
 class AsyncGrpcCaller:
-    """Makes calls on one channel, which belongs to the event loop that made the first one."""
+    """Makes calls on one channel, which belongs to the event loop that made the first one.
+
+    Attributes:
+        address: As it was given.
+    """
 
     def __init__(self, address: str | Iterable[str], connection: ConnectionOptions) -> None:
         self._address = address if isinstance(address, str) else tuple(address)
+        self.address = address if isinstance(address, str) else ",".join(self._address)
         parse_target(self._address)  # an address that cannot be is refused here, not later
         self._connection = connection
         self._headers = connection.headers

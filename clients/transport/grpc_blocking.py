@@ -14,11 +14,17 @@ from contract.errors import PlumblineError
 
 
 class GrpcCaller:
-    """Makes calls on one channel; for the address see `clients.transport.channel`."""
+    """Makes calls on one channel; for the address see `clients.transport.channel`.
+
+    Attributes:
+        address: As it was given.
+    """
 
     def __init__(self, address: str | Iterable[str], connection: ConnectionOptions) -> None:
         self._headers = connection.headers
-        self._channel, self._address = open_channel(grpc, address, connection)
+        given = address if isinstance(address, str) else tuple(address)
+        self.address = given if isinstance(given, str) else ",".join(given)
+        self._channel, self._address = open_channel(grpc, given, connection)
         self._methods: dict[str, grpc.UnaryUnaryMultiCallable] = {}
 
     def close(self) -> None:

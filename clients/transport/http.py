@@ -47,6 +47,9 @@ class HttpCaller:
 
     Of the connection's options, keepalive is the transport's.
 
+    Attributes:
+        address: With scheme and port.
+
     Raises:
         ConfigError: The address or a TLS file cannot be used.
     """
@@ -54,7 +57,7 @@ class HttpCaller:
     def __init__(self, address: str, connection: ConnectionOptions) -> None:
         if connection.compression == "deflate":
             raise ConfigError("TensorFlow Serving's REST API takes compression gzip or none")
-        self._url = parse_url(address, encrypted=connection.tls is not None)
+        self.address = self._url = parse_url(address, encrypted=connection.tls is not None)
         self._headers = connection.headers
         self._gzip = connection.compression == "gzip"
         tls = connection.tls

@@ -242,7 +242,7 @@ class _Responder:
             _note_asked(request, context)
         told = _tell(error, is_parsed=request is not None)
         if told is None:
-            _log.error("%s failed", self._name, exc_info=error, extra={"call": context.notes})
+            _log.error("%s failed", self._name, exc_info=error, extra={"call": context.name_call()})
             told = InternalError(CRASH_TEXT)
         if self._observer is not None:
             model_name = "" if request is None else request.model_spec.name

@@ -25,9 +25,9 @@ from contract.errors import (
 )
 from contract.signature import Array
 from contract.wire.status_codes import REQUEST_ID_KEY, trailing_metadata_for
-from serving.context import RequestContext
+from serving.context import CallNotes, RequestContext
 from serving.grpc.buffers import BufferPool
-from serving.monitoring.watch import read_request_id
+from serving.monitoring.watch import name_call, read_request_id
 from serving.security import Authorize
 from serving.transport.admission import RETRY_AFTER_S, MemoryBudget, Reservation
 from serving.transport.driving import Started
@@ -264,6 +264,7 @@ class Call(Stream, RequestContext):
         "_is_deflated",
         "_is_open",
         "_lent",
+        "_named",
         "_ok_head",
         "_prefix",
         "_reservation",
@@ -282,6 +283,7 @@ class Call(Stream, RequestContext):
     def open(self) -> None:  # noqa: C901 - on the hot path
         self._is_open = False
         self._is_counted = False
+        self._named: CallNotes | None = None
         self.deadline = math.inf
         self.is_abandoned = False
         self._buffer: memoryview | None = None
@@ -539,14 +541,29 @@ class Call(Stream, RequestContext):
     def _fail(self, error: Exception) -> None:
         """Whatever fails, the caller gets a status."""
         if not isinstance(error, PlumblineError):
-            _log.error("a call failed", exc_info=error, extra={"call": self.notes})
+            _log.error("a call failed", exc_info=error, extra={"call": self.name_call()})
             error = InternalError(CRASH_TEXT)
         block = make_error(error, *self._list_given_back(), is_begun=self.queue is not None)
         self._refuse(block, error.code)
 
     def _list_given_back(self) -> tuple[tuple[bytes, bytes], ...]:
         """Fields of an answer that ends in an error."""
+        if self._named is not None and self._service.gives_back_ids:
+            return ((REQUEST_ID_NAME, self._named.request_id.encode()),)
         return self._told.given_back
+
+    def name_call(self) -> CallNotes | None:
+        if self.notes is not None:
+            return self.notes
+        if self._named is None:
+            told, head = self._told, self.head
+            assert head is not None
+            self._named = name_call(
+                head.path.decode("latin-1"),
+                request_id=told.request_id,
+                trace_parent=told.trace_parent,
+            )
+        return self._named
 
     def _refuse_for_now(self) -> None:
         text = (

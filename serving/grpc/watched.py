@@ -9,6 +9,19 @@ from serving.grpc.protocol import REQUEST_ID_NAME, Call, Message, Service, Told,
 from serving.monitoring.watch import CallWatch
 from serving.transport.http2 import Block, Connection, Head
 
+_ANY_ID = b"0" * 32
+_ANY_HEAD = make_ok_head((REQUEST_ID_NAME, _ANY_ID))
+assert _ANY_HEAD.block.endswith(_ANY_ID)
+
+
+def make_head_of(request_id: bytes) -> Block:
+    """What precedes the answer to a call whose name was drawn here: made of another's, all but the
+    name, which is as long."""
+    block = Block.__new__(Block)
+    block.block = _ANY_HEAD.block[: -len(_ANY_ID)] + request_id
+    block.opening, block.closing = _ANY_HEAD.opening, _ANY_HEAD.closing
+    return block
+
 
 def make_watched_calls(
     service: Service, watch: CallWatch
@@ -47,8 +60,11 @@ class WatchedCall(Call):
                     trace_state=told.trace_state,
                 )
         super().open()
-        if self.notes is not None and self.notes.code is None and not self._told.given_back:
-            self._ok_head = make_ok_head(*self._list_given_back())
+        notes = self.notes
+        if notes is None or notes.code is not None or not self._service.gives_back_ids:
+            return
+        if not self._told.given_back:
+            self._ok_head = make_head_of(notes.request_id.encode())
 
     def _begin(self, body: Message) -> None:
         if self.notes is not None:

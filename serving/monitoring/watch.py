@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from contract.errors import Code
 from contract.servable import DEFAULT_SIGNATURE_NAME
-from serving.config.flags import JSON
 from serving.config.server import ServerConfig
 from serving.context import CallNotes, TraceParent
 from serving.logs import Access, AccessLog, clean_text
@@ -53,6 +52,38 @@ def read_trace_parent(value: bytes | None, state: bytes | None = None) -> TraceP
     )
 
 
+def name_call(
+    method: str,
+    *,
+    request_id: bytes | None,
+    trace_parent: bytes | None,
+    trace_state: bytes | None = None,
+    peer: str = "",
+    has_trace: bool = False,
+) -> CallNotes:
+    """New notes of a call.
+
+    Args:
+        method: See `CallNotes`.
+        request_id: The value of `x-request-id`, as it was sent; one is drawn where none was.
+        trace_parent: And of `traceparent`.
+        trace_state: And of `tracestate`.
+        peer: See `CallNotes`.
+        has_trace: Whether a call without a caller's trace begins one.
+    """
+    parent = read_trace_parent(trace_parent, trace_state)
+    trace_id = "" if parent is None else parent.trace_id
+    if has_trace and not trace_id:
+        trace_id = f"{_draw_id():032x}"
+    return CallNotes(
+        method[:MAX_METHOD],
+        peer=peer,
+        request_id=read_request_id(request_id) or f"{_draw_id():032x}",
+        parent=parent,
+        trace_id=trace_id,
+    )
+
+
 class CallWatch:
     """Watches calls; belongs to the event loop's thread, but for `CallNotes` themselves.
 
@@ -74,26 +105,14 @@ class CallWatch:
         trace_parent: bytes | None,
         trace_state: bytes | None = None,
     ) -> CallNotes:
-        """A call has begun; gives its notes.
-
-        Args:
-            method: See `CallNotes`.
-            peer: See `CallNotes`.
-            request_id: The value of `x-request-id`, as it was sent.
-            trace_parent: And of `traceparent`.
-            trace_state: And of `tracestate`.
-        """
-        parent = read_trace_parent(trace_parent, trace_state)
-        if parent is not None:
-            trace_id = parent.trace_id
-        else:
-            trace_id = "" if self._tracing is None else f"{_draw_id():032x}"
-        return CallNotes(
-            method[:MAX_METHOD],
+        """A call has begun; gives its notes: see `name_call`."""
+        return name_call(
+            method,
+            request_id=request_id,
+            trace_parent=trace_parent,
+            trace_state=trace_state,
             peer=peer,
-            request_id=read_request_id(request_id) or f"{_draw_id():032x}",
-            parent=parent,
-            trace_id=trace_id,
+            has_trace=self._tracing is not None,
         )
 
     def end(self, notes: CallNotes, code: Code) -> None:
@@ -119,10 +138,10 @@ def make_watch(config: ServerConfig, who: str = "") -> CallWatch | None:
     """What watches the calls of this process; None where nobody wants to know.
 
     Args:
-        config: --tracing, --access_log and --log_format: lines of JSON about a call name it.
+        config: --tracing and --access_log.
         who: Which process this is, where there are several.
     """
-    if not (config.tracing or config.access_log or config.log_format == JSON):
+    if not (config.tracing or config.access_log):
         return None
     tracing = None
     if config.tracing:

@@ -23,16 +23,16 @@ from contract.errors import (
     PlumblineError,
     RequestError,
     ResourceExhaustedError,
-    ServableUnavailableError,
     UnauthenticatedError,
 )
 from contract.wire.status_codes import REQUEST_ID_KEY, headers_for, http_status
-from serving.addresses import join_address
+from serving.addresses import explain_listening, join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
+from serving.context import CallNotes
 from serving.monitoring.health import Health
 from serving.monitoring.metrics import CONTENT_TYPE, find_product_version
-from serving.monitoring.watch import CallWatch, read_request_id
+from serving.monitoring.watch import CallWatch, name_call, read_request_id
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
 from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
@@ -210,10 +210,7 @@ class RestServer:
                 self.port = config.rest_api_port
         except OSError as error:
             address = join_address(config.host, config.rest_api_port)
-            raise ServableUnavailableError(
-                f"cannot listen on {address}: {error.strerror or error}; "
-                "choose another --rest_api_port"
-            ) from None
+            raise explain_listening(address, "--rest_api_port", error) from None
 
     async def stop(self, grace_s: float) -> bool:
         """Takes no new connections, and waits at most `grace_s` for the calls in flight.
@@ -379,13 +376,26 @@ class RestServer:
             return self._refuse(name, error)
         except Exception:  # the boundary: a caller learns nothing of it, the log all
             _log.exception(
-                "%s %s failed", method, path[:256], extra={"call": request.context.notes}
+                "%s %s failed", method, path[:256], extra={"call": self._name_call(request)}
             )
             return self._refuse(name, InternalError(CRASH_TEXT))
         elapsed_us = (time.perf_counter() - started) * 1e6
         self._observer.observe_request_latency(name, target.verb, "REST", elapsed_us)
         self._observer.observe_request(name, "OK")
         return answer
+
+    def _name_call(self, request: Request) -> CallNotes:
+        """What names a request in a line about it; the answer names it too."""
+        notes = request.context.notes
+        if notes is None:
+            notes = request.context.notes = name_call(
+                request.method,
+                request_id=request.headers.get(_REQUEST_ID),
+                trace_parent=request.headers.get(b"traceparent"),
+            )
+            if self._gives_back_ids:
+                request.answer_head = f"{REQUEST_ID_KEY}: {notes.request_id}\r\n".encode()
+        return notes
 
     def _refuse(self, name: str, error: PlumblineError) -> Answer:
         self._observer.observe_request(name, error.code.name)

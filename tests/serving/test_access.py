@@ -21,6 +21,7 @@ from contract.servable import ModelSpec
 from contract.wire.predict import encode_predict_request
 from contract.wire.rpc import GET_MODEL_STATUS, PREDICT
 from serving.config.server import ServerConfig
+from serving.logs import LineFormatter
 from serving.monitoring.watch import read_request_id
 from tests.serving.numpy_servables import NumpyEngine, OneModelManager, make_servable
 from tests.serving.server_process import ServerProcess
@@ -62,11 +63,11 @@ def test_an_answer_has_the_name_that_its_request_came_with(
         assert ask_rest(faces, {NAME: "a/b+c=1"}, model)[NAME] == "a/b+c=1"
 
 
-def test_whoever_sends_no_name_is_given_none_unless_a_log_names_it() -> None:
+def test_whoever_sends_no_name_is_given_none_unless_the_access_log_names_it() -> None:
     with serve_m() as faces:
         assert NAME not in ask_grpc(faces.grpc_port)
         assert NAME not in ask_rest(faces)
-    with serve_m(log_format="json") as faces:
+    with serve_m(access_log=True) as faces:
         names = [ask_grpc(faces.grpc_port)[NAME] for _ in range(2)]
         names += [ask_rest(faces)[NAME], ask_grpc(faces.grpc_port, model="unknown")[NAME]]
         assert len({*names}) == 4
@@ -88,6 +89,23 @@ def test_names_that_could_pass_for_something_else_are_none(value: bytes) -> None
 def test_a_name_of_128_characters_is_one() -> None:
     assert read_request_id(b"n" * 128) == "n" * 128
     assert read_request_id(None) == ""
+
+
+def test_a_crash_is_named_in_the_log_and_in_its_answer(caplog: pytest.LogCaptureFixture) -> None:
+    body = json.dumps({"signature_name": "crashes", "instances": [1.0]}).encode()
+    with serve_m() as faces, caplog.at_level(logging.ERROR):
+        answers = [
+            ask_grpc(faces.grpc_port, signature="crashes"),
+            faces.request("POST", "/v1/models/m:predict", body).headers,
+            ask_grpc(faces.grpc_port, (NAME, "given"), signature="crashes"),
+            faces.request("POST", "/v1/models/m:predict", body, {NAME: "given"}).headers,
+        ]
+    crashes = [record for record in caplog.records if record.exc_info]
+    assert [answer[NAME] for answer in answers] == [one.call.request_id for one in crashes]
+    assert [answer[NAME] for answer in answers[2:]] == ["given", "given"]
+    assert len(answers[0][NAME]) == len(answers[1][NAME]) == 32
+    lines = [LineFormatter().format(one).splitlines()[0] for one in crashes]
+    assert lines[2].endswith("failed (request id given)")
 
 
 def test_a_crash_is_logged_with_the_name_of_its_call(caplog: pytest.LogCaptureFixture) -> None:

@@ -161,7 +161,7 @@ def write_access(log_format: str, **fields: object) -> str:
         "log = AccessLog(sys.argv[1], 'worker 1'); log.write(Access(**json.loads(sys.argv[2])))"
     )
     given = {"method": "POST /v1/models/m:predict", "status": "OK", "duration_us": 7}
-    given |= {"request_bytes": 1, "answer_bytes": 2} | fields
+    given |= {"request_bytes": 1, "answer_bytes": 2, "peer": "p", "request_id": "r"} | fields
     done = subprocess.run(
         [sys.executable, "-c", code, log_format, json.dumps(given)],
         capture_output=True,
@@ -188,6 +188,8 @@ def test_an_access_is_a_line_of_json() -> None:
         "model": 'm"',
         "version": 3,
         "rows": 0,
+        "peer": "p",
+        "request_id": "r",
     }
 
 
@@ -196,7 +198,8 @@ def test_an_access_is_a_line_of_text_whose_fields_cannot_be_forged() -> None:
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{6} I serving\.access\] worker 1: ", line)
     assert line.endswith(
         'method="POST /v1/models/m:predict" status=OK duration_us=7 '
-        'request_bytes=1 answer_bytes=2 model="m status=OK" version=3 error="says \\"no\\""'
+        'request_bytes=1 answer_bytes=2 model="m status=OK" version=3 peer=p request_id=r '
+        'error="says \\"no\\""'
     )
 
 
