@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 MODEL ?= mlp
 BASE_PATH ?= models
+# Processes that a target's tests run in.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -34,19 +36,16 @@ train: $(INSTALLED) ## Train only
 	@$(BIN)/python -m exporter train --config configs/$(MODEL).toml $(ARGS)
 
 .PHONY: serve
-serve: $(INSTALLED) ## Serve it on localhost: gRPC 8500, REST 8501
-	@$(call need_version,serve)
+serve: has-version $(INSTALLED) ## Serve it on localhost: gRPC 8500, REST 8501
 	@$(BIN)/python -m serving embedded --port=8500 --rest_api_port=8501 \
 	  --model_name=$(MODEL) --model_base_path=$(abspath $(BASE_PATH)/$(MODEL)) $(ARGS)
 
 .PHONY: predict
-predict: $(INSTALLED) ## Send golden inputs to a running server
-	@$(call need_version,predict)
+predict: has-version $(INSTALLED) ## Send golden inputs to a running server
 	@$(BIN)/python -m clients predict --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) $(ARGS)
 
 .PHONY: parity
-parity: $(INSTALLED) ## Compare every way to ask, and the device
-	@$(call need_version,parity)
+parity: has-version $(INSTALLED) ## Compare every way to ask, and the device
 	@$(BIN)/python -m clients parity --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) --via all $(ARGS)
 
 .PHONY: demo
@@ -59,8 +58,9 @@ web: web/node_modules/.installed ## Build the pages that run models in a browser
 
 # What a developer types -----------------------------------------------------------------
 
-.PHONY: setup
+.PHONY: setup setup-2.20
 setup: $(INSTALLED) ## Install the tested versions into .venv
+setup-2.20: $(INSTALLED_2_20)
 
 .PHONY: lint
 lint: $(INSTALLED) ## ruff, mypy --strict, import contracts
@@ -84,19 +84,19 @@ licences: $(INSTALLED) ## The same as a table of licences
 
 .PHONY: test
 test: $(INSTALLED) ## All tests that need nothing but this environment
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(HERE)" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "$(HERE)" $(ARGS)
 
 .PHONY: test-quick
 test-quick: $(INSTALLED) ## Tests that import no TensorFlow
-	$(BIN)/python -m pytest -n 2 -m "$(HERE) and not tensorflow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "$(HERE) and not tensorflow" $(ARGS)
 
 .PHONY: test-clients
 test-clients: $(INSTALLED) ## The clients' tests without TensorFlow installed
-	@scripts/test-clients-without-tensorflow $(ARGS)
+	@scripts/test-clients-without-tensorflow -n $(WORKERS) $(ARGS)
 
 .PHONY: test-dist
 test-dist: dist ## The wheel in an empty environment per extra
-	$(BIN)/python -m pytest tests/dist -q -m dist $(ARGS)
+	$(BIN)/python -m pytest tests/wheel -q -m dist $(ARGS)
 
 .PHONY: test-oldest
 test-oldest: $(INSTALLED) ## The contract on the oldest releases allowed
@@ -104,7 +104,7 @@ test-oldest: $(INSTALLED) ## The contract on the oldest releases allowed
 
 .PHONY: test-tensorflow-2.20
 test-tensorflow-2.20: $(INSTALLED_2_20) ## Exporter and TensorFlow engine on TensorFlow 2.20
-	@scripts/test-tensorflow-2.20 $(ARGS)
+	@scripts/test-tensorflow-2.20 -n $(WORKERS) $(ARGS)
 
 .PHONY: test-arm64
 test-arm64: $(INSTALLED) $(INSTALLED_ARM64) ## Both models on an emulated Raspberry Pi 4
@@ -164,14 +164,17 @@ image: ## Build the image (TARGET=tensorflow, BASE=IMAGE)
 dist: $(INSTALLED) web ## Build the wheel and the sdist into dist/, pages included (needs Node.js 20)
 	@rm -rf dist build/lib build/bdist.* && mkdir -p build
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) \
-	  $(BIN)/python -m build --no-isolation --outdir dist >build/dist.log || \
+	  $(BIN)/python -m build --no-isolation --outdir dist >build/dist.log 2>&1 || \
 	  { cat build/dist.log >&2; exit 1; }
 	@ls dist/*
 
-.PHONY: test-container
-test-container: $(INSTALLED) ## Build both images, test them on docker or podman
+.PHONY: images
+images: ## Build both images
 	@deploy/build embedded
 	@deploy/build tensorflow
+
+.PHONY: test-container
+test-container: $(INSTALLED) images ## Build both images, test them on docker or podman
 	$(BIN)/python -m pytest -m container $(ARGS)
 
 .PHONY: protos
@@ -198,13 +201,15 @@ web/node_modules/.installed: web/package.json web/package-lock.json
 	@npm ci --prefix web --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# A server waits for a version to come, and says nothing meanwhile; a newcomer is told what to do.
-define need_version
-$(if $(findstring _dir,$(ARGS))$(findstring _base_path,$(ARGS))$(findstring _config_file,$(ARGS)),:,\
-  ls -d '$(BASE_PATH)/$(MODEL)'/[0-9]* >/dev/null 2>&1 || { echo "make $(1): $(BASE_PATH)/$(MODEL)" \
-  "holds no version yet; make one first: make export$(if $(filter-out mlp,$(MODEL)), MODEL=$(MODEL))$(if \
-  $(filter-out models,$(BASE_PATH)), BASE_PATH=$(BASE_PATH))" >&2; exit 2; })
-endef
+# A server waits for a version to come, and says nothing meanwhile; a newcomer is told what to do, and
+# before anything is installed for it.
+.PHONY: has-version
+has-version:
+	@$(if $(findstring _dir,$(ARGS))$(findstring _base_path,$(ARGS))$(findstring _config_file,$(ARGS)),:,\
+	  ls -d '$(BASE_PATH)/$(MODEL)'/[0-9]* >/dev/null 2>&1 || { echo "make $(firstword $(MAKECMDGOALS)):" \
+	  "$(BASE_PATH)/$(MODEL) holds no version yet; make one first: make export$(if \
+	  $(filter-out mlp,$(MODEL)), MODEL=$(MODEL))$(if $(filter-out models,$(BASE_PATH)), \
+	  BASE_PATH=$(BASE_PATH))" >&2; exit 2; })
 
 # An environment is stale as soon as its lock or the project file is newer than it.
 $(INSTALLED): requirements.lock pyproject.toml

@@ -21,8 +21,11 @@ PAGES = ROOT / "web" / "dist"
 PACKED = {ROOT / "configs": "exporter/configs", PAGES: "clients/web/dist"}
 """Folder of the tree to that of the wheel. An editable install finds those of the tree."""
 
-_FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
-_LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>(?![a-z]+:|#)[^)\s]+)\)")
+_CODE_OR_LINK = re.compile(
+    r"^```.*?^```$|`[^`]+`"
+    r"|(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>(?![a-z]+:|#)[^)\s]+)\)",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 class BuildWithFolders(build_py):
@@ -59,15 +62,13 @@ def write_for_an_index(readme: str, repository: str) -> str:
 
     def rewrite(found: re.Match[str]) -> str:
         picture, text, target = found["picture"], found["text"], found["target"]
+        if target is None:
+            return found[0]  # code stays as it is
         if repository:
             return f"{picture}[{text}]({repository}/{'raw' if picture else 'blob'}/HEAD/{target})"
         return f"*{text}*" if picture else text
 
-    parts = _FENCED.split(readme)  # every second one is code
-    return "".join(
-        part if is_code else _LINK.sub(rewrite, part)
-        for part, is_code in zip(parts, [False, True] * len(parts), strict=False)
-    )
+    return _CODE_OR_LINK.sub(rewrite, readme)
 
 
 def list_urls(repository: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from clients.commands import demo, doctor, load, on_device, parity, predict, replay, status
+from contract.console.completion import add_completion_flag
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.terminal import remark
 from contract.errors import PlumblineError
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Ask a served model, check its answers, run it on the device.",
         epilog=EXIT_CODES,
     )
+    add_completion_flag(parser)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(verbs)

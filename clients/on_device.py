@@ -173,7 +173,7 @@ def find_variant(path: Path, variant: str) -> Path:
     """
     if path.is_file():
         return path
-    version_dir = find_version_dir(path)
+    version_dir = layout.find_version_dir(path)
     found = version_dir / layout.variant_path(variant)
     if variant not in layout.VARIANTS or not found.is_file():
         present = ", ".join(list_variants(version_dir)) or "none, and needs a server"
@@ -202,25 +202,6 @@ def explain_missing(version_dir: Path, variant: str) -> str:
         f"{version_dir} has no {path}; copies are made by: python -m exporter export "
         f"--model {version_dir} --examples FILE"
     )
-
-
-def find_version_dir(path: Path) -> Path:
-    """`path` itself when it is a version directory, else the newest version below it.
-
-    Raises:
-        ConfigError: There is neither.
-    """
-    if not path.is_dir():
-        raise ConfigError(f"{path} does not exist; give a version directory, BASE_PATH/1")
-    if layout.parse_version(path.name) is not None or list_variants(path):
-        return path
-    versions = layout.find_versions(path)
-    if not versions:
-        raise ConfigError(
-            f"{path} is no version directory and has no version below it (a folder named by a "
-            f"number); give one such as {path / '1'}"
-        )
-    return versions[max(versions)]
 
 
 def list_variants(version_dir: Path) -> list[str]:

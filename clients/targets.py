@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from clients.blocking import PredictionClient, RestClient
-from clients.on_device import find_version_dir
 from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions, read_metadata
+from contract import layout
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import Manifest, read_manifest
@@ -141,7 +141,7 @@ def choose_model_name(args: argparse.Namespace) -> str:
 def find_manifest(path: Path) -> Manifest | None:
     """The manifest of a version directory or base path; None when it has none to be read."""
     try:
-        return read_manifest(find_version_dir(path))
+        return read_manifest(layout.find_version_dir(path))
     except (ManifestError, ConfigError):
         return None
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from contract.errors import ConfigError
+
 SAVED_MODEL = "saved_model.pb"
 TFLITE = "model.tflite"
 VARIABLES = "variables"
@@ -123,6 +125,45 @@ def find_versions(base_path: Path) -> dict[int, Path]:
         if version is not None and child.is_dir():
             found.setdefault(version, child)
     return dict(sorted(found.items()))
+
+
+def find_version_dir(path: Path) -> Path:
+    """The version that is meant by a path: itself, or the newest below it.
+
+    Args:
+        path: A version directory, whatever its name, or a base path.
+
+    Returns:
+        `path` where it holds anything that a version holds, else the highest of its versions, and
+        `path` again where its name is a number: whoever reads it says what it lacks.
+
+    Raises:
+        ConfigError: There is neither, or the folder cannot be listed.
+
+    Example:
+        >>> find_version_dir(Path("models/mlp"))  # doctest: +SKIP
+        PosixPath('models/mlp/2')
+    """
+    if not path.is_dir():
+        raise ConfigError(
+            f"{path} is no folder that exists; give a version directory, or a base path that holds "
+            "one"
+        )
+    held = (MANIFEST, SAVED_MODEL, *map(variant_path, VARIANTS))
+    if any((path / name).is_file() for name in held):
+        return path
+    try:
+        versions = find_versions(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be listed: {error.strerror or error}") from None
+    if versions:
+        return versions[max(versions)]
+    if parse_version(path.name) is not None:
+        return path
+    raise ConfigError(
+        f"{path} is no version directory and has no version below it (a folder named by a number, "
+        f"such as {path / '1'}); make one with: python -m exporter export"
+    )
 
 
 def list_files(directory: Path) -> list[str]:

@@ -41,6 +41,8 @@ _NUMPY_NAMES = (
 _NUMPY_BY_NAME: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in _NUMPY_NAMES}
 _NUMPY_BY_NAME["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 _NUMPY_BY_NAME[STRING] = np.dtype(object)
+NUMERIC_DTYPES = frozenset(_NUMPY_BY_NAME) - {STRING}
+"""Names of the dtypes of numbers that an ndarray carries."""
 
 
 @lru_cache(maxsize=256)  # numpy puts the name together anew each time: 3 µs

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from contract import layout
+from contract.console.completion import add_completion_flag
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.extras import require_extra
 from contract.console.progress import show_progress
@@ -102,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.set_defaults(verbose=False)
+    add_completion_flag(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def add(run: Callable[[argparse.Namespace], int], text: str, path: str = "") -> Parser:
@@ -173,6 +175,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument(
         "--version", type=int, metavar="N", help="default: the highest that is complete there"
+    )
+    verb.add_argument(
+        "--key",
+        type=Path,
+        metavar="PUBLIC_KEY",
+        help="fetch a version only if the holder of this key has signed every file of it",
     )
 
     add(
@@ -495,14 +503,18 @@ def publish(arguments: argparse.Namespace) -> int:
 
 def sign(arguments: argparse.Namespace) -> int:
     """`sign VERSION --key KEY`."""
-    signed = sign_published(_find_version_dir(arguments.path), arguments.key)
+    signed = sign_published(layout.find_version_dir(arguments.path), arguments.key)
     return _tell(arguments, signed, lambda: show_signed(signed))
 
 
 def fetch(arguments: argparse.Namespace) -> int:
     """`fetch URL --base_path DIR`."""
     fetch_here = functools.partial(
-        fetch_version, arguments.url, arguments.base_path, version=arguments.version
+        fetch_version,
+        arguments.url,
+        arguments.base_path,
+        version=arguments.version,
+        key=arguments.key,
     )
     return _copy(arguments, "fetch", fetch_here)
 
@@ -631,20 +643,9 @@ def _publish_to(arguments: argparse.Namespace) -> int:
             f"--to copies a version as it is, so --{given[0]} has no place beside it; publish to a "
             "folder of this machine first, then copy that version with --to"
         )
-    version_dir = _find_version_dir(arguments.path)
+    version_dir = layout.find_version_dir(arguments.path)
     copy = functools.partial(copy_to_remote, version_dir, arguments.to)
     return _copy(arguments, f"copy to {arguments.to}", copy)
-
-
-def _find_version_dir(path: Path) -> Path:
-    if not path.is_dir():
-        raise ConfigError(f"{path}: no such folder; give a published version")
-    if (path / layout.MANIFEST).exists():
-        return path
-    versions = layout.find_versions(path)
-    if not versions:
-        raise ConfigError(f"{path}: neither a published version nor a base path that holds one")
-    return versions[max(versions)]
 
 
 def _copy(arguments: argparse.Namespace, title: str, copy: functools.partial[Copied]) -> int:

@@ -270,6 +270,8 @@ def _list_provenance(inspection: Inspection) -> list[tuple[str, str]]:
     rows += [(name, f"{value:.4g}") for name, value in sorted(manifest.metrics.items())]
     rows += sorted(manifest.tool_versions.items())
     rows.append(("manifest", manifest.digest))
+    if (inspection.path / layout.SIGNATURE).exists():
+        rows.append(("signature", "there; whose it is, `verify --key FILE` says"))
     if layout.REPORT in manifest.files:
         rows.append(("report", str(inspection.path / layout.REPORT)))
     return rows

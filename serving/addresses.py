@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import os
+import socket
 from pathlib import Path
 
-from contract.errors import ConfigError
+from contract.errors import ConfigError, ServableUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(bare).is_loopback
     except ValueError:
         return bare == "localhost"
+
+
+def explain_listening(address: str, flag: str, error: OSError) -> ServableUnavailableError:
+    """What to say when an address cannot be listened on, and which flag chooses another."""
+    is_elsewhere = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+    reason = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+    return ServableUnavailableError(
+        f"cannot listen on {address}: {reason}; choose another {'--host' if is_elsewhere else flag}"
+    )
 
 
 def log_addresses(addresses: Addresses) -> None:

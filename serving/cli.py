@@ -37,6 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         say(_describe_verbs())
         return ExitCode.DONE if given else ExitCode.USAGE
+    if given[0].partition("=")[0] == "--print-completion":
+        from contract.console.completion import add_completion_flag
+
+        parser = build_parser()
+        add_completion_flag(parser)
+        parser.parse_args(given)
     if given[0] not in VERBS:
         remark(f"unknown verb {given[0]!r}\n{_describe_verbs()}")
         return ExitCode.USAGE
@@ -82,7 +88,30 @@ def _run_verb(verb: str, given: list[str]) -> int:
     return code
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Every verb with its flags, for completion: to run one imports its own module alone."""
+    from serving.config.flags import AUTO, ENGINES, ServerFlags, list_flags
+
+    parser = argparse.ArgumentParser(prog="python -m serving", allow_abbrev=False)
+    verbs = parser.add_subparsers(required=True)
+    for verb, (name, description) in VERBS.items():
+        module = importlib.import_module(name)
+        below = verbs.add_parser(verb, help=description, conflict_handler="resolve")
+        if getattr(module, "TAKES_FLAGS", False):
+            for one in list_flags(ServerFlags):
+                choices = ENGINES if one.default == AUTO else None
+                below.add_argument(
+                    f"--{one.name}",
+                    choices=("true", "false") if isinstance(one.default, bool) else choices,
+                    nargs="?" if isinstance(one.default, bool) else None,
+                    help=one.description.replace("%", "%%"),
+                )
+        getattr(module, f"add_{verb}_arguments")(below)
+    return parser
+
+
 def _describe_verbs() -> str:
     lines = ["usage: python -m serving VERB [--flag=value ...]", ""]
     lines += [f"  {verb:12} {description}" for verb, (_, description) in VERBS.items()]
-    return "\n".join([*lines, "", "python -m serving VERB --help lists the flags."])
+    lines += ["", "python -m serving VERB --help lists the flags."]
+    return "\n".join([*lines, "python -m serving --print-completion bash|zsh|tcsh is for shells."])

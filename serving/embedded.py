@@ -17,7 +17,7 @@ from contract.console.exits import ExitCode
 from contract.console.extras import is_installed, make_missing_error, require_extra
 from contract.errors import PlumblineError
 from serving.addresses import is_loopback
-from serving.config.flags import ServerFlags, describe_flags, list_flags
+from serving.config.flags import AUTO, ServerFlags, describe_flags, list_flags
 from serving.config.server import ServerConfig, check_honoured, parse_server_flags, read_config
 from serving.logs import set_up_log
 
@@ -72,6 +72,8 @@ def run_embedded(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(ExitCode.INTERRUPTED))
     try:
         config = read_config(flags, unknown_flags)
+        for text in find_idle(config):
+            logger.warning("%s", text)
         if config.workers == 1:
             trials = _start_trials(config)  # before any thread, and while the rest is imported
             from serving.server import run_server
@@ -92,6 +94,33 @@ def _require_engine() -> None:
     """Nothing that could answer is installed: said before the server waits for a version."""
     if not any(map(is_installed, ("ai_edge_litert", "tflite_runtime", "tensorflow"))):
         raise make_missing_error("the embedded server", ["ai-edge-litert"], "serving")
+
+
+def find_idle(config: ServerConfig) -> list[str]:
+    """What was asked for and nothing comes of, for want of another flag or of an engine."""
+    idle = []
+    for one in list_flags(ServerFlags):
+        if getattr(config, one.name) == one.default:
+            continue
+        if one.needs and not getattr(config, one.needs):
+            idle.append(f"--{one.name} has no effect without --{one.needs}")
+        elif one.engine and config.engine not in (AUTO, one.engine):
+            idle.append(f"--{one.name} has no effect with --engine={config.engine}")
+    for source in ("model_config_file", "models_base_path"):
+        for name in ("model_name", "model_base_path"):
+            if getattr(config, source) and getattr(config, name) != getattr(ServerFlags, name):
+                idle.append(f"--{name} has no effect beside --{source}")
+    logging_models = [model.name for model in config.models if model.logging is not None]
+    if config.request_log_dir and not config.request_log_sampling_rate and not logging_models:
+        idle.append(
+            "--request_log_dir logs nothing: --request_log_sampling_rate is 0, and no model has a "
+            "logging_config"
+        )
+    if logging_models and not config.request_log_dir:
+        idle.append(
+            f"logging_config of {', '.join(logging_models)} has no effect without --request_log_dir"
+        )
+    return idle
 
 
 def find_ignored(flags: ServerFlags) -> list[str]:

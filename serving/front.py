@@ -142,6 +142,7 @@ def make_manager(
     trials: Trials | None = None,
     guard: Guard = unguarded,
     tally: Callable[[Path], Tally | None] = lambda _: None,
+    untally: Callable[[Tally], None] = lambda _: None,
 ) -> ServableManager:
     """A manager that loads with `serving.engines.loading`, after `trials`, and tells `metrics`."""
 
@@ -167,7 +168,7 @@ def make_manager(
             is_serving=manager.is_serving,
         )
 
-    manager = ServableManager(load, config, tally=tally, observer=metrics)
+    manager = ServableManager(load, config, tally=tally, untally=untally, observer=metrics)
     if config.load_on_demand:
         metrics.watch_residency(manager.measure_residency)
     manager.monitor.subscribe(metrics.observe_state)

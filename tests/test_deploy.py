@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from serving.config.flags import ServerFlags, list_flags, parse_flags
 from serving.container.engine import REPOSITORY, ContainerEngine, name_default_image
 from serving.container.plan import TEMPORARY_FOLDER, list_confinements
 from serving.transport.admission import MemoryBudget
+from tests.serving.server_process import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -177,6 +179,17 @@ def test_pods_are_confined_as_the_restricted_standard_wants_it(folder: str) -> N
         assert "memory" in container["resources"]["limits"]
 
 
+def test_what_kserve_runs_is_confined_as_the_restricted_standard_wants_it() -> None:
+    runtime = yaml.safe_load((KUBERNETES / "kserve" / "runtime.yaml").read_text())
+    for container in runtime["spec"]["containers"]:
+        context = container["securityContext"]
+        assert context["runAsNonRoot"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_the_server_understands_every_flag_it_is_given(name: str) -> None:
     _, container = find_server(name)
@@ -274,6 +287,40 @@ def test_tensorflow_serving_in_kubernetes_counts_as_our_container_command_does()
     inside = ROOT / "serving" / "container" / "monitoring.config"
     copy = KUBERNETES / "overlays" / "tensorflow-serving" / "monitoring.config"
     assert copy.read_text() == inside.read_text()
+
+
+def test_the_documented_patch_gives_a_server_the_key_that_it_asks_signatures_of(
+    tmp_path: Path,
+) -> None:
+    text = (ROOT / "docs" / "signing.md").read_text()
+    (patch,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    # Resources are named by where they lie from here, which leaves the folder of a test.
+    overlay = os.path.relpath(KUBERNETES / "overlays" / "embedded", tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{overlay}]\n{patch}")
+    (tmp_path / "signing.pub").write_text("a public key\n")
+    done = subprocess.run(
+        [find_tool("kubectl"), "kustomize", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    documents = list(yaml.safe_load_all(done.stdout))
+    (deployment,) = (one for one in documents if one["kind"] == "Deployment")
+    kubernetes_validate.validate(deployment, SCHEMA, strict=True)
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    given, unknown = parse_flags(container["args"], list_flags(ServerFlags))
+    assert unknown == []
+    folder = Path(str(given["require_signature_key"])).parent
+    mount = next(one for one in container["volumeMounts"] if one["mountPath"] == str(folder))
+    volumes = deployment["spec"]["template"]["spec"]["volumes"]
+    volume = next(one for one in volumes if one["name"] == mount["name"])
+    keys = next(
+        one
+        for one in documents
+        if one["kind"] == "ConfigMap" and one["metadata"]["name"] == volume["configMap"]["name"]
+    )
+    assert keys["data"] == {"signing.pub": "a public key\n"}
 
 
 def test_compose_confines_the_servers_and_publishes_on_loopback() -> None:
@@ -397,6 +444,33 @@ def test_kserve_starts_the_server_with_flags_that_it_has_where_the_model_is() ->
     assert ports == {given["rest_api_port"]}
     grpc_ports = read_kserve("v2-grpc.yaml")["spec"]["predictor"]["model"]["ports"]
     assert [one["containerPort"] for one in grpc_ports] == [given["port"]]
+
+
+def test_a_server_started_as_kserve_does_answers_both_protocols(
+    published_mlp: Path, tmp_path: Path
+) -> None:
+    (container,) = read_kserve("runtime.yaml")["spec"]["containers"]
+    flags = [
+        one.replace("{{.Name}}", "digits").replace("/mnt/models", str(published_mlp / "mlp"))
+        for one in container["args"]
+        if "port=" not in one
+    ]
+    row = [0.0] * 784
+    tensor = {"name": "images", "datatype": "FP32", "shape": [1, 784], "data": row}
+    with ServerProcess(tmp_path, *flags, "--engine=litert", rest=True) as server:
+        server.wait_until_ready()
+        assert post(f"{server.url}/v1/models/digits:predict", {"instances": [row]})["predictions"]
+        answer = post(f"{server.url}/v2/models/digits/infer", {"inputs": [tensor]})
+        assert answer["outputs"][0]["shape"][0] == 1
+
+
+def post(url: str, body: Document) -> Document:
+    """The JSON that a server answers."""
+    request = urllib.request.Request(url, json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        document: Document = json.load(answer)
+    return document
 
 
 @pytest.mark.parametrize("name", ["v1.yaml", "v2.yaml", "v2-grpc.yaml"])

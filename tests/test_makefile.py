@@ -33,3 +33,14 @@ def test_what_needs_a_version_says_how_to_make_one(target: str, tmp_path: Path) 
 def test_a_version_named_otherwise_is_not_asked_for(tmp_path: Path) -> None:
     ran = make("parity", f"BASE_PATH={tmp_path}", f"ARGS=--version_dir={tmp_path} --help")
     assert ran.returncode == 0 and "usage" in ran.stdout
+
+
+@pytest.mark.parametrize("target", ["serve", "predict", "parity"])
+def test_nothing_is_installed_for_what_cannot_be_done(target: str, tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    ran = subprocess.run(
+        ["make", target], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 2
+    assert f"make {target}: models/mlp holds no version yet" in ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["Makefile"]

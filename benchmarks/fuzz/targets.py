@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -287,6 +288,84 @@ def _seed_http1() -> Sequence[bytes]:
 
 MAX_SEED = 4000
 
+
+def _make_infer() -> Feed:
+    """Bytes of a ModelInferRequest: what we take, protobuf takes, with the same contents."""
+    from google.protobuf.message import DecodeError
+
+    from contract.errors import PlumblineError
+    from contract.wire.open_inference import split_request
+    from contract.wire.plumbline_wire.open_inference_pb2 import ModelInferRequest
+    from serving.open_inference.grpc_methods import parse_infer
+
+    def feed(body: bytes) -> None:
+        try:
+            asked = parse_infer(body, reserve=lambda _: None)
+        except (DecodeError, PlumblineError):
+            return
+        _, raw = split_request(body)
+        request = ModelInferRequest.FromString(body)
+        assert list(map(bytes, raw)) in ([], list(request.raw_input_contents))
+        assert list(asked.call.input_names) == [one.name for one in request.inputs]
+        with contextlib.suppress(PlumblineError):
+            asked.call.decode(lambda _: None)
+
+    return feed
+
+
+def _seed_infer() -> Sequence[bytes]:
+    import numpy as np
+
+    from contract.wire.open_inference import encode_raw, join_request
+    from contract.wire.plumbline_wire.open_inference_pb2 import ModelInferRequest
+
+    message = ModelInferRequest(model_name="m", model_version="3", id="7")
+    message.parameters["signature_name"].string_param = "s"
+    message.inputs.add(name="x", datatype="FP32", shape=[2])
+    message.inputs.add(name="y", datatype="BYTES", shape=[2])
+    message.outputs.add(name="z")
+    texts = np.array([b"a", b"b\0c"], object)
+    raw = join_request(message, [encode_raw(np.ones(2, np.float32)), encode_raw(texts)])
+    message.inputs[0].contents.fp32_contents.extend([1, 2])
+    message.inputs[1].contents.bytes_contents.extend([b"a", b"bc"])
+    return [raw, message.SerializeToString()]
+
+
+def _make_infer_json() -> Feed:
+    """A body of the Open Inference Protocol; what follows a blank line is tensors' bytes."""
+    from contract.errors import PlumblineError
+    from contract.servable import ModelSpec
+    from serving.open_inference.rest_methods import read_request
+    from serving.rest.json_text import parse_json_object
+
+    def feed(body: bytes) -> None:
+        header, _, data = body.partition(b"\n\n")
+        with contextlib.suppress(PlumblineError):
+            document = parse_json_object(header, max_depth=16)
+            asked = read_request(document, ModelSpec("m"), memoryview(data), header)
+            asked.call.decode(lambda _: None)
+
+    return feed
+
+
+def _seed_infer_json() -> Sequence[bytes]:
+    inline = {"name": "x", "datatype": "FP32", "shape": [2], "data": [1.5, 2]}
+    apart = {
+        "name": "y",
+        "datatype": "BYTES",
+        "shape": [1],
+        "parameters": {"binary_data_size": 6},
+    }
+    asked = {"name": "z", "parameters": {"binary_data": True}}
+    parameters = {"signature_name": "s", "binary_data_output": True}
+    documents = [
+        {"inputs": [inline], "id": "7"},
+        {"inputs": [inline, apart], "outputs": [asked], "parameters": parameters},
+    ]
+    first, second = (json.dumps(one).encode() for one in documents)
+    return [first, second + b"\n\n\2\0\0\0a\0"]
+
+
 TARGETS = {
     "HTTP/2": Target(
         ["serving.transport.hpack", "serving.transport.http2", "serving.grpc.protocol"],
@@ -297,5 +376,9 @@ TARGETS = {
     "HTTP/1.1": Target(["serving.transport.http1"], _make_http1, _seed_http1, max_len=MAX_SEED),
     "PredictRequest": Target(["contract.wire"], _make_predict, _seed_predict),
     "JSON": Target(["serving.rest"], _make_json, _seed_json),
+    "ModelInferRequest": Target(
+        ["contract.wire", "serving.open_inference"], _make_infer, _seed_infer
+    ),
+    "Open Inference JSON": Target(["serving.open_inference"], _make_infer_json, _seed_infer_json),
     "tf.Example": Target(["contract.wire"], _make_examples, _seed_examples),
 }

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from clients.on_device import find_version_dir
 from clients.targets import DEFAULT_REST_SERVER, choose_model_name, is_rest
+from contract import layout
 from contract.console.exits import ExitCode
 from contract.console.terminal import print_json, remark
 from contract.errors import ConfigError
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     from clients.web.server import WebServer, find_page
 
     server = _read_server(args.server)
-    directory = find_version_dir(args.version_dir)
+    directory = layout.find_version_dir(args.version_dir)
     folder = find_page()
     with hide_delegate_notes():
         version = Version(directory, server=server, model_name=choose_model_name(args))

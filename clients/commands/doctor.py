@@ -1,8 +1,12 @@
-"""`doctor`: the twelve usual mistakes, looked for in a server or a version directory."""
+"""`doctor`: the usual mistakes, looked for in a server or a version directory.
+
+Nothing is changed there: without --run no signature of a server is run.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from clients.doctor.findings import (
@@ -13,15 +17,19 @@ from clients.doctor.findings import (
     check_package,
     merge_findings,
 )
-from clients.doctor.server import check_server, find_served_models
+from clients.doctor.probe import REST_PORT, Address, parse_address
+from clients.doctor.server import Asked, check_server, list_models
+from clients.doctor.silence import Given
 from clients.doctor.version import check_inputs, check_version
 from clients.files.predict import add_adjustment_flags, find_adjustment
 from clients.targets import (
-    DEFAULT_REST_SERVER,
     add_server_flags,
     choose_model_name,
+    connection_options,
     find_manifest,
+    is_rest,
     open_client,
+    open_rest_client,
 )
 from contract.console.exits import ExitCode
 from contract.console.terminal import print_json, print_table, say
@@ -36,13 +44,27 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "targets",
         nargs="*",
         metavar="ADDRESS|VERSION_DIR",
-        help="servers and version directories (default: the server at --server)",
+        help="servers (host:port of gRPC, http://host:port of REST) and version directories "
+        "(default: the server at --server)",
+    )
+    parser.add_argument(
+        "--run",
+        action="store_true",
+        dest="runs_signatures",
+        help="run the server's signatures with random numbers, and with a large batch: changes a "
+        "model that keeps state",
+    )
+    parser.add_argument(
+        "--signature_name",
+        default="",
+        metavar="NAME",
+        help="a signature that you mean to ask for; with --run, the only one that is run",
     )
     parser.add_argument(
         "--rest_server",
         default="",
         metavar="ADDRESS",
-        help="where the names of served models are looked up (default: port 8501 of each server)",
+        help="where an embedded server lists its models (default: port 8501 of each server)",
     )
     parser.add_argument(
         "--server_tensorflow",
@@ -66,7 +88,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(args: argparse.Namespace) -> ExitCode:
     """Prints the findings: 0 nothing fails, 1 something does, 3 unreachable."""
     findings: list[Finding] = check_package()
-    targets = args.targets or [args.server]
+    targets = [one for target in args.targets or [args.server] for one in _split(target)]
     folders = [Path(target) for target in targets if is_folder(target)]
     if folders and not args.model_name:
         manifest = find_manifest(folders[0]) if folders[0].is_dir() else None
@@ -76,7 +98,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         findings.append(check_inputs(folder, args.inputs, find_adjustment(args)))
     for target in targets:
         if not is_folder(target):
-            findings += _check_server(args, target)
+            findings += _check_server(args, parse_address(target))
     merged = merge_findings(findings)
     if args.json:
         print_json({"targets": targets, "findings": merged})
@@ -88,43 +110,81 @@ def run(args: argparse.Namespace) -> ExitCode:
     return ExitCode.FAILED if failed else ExitCode.DONE
 
 
-def find_rest_server(address: str) -> str:
-    """Where a server that answers gRPC at an address usually answers REST."""
-    if address.startswith(("unix:", "unix-abstract:")):
-        return DEFAULT_REST_SERVER
-    host = address.split(",")[0].rpartition(":")[0] or address
-    return f"{host.removeprefix('dns:///')}:{DEFAULT_REST_SERVER.rpartition(':')[2]}"
+def find_rest_servers(address: Address, rest_server: str = "") -> list[str]:
+    """Where a server that is asked at an address usually answers REST."""
+    if rest_server:
+        return [rest_server]
+    if address.is_rest:
+        return [address.text]
+    if address.is_socket:
+        return [f"http://127.0.0.1:{REST_PORT}"]
+    return [f"{scheme}://{address.join(REST_PORT)}" for scheme in ("http", "https")]
 
 
-def _check_server(args: argparse.Namespace, address: str) -> list[Finding]:
+def _check_server(args: argparse.Namespace, address: Address) -> list[Finding]:
     """The checks of one server; of its only model where nobody named one."""
-    rest_server = args.rest_server or find_rest_server(address)
-    with open_client(args, server=address, allow_non_finite=True) as client:
-        name = choose_model_name(args)
-        findings = check_server(client, address, model_name=name, rest_server=rest_server)
-    is_missing = any(one.check is Check.MODEL_NAME and one.verdict == FAILS for one in findings)
+    connection = connection_options(args)
+    asked = Asked(
+        given=Given(choose_model_name(args), connection.tls, _list_flags(args)),
+        rest_servers=find_rest_servers(address, args.rest_server),
+        version=args.version,
+        version_label=args.version_label,
+        signature_name=args.signature_name,
+        runs=args.runs_signatures,
+    )
+    found = _ask(args, address, asked)
+    is_missing = any(one.check is Check.MODEL_NAME and one.verdict == FAILS for one in found)
     if args.model_name or not is_missing:
-        return findings
-    served = find_served_models(rest_server)
+        return found
+    served = list_models(asked.rest_servers, connection) or []
     if len(served) != 1:
-        return findings
-    named = argparse.Namespace(**{**vars(args), "model_name": served[0]})
-    return _check_server(named, address)
+        return found
+    given = dataclasses.replace(asked.given, model_name=served[0].name)
+    return _ask(args, address, dataclasses.replace(asked, given=given))
+
+
+def _ask(args: argparse.Namespace, address: Address, asked: Asked) -> list[Finding]:
+    named = argparse.Namespace(**{**vars(args), "model_name": asked.given.model_name})
+    connect = open_rest_client if address.is_rest else open_client
+    with connect(named, server=address.text, allow_non_finite=True) as client:
+        return check_server(client, address, asked, connection_options(args))
+
+
+def _list_flags(args: argparse.Namespace) -> tuple[str, ...]:
+    """The flags of TLS, token and headers that were given, for advice that repeats them."""
+    names = ("ca_file", "cert_file", "key_file", "tls_server_name", "auth_token_file")
+    given = [f"--{name}={getattr(args, name)}" for name in names if getattr(args, name)]
+    flags = ["--tls"] if args.tls else []
+    return (*flags, *given, *(f"--header={name}=…" for name, _ in args.header))
 
 
 def is_folder(target: str) -> bool:
     """Whether a target is meant as a path rather than an address."""
-    if target.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
+    if is_rest(target) or target.startswith(("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")):
         return False
     return Path(target).exists() or "/" in target
+
+
+def _split(target: str) -> list[str]:
+    """Several addresses with commas are several servers here."""
+    if is_folder(target) or "," not in target:
+        return [target]
+    parts = [part.strip() for part in target.split(",") if part.strip()]
+    scheme = parts[0].partition(":")[0] if parts[0].startswith(("ipv4:", "ipv6:")) else ""
+    return [f"{scheme}:{part}" if scheme and scheme not in part else part for part in parts]
 
 
 def _print(findings: list[Finding], title: str) -> None:
     is_version = any(
         one.check is Check.VERSION_NUMBER and one.verdict != NOT_CHECKED for one in findings
     )
+    is_server = any(one.check is Check.REACHABLE and one.verdict != NOT_CHECKED for one in findings)
     rows = [
-        [one.check, one.verdict, one.explanation or _explain_gap(one.check, is_version=is_version)]
+        [
+            one.check,
+            one.verdict,
+            one.explanation or _explain_gap(one.check, is_version=is_version, is_server=is_server),
+        ]
         for one in findings
     ]
     print_table(["check", "result", "what was seen"], rows, title=f"doctor {title}")
@@ -133,12 +193,13 @@ def _print(findings: list[Finding], title: str) -> None:
             say(f"{one.check}: {one.fix}")
 
 
-def _explain_gap(check: Check, *, is_version: bool) -> str:
+def _explain_gap(check: Check, *, is_version: bool, is_server: bool) -> str:
     if check is Check.INPUTS:
         return "give --inputs FILE and a version directory"
     of_version = (Check.VERSION_NUMBER, Check.WHOLE_VERSION, Check.TENSORFLOW, Check.WARMUP)
     if check in of_version and not is_version:
         return "seen in a version directory only: give its path"
-    if check in (Check.REACHABLE, Check.MODEL_NAME):
+    of_server = (Check.REACHABLE, Check.MODEL_NAME, Check.ANSWERS)
+    if check in of_server and not is_server:
         return "seen at a running server only: give its address"
     return "not come to"

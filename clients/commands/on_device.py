@@ -17,7 +17,7 @@ import numpy as np
 
 from clients.core.rows import make_random_batch
 from clients.files.predict import add_input_flags, answer_one_by_one, predict_files
-from clients.on_device import OnDevicePredictor, find_version_dir, list_variants
+from clients.on_device import OnDevicePredictor, list_variants
 from clients.targets import positive_count
 from contract import layout
 from contract.console.exits import ExitCode
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 def run_bench(args: argparse.Namespace) -> ExitCode:
     """Measures every variant beside a bare interpreter loop."""
     path: Path = args.version_dir
-    variants = [layout.FLOAT32] if path.is_file() else list_variants(find_version_dir(path))
+    variants = [layout.FLOAT32] if path.is_file() else list_variants(layout.find_version_dir(path))
     measured = [
         bench_variant(path, variant, args.batch_size, args.num_threads, args.calls)
         for variant in args.variant or variants

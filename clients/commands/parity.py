@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clients.interruption import Interrupted
-from clients.on_device import explain_missing, find_version_dir
+from clients.on_device import explain_missing
 from clients.parity import (
     AGREES,
     ALL,
@@ -101,7 +101,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(args: argparse.Namespace) -> ExitCode:
     """Prints one table: 0 all agree, 1 a difference or an error, 3 unreachable."""
-    version_dir = find_version_dir(args.version_dir) if args.version_dir else None
+    version_dir = layout.find_version_dir(args.version_dir) if args.version_dir else None
     path: Path | None = args.golden or (version_dir and version_dir / layout.GOLDEN)
     if path is None:
         raise ConfigError("parity needs golden examples: give --version_dir or --golden")

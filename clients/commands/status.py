@@ -89,8 +89,10 @@ def _print_tables(
 
 
 def _describe_error(status: VersionStatus) -> str:
-    """The error of a version, "" when there is none."""
-    return f"{status.error_code.name}: {status.error_message}" if status.error_code else ""
+    """The error of a version, or what its server says of it beside, "" when that is nothing."""
+    if not status.error_code:
+        return status.error_message
+    return f"{status.error_code.name}: {status.error_message}"
 
 
 def _list_tensor_rows(signature: Signature) -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from clients.core.effects import Question
 from clients.results import Classification, ModelMetadata, VersionStatus, list_statuses
-from contract.errors import Code, InternalError
+from contract.errors import Code, InternalError, PlumblineError
 from contract.servable import ModelSpec
 from contract.signature import Array, Batch, Signature
 from contract.wire import rpc
@@ -53,6 +53,12 @@ class GrpcDialect:
             name: array if array.flags.writeable and array.flags.aligned else array.copy()
             for name, array in arrays.items()
         }
+
+    def advise(
+        self, error: PlumblineError, batch: Batch, signature: Signature | None
+    ) -> PlumblineError:
+        """The error of a prediction, with what is known of it beside."""
+        return error
 
     def ask_examples(
         self,

@@ -100,7 +100,12 @@ class Operations:
         deadline = self._deadline(timeout_s, self.timeouts.predict_s)
         ready = yield from self.prepare(batch, spec, deadline)
         question = self.dialect.ask_predict(spec, ready.batch, output_filter)
-        body = yield from self._exchange(question, deadline)
+        try:
+            body = yield from self._exchange(question, deadline)
+        except PlumblineError as error:
+            cached = ready.cached
+            signature = None if cached is None else cached.find(spec.signature_name).signature
+            raise self.dialect.advise(error, ready.batch, signature) from error.__cause__
         return (yield from self.read_answer(body, ready, spec, output_filter, deadline))
 
     def prepare(self, batch: BatchLike, spec: ModelSpec, deadline: float) -> Effects[Prepared]:

@@ -17,12 +17,23 @@ from google.protobuf import json_format
 
 from clients.core.effects import Question
 from clients.results import Classification, ModelMetadata, VersionStatus, list_statuses
-from contract.errors import Code, InternalError, TensorMismatchError
+from contract.errors import Code, InternalError, PlumblineError, TensorMismatchError
 from contract.servable import ModelSpec
-from contract.signature import STRING, Array, Batch, Signature, TensorSpec
+from contract.signature import STRING, Array, Batch, Signature, TensorSpec, dtype_name
 from contract.wire import rpc
 from contract.wire.plumbline_wire import metadata_pb2, status_pb2
 from contract.wire.signatures import signatures_from_map
+
+_OF_JSON = frozenset(
+    {
+        *("float32", "float64", "bool", STRING),
+        *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+    }
+)
+"""The dtypes that servers read from JSON, and write into it."""
+
+_OF_VALUES = frozenset({Code.UNIMPLEMENTED, Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN})
+"""What servers answer to a dtype that they do not know there."""
 
 
 class RestDialect:
@@ -46,6 +57,22 @@ class RestDialect:
         return None, {
             name: read_array(name, value, specs.get(name)) for name, value in outputs.items()
         }
+
+    def advise(
+        self, error: PlumblineError, batch: Batch, signature: Signature | None
+    ) -> PlumblineError:
+        """As GrpcDialect: whether it may be for a dtype that JSON does not carry."""
+        found = {name: dtype_name(array.dtype) for name, array in batch.items()}
+        if signature is not None:
+            found |= {name: spec.dtype for name, spec in signature.outputs.items()}
+        odd = [f"`{name}` ({dtype})" for name, dtype in found.items() if dtype not in _OF_JSON]
+        if not odd or error.code not in _OF_VALUES:
+            return error
+        return type(error)(
+            f"{error.message}; REST carries no {', '.join(odd)}: use gRPC (PredictionClient; on "
+            "the command line --server host:port)",
+            code=error.code,
+        )
 
     def ask_examples(
         self,

@@ -141,7 +141,8 @@ def make_random_batch(signature: Signature, batch_size: int) -> dict[str, Array]
         rng = np.random.default_rng(0)
     batch: dict[str, Array] = {}
     for name, spec in signature.inputs.items():
-        shape = [batch_size if size is None else size for size in spec.shape or (None,)]
+        axes = (None,) if spec.shape is None else spec.shape
+        shape = [batch_size if size is None else size for size in axes]
         values = rng.random(shape)
         is_float = spec.numpy_dtype.kind in "fcV"
         batch[name] = (values if is_float else values * 128).astype(spec.numpy_dtype)

@@ -15,7 +15,7 @@ _OURS = "plumbline-tf"
 
 
 class Check(enum.StrEnum):
-    """The twelve checks, in the order of the table."""
+    """The checks, in the order of the table."""
 
     REACHABLE = "reachable"
     MODEL_NAME = "model name"
@@ -24,6 +24,7 @@ class Check(enum.StrEnum):
     TENSORFLOW = "TensorFlow version"
     SIGNATURES = "signature names"
     SHAPES = "shapes"
+    ANSWERS = "answers"
     MESSAGE_LIMIT = "message limit"
     WARMUP = "warmup"
     HEALTHY = "healthy version"

@@ -1,150 +1,293 @@
-"""The checks of a running server: who answers there, what it serves, what it takes."""
+"""The checks of a running server: who answers there, what it serves, what it takes.
+
+They change nothing there: a signature is run only when that is asked for, since a model may keep
+state.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
-import socket
-import ssl
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from clients.blocking import PredictionClient
+from clients.blocking import BlockingClient
 from clients.core.rows import make_random_batch
-from clients.doctor.findings import FAILS, NOT_CHECKED, OK, WARNING, Check, Finding
+from clients.doctor.findings import FAILS, WARNING, Check, Finding
+from clients.doctor.probe import Address
+from clients.doctor.silence import Given, explain_silence
 from clients.doctor.version import check_names, describe_inputs
+from clients.options import ConnectionOptions
 from clients.results import VersionStatus
 from contract.errors import (
     Code,
-    DeadlineExceededError,
     PlumblineError,
+    RequestError,
     ServableNotFoundError,
-    ServableUnavailableError,
     UnimplementedError,
 )
-from contract.servable import VersionState
-from contract.signature import STRING, Signature
-
-_SERVE = "python -m serving embedded --port={port} --model_name={name} --model_base_path=PATH"
+from contract.proxies import is_local
+from contract.servable import DEFAULT_SIGNATURE_NAME, VersionState
+from contract.signature import NUMERIC_DTYPES, Signature, TensorSpec
 
 _MESSAGE_BYTES = 5 * 2**20
 """A little more than the 4 MiB at which an unlifted limit refuses."""
 
 _MOST_ROWS = 65_536
-_METRICS_PATH = "/monitoring/prometheus/metrics"
+_LIST_PATH = "/v1/models"
+_NOT_READY = (VersionState.START, VersionState.LOADING)
+_RUN = "--run sends each signature a row, which may change a model that keeps state"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+    """What is looked for at a server.
+
+    Attributes:
+        given: What advice repeats.
+        rest_servers: Where its models may be listed.
+        version, version_label: "" and None for the newest.
+        signature_name: To be asked for; "" for any.
+        runs: Whether signatures may be run.
+    """
+
+    given: Given
+    rest_servers: Sequence[str] = ()
+    version: int | None = None
+    version_label: str | None = None
+    signature_name: str = ""
+    runs: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that a server lists.
+
+    Attributes:
+        name: Its name.
+        num_versions: Those that the server knows.
+    """
+
+    name: str
+    num_versions: int
 
 
 def check_server(
-    client: PredictionClient, address: str, *, model_name: str, rest_server: str
+    client: BlockingClient, address: Address, asked: Asked, connection: ConnectionOptions
 ) -> list[Finding]:
     """All that can be told from outside."""
+    name, given = asked.given.model_name, asked.given
     try:
         versions = client.status()
-    except ServableNotFoundError:
+    except ServableNotFoundError as error:
+        if "no words of TensorFlow Serving" in error.message:
+            return [explain_silence(address, error, given)]
+        served = list_models(asked.rest_servers, connection)
         return [
-            Check.REACHABLE.passes(f"{address} answers"),
-            _explain_name(model_name, address, rest_server),
+            Check.REACHABLE.passes(f"{address.text} answers"),
+            _explain_name(address, asked, served),
         ]
-    except (ServableUnavailableError, DeadlineExceededError) as error:
-        return [explain_silence(address, error, model_name)]
     except PlumblineError as error:
-        return [Check.REACHABLE.fails(error.message, "see the flags --help names")]
+        return [explain_silence(address, error, given)]
     findings = [
-        Check.REACHABLE.passes(f"{address} answers"),
-        Check.MODEL_NAME.passes(f"{model_name} is served"),
-        *check_versions(versions, model_name, address),
+        Check.REACHABLE.passes(f"{address.text} answers"),
+        Check.MODEL_NAME.passes(f"{name} is served"),
+        *check_versions(versions, address, asked),
     ]
-    if not any(one.state is VersionState.AVAILABLE for one in versions):
+    if any(one.check is Check.HEALTHY and one.verdict == FAILS for one in findings):
         return findings
     try:
-        signatures = client.metadata().signatures
+        metadata = client.metadata(version=asked.version, version_label=asked.version_label)
     except PlumblineError as error:
-        return [*findings, Check.SHAPES.fails(error.message)]
+        if asked.version_label is None:
+            return [*findings, Check.SHAPES.fails(error.message)]
+        shown = f"python -m clients status --server {address.text} --model_name {name}"
+        text = f"no version answers to the label {asked.version_label!r} ({error.message})"
+        return [*findings, Check.HEALTHY.fails(text, f"give a version of {shown}")]
+    signatures = metadata.signatures
+    findings += [
+        _check_signature_name(signatures, asked, address),
+        Check.SHAPES.passes(f"send {describe_inputs(signatures)}"),
+    ]
+    if not asked.runs:
+        return [
+            *findings,
+            Check.ANSWERS.is_not_checked(_RUN),
+            Check.MESSAGE_LIMIT.is_not_checked(_RUN),
+        ]
+    chosen = {key: one for key, one in signatures.items() if asked.signature_name in ("", key)}
+    status = f"python -m clients status --server {address.text} --model_name {name}"
     return [
         *findings,
-        check_names(signatures),
-        _check_shapes(client, signatures, f"--server {address} --model_name {model_name}"),
-        _check_limit(client, signatures),
+        _check_answers(client, chosen, asked, status),
+        _check_limit(client, chosen, asked),
     ]
 
 
-def _explain_name(model_name: str, address: str, rest_server: str) -> Finding:
-    served = find_served_models(rest_server)
-    text = f"{address} does not serve a model called {model_name!r}"
+def list_models(
+    rest_servers: Sequence[str], connection: ConnectionOptions
+) -> list[ServedModel] | None:
+    """The models that the embedded server lists at one of these addresses of REST.
+
+    TensorFlow Serving has no such call. Its metrics name what was asked for in vain, too, so that
+    nothing is taken from there.
+
+    Returns:
+        None where none of them lists models.
+    """
+    for server in rest_servers:
+        url = server if "://" in server else f"http://{server}"
+        try:
+            document = json.loads(_fetch(url.rstrip("/") + _LIST_PATH, connection))
+            return [
+                ServedModel(str(one["name"]), len(one.get("model_version_status", ())))
+                for one in document["models"]
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, PlumblineError):
+            continue
+    return None
+
+
+def _fetch(url: str, connection: ConnectionOptions) -> bytes:
+    host = re.sub(r"^https?://(\[[^]]*\]|[^:/]*).*", r"\1", url)
+    handlers: list[urllib.request.BaseHandler] = []
+    if is_local(host):  # never behind the proxy of the environment
+        handlers.append(urllib.request.ProxyHandler({}))
+    headers = {}
+    if url.startswith("https:"):
+        from clients.options import TlsOptions
+        from clients.transport.http import make_ssl_context
+
+        context = make_ssl_context(connection.tls or TlsOptions())
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    if url.startswith("https:") or is_local(host):  # a token is not sent in the clear
+        headers = {key: one for key, one in connection.headers() if isinstance(one, str)}
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.build_opener(*handlers).open(request, timeout=3) as reply:
+        content: bytes = reply.read(2**22)
+    return content
+
+
+def _explain_name(address: Address, asked: Asked, served: Sequence[ServedModel] | None) -> Finding:
+    name, given = asked.given.model_name, asked.given
+    mine = next((one for one in served or () if one.name == name), None)
+    if mine is not None:
+        return Check.HEALTHY.fails(
+            f"{name} is served, and has no version: its base path holds no numbered folder with a "
+            "model in it",
+            "put the model into BASE_PATH/1, and look with: python -m clients doctor BASE_PATH",
+        )
+    text = f"{address.text} does not serve a model called {name!r}"
     if served:
-        fix = f"python -m clients doctor {address} --model_name {served[0]}"
-        return Check.MODEL_NAME.fails(f"{text}; it serves {', '.join(served)}", fix)
+        listed = ", ".join(one.name for one in served)
+        other = dataclasses.replace(given, model_name=served[0].name)
+        return Check.MODEL_NAME.fails(f"{text}; it serves {listed}", other.advise(address.text))
+    if served is not None:
+        return Check.MODEL_NAME.fails(
+            f"{text}, nor any other", "start it with --model_name and --model_base_path"
+        )
     return Check.MODEL_NAME.fails(
-        f"{text}, and no metrics at {rest_server} tell what it serves",
-        "look at the server's flags --model_name and --model_config_file; the default name is "
-        "`default`",
+        f"{text}, or no version of it; no list of its models was found (TensorFlow Serving has no "
+        "call for it, the embedded server answers at its REST port: --rest_server)",
+        "look at the server's flags --model_name (by default `default`), --model_base_path and "
+        "--model_config_file",
     )
 
 
-def find_served_models(rest_server: str) -> list[str]:
-    """The names of the models in a server's metrics, sorted; empty when it shows none."""
-    url = rest_server if "://" in rest_server else f"http://{rest_server}"
-    try:
-        # A server on this machine is never behind the proxy of the environment.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url.rstrip("/") + _METRICS_PATH, timeout=3) as reply:
-            text = reply.read(2**22).decode(errors="replace")
-    except (OSError, ValueError):
-        return []
-    return sorted(set(re.findall(r'[{,]model(?:_name)?="([^"]+)"', text)))
-
-
-def check_versions(versions: list[VersionStatus], model_name: str, address: str) -> list[Finding]:
+def check_versions(
+    versions: Sequence[VersionStatus], address: Address, asked: Asked
+) -> list[Finding]:
     """Whether a version answers, and what became of those that do not."""
     available = [one.version for one in versions if one.state is VersionState.AVAILABLE]
-    ended = [one for one in versions if one.state is VersionState.END and one.error_code]
-    findings = [
-        Check.TENSORFLOW.fails(
-            f"version {one.version} needs an operator that this server's TensorFlow lacks: "
-            f"{one.error_message}",
-            "serve it with the TensorFlow that wrote it: docker pull tensorflow/serving:VERSION",
-        )
-        for one in ended
-        if re.search(r"Op type not registered|NodeDef mentions attr", one.error_message)
-    ]
-    for one in ended:
+    states = ", ".join(f"{one.version} {one.state.name}" for one in versions) or "none"
+    wanted = [one for one in versions if asked.version in (None, one.version)]
+    if asked.version is not None and not wanted:
+        fix = f"give --version={available[0]}" if available else "publish it, or wait for it"
+        text = f"version {asked.version} is not there; there are {states}"
+        return [Check.HEALTHY.fails(text, fix)]
+    findings = []
+    for one in wanted:
+        if one.state is not VersionState.END or not one.error_code:
+            continue
         text = f"version {one.version} ended with {one.error_code.name}: {one.error_message}"
-        verdict = WARNING if available else FAILS
-        fix = f"python -m exporter verify PATH/{one.version}, then publish a good version"
+        if re.search(r"Op type not registered|NodeDef mentions attr", one.error_message):
+            findings.append(
+                Check.TENSORFLOW.fails(
+                    f"version {one.version} needs an operator that this server's TensorFlow lacks: "
+                    f"{one.error_message}",
+                    "serve it with the TensorFlow that wrote it: docker pull "
+                    "tensorflow/serving:VERSION",
+                )
+            )
+        verdict = WARNING if available and asked.version is None else FAILS
+        fix = f"on the server's machine: python -m clients doctor BASE_PATH/{one.version}"
         findings.append(Finding(Check.HEALTHY, verdict, text, fix))
-    if not available:
-        states = ", ".join(f"{one.version} {one.state.name}" for one in versions) or "none"
-        status = f"python -m clients status --server {address} --model_name {model_name}"
-        fix = f"{status}  # wait, or read the server's log"
-        findings.append(Check.HEALTHY.fails(f"no version is AVAILABLE ({states})", fix))
+    if not any(one.version in available for one in wanted):
+        flags = f"--server {address.text} --model_name {asked.given.model_name}"
+        fix = f"read the server's log, and: python -m clients status {flags}"
+        if any(one.state in _NOT_READY for one in wanted):
+            fix = f"wait: python -m clients status {flags} --wait_s 300"
+            text = f"not ready yet: no version is AVAILABLE ({states})"
+            return [*findings, Check.HEALTHY.fails(text, fix)]
+        text = f"no version is AVAILABLE ({states})"
+        findings.append(Check.HEALTHY.fails(text, fix))
     text = f"available: {', '.join(map(str, available))}"
     return findings or [Check.HEALTHY.passes(text)]
 
 
-def _check_shapes(
-    client: PredictionClient, signatures: Mapping[str, Signature], flags: str
+def _check_signature_name(
+    signatures: Mapping[str, Signature], asked: Asked, address: Address
 ) -> Finding:
-    refused, asked = [], []
+    name = asked.signature_name
+    if not name:
+        return check_names(signatures)
+    if name in signatures:
+        return Check.SIGNATURES.passes(f"{name} is there")
+    known = ", ".join(signatures)
+    better = next(iter(signatures), "NAME")
+    if DEFAULT_SIGNATURE_NAME in signatures:
+        better = DEFAULT_SIGNATURE_NAME
+    return Check.SIGNATURES.fails(
+        f"there is no signature {name!r}; this version has {known or 'none'}",
+        asked.given.advise(address.text, f"--signature_name={better}"),
+    )
+
+
+def _check_answers(
+    client: BlockingClient, signatures: Mapping[str, Signature], asked: Asked, status: str
+) -> Finding:
+    failed, refused, answered = [], [], []
     for name, signature in signatures.items():
         if _is_numeric(signature):
             try:
-                client.predict(make_random_batch(signature, 1), signature_name=name)
-                asked.append(name)
+                client.predict(make_random_batch(signature, 1), signature_name=name, **_pin(asked))
+                answered.append(name)
             except UnimplementedError:
                 continue
-            except PlumblineError as error:
+            except RequestError as error:
                 refused.append(f"{name}: {error.message}")
+            except PlumblineError as error:
+                failed.append(f"{name}: {error.message}")
+    if failed:
+        return Check.ANSWERS.fails("; ".join(failed), f"compare with: {status}")
     if refused:
-        fix = f"compare with: python -m clients status {flags}"
-        return Check.SHAPES.fails("; ".join(refused), fix)
-    text = f"one row was answered by {', '.join(asked)}; send {describe_inputs(signatures)}"
-    return Finding(Check.SHAPES, OK if asked else NOT_CHECKED, text)
+        text = f"refused a row of random numbers, which may not suit it: {'; '.join(refused)}"
+        return Check.ANSWERS.warns(text, "send a row of your own: python -m clients predict")
+    if not answered:
+        return Check.ANSWERS.is_not_checked("no signature takes numbers alone")
+    return Check.ANSWERS.passes(f"one row was answered by {', '.join(answered)}")
 
 
-def _check_limit(client: PredictionClient, signatures: Mapping[str, Signature]) -> Finding:
+def _check_limit(
+    client: BlockingClient, signatures: Mapping[str, Signature], asked: Asked
+) -> Finding:
     for name, signature in signatures.items():
-        if not _is_numeric(signature):
+        is_bulk = bool(signature.inputs) and all(map(_is_bulk, signature.inputs.values()))
+        if not is_bulk or not _is_numeric(signature):
             continue
         row = make_random_batch(signature, 1)
         row_bytes = sum(array.nbytes for array in row.values())
@@ -154,7 +297,7 @@ def _check_limit(client: PredictionClient, signatures: Mapping[str, Signature]) 
         batch = {key: np.resize(one, (num_rows, *one.shape[1:])) for key, one in row.items()}
         size = f"{num_rows:,} rows in {_MESSAGE_BYTES / 2**20:.0f} MiB"
         try:
-            client.predict(batch, signature_name=name)
+            client.predict(batch, signature_name=name, **_pin(asked))
         except PlumblineError as error:
             return Finding(
                 Check.MESSAGE_LIMIT,
@@ -167,73 +310,16 @@ def _check_limit(client: PredictionClient, signatures: Mapping[str, Signature]) 
     return Check.MESSAGE_LIMIT.is_not_checked("no signature takes numbers in bulk")
 
 
+def _pin(asked: Asked) -> dict[str, Any]:
+    return {"version": asked.version, "version_label": asked.version_label}
+
+
 def _is_numeric(signature: Signature) -> bool:
     return all(
-        spec.dtype != STRING and spec.shape is not None and bool(spec.shape)
+        spec.dtype in NUMERIC_DTYPES and spec.shape is not None
         for spec in signature.inputs.values()
     )
 
 
-def explain_silence(address: str, error: PlumblineError, model_name: str) -> Finding:
-    """Why nobody answers gRPC at an address."""
-    host, port = _split(address)
-    if not port:
-        return Check.REACHABLE.fails(error.message, f"ls -l {address.removeprefix('unix:')}")
-    serve = _SERVE.format(port=port, name=model_name)
-    try:
-        with socket.create_connection((host, port), timeout=3):
-            pass
-    except socket.gaierror:
-        return Check.REACHABLE.fails(f"no host is called {host}", f"getent hosts {host}")
-    except ConnectionRefusedError:
-        return Check.REACHABLE.fails(f"nothing listens at {host}:{port}", serve)
-    except OSError as failure:
-        return Check.REACHABLE.fails(
-            f"{host}:{port} does not answer ({failure}): a firewall, or a server that listens "
-            "on its own loopback only",
-            f"on the server: {serve} --host=0.0.0.0",
-        )
-    if _speaks_http(host, port):
-        return Check.REACHABLE.fails(
-            f"{host}:{port} speaks HTTP: this is the REST port, and gRPC has another",
-            f"python -m clients doctor {host}:8500",
-        )
-    if _speaks_tls(host, port):
-        return Check.REACHABLE.fails(
-            f"{host}:{port} speaks TLS, or wants a certificate",
-            f"python -m clients doctor {address} --ca_file CA.pem",
-        )
-    return Check.REACHABLE.fails(f"{host}:{port} takes connections, but: {error.message}", serve)
-
-
-def _split(address: str) -> tuple[str, int]:
-    if address.startswith(("unix:", "unix-abstract:")):
-        return address, 0
-    host, _, port = address.split(",")[0].rpartition(":")
-    return (host.strip("[]"), int(port)) if port.isdigit() else (address, 8500)
-
-
-def _speaks_http(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), timeout=3) as connection:
-            connection.sendall(
-                f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
-            )
-            return connection.recv(5) == b"HTTP/"
-    except OSError:
-        return False
-
-
-def _speaks_tls(host: str, port: int) -> bool:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # whose it is does not matter here, only that it is
-    context.set_alpn_protocols(["h2"])
-    try:
-        with (
-            socket.create_connection((host, port), timeout=3) as connection,
-            context.wrap_socket(connection),
-        ):
-            return True
-    except (OSError, ValueError):
-        return False
+def _is_bulk(spec: TensorSpec) -> bool:
+    return bool(spec.shape) and spec.shape is not None and spec.shape[0] is None

@@ -11,7 +11,7 @@ from pathlib import Path
 from clients.doctor.findings import OK, WARNING, Check, Finding
 from clients.files.fit import Adjustment, InputReader
 from clients.files.predict import find_scaling
-from clients.on_device import find_version_dir, list_variants
+from clients.on_device import list_variants
 from clients.parity import AGREES, ON_DEVICE, check_hop, make_device_hop
 from contract import layout
 from contract.errors import ConfigError, ManifestError, PlumblineError, UnimplementedError
@@ -34,7 +34,10 @@ def _advise_export(version_dir: Path) -> str:
     try:
         manifest = read_manifest(version_dir)
     except ManifestError:  # not ours: what lies there is the model
-        return f"python -m exporter export --model {version_dir} --examples FILE --base_path {base}"
+        model = version_dir
+        if not (version_dir / layout.SAVED_MODEL).exists():
+            model = version_dir / layout.TFLITE
+        return f"python -m exporter export --model {model} --examples FILE --base_path {base}"
     made_of = "--config FILE" if "model" in manifest.config else "--model FILE --examples FILE"
     return f"python -m exporter export {made_of} --base_path {base}"
 
@@ -70,7 +73,7 @@ def check_inputs(path: Path, inputs: Sequence[Path], adjustment: Adjustment) -> 
     if not inputs:
         return Check.INPUTS.is_not_checked("")
     try:
-        manifest = read_manifest(find_version_dir(path))
+        manifest = read_manifest(layout.find_version_dir(path))
         if not manifest.inputs:
             return Check.INPUTS.is_not_checked("the version does not say what its inputs were like")
         signatures = from_entries(manifest.signatures)
@@ -118,8 +121,8 @@ def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
         )
     return None, Check.VERSION_NUMBER.fails(
         f"{path} holds no version: no numbered folder with a model in it",
-        f"python -m exporter export --base_path {path} --config FILE (or, of a model that is "
-        "trained already, --model FILE --examples FILE)",
+        f"put your model there: cp -r SAVED_MODEL {path / '1'}; or, verified, python -m "
+        f"exporter export --model FILE --examples FILE --base_path {path}",
     )
 
 
@@ -260,8 +263,7 @@ def check_names(signatures: Mapping[str, Signature]) -> Finding:
     if generated:
         return Check.SIGNATURES.warns(
             f"Keras made up the names {', '.join(generated)}; they change with every export",
-            "export with explicit names: tf.saved_model.save(…, signatures={…}), as "
-            "`python -m exporter export` does",
+            "export with explicit names: tf.saved_model.save(model, path, signatures={…})",
         )
     return Check.SIGNATURES.passes(", ".join(signatures))
 
@@ -272,7 +274,7 @@ def _check_specs(signatures: Mapping[str, Signature]) -> list[Finding]:
         f"{signature.name}.{name} {spec.describe()}"
         for signature in signatures.values()
         for name, spec in signature.inputs.items()
-        if spec.shape is not None and (not spec.shape or spec.shape[0] is not None)
+        if spec.shape and spec.shape[0] is not None  # a single value is meant to be one
     ]
     shapes = Check.SHAPES.passes(describe_inputs(signatures))
     if fixed:

@@ -15,7 +15,6 @@ from clients.files.read import FileRows, Skipped
 from clients.files.table import AUTO, HEADINGS
 from clients.files.write import Sink, describe_row, find_free_outputs, open_sink
 from clients.interruption import Interrupted
-from clients.on_device import find_version_dir
 from clients.results import flatten
 from contract import layout, statistics
 from contract.console.exits import ExitCode
@@ -192,7 +191,7 @@ def find_scaling(
     if len(known) == 1 and (found := statistics.find_scaling(known[0])):
         return found
     try:
-        file = path if path.is_file() else find_version_dir(path) / layout.TFLITE
+        file = path if path.is_file() else layout.find_version_dir(path) / layout.TFLITE
         scalings = schema.find_scalings(file.read_bytes())
     except (OSError, ManifestError, ConfigError):
         return None
@@ -204,7 +203,7 @@ def find_statistics(version_dir: Path | None) -> Mapping[str, InputStatistics]:
     if version_dir is None:
         return {}
     try:
-        return read_manifest(find_version_dir(version_dir)).inputs
+        return read_manifest(layout.find_version_dir(version_dir)).inputs
     except (ManifestError, ConfigError):
         return {}
 
@@ -220,7 +219,7 @@ def predict_files(
         )
     golden = [] if args.given else [layout.GOLDEN]
     reader = InputReader(
-        args.inputs or [find_version_dir(args.version_dir) / name for name in golden],
+        args.inputs or [layout.find_version_dir(args.version_dir) / name for name in golden],
         signatures,
         signature_name=args.signature_name,
         array_name=args.array_name,
@@ -289,7 +288,7 @@ def find_labels(args: argparse.Namespace) -> list[str]:
     """Class names: of --labels, else of --version_dir's assets, else none."""
     path: Path | None = args.labels
     if path is None and args.version_dir and args.version_dir.is_dir():
-        path = find_version_dir(args.version_dir) / layout.LABELS
+        path = layout.find_version_dir(args.version_dir) / layout.LABELS
         if not path.is_file():
             return []
     if path is None:

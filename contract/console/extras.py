@@ -16,6 +16,7 @@ _EXTRAS = {
     "model_signing": "signing",
     "PIL": "cli",
     "rich": "cli",
+    "shtab": "cli",
     "fsspec": "remote",
     "pyarrow": "tensorflow",
 }

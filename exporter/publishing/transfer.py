@@ -23,7 +23,13 @@ import time
 from pathlib import Path, PurePosixPath
 
 from contract import layout
-from contract.errors import ConfigError, ManifestError, ServableNotFoundError, VersionExistsError
+from contract.errors import (
+    ConfigError,
+    ManifestError,
+    ServableNotFoundError,
+    UntrustedVersionError,
+    VersionExistsError,
+)
 from contract.manifest import (
     MAX_BYTES,
     FileEntry,
@@ -32,6 +38,7 @@ from contract.manifest import (
     hash_file,
     read_manifest,
 )
+from contract.signing import check_public_key, verify_version
 from exporter.publishing.remote import OnBytes, RemoteBasePath
 from exporter.publishing.staging import (
     WRITER,
@@ -183,6 +190,7 @@ def fetch_version(
     base_path: Path,
     *,
     version: int | None = None,
+    key: Path | None = None,
     on_bytes: OnBytes = lambda _: None,
     on_total: OnBytes = lambda _: None,
 ) -> Copied:
@@ -192,6 +200,7 @@ def fetch_version(
         url: The remote base path, an fsspec address of the model's own folder.
         base_path: The model's own folder here; made when missing.
         version: Its number; the highest that is complete without one.
+        key: Public key that must have signed it, or no server gets to see it.
         on_bytes: Told of progress; bytes that were there already count as well.
         on_total: Told how many there are, before the first.
 
@@ -201,12 +210,15 @@ def fetch_version(
     Raises:
         ServableNotFoundError: No such version there, or none that is complete.
         ManifestError: It is damaged there, or the copy of it that is here.
+        UntrustedVersionError: The holder of `key` has not signed it.
         VersionExistsError: Another version bears this number here.
         ConfigError: The address or the base path cannot be used.
         ExportError: The disk is full; then nothing is left of what was fetched.
         ServableUnavailableError: The address cannot be reached; run it again to go on.
         UnimplementedError: fsspec or a package for this kind of address is missing.
     """
+    if key is not None:
+        check_public_key(key)
     remote = RemoteBasePath(url)
     folder, sealed = _find_complete(remote, version)
     signature = _read_signature(remote, folder)
@@ -229,6 +241,8 @@ def fetch_version(
                 sync_tree(stage)
                 with hold_base_path(base_path):
                     (stage / WRITER).unlink()
+                    if key is not None:
+                        _check_signing(stage, key, f"{remote.url}/{folder}")
                     rename_stage(stage, target)
                     sync_path(base_path)
             except OSError as error:
@@ -246,6 +260,8 @@ def fetch_version(
         check_files(target, manifest)
         if num_present is None:
             _place_signature(signature, target)
+            if key is not None:
+                verify_version(target, key, version=int(folder))
     total = sum(one.num_bytes for one in manifest.files.values()) + len(sealed) + len(signature)
     num_files = len(manifest.files) + 1 + bool(signature)
     if num_present is None:
@@ -364,6 +380,18 @@ def _place_signature(signature: bytes, version_dir: Path) -> None:
         sync_path(new)
         new.replace(here)
     sync_path(version_dir)
+
+
+def _check_signing(stage: Path, key: Path, source: str) -> None:
+    try:
+        verify_version(stage, key, version=int(source.rpartition("/")[2]))
+    except UntrustedVersionError as error:
+        # Its place is one that nobody should look for, and nobody could sign.
+        message = error.message.partition("; ")[0].replace(str(stage), source)
+        raise UntrustedVersionError(
+            f"{message}; it is not fetched; sign the version where it was published, and copy it "
+            "there again with `publish --to`"
+        ) from error
 
 
 def _check_entries(manifest: Manifest, remote: RemoteBasePath, folder: str) -> None:

@@ -106,19 +106,11 @@ def open_in_browser(report: Path) -> None:
 
 def find_version(path: Path) -> Path:
     """The version that is meant: a folder itself, its newest version, or a run's candidate."""
-    if not path.exists():
-        raise ConfigError(f"{path} is not there; give a version, or a base path that holds some")
-    if path.is_file() or (path / layout.MANIFEST).exists() or layout.holds_model(path):
-        return path  # what is none of ours is refused where its manifest is looked for
+    if path.is_file():
+        return path  # refused where its manifest is looked for
     if (path / CANDIDATE / layout.REPORT).is_file():
         return path / CANDIDATE
-    versions = layout.find_versions(path)
-    if not versions:
-        raise ConfigError(
-            f"{path} is neither a version nor a base path that holds one; make one with: "
-            "python -m exporter export"
-        )
-    return versions[max(versions)]
+    return layout.find_version_dir(path)
 
 
 def _check_out(out: Path | None, version_dir: Path | None = None) -> Path:

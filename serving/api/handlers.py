@@ -105,6 +105,8 @@ class Handlers:
         acquire: See `Manager.acquire`.
         observer: Is told of every request.
         list_models: See `Manager.list_models`.
+        is_on_demand: Whether `acquire` raises NotLoadedError of models that are not loaded: see
+            `serving.api.waiting`.
         pool: Threads for what is not quick.
         request_log: Is offered every request that was answered; None when nothing is logged.
         shadow: Is offered every call that was answered; None while no version is shadowed.
@@ -127,6 +129,7 @@ class Handlers:
         self.list_models = manager.list_models
         self.shadow: Shadow | None = None
         self._manager = manager
+        self.is_on_demand = config.load_on_demand
         self._is_method_checked = config.enable_signature_method_name_check
         self._is_reload_enabled = config.enable_reload_config or config.strict_compat
 
@@ -220,7 +223,7 @@ class Handlers:
         if self.request_log is not None:
             self.request_log.offer_arrays(check.answer_spec, inputs, outputs)
         if self.shadow is not None and asked is not None:
-            self.shadow.offer(asked, check, lambda: inputs)
+            self.shadow.offer(asked, check, lambda: inputs, output_filter)
         return outputs
 
     async def answer_examples(

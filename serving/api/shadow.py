@@ -328,6 +328,7 @@ class Shadow:
             self._attach(None)
             while (left := self._take()) is not None:
                 self._release(left)
+                self._miss("dropped")
             if not stop.is_set():
                 logger.warning("nobody asks for the shadow of %s any more: it has ended", self._id)
                 self._tally.forget_rows()  # and with them what people sent

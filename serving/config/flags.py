@@ -60,6 +60,8 @@ class Flag:
             handles it itself, refuses it, since ignoring it would be unsafe, or ignores it. All
             of them reach an image of Plumbline's own.
         reason: Why the embedded server does not keep it; for `--help` too.
+        needs: The flag without which nothing comes of it there; "" for none.
+        engine: The one engine that heeds it there; "" for any.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Flag:
     embedded: Embedded = "kept"
     container: Container = "passed"
     reason: str = ""
+    needs: str = ""
+    engine: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,6 +109,8 @@ def flag(
     embedded: Embedded = "kept",
     container: Container = "passed",
     reason: str = "",
+    needs: str = "",
+    engine: str = "",
 ) -> T:
     """A dataclass field that is a flag; see `Flag` for the arguments."""
     metadata = {
@@ -112,6 +118,8 @@ def flag(
         "embedded": embedded,
         "container": container,
         "reason": reason,
+        "needs": needs,
+        "engine": engine,
     }
     made: T = dataclasses.field(default=default, metadata=metadata)
     return made
@@ -230,9 +238,11 @@ class TensorFlowServingFlags:
     rest_api_num_threads: int = flag(
         0, "Threads of REST.", embedded="ignored", reason="Calls cost no thread here."
     )
-    rest_api_timeout_in_ms: int = flag(30000, "Time limit of a REST call.")
-    rest_api_enable_cors_support: bool = flag(False, "Answer CORS headers.")
-    enable_batching: bool = flag(False, "Batch requests that arrive together (TensorFlow engine).")
+    rest_api_timeout_in_ms: int = flag(30000, "Time limit of a REST call.", needs="rest_api_port")
+    rest_api_enable_cors_support: bool = flag(False, "Answer CORS headers.", needs="rest_api_port")
+    enable_batching: bool = flag(
+        False, "Batch requests that arrive together (TensorFlow engine).", engine="tensorflow"
+    )
     allow_version_labels_for_unavailable_models: bool = flag(
         False, "Let a new version label point at a version that is not AVAILABLE (yet)."
     )
@@ -243,12 +253,15 @@ class TensorFlowServingFlags:
         False,
         "With --enable_batching: batch a version by the batching_params.pbtxt in its folder, and "
         "do not batch one without.",
+        needs="enable_batching",
     )
     model_config_file: str = flag(
         "", "Text-format ModelServerConfig: several models, policies, labels.", container="handled"
     )
     model_config_file_poll_wait_seconds: int = flag(
-        0, "Seconds between two readings of --model_config_file; 0 reads it once."
+        0,
+        "Seconds between two readings of --model_config_file; 0 reads it once.",
+        needs="model_config_file",
     )
     model_name: str = flag("default", "Name of the one model; not with --model_config_file.")
     model_base_path: str = flag(
@@ -260,7 +273,9 @@ class TensorFlowServingFlags:
     )
     max_num_load_retries: int = flag(5, "Tries after the first failed load of a version.")
     load_retry_interval_micros: int = flag(
-        60_000_000, "Microseconds between two tries of a load; negative for none."
+        60_000_000,
+        "Microseconds between two tries of a load; negative for none.",
+        needs="max_num_load_retries",
     )
     file_system_poll_wait_seconds: int = flag(
         1, "Seconds between two looks at the base paths; 0 looks once, negative never."
@@ -272,18 +287,21 @@ class TensorFlowServingFlags:
         reason="The system's own cache needs no flush.",
     )
     tensorflow_session_parallelism: int = flag(
-        0, "TensorFlow's threads, both within and across operations; 0 lets it choose."
+        0,
+        "TensorFlow's threads, both within and across operations; 0 lets it choose.",
+        engine="tensorflow",
     )
     tensorflow_session_config_file: str = flag(
         "",
         "Text-format ConfigProto of TensorFlow's sessions; flags of threads and memory win.",
         container="handled",
+        engine="tensorflow",
     )
     tensorflow_intra_op_parallelism: int = flag(
-        0, "TensorFlow's threads within an operation; 0 lets it choose."
+        0, "TensorFlow's threads within an operation; 0 lets it choose.", engine="tensorflow"
     )
     tensorflow_inter_op_parallelism: int = flag(
-        0, "TensorFlow's operations at a time; 0 lets it choose."
+        0, "TensorFlow's operations at a time; 0 lets it choose.", engine="tensorflow"
     )
     use_alts_credentials: bool = flag(
         False,
@@ -303,7 +321,9 @@ class TensorFlowServingFlags:
         "--batching_parameters_file instead.",
     )
     per_process_gpu_memory_fraction: float = flag(
-        0.0, "Fraction of a GPU's memory that TensorFlow takes at once; 0 lets it choose."
+        0.0,
+        "Fraction of a GPU's memory that TensorFlow takes at once; 0 lets it choose.",
+        engine="tensorflow",
     )
     saved_model_tags: str = flag("serve", "Comma-separated tags of the graph to load.")
     grpc_channel_arguments: str = flag("", "Arguments of the gRPC server: k=v,k=v.")
@@ -316,11 +336,14 @@ class TensorFlowServingFlags:
     )
     enable_model_warmup: bool = flag(True, "Replay a version's warmup records before it serves.")
     num_request_iterations_for_warmup: int = flag(
-        0, "How often each warmup record is replayed; 0 means once."
+        0, "How often each warmup record is replayed; 0 means once.", needs="enable_model_warmup"
     )
     version: bool = flag(False, "Print the version and end.", container="handled")
     monitoring_config_file: str = flag(
-        "", "Text-format MonitoringConfig: metrics on or off, and their path.", container="handled"
+        "",
+        "Text-format MonitoringConfig: metrics on or off, and their path.",
+        container="handled",
+        needs="rest_api_port",
     )
     remove_unused_fields_from_bundle_metagraph: bool = flag(
         True,
@@ -328,7 +351,9 @@ class TensorFlowServingFlags:
         embedded="ignored",
         reason="Nothing of the kind is kept here.",
     )
-    prefer_tflite_model: bool = flag(False, "Serve model.tflite where a version has one.")
+    prefer_tflite_model: bool = flag(
+        False, "Serve model.tflite where a version has one.", engine="litert"
+    )
     num_tflite_pools: int = flag(
         0,
         "Pools of TFLite interpreters.",
@@ -345,10 +370,14 @@ class TensorFlowServingFlags:
         False, "Check a signature's method_name on Classify and Regress."
     )
     xla_cpu_compilation_enabled: bool = flag(
-        False, "Let models use XLA on CPUs (in the embedded server they may without it)."
+        False,
+        "Let models use XLA on CPUs (in the embedded server they may without it).",
+        engine="tensorflow",
     )
     xla_gpu_compilation_enabled: bool = flag(
-        False, "Let models use XLA on GPUs (in the embedded server they may without it)."
+        False,
+        "Let models use XLA on GPUs (in the embedded server they may without it).",
+        engine="tensorflow",
     )
     enable_profiler: bool = flag(
         True, "TensorFlow's profiler service (the embedded server has none to turn off)."
@@ -381,7 +410,8 @@ class ServerFlags(TensorFlowServingFlags):
 
     host: str = flag(
         "127.0.0.1",
-        "Address to listen on; 0.0.0.0 or [::] for every one, as --strict_compat has it.",
+        "Address or name to listen on; 0.0.0.0 for every one of IPv4, as --strict_compat has it, "
+        "[::] or * for those of IPv6 too.",
         container="handled",
     )
     engine: str = flag("auto", "auto, tensorflow or litert.", container="refused")
@@ -406,11 +436,14 @@ class ServerFlags(TensorFlowServingFlags):
         False,
         "Load TensorFlow at once for the signatures that need it, not when first asked.",
         container="ignored",
+        engine="tensorflow",
     )
     workers: int = flag(
         1, "Processes that share the ports; limits on calls hold for each.", container="ignored"
     )
-    litert_num_threads: int = flag(1, "Threads inside one run of LiteRT.", container="ignored")
+    litert_num_threads: int = flag(
+        1, "Threads inside one run of LiteRT.", container="ignored", engine="litert"
+    )
     strict_compat: bool = flag(
         False, "Turn the deliberate differences from TensorFlow Serving off.", container="ignored"
     )
@@ -462,10 +495,17 @@ class ServerFlags(TensorFlowServingFlags):
     max_message_bytes: int = flag(
         256 * MEBIBYTE, "Largest gRPC message, both ways.", container="refused"
     )
-    max_json_bytes: int = flag(64 * MEBIBYTE, "Largest REST body as sent.", container="refused")
-    max_json_depth: int = flag(64, "Deepest nesting of a REST body.", container="refused")
+    max_json_bytes: int = flag(
+        64 * MEBIBYTE, "Largest REST body as sent.", container="refused", needs="rest_api_port"
+    )
+    max_json_depth: int = flag(
+        64, "Deepest nesting of a REST body.", container="refused", needs="rest_api_port"
+    )
     max_inflated_bytes: int = flag(
-        256 * MEBIBYTE, "Largest REST body after gunzip.", container="refused"
+        256 * MEBIBYTE,
+        "Largest REST body after gunzip.",
+        container="refused",
+        needs="rest_api_port",
     )
     max_concurrent_calls: int = flag(
         1000,
@@ -508,10 +548,14 @@ class ServerFlags(TensorFlowServingFlags):
         "", "Folder for PredictionLog records of sampled requests.", container="refused"
     )
     request_log_sampling_rate: float = flag(
-        0.0, "Share of requests to log where a model has no logging_config.", container="refused"
+        0.0,
+        "Share of requests to log where a model has no logging_config.",
+        container="refused",
+        needs="request_log_dir",
     )
     request_log_max_bytes: int = flag(
         256 * MEBIBYTE,
         "Bytes of request logs to keep; the oldest file goes first.",
         container="refused",
+        needs="request_log_dir",
     )

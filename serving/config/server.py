@@ -153,6 +153,8 @@ def parse_server_flags(
     given: dict[str, Any] = dict(values)
     if given.get("strict_compat"):
         given.setdefault("host", _EVERY_ADDRESS)  # where TensorFlow Serving listens
+    if given.get("host") == "*":
+        given["host"] = "[::]"  # as other servers have it
     flags = ServerFlags(**given)
     try:
         _check_flags(flags)

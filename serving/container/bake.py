@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import tempfile
 from pathlib import Path
@@ -52,6 +53,9 @@ USER {user}
 """
 """KServe mounts /models, which becomes the base path, and gives `sh` as arguments."""
 
+_NOT_RUN = (125, 126)
+"""Exit codes of `run` where the engine could not run the container; a missing `sh` is 127."""
+
 MODELCAR_USER = "10001:10001"
 """Of the embedded server's image: only the same user may read a modelcar through /proc."""
 
@@ -60,6 +64,9 @@ _MODELCAR_CHECK = (
     "&& [ -r /tmp/models/{version}/{manifest} ] && sleep 0"
 )
 """What KServe runs in it: `ConfigureModelcarToContainer` of its pkg/utils/storage.go."""
+
+
+logger = logging.getLogger(__name__)
 
 
 def add_bake_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +99,7 @@ def add_bake_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_bake(arguments: argparse.Namespace) -> int:
     """Builds the image, prints its reference; returns the exit code."""
-    version_dir = find_version_dir(arguments.version_dir)
+    version_dir = layout.find_version_dir(arguments.version_dir)
     manifest = read_manifest(version_dir)
     check_files(version_dir, manifest)
     if arguments.modelcar and arguments.server:
@@ -123,19 +130,6 @@ def run_bake(arguments: argparse.Namespace) -> int:
         return ExitCode.UNREACHABLE
     say(reference)
     return ExitCode.DONE
-
-
-def find_version_dir(path: Path) -> Path:
-    """A version directory: `path` itself, or the newest below it."""
-    if (path / layout.MANIFEST).exists() or layout.parse_version(path.name) is not None:
-        return path
-    try:
-        versions = layout.find_versions(path)
-    except OSError as error:
-        raise ConfigError(f"--version_dir={path}: {error.strerror or error}") from None
-    if not versions:
-        raise ConfigError(f"--version_dir={path}: no version there; publish one first")
-    return list(versions.values())[-1]
 
 
 def name_image(manifest: Manifest, server: ImageServer | None, *, repository: str = "") -> str:
@@ -211,7 +205,9 @@ def _check_modelcar(engine: ContainerEngine, reference: str, *, base: str, versi
     check = _MODELCAR_CHECK.format(folder=MODELS_FOLDER, version=version, manifest=layout.MANIFEST)
     confined = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--network=none")
     done = engine.call("run", "--rm", *confined, reference, "sh", "-c", check)
-    if done.returncode != 0:
+    if done.returncode in _NOT_RUN:
+        logger.warning("%s was not tried here: %s", reference, last_line(done.stderr))
+    elif done.returncode != 0:
         raise ServableUnavailableError(
             f"{reference} was built, but KServe could not mount it: {last_line(done.stderr)}. "
             "KServe runs sh, ls, ln and sleep in it, and the image that it was built on "

@@ -52,6 +52,9 @@ GRPC_THREADS_PER_CPU = 16
 _SELINUX = Path("/sys/fs/selinux/enforce")
 _RESERVED = frozenset(map(Path, ("/", "/bin", "/dev", "/etc", "/lib", "/proc", "/sys", "/usr")))
 _REASONS = {
+    "models_base_path": "it takes --model_base_path of one model, or --model_config_file",
+    "load_on_demand": "it loads every model at the start",
+    "max_resident_bytes": "it has no limit on what is loaded",
     "auth_token_file": "it has no tokens, and would answer everyone",
     "require_signature_key": "it loads what nobody has signed",
     "max_message_bytes": "it takes messages of up to 2 GiB",
@@ -78,7 +81,7 @@ _LOG_LEVELS = {"debug": "0", "info": "0", "warning": "1", "error": "2"}
 _HANDLED_OUTSIDE = frozenset(
     {
         *("host", "port", "rest_api_port", "model_name", "model_base_path", "port_file", "version"),
-        "grpc_max_threads",
+        *("grpc_max_threads", "models_base_path"),
     }
 )
 
@@ -127,7 +130,8 @@ def make_plan(
     baked = Path(MODELS_FOLDER, image.model_name) if image.model_name else None
     base_paths = [model.base_path for model in config.models if model.base_path != baked]
     files, paths = _list_file_mounts(config)
-    mounts = _list_base_path_mounts(base_paths, mount_dirs) + files + _list_socket_mounts(config)
+    folders = [*mount_dirs, *map(Path, filter(None, [config.models_base_path]))]
+    mounts = _list_base_path_mounts(base_paths, folders) + files + _list_socket_mounts(config)
     stock = image.server is ImageServer.TENSORFLOW_SERVING
     if stock and not config.prefer_tflite_model:
         _warn_of_tflite_alone([one for one in config.models if one.base_path != baked])
@@ -165,10 +169,12 @@ def list_confinements(engine: ContainerEngine) -> list[str]:
 def _list_ports(config: ServerConfig) -> list[str]:
     host = config.host.strip("[]")
     host = f"[{host}]" if ":" in host else host
+    # Of IPv6 alone is what [::] means to docker; nothing is every address of both.
+    where = "" if host == "[::]" else f"{host}:"
     options = []
     for port, inside in ((config.port, GRPC_PORT), (config.rest_api_port, REST_PORT)):
         if port:
-            options.append(f"--publish={host}:{port if port > 0 else ''}:{inside}")
+            options.append(f"--publish={where}{port if port > 0 else ''}:{inside}")
     return options
 
 
@@ -319,7 +325,9 @@ def _list_server_flags(
     flags = [f"--port={GRPC_PORT if config.port else 0}", f"--rest_api_port={rest_port}"]
     if embedded:
         flags.insert(0, "--host=0.0.0.0")
-    if not config.model_config_file:
+    if config.models_base_path:
+        flags.append(f"--models_base_path={Path(config.models_base_path).absolute()}")
+    elif not config.model_config_file:
         model = config.models[0]
         flags += [f"--model_name={model.name}", f"--model_base_path={model.base_path}"]
     flags += [f"--{name}={path}" for name, path in paths.items()]

@@ -104,9 +104,13 @@ def run_container(arguments: argparse.Namespace) -> int:
         return ExitCode.UNREACHABLE
 
 
+_WHAT_TO_SERVE = {"model_base_path", "model_config_file", "models_base_path"}
+"""Flags that say which models there are."""
+
+
 def _find_baked_model(arguments: argparse.Namespace, given: dict[str, FlagValue]) -> list[str]:
     """Flags of the model in the image, where the user names none."""
-    if not arguments.image or {"model_base_path", "model_config_file"} & given.keys():
+    if not arguments.image or _WHAT_TO_SERVE & given.keys():
         return []
     try:
         image = find_image(find_engine(arguments.container_engine), arguments.image)
@@ -172,7 +176,7 @@ def _serve(arguments: argparse.Namespace, config: ServerConfig, make: _MakePlan)
 def _choose_target(addresses: Addresses) -> str:
     if not addresses.grpc_port:
         return f"unix:{Path(addresses.socket_path).absolute()}"
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}
+    everywhere = dict.fromkeys(("0.0.0.0", "::", "[::]"), "127.0.0.1")
     return join_address(everywhere.get(addresses.host, addresses.host), addresses.grpc_port)
 
 

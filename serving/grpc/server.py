@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from contract.errors import ServableUnavailableError
-from serving.addresses import join_address
+from serving.addresses import explain_listening, join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
 from serving.grpc.arguments import read_channel_arguments
@@ -111,23 +110,23 @@ class GrpcServer:
                 self.port = await self._listener.open_tcp(
                     config.host, port, reuse_port=self._arguments.reuse_port
                 )
-            except OSError:
+            except OSError as error:
                 address = join_address(config.host, port)
-                raise _cannot_listen(address, "--port") from None
+                raise explain_listening(address, "--port", error) from None
         if config.grpc_socket_path:
             path = Path(config.grpc_socket_path).absolute()
             try:
                 await self._listener.open_unix(path)
-            except OSError:
-                raise _cannot_listen(f"unix:{path}", "--grpc_socket_path") from None
+            except OSError as error:
+                raise explain_listening(f"unix:{path}", "--grpc_socket_path", error) from None
 
     def _start_shared(self, shared: SharedSockets) -> None:
         config = self._config
         try:
             self._listener.open_shared(shared)
-        except OSError:
+        except OSError as error:
             address = join_address(config.host, config.port)
-            raise _cannot_listen(address, "--port") from None
+            raise explain_listening(address, "--port", error) from None
         self.port = config.port
 
     async def stop(self, grace_s: float) -> bool:
@@ -142,12 +141,6 @@ class GrpcServer:
         await asyncio.sleep(min(_LINGER_S, grace_s / 10))  # health says NOT_SERVING by now
         await self._listener.stop_accepting()
         return await self._listener.drain(max(0.0, grace_s - (time.monotonic() - begun)))
-
-
-def _cannot_listen(address: str, flag: str) -> ServableUnavailableError:
-    return ServableUnavailableError(
-        f"cannot listen on {address}: it is in use or not allowed; choose another {flag}"
-    )
 
 
 def _make_sentence(config: ServerConfig) -> str:

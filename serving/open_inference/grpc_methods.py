@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ from serving.grpc.protocol import Method, Respond
 from serving.open_inference.inference import (
     InferCall,
     Inference,
+    ModelMetadata,
     OpenInference,
     Parameter,
     check_input_names,
@@ -49,6 +50,7 @@ from serving.open_inference.inference import (
     refuse_sequence,
     refuse_tensor_parameters,
 )
+from serving.versions.on_demand import NotLoadedError
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -93,12 +95,12 @@ def list_methods(service: OpenInference) -> dict[str, Method]:
             (SERVER_READY, _say_ready, True),
             (MODEL_READY, _say_model_ready, False),
             (SERVER_METADATA, _describe_server, False),
-            (MODEL_METADATA, _describe_model, False),
         )
     }
+    methods[MODEL_METADATA.path] = Method(partial(_respond_with_metadata, service))
     exchange = partial(_infer, service)
     respond = respond_with(
-        MODEL_INFER.name, _parse_infer, exchange, handlers.observer, handlers.pool
+        MODEL_INFER.name, parse_infer, exchange, handlers.observer, handlers.pool
     )
     return {**methods, MODEL_INFER.path: Method(respond)}
 
@@ -134,15 +136,32 @@ def _describe_server(service: OpenInference, _request: object) -> Message:
     )
 
 
-def _describe_model(service: OpenInference, request: ModelMetadataRequest) -> Message:
-    found = service.describe_model(make_spec(request.name, request.version))
+def _respond_with_metadata(
+    service: OpenInference, body: RequestBytes, context: RequestContext
+) -> bytes | Awaitable[bytes]:
+    try:
+        request: ModelMetadataRequest = MODEL_METADATA.request.FromString(bytes(body))
+    except DecodeError as error:
+        raise RequestError("", code=Code.INTERNAL) from error  # as grpc++ answers it
+    spec = make_spec(request.name, request.version)
+
+    async def respond_when_loaded() -> bytes:
+        return _write_metadata(await service.describe_when_loaded(spec, context))
+
+    try:
+        return _write_metadata(service.describe_model(spec))
+    except NotLoadedError:
+        return respond_when_loaded()
+
+
+def _write_metadata(found: ModelMetadata) -> bytes:
     response = open_inference_pb2.ModelMetadataResponse(
         name=found.name, versions=found.versions, platform=found.platform
     )
     for rows, tensors in ((response.inputs, found.inputs), (response.outputs, found.outputs)):
         for one in tensors:
             rows.add(name=one.name, datatype=one.datatype, shape=one.shape)
-    return response
+    return response.SerializeToString()
 
 
 async def _infer(service: OpenInference, asked: _GrpcCall, context: RequestContext) -> bytes:
@@ -174,7 +193,7 @@ class _GrpcCall:
         self.is_typed = is_typed
 
 
-def _parse_infer(
+def parse_infer(
     body: RequestBytes, *, quickly: bool = False, reserve: Callable[[int], None]
 ) -> _GrpcCall:
     """Reads a ModelInferRequest; see `_Responder` of `serving.grpc.calls`."""

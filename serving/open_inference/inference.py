@@ -6,6 +6,7 @@ No transport: gRPC and REST read a request into an `InferCall`, and write what c
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias
 
@@ -25,11 +26,13 @@ from contract.wire.open_inference import SIGNATURE_NAME, find_datatype
 from contract.wire.signatures import INIT_OP
 from contract.wire.tensors import layout_of_name
 from serving.api.handlers import Handlers
+from serving.api.waiting import answer_when_loaded
 from serving.context import RequestContext
 from serving.engines.servable import LITERT, TENSORFLOW, Servable
 from serving.engines.signatures import UNKNOWN_IN_PREDICT, SignatureCheck
 from serving.monitoring.health import Health
 from serving.monitoring.metrics import find_product_version
+from serving.versions.on_demand import NotLoadedError
 
 Parameter: TypeAlias = "bool | int | float | str"
 Parameters: TypeAlias = Mapping[str, Parameter]
@@ -164,11 +167,25 @@ class OpenInference:
         try:
             with self.handlers.acquire(spec):
                 return True
+        except NotLoadedError:
+            return True  # whoever asks it something is answered
         except (RequestError, ServableNotFoundError, ServableUnavailableError):
             return False
 
+    async def describe_when_loaded(self, spec: ModelSpec, context: RequestContext) -> ModelMetadata:
+        """`describe_model`, of a model that may have to be loaded first."""
+
+        async def describe() -> ModelMetadata:
+            return self.describe_model(spec)
+
+        return await answer_when_loaded(self.handlers, describe, context)
+
     def describe_model(self, spec: ModelSpec) -> ModelMetadata:
-        """A signature of a model, and the versions that are served."""
+        """A signature of a model, and the versions that are served.
+
+        Raises:
+            NotLoadedError: It is to be loaded first.
+        """
         with self.handlers.acquire(spec) as servable:
             check = _find_check(servable, spec.signature_name)
             signature = servable.signatures[check.name]
@@ -185,7 +202,13 @@ class OpenInference:
         )
 
     async def infer(self, call: InferCall, context: RequestContext) -> Inference:
-        """Runs one signature of a model."""
+        """Runs one signature of a model, once it is loaded."""
+        if not self.handlers.is_on_demand:
+            return await self._infer(call, context)
+        run = functools.partial(self._infer, call, context)
+        return await answer_when_loaded(self.handlers, run, context, call.model_spec)
+
+    async def _infer(self, call: InferCall, context: RequestContext) -> Inference:
         if context.notes is not None:
             context.notes.ask(call.model_spec)
         spec, handlers = call.model_spec, self.handlers

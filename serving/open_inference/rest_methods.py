@@ -6,6 +6,7 @@ triton-inference-server/server, docs/protocol/extension_binary_data.md.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +61,7 @@ from serving.rest.paths import Target, decode_name
 from serving.rest.requests import to_array
 from serving.rest.weighing import weigh_json
 from serving.transport.http1 import Answer, Request
+from serving.versions.on_demand import NotLoadedError
 
 Result = TypeVar("Result")
 
@@ -137,10 +139,13 @@ class OpenInferenceRest:
             case "server_ready":
                 return self._answer_readiness()
             case "ready":
-                with self._service.handlers.acquire(target.spec) as servable:
-                    document = {"name": servable.id.name, "ready": True}
+                handlers = self._service.handlers
+                # One that is not loaded yet answers whoever asks it something.
+                with contextlib.suppress(NotLoadedError), handlers.acquire(target.spec):
+                    pass
+                document = {"name": target.spec.name, "ready": True}
             case _:
-                document = self._service.describe_model(target.spec)
+                document = await self._service.describe_when_loaded(target.spec, request.context)
         return Answer(200, _JSON_HEAD, msgspec.json.encode(document))
 
     def _answer_readiness(self) -> Answer:
@@ -162,7 +167,7 @@ class OpenInferenceRest:
             return parse_json_object(header, max_depth=self._max_depth)
 
         document = await self._run(parse, len(header), context)
-        asked = _read_request(document, spec, memoryview(body)[size:], header)
+        asked = read_request(document, spec, memoryview(body)[size:], header)
         found = await self._service.infer(asked.call, context)
         binary = [
             asked.is_binary.get(one.name, asked.is_binary_by_default) for one in found.outputs
@@ -216,7 +221,7 @@ class _Asked:
         self.is_binary_by_default = is_binary_by_default
 
 
-def _read_request(
+def read_request(
     document: Mapping[str, Any], spec: ModelSpec, data: memoryview, header: bytes | bytearray
 ) -> _Asked:
     """What the JSON of a request says; `data` is what follows it."""

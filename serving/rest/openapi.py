@@ -35,7 +35,7 @@ _FLOATS = {"float32": "float", "float64": "double"}
 _BYTES_SUFFIX = "_bytes"
 """Of outputs that are answered as base64."""
 
-_LARGEST_EXAMPLE = 1024
+_LARGEST_EXAMPLE = 64
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _JSON = "application/json"
 _TITLE = "Plumbline: TensorFlow Serving's REST API"

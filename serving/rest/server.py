@@ -23,11 +23,10 @@ from contract.errors import (
     PlumblineError,
     RequestError,
     ResourceExhaustedError,
-    ServableUnavailableError,
     UnauthenticatedError,
 )
 from contract.wire.status_codes import REQUEST_ID_KEY, headers_for, http_status
-from serving.addresses import join_address
+from serving.addresses import explain_listening, join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
 from serving.context import CallNotes
@@ -211,10 +210,7 @@ class RestServer:
                 self.port = config.rest_api_port
         except OSError as error:
             address = join_address(config.host, config.rest_api_port)
-            raise ServableUnavailableError(
-                f"cannot listen on {address}: {error.strerror or error}; "
-                "choose another --rest_api_port"
-            ) from None
+            raise explain_listening(address, "--rest_api_port", error) from None
 
     async def stop(self, grace_s: float) -> bool:
         """Takes no new connections, and waits at most `grace_s` for the calls in flight.

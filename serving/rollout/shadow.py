@@ -51,6 +51,8 @@ LIVE_SAMPLE, LOG_SAMPLE = 0.1, 1.0
 MIN_ROWS = 300
 """None of so many flipped proves that less than one row in a hundred does."""
 
+_EARLY_RISK = 1e-3
+"""How often one look stops a version early that is just good enough; there are many looks."""
 _LEASE_S = 15.0
 _ASK_S = 0.5
 _TELL_S = 10.0
@@ -329,7 +331,7 @@ def _is_hopeless(figures: ShadowFigures, options: ShadowOptions) -> bool:
     flips = math.floor(figures.num_flips)
     return figures.num_failures > options.max_failures or (
         figures.num_rows >= options.min_rows
-        and bound_share(flips, figures.num_rows) > options.max_flips
+        and bound_share(flips, figures.num_rows, risk=_EARLY_RISK) > options.max_flips
     )
 
 

@@ -41,6 +41,9 @@ _LOOK_PAUSE_S = 0.002
 _POLL_S = 0.01
 _MAX_DRAIN_BACKLOG_S = 0.5
 
+_NO_SUCH_ADDRESS = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+_PORT_TRIES = 8
+
 _log = logging.getLogger(__name__)
 
 
@@ -387,7 +390,8 @@ def bind_tcp(host: str, port: int, *, reuse_port: bool = False) -> list[socket.s
     """Sockets on every address of `host`, which do not listen yet.
 
     Args:
-        host: A name or an address; `::` or `[::]` stands for all addresses of both families.
+        host: A name or an address; `::` or `[::]` stands for all addresses of both families, where
+            the machine has both.
         port: 0 for any that is free.
         reuse_port: Share the port with other processes that do.
 
@@ -396,19 +400,48 @@ def bind_tcp(host: str, port: int, *, reuse_port: bool = False) -> list[socket.s
     """
     bare = host.strip("[]")
     found = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    opened: list[socket.socket] = []
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     try:
-        for family, _, _, _, address in dict.fromkeys(found):
-            if port == 0 and opened:
-                address = (address[0], find_port(opened), *address[2:])
-            opened.append(_open(family, address, reuse_port=reuse_port))
+        return bind_addresses(addresses, reuse_port=reuse_port)
     except OSError as error:
-        for one in opened:
-            one.close()
-        if bare == "::" and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+        if bare == "::" and error.errno in _NO_SUCH_ADDRESS:
             return bind_tcp("0.0.0.0", port, reuse_port=reuse_port)
         raise
-    return opened
+
+
+def bind_addresses(
+    addresses: Sequence[tuple[int, tuple[Any, ...]]], *, reuse_port: bool = False
+) -> list[socket.socket]:
+    """Sockets on addresses (family, address), all at one port.
+
+    A name may have addresses of a family that the machine lacks (`localhost` is often ::1 too,
+    where there is no IPv6): they are left out, as long as there are others.
+    """
+    for tries_left in range(_PORT_TRIES, -1, -1):
+        opened: list[socket.socket] = []
+        missing: OSError | None = None
+        try:
+            for family, address in addresses:
+                if address[1] == 0 and opened:
+                    address = (address[0], find_port(opened), *address[2:])
+                try:
+                    opened.append(_open(family, address, reuse_port=reuse_port))
+                except OSError as error:
+                    if error.errno not in _NO_SUCH_ADDRESS:
+                        raise
+                    missing = error
+            if opened:
+                return opened
+        except OSError as error:
+            for one in opened:
+                one.close()
+            # A port that is free at one address may be taken at the other.
+            is_any = error.errno == errno.EADDRINUSE and bool(opened) and addresses[0][1][1] == 0
+            if not is_any or not tries_left:
+                raise
+            continue
+        break
+    raise missing or OSError(errno.EADDRNOTAVAIL, "no address to listen on")
 
 
 def bind_unix(path: Path) -> socket.socket:

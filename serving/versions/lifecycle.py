@@ -64,6 +64,7 @@ class Lifecycle:
         route: Called with a model's handles by version whenever they change, before a version
             that left them is retired.
         tally: Where others read how many users a version has, given its directory.
+        untally: Is told that a version which counted there was unloaded.
         observer: Is told what is loaded on demand, and unloaded to make room.
     """
 
@@ -75,10 +76,11 @@ class Lifecycle:
         monitor: StateMonitor,
         route: Callable[[str, dict[int, Handle]], None],
         tally: Callable[[Path], Tally | None] = lambda _: None,
+        untally: Callable[[Tally], None] = lambda _: None,
         observer: Observer | None = None,
     ) -> None:
         self._load_servable = load
-        self._tally = tally
+        self._tally, self._untally = tally, untally
         self._config = config
         self._monitor = monitor
         self._route = route
@@ -425,6 +427,8 @@ class Lifecycle:
             except Exception:
                 # The boundary of an unload: a fault in it holds up nothing.
                 logger.exception("a fault of ours while unloading %s", entry.id)
+            if entry.handle.tally is not None:
+                self._untally(entry.handle.tally)
         entry.handle = None
         logger.info("Done unloading servable version %s", entry.id)
         self._monitor.publish(entry.id, VersionState.END)

@@ -33,6 +33,7 @@ class ServableManager:
         load: Makes a servable of a version directory; blocks; called on threads of its own.
         config: How loads are tried and base paths looked at. The models are not taken from it.
         tally: Where others read how many users a version has; see `Lifecycle`.
+        untally: See `Lifecycle`.
         observer: Is told what is loaded on demand, and unloaded to make room.
 
     Attributes:
@@ -58,6 +59,7 @@ class ServableManager:
         config: ServerConfig,
         *,
         tally: Callable[[Path], Tally | None] = lambda _: None,
+        untally: Callable[[Tally], None] = lambda _: None,
         observer: Observer | None = None,
     ) -> None:
         self.monitor = StateMonitor()
@@ -78,6 +80,7 @@ class ServableManager:
             monitor=self.monitor,
             route=self._router.replace_route,
             tally=tally,
+            untally=untally,
             observer=observer,
         )
         self.measure_residency = self._lifecycle.measure_residency

@@ -216,7 +216,8 @@ class Demand:
     @staticmethod
     def _tell(wish: _Wish) -> None:
         for settled in wish.waiting:
-            settled.set_result(None)
+            if settled.set_running_or_notify_cancel():
+                settled.set_result(None)
         wish.waiting.clear()
 
     def sort_wanted(self, names: Iterable[str]) -> list[str]:

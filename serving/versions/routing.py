@@ -55,6 +55,11 @@ class Handle:
         return True
 
     @property
+    def tally(self) -> Tally | None:
+        """Where others read how many users there are."""
+        return None if self._tally is None else (self._tally, self._place)
+
+    @property
     def is_idle(self) -> bool:
         """Whether nobody uses the servable at the moment."""
         return self._count == 0

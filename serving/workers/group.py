@@ -75,7 +75,12 @@ class WorkerGroup:
         )
         guard = LoadGuard(place.shared, place.slot)
         self.manager = make_manager(
-            config, self.metrics, trials, guard=guard.watch, tally=guard.tally
+            config,
+            self.metrics,
+            trials,
+            guard=guard.watch,
+            tally=guard.tally,
+            untally=guard.untally,
         )
         self.acquire = self.manager.acquire  # each worker serves from its own memory
         self._watchers: list[Callable[[], None]] = []

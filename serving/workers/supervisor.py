@@ -21,8 +21,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from contract.console.exits import ExitCode
-from contract.errors import ConfigError, ServableUnavailableError
-from serving.addresses import Addresses, join_address, log_addresses, write_port_file
+from contract.errors import ConfigError
+from serving.addresses import (
+    Addresses,
+    explain_listening,
+    join_address,
+    log_addresses,
+    write_port_file,
+)
 from serving.config.server import ServerConfig
 from serving.engines.trial_load import prepare_trials
 from serving.grpc.arguments import read_channel_arguments
@@ -329,6 +335,4 @@ def _explain(address: str, flag: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ServableUnavailableError(
-            f"cannot listen on {address}: {error.strerror or error}; choose another --{flag}"
-        ) from None
+        raise explain_listening(address, f"--{flag}", error) from None

@@ -81,14 +81,22 @@ class LoadGuard:
         """Where the users of a version are counted that has been loaded; None if none is left."""
         with self._noting:
             for place in range(NUM_TALLIES):
-                numbers, at = self._shared.find_tally(self._slot, place)
-                if place in self._served and Path(self._served[place][0]).exists():
+                if place in self._served:
                     continue
+                numbers, at = self._shared.find_tally(self._slot, place)
                 numbers[at] = 0.0
                 self._served[place] = (str(version_dir), take_fingerprint(version_dir))
                 self._shared.write_served(self._slot, self._served)
                 return numbers, at
         return None
+
+    def untally(self, tally: Tally) -> None:
+        """Frees the place of a version that was unloaded."""
+        with self._noting:
+            for place in list(self._served):
+                if self._shared.find_tally(self._slot, place)[1] == tally[1]:
+                    del self._served[place]
+            self._shared.write_served(self._slot, self._served)
 
     def _note(self, change: Callable[[Suspect], None], suspect: Suspect) -> None:
         with self._noting:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-SIGNATURES = {
+SIGNATURES: dict[str, Any] = {
     "serving_default": {
         "inputs": {"x": ("DT_FLOAT", [-1, 4])},
         "outputs": {"y": ("DT_FLOAT", [-1, 2])},

@@ -1,4 +1,4 @@
-"""The twelve usual mistakes: each is made for real, found, and comes with what mends it."""
+"""The usual mistakes: each is made for real, found, and comes with what mends it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from clients.cli import main
-from clients.commands.doctor import find_rest_server
+from clients.commands.doctor import find_rest_servers
 from clients.doctor.findings import Check, check_package
+from clients.doctor.probe import parse_address
 from contract import layout
 from contract.errors import ResourceExhaustedError
 from contract.manifest import InputStatistics, read_manifest, write_manifest
@@ -52,7 +53,7 @@ def test_a_good_server_and_a_good_version_pass_all_that_is_looked_at(
 ) -> None:
     version_dir = published_mlp / "mlp" / "1"
     with serve_mlp(version_dir) as server:
-        status, findings = diagnose(server.address, version_dir)
+        status, findings = diagnose(server.address, version_dir, "--run")
     assert status == 0
     assert list(findings) == list(Check)
     assert {check: one["verdict"] for check, one in findings.items()} == {
@@ -120,36 +121,62 @@ def test_a_listener_that_says_nothing_is_not_called_reachable(diagnose: Any) -> 
     assert findings["reachable"]["verdict"] == "fails"
 
 
+LISTED = b'{"models": [{"name": "cnn", "model_version_status": [{}]}, {"name": "mlp"}]}'
+
+
 def test_a_wrong_model_name_lists_the_served_ones(diagnose: Any) -> None:
-    metrics = b'x{model_name="mlp",version="1"} 1\ny{model="cnn"} 2\n'
-    with ModelServer() as server, serve_http(metrics) as rest:
+    with ModelServer() as server, serve_http(LISTED) as rest:
         server.calls.clear()
-        server._GetModelStatus = _not_found  # type: ignore[method-assign]
+        server._GetModelStatus = _not_found  # type: ignore[assignment, method-assign]
         status, findings = diagnose(server.address, "--model_name", "nlp", "--rest_server", rest)
     assert status == 1
     assert "it serves cnn, mlp" in findings["model name"]["explanation"]
-    assert "--model_name" in findings["model name"]["fix"]
+    assert "--model_name=cnn" in findings["model name"]["fix"]
+
+
+def test_names_in_metrics_are_no_models(diagnose: Any) -> None:
+    metrics = b'x{model_name="nlp"} 1\n'
+    with ModelServer() as server, serve_http(metrics) as rest:
+        server._GetModelStatus = _not_found  # type: ignore[assignment, method-assign]
+        status, findings = diagnose(server.address, "--model_name", "nlp", "--rest_server", rest)
+    assert status == 1
+    assert "it serves" not in findings["model name"]["explanation"]
+    assert "TensorFlow Serving has no call for it" in findings["model name"]["explanation"]
+
+
+def test_a_model_without_a_version_is_not_called_unknown(diagnose: Any) -> None:
+    with ModelServer() as server, serve_http(b'{"models": [{"name": "m"}]}') as rest:
+        server._GetModelStatus = _not_found  # type: ignore[assignment, method-assign]
+        status, findings = diagnose(server.address, "--model_name", "m", "--rest_server", rest)
+    assert status == 1
+    assert "has no version" in findings["healthy version"]["explanation"]
+    assert findings["model name"]["verdict"] != "fails"
 
 
 def test_the_only_model_of_a_server_is_looked_at_where_none_is_named(
     diagnose: Any, published_mlp: Path
 ) -> None:
-    with serve_mlp(published_mlp / "mlp" / "1") as server, serve_http(b'x{model="mlp"} 1') as rest:
+    listed = b'{"models": [{"name": "mlp"}]}'
+    with serve_mlp(published_mlp / "mlp" / "1") as server, serve_http(listed) as rest:
         answer = server._GetModelStatus
 
         def know_mlp(request: bytes) -> bytes:
             return _not_found(request) if b"default" in request else answer(request)
 
-        server._GetModelStatus = know_mlp  # type: ignore[method-assign]
+        server._GetModelStatus = know_mlp  # type: ignore[assignment, method-assign]
         status, findings = diagnose(server.address, "--rest_server", rest)
     assert status == 0
     assert findings["model name"]["explanation"] == "mlp is served"
 
 
-def test_metrics_are_looked_for_beside_the_server_that_is_asked() -> None:
-    assert find_rest_server("10.0.0.5:8500") == "10.0.0.5:8501"
-    assert find_rest_server("[::1]:9000") == "[::1]:8501"
-    assert find_rest_server("unix:/run/tf.sock") == "127.0.0.1:8501"
+def test_models_are_looked_for_beside_the_server_that_is_asked() -> None:
+    def find(address: str) -> str:
+        return find_rest_servers(parse_address(address))[0]
+
+    assert find("10.0.0.5:8500") == "http://10.0.0.5:8501"
+    assert find("[::1]:9000") == "http://[::1]:8501"
+    assert find("unix:/run/tf.sock") == "http://127.0.0.1:8501"
+    assert find("https://models:9") == "https://models:9"
 
 
 def test_advice_fits_where_the_version_came_from(copied: Path, diagnose: Any) -> None:
@@ -180,7 +207,7 @@ def test_a_version_that_ended_is_reported_with_its_reason(diagnose: Any) -> None
         status, findings = diagnose(server.address)
     assert status == 1
     assert "variables are missing" in findings["healthy version"]["explanation"]
-    assert "python -m exporter verify" in findings["healthy version"]["fix"]
+    assert "python -m clients doctor BASE_PATH/1" in findings["healthy version"]["fix"]
 
 
 def test_a_missing_serving_default_is_found(diagnose: Any) -> None:
@@ -207,16 +234,16 @@ def test_names_that_keras_made_up_are_a_warning(diagnose: Any) -> None:
 def test_a_server_that_answers_another_shape_is_found(diagnose: Any) -> None:
     with ModelServer() as server:
         server.answer = lambda inputs: {"y": inputs["x"]}
-        status, findings = diagnose(server.address)
+        status, findings = diagnose(server.address, "--run")
     assert status == 1
-    assert "promises float32 (batch, 2)" in findings["shapes"]["explanation"]
+    assert "promises float32 (batch, 2)" in findings["answers"]["explanation"]
 
 
 def test_a_message_limit_is_found_and_says_how_to_send_less(diagnose: Any) -> None:
     with ModelServer(max_message_bytes=4 * 2**20) as server:
         spec = TensorSpec("x", "float32", (None, 1024))
         server.signatures = {"serving_default": make_signature(inputs={"x": spec})}
-        status, findings = diagnose(server.address)
+        status, findings = diagnose(server.address, "--run")
     assert status == 1
     assert ResourceExhaustedError.default_code.name == "RESOURCE_EXHAUSTED"
     assert "predict_many" in findings["message limit"]["fix"]

@@ -30,7 +30,7 @@ from contract import errors
 from contract.errors import Code
 from contract.servable import VersionState
 from contract.signature import TensorSpec
-from tests.clients.rest_servers import RestServer
+from tests.clients.rest_servers import SIGNATURES, RestServer
 
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4) / 3
 SUMS = np.stack([ROWS.sum(axis=1), ROWS[:, 0]], axis=1)
@@ -351,3 +351,31 @@ def test_json_keeps_every_number(array: np.ndarray[Any, Any]) -> None:
     back = read_array("x", json.loads(json.dumps(write_array("x", array))), spec)
     np.testing.assert_array_equal(back, array)
     assert back.dtype == array.dtype
+
+
+@pytest.mark.parametrize(("side", "dtype"), [("inputs", "DT_HALF"), ("outputs", "DT_BFLOAT16")])
+def test_a_dtype_that_json_does_not_carry_comes_with_the_advice_to_use_grpc(
+    server: RestServer,
+    client: RestClient,
+    monkeypatch: pytest.MonkeyPatch,
+    side: str,
+    dtype: str,
+) -> None:
+    known = SIGNATURES["serving_default"]
+    changed = {**known, side: {name: (dtype, sizes) for name, (_, sizes) in known[side].items()}}
+    monkeypatch.setitem(SIGNATURES, "serving_default", changed)
+    refusal = json.dumps({"error": "Conversion of JSON Value: 1 to type: half"}).encode()
+    server.answer = lambda path, _: (501, {}, refusal) if path.endswith(":predict") else None
+    rows = ROWS.astype(np.float16) if side == "inputs" else ROWS
+    with pytest.raises(errors.UnimplementedError, match=r"REST carries no .*float16.* gRPC"):
+        client.predict(rows)
+
+
+def test_a_refusal_that_has_nothing_to_do_with_dtypes_stays_as_it_is(
+    server: RestServer, client: RestClient
+) -> None:
+    refusal = json.dumps({"error": "the row is bad"}).encode()
+    server.answer = lambda path, _: (400, {}, refusal) if path.endswith(":predict") else None
+    with pytest.raises(errors.RequestError) as caught:
+        client.predict(ROWS)
+    assert caught.value.message == "the row is bad"

@@ -9,11 +9,12 @@ import msgspec
 import pytest
 import yaml
 
+from contract import layout
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import read_manifest
 from contract.signing import sign_version
 from serving.config.server import parse_config
-from serving.container.bake import MODELCAR_USER, describe_modelcar, find_version_dir, name_image
+from serving.container.bake import MODELCAR_USER, describe_modelcar, name_image
 from serving.container.engine import ContainerEngine, Image, ImageServer, find_image
 from serving.container.plan import make_plan
 from tests.container import images_for_tests as images
@@ -74,13 +75,6 @@ def test_a_modelcar_is_not_run_as_a_server() -> None:
     config = parse_config(image.model_flags)
     with pytest.raises(ConfigError, match="KServe mounts it"):
         make_plan(config, {}, image, ContainerEngine("podman"))
-
-
-def test_a_base_path_means_its_newest_version(tmp_path: Path) -> None:
-    for version in ("2", "10"):
-        (tmp_path / version).mkdir()
-    assert find_version_dir(tmp_path) == tmp_path / "10"
-    assert find_version_dir(tmp_path / "2") == tmp_path / "2"
 
 
 def test_a_version_that_was_changed_is_not_baked(mlp_base_path: Path, tmp_path: Path) -> None:
@@ -174,11 +168,14 @@ def test_the_server_serves_a_modelcar_as_kserve_mounts_it(
         assert started.returncode == 0, started.stderr
         address = engine.call("port", server, "9000").stdout.split()[0]
         deadline = time.monotonic() + TIMEOUT_S
-        while read_version_states(address, fails_with="UNAVAILABLE") != {1: AVAILABLE}:
+        expected = {int(layout.find_version_dir(mlp_base_path).name): AVAILABLE}
+        while read_version_states(address, fails_with="UNAVAILABLE") != expected:
             assert time.monotonic() < deadline, engine.call("logs", server).stderr
             time.sleep(0.1)
     finally:
-        engine.call("rm", "--force", "--time=0", server, car)
+        for name in (server, car):
+            engine.call("kill", name)
+            engine.call("rm", "--force", name)
 
 
 @pytest.mark.container

@@ -70,6 +70,8 @@ def test_ports_are_published_on_loopback_unless_told_otherwise(model: list[str])
     assert {"--publish=127.0.0.1:9000:8500", "--publish=127.0.0.1:9001:8501"} <= set(command)
     assert "--publish=0.0.0.0:9000:8500" in list_command([*model, *ports, "--host=0.0.0.0"])
     assert "--publish=[::1]:9000:8500" in list_command([*model, *ports, "--host=::1"])
+    for host in ("[::]", "*"):  # [::] would be IPv6 alone to docker
+        assert "--publish=9000:8500" in list_command([*model, *ports, f"--host={host}"])
 
 
 def test_rest_is_published_only_when_asked_for(model: list[str]) -> None:
@@ -268,3 +270,16 @@ def test_a_version_of_a_tflite_file_alone_asks_for_the_flag_that_serves_it(
     list_command(model)
     assert f"version 2 of {tmp_path}/mlp is model.tflite without saved_model.pb" in caplog.text
     assert "add --prefer_tflite_model" in caplog.text
+
+
+def test_a_folder_of_base_paths_is_mounted_whole_and_refused_for_tensorflow_serving(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mlp" / "1").mkdir(parents=True)
+    flags = [f"--models_base_path={tmp_path}", "--load_on_demand"]
+    command = list_command(flags, EMBEDDED)
+    assert f"--mount=type=bind,source={tmp_path},target={tmp_path},readonly" in command
+    assert command.count(flags[0]) == 1
+    assert "--load_on_demand=true" in command
+    with pytest.raises(ConfigError, match="TensorFlow Serving cannot honour it"):
+        list_command(flags)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from contract.layout import find_versions, list_files, parse_version
+from contract import layout
+from contract.errors import ConfigError
+from contract.layout import find_version_dir, find_versions, list_files, parse_version
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,35 @@ def test_of_two_folders_with_one_number_the_shorter_name_wins(tmp_path: Path) ->
     for name in ("007", "7"):
         (tmp_path / name).mkdir()
     assert find_versions(tmp_path) == {7: tmp_path / "7"}
+
+
+def test_a_base_path_means_its_newest_version(tmp_path: Path) -> None:
+    for version in ("2", "10"):
+        (tmp_path / version).mkdir()
+    assert find_version_dir(tmp_path) == tmp_path / "10"
+    assert find_version_dir(tmp_path / "2") == tmp_path / "2"
+
+
+def test_a_base_path_may_be_named_by_a_number(tmp_path: Path) -> None:
+    (tmp_path / "2024" / "3").mkdir(parents=True)
+    assert find_version_dir(tmp_path / "2024") == tmp_path / "2024" / "3"
+
+
+@pytest.mark.parametrize(
+    "held", [layout.MANIFEST, layout.SAVED_MODEL, layout.TFLITE, layout.variant_path("web")]
+)
+def test_a_folder_that_holds_a_version_is_meant_itself(held: str, tmp_path: Path) -> None:
+    (tmp_path / "candidate" / held).parent.mkdir(parents=True)
+    (tmp_path / "candidate" / held).touch()
+    assert find_version_dir(tmp_path / "candidate") == tmp_path / "candidate"
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "file"])
+def test_where_no_version_is_a_sentence_says_so(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=f"{name} is no "):
+        find_version_dir(tmp_path / name)
 
 
 def test_files_are_listed_as_sorted_relative_paths(tmp_path: Path) -> None:

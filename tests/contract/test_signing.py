@@ -254,9 +254,9 @@ def test_a_version_with_a_link_is_not_signed(version: Path, keys: Keys) -> None:
         sign_version(version, keys.private)
 
 
-def test_keys_of_the_documented_commands_sign_and_verify(
-    version: Path, tmp_path: Path, keys: Keys
-) -> None:
+def test_keys_of_the_documented_commands_sign_and_verify(version: Path, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not on this machine: apt-get install openssl")
     for command in (MAKE_KEY, MAKE_PUBLIC_KEY):
         subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
     sign_version(version, tmp_path / "signing.key")

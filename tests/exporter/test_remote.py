@@ -19,9 +19,11 @@ from contract.errors import (
     ServableNotFoundError,
     ServableUnavailableError,
     UnimplementedError,
+    UntrustedVersionError,
     VersionExistsError,
 )
 from contract.manifest import check_files, read_manifest, write_manifest
+from contract.signing import sign_version, verify_version
 from exporter.publishing.remote import RemoteBasePath
 from exporter.publishing.transfer import copy_to_remote, fetch_version
 from tests.exporter.file_limit import limit_files, small_disk
@@ -32,6 +34,7 @@ from tests.exporter.remote_versions import (
     start_exporter,
     write_version,
 )
+from tests.signing_keys import Keys, make_keys
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,12 @@ def bucket(s3_endpoint: str, request: pytest.FixtureRequest) -> Bucket:
 @pytest.fixture
 def version(tmp_path: Path) -> Path:
     return write_version(tmp_path / "published" / "mlp" / "3")
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    pytest.importorskip("model_signing")
+    return make_keys(tmp_path)
 
 
 def assert_same_version(copy: Path, original: Path) -> None:
@@ -285,6 +294,69 @@ def manifest_fields(manifest: object, extra: str) -> dict[str, object]:
     fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}  # type: ignore[attr-defined]
     entry = next(iter(fields["files"].values()))
     return fields | {"files": fields["files"] | {extra: entry}}
+
+
+def test_a_signature_goes_to_a_remote_base_path_and_comes_back(
+    bucket: Bucket, version: Path, tmp_path: Path, keys: Keys
+) -> None:
+    sign_version(version, keys.private)
+    counted: list[int] = []
+    copied = copy_to_remote(version, bucket.url)
+    fetched = fetch_version(bucket.url, tmp_path / "here" / "mlp", on_bytes=counted.append)
+    verify_version(tmp_path / "here" / "mlp" / "3", keys.public, version=3, model_names=["mlp"])
+    assert copied.num_files == fetched.num_files == len(layout.list_files(version))
+    assert copied.num_bytes == fetched.num_bytes == sum(counted)
+
+
+def test_a_version_that_is_signed_later_gets_its_signature_by_copying_it_again(
+    bucket: Bucket, version: Path, tmp_path: Path, keys: Keys
+) -> None:
+    here = tmp_path / "here" / "mlp"
+    copy_to_remote(version, bucket.url)
+    fetch_version(bucket.url, here)
+    with pytest.raises(UntrustedVersionError, match="has no signature"):
+        verify_version(here / "3", keys.public)
+    other = make_keys(tmp_path, "other")
+    for one in (other, keys):  # and signed anew, as with a key that takes the place of another
+        sign_version(version, one.private)
+        before = set(bucket.list_keys())
+        copied = copy_to_remote(version, bucket.url)
+        assert copied.num_files - copied.num_present == 1
+        assert before <= set(bucket.list_keys())
+        fetch_version(bucket.url, here)
+        verify_version(here / "3", one.public)
+    assert {path.name for path in here.iterdir()} == {"3", layout.LOCK}
+
+
+def test_a_signature_there_stays_when_the_version_is_copied_without_one(
+    bucket: Bucket, version: Path, tmp_path: Path, keys: Keys
+) -> None:
+    sign_version(version, keys.private)
+    copy_to_remote(version, bucket.url)
+    (version / layout.SIGNATURE).unlink()
+    copied = copy_to_remote(version, bucket.url)
+    assert copied.num_present == copied.num_files
+    fetch_version(bucket.url, tmp_path / "here")
+    verify_version(tmp_path / "here" / "3", keys.public)
+
+
+def test_fetch_with_a_key_shows_no_server_what_is_not_signed(
+    bucket: Bucket, version: Path, tmp_path: Path, keys: Keys
+) -> None:
+    here = tmp_path / "here" / "mlp"
+    copy_to_remote(version, bucket.url)
+    with pytest.raises(UntrustedVersionError, match="has no signature") as refused:
+        fetch_version(bucket.url, here, key=keys.public)
+    assert f"{bucket.url}/3" in refused.value.message
+    assert not (here / "3").exists()
+    sign_version(version, keys.private)
+    copy_to_remote(version, bucket.url)
+    for _ in range(2):  # again, with the version in place
+        fetch_version(bucket.url, here, key=keys.public)
+    verify_version(here / "3", keys.public)
+    (here / "3" / ".gitignore").write_text("*")
+    with pytest.raises(UntrustedVersionError, match=r"\.gitignore was added"):
+        fetch_version(bucket.url, here, key=keys.public)
 
 
 def test_a_candidate_is_not_a_version_to_copy(bucket: Bucket, version: Path) -> None:

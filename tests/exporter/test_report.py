@@ -26,6 +26,7 @@ from contract.errors import ConfigError, ManifestError
 from contract.golden import GoldenExamples
 from contract.heads import Head
 from contract.manifest import DataEntry, hash_files, read_manifest, write_manifest
+from contract.shadow import ShadowRow, write_shadow_rows
 from contract.signature import Signature, TensorSpec
 from exporter.report.compare import compare_versions
 from exporter.report.evaluation import Evaluation, read_evaluation
@@ -372,8 +373,8 @@ def test_report_never_writes_into_a_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: path / "nowhere", "is not there"),
-        (lambda path: path, "neither a version nor a base path"),
+        (lambda path: path / "nowhere", "is no folder that exists"),
+        (lambda path: path, "is no version directory and has no version below"),
     ],
     ids=["nothing", "an empty folder"],
 )
@@ -399,6 +400,23 @@ def test_two_versions_say_which_rows_changed(tmp_path: Path) -> None:
     page = Page(_render_comparison(first, second, tmp_path))
     assert not page.unclosed
     assert {row.f1.verdict for row in found.classes} <= {"better", "worse"}
+
+
+def test_rows_that_a_shadow_kept_stand_for_golden_examples(tmp_path: Path) -> None:
+    first = made.make_digits(tmp_path / "1", seed=0)
+    second = made.make_digits(tmp_path / "2", seed=5)
+    golden = [read_facts(one).golden.signatures["serving_default"] for one in (first, second)]  # type: ignore[union-attr]
+    before, after = (one.outputs["y"] for one in golden)
+    at = int(np.flatnonzero(before.argmax(1) != after.argmax(1))[0])
+    inputs = {name: array[at : at + 1] for name, array in golden[0].inputs.items()}
+    answers = {"y": before[at : at + 1]}, {"y": after[at : at + 1]}
+    path = tmp_path / "rows.npz"
+    write_shadow_rows(path, [ShadowRow("serving_default", inputs, *answers, 0.5, True)])
+    found = compare_versions(first, second, shadow=path)
+    assert (found.num_rows, found.num_changed) == (1, 1)
+    assert found.rows[0].before != found.rows[0].after and "rows.npz" in found.asked
+    with pytest.raises(ManifestError, match="promote --shadow_s"):
+        compare_versions(first, second, shadow=first / layout.GOLDEN)
 
 
 def _render_comparison(first: Path, second: Path, folder: Path) -> bytes:

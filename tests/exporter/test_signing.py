@@ -1,9 +1,8 @@
-"""publish --sign, sign, verify --key; and a signature that goes along to remote base paths."""
+"""publish --sign, sign, verify --key; what goes to remote base paths is in test_remote.py."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,20 @@ import pytest
 pytest.importorskip("model_signing")
 
 from contract import layout
-from contract.errors import ConfigError, UntrustedVersionError
+from contract.errors import ConfigError
 from contract.manifest import read_manifest
 from contract.signing import sign_version, verify_version
 from exporter.cli import main
-from exporter.publishing.publish import PublishOptions, check_publishing, publish_version
-from exporter.publishing.transfer import copy_to_remote, fetch_version
+from exporter.publishing.publish import (
+    PublishOptions,
+    check_publishing,
+    publish_version,
+    sign_published,
+)
 from exporter.verification.recheck import recheck_version
 from tests.exporter.candidates import make_candidate
-from tests.exporter.remote_versions import CREDENTIALS, Bucket, serve_s3, write_version
+from tests.exporter.file_limit import small_disk
+from tests.exporter.remote_versions import write_version
 from tests.signing_keys import Keys, make_keys
 
 
@@ -119,62 +123,18 @@ def test_a_version_under_another_number_is_not_signed(version: Path, keys: Keys)
     assert not (moved / layout.SIGNATURE).exists()
 
 
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, serve_s3() as endpoint:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
-        patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        yield endpoint
-
-
-@pytest.fixture
-def bucket(s3_endpoint: str, request: pytest.FixtureRequest) -> Bucket:
-    return Bucket(s3_endpoint, f"bucket-{abs(hash(request.node.nodeid))}")
-
-
-def test_a_signature_goes_to_a_remote_base_path_and_comes_back(
-    bucket: Bucket, version: Path, tmp_path: Path, keys: Keys
+def test_a_full_disk_leaves_a_version_as_it_was_and_one_sentence_says_so(
+    tmp_path: Path, keys: Keys
 ) -> None:
-    sign_version(version, keys.private)
-    counted: list[int] = []
-    copied = copy_to_remote(version, bucket.url)
-    fetched = fetch_version(bucket.url, tmp_path / "here" / "mlp", on_bytes=counted.append)
-    verify_version(tmp_path / "here" / "mlp" / "3", keys.public, version=3, model_names=["mlp"])
-    assert copied.num_files == fetched.num_files == len(layout.list_files(version))
-    assert copied.num_bytes == fetched.num_bytes == sum(counted)
-
-
-def test_a_version_that_is_signed_later_gets_its_signature_by_copying_it_again(
-    bucket: Bucket, version: Path, tmp_path: Path, keys: Keys
-) -> None:
-    here = tmp_path / "here" / "mlp"
-    copy_to_remote(version, bucket.url)
-    fetch_version(bucket.url, here)
-    with pytest.raises(UntrustedVersionError, match="has no signature"):
-        verify_version(here / "3", keys.public)
-    other = make_keys(tmp_path, "other")
-    for one in (other, keys):  # and signed anew, as with a key that takes the place of another
-        sign_version(version, one.private)
-        before = set(bucket.list_keys())
-        copied = copy_to_remote(version, bucket.url)
-        assert copied.num_files - copied.num_present == 1
-        assert before <= set(bucket.list_keys())
-        fetch_version(bucket.url, here)
-        verify_version(here / "3", one.public)
-    assert {path.name for path in here.iterdir()} == {"3", layout.LOCK}
-
-
-def test_a_signature_there_stays_when_the_version_is_copied_without_one(
-    bucket: Bucket, version: Path, tmp_path: Path, keys: Keys
-) -> None:
-    sign_version(version, keys.private)
-    copy_to_remote(version, bucket.url)
-    (version / layout.SIGNATURE).unlink()
-    copied = copy_to_remote(version, bucket.url)
-    assert copied.num_present == copied.num_files
-    fetch_version(bucket.url, tmp_path / "here")
-    verify_version(tmp_path / "here" / "3", keys.public)
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        version = write_version(disk / "mlp" / "3")
+        with pytest.raises(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(b"x" * 512)
+        with pytest.raises(ConfigError, match=r"cannot be signed \(No space left"):
+            sign_published(version, keys.private)
+        assert not (version / layout.SIGNATURE).exists()
+        assert [path.name for path in version.parent.iterdir()] == ["3"]
 
 
 def test_what_is_signed_is_the_manifest_as_well(version: Path, keys: Keys) -> None:

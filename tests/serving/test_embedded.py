@@ -15,8 +15,9 @@ from contract.wire.plumbline_wire import health_pb2
 from contract.wire.rpc import HEALTH_CHECK
 from serving.addresses import is_loopback
 from serving.cli import VERBS, main
-from serving.config.flags import ServerFlags
-from serving.embedded import find_ignored
+from serving.config.flags import Flag, ServerFlags, list_flags
+from serving.config.server import parse_config
+from serving.embedded import find_idle, find_ignored
 from tests.serving.server_process import ROOT, ServerProcess, call, run_embedded
 
 
@@ -129,3 +130,59 @@ def test_a_server_imports_no_other_http_server_and_nothing_that_is_slow_and_rare
         [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def find_words(*flags: str) -> list[str]:
+    return find_idle(parse_config([*flags, "--model_base_path=/none", "--rest_api_port=1"]))
+
+
+@pytest.mark.parametrize("one", [one for one in list_flags(ServerFlags) if one.needs or one.engine])
+def test_a_flag_that_nothing_comes_of_is_named_and_only_then(one: Flag, tmp_path: Path) -> None:
+    value: object = not one.default
+    if isinstance(one.default, str):
+        (tmp_path / "file").touch()
+        value = tmp_path / "file"
+    elif isinstance(one.default, int | float) and not isinstance(one.default, bool):
+        value = one.default + 1 if one.name != "request_log_sampling_rate" else 0.5
+    given = f"--{one.name}={str(value).lower() if isinstance(value, bool) else value}"
+    base = ["--model_base_path=/none"]
+    if one.needs:
+        off = {"enable_model_warmup": "false", "max_num_load_retries": "0"}.get(one.needs)
+        on = {"rest_api_port": "1", "request_log_dir": str(tmp_path)}.get(one.needs, "true")
+        if one.needs == "model_config_file":
+            (tmp_path / "models.config").write_text("model_config_list {}")
+            base, on = [], str(tmp_path / "models.config")
+        without = [f"--{one.needs}={off}"] if off else []
+        with_it = [f"--{one.needs}={on}"] if not off else []
+        text = f"--{one.name} has no effect without --{one.needs}"
+    else:
+        other = "litert" if one.engine == "tensorflow" else "tensorflow"
+        without, with_it = [f"--engine={other}"], [f"--engine={one.engine}"]
+        text = f"--{one.name} has no effect with --engine={other}"
+    lacking = find_idle(parse_config([given, *without, *(base or ["--model_base_path=/none"])]))
+    assert text in lacking
+    assert text not in find_idle(parse_config([given, *with_it, *base]))
+
+
+def test_request_logs_that_nobody_writes_are_named(tmp_path: Path) -> None:
+    folder = f"--request_log_dir={tmp_path}"
+    assert "logs nothing" in find_words(folder)[0]
+    assert find_words(folder, "--request_log_sampling_rate=0.5") == []
+    config = tmp_path / "models.config"
+    config.write_text(
+        'model_config_list { config { name: "m" base_path: "/m" model_platform: "tensorflow" '
+        'logging_config { log_collector_config { filename_prefix: "a" } } } }'
+    )
+    given = [f"--model_config_file={config}"]
+    assert find_idle(parse_config(given)) == [
+        "logging_config of m has no effect without --request_log_dir"
+    ]
+    assert find_idle(parse_config([*given, folder])) == []
+
+
+def test_a_model_s_flags_beside_a_file_of_models_are_named(tmp_path: Path) -> None:
+    (tmp_path / "models.config").write_text("model_config_list {}")
+    given = [f"--model_config_file={tmp_path / 'models.config'}", "--model_name=m"]
+    assert find_idle(parse_config(given)) == [
+        "--model_name has no effect beside --model_config_file"
+    ]

@@ -28,15 +28,19 @@ from contract.errors import (
     ServableNotFoundError,
 )
 from contract.servable import All, ModelSpec, ServableId, VersionState
+from contract.wire.open_inference import MODEL_INFER, MODEL_METADATA, MODEL_READY
 from contract.wire.plumbline_wire import metadata_pb2, predict_pb2
-from contract.wire.rpc import GET_MODEL_METADATA, PREDICT
+from contract.wire.rpc import GET_MODEL_METADATA, PREDICT, Method
 from serving.config.models import ModelConfig, find_model_configs
 from serving.config.server import ServerConfig, parse_config
 from serving.engines.servable import Servable
 from serving.observer import Observer
+from serving.rollout.rollout import promote
+from serving.rollout.servers import Server
 from serving.versions.lifecycle import LoadFunction
 from serving.versions.manager import ServableManager
 from serving.versions.on_demand import NOT_LOADED, NotLoadedError, estimate_bytes
+from tests.serving import rollout_scene
 from tests.serving.numpy_servables import make_servable
 from tests.serving.offset_servables import WEIGHTS, Loads, put_version
 from tests.serving.server_process import ServerProcess, call
@@ -197,6 +201,23 @@ def test_a_load_waits_for_calls_in_flight_to_end(tmp_path: Path, make: Make) -> 
             with pytest.raises(concurrent.futures.TimeoutError):
                 answer.result(0.2)
             servable.run("serving_default", {})
+        assert answer.result(WAIT_S) == 1
+
+
+def test_what_was_loaded_for_a_call_stays_until_that_was_answered(
+    tmp_path: Path, make: Make
+) -> None:
+    manager = make(max_resident_bytes=120)
+    start(manager, put_models(tmp_path, "a", "b"))
+    with pytest.raises(NotLoadedError) as absent:
+        manager.acquire(ModelSpec("a"))
+    with concurrent.futures.ThreadPoolExecutor(1) as callers:
+        with absent.value.claim() as settled:
+            settled.result(WAIT_S)
+            answer = callers.submit(ask, manager, "b")
+            with pytest.raises(concurrent.futures.TimeoutError):
+                answer.result(0.2)
+            assert ask(manager, "a") == 0
         assert answer.result(WAIT_S) == 1
 
 
@@ -460,6 +481,13 @@ def test_a_server_loads_and_unloads_as_it_is_asked(
         assert read_metric(server, "plumbline_ready") == 1
 
 
+def make_infer_request() -> Any:
+    request = MODEL_INFER.request(model_name="m")
+    tensor = request.inputs.add(name="x", datatype="FP32", shape=[1])
+    tensor.contents.fp32_contents.append(1.0)
+    return request
+
+
 @pytest.fixture
 def gate() -> threading.Event:
     return threading.Event()
@@ -482,6 +510,7 @@ def faces(tmp_path: Path, make: Make, gate: threading.Event) -> Iterator[Faces]:
 
 
 BODY = b'{"instances": [1.0]}'
+INFER = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}'
 EXAMPLES = b'{"signature_name": "%s", "examples": [{}]}'
 
 
@@ -499,16 +528,33 @@ def test_a_deadline_ends_the_wait_and_not_the_load(faces: Faces, gate: threading
 
 
 @pytest.mark.parametrize(
+    ("method", "request_"),
+    [(MODEL_METADATA, MODEL_METADATA.request(name="m")), (MODEL_INFER, make_infer_request())],
+    ids=["metadata", "infer"],
+)
+def test_the_open_inference_protocol_waits_over_grpc_too(
+    faces: Faces, gate: threading.Event, method: Method, request_: Any
+) -> None:
+    address = f"127.0.0.1:{faces.grpc_port}"
+    with grpc.insecure_channel(address) as channel:
+        assert call(channel, MODEL_READY, MODEL_READY.request(name="m")).ready
+        with concurrent.futures.ThreadPoolExecutor(1) as callers:
+            answer = callers.submit(call, channel, method, request_)
+            with pytest.raises(concurrent.futures.TimeoutError):
+                answer.result(0.1)
+            gate.set()
+            assert answer.result(WAIT_S)
+
+
+@pytest.mark.parametrize(
     ("method", "path", "body"),
     [
         ("POST", "/v1/models/m:predict", BODY),
         ("GET", "/v1/models/m/metadata", None),
-        ("POST", "/v1/models/m:classify", b'{"signature_name": "classify", "examples": [{}]}'),
-        (
-            "POST",
-            "/v1/models/m/versions/1:regress",
-            b'{"signature_name": "regress", "examples": [{}]}',
-        ),
+        ("POST", "/v1/models/m:classify", EXAMPLES % b"classify"),
+        ("POST", "/v1/models/m/versions/1:regress", EXAMPLES % b"regress"),
+        ("GET", "/v2/models/m", None),
+        ("POST", "/v2/models/m/infer", INFER),
     ],
 )
 def test_every_method_that_needs_a_model_waits_for_it(
@@ -523,7 +569,7 @@ def test_every_method_that_needs_a_model_waits_for_it(
 
 
 def test_a_status_and_the_list_load_nothing(faces: Faces) -> None:
-    for path in ("/v1/models/m", "/v1/models", "/openapi.json"):
+    for path in ("/v1/models/m", "/v1/models", "/openapi.json", "/v2/models/m/ready"):
         answer = faces.request("GET", path)
         assert answer.status == 200
     (status,) = json.loads(faces.request("GET", "/v1/models/m").body)["model_version_status"]
@@ -587,3 +633,39 @@ def test_memory_stays_flat_over_many_loads(tmp_path: Path, published_mlp: Path) 
         assert after - before < 10 * 2**20
         assert process.num_threads() < 40
         assert process.num_fds() < 60
+
+
+def test_a_rollout_loads_the_version_that_it_promotes(tmp_path: Path, published_mlp: Path) -> None:
+    for number in (1, 2):
+        rollout_scene.copy_version(published_mlp / "mlp" / "1", tmp_path / "mlp" / str(number))
+    config = rollout_scene.write_config(tmp_path)
+    flags = ("--enable_reload_config", "--load_on_demand")
+    with rollout_scene.serve(tmp_path, config, *flags, kind="embedded") as server:
+        rollout = rollout_scene.open_rollout(config, server.address)
+        promote(rollout, "mlp", version=2, label="stable")
+        assert Server(server.address).find_label("mlp", "stable") == 2
+
+
+def test_callers_lose_no_call_while_models_come_and_go(tmp_path: Path, published_mlp: Path) -> None:
+    size = serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 5)
+    with ServerProcess(
+        tmp_path,
+        f"--models_base_path={tmp_path / 'models'}",
+        "--load_on_demand",
+        f"--max_resident_bytes={2 * size}",
+        "--log_level=warning",
+        rest=True,
+    ) as server:
+        server.wait_until_ready()
+
+        def ask_in_turn(first: int) -> int:
+            with grpc.insecure_channel(server.address) as channel:
+                for number in range(first, first + 30):
+                    call(channel, PREDICT, make_request(f"m{number % 5}"), timeout_s=120)
+                    predict(server.url, f"m{number * 2 % 5}", timeout_s=120)
+            return 60
+
+        with concurrent.futures.ThreadPoolExecutor(4) as callers:
+            assert sum(callers.map(ask_in_turn, range(4))) == 240
+        assert read_metric(server, "plumbline_evictions_total") > 20
+        assert read_metric(server, "plumbline_resident_bytes") <= 2 * size

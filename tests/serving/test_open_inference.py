@@ -252,6 +252,26 @@ def test_rest_gives_back_what_it_is_given(
     assert_same(found.reshape(second["shape"]), tensor)
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+def test_what_is_read_and_written_on_threads_comes_back_too(echo: Faces, datatype: str) -> None:
+    tensor = np.resize(make_tensor(datatype, (4,)), (20, 1000))
+    message = make_message(datatype, tensor)
+    raw = encode_raw(tensor)
+    answer, contents = infer(echo, join_request(message, [raw]))
+    assert_same(decode_raw(datatype, tensor.shape, contents[1]), tensor)
+    field = f"{datatype.lower()}_contents"
+    getattr(message.inputs[0].contents, field).extend(tensor.reshape(-1).tolist())
+    answer, _ = infer(echo, message.SerializeToString())
+    values = np.array([*getattr(answer.outputs[1].contents, field)], tensor.dtype)
+    assert_same(values.reshape(tensor.shape), tensor)
+    with open_predictors(echo) as (_, over_rest):
+        assert_same(over_rest.predict({"x": tensor}, signature_name=datatype)["y"], tensor)
+    texts = [v.decode() if isinstance(v, bytes) else v for v in tensor.reshape(-1).tolist()]
+    document = ask(texts, datatype=datatype, shape=[20, 1000], outputs=[{"name": "y"}])
+    (only,) = json.loads(post(echo, document).body)["outputs"]
+    assert only["data"] == [pytest.approx(v) if datatype == "FP32" else v for v in texts]
+
+
 def test_json_may_be_nested_and_holds_nan(echo: Faces) -> None:
     body = (
         b'{"parameters": {"signature_name": "FP32"}, "outputs": [{"name": "y"}], "inputs": '
@@ -340,6 +360,29 @@ def test_sizes_of_bytes_must_add_up(echo: Faces, length: str | None, size: Any, 
     assert words in read_error(answer)
 
 
+def test_bytes_of_no_input_are_refused(echo: Faces) -> None:
+    answer = post(echo, ask([1, 2]), b"1234")
+    assert answer.status == 400
+    assert "4 bytes follow the JSON" in read_error(answer)
+
+
+def test_a_tensor_comes_once_and_in_one_form(echo: Faces) -> None:
+    document = ask([1, 2])
+    document["inputs"][0]["parameters"] = {"binary_data_size": 8}
+    answer = post(echo, document, bytes(8))
+    assert answer.status == 400
+    assert "not both" in read_error(answer)
+    document = ask([1, 2])
+    answer = post(echo, {**document, "inputs": document["inputs"] * 2})
+    assert answer.status == 400
+    assert "given twice" in read_error(answer)
+    message = make_message("FP32", np.zeros(1, np.float32))
+    message.inputs[0].contents.fp32_contents.append(1)
+    code, text = refuse(echo, join_request(message, [b"1234"]))
+    assert code == "INVALID_ARGUMENT"
+    assert "not both" in text
+
+
 @pytest.mark.parametrize(
     ("where", "parameters", "words"),
     [
@@ -391,6 +434,7 @@ def test_half_precision_is_not_written_as_json(echo: Faces) -> None:
         ("BYTES", [2], [b"\1\0\0\0a"], "at least 8 bytes"),
         ("BYTES", [1], [b"\xff\xff\xff\xffa"], "are not 1 elements"),
         ("BYTES", [1], [b"\0\0\0\0\0"], "are not 1 elements"),
+        ("BYTES", [2], [b"\1\0\0\0a\0\0\0"], "are not 2 elements"),
         ("FP32", [2**40, 2**40], [b""], "too many elements"),
         ("FP8", [1], [b"1"], "is no datatype"),
         ("FP32", [1], [b"1234", b"1234"], "1 inputs came with 2 raw_input_contents"),

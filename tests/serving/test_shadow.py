@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -24,16 +24,20 @@ from contract.golden import read_golden
 from contract.servable import ModelSpec
 from contract.shadow import ShadowFigures, read_shadow_rows
 from contract.signature import Array, Batch
+from contract.wire.predict import encode_predict_request, parse_predict_request
+from serving.api.handlers import Handlers
+from serving.api.results import CLASSIFICATION, REGRESSION
 from serving.api.shadow import MAX_QUEUED_CALLS, Shadow, ShadowOrder
+from serving.config.server import ServerConfig
 from serving.engines.servable import Servable
-from serving.engines.signatures import UNKNOWN_IN_PREDICT
+from serving.engines.signatures import UNKNOWN_IN_PREDICT, SignatureCheck
 from serving.engines.thread_pool import ThreadPool
 from serving.observer import Observer
 from serving.rollout.servers import Server
 from serving.rollout.shadow import ShadowOptions, judge_shadow
 from serving.transport.admission import MemoryBudget
 from tests.conformance.servers import find_model_server
-from tests.serving.numpy_servables import NumpyEngine, make_servable
+from tests.serving.numpy_servables import NumpyEngine, OneModelManager, make_servable
 from tests.serving.rollout_scene import (
     change_weights,
     copy_version,
@@ -311,7 +315,8 @@ def test_what_a_shadow_saw_is_a_metric(scene: Scene) -> None:
     with load(scene.server, scene, 2), call_by_label(scene):
         ask(scene.server, "counts", lease_s=30)
         scene.server.wait_for(lambda: ask(scene.server, "counts", lease_s=30).num_rows > 0)
-        line = r'^plumbline_shadow_rows\{model_name="mlp",version="2",result="compared"\} [1-9]'
+        of = r'model_name="mlp",version="2",result="compared"'
+        line = rf"^plumbline_shadow_rows_total\{{{of}\}} [1-9]"
         scene.server.wait_for(lambda: re.search(line, read(), re.MULTILINE) is not None)
         ask(scene.server, "counts", lease_s=0)
 
@@ -348,20 +353,33 @@ def test_a_server_that_takes_no_orders_is_told_of_before_anything_changes(
     assert config.read_text() == write_config(versions).read_text()
 
 
-@pytest.mark.skipif(find_model_server() is None, reason="tensorflow_model_server is not installed")
-def test_tensorflow_serving_is_shadowed_by_its_log_and_says_so(
-    versions: Path, tmp_path: Path, scene: Scene
+@pytest.mark.parametrize(
+    "kind, flags",
+    [
+        # It has no call that TensorFlow Serving lacks.
+        ("embedded", ["--strict_compat", "--enable_grpc_healthcheck_service"]),
+        pytest.param(
+            "tensorflow_model_server",
+            [],
+            marks=pytest.mark.skipif(
+                find_model_server() is None, reason="tensorflow_model_server is not installed"
+            ),
+        ),
+    ],
+)
+def test_tensorflow_serving_is_shadowed_by_a_log_and_says_so(
+    versions: Path, tmp_path: Path, scene: Scene, kind: str, flags: list[str]
 ) -> None:
     log = record_calls(scene)
     config = write_config(versions)
-    with serve(tmp_path, config, kind="tensorflow_model_server") as server:
-        flags = [
+    with serve(tmp_path, config, *flags, kind=kind) as server:
+        command = [
             *("promote", f"--model_config_file={config}", "--model_name=mlp", "--version=2"),
             *(f"--server={server.address}", "--label=stable", "--shadow_s=20"),
         ]
-        code, _, err = run_serving(*flags)
+        code, _, err = run_serving(*command)
         assert code == 2 and "--shadow_log" in err and "--request_log_dir" in err
-        code, document = run_json(*flags, f"--shadow_log={log}", "--min_shadow_rows=20")
+        code, document = run_json(*command, f"--shadow_log={log}", "--min_shadow_rows=20")
         assert code == 0 and document["shadow"]["figures"]["num_rows"] >= 20
 
 
@@ -532,3 +550,46 @@ def test_a_call_waits_for_nothing_while_a_version_is_shadowed() -> None:
         scene.engine.gate.clear()  # the new version hangs
         scene.offer(5)
         assert scene.shadow.take_state().figures.num_calls == 0  # and who offers is back
+
+
+class _Calls:
+    """Stands where a shadow would, and notes what it is offered."""
+
+    def __init__(self) -> None:
+        self.offered: list[tuple[ModelSpec, str, Batch, tuple[str, ...]]] = []
+
+    def offer(
+        self,
+        asked: ModelSpec,
+        check: SignatureCheck,
+        decode: Callable[[], Batch],
+        output_filter: Sequence[str] = (),
+    ) -> None:
+        self.offered.append((asked, check.name, decode(), tuple(output_filter)))
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
+def test_every_method_offers_what_was_run() -> None:
+    handlers = Handlers(OneModelManager(make_servable()), ServerConfig(), Observer())  # type: ignore[arg-type]
+    calls = _Calls()
+    handlers.shadow = calls  # type: ignore[assignment]
+    spec = ModelSpec("m", version_label="stable")
+    rows = np.arange(2, dtype=np.float32)
+    words = np.array([b"a", b"bc"], object)
+
+    async def ask() -> None:
+        request = encode_predict_request(spec, {"x": rows}, output_filter=["y"])
+        await handlers.predict(parse_predict_request(request))
+        for method, name in ((CLASSIFICATION, "classify"), (REGRESSION, "regress")):
+            asked = ModelSpec("m", version_label="stable", signature_name=name)
+            await handlers.answer_examples(method, asked, words)
+
+    asyncio.run(ask())
+    handlers.close()
+    assert [one[1] for one in calls.offered] == ["serving_default", "classify", "regress"]
+    assert [one[3] for one in calls.offered] == [("y",), ("classes", "scores"), ("outputs",)]
+    assert all(one[0].version_label == "stable" for one in calls.offered)
+    np.testing.assert_array_equal(calls.offered[0][2]["x"], rows)
+    assert calls.offered[1][2]["inputs"].tolist() == words.tolist()

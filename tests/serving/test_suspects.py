@@ -13,7 +13,7 @@ import pytest
 
 from contract.errors import ManifestError
 from serving.versions.routing import Handle
-from serving.workers.shared_state import SharedState
+from serving.workers.shared_state import NUM_TALLIES, SharedState
 from serving.workers.suspects import Jury, LoadGuard, Verdict
 from tests.serving.numpy_servables import make_servable
 from tests.serving.server_process import ROOT, ServerProcess
@@ -176,3 +176,15 @@ def test_of_two_versions_that_answer_neither_is_held_to_have_crashed_a_worker(
     shutil.copytree(version_dir, other)
     jury = Jury(shared)
     assert [die_answering(jury, shared, version_dir, other) for _ in range(3)] == [None] * 3
+
+
+def test_a_version_that_was_unloaded_gives_its_place_to_another(
+    shared: SharedState, version_dir: Path
+) -> None:
+    guard = LoadGuard(shared, 0)
+    tallies = [guard.tally(version_dir) for _ in range(NUM_TALLIES)]
+    assert None not in tallies
+    assert guard.tally(version_dir) is None
+    assert tallies[5] is not None
+    guard.untally(tallies[5])
+    assert guard.tally(version_dir) == tallies[5]
