@@ -26,6 +26,7 @@ from clients.results import VersionStatus
 from contract.errors import (
     Code,
     PlumblineError,
+    RequestError,
     ServableNotFoundError,
     UnimplementedError,
 )
@@ -259,7 +260,7 @@ def _check_signature_name(
 def _check_answers(
     client: BlockingClient, signatures: Mapping[str, Signature], asked: Asked, status: str
 ) -> Finding:
-    refused, answered = [], []
+    failed, refused, answered = [], [], []
     for name, signature in signatures.items():
         if _is_numeric(signature):
             try:
@@ -267,10 +268,15 @@ def _check_answers(
                 answered.append(name)
             except UnimplementedError:
                 continue
-            except PlumblineError as error:
+            except RequestError as error:
                 refused.append(f"{name}: {error.message}")
+            except PlumblineError as error:
+                failed.append(f"{name}: {error.message}")
+    if failed:
+        return Check.ANSWERS.fails("; ".join(failed), f"compare with: {status}")
     if refused:
-        return Check.ANSWERS.fails("; ".join(refused), f"compare with: {status}")
+        text = f"refused a row of random numbers, which may not suit it: {'; '.join(refused)}"
+        return Check.ANSWERS.warns(text, "send a row of your own: python -m clients predict")
     if not answered:
         return Check.ANSWERS.is_not_checked("no signature takes numbers alone")
     return Check.ANSWERS.passes(f"one row was answered by {', '.join(answered)}")

@@ -159,9 +159,7 @@ class Server:
 
     def open_channel(self) -> grpc.Channel:
         """For many calls."""
-        if self.credentials is None:
-            return grpc.insecure_channel(self.address, options=rpc.UNLIMITED)
-        return grpc.secure_channel(self.address, self.credentials, options=rpc.UNLIMITED)
+        return rpc.open_channel(self.address, self.credentials)
 
     def _call(self, method: rpc.Method, request: Message, *, timeout_s: float = _CALL_S) -> Any:
         return call_unary(

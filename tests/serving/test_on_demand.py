@@ -204,6 +204,23 @@ def test_a_load_waits_for_calls_in_flight_to_end(tmp_path: Path, make: Make) -> 
         assert answer.result(WAIT_S) == 1
 
 
+def test_what_was_loaded_for_a_call_stays_until_that_was_answered(
+    tmp_path: Path, make: Make
+) -> None:
+    manager = make(max_resident_bytes=120)
+    start(manager, put_models(tmp_path, "a", "b"))
+    with pytest.raises(NotLoadedError) as absent:
+        manager.acquire(ModelSpec("a"))
+    with concurrent.futures.ThreadPoolExecutor(1) as callers:
+        with absent.value.claim() as settled:
+            settled.result(WAIT_S)
+            answer = callers.submit(ask, manager, "b")
+            with pytest.raises(concurrent.futures.TimeoutError):
+                answer.result(0.2)
+            assert ask(manager, "a") == 0
+        assert answer.result(WAIT_S) == 1
+
+
 def test_models_that_take_turns_are_all_answered(tmp_path: Path, make: Make) -> None:
     manager = make(max_resident_bytes=120)
     names = [f"m{number}" for number in range(8)]
