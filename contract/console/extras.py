@@ -16,6 +16,7 @@ _EXTRAS = {
     "rich": "cli",
     "fsspec": "remote",
     "pyarrow": "tensorflow",
+    "ray": "batch",
 }
 """Package to the extra that brings it, for packages that are needed one by one."""
 
