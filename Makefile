@@ -136,6 +136,14 @@ bench-container: $(INSTALLED) ## Images: size, time to ready, memory
 image: ## Build the image (TARGET=tensorflow, BASE=IMAGE)
 	@deploy/build $(TARGET)
 
+.PHONY: dist
+dist: $(INSTALLED) web ## Build the wheel and the sdist into dist/, pages included (needs Node.js 20)
+	@rm -rf dist build/lib build/bdist.* && mkdir -p build
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) \
+	  $(BIN)/python -m build --no-isolation --outdir dist >build/dist.log || \
+	  { cat build/dist.log >&2; exit 1; }
+	@ls dist/*
+
 .PHONY: test-container
 test-container: $(INSTALLED) ## Build both images, test them on docker or podman
 	@deploy/build embedded

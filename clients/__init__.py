@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Progress,
         UnansweredRowsError,
         VersionStatus,
+        WholeAnswer,
         join_parts,
     )
 
@@ -47,6 +48,7 @@ __all__ = [
     "TlsOptions",
     "UnansweredRowsError",
     "VersionStatus",
+    "WholeAnswer",
     "join_parts",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +21,10 @@ from clients.options import (
     DEFAULT_TIMEOUTS,
     Checks,
     ConnectionOptions,
+    Metadata,
+    MetadataLike,
     Timeouts,
+    read_metadata,
 )
 from clients.results import Classification, ModelMetadata, Part, VersionStatus
 from clients.transport.grpc_aio import AsyncGrpcCaller
@@ -30,6 +34,9 @@ from contract.signature import Array
 
 T = TypeVar("T")
 _END: Any = object()
+
+Making = Callable[[Call], Awaitable[bytes | PlumblineError]]
+"""Makes one call and gives the reply's bytes, or the error it ended in."""
 
 
 class AsyncPredictionClient:
@@ -79,10 +86,13 @@ class AsyncPredictionClient:
         version_label: str | None = None,
         output_filter: Sequence[str] = (),
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
     ) -> dict[str, Array]:
         """Sends one batch; as `PredictionClient.predict`."""
         spec = self._operations.specify(version, version_label, signature_name)
-        return await self._run(self._operations.predict(batch, spec, output_filter, timeout_s))
+        return await self._run(
+            self._operations.predict(batch, spec, output_filter, timeout_s), metadata
+        )
 
     def predict_many(
         self,
@@ -95,6 +105,7 @@ class AsyncPredictionClient:
         version_label: str | None = None,
         output_filter: Sequence[str] = (),
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
         progress: ProgressCallback | None = None,
     ) -> AsyncIterator[Part]:
         """Sends any number of rows, in order; as `PredictionClient.predict_many`."""
@@ -106,7 +117,9 @@ class AsyncPredictionClient:
             timeout_s=self._operations.timeouts.predict_s if timeout_s is None else timeout_s,
             progress=progress,
         )
-        return stream_parts(self._caller, self._operations, data, spec, options)
+        return stream_parts(
+            self._caller, self._operations, data, spec, options, read_metadata(metadata)
+        )
 
     async def classify(
         self,
@@ -117,10 +130,13 @@ class AsyncPredictionClient:
         version: int | None = None,
         version_label: str | None = None,
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
     ) -> list[list[Classification]]:
         """Classifies examples; as `PredictionClient.classify`."""
         spec = self._operations.specify(version, version_label, signature_name)
-        return await self._run(self._operations.classify(examples, context, spec, timeout_s))
+        return await self._run(
+            self._operations.classify(examples, context, spec, timeout_s), metadata
+        )
 
     async def regress(
         self,
@@ -131,10 +147,13 @@ class AsyncPredictionClient:
         version: int | None = None,
         version_label: str | None = None,
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
     ) -> Array:
         """Asks for a value per example; as `PredictionClient.regress`."""
         spec = self._operations.specify(version, version_label, signature_name)
-        return await self._run(self._operations.regress(examples, context, spec, timeout_s))
+        return await self._run(
+            self._operations.regress(examples, context, spec, timeout_s), metadata
+        )
 
     async def metadata(
         self,
@@ -142,10 +161,11 @@ class AsyncPredictionClient:
         version: int | None = None,
         version_label: str | None = None,
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
     ) -> ModelMetadata:
         """The signatures of a version, fresh from the server; as `PredictionClient.metadata`."""
         spec = self._operations.specify(version, version_label)
-        return await self._run(self._operations.metadata(spec, timeout_s))
+        return await self._run(self._operations.metadata(spec, timeout_s), metadata)
 
     async def status(
         self,
@@ -153,10 +173,11 @@ class AsyncPredictionClient:
         version: int | None = None,
         version_label: str | None = None,
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
     ) -> list[VersionStatus]:
         """The states of the model's versions, newest first; as `PredictionClient.status`."""
         spec = self._operations.specify(version, version_label)
-        return await self._run(self._operations.status(spec, timeout_s))
+        return await self._run(self._operations.status(spec, timeout_s), metadata)
 
     async def wait_until_available(
         self,
@@ -164,10 +185,11 @@ class AsyncPredictionClient:
         version: int | None = None,
         version_label: str | None = None,
         timeout_s: float = 60.0,
+        metadata: MetadataLike = (),
     ) -> VersionStatus:
         """Waits for a version to be AVAILABLE; as `PredictionClient.wait_until_available`."""
         spec = self._operations.specify(version, version_label)
-        return await self._run(self._operations.wait_until_available(spec, timeout_s))
+        return await self._run(self._operations.wait_until_available(spec, timeout_s), metadata)
 
     async def close(self) -> None:
         """Closes the connection; calls in flight are cancelled."""
@@ -179,13 +201,14 @@ class AsyncPredictionClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _run(self, effects: Effects[T]) -> T:
-        return await run_effects(effects, self._caller.make)
+    async def _run(self, effects: Effects[T], metadata: MetadataLike) -> T:
+        make: Making = self._caller.make
+        if metadata:
+            make = functools.partial(self._caller.make, metadata=read_metadata(metadata))
+        return await run_effects(effects, make)
 
 
-async def run_effects(
-    effects: Effects[T], make: Callable[[Call], Awaitable[bytes | PlumblineError]]
-) -> T:
+async def run_effects(effects: Effects[T], make: Making) -> T:
     """The result of an operation; see `clients.blocking.run_effects`."""
     reply: bytes | PlumblineError | None = None
     try:
@@ -207,9 +230,11 @@ async def stream_parts(
     data: AsyncRowsLike,
     spec: ModelSpec,
     options: RunOptions,
+    metadata: Metadata = (),
 ) -> AsyncIterator[Part]:
     """Carries out a `predict_many`."""
-    cached = await run_effects(operations.learn_now(spec), caller.make)
+    make = functools.partial(caller.make, metadata=metadata)
+    cached = await run_effects(operations.learn_now(spec), make)
     run = PredictRun(operations, spec, options, cached=cached, total_rows=count_all(data))
     take_next = _iterate((data,) if is_whole(data) else data)
     flying: dict[asyncio.Task[Outcome], Piece] = {}
@@ -218,7 +243,7 @@ async def stream_parts(
         while not run.done:
             broken = await _give_items(run, take_next) or broken
             for piece, call in run.take_sends():
-                flying[asyncio.create_task(_ask(caller, run, piece, call))] = piece
+                flying[asyncio.create_task(_ask(make, run, piece, call))] = piece
             parts = run.take_parts()
             for part in parts:
                 run.tell(part)
@@ -257,11 +282,11 @@ async def _give_items(run: PredictRun, take_next: Callable[[], Any]) -> Exceptio
     return None
 
 
-async def _ask(caller: AsyncGrpcCaller, run: PredictRun, piece: Piece, call: Call) -> Outcome:
-    reply = await caller.make(call)
+async def _ask(make: Making, run: PredictRun, piece: Piece, call: Call) -> Outcome:
+    reply = await make(call)
     if isinstance(reply, PlumblineError):
         return reply
-    return await run_effects(run.read(piece, reply), caller.make)
+    return await run_effects(run.read(piece, reply), make)
 
 
 async def _await_some(run: PredictRun, flying: dict[asyncio.Task[Outcome], Piece]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,10 @@ from clients.options import (
     DEFAULT_TIMEOUTS,
     Checks,
     ConnectionOptions,
+    Metadata,
+    MetadataLike,
     Timeouts,
+    read_metadata,
 )
 from clients.results import Classification, ModelMetadata, Part, VersionStatus
 from clients.transport.grpc_blocking import GrpcCaller
@@ -58,6 +62,7 @@ class BlockingClient:
         version_label: str | None = None,
         output_filter: Sequence[str] = (),
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
     ) -> dict[str, Array]:
         """Sends one batch.
 
@@ -70,12 +75,14 @@ class BlockingClient:
             version_label: A version label, instead of a version.
             output_filter: The outputs wanted; all without it.
             timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
+            metadata: Goes with the call beside its message: headers such as `x-tenant`.
 
         Returns:
             Output name to array of the signature's dtype; axis 0 is the row of the batch. The
             arrays are the caller's own. Strings are arrays of objects, of bytes.
 
         Raises:
+            ConfigError: Metadata that cannot be.
             RequestError: Both a version and a label were given.
             TensorMismatchError: The batch does not fit the signature, or holds NaN or infinity;
                 nothing was sent.
@@ -87,7 +94,7 @@ class BlockingClient:
             PlumblineError: What else the server says.
         """
         spec = self._operations.specify(version, version_label, signature_name)
-        return self._run(self._operations.predict(batch, spec, output_filter, timeout_s))
+        return self._run(self._operations.predict(batch, spec, output_filter, timeout_s), metadata)
 
     def classify(
         self,
@@ -98,6 +105,7 @@ class BlockingClient:
         version: int | None = None,
         version_label: str | None = None,
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
     ) -> list[list[Classification]]:
         """Classifies examples by a signature of method `tensorflow/serving/classify`.
 
@@ -109,6 +117,7 @@ class BlockingClient:
             version: A version number; the newest available without one.
             version_label: A version label, instead of a version.
             timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
+            metadata: Goes with the call beside its message: headers such as `x-tenant`.
 
         Returns:
             For each example its classes (label and score), as the model orders them.
@@ -118,7 +127,7 @@ class BlockingClient:
             PlumblineError: What the server says; see `predict`.
         """
         spec = self._operations.specify(version, version_label, signature_name)
-        return self._run(self._operations.classify(examples, context, spec, timeout_s))
+        return self._run(self._operations.classify(examples, context, spec, timeout_s), metadata)
 
     def regress(
         self,
@@ -129,6 +138,7 @@ class BlockingClient:
         version: int | None = None,
         version_label: str | None = None,
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
     ) -> Array:
         """Asks a signature of method `tensorflow/serving/regress` for a value per example.
 
@@ -139,6 +149,7 @@ class BlockingClient:
             version: A version number; the newest available without one.
             version_label: A version label, instead of a version.
             timeout_s: Seconds for all of it; `timeouts.predict_s` without it.
+            metadata: Goes with the call beside its message: headers such as `x-tenant`.
 
         Returns:
             The values: float32 (examples,).
@@ -148,7 +159,7 @@ class BlockingClient:
             PlumblineError: What the server says; see `predict`.
         """
         spec = self._operations.specify(version, version_label, signature_name)
-        return self._run(self._operations.regress(examples, context, spec, timeout_s))
+        return self._run(self._operations.regress(examples, context, spec, timeout_s), metadata)
 
     def metadata(
         self,
@@ -156,6 +167,7 @@ class BlockingClient:
         version: int | None = None,
         version_label: str | None = None,
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
     ) -> ModelMetadata:
         """The signatures of a version, fresh from the server.
 
@@ -163,6 +175,7 @@ class BlockingClient:
             version: A version number; the newest available without one.
             version_label: A version label, instead of a version.
             timeout_s: Seconds for all of it; `timeouts.control_s` without it.
+            metadata: Goes with the call beside its message: headers such as `x-tenant`.
 
         Returns:
             The version that answered, and each of its signatures: dtypes and shapes of inputs
@@ -172,7 +185,7 @@ class BlockingClient:
             PlumblineError: What the server says; see `predict`.
         """
         spec = self._operations.specify(version, version_label)
-        return self._run(self._operations.metadata(spec, timeout_s))
+        return self._run(self._operations.metadata(spec, timeout_s), metadata)
 
     def status(
         self,
@@ -180,6 +193,7 @@ class BlockingClient:
         version: int | None = None,
         version_label: str | None = None,
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
     ) -> list[VersionStatus]:
         """The states of the model's versions, newest first.
 
@@ -187,6 +201,7 @@ class BlockingClient:
             version: Of this version only.
             version_label: Of the version with this label only.
             timeout_s: Seconds for all of it; `timeouts.control_s` without it.
+            metadata: Goes with the call beside its message: headers such as `x-tenant`.
 
         Returns:
             One for each version that the server knows of: its number, its state, and the error
@@ -197,7 +212,7 @@ class BlockingClient:
             PlumblineError: What else the server says; see `predict`.
         """
         spec = self._operations.specify(version, version_label)
-        return self._run(self._operations.status(spec, timeout_s))
+        return self._run(self._operations.status(spec, timeout_s), metadata)
 
     def wait_until_available(
         self,
@@ -205,6 +220,7 @@ class BlockingClient:
         version: int | None = None,
         version_label: str | None = None,
         timeout_s: float = 60.0,
+        metadata: MetadataLike = (),
     ) -> VersionStatus:
         """Waits for a server that starts, and a version that loads.
 
@@ -212,6 +228,7 @@ class BlockingClient:
             version: This version; any without it.
             version_label: The version with this label.
             timeout_s: Seconds to wait at most.
+            metadata: Goes with the call beside its message: headers such as `x-tenant`.
 
         Returns:
             The version that is AVAILABLE, the newest if there are several.
@@ -221,7 +238,7 @@ class BlockingClient:
             ServableUnavailableError: The version ended with an error.
         """
         spec = self._operations.specify(version, version_label)
-        return self._run(self._operations.wait_until_available(spec, timeout_s))
+        return self._run(self._operations.wait_until_available(spec, timeout_s), metadata)
 
     def close(self) -> None:
         """Closes the connection; calls in flight are cancelled."""
@@ -233,8 +250,11 @@ class BlockingClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, effects: Effects[T]) -> T:
-        return run_effects(effects, self._caller.make)
+    def _run(self, effects: Effects[T], metadata: MetadataLike) -> T:
+        make = self._caller.make
+        if metadata:
+            make = functools.partial(make, metadata=read_metadata(metadata))
+        return run_effects(effects, make)
 
 
 class PredictionClient(BlockingClient):
@@ -286,6 +306,7 @@ class PredictionClient(BlockingClient):
         version_label: str | None = None,
         output_filter: Sequence[str] = (),
         timeout_s: float | None = None,
+        metadata: MetadataLike = (),
         progress: ProgressCallback | None = None,
     ) -> Iterator[Part]:
         """Sends any number of rows, several batches at a time, and keeps their order.
@@ -307,6 +328,7 @@ class PredictionClient(BlockingClient):
             version_label: A version label, instead of a version.
             output_filter: The outputs wanted; all without it.
             timeout_s: Seconds for one sending of a batch; `timeouts.predict_s` without it.
+            metadata: Goes with the call beside its message: headers such as `x-tenant`.
             progress: Called with a Progress before each part is delivered.
 
         Returns:
@@ -326,7 +348,9 @@ class PredictionClient(BlockingClient):
             timeout_s=self._operations.timeouts.predict_s if timeout_s is None else timeout_s,
             progress=progress,
         )
-        return stream_parts(self._grpc, self._operations, data, spec, options)
+        return stream_parts(
+            self._grpc, self._operations, data, spec, options, read_metadata(metadata)
+        )
 
 
 class RestClient(BlockingClient):
@@ -396,10 +420,16 @@ def run_effects(effects: Effects[T], make: Callable[[Call], bytes | PlumblineErr
 
 
 def stream_parts(
-    caller: GrpcCaller, operations: Operations, data: RowsLike, spec: ModelSpec, options: RunOptions
+    caller: GrpcCaller,
+    operations: Operations,
+    data: RowsLike,
+    spec: ModelSpec,
+    options: RunOptions,
+    metadata: Metadata = (),
 ) -> Iterator[Part]:
     """Carries out a `predict_many`."""
-    cached = run_effects(operations.learn_now(spec), caller.make)
+    make = functools.partial(caller.make, metadata=metadata)
+    cached = run_effects(operations.learn_now(spec), make)
     run = PredictRun(operations, spec, options, cached=cached, total_rows=count_all(data))
     source: Iterator[BatchLike] = iter((data,) if is_whole(data) else data)
     ended: queue.SimpleQueue[grpc.Future] = queue.SimpleQueue()
@@ -409,13 +439,13 @@ def stream_parts(
         while not run.done:
             broken = _give_items(run, source) or broken
             for piece, call in run.take_sends():
-                flying[caller.start(call, ended.put)] = piece, call
+                flying[caller.start(call, ended.put, metadata)] = piece, call
             parts = run.take_parts()
             for part in parts:
                 run.tell(part)
                 yield part
             if not parts and not run.done:
-                _await_one(caller, run, ended, flying)
+                _await_one(caller, make, run, ended, flying)
     finally:
         for future in flying:
             future.cancel()
@@ -438,6 +468,7 @@ def _give_items(run: PredictRun, source: Iterator[BatchLike]) -> Exception | Non
 
 def _await_one(
     caller: GrpcCaller,
+    make: Callable[[Call], bytes | PlumblineError],
     run: PredictRun,
     ended: queue.SimpleQueue[grpc.Future],
     flying: dict[grpc.Future, tuple[Piece, Call]],
@@ -452,4 +483,4 @@ def _await_one(
     if isinstance(reply, PlumblineError):
         run.record(piece, reply)
     else:
-        run.record(piece, run_effects(run.read(piece, reply), caller.make))
+        run.record(piece, run_effects(run.read(piece, reply), make))

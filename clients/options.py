@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from contract.errors import ConfigError
 
@@ -39,12 +40,16 @@ class Checks:
         batch: Names, dtypes and shapes of a batch against the signature. Without it no
             signature is fetched, and a batch must be a mapping.
         reply: That an answer has the signature's outputs, dtypes and shapes.
+        rows: That every output of a free first axis has an entry per row of the batch. Most
+            models' have, and no signature says so: the k best of a batch, or what is left of it,
+            have not.
         allow_non_finite: Let NaN and infinities through, in both directions. They are
             refused otherwise: a NaN put into a classifier gives plausible probabilities.
     """
 
     batch: bool = True
     reply: bool = True
+    rows: bool = False
     allow_non_finite: bool = False
 
 
@@ -88,6 +93,48 @@ Token = str | Callable[[], str]
 """A bearer token, or a function that gives one that is valid now (asked for every call)."""
 
 
+MetadataLike = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
+"""What goes with a call beside its message: gRPC's metadata, headers over HTTP. Keys are in lower
+case; the value of a key that ends in `-bin` is bytes, any other printable ASCII."""
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+"""The same, looked through."""
+
+_KEY = re.compile(r"[0-9a-z_.-]+")
+_OF_THE_TRANSPORT = frozenset(
+    {
+        *("accept-encoding", "connection", "content-encoding", "content-length", "content-type"),
+        *("host", "te", "trailer", "transfer-encoding", "upgrade", "user-agent"),
+    }
+)
+
+
+def read_metadata(given: MetadataLike) -> Metadata:
+    """Metadata as it is sent.
+
+    Raises:
+        ConfigError: A key or value that cannot be; values are not shown, which may be secrets.
+    """
+    found = []
+    for key, value in given.items() if isinstance(given, Mapping) else given:
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            better = key.lower() if isinstance(key, str) and _KEY.fullmatch(key.lower()) else ""
+            fix = f"give {better!r}" if better else "give letters, digits and _ . - alone"
+            raise ConfigError(f"metadata: the key {key!r} is not in lower case; {fix}")
+        if key in _OF_THE_TRANSPORT or key.startswith("grpc-"):
+            raise ConfigError(f"metadata: the key {key!r} belongs to the transport; leave it out")
+        if key.endswith("-bin"):
+            if not isinstance(value, bytes):
+                raise ConfigError(f"metadata: the value of {key!r} must be bytes, as of every -bin")
+        elif not isinstance(value, str) or not value.isascii() or not (value or "-").isprintable():
+            raise ConfigError(
+                f"metadata: the value of {key!r} must be one line of printable ASCII; anything "
+                f"else goes as bytes below {key + '-bin'!r}"
+            )
+        found.append((key, value))
+    return tuple(found)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConnectionOptions:
     """How the server is reached.
@@ -100,9 +147,10 @@ class ConnectionOptions:
         compression: Of requests. Floats hardly shrink; it pays for images kept as text.
         max_answer_bytes: The largest answer that is read, inflated; a larger one is a
             ResourceExhaustedError, and `predict_many` asks for fewer rows at a time.
+        metadata: Sent with every call; what a call has of its own under the same key wins.
 
     Raises:
-        ConfigError: `max_answer_bytes` is below 1 or above 2^31 - 1.
+        ConfigError: `max_answer_bytes` is below 1 or above 2^31 - 1, or metadata that cannot be.
     """
 
     tls: TlsOptions | None = None
@@ -110,25 +158,34 @@ class ConnectionOptions:
     keepalive_s: float = 60.0
     compression: Literal["none", "gzip", "deflate"] = "none"
     max_answer_bytes: int = 256 * 2**20
+    metadata: MetadataLike = dataclasses.field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_answer_bytes < 2**31:
             raise ConfigError(
                 f"max_answer_bytes={self.max_answer_bytes}: give 1 to {2**31 - 1} bytes"
             )
+        object.__setattr__(self, "metadata", read_metadata(self.metadata))
 
-    def headers(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call.
+    def headers(self, own: Metadata = ()) -> Metadata:
+        """What goes with a call: its own metadata, and what goes with every one.
 
         Raises:
             ConfigError: The token is empty or holds more than one line.
         """
-        if self.token is None:
-            return ()
+        always = cast("Metadata", self.metadata)
+        if self.token is not None:
+            always = (("authorization", self._read_token()), *always)
+        if not own or not always:
+            return own or always
+        keys = {key for key, _ in own}
+        return (*(pair for pair in always if pair[0] not in keys), *own)
+
+    def _read_token(self) -> str:
         token = self.token() if callable(self.token) else self.token
         if not token or not token.isascii() or not token.isprintable():
             raise ConfigError("the bearer token must be one line of printable ASCII")
-        return (("authorization", f"Bearer {token}"),)
+        return f"Bearer {token}"
 
 
 LARGER_ANSWERS = "send fewer rows at a time, or give ConnectionOptions a larger max_answer_bytes"

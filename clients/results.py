@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from contract.wire.plumbline_wire.status_pb2 import GetModelStatusResponse
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -89,20 +89,38 @@ class FailedRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """What a server answered to rows that were sent together, and not to each of them.
+
+    A scalar is such an output, or the k best of a batch.
+
+    Attributes:
+        indices: int64 (sent,): the rows.
+        outputs: Output name to array, as it came.
+    """
+
+    indices: Array
+    outputs: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Part:
     """The answers to a run of consecutive rows; parts come in the order of the rows.
 
     Attributes:
         rows: The rows this part is about.
         indices: int64 (answered,): which of them were answered, ascending.
-        outputs: Output name to array; axis 0 belongs to `indices`.
+        outputs: Output name to array; axis 0 belongs to `indices`. Where its rows differ in shape
+            from batch to batch, an array of objects, an array each.
         failed: The rest of them.
+        whole: Outputs without an entry per row, in the order of the rows; empty with most models.
     """
 
     rows: range
     indices: Array
     outputs: dict[str, Array]
     failed: tuple[FailedRow, ...] = ()
+    whole: tuple[WholeAnswer, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,7 +173,8 @@ def join_parts(parts: Iterable[Part]) -> Part:
 
     Returns:
         One part: `indices` int64 (answered,), each output with the answered rows along axis 0,
-        and every failed row. Without parts, or without answers, `outputs` is empty.
+        every failed row and every whole answer. Without parts, or without answers, `outputs` is
+        empty.
 
     Raises:
         UnansweredRowsError: What `predict_many` raises on the way, and PlumblineError.
@@ -167,15 +186,37 @@ def join_parts(parts: Iterable[Part]) -> Part:
     """
     found = list(parts)
     answered = [part for part in found if len(part.indices)]
+    # That an output has no entry per row may have shown later only.
+    names = [
+        name
+        for name in (answered[0].outputs if answered else ())
+        if all(name in part.outputs for part in answered)
+    ]
     return Part(
         rows=range(found[0].rows.start, found[-1].rows.stop) if found else range(0),
         indices=np.concatenate([np.empty(0, np.int64), *(part.indices for part in found)]),
         outputs={
-            name: np.concatenate([part.outputs[name] for part in answered])
-            for name in (answered[0].outputs if answered else ())
+            name: concatenate_rows([part.outputs[name] for part in answered]) for name in names
         },
         failed=tuple(row for part in found for row in part.failed),
+        whole=tuple(one for part in found for one in _list_whole(part, names)),
     )
+
+
+def _list_whole(part: Part, names: Sequence[str]) -> tuple[WholeAnswer, ...]:
+    early = {name: array for name, array in part.outputs.items() if name not in names}
+    return (*part.whole, WholeAnswer(part.indices, early)) if early else part.whole
+
+
+def concatenate_rows(arrays: Sequence[Array]) -> Array:
+    """Arrays one below the other; of rows that differ in shape an array of objects."""
+    if len({array.shape[1:] for array in arrays}) <= 1:
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    rows = [row for array in arrays for row in array]
+    ragged = np.empty(len(rows), object)
+    for index, row in enumerate(rows):
+        ragged[index] = row
+    return ragged
 
 
 def flatten(error: PlumblineError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from clients.blocking import PredictionClient, RestClient
 from clients.on_device import find_version_dir
-from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions
+from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions, read_metadata
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import Manifest, read_manifest
@@ -72,6 +73,15 @@ def add_credential_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--auth_token_file", type=Path, metavar="FILE", help="a file that holds a bearer token"
     )
+    group.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        type=read_header,
+        metavar="NAME=VALUE",
+        help="sent with every call, such as x-tenant=a (of a NAME-bin the value in base64); may be "
+        "given several times; a token belongs in --auth_token_file",
+    )
 
 
 def add_version_dir_flag(parser: argparse.ArgumentParser, purpose: str) -> None:
@@ -98,7 +108,22 @@ def connection_options(args: argparse.Namespace) -> ConnectionOptions:
             token = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--auth_token_file {path} cannot be read: {error}") from error
-    return ConnectionOptions(tls=tls, token=token)
+    return ConnectionOptions(tls=tls, token=token, metadata=args.header)
+
+
+def read_header(text: str) -> tuple[str, str | bytes]:
+    """An argparse type: a header of a call."""
+    name, equals, value = text.partition("=")
+    name = name.strip().lower()
+    if not equals:
+        raise argparse.ArgumentTypeError("give NAME=VALUE")
+    try:
+        pair = (name, base64.b64decode(value, validate=True) if name.endswith("-bin") else value)
+        return read_metadata([pair])[0]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"the value of {name} is no base64: {error}") from error
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def choose_model_name(args: argparse.Namespace) -> str:

@@ -121,6 +121,44 @@ def bound_share(num_lost: int, num_rows: int, *, risk: float = RISK) -> float:
     return low
 
 
+def bound_share_above(num_lost: int, num_rows: int, *, risk: float = RISK) -> float:
+    """The upper end of the one-sided Clopper-Pearson interval of a share.
+
+    Args:
+        num_lost: Of the sample, 0..num_rows.
+        num_rows: Of the sample.
+        risk: How likely it is, at most, that the true share is above what is returned.
+
+    Returns:
+        The share, 0..1, that so many of a sample leave possible: 1 of a sample of none.
+    """
+    if num_rows == 0:
+        return 1.0
+    return 1.0 - bound_share(num_rows - num_lost, num_rows, risk=risk)
+
+
+def find_flips(head: Head, golden: Array, got: Array, *, slack: float = 0.0) -> Array:
+    """How much of each row is decided otherwise.
+
+    Args:
+        head: What the arrays are.
+        golden: Floats (rows, ...), as one model answered.
+        got: What another answered, of the same shape.
+        slack: In units of the output; scores that are no further apart tie, and may go either way.
+
+    Returns:
+        float64 (rows,): 1 where any class of a row flipped, else 0; in outputs of more than two
+        axes (segmentation) the share of a row's places that did. Zeros without classes.
+    """
+    if not head.has_classes or golden.ndim == 0 or (head.task == "multiclass" and golden.ndim < 2):
+        return np.zeros(len(golden) if golden.ndim else 1)
+    wide = np.float64 if golden.dtype.itemsize == 8 else np.float32
+    lost = _find_lost(
+        head, golden.astype(wide, copy=False), got.astype(wide, copy=False), slack
+    ).reshape(len(golden), -1)
+    return np.asarray(lost.mean(axis=1) if golden.ndim > 2 else lost.any(axis=1), np.float64)
+
+
 def guess_head(answers: Array) -> Head | None:
     """What an output is taken for where nobody says.
 

@@ -4,6 +4,7 @@
     ├── ConfigError                   INVALID_ARGUMENT     unknown key, wrong type, bad flag
     ├── DatasetError                  INVALID_ARGUMENT     missing, unreadable, wrong shape, NaN, labels out of range
     ├── ManifestError                 DATA_LOSS            missing, unreadable, newer schema, checksum differs
+    ├── UntrustedVersionError         PERMISSION_DENIED    not signed, or not by the key that is asked for
     ├── ExportError                   FAILED_PRECONDITION
     │   ├── VerificationError         FAILED_PRECONDITION  a candidate disagrees with the in-process model
     │   ├── SignatureChangedError     FAILED_PRECONDITION  breaks the contract of the version it follows
@@ -90,6 +91,12 @@ class ManifestError(PlumblineError):
     """A version whose manifest is missing, unreadable, newer than this program, or untrue."""
 
     default_code = Code.DATA_LOSS
+
+
+class UntrustedVersionError(PlumblineError):
+    """A version that is not, file for file, what the holder of a trusted key has signed."""
+
+    default_code = Code.PERMISSION_DENIED
 
 
 class ExportError(PlumblineError):

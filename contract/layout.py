@@ -6,6 +6,7 @@
       assets.extra/{tf_serving_warmup_requests,golden.npz,manifest.json,MODEL_CARD.md,confusion_matrix.png}
       assets.extra/{report.html,evaluation.json}
       assets.extra/tflite/{float16,dynamic_range,int8,web,int8_float_io}.tflite
+      .model.sig
 
 A version may lack `saved_model.pb` or `model.tflite`, but not both. A *base path* is a model's own
 folder, as in TensorFlow Serving's `--model_base_path`.
@@ -29,6 +30,9 @@ CONFUSION_MATRIX = f"{EXTRA}/confusion_matrix.png"
 REPORT = f"{EXTRA}/report.html"
 EVALUATION = f"{EXTRA}/evaluation.json"
 """What the report shows of the test split, so that it can be made again and compared."""
+
+SIGNATURE = ".model.sig"
+"""Who made the version: see `contract.signing`. Not in the manifest, which it covers as well."""
 
 FLOAT32 = "float32"
 INT8, INT8_FLOAT_IO = "int8", "int8_float_io"

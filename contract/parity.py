@@ -24,8 +24,8 @@ import numpy as np
 from msgspec import Meta
 
 from contract import layout
-from contract.agreement import Agreement, Loss, guess_head, judge_output
-from contract.errors import ManifestError
+from contract.agreement import Agreement, Loss, find_flips, guess_head, judge_output
+from contract.errors import ManifestError, TensorMismatchError
 from contract.golden import GoldenExamples
 from contract.heads import Head
 from contract.manifest import Manifest, read_manifest
@@ -357,6 +357,68 @@ def _compare(
     return ParityReport(signature_name, tuple(outputs))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class RowDifferences:
+    """Two answers to one call, row by row.
+
+    Attributes:
+        largest: float64 (rows,): the largest difference over all outputs; inf where one side is not
+            finite.
+        is_outside: bool (rows,): beyond the tolerance, in any output.
+        flips: float64 (rows,): how much of a row is decided otherwise; see
+            `contract.agreement.find_flips`.
+    """
+
+    largest: Array
+    is_outside: Array
+    flips: Array
+
+
+def compare_rows(golden: Batch, got: Batch, tolerance: Tolerance) -> RowDifferences:
+    """Compares two answers to one call, row by row; what a shadow counts.
+
+    Args:
+        golden: Output name to array, as one model answered; axis 0 is the row.
+        got: What another answered. Outputs that golden lacks are not looked at.
+        tolerance: How far numbers may be apart, and what outputs mean.
+
+    Raises:
+        TensorMismatchError: An output is missing, or has another dtype or shape.
+    """
+    num_rows = max((len(one) if one.ndim else 1 for one in golden.values()), default=0)
+    largest, flips = np.zeros(num_rows), np.zeros(num_rows)
+    is_outside = np.zeros(num_rows, bool)
+    for name, array in golden.items():
+        other = got.get(name)
+        if other is None:
+            raise TensorMismatchError(f"output {name!r} is missing")
+        if other.shape != array.shape or dtype_name(other.dtype) != dtype_name(array.dtype):
+            raise TensorMismatchError(
+                f"output {name!r} is {dtype_name(other.dtype)} {other.shape} instead of "
+                f"{dtype_name(array.dtype)} {array.shape}"
+            )
+        if array.size == 0:
+            continue
+        rows = array.shape[0] if array.ndim else 1
+        gaps = _measure_differences(array, other)
+        is_beyond = ~(gaps <= np.broadcast_to(_allowed(array, tolerance), gaps.shape))
+        guessed = guess_head(array)
+        flipped = np.zeros(rows)
+        if guessed is not None:
+            head = tolerance.heads.get(name, guessed)
+            flipped = find_flips(head, array, other, slack=_find_slack(array, tolerance))
+        furthest = np.asarray(gaps.reshape(rows, -1).max(axis=1))
+        beyond = np.asarray(is_beyond.reshape(rows, -1).any(axis=1))
+        if rows != num_rows:  # no axis of rows: it is of the whole call
+            furthest, beyond, flipped = (
+                np.asarray(one.max()) for one in (furthest, beyond, flipped)
+            )
+        np.maximum(largest, furthest, out=largest)
+        np.maximum(flips, flipped, out=flips)
+        is_outside |= beyond
+    return RowDifferences(largest, is_outside, flips)
+
+
 def replay(
     examples: GoldenExamples, predictor: Predictor, tolerance: Tolerance, *, signature_name: str
 ) -> ParityReport:
@@ -507,10 +569,6 @@ def _judge_meaning(name: str, golden: Array, got: Array, tolerance: Tolerance) -
     guessed = guess_head(golden)
     if guessed is None:
         return Agreement()
-    # What another order of summation may do to a float makes no class another, however close two
-    # scores are, and no value, however small its spread. Fewer bits have no such excuse.
-    noise = min(tolerance.atol, FLOAT32.atol) if math.isfinite(tolerance.atol) else 0.0
-    slack = 2 * noise * _unit(np.abs(_widen(golden)), tolerance)
     return judge_output(
         tolerance.heads.get(name, guessed),
         golden,
@@ -518,8 +576,18 @@ def _judge_meaning(name: str, golden: Array, got: Array, tolerance: Tolerance) -
         max_class_loss=tolerance.max_class_loss,
         max_relative_rmse=tolerance.max_relative_rmse,
         min_top1_agreement=tolerance.min_top1_agreement,
-        slack=slack,
+        slack=_find_slack(golden, tolerance),
     )
+
+
+def _find_slack(golden: Array, tolerance: Tolerance) -> float:
+    """How close two scores tie, in units of the output.
+
+    What another order of summation may do to a float makes no class another, however close two
+    scores are, and no value, however small its spread. Fewer bits have no such excuse.
+    """
+    noise = min(tolerance.atol, FLOAT32.atol) if math.isfinite(tolerance.atol) else 0.0
+    return 2 * noise * _unit(np.abs(_widen(golden)), tolerance)
 
 
 def _measure_max_ulp(golden: Array, got: Array) -> int:

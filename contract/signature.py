@@ -7,6 +7,7 @@ outputs. Axis sizes that vary are None; a shape of unknown rank is None as a who
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -276,12 +277,35 @@ def _is_image(array: Array, spec: TensorSpec, signature: Signature, hints: Hints
 
 
 def _suggest_shape(array: Array, wanted: tuple[int | None, ...]) -> str:
+    if not wanted:
+        return "it is a single value: take array.item()" if array.size == 1 else ""
     rest = wanted[1:]
-    if not wanted or wanted[0] is not None or None in rest:
-        return ""
-    row_size = int(np.prod([n for n in rest if n is not None], dtype=np.int64))
-    if array.shape == rest:
+    if array.ndim == len(rest) and _admits(array.shape, rest):
         return "add a batch axis with array[None]"
-    if array.ndim and array.shape[0] and array.size == array.shape[0] * row_size:
+    if None in rest or array.size == 0:
+        return ""
+    row_size = math.prod(size for size in rest if size is not None)
+    if wanted[0] is not None:
+        return f"reshape to {wanted}" if array.size == wanted[0] * row_size else ""
+    if array.ndim and array.size == array.shape[0] * row_size:
         return f"reshape to {(array.shape[0], *rest)}"
+    if array.ndim == 2 and _admits(array.shape[::-1], wanted):
+        # (1, 3) for (batch, 1): three rows of one value, or it would be three values of one row
+        return f"its axes look swapped: array.T has shape {array.shape[::-1]}"
+    if array.size == row_size:
+        return f"reshape to {(1, *rest)}"
+    if (
+        row_size
+        and array.size % row_size == 0
+        and _squeeze(array.shape) == _squeeze((array.size // row_size, *rest))
+    ):
+        return f"reshape to {(array.size // row_size, *rest)}"
     return ""
+
+
+def _admits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return TensorSpec("", "", wanted).admits_shape(shape)
+
+
+def _squeeze(shape: tuple[int | None, ...]) -> list[int | None]:
+    return [size for size in shape if size != 1]

@@ -4,7 +4,7 @@ Everything is loaded when it is first asked for: what reads a version needs no T
 
     >>> from pathlib import Path
     >>> from exporter import PublishOptions, choose_run_dir, load_config, run_export
-    >>> config = load_config("configs/mlp.toml", ["training.epochs=3"])
+    >>> config = load_config("mlp", ["training.epochs=3"])
     >>> exported = run_export(  # doctest: +SKIP
     ...     config,
     ...     base_path=Path("models/mlp"),

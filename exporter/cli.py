@@ -24,6 +24,7 @@ from contract.console.terminal import print_json, remark
 from contract.errors import ConfigError, PlumblineError
 from contract.heads import Task
 from contract.lite.runtime import hide_delegate_notes
+from contract.signing import MAKE_KEY
 from exporter.config import Config, load_config, override_config
 from exporter.processes import filter_chatter, silence_tensorflow
 from exporter.publishing.publish import (
@@ -31,6 +32,7 @@ from exporter.publishing.publish import (
     describe_interrupted,
     find_candidate,
     publish_version,
+    sign_published,
 )
 from exporter.publishing.transfer import Copied, copy_to_remote, fetch_version
 from exporter.show import (
@@ -43,6 +45,7 @@ from exporter.show import (
     show_published,
     show_recheck,
     show_report,
+    show_signed,
     show_training,
 )
 from exporter.training.trained import read_record
@@ -52,8 +55,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _SCALE_HELP = "what the pixels 0 and 255 become before the model: raw pixels are then taken too"
-_CONFIG = Path("configs/mlp.toml")
-_LOCAL_FLAGS = ("base_path", "keep", "version", "model_config_file", "allow_signature_change")
+_CONFIG = "mlp"
+_LOCAL_FLAGS = (
+    *("base_path", "keep", "version", "model_config_file", "allow_signature_change", "sign"),
+)
 """Of `publish`: they have no meaning at a remote base path."""
 _RUN_FLAGS = ("config", "overrides", "run_dir", "resume", "download", "trained")
 """Of training: they have no meaning for a model that is trained already."""
@@ -134,6 +139,13 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="do not load the SavedModel: files and TFLite variants only",
     )
+    verb.add_argument(
+        "--key",
+        type=Path,
+        metavar="PUBLIC_KEY",
+        help="check that the holder of this key has signed every file, and load nothing that is "
+        "not signed",
+    )
 
     text = "Publish a candidate as the next version."
     verb = add(publish, text, "a candidate, its run directory, a version, or another tool's model")
@@ -144,6 +156,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="copy the published version PATH to this remote base path instead, an fsspec "
         "address such as s3://bucket/models/NAME",
+    )
+
+    text = "Sign a version that is published, or sign it anew."
+    verb = add(sign, text, "a version, or a base path for its newest one")
+    verb.add_argument(
+        "--key", type=Path, required=True, metavar="FILE", help=f"private EC key: {MAKE_KEY}"
     )
 
     verb = add(fetch, "Copy a version from a remote base path to this one.")
@@ -190,7 +208,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run_flags(parser: Parser) -> None:
     group = parser.add_argument_group("training", "from a configuration; see docs/training.md")
     group.add_argument(
-        "--config", type=Path, metavar="FILE", help=f"default: {_CONFIG}, or the trained run's own"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a TOML file, or the name of one that comes with Plumbline; default: "
+        f"{_CONFIG}, or the trained run's own",
     )
     group.add_argument(
         "--set",
@@ -282,6 +304,12 @@ def _add_publish_flags(parser: Parser) -> None:
         type=Path,
         metavar="FILE",
         help="a models.config, whose labelled versions are never retired",
+    )
+    group.add_argument(
+        "--sign",
+        type=Path,
+        metavar="KEY",
+        help="sign the version with this private EC key; see docs/signing.md",
     )
 
 
@@ -432,7 +460,10 @@ def verify(arguments: argparse.Namespace) -> int:
         show_progress("verify", unit="", is_kept=False, stream=shown) as progress,
     ):
         recheck = recheck_version(
-            arguments.path, skip_tensorflow=arguments.skip_tensorflow, on_check=progress.name
+            arguments.path,
+            skip_tensorflow=arguments.skip_tensorflow,
+            on_check=progress.name,
+            key=arguments.key,
         )
     checks = [_encode_check(one) for one in recheck.checks]
     document: dict[str, object] = {"path": recheck.path, "checks": checks}
@@ -453,6 +484,12 @@ def publish(arguments: argparse.Namespace) -> int:
     with show_progress("publish", unit="", is_kept=False):
         published = publish_version(candidate, base_path, options)
     return _tell(arguments, published, lambda: show_published(published))
+
+
+def sign(arguments: argparse.Namespace) -> int:
+    """`sign VERSION --key KEY`."""
+    signed = sign_published(_find_version_dir(arguments.path), arguments.key)
+    return _tell(arguments, signed, lambda: show_signed(signed))
 
 
 def fetch(arguments: argparse.Namespace) -> int:
@@ -545,6 +582,7 @@ def _read_options(
         allow_signature_change=arguments.allow_signature_change,
         model_config_file=arguments.model_config_file,
         version=version,
+        signing_key=arguments.sign,
     )
 
 

@@ -323,7 +323,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file and apply overrides.
 
     Args:
-        path: For example `configs/mlp.toml`.
+        path: A file, or the name of a configuration that comes with Plumbline: `mlp`.
         overrides: `section.key=value` each, as `--set` takes them; the value is written as in
             TOML, a text may go without quotes.
 
@@ -331,23 +331,51 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         The whole configuration, checked.
 
     Raises:
-        ConfigError: The file cannot be read, or a key is unknown, of the wrong type or out of
-            range; the message names the key and what it takes.
+        ConfigError: There is no such file and no such name, it cannot be read, or a key is
+            unknown, of the wrong type or out of range; the message names the key and what it takes.
 
     Example:
-        >>> load_config("configs/mlp.toml", ["training.epochs=3"]).training.epochs
+        >>> load_config("mlp", ["training.epochs=3"]).training.epochs
         3
     """
+    path = _find_config(Path(path))
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration {path}: {error.strerror}; a model "
-            "that is trained already takes --model FILE instead"
-        ) from error
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     return _override(table, overrides, source=str(path))
+
+
+def list_bundled_configs() -> dict[str, Path]:
+    """The configurations that come with Plumbline.
+
+    Returns:
+        Name, as `--config` takes it, to file; sorted.
+    """
+    packed = Path(__file__).with_name("configs")  # of a wheel
+    folder = packed if packed.is_dir() else Path(__file__).parents[1] / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def _find_config(given: Path) -> Path:
+    """The file that is meant: one that exists wins over a name."""
+    if given.is_file():
+        return given
+    bundled = list_bundled_configs()
+    if given.name == str(given) and given.name in bundled:
+        return bundled[given.name]
+    problem = f"cannot read the configuration {given}: "
+    if given.exists():
+        raise ConfigError(f"{problem}it is no file")
+    meant = f"did you mean {given.stem}, by name? " if given.stem in bundled else ""
+    folder = next(iter(bundled.values())).parent if bundled else "nowhere"
+    raise ConfigError(
+        f"{problem}there is no such file; {meant}These come with Plumbline, and are given by name: "
+        f"{', '.join(bundled)} (files of {folder}). A model that is trained already takes "
+        "--model FILE instead"
+    )
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:

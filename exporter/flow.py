@@ -19,7 +19,7 @@ from exporter.card import Origin, describe_training
 from exporter.config import Config, ExportConfig
 from exporter.data.dataset import Dataset, draw_export_examples, load_dataset
 from exporter.data.examples import ExportExamples
-from exporter.publishing.publish import Published, PublishOptions, check_base_path, publish_version
+from exporter.publishing.publish import Published, PublishOptions, check_publishing, publish_version
 from exporter.publishing.staging import explain_os_errors, remove_tree
 from exporter.training.run import TrainResult, open_progress
 from exporter.training.strategy import is_chief, open_strategy
@@ -142,7 +142,7 @@ def run_export(
         SignatureChangedError: It would break the clients of the version before.
         VersionExistsError: `options.version` is taken.
     """
-    check_base_path(base_path)
+    check_publishing(base_path, options)
     if trained is not None:
         config = take_up(trained, config)
     if not is_chief():

@@ -32,7 +32,7 @@ from exporter.models.load import find_input_shape, load_keras, make_exportable, 
 from exporter.publishing.publish import (
     Published,
     PublishOptions,
-    check_base_path,
+    check_publishing,
     publish_version,
 )
 from exporter.publishing.staging import explain_os_errors
@@ -199,7 +199,7 @@ def export(
             f"the model name {model_name!r} cannot name a directory; give name= with letters, "
             "digits, '_', '.' or '-'"
         )
-    check_base_path(base)
+    check_publishing(base, options)
     config = _make_config(variants, require, options)
     check_paths(examples, labels)
     run_dir = Path(tempfile.mkdtemp(prefix=f"plumbline-{model_name}-"))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from exporter.inspect import InspectedVariant, Inspection
     from exporter.own_model import ExportedVersion
     from exporter.predict import Prediction
-    from exporter.publishing.publish import Published
+    from exporter.publishing.publish import Published, Signed
     from exporter.publishing.transfer import Copied
     from exporter.report.compare import Change
     from exporter.report.verb import MadeComparison, MadeReport
@@ -84,13 +84,22 @@ def show_published(published: Published) -> None:
     """Where the version is."""
     for change in published.changes:
         say(f"Allowed signature change: {change}.")
-    say(f"Published {published.path}")
+    signed = f", signed with {published.signed_with}" if published.signed_with else ""
+    say(f"Published {published.path}{signed}")
     if (published.path / layout.REPORT).is_file():
         say(f"Report: {published.path / layout.REPORT}")
     for lack in published.lacks:
         say(f"It lacks {lack}.")
     if published.retired:
         say(f"Retired {', '.join(map(str, published.retired))}")
+
+
+def show_signed(signed: Signed) -> None:
+    """What is signed now."""
+    say(
+        f"Signed {signed.path}: {signed.num_files} files of {signed.model_name} version "
+        f"{signed.version}, with {signed.signed_with}"
+    )
 
 
 def show_copied(copied: Copied, seconds: float) -> None:

@@ -57,11 +57,13 @@ def _run_verb(verb: str, given: list[str]) -> int:
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("serving", "contract"):
-            raise
         from contract.console.extras import make_missing_error
+        from contract.console.missing import is_base
 
-        raise make_missing_error(verb, [error.name or "a package"], "serving") from None
+        missing = error.name or ""
+        if missing.split(".")[0] in ("serving", "contract") or is_base(missing):
+            raise
+        raise make_missing_error(verb, [missing or "a package"], "serving") from None
     takes_flags = getattr(module, "TAKES_FLAGS", False)
     parser = argparse.ArgumentParser(
         prog=f"python -m serving {verb}",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 from contract.console.exits import ExitCode
+from contract.console.extras import require_extra
 from contract.errors import PlumblineError
 from serving.addresses import is_loopback
 from serving.config.flags import ServerFlags, describe_flags, list_flags
@@ -52,7 +53,7 @@ def run_embedded(arguments: argparse.Namespace) -> int:
 
         say(f"Plumbline: {find_product_version()}")
         return ExitCode.DONE
-    set_up_log(flags.log_level)
+    set_up_log(flags.log_level, flags.log_format)
     for one in unknown_flags:
         logger.warning("%s", one)
     for name in find_ignored(flags):
@@ -64,6 +65,8 @@ def run_embedded(arguments: argparse.Namespace) -> int:
             flags.host,
         )
     check_honoured(flags)
+    if flags.tracing:
+        require_extra("tracing", "--tracing")
     # Until the server has its own: an event loop that is interrupted as it starts never closes.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(ExitCode.INTERRUPTED))
     try:

@@ -5,6 +5,8 @@ What stands behind both is a manager as the flags want it.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +22,8 @@ from serving.versions.manager import ServableManager
 from serving.versions.routing import Tally
 
 if TYPE_CHECKING:
+    from contract.shadow import ShadowFigures, ShadowRow
+    from serving.api.shadow import Shadow, ShadowOrder
     from serving.config.models import ModelConfig
 
 
@@ -31,8 +35,11 @@ class Front(Manager, Protocol):
         metrics: Of this process.
         is_replacement: Whether other workers serve already, so that this one listens only once
             it can answer as they do.
+        make_shadow: Makes the shadow of this process when it is first asked for; its server says
+            how.
     """
 
+    make_shadow: Callable[[], Shadow]
     manager: ServableManager
     metrics: Metrics
     is_replacement: bool
@@ -86,9 +93,11 @@ class SingleProcess:
     """
 
     is_replacement = False
+    make_shadow: Callable[[], Shadow]
 
     def __init__(self, config: ServerConfig, trials: Trials | None = None) -> None:
         self._port_file = config.port_file
+        self._shadow: Shadow | None = None
         self.metrics = Metrics(
             list_versions=lambda: self.manager.monitor.snapshot(),
             is_ready=lambda: self.manager.is_ready(),
@@ -96,6 +105,7 @@ class SingleProcess:
         self.manager = make_manager(config, self.metrics, trials)
         self.acquire = self.manager.acquire
         self.list_states = self.manager.list_states
+        self.list_models = self.manager.list_models
         self.reload = self.manager.reload
         self.is_ready = self.manager.is_ready
         self.list_obstacles = self.manager.list_obstacles
@@ -115,6 +125,16 @@ class SingleProcess:
     async def render_metrics(self) -> str:
         return self.metrics.render()
 
+    async def shadow(
+        self, order: ShadowOrder, lease_s: float
+    ) -> tuple[ShadowFigures, Sequence[ShadowRow]]:
+        shadow = self._shadow = self._shadow or self.make_shadow()
+        if not lease_s:
+            ended = await asyncio.to_thread(shadow.end, order.id)
+            return ended.figures, ended.rows
+        shadow.follow(order, time.monotonic() + lease_s)
+        return shadow.take_state().figures, ()
+
 
 def make_manager(
     config: ServerConfig,
@@ -126,6 +146,17 @@ def make_manager(
     """A manager that loads with `serving.engines.loading`, after `trials`, and tells `metrics`."""
 
     def load(servable_id: ServableId, version_dir: Path) -> Servable:
+        begin = time.monotonic()
+        is_loaded = False
+        try:
+            servable = load_guarded(servable_id, version_dir)
+            is_loaded = True
+        finally:
+            took_us = (time.monotonic() - begin) * 1e6
+            metrics.observe_load(version_dir, took_us, is_loaded=is_loaded)
+        return servable
+
+    def load_guarded(servable_id: ServableId, version_dir: Path) -> Servable:
         return load_servable(
             servable_id,
             version_dir,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 from contract.servable import ServableId
 
@@ -22,6 +23,19 @@ class EngineChoice:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """How a queue stands.
+
+    Attributes:
+        num_calls: How many calls wait in it.
+        age_s: How long the first of them has waited, in seconds.
+    """
+
+    num_calls: int
+    age_s: float
+
+
 class Observer:
     """What the request path reports; every method does nothing here.
 
@@ -35,6 +49,15 @@ class Observer:
 
     def observe_self_test(self, servable_id: ServableId, signature_name: str, result: str) -> None:
         """A golden self-test ended: `passed`, `failed` or `untested`."""
+
+    def observe_load(self, directory: Path, latency_us: float, *, is_loaded: bool) -> None:
+        """A version was loaded, or could not be, and that took so long."""
+
+    def watch_queue(self, servable_id: ServableId, measure: Callable[[], QueueFigures]) -> None:
+        """A version has a queue; `measure` may be called from any thread until it is forgotten."""
+
+    def forget_queue(self, servable_id: ServableId) -> None:
+        """The version's queue is no more."""
 
     def observe_warmup(self, servable_id: ServableId, latency_us: float) -> None:
         """All warmup records of a version were replayed."""
@@ -86,6 +109,23 @@ class Observer:
 
     def observe_request_log(self, result: str) -> None:
         """A sampled request was `written`, `dropped` as too many wait, or `failed`."""
+
+    def observe_shadow(
+        self,
+        servable_id: ServableId,
+        result: str,
+        *,
+        num_rows: int = 0,
+        num_flips: float = 0.0,
+        num_outside: int = 0,
+        max_abs_difference: float = 0.0,
+        seconds: tuple[float, float] | None = None,
+    ) -> None:
+        """A sampled call was `compared` with what this version answers, `failed` on it alone, was
+        `unanswered` by the old one, `dropped` as too many wait, or `shed` for want of memory.
+
+        `seconds` are those of the old version and of this one.
+        """
 
     def observe_malformed(self, entrypoint: str) -> None:
         """Bytes came that are no request of the port's protocol: `GRPC` or `REST`."""

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,10 @@ from serving.api.handlers import Handlers
 from serving.config.memory import choose_max_bytes_in_flight, find_memory_limit
 from serving.config.server import ServerConfig
 from serving.front import Front, SingleProcess
+from serving.grpc.protocol import Method
 from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
+from serving.monitoring.watch import make_watch
 from serving.transport.admission import MemoryBudget
 from serving.transport.listener import ConnectionTable
 from serving.transport.sharing import SharedSockets
@@ -30,11 +33,15 @@ from serving.versions.polling import ConfigPoller
 
 if TYPE_CHECKING:
     from serving.api.request_log import RequestLog
+    from serving.api.shadow import Shadow
     from serving.engines.loading import Trials
     from serving.rest.server import RestServer
 
 DRAIN_MARGIN_S = 2.0
 """How long after --drain_timeout_s a process may take to end."""
+
+FLUSH_S = 2.0
+"""How long a process that ends may take to send its last spans."""
 
 SWITCH_INTERVAL_S = 1e-3
 """How long a thread that reads or writes JSON may keep the event loop waiting for the interpreter,
@@ -51,6 +58,7 @@ class Server:
         front: Whom it answers for.
         grpc: What gRPC listens on, if that is shared with other processes.
         rest: And REST.
+        who: Which process this is, where there are several.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class Server:
         front: Front,
         grpc: SharedSockets | None = None,
         rest: SharedSockets | None = None,
+        who: str = "",
     ) -> None:
         self._shared_grpc, self._shared_rest = grpc, rest
         self._config = config
@@ -72,9 +81,24 @@ class Server:
         self._connections = ConnectionTable(config.max_connections)
         self._budget = _make_budget(config)
         front.metrics.watch(self._budget, self._connections)
+        self._watch = make_watch(config, who)
+        front.make_shadow = self._make_shadow
         self._poller: ConfigPoller | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
+
+    def _make_shadow(self) -> Shadow:
+        from serving.api.shadow import Shadow
+
+        handlers = self._handlers
+        return Shadow(
+            self._manager.acquire,
+            find_version_dir=self._manager.find_version_dir,
+            pool=handlers.pool,
+            budget=self._budget,
+            observer=handlers.observer,
+            attach=handlers.set_shadow,
+        )
 
     async def start(self, stop: asyncio.Event) -> None:
         """Begins to load, and listens. Calls to models that still load are UNAVAILABLE.
@@ -107,6 +131,14 @@ class Server:
         if config.strict_compat and not self._front.is_replacement:
             # TensorFlow Serving opens its ports once every model is AVAILABLE.
             await asyncio.to_thread(self._wait_or_fail)
+        open_inference = None
+        more_methods: Mapping[str, Method] = {}
+        if not config.strict_compat:
+            from serving.open_inference.grpc_methods import list_methods
+            from serving.open_inference.inference import OpenInference
+
+            open_inference = OpenInference(self._handlers, self._health)
+            more_methods = list_methods(open_inference)
         self._grpc = GrpcServer(
             self._handlers,
             config,
@@ -114,10 +146,13 @@ class Server:
             connections=self._connections,
             shared=self._shared_grpc,
             budget=self._budget,
+            more_methods=more_methods,
+            watch=self._watch,
         )
         await self._grpc.start()
         if config.rest_api_port:
             # A gRPC-only server need not import it.
+            from serving.open_inference.rest_methods import OpenInferenceRest
             from serving.rest.server import RestServer
 
             self._rest = RestServer(
@@ -128,7 +163,9 @@ class Server:
                 shared=self._shared_rest,
                 budget=self._budget,
                 connections=self._connections,
+                watch=self._watch,
                 grpc_address=_name_grpc_address(config, self._grpc),
+                more=OpenInferenceRest(open_inference, config) if open_inference else None,
             )
             await self._rest.start()
         if config.model_config_file and config.model_config_file_poll_wait_seconds > 0:
@@ -188,6 +225,8 @@ class Server:
         are_answered = await asyncio.gather(*stops)
         await self._front.leave()
         self._handlers.close()
+        if self._watch is not None:
+            await asyncio.to_thread(self._watch.close, FLUSH_S)
         took_s = time.monotonic() - begin
         left_s = max(0.1, grace_s - took_s)
         await asyncio.to_thread(self._manager.stop, timeout_s=min(left_s, 5.0))

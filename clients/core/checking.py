@@ -32,6 +32,11 @@ _MOST_LAYOUTS = 512
 _MOST_VERSIONS = 16
 _OLD_AFTER_S = 1.0
 
+ALLOW_NON_FINITE = "set Checks(allow_non_finite=True); on the command line --allow_non_finite"
+_UNCHECKED_BATCH = "Checks(batch=False) sends a batch as it is"
+_UNCHECKED_REPLY = "Checks(reply=False) takes an answer as it is"
+"""What turns a check off."""
+
 Layout = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
 
 BatchLike = Mapping[str, Any] | Any
@@ -98,7 +103,10 @@ class SignatureChecker:
         layout = _describe_layout(batch)
         num_rows = self._requests.get(layout)
         if num_rows is None:
-            num_rows = check_batch(batch, self.signature, self._hints)
+            try:
+                num_rows = check_batch(batch, self.signature, self._hints)
+            except TensorMismatchError as error:
+                raise TensorMismatchError(f"{error.message}; {_UNCHECKED_BATCH}") from None
             if len(self._requests) >= _MOST_LAYOUTS:
                 self._requests.clear()
             self._requests[layout] = num_rows
@@ -114,7 +122,8 @@ class SignatureChecker:
             return
         key = (_describe_layout(outputs), num_rows, output_filter)
         if key not in self._replies:
-            _check_structure(outputs, self.signature, num_rows, output_filter)
+            rows = num_rows if self._checks.rows else None
+            _check_structure(outputs, self.signature, rows, output_filter)
             if len(self._replies) >= _MOST_LAYOUTS:
                 self._replies.clear()
             self._replies.add(key)
@@ -124,8 +133,8 @@ class SignatureChecker:
                     row = _find_row(array)
                     where = f"output {name!r}" if row is None else f"output {name!r}, row {row}"
                     raise InternalError(
-                        f"the server answered NaN or infinity in {where};"
-                        " set Checks(allow_non_finite=True) if the model means it"
+                        f"the server answered NaN or infinity in {where}; if the model means it, "
+                        f"{ALLOW_NON_FINITE}"
                     )
 
 
@@ -219,33 +228,39 @@ def refuse_non_finite(name: str, row: int | None = None) -> TensorMismatchError:
     where = f"`{name}`" if row is None else f"row {row} of `{name}`"
     return TensorMismatchError(
         f"{where} holds NaN or infinity, which would give plausible answers: mend the data, "
-        "or set Checks(allow_non_finite=True)"
+        f"or {ALLOW_NON_FINITE}"
     )
 
 
 def _check_structure(
-    outputs: Batch, signature: Signature, num_rows: int, output_filter: Sequence[str]
+    outputs: Batch, signature: Signature, num_rows: int | None, output_filter: Sequence[str]
 ) -> None:
-    """Refuses an answer that lacks an output, or has one of another dtype or shape."""
+    """Refuses an answer that lacks an output, or has one of another dtype or shape.
+
+    With `num_rows`, one that lacks the entry of a row, too.
+    """
     for name in output_filter or signature.outputs:
         spec, array = signature.outputs.get(name), outputs.get(name)
         if array is None:
             raise InternalError(
                 f"the server left out output {name!r} of signature {signature.name!r}; "
-                f"it answered {{{', '.join(outputs)}}}",
+                f"it answered {{{', '.join(outputs)}}}; {_UNCHECKED_REPLY}",
                 code=Code.DATA_LOSS,
             )
         if spec is None:
             continue
         shape = spec.shape
-        wrong = dtype_name(array.dtype) != spec.dtype or not spec.admits_shape(array.shape)
-        if not wrong and shape and shape[0] is None and None not in shape[1:]:
+        # A quantised tensor (qint8) is carried as the integers it is made of (int8).
+        plain = spec.dtype.removeprefix("q")
+        wrong = dtype_name(array.dtype) != plain or not spec.admits_shape(array.shape)
+        is_counted = num_rows is not None and not wrong and bool(shape)
+        if is_counted and shape and shape[0] is None and None not in shape[1:]:
             # Only then is axis 0 surely the batch: a matrix (?, ?) may be transposed.
             wrong = array.shape[0] != num_rows
             shape = (num_rows, *shape[1:])
         if wrong:
             raise InternalError(
                 f"the server answered {spec.name!r} as {dtype_name(array.dtype)} {array.shape}; "
-                f"the signature promises {spec.dtype} {describe_shape(shape)}",
+                f"the signature promises {spec.dtype} {describe_shape(shape)}; {_UNCHECKED_REPLY}",
                 code=Code.DATA_LOSS,
             )

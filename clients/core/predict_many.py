@@ -11,7 +11,7 @@ import dataclasses
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -20,12 +20,21 @@ from clients.core.effects import Call, Effects
 from clients.core.operations import Operations, Prepared, count_rows
 from clients.core.retry import Remedy, RetryPolicy, choose_remedy
 from clients.core.rows import BatchCutter, find_bad_rows, require_batch_axis, slice_rows
-from clients.results import FailedRow, Part, Progress, UnansweredRowsError
-from contract.errors import Code, ConfigError, InternalError, PlumblineError
+from clients.results import (
+    FailedRow,
+    Part,
+    Progress,
+    UnansweredRowsError,
+    WholeAnswer,
+    concatenate_rows,
+)
+from contract.errors import ConfigError, PlumblineError
 from contract.servable import ModelSpec
 from contract.signature import Array, Batch, Hints, find_signature
 
 ProgressCallback = Callable[[Progress], None]
+
+_NO_ROWS: Array = np.empty(0, np.int64)
 
 Outcome = dict[str, Array] | PlumblineError
 """Output name to array, or why there is none."""
@@ -83,6 +92,12 @@ class PredictRun:
         )
         self._cuts: Iterator[dict[str, Array]] = iter(())
         self._closed = False
+        # One that has the same first axis whatever is sent has no entry per row.
+        self._fixed = {
+            name
+            for name, one in signature.outputs.items()
+            if one.shape is not None and (not one.shape or one.shape[0] is not None)
+        }
         self._num_failed = 0
         self._flow = BatchFlow(
             operations.retry,
@@ -149,12 +164,8 @@ class PredictRun:
         except PlumblineError as error:
             return error
         for name, array in outputs.items():
-            if array.ndim == 0 or len(array) != piece.num_rows:
-                return InternalError(
-                    f"the server answered {name!r} with shape {array.shape} to {piece.num_rows} "
-                    "rows; an output without an entry per row needs predict",
-                    code=Code.DATA_LOSS,
-                )
+            if array.ndim == 0 or len(array) != piece.num_rows or name in self._fixed:
+                self._flow.whole_names.add(name)
         return outputs
 
     def record(self, piece: Piece, outcome: Outcome) -> None:
@@ -199,6 +210,7 @@ class BatchFlow:
         num_rows: Rows taken in so far.
         size_limit: The most rows of a batch that a server turned out to take, if it
             refused larger ones.
+        whole_names: Outputs that turned out to have no entry per row.
     """
 
     def __init__(
@@ -211,6 +223,7 @@ class BatchFlow:
     ) -> None:
         self.num_rows = 0
         self.size_limit: int | None = None
+        self.whole_names: set[str] = set()
         self._retry = retry
         self._max_in_flight = max_in_flight
         self._jitter = jitter
@@ -309,7 +322,7 @@ class BatchFlow:
         """What may be delivered, in order."""
         parts = []
         while self._slots and self._slots[0].error is None and self._slots[0].resolved:
-            parts.append(self._slots.popleft().make_part())
+            parts.append(self._slots.popleft().make_part(self.whole_names))
         if parts or not self._slots or self._slots[0].error is None:
             return parts
         first_row, error = self._slots[0].rows.start, self._slots[0].error
@@ -437,28 +450,31 @@ class Slot:
         self.pieces[place : place + 1] = halves
         return halves
 
-    def make_part(self) -> Part:
+    def make_part(self, whole_names: Collection[str]) -> Part:
         """The part to deliver, once resolved."""
-        answered = [piece for piece in self.pieces if isinstance(piece.outcome, dict)]
+        answered = [
+            (self.indices[piece.start : piece.stop], piece.outcome)
+            for piece in self.pieces
+            if isinstance(piece.outcome, dict)
+        ]
         failed = [
             FailedRow(int(self.indices[row]), piece.outcome)
             for piece in self.pieces
             if isinstance(piece.outcome, PlumblineError)
             for row in range(piece.start, piece.stop)
         ]
-        outcomes = [piece.outcome for piece in answered if isinstance(piece.outcome, dict)]
+        names = [name for name in answered[0][1] if name not in whole_names] if answered else []
         return Part(
             rows=self.rows,
-            indices=_join([self.indices[piece.start : piece.stop] for piece in answered]),
+            indices=concatenate_rows([rows for rows, _ in answered] or [_NO_ROWS]),
             outputs={
-                name: _join([outcome[name] for outcome in outcomes])
-                for name in (outcomes[0] if outcomes else ())
+                name: concatenate_rows([outcome[name] for _, outcome in answered]) for name in names
             },
             failed=tuple(sorted([*self.refused, *failed], key=lambda row: row.index)),
+            whole=tuple(
+                WholeAnswer(rows, {name: outcome[name] for name in outcome if name not in names})
+                for rows, outcome in answered
+            )
+            if whole_names
+            else (),
         )
-
-
-def _join(arrays: list[Array]) -> Array:
-    if len(arrays) == 1:
-        return arrays[0]
-    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)

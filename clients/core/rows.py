@@ -52,6 +52,8 @@ class BatchCutter:
         num_rows = check_batch(batch, self._signature, self._hints)
         if not self.batch_size:
             self.batch_size = choose_batch_size(batch, num_rows)
+        if self._held and any(batch[n].shape[1:] != self._held[0][n].shape[1:] for n in batch):
+            yield from self.flush()  # rows of another length are no batch with these
         start = 0
         while self._num_held + num_rows - start >= self.batch_size:
             stop = start + max(self.batch_size - self._num_held, 0)

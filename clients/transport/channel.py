@@ -19,6 +19,7 @@ import grpc
 
 from clients.options import LARGER_ANSWERS, ConnectionOptions
 from contract.errors import Code, ConfigError, PlumblineError, ServableUnavailableError
+from contract.proxies import is_local_target, list_channel_options, name_grpc_proxy
 from contract.wire.rpc import UNLIMITED
 from contract.wire.status_codes import ERROR_KEY, error_from_rpc
 
@@ -118,13 +119,13 @@ def open_channel(
         ("grpc.dns_min_time_between_resolutions_ms", 2_000),
         ("grpc.enable_retries", 0),  # ours are in clients.core.retry
         ("grpc.primary_user_agent", "plumbline-clients"),
+        *list_channel_options(target),
     ]
     if several:
         arguments.append(("grpc.service_config", json.dumps(_IN_TURN)))
     compression = _COMPRESSION[options.compression]
     if options.tls is None:
-        local = ("unix:", "unix-abstract:", "localhost:", "127.", "[::1]")
-        if options.token is not None and not target.startswith(local):
+        if options.token is not None and not is_local_target(target):
             _LOG.warning("the bearer token goes to %s in plain text; set tls", target)
         channel = grpc_module.insecure_channel(target, arguments, compression)
     else:
@@ -158,16 +159,22 @@ def explain_failure(
     if not any(key == ERROR_KEY for key, _ in trailing):
         call = f"{method.rpartition('/')[2]} at {address}"
         if error.code is Code.DEADLINE_EXCEEDED:
-            error = type(error)(f"{call}: no answer within {timeout_s:.3g} s")
+            text = f"{call}: no answer within {timeout_s:.3g} s{name_grpc_proxy(address)}"
+            error = type(error)(text)
         elif error.code is Code.CANCELLED or (
             error.code in (Code.INTERNAL, Code.UNKNOWN) and any(t in error.message for t in _TORN)
         ):
             # We cancel nothing that we still wait for: the server went away under the call.
-            error = ServableUnavailableError(f"{call}: the connection broke: {error.message}")
+            error = ServableUnavailableError(
+                f"{call}: the connection broke: {error.message}{name_grpc_proxy(address)}"
+            )
         elif error.code is Code.RESOURCE_EXHAUSTED and _TOO_LARGE in error.message:
             error = type(error)(f"{call}: {error.message}; {LARGER_ANSWERS}")
         elif error.code is Code.UNAVAILABLE and "failed to connect" in error.message:
-            text = f"{call}: nobody answers; is a server running there? ({error.message})"
-            error = type(error)(text)
+            by_proxy = name_grpc_proxy(address)
+            asked = "" if by_proxy else "; is a server running there?"
+            error = type(error)(f"{call}: nobody answers{asked} ({error.message}){by_proxy}")
+        elif by_proxy := name_grpc_proxy(address) if error.code is Code.UNAVAILABLE else "":
+            error = type(error)(f"{call}: {error.message}{by_proxy}")
     error.__cause__ = failure
     return error

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 from clients.core.effects import Call
-from clients.options import ConnectionOptions
+from clients.options import ConnectionOptions, Metadata
 from clients.transport.channel import explain_failure, open_channel, parse_target
 from contract.errors import ConfigError, PlumblineError
 
@@ -34,10 +34,10 @@ class AsyncGrpcCaller:
         if channel is not None:
             await channel.close()
 
-    async def make(self, call: Call) -> bytes | PlumblineError:
+    async def make(self, call: Call, metadata: Metadata = ()) -> bytes | PlumblineError:
         """Makes a call and awaits the reply's bytes, or the error."""
         path, body, timeout_s = call
-        headers = self._headers() or None
+        headers = self._headers(metadata) or None
         try:
             reply: bytes = await self._method(path)(body, timeout=timeout_s, metadata=headers)
         except grpc.RpcError as failure:

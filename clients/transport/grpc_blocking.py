@@ -8,7 +8,7 @@ import grpc
 
 from clients.core.effects import Call
 from clients.interruption import hold_interrupts
-from clients.options import ConnectionOptions
+from clients.options import ConnectionOptions, Metadata
 from clients.transport.channel import explain_failure, open_channel
 from contract.errors import PlumblineError
 
@@ -25,19 +25,21 @@ class GrpcCaller:
         """Closes the channel."""
         self._channel.close()
 
-    def make(self, call: Call) -> bytes | PlumblineError:
+    def make(self, call: Call, metadata: Metadata = ()) -> bytes | PlumblineError:
         """Makes a call and waits for the reply's bytes, or the error."""
         path, body, timeout_s = call
-        headers = self._headers() or None
+        headers = self._headers(metadata) or None
         try:
             reply: bytes = self._method(path)(body, timeout=timeout_s, metadata=headers)
         except grpc.RpcError as failure:
             return explain_failure(failure, self._address, path, timeout_s)
         return reply
 
-    def start(self, call: Call, on_end: Callable[[grpc.Future], None]) -> grpc.Future:
+    def start(
+        self, call: Call, on_end: Callable[[grpc.Future], None], metadata: Metadata = ()
+    ) -> grpc.Future:
         """Starts a call; `on_end` gets the future, in another thread."""
-        method, headers = self._method(call.path), self._headers() or None
+        method, headers = self._method(call.path), self._headers(metadata) or None
         with hold_interrupts():
             future = method.future(call.body, timeout=call.timeout_s, metadata=headers)
         future.add_done_callback(on_end)

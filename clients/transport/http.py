@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import math
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clients.core.effects import Call
-from clients.options import LARGER_ANSWERS, ConnectionOptions, TlsOptions
+from clients.options import LARGER_ANSWERS, ConnectionOptions, Metadata, TlsOptions
 from contract.console.extras import make_missing_error
 from contract.errors import (
     Code,
@@ -22,8 +23,10 @@ from contract.errors import (
     ResourceExhaustedError,
     ServableUnavailableError,
 )
+from contract.proxies import is_local, name_http_proxy
 from contract.wire.status_codes import (
     ERROR_KEY,
+    REQUEST_ID_KEY,
     RETRY_AFTER,
     code_of_http,
     error_from_status,
@@ -58,39 +61,47 @@ class HttpCaller:
         self._extensions = {"sni_hostname": tls.server_name} if tls and tls.server_name else {}
         self._max_bytes = connection.max_answer_bytes
         self._deadline = Deadline()
-        self._client = httpx.Client(verify=make_ssl_context(tls) if tls else True)
+        self._client = _open_client(self._url, make_ssl_context(tls) if tls else None)
         _bound_waits(self._client, self._deadline)
 
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
 
-    def make(self, call: Call) -> bytes | PlumblineError:
+    def make(self, call: Call, metadata: Metadata = ()) -> bytes | PlumblineError:
         """Makes a call and waits for the reply's bytes, or the error."""
         method, _, path = call.path.partition(" ")
         where = f"{call.path} at {self._url}"
         try:
-            status, headers, body = self._send(method, path, call)
+            status, headers, body = self._send(method, path, call, metadata)
         except (httpx.TransportError, TimeoutError) as failure:
             error: PlumblineError
             if isinstance(failure, httpx.TimeoutException | TimeoutError):
-                error = DeadlineExceededError(f"{where}: no answer within {call.timeout_s:.3g} s")
-            elif isinstance(failure, httpx.ConnectError):
-                text = f"{where}: nobody answers; is a server running there? ({failure})"
+                error = DeadlineExceededError(
+                    f"{where}: no answer within {call.timeout_s:.3g} s{name_http_proxy(self._url)}"
+                )
+            elif isinstance(failure, httpx.ConnectError | httpx.ProxyError):
+                by_proxy = name_http_proxy(self._url)
+                asked = "" if by_proxy else "; is a server running there?"
+                text = f"{where}: nobody answers{asked} ({failure}){by_proxy}"
                 error = ServableUnavailableError(text)
             else:
                 text = f"{where}: the connection broke: {failure or type(failure).__name__}"
-                error = ServableUnavailableError(text)
+                error = ServableUnavailableError(text + name_http_proxy(self._url))
             error.__cause__ = failure
             return error
         except ResourceExhaustedError as failure:
             return failure
-        return body if 200 <= status < 300 else read_error(status, headers, body)
+        if 200 <= status < 300:
+            return body
+        return read_error(status, headers, body, self._url)
 
-    def _send(self, method: str, path: str, call: Call) -> tuple[int, httpx.Headers, bytes]:
+    def _send(
+        self, method: str, path: str, call: Call, metadata: Metadata
+    ) -> tuple[int, httpx.Headers, bytes]:
         """One exchange."""
         self._deadline.at = time.monotonic() + call.timeout_s
-        headers = {"content-type": "application/json", **dict(self._headers())}
+        headers = {"content-type": "application/json", **_write_headers(self._headers(metadata))}
         content = call.body or None
         if content and self._gzip:
             content, headers["content-encoding"] = gzip.compress(content, 1), "gzip"
@@ -191,19 +202,44 @@ def _bound_waits(client: httpx.Client, deadline: Deadline) -> None:
             pool._network_backend = _BoundBackend(pool._network_backend, deadline)
 
 
-def read_error(status: int, headers: Mapping[str, str], body: bytes) -> PlumblineError:
+def _open_client(url: str, context: ssl.SSLContext | None) -> httpx.Client:
+    """A client of the proxies of the environment, but for this machine."""
+    if is_local(httpx.URL(url).host):
+        is_encrypted = url.startswith("https:")
+        verify = context or (httpx.create_ssl_context() if is_encrypted else False)
+        return httpx.Client(verify=verify, trust_env=False)
+    try:
+        return httpx.Client(verify=context or True)
+    except (ImportError, ValueError) as error:  # a kind of proxy that it does not know
+        raise ConfigError(f"{url} cannot be asked: {error}{name_http_proxy(url)}") from error
+
+
+def _write_headers(metadata: Metadata) -> dict[str, str]:
+    """As gRPC writes them: bytes in base64, several values of a key with commas."""
+    headers: dict[str, str] = {}
+    for key, value in metadata:
+        text = value if isinstance(value, str) else base64.b64encode(value).decode().rstrip("=")
+        headers[key] = f"{headers[key]},{text}" if key in headers else text
+    return headers
+
+
+def read_error(
+    status: int, headers: Mapping[str, str], body: bytes, url: str = ""
+) -> PlumblineError:
     """The error behind an HTTP status: TensorFlow Serving answers `{"error": text}`."""
     try:
         text = str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         start = body[:80].decode("utf-8", "replace").strip()
         text = f"HTTP status {status}, in no words of TensorFlow Serving: {start or 'empty'}"
+        text += name_http_proxy(url) if url else ""
     code = code_of_http(status)
     return error_from_status(
         Code.UNKNOWN if code is Code.OK else code,
         text,
         headers.get(ERROR_KEY),
         retry_after_s=read_retry_after(headers.get(RETRY_AFTER)),
+        request_id=headers.get(REQUEST_ID_KEY),
     )
 
 

@@ -24,7 +24,9 @@ from contract.errors import PlumblineError, UnimplementedError
 
 LOOPBACK = "127.0.0.1"
 
-_PAGE = "web/dist"
+_PAGES = (Path(__file__).with_name("dist"), Path(__file__).resolve().parents[2] / "web" / "dist")
+"""Where the built pages are: of a wheel, and of a checkout."""
+
 _INDEX = "index.html"
 _MAX_BODY_BYTES = 64 * 2**20
 _IDLE_S = 60
@@ -84,13 +86,13 @@ def find_page() -> Path:
     Raises:
         UnimplementedError: It was not built.
     """
-    folder = Path(__file__).resolve().parents[2] / _PAGE
-    if not (folder / _INDEX).is_file():
-        raise UnimplementedError(
-            f"{folder} has no {_INDEX}: the page that runs models in a browser is built by "
-            "`make web`, which needs Node.js, in a checkout; an installed package has none"
-        )
-    return folder
+    for folder in _PAGES:
+        if (folder / _INDEX).is_file():
+            return folder
+    raise UnimplementedError(
+        f"{_PAGES[1]} has no {_INDEX}: the page that runs models in a browser is built by "
+        "`make web`, which needs Node.js, in a checkout; wheels of `make dist` carry it"
+    )
 
 
 class WebServer:

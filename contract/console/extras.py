@@ -9,9 +9,11 @@ from types import ModuleType
 from contract.errors import UnimplementedError
 
 _EXTRAS = {
+    "cryptography": "signing",
     "httpx": "rest",
     "jinja2": "cli",
     "matplotlib": "cli",
+    "model_signing": "signing",
     "PIL": "cli",
     "rich": "cli",
     "fsspec": "remote",
@@ -20,10 +22,19 @@ _EXTRAS = {
 }
 """Package to the extra that brings it, for packages that are needed one by one."""
 
-_WHOLE_EXTRAS = {"tensorflow": ("tensorflow", "tf_keras", "PIL")}
+_WHOLE_EXTRAS = {
+    "tensorflow": ("tensorflow", "tf_keras", "PIL"),
+    "tracing": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
+}
 """Extra to what must be there, for work that needs all of it."""
 
-_NAMES = {"PIL": "Pillow"}
+_NAMES = {
+    "PIL": "Pillow",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
+    "OpenSSL": "pyOpenSSL",
+    "model_signing": "model-signing",
+}
 
 
 def import_extra(module: str, purpose: str) -> ModuleType:

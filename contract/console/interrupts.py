@@ -19,6 +19,7 @@ else:
     import _signal as signal  # the same without enumerations, whose import takes milliseconds
 
 _INTERRUPTED = 130  # ExitCode.INTERRUPTED, which is not imported yet
+_USAGE = 2
 _IMPORTING = "<frozen importlib._bootstrap"
 _LOOK_AGAIN_S = 0.01
 _LOOKS = 200
@@ -34,7 +35,22 @@ def run_main(name: str) -> int:
     stands.
 
     Where SIGINT is ignored already (`nohup`, a job in the background of a script), it stays so.
+
+    A Python that Plumbline is not installed in is one sentence, and exit code 2.
     """
+    try:
+        return _run_main(name)
+    except (ImportError, SyntaxError) as error:
+        from contract.console.missing import explain
+
+        sentence = explain(error)
+        if not sentence:
+            raise
+        sys.stderr.write(f"{sentence}\n")
+        return _USAGE
+
+
+def _run_main(name: str) -> int:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return int(_find_main(name)())
     signal.signal(signal.SIGINT, _end_at_once)

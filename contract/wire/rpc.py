@@ -16,6 +16,7 @@ from contract.errors import (
     DeadlineExceededError,
     ServableUnavailableError,
 )
+from contract.proxies import list_channel_options, name_grpc_proxy
 from contract.wire.plumbline_wire import (
     health_pb2,
     inference_pb2,
@@ -158,10 +159,11 @@ def call_unary(
     """
     import grpc
 
+    options = [*UNLIMITED, *list_channel_options(address)]
     channel = (
-        grpc.insecure_channel(address, options=UNLIMITED)
+        grpc.insecure_channel(address, options=options)
         if credentials is None
-        else grpc.secure_channel(address, credentials, options=UNLIMITED)
+        else grpc.secure_channel(address, credentials, options=options)
     )
     with channel:
         stub = channel.unary_unary(
@@ -173,10 +175,11 @@ def call_unary(
             return stub(request, timeout=timeout_s, metadata=tuple(metadata))
         except grpc.RpcError as failure:
             error = error_from_rpc(failure)
+            by_proxy = name_grpc_proxy(address)
             if type(error) is DeadlineExceededError:
-                text = f"{address} did not answer {method.name} within {timeout_s:g} s"
+                text = f"{address} did not answer {method.name} within {timeout_s:g} s{by_proxy}"
                 raise DeadlineExceededError(text) from failure
             if type(error) is ServableUnavailableError:
-                text = f"{method.name} at {address}: {error.message}"
+                text = f"{method.name} at {address}: {error.message}{by_proxy}"
                 raise ServableUnavailableError(text) from failure
             raise error from failure

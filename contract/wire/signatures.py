@@ -27,6 +27,9 @@ INIT_OP = "__saved_model_init_op"
 SIGNATURE_DEF_FIELD = "signature_def"
 """The only `metadata_field` there is."""
 
+_REFERENCE = 100
+"""A reference dtype's number is so much above its own: DT_FLOAT_REF is 101."""
+
 # TensorFlow's name, not ours: what unpacks it looks the type up by it.
 _MAP_TYPE_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 
@@ -39,8 +42,9 @@ def signature_from_proto(name: str, proto: saved_model_pb2.SignatureDef) -> Sign
         proto: Axes of size -1 become None, and so does a shape of unknown rank.
 
     Returns:
-        Inputs and outputs sorted by name. A dtype that no ndarray can hold keeps TensorFlow's
-        name of it, for example `DT_RESOURCE`.
+        Inputs and outputs sorted by name. A reference dtype of TensorFlow 1 (`DT_FLOAT_REF`) is
+        that of its values. A dtype that no ndarray can hold keeps TensorFlow's name of it, for
+        example `DT_RESOURCE`.
     """
     return Signature(
         name=name,
@@ -191,7 +195,9 @@ def signatures_from_metadata(
 
 
 def _read_info(alias: str, info: saved_model_pb2.TensorInfo) -> TensorSpec:
-    if layout := LAYOUTS.get(info.dtype):
+    # A variable of TensorFlow 1 is a reference, and what comes of it a plain tensor.
+    number = info.dtype - _REFERENCE if info.dtype > _REFERENCE else info.dtype
+    if layout := LAYOUTS.get(number):
         name = layout.name
     else:
         known = tensor_pb2.DataType.values()

@@ -25,6 +25,10 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 """The key of the trailing metadata that says in how many milliseconds to call again, with a
 negative number for never (grpc/proposal, A6-client-retries.md)."""
 
+REQUEST_ID_KEY = "x-request-id"
+"""The key of metadata, and the header, that names a call in logs: callers may choose it, servers
+give it back."""
+
 RETRY_AFTER = "Retry-After"
 """The header that says it in seconds (RFC 9110, section 10.2.3)."""
 
@@ -173,6 +177,7 @@ def error_from_status(
     class_name: str | None = None,
     *,
     retry_after_s: float | None = None,
+    request_id: str | None = None,
 ) -> PlumblineError:
     """The error a server meant.
 
@@ -181,6 +186,8 @@ def error_from_status(
         text: Its words.
         class_name: The value of `plumbline-error`, if it came.
         retry_after_s: When it asked to come back, in seconds, if it did; infinity for never.
+        request_id: The value of `x-request-id`, if it came: the text names it, so that the call
+            is found in the server's log.
 
     Returns:
         An instance of the named class if there is such a class, else of the class that the
@@ -192,6 +199,8 @@ def error_from_status(
         if kind is RequestError:
             kind = next((hit for start, hit in _TEXTS if text.startswith(start)), kind)
     text = text or f"the server answered {code.name} without a text"
+    if request_id:
+        text = f"{text} (request id {request_id})"
     return kind(text, code=code, retry_after_s=retry_after_s)
 
 
@@ -213,11 +222,12 @@ def error_from_rpc(error: grpc.RpcError) -> PlumblineError:
     named = {
         key: value.decode("ascii", "replace") if isinstance(value, bytes) else value
         for key, value in metadata
-        if key in (ERROR_KEY, PUSHBACK_KEY)
+        if key in (ERROR_KEY, PUSHBACK_KEY, REQUEST_ID_KEY)
     }
     return error_from_status(
         code_of_grpc(code()),
         details() or "",
         named.get(ERROR_KEY),
         retry_after_s=read_pushback(named.get(PUSHBACK_KEY)),
+        request_id=named.get(REQUEST_ID_KEY),
     )

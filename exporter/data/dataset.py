@@ -137,7 +137,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         DatasetError: The data are missing, unreadable, or cannot be trained on.
 
     Example:
-        >>> load_dataset(load_config("configs/mlp.toml").data).train.inputs[""].shape[1:]
+        >>> load_dataset(load_config("mlp").data).train.inputs[""].shape[1:]
         (28, 28, 1)
     """
     if config.kind == "tfrecord":

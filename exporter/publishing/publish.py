@@ -31,6 +31,7 @@ from contract.errors import (
 from contract.lite.apart import describe_apart
 from contract.manifest import Manifest, check_files, from_entries, read_manifest, write_manifest
 from contract.signature import Signature, TensorSpec
+from contract.signing import check_private_key, sign_version
 from contract.wire.signatures import read_signatures
 from exporter.publishing.foreign import list_lacks, name_foreign, opened_candidate
 from exporter.publishing.staging import (
@@ -62,12 +63,14 @@ class PublishOptions:
         allow_signature_change: Publish even what breaks the clients of the version before.
         model_config_file: A `models.config`, whose labels and specific versions stay.
         version: Ask for a number instead of the next free one.
+        signing_key: PEM file of a private EC key, to sign the version with; None for no signature.
     """
 
     keep: int = 0
     allow_signature_change: bool = False
     model_config_file: Path | None = None
     version: int | None = None
+    signing_key: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class Published:
         retired: Numbers that `keep` took away.
         changes: Breaks of the signatures before it that were allowed.
         lacks: What a version of ours has and a model of another tool has not.
+        signed_with: The key, where it is signed.
     """
 
     path: Path
@@ -87,6 +91,7 @@ class Published:
     retired: tuple[int, ...] = ()
     changes: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
+    signed_with: Path | None = None
 
 
 def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -> Published:
@@ -109,10 +114,17 @@ def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -
         SignatureChangedError: It would break the clients of the version before.
         VersionExistsError: `options.version` is taken.
         ExportError: The disk is full.
+        UnimplementedError: It is to be signed, and the extra `signing` is not installed.
     """
     with opened_candidate(candidate) as (source, manifest):
         _check_options(options, base_path, manifest.model_name)
         check_files(source, manifest)
+        if options.signing_key is None and (source / layout.SIGNATURE).exists():
+            _LOG.warning(
+                "the signature of %s is not copied: it is of version %d; sign the new one too, "
+                "with --sign",
+                *(source, manifest.version),
+            )
         with (
             explain_os_errors(base_path),
             opened(base_path),
@@ -121,9 +133,11 @@ def publish_version(candidate: Path, base_path: Path, options: PublishOptions) -
         ):
             version = _choose_version(base_path, options.version)
             changes = _check_signatures(manifest, base_path, version, options)
-            target = _seal_and_rename(stage, base_path / str(version), manifest)
+            target = _seal_and_rename(stage, base_path / str(version), manifest, options)
             retired = _retire(base_path, manifest.model_name, options)
-    return Published(target, version, tuple(retired), tuple(changes), list_lacks(target))
+    return Published(
+        target, version, tuple(retired), tuple(changes), list_lacks(target), options.signing_key
+    )
 
 
 def describe_interrupted() -> str:
@@ -138,6 +152,8 @@ def _check_options(options: PublishOptions, base_path: Path, model_name: str) ->
         raise ConfigError(f"--keep {options.keep}: give 1 or more, or 0 to keep every version")
     if options.version is not None and not 0 <= options.version <= _MAX_VERSION:
         raise ConfigError(f"--version {options.version}: a version is 0 to {_MAX_VERSION}")
+    if options.signing_key is not None:
+        check_private_key(options.signing_key)
     if options.model_config_file:
         read_named_versions(options.model_config_file, base_path, model_name)
 
@@ -236,16 +252,67 @@ def _compare_tensors(
             yield f"{where} {name!r} was {spec.describe()} and is {new[name].describe()}"
 
 
-def _seal_and_rename(stage: Path, target: Path, manifest: Manifest) -> Path:
+def _seal_and_rename(
+    stage: Path, target: Path, manifest: Manifest, options: PublishOptions
+) -> Path:
     write_manifest(stage, msgspec.structs.replace(manifest, version=int(target.name)))
     sync_path(stage / layout.MANIFEST)
     sync_path(stage / layout.EXTRA)
     (stage / WRITER).unlink()
+    if options.signing_key is not None:  # last of all: it covers every file
+        sign_version(stage, options.signing_key)
     sync_path(stage)
     rename_stage(stage, target, advice="; publish again")
     _made_here.append(target)
     sync_path(target.parent)
     return target
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signed:
+    """What signing did.
+
+    Attributes:
+        path: The version directory.
+        model_name: Of the version; signed with it.
+        version: Its number; signed with it.
+        num_files: Files that are signed, the manifest among them.
+        signed_with: The key.
+    """
+
+    path: Path
+    model_name: str
+    version: int
+    num_files: int
+    signed_with: Path
+
+
+def sign_published(version_dir: Path, key: Path) -> Signed:
+    """Signs a version that is published, or signs it anew.
+
+    Args:
+        version_dir: `<base_path>/<version>`.
+        key: PEM file of a private EC key.
+
+    Returns:
+        What is signed now.
+
+    Raises:
+        ConfigError: It is no published version, or the key cannot sign.
+        ManifestError: It is damaged.
+        UnimplementedError: The extra `signing` is not installed.
+    """
+    manifest = read_manifest(version_dir)
+    if layout.parse_version(version_dir.resolve().name) != manifest.version:
+        raise ConfigError(
+            f"{version_dir}: its manifest says version {manifest.version}, which would be signed; "
+            "put it back where it was published, or publish it here with --sign"
+        )
+    with explain_os_errors(version_dir.parent):
+        sign_version(version_dir, key)
+        sync_path(version_dir)
+    num_files = len(manifest.files) + 1
+    return Signed(version_dir, manifest.model_name, manifest.version, num_files, key)
 
 
 def _retire(base_path: Path, model_name: str, options: PublishOptions) -> list[int]:
@@ -315,8 +382,15 @@ def find_candidate(path: Path) -> tuple[Path, str]:
     return found, read_manifest(found).model_name
 
 
+def check_publishing(base_path: Path, options: PublishOptions) -> None:
+    """Finds out early, before anybody trains for hours, that a version could not be published."""
+    if options.signing_key is not None:
+        check_private_key(options.signing_key)
+    check_base_path(base_path)
+
+
 def check_base_path(base_path: Path) -> None:
-    """Finds out early, before anybody trains for hours, that a base path is not usable."""
+    """Whether a version could be written there."""
     existing = next(path for path in (base_path, *base_path.absolute().parents) if path.exists())
     with explain_os_errors(base_path):
         if not existing.is_dir():

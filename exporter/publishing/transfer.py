@@ -2,14 +2,15 @@
 
 There: check here → upload what is not there already → read back and compare → manifest
 
-    Data, then saved_model.pb, then the manifest: a version is whole when its manifest is there,
-    and never before; `fetch` and a second copy go by that. TensorFlow Serving knows no manifest,
-    so a folder that is being written must not be served.
+    Data, saved_model.pb, the signature if there is one, then the manifest: a version is whole when
+    its manifest is there, and never before; `fetch` and a second copy go by that. TensorFlow
+    Serving knows no manifest, so a folder that is being written must not be served.
 
 Back: stage (what is there and right stays) → check every file → one rename into the base path
 
     A server on the base path sees the version whole or not at all. Made for init containers:
     run again after a kill it goes on, and with the version in place it checks it and is done.
+    A version that was signed after it was copied gets its signature by copying it again.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import tempfile
 import time
 from pathlib import Path, PurePosixPath
 
 from contract import layout
 from contract.errors import ConfigError, ManifestError, ServableNotFoundError, VersionExistsError
-from contract.manifest import FileEntry, Manifest, check_files, hash_file, read_manifest
+from contract.manifest import (
+    MAX_BYTES,
+    FileEntry,
+    Manifest,
+    check_files,
+    hash_file,
+    read_manifest,
+)
 from exporter.publishing.remote import OnBytes, RemoteBasePath
 from exporter.publishing.staging import (
     WRITER,
@@ -39,7 +48,7 @@ from exporter.publishing.staging import (
 )
 
 _LOG = logging.getLogger(__name__)
-_LATE = (layout.SAVED_MODEL, layout.MANIFEST)
+_LATE = (layout.SAVED_MODEL, layout.SIGNATURE, layout.MANIFEST)
 """What a server looks for, then what vouches for everything."""
 _POLL_S = 0.2
 
@@ -101,7 +110,10 @@ def copy_to_remote(
     check_files(version_dir, manifest)
     remote = RemoteBasePath(url)
     folder = str(manifest.version)
-    files = manifest.files | {layout.MANIFEST: hash_file(version_dir / layout.MANIFEST)}
+    beside = [layout.MANIFEST]
+    if (version_dir / layout.SIGNATURE).is_file():
+        beside.append(layout.SIGNATURE)
+    files = manifest.files | {name: hash_file(version_dir / name) for name in beside}
     num_bytes = sum(one.num_bytes for one in files.values())
     on_total(num_bytes)
     present = _find_present(remote, folder, files, version_dir)
@@ -135,7 +147,7 @@ def _find_present(
     sizes = {
         name: size
         for name, size in remote.list_files(folder).items()
-        if not name.rpartition("/")[2].startswith(".")
+        if name in files or not name.rpartition("/")[2].startswith(".")
     }
     strays = sorted(sizes.keys() - files.keys())
     if strays:
@@ -147,11 +159,12 @@ def _find_present(
         and remote.hash_file(f"{folder}/{name}", num_bytes=size) == files[name]
     )
     # An interrupted copy leaves these two out, or leaves their beginning on a file system.
-    for name in sizes.keys() & {*_LATE} - right:
+    for name in sizes.keys() & {layout.SAVED_MODEL, layout.MANIFEST} - right:
         there = remote.read_file(f"{folder}/{name}") or b""
         if not (version_dir / name).read_bytes().startswith(there):
             raise _taken(remote, folder, f"its {name} is another one")
-    if layout.MANIFEST in sizes and right != files.keys():
+    # A signature may come later, and another one in its place.
+    if layout.MANIFEST in sizes and files.keys() - right - {layout.SIGNATURE}:
         _LOG.warning("%s/%s: damaged; copying its wrong files again", remote.url, folder)
         remote.remove(f"{folder}/{layout.MANIFEST}")  # not whole until they are right
         right -= {layout.MANIFEST}
@@ -196,6 +209,7 @@ def fetch_version(
     """
     remote = RemoteBasePath(url)
     folder, sealed = _find_complete(remote, version)
+    signature = _read_signature(remote, folder)
     target = base_path / str(int(folder))
     stage = base_path / f"{layout.STAGE_PREFIX}fetch-{target.name}"
     num_present = None
@@ -204,7 +218,13 @@ def fetch_version(
         if mark is not None:
             try:
                 num_present = _fill(
-                    stage, remote, folder, sealed=sealed, on_bytes=on_bytes, on_total=on_total
+                    stage,
+                    remote,
+                    folder,
+                    sealed=sealed,
+                    signature=signature,
+                    on_bytes=on_bytes,
+                    on_total=on_total,
                 )
                 sync_tree(stage)
                 with hold_base_path(base_path):
@@ -224,16 +244,19 @@ def fetch_version(
                 "overwritten; fetch into another base path"
             )
         check_files(target, manifest)
-    total = sum(one.num_bytes for one in manifest.files.values()) + len(sealed)
+        if num_present is None:
+            _place_signature(signature, target)
+    total = sum(one.num_bytes for one in manifest.files.values()) + len(sealed) + len(signature)
+    num_files = len(manifest.files) + 1 + bool(signature)
     if num_present is None:
         on_bytes(total)
-        num_present = len(manifest.files) + 1
+        num_present = num_files
     return Copied(
         model_name=manifest.model_name,
         version=int(folder),
         source=f"{remote.url}/{folder}",
         target=str(target),
-        num_files=len(manifest.files) + 1,
+        num_files=num_files,
         num_present=num_present,
         num_bytes=total,
     )
@@ -286,6 +309,7 @@ def _fill(
     folder: str,
     *,
     sealed: bytes,
+    signature: bytes,
     on_bytes: OnBytes,
     on_total: OnBytes,
 ) -> int:
@@ -293,11 +317,13 @@ def _fill(
     (stage / layout.EXTRA).mkdir(exist_ok=True)
     (stage / layout.MANIFEST).write_bytes(sealed)
     manifest = read_manifest(stage)
-    on_total(len(sealed) + sum(one.num_bytes for one in manifest.files.values()))
-    on_bytes(len(sealed))
+    beside = len(sealed) + len(signature)
+    on_total(beside + sum(one.num_bytes for one in manifest.files.values()))
+    on_bytes(beside)
     _check_entries(manifest, remote, folder)
     for name in set(layout.list_files(stage)) - manifest.files.keys() - {layout.MANIFEST, WRITER}:
         (stage / name).unlink()
+    _place_signature(signature, stage)
     num_present = 0
     for name, entry in manifest.files.items():
         path = stage / name
@@ -314,6 +340,30 @@ def _fill(
             f"{remote.url}/{folder} is damaged, or changed while it was fetched: {error.message}"
         ) from error
     return num_present
+
+
+def _read_signature(remote: RemoteBasePath, folder: str) -> bytes:
+    """The signature that is there; b"" if there is none.
+
+    Whether it is any good, whoever asks for a signature finds out.
+    """
+    path = f"{folder}/{layout.SIGNATURE}"
+    size = remote.find_size(path) or 0
+    return remote.read_file(path) or b"" if size <= MAX_BYTES else b""
+
+
+def _place_signature(signature: bytes, version_dir: Path) -> None:
+    """Takes it over in place of the one here, which stays where there is none."""
+    here = version_dir / layout.SIGNATURE
+    if not signature or (here.is_file() and here.read_bytes() == signature):
+        return
+    # Beside the version, where nobody takes half of it for a signature, or for a stranger's file.
+    with tempfile.TemporaryDirectory(dir=version_dir.parent, prefix=".sign-") as made:
+        new = Path(made, layout.SIGNATURE)
+        new.write_bytes(signature)
+        sync_path(new)
+        new.replace(here)
+    sync_path(version_dir)
 
 
 def _check_entries(manifest: Manifest, remote: RemoteBasePath, folder: str) -> None:

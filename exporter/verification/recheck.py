@@ -1,7 +1,8 @@
 """`verify`: re-checks a version anywhere, with whatever is installed there.
 
-First the sha256 of every file, then golden through the SavedModel (if TensorFlow is
-installed) and through every TFLite variant. What could not be tested is said.
+First its signature, if a key is given, and the sha256 of every file, then golden through the
+SavedModel (if TensorFlow is installed) and through every TFLite variant. What could not be tested
+is said.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from contract import layout
-from contract.errors import ManifestError, PlumblineError, UnimplementedError
+from contract.errors import (
+    ManifestError,
+    PlumblineError,
+    UnimplementedError,
+    UntrustedVersionError,
+)
 from contract.golden import Golden, read_golden
 from contract.lite.apart import describe_apart
 from contract.manifest import Manifest, check_files, read_manifest
 from contract.parity import FLOAT32, Tolerance, find_tolerances
+from contract.signing import verify_version
 from exporter.inspect import check_version_dir, list_variants
 from exporter.publishing.foreign import list_lacks
 from exporter.verification.measurement import SAVED_MODEL, Measurement, measure, measure_variant
@@ -31,7 +38,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was checked.
 
     Attributes:
-        name: `manifest`, `files`, `golden`, `saved_model` or a TFLite variant.
+        name: `signature`, `manifest`, `files`, `golden`, `saved_model` or a TFLite variant.
         result: `passed`, `FAILED`, or `untested` where it could not be run.
         detail: What was found, or why it could not be run.
         measurement: Of a copy that golden was replayed through.
@@ -72,7 +79,11 @@ class Recheck(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def recheck_version(
-    version_dir: Path, *, skip_tensorflow: bool = False, on_check: OnCheck = lambda _: None
+    version_dir: Path,
+    *,
+    skip_tensorflow: bool = False,
+    on_check: OnCheck = lambda _: None,
+    key: Path | None = None,
 ) -> Recheck:
     """Checks every file of a version, then replays golden through every copy.
 
@@ -82,28 +93,34 @@ def recheck_version(
         version_dir: Of a published version, a candidate, any SavedModel, or a `.tflite` file.
         skip_tensorflow: Leave the SavedModel out.
         on_check: Told the name of each check that may take long, as it begins.
+        key: Public key that must have signed every file; then nothing else is loaded.
 
     Returns:
         Each check with its result. A check that could not run is `untested` and fails nothing.
 
     Raises:
-        ConfigError: `version_dir` is no version.
+        ConfigError: `version_dir` is no version, or the key cannot be used.
+        UnimplementedError: A key is given, and the extra `signing` is not installed.
     """
     check_version_dir(version_dir)
+    checks: list[Check] = []
+    if key is not None:
+        on_check("signature")
+        checks.append(_check_signature(version_dir, key))
+        if checks[-1].result == "FAILED":  # nothing of it is read any further
+            return Recheck(path=version_dir, manifest=None, checks=tuple(checks))
     if layout.is_foreign(version_dir):
-        checks = [
-            *_list_lacks(version_dir),
-            *_check_loads(version_dir, on_check, skip=skip_tensorflow),
-        ]
+        checks += _list_lacks(version_dir)
+        checks += _check_loads(version_dir, on_check, skip=skip_tensorflow)
         return Recheck(path=version_dir, manifest=None, checks=tuple(checks))
     try:
         manifest = read_manifest(version_dir)
     except ManifestError as error:
-        unreadable = Check(name="manifest", result="FAILED", detail=error.message)
-        return Recheck(path=version_dir, manifest=None, checks=(unreadable,))
+        checks.append(Check(name="manifest", result="FAILED", detail=error.message))
+        return Recheck(path=version_dir, manifest=None, checks=tuple(checks))
     on_check("files")
     identity = f"{manifest.model_name} version {manifest.version}, schema {manifest.schema}"
-    checks = [
+    checks += [
         Check(name="manifest", result="passed", detail=identity),
         _check_every_file(version_dir, manifest),
     ]
@@ -111,6 +128,19 @@ def recheck_version(
     if checks[-1].result == "passed":
         checks += _check_golden(version_dir, manifest, on_check, skip_tensorflow=skip_tensorflow)
     return Recheck(path=version_dir, manifest=manifest, checks=tuple(checks))
+
+
+def _check_signature(version_dir: Path, key: Path) -> Check:
+    version = layout.parse_version(version_dir.resolve().name)
+    try:
+        signed = verify_version(version_dir, key, version=version)
+    except (UntrustedVersionError, ManifestError) as error:
+        return Check(name="signature", result="FAILED", detail=error.message)
+    detail = (
+        f"{key} vouches for {len(signed.files) + 1} files of {signed.model_name} version "
+        f"{signed.version}"
+    )
+    return Check(name="signature", result="passed", detail=detail)
 
 
 def _check_every_file(version_dir: Path, manifest: Manifest) -> Check:

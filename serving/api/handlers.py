@@ -7,7 +7,7 @@ answer. Errors are `contract.errors`, with the code and words of TensorFlow Serv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -41,10 +41,12 @@ from serving.engines.thread_pool import ThreadPool
 from serving.observer import Observer
 
 if TYPE_CHECKING:
-    from contract.wire.plumbline_wire import metadata_pb2
+    from contract.shadow import ShadowFigures, ShadowRow
+    from contract.wire.plumbline_wire import metadata_pb2, shadow_pb2
     from contract.wire.plumbline_wire.example_pb2 import Input
     from serving.api.request_log import RequestLog
-    from serving.versions.states import VersionStatus
+    from serving.api.shadow import Shadow, ShadowOrder
+    from serving.versions.states import ListedModel, VersionStatus
 
 LARGE_BYTES = 64 * 1024
 """Outputs from here on count for the memory that a call may hold."""
@@ -74,8 +76,25 @@ class Manager(Protocol):
         """
         ...
 
+    def list_models(self) -> Sequence[ListedModel]:
+        """The models of the configuration in force, by name, with their versions' statuses."""
+        ...
+
     def reload(self, models: Sequence[ModelConfig]) -> None:
         """Replaces the configuration and waits until new models are AVAILABLE; blocks."""
+        ...
+
+    async def shadow(
+        self, order: ShadowOrder, lease_s: float
+    ) -> tuple[ShadowFigures, Sequence[ShadowRow]]:
+        """Has every process shadow a version for so long, or end it if that is 0.
+
+        Returns:
+            What all saw so far, and, once it has ended, the worst rows.
+
+        Raises:
+            PlumblineError: Another order is under way.
+        """
         ...
 
 
@@ -85,8 +104,10 @@ class Handlers:
     Attributes:
         acquire: See `Manager.acquire`.
         observer: Is told of every request.
+        list_models: See `Manager.list_models`.
         pool: Threads for what is not quick.
         request_log: Is offered every request that was answered; None when nothing is logged.
+        shadow: Is offered every call that was answered; None while no version is shadowed.
     """
 
     def __init__(
@@ -103,13 +124,21 @@ class Handlers:
             num_processes=config.workers, max_queued_calls=config.max_queued_calls
         )
         self.request_log = request_log
+        self.list_models = manager.list_models
+        self.shadow: Shadow | None = None
         self._manager = manager
         self._is_method_checked = config.enable_signature_method_name_check
         self._is_reload_enabled = config.enable_reload_config or config.strict_compat
 
+    def set_shadow(self, shadow: Shadow | None) -> None:
+        """Has calls offered to a shadow from now on, or to nobody."""
+        self.shadow = shadow
+
     def close(self) -> None:
         """Ends the threads, once what runs on them is done."""
         self.pool.close()
+        if self.shadow is not None:
+            self.shadow.close()
         if self.request_log is not None:
             self.request_log.close()
 
@@ -128,6 +157,10 @@ class Handlers:
             answered = servable.answer_again(form, call.decode_inputs, context)
         if answered is not None:
             _reserve_outputs(answered[1], context)
+            if self.shadow is not None:
+                self.shadow.offer(
+                    call.model_spec, answered[0], call.decode_inputs, call.output_filter
+                )
         return answered
 
     async def predict(
@@ -156,6 +189,8 @@ class Handlers:
             if call.form is not None and inputs is given:
                 servable.remember(call.form, check, inputs, call.output_filter)
         _reserve_outputs(outputs, context)
+        if self.shadow is not None:
+            self.shadow.offer(spec, check, lambda: given, call.output_filter)
         return check, outputs
 
     async def predict_arrays(
@@ -164,15 +199,28 @@ class Handlers:
         check: SignatureCheck,
         inputs: Mapping[str, Array],
         *,
+        output_filter: Sequence[str] = (),
+        asked: ModelSpec | None = None,
         context: RequestContext = NO_CONTEXT,
     ) -> Batch:
-        """Predict over REST, of a servable that the caller holds; all outputs."""
+        """Predict of arrays, of a servable that the caller holds; all outputs without a filter.
+
+        `asked` is what the caller named; without it the call is taken for one that names a version.
+        """
         check.check_names(inputs)
+        if output_filter:
+            check.check_filter(output_filter)
         outputs = await servable.answer(
-            check.name, check.complete(inputs), pool=self.pool, context=context
+            check.name,
+            check.complete(inputs),
+            output_filter=output_filter,
+            pool=self.pool,
+            context=context,
         )
         if self.request_log is not None:
             self.request_log.offer_arrays(check.answer_spec, inputs, outputs)
+        if self.shadow is not None and asked is not None:
+            self.shadow.offer(asked, check, lambda: inputs)
         return outputs
 
     async def answer_examples(
@@ -199,6 +247,8 @@ class Handlers:
                 context=context,
             )
             result = await self._make_result(method, outputs, len(examples), context)
+        if self.shadow is not None:
+            self.shadow.offer(spec, check, lambda: {INPUTS: examples}, wanted)
         return check.answer_spec, result
 
     async def _make_result(
@@ -249,6 +299,8 @@ class Handlers:
                 result = response.results.add(model_spec=model_spec_to_proto(check.answer_spec))
                 made = await self._make_result(method, outputs, len(examples), context)
                 getattr(result, f"{method.name}_result").CopyFrom(made)
+                if self.shadow is not None:
+                    self.shadow.offer(spec, check, lambda: {INPUTS: examples}, wanted)
         self.observer.observe_examples(spec.name, len(examples))
         return response
 
@@ -284,16 +336,7 @@ class Handlers:
         self, name: str, version: int | None
     ) -> status_pb2.GetModelStatusResponse:
         """A GetModelStatusResponse of one version of a model, or of all."""
-        response = status_pb2.GetModelStatusResponse()
-        for status in self._manager.list_states(name, version):
-            response.model_version_status.add(
-                version=status.version,
-                state=int(status.state),
-                status=status_pb2.StatusProto(
-                    error_code=status.code.name, error_message=status.message
-                ),
-            )
-        return response
+        return statuses_to_proto(self._manager.list_states(name, version))
 
     async def reload_config(
         self, request: status_pb2.ReloadConfigRequest
@@ -315,6 +358,35 @@ class Handlers:
         for name in request.metric_names:
             response.metric.add(name=name, int64_value_increase=0)
         return response
+
+    async def shadow_version(self, request: shadow_pb2.ShadowRequest) -> shadow_pb2.ShadowResponse:
+        """A ShadowResponse for a ShadowRequest; who may reload may ask for it."""
+        from contract.wire.shadow import write_shadow_response  # of no use to predictions
+        from serving.api.shadow import read_order
+
+        if not self._is_reload_enabled:
+            raise PermissionDeniedError(
+                "Shadow is off; start the server with --enable_reload_config"
+            )
+        order = read_order(request)
+        if request.lease_s:
+            with self.acquire(ModelSpec(order.model_name, order.version)):
+                pass  # it is AVAILABLE
+        return write_shadow_response(*await self._manager.shadow(order, request.lease_s))
+
+
+def statuses_to_proto(statuses: Iterable[VersionStatus]) -> status_pb2.GetModelStatusResponse:
+    """A GetModelStatusResponse of these versions."""
+    response = status_pb2.GetModelStatusResponse()
+    for status in statuses:
+        response.model_version_status.add(
+            version=status.version,
+            state=int(status.state),
+            status=status_pb2.StatusProto(
+                error_code=status.code.name, error_message=status.message
+            ),
+        )
+    return response
 
 
 def _reserve_outputs(outputs: Batch, context: RequestContext) -> None:

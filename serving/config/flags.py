@@ -27,6 +27,8 @@ ServerKind = Literal["embedded", "container"]
 MEBIBYTE = 2**20
 AUTO = "auto"
 ENGINES = (AUTO, "tensorflow", "litert")
+TEXT, JSON = "text", "json"
+LOG_FORMATS = (TEXT, JSON)
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _RESEMBLES = 0.75
@@ -408,6 +410,25 @@ class ServerFlags(TensorFlowServingFlags):
         "", "File to write once the ports are open: JSON with pid and ports.", container="handled"
     )
     log_level: str = flag("info", "debug, info, warning or error.", container="handled")
+    log_format: str = flag(
+        TEXT, "text, or json: one line of JSON for each record.", container="refused"
+    )
+    access_log: bool = flag(
+        False,
+        "A line for each call, beside the log: method, model, version, rows, status, duration.",
+        container="refused",
+    )
+    tracing: bool = flag(
+        False,
+        "Send a span of each sampled call to OpenTelemetry's collector; OTEL_* variables say where "
+        "it is, and what is sampled.",
+        container="refused",
+    )
+    tracing_stages: bool = flag(
+        False,
+        "With --tracing: spans of decoding, queueing, running and encoding below each call's.",
+        container="refused",
+    )
 
     auth_token_file: str = flag(
         "", "File of bearer tokens, one a line; calls without one are refused.", container="refused"

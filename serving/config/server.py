@@ -10,7 +10,14 @@ from typing import Any
 from contract.errors import ConfigError
 from contract.wire.plumbline_wire import config_pb2
 from contract.wire.text_format import read_text, read_text_message
-from serving.config.flags import ENGINES, ServerFlags, UnknownFlag, list_flags, parse_flags
+from serving.config.flags import (
+    ENGINES,
+    LOG_FORMATS,
+    ServerFlags,
+    UnknownFlag,
+    list_flags,
+    parse_flags,
+)
 from serving.config.models import (
     ModelConfig,
     check_local_path,
@@ -330,11 +337,17 @@ def _check_models(flags: ServerFlags) -> None:
 
 
 def _check_values(flags: ServerFlags) -> None:
-    for name, choices in (("engine", ENGINES), ("log_level", _LOG_LEVELS)):
+    for name, choices in (
+        ("engine", ENGINES),
+        ("log_level", _LOG_LEVELS),
+        ("log_format", LOG_FORMATS),
+    ):
         if getattr(flags, name) not in choices:
             raise ConfigError(
                 f"--{name}={getattr(flags, name)}: choose one of {', '.join(choices)}"
             )
+    if flags.tracing_stages and not flags.tracing:
+        raise ConfigError("--tracing_stages wants --tracing: there are no spans without it")
     for name in _POSITIVE:
         if not getattr(flags, name) >= 1:  # NaN included
             raise ConfigError(f"--{name}={getattr(flags, name)}: give 1 or more")

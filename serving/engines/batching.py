@@ -33,7 +33,7 @@ from contract.servable import ServableId
 from contract.signature import Array, Batch
 from serving.config.server import BatchingParameters
 from serving.context import NO_CONTEXT, PlainContext, RequestContext
-from serving.observer import Observer
+from serving.observer import Observer, QueueFigures
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ class Batcher:
         ]
         for thread in self._threads:
             thread.start()
+        observer.watch_queue(servable_id, self.measure_queue)
 
     async def answer(
         self,
@@ -126,6 +127,17 @@ class Batcher:
             if not task.is_taken:
                 self._give_up(key, task)
 
+    def measure_queue(self) -> QueueFigures:
+        """How many calls wait, and for how long the first of them has."""
+        with self._changed:
+            waiting = [
+                task for queue in self._queues.values() for batch in queue for task in batch.tasks
+            ]
+        now = time.monotonic()
+        return QueueFigures(
+            len(waiting), max((now - task.enqueued for task in waiting), default=0.0)
+        )
+
     def close(self) -> None:
         """Ends the threads once all that waits is answered."""
         with self._changed:
@@ -134,6 +146,7 @@ class Batcher:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+        self._observer.forget_queue(self._id)
 
     def _give_up(self, key: _Key, task: _Task) -> None:
         with self._changed:
@@ -240,7 +253,12 @@ class Batcher:
                 pad_axes=self._parameters.pad_variable_length_inputs,
             )
             deadline = max(task.context.deadline for task in batch.tasks)
+            begun = time.perf_counter()
             outputs = self._run(key[0], merged, key[2], PlainContext(deadline=deadline))
+            ended = time.perf_counter()
+            for task in batch.tasks:
+                if task.context.notes is not None:
+                    task.context.notes.run(begun, ended)
             return list(split_outputs(outputs, [task.size for task in batch.tasks], size))
         except PlumblineError as error:
             return [error] * len(batch.tasks)

@@ -40,6 +40,11 @@ _BYTES_PER_PIXEL = 3
 """Of a decoded image."""
 
 
+def count_rows(inputs: Batch) -> int:
+    """Entries along axis 0 of the first input that has one."""
+    return next((len(array) for array in inputs.values() if array.ndim), 1)
+
+
 class Batching(Protocol):
     """Where calls meet to be run as one."""
 
@@ -203,6 +208,18 @@ class Servable:
         key = CostMeter.key(signature_name, inputs)
         return self._run_timed(engine, key, inputs, output_filter, context)
 
+    def run_aside(
+        self,
+        signature_name: str,
+        inputs: Batch,
+        *,
+        output_filter: Sequence[str] = (),
+        context: RequestContext = NO_CONTEXT,
+    ) -> Batch:
+        """`run` for nobody's call: no metric and no estimate of what calls cost hears of it."""
+        engine = self._find(signature_name)
+        return engine.run(signature_name, inputs, output_filter=output_filter, context=context)
+
     async def answer(
         self,
         signature_name: str,
@@ -215,6 +232,8 @@ class Servable:
         """`run` for an event loop: in a batch where there are batches, directly when it is quick,
         else on a thread of `pool`."""
         engine = self._find(signature_name)
+        if context.notes is not None:
+            context.notes.enter(self.id, signature_name, count_rows(inputs))
         if not engine.is_ready:
             await engine.prepare()
         key = CostMeter.key(signature_name, inputs)
@@ -287,7 +306,10 @@ class Servable:
         known = self._known.get(form)
         if known is None or not known.engine.is_ready:
             return None
-        outputs = self._run_at_once(known.engine, known.key, decode(), known.output_filter, context)
+        inputs = decode()
+        if context.notes is not None:
+            context.notes.enter(self.id, known.check.name, count_rows(inputs))
+        outputs = self._run_at_once(known.engine, known.key, inputs, known.output_filter, context)
         return None if outputs is None else (known.check, outputs)
 
     async def _weigh_images(
@@ -353,6 +375,8 @@ class Servable:
         started = time.perf_counter()
         outputs = engine.run(key[0], inputs, output_filter=output_filter, context=context)
         elapsed = time.perf_counter() - started
+        if context.notes is not None:
+            context.notes.run(started, started + elapsed)
         self._meter.record(key, elapsed)
         observe = self._observe_run.get(key[0])
         if observe is None:

@@ -165,6 +165,11 @@ class ThreadPool:
                 self._give_up(entry)
             del entry  # or a failure, its traceback and this frame keep each other alive
 
+    @property
+    def has_queue(self) -> bool:
+        """Whether any call waits for a thread."""
+        return self._num_queued > 0
+
     def close(self) -> None:
         """Lets running calls end and takes no more."""
         with self._lock:

@@ -48,6 +48,7 @@ from serving.config.memory import find_memory_limit
 from serving.config.server import ServerConfig
 from serving.engines.loading import Findings, examine_version, try_tensorflow
 from serving.engines.servable import TENSORFLOW
+from serving.logs import set_up_log
 from serving.observer import EngineChoice, Observer
 
 BYTES_PER_EXTRA_SECOND = 10_000_000
@@ -261,11 +262,7 @@ def main() -> None:
     config, request = pickle.load(sys.stdin.buffer)
     output = os.dup(1)
     os.dup2(2, 1)  # libraries print
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=config.log_level.upper(),
-        format="%(asctime)s %(levelname).1s %(name)s] %(message)s",
-    )
+    set_up_log(config.log_level, config.log_format)
     limit_resources()
     with os.fdopen(output, "wb") as file:
         file.write(run_trial(request, config))

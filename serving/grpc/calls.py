@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from google.protobuf.message import DecodeError, Message
 
 from contract.errors import Code, InternalError, PlumblineError, RequestError
+from contract.servable import ModelSpec
 from contract.wire.examples import parse_examples_request
 from contract.wire.predict import (
     QUICK_BYTES,
     PredictCall,
     TakesLongError,
+    model_spec_from_proto,
     parse_predict_request,
 )
 from contract.wire.rpc import (
@@ -70,6 +72,8 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
         is_run = method in _OF_EXAMPLES
 
         async def exchange(request: Any, context: RequestContext) -> bytes:
+            if context.notes is not None:
+                _note_asked(request, context)
             answered = answer(request, context=context) if is_run else answer(request)
             return bytes((await answered).SerializeToString())
 
@@ -81,14 +85,7 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
             PREDICT.name, parse_predict_request, predict, observer, handlers.pool, predict_again
         ).respond
     }
-    for method, answer in (
-        (CLASSIFY, partial(handlers.answer_request, CLASSIFICATION)),
-        (REGRESS, partial(handlers.answer_request, REGRESSION)),
-        (MULTI_INFERENCE, handlers.multi_infer),
-        (GET_MODEL_METADATA, handlers.get_model_metadata),
-        (GET_MODEL_STATUS, handlers.get_model_status),
-        (HANDLE_RELOAD_CONFIG, handlers.reload_config),
-    ):
+    for method, answer in _list_answers(handlers, config):
         methods[method.path] = answer_with(method, answer)
     if handlers.request_log is not None:
         from serving.api.request_log import LOGGED
@@ -96,6 +93,22 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
         for path in LOGGED:
             methods[path] = _log_answers(path, methods[path], handlers.request_log)
     return methods
+
+
+def _list_answers(
+    handlers: Handlers, config: ServerConfig
+) -> Iterator[tuple[Method, Callable[..., Awaitable[Message]]]]:
+    """All methods but Predict, and who answers them."""
+    yield CLASSIFY, partial(handlers.answer_request, CLASSIFICATION)
+    yield REGRESS, partial(handlers.answer_request, REGRESSION)
+    yield MULTI_INFERENCE, handlers.multi_infer
+    yield GET_MODEL_METADATA, handlers.get_model_metadata
+    yield GET_MODEL_STATUS, handlers.get_model_status
+    yield HANDLE_RELOAD_CONFIG, handlers.reload_config
+    if not config.strict_compat:
+        from contract.wire.shadow import SHADOW
+
+        yield SHADOW, handlers.shadow_version
 
 
 def _make_parse(method: Method) -> Callable[..., Any]:
@@ -163,7 +176,7 @@ class _Responder:
                 return self._respond_later(body, None, context, started)
             reply = self._exchange_at_once(request, context)
         except Exception as error:
-            self._raise_told(error, request)
+            self._raise_told(error, request, context)
         if reply is None:
             return self._respond_later(body, request, context, started)
         if self._successes is not None:
@@ -179,16 +192,18 @@ class _Responder:
                 request = await self._pool.run(read, context=context)
             reply = await self._exchange(request, context)
         except Exception as error:
-            self._raise_told(error, request)
+            self._raise_told(error, request, context)
         if self._successes is not None:
             self._successes[request.model_spec.name]((time.perf_counter() - started) * 1e6)
         return reply
 
-    def _raise_told(self, error: Exception, request: Any) -> NoReturn:
+    def _raise_told(self, error: Exception, request: Any, context: RequestContext) -> NoReturn:
         """The boundary: whatever fails, the caller gets a status."""
+        if request is not None and context.notes is not None:
+            _note_asked(request, context)
         told = _tell(error, is_parsed=request is not None)
         if told is None:
-            _log.error("%s failed", self._name, exc_info=error)
+            _log.error("%s failed", self._name, exc_info=error, extra={"call": context.notes})
             told = InternalError(CRASH_TEXT)
         if self._observer is not None:
             model_name = "" if request is None else request.model_spec.name
@@ -197,6 +212,27 @@ class _Responder:
             raise told from (None if told is error else error)
         finally:
             del told, error  # or the traceback would keep this frame, and it the body, as garbage
+
+
+def respond_with(
+    name: str,
+    parse: Callable[..., Any],
+    exchange: Callable[[Any, RequestContext], Awaitable[bytes]],
+    observer: Observer | None,
+    pool: ThreadPool,
+) -> Respond:
+    """A method of another API, with the same errors, threads and counts; see `_Responder`."""
+    return _Responder(name, parse, exchange, observer, pool).respond
+
+
+def _note_asked(request: Any, context: RequestContext) -> None:
+    """Which model a request asks for, as far as its message says it."""
+    assert context.notes is not None
+    spec = getattr(request, "model_spec", None)
+    if isinstance(spec, ModelSpec):
+        context.notes.ask(spec)
+    elif spec is not None:
+        context.notes.ask(model_spec_from_proto(spec))
 
 
 class _Successes(dict[str, Callable[[float], None]]):

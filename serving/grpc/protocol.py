@@ -24,9 +24,10 @@ from contract.errors import (
     UnimplementedError,
 )
 from contract.signature import Array
-from contract.wire.status_codes import trailing_metadata_for
+from contract.wire.status_codes import REQUEST_ID_KEY, trailing_metadata_for
 from serving.context import RequestContext
 from serving.grpc.buffers import BufferPool
+from serving.monitoring.watch import read_request_id
 from serving.security import Authorize
 from serving.transport.admission import RETRY_AFTER_S, MemoryBudget, Reservation
 from serving.transport.driving import Started
@@ -75,12 +76,21 @@ _OK_HEAD: Final = Block((b":status", b"200"), _CONTENT_TYPE, _ACCEPTED)
 _OK_TAIL: Final = Block((b"grpc-status", b"0"))
 
 _INFLATED_AT_ONCE = 4096
-_TYPE, _TIMEOUT, _ENCODING, _AUTHORIZATION = range(4)
+REQUEST_ID_NAME: Final = REQUEST_ID_KEY.encode()
+_TYPE, _TIMEOUT, _ENCODING, _AUTHORIZATION, _KEPT = range(5)
 _NAMES: Final = {
     b"content-type": _TYPE,
     b"grpc-timeout": _TIMEOUT,
     b"grpc-encoding": _ENCODING,
     b"authorization": _AUTHORIZATION,
+    REQUEST_ID_NAME: _KEPT,
+    b"traceparent": _KEPT,
+    b"tracestate": _KEPT,
+}
+_ATTRIBUTES: Final = {
+    REQUEST_ID_NAME: "request_id",
+    b"traceparent": "trace_parent",
+    b"tracestate": "trace_state",
 }
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _is_grpc = re.compile(rb"application/grpc(?:[+;].*)?", re.DOTALL | re.IGNORECASE).fullmatch
@@ -118,6 +128,7 @@ class Service:
         buffers: What large requests are read into.
         full_from: From so many calls in flight on, connections are refused calls.
         other_port: A sentence for those who speak HTTP, and no gRPC, to this port.
+        gives_back_ids: Whether answers have the `x-request-id` that came with the request.
     """
 
     methods: Mapping[bytes, Method]
@@ -129,6 +140,7 @@ class Service:
     num_calls: int = 0
     num_open: int = 0
     other_port: str = ""
+    gives_back_ids: bool = True
     buffers: BufferPool = dataclasses.field(default_factory=BufferPool)
     full_from: float = dataclasses.field(init=False)
 
@@ -151,17 +163,24 @@ class Service:
         return call
 
 
-class _Told:
+class Told:
     """What a head says to gRPC; the same for every call with the same head."""
 
     __slots__ = (
+        "_refused",
         "authorization",
         "compression",
+        "given_back",
         "http",
         "is_call",
         "method",
+        "ok_head",
         "refusal",
+        "refusal_code",
+        "request_id",
         "timeout_s",
+        "trace_parent",
+        "trace_state",
     )
 
     def __init__(self, head: Head, service: Service) -> None:
@@ -169,9 +188,28 @@ class _Told:
         self.timeout_s = math.inf
         self.compression: Compression | None = None
         self.authorization: tuple[tuple[str, str], ...] = ()
+        self.request_id: bytes | None = None
+        self.trace_parent: bytes | None = None
+        self.trace_state: bytes | None = None
+        self.given_back: tuple[tuple[bytes, bytes], ...] = ()
+        self.ok_head = _OK_HEAD
+        self._refused: tuple[Code, str, tuple[tuple[bytes, bytes], ...]] | None = None
         self.refusal: Block | None = None
+        self.refusal_code = Code.OK
         self.http: tuple[Block, bytes] | None = None
         self._read(head, service)
+        if self.request_id is not None and service.gives_back_ids:
+            self._give_back(self.request_id)
+        if self._refused is not None:
+            self.refusal_code, text, fields = self._refused
+            self.refusal = make_refusal(self.refusal_code, text, *fields, *self.given_back)
+        self.is_call = self.http is None and self.refusal is None
+
+    def _give_back(self, request_id: bytes) -> None:
+        given = read_request_id(request_id).encode()
+        if given:
+            self.given_back = ((REQUEST_ID_NAME, given),)
+            self.ok_head = make_ok_head(*self.given_back)
 
     def _read(self, head: Head, service: Service) -> None:
         is_grpc = False
@@ -185,6 +223,8 @@ class _Told:
                 self._read_timeout(value)
             elif code == _ENCODING:
                 self._read_encoding(value)
+            elif code == _KEPT:
+                setattr(self, _ATTRIBUTES[name], value)
             else:
                 self.authorization = (("authorization", value.decode("latin-1")),)
         if head.method != b"POST":
@@ -193,13 +233,12 @@ class _Told:
             self.http = _make_http(415, service.other_port)
         elif self.method is None:
             # Every path that nobody knows is UNIMPLEMENTED, without words, as in grpc++.
-            self.refusal = make_refusal(Code.UNIMPLEMENTED, "")
-        self.is_call = self.http is None and self.refusal is None
+            self._refused = Code.UNIMPLEMENTED, "", ()
 
     def _read_timeout(self, value: bytes) -> None:
         digits, unit_s = value[:-1], _UNITS.get(value[-1:])
         if unit_s is None or len(digits) > 8 or not digits.isdigit():
-            self.refusal = make_refusal(Code.INTERNAL, "malformed grpc-timeout")
+            self._refused = Code.INTERNAL, "malformed grpc-timeout", ()
         else:
             self.timeout_s = int(digits) * unit_s
 
@@ -208,7 +247,7 @@ class _Told:
             self.compression = _ENCODINGS[value]
         else:
             text = f"grpc-encoding {value.decode(errors='replace')} is not supported"
-            self.refusal = make_refusal(Code.UNIMPLEMENTED, text, _ACCEPTED)
+            self._refused = Code.UNIMPLEMENTED, text, (_ACCEPTED,)
 
 
 class Call(Stream, RequestContext):
@@ -225,6 +264,7 @@ class Call(Stream, RequestContext):
         "_is_deflated",
         "_is_open",
         "_lent",
+        "_ok_head",
         "_prefix",
         "_reservation",
         "_service",
@@ -255,16 +295,19 @@ class Call(Stream, RequestContext):
         head = self.head
         if head is None:
             text = f"the metadata exceed {self.connection.limits.max_head_bytes} bytes"
-            self._refuse(make_refusal(Code.RESOURCE_EXHAUSTED, text))
+            code = Code.RESOURCE_EXHAUSTED
+            self._refuse(make_refusal(code, text), code)
             return
         told = head.told
         if told is None:
-            told = head.told = _Told(head, self._service)
-        self._told: _Told = told
+            told = head.told = Told(head, self._service)
+        self._told: Told = told
+        self._ok_head = told.ok_head
         service = self._service
         if not told.is_call:
             if told.http is None:
-                self._refuse(told.refusal)
+                assert told.refusal is not None
+                self._refuse(told.refusal, told.refusal_code)
             elif self.is_ended:
                 self._answer_http()
             return  # else once the request is complete
@@ -275,7 +318,7 @@ class Call(Stream, RequestContext):
                 try:
                     service.authorize(told.authorization)
                 except PlumblineError as error:
-                    self._refuse(make_error(error))
+                    self._fail(error)
                     return
             if (service.num_calls >= service.full_from and service.is_full(self.connection)) or (
                 service.num_open > _MANY_OPEN and len(self.connection.streams) > _FEW_OPEN
@@ -490,25 +533,29 @@ class Call(Stream, RequestContext):
             return
         if self.id in self.connection.streams:
             self.connection.answer(
-                self, _OK_HEAD, (_PACK_PREFIX(0, size), reply), size + _PREFIX_BYTES, _OK_TAIL
+                self, self._ok_head, (_PACK_PREFIX(0, size), reply), size + _PREFIX_BYTES, _OK_TAIL
             )
 
     def _fail(self, error: Exception) -> None:
         """Whatever fails, the caller gets a status."""
         if not isinstance(error, PlumblineError):
-            _log.error("a call failed", exc_info=error)
+            _log.error("a call failed", exc_info=error, extra={"call": self.notes})
             error = InternalError(CRASH_TEXT)
-        self._refuse(make_error(error, is_begun=self.queue is not None))
+        block = make_error(error, *self._list_given_back(), is_begun=self.queue is not None)
+        self._refuse(block, error.code)
+
+    def _list_given_back(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Fields of an answer that ends in an error."""
+        return self._told.given_back
 
     def _refuse_for_now(self) -> None:
         text = (
             f"{self._service.max_calls} calls are in flight already (--max_concurrent_calls); "
             "ask again later"
         )
-        self._refuse(make_error(ResourceExhaustedError(text, retry_after_s=RETRY_AFTER_S)))
+        self._fail(ResourceExhaustedError(text, retry_after_s=RETRY_AFTER_S))
 
-    def _refuse(self, block: Block | None) -> None:
-        assert block is not None
+    def _refuse(self, block: Block, _code: Code) -> None:
         if self.id in self.connection.streams:
             self.connection.send_tail(self, block)
 
@@ -587,12 +634,19 @@ def make_refusal(code: Code, text: str, *fields: tuple[bytes, bytes]) -> Block:
     return Block((b":status", b"200"), _CONTENT_TYPE, *_make_status(code, text), *fields)
 
 
-def make_error(error: PlumblineError, *, is_begun: bool = False) -> Block:
+def make_ok_head(*fields: tuple[bytes, bytes]) -> Block:
+    """What precedes a message."""
+    return Block((b":status", b"200"), _CONTENT_TYPE, _ACCEPTED, *fields)
+
+
+def make_error(
+    error: PlumblineError, *fields: tuple[bytes, bytes], is_begun: bool = False
+) -> Block:
     """What a call ends with that failed; after messages (`is_begun`) the status is all."""
     metadata = tuple((key.encode(), value.encode()) for key, value in trailing_metadata_for(error))
     if is_begun:
-        return Block(*_make_status(error.code, error.message), *metadata)
-    return make_refusal(error.code, error.message, *metadata)
+        return Block(*_make_status(error.code, error.message), *metadata, *fields)
+    return make_refusal(error.code, error.message, *metadata, *fields)
 
 
 def _make_status(code: Code, text: str) -> Iterator[tuple[bytes, bytes]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from contract.errors import ServableUnavailableError
 from serving.addresses import join_address
@@ -15,8 +17,10 @@ from serving.grpc.calls import list_methods
 from serving.grpc.health import list_health_methods
 from serving.grpc.protocol import Method, Service
 from serving.monitoring.health import Health
+from serving.monitoring.watch import CallWatch
 from serving.security import TokenStore, make_authorizer, make_ssl_context
 from serving.transport.admission import MemoryBudget
+from serving.transport.http2 import MakeStream
 from serving.transport.http2_protocol import Http2Peer, make_read_buffer
 from serving.transport.listener import ConnectionTable, Listener
 from serving.transport.sharing import SharedSockets
@@ -36,6 +40,8 @@ class GrpcServer:
         connections: Counts connections with those of REST; one of its own without.
         budget: What calls may hold, with those of REST; without, they may hold anything.
         shared: What to listen on, if that is shared with other processes.
+        more_methods: Path to method, of other APIs on the same port.
+        watch: Watches calls; None for nobody.
 
     Attributes:
         port: Where it listens; 0 until `start`, and without TCP.
@@ -50,6 +56,8 @@ class GrpcServer:
         connections: ConnectionTable | None = None,
         budget: MemoryBudget | None = None,
         shared: SharedSockets | None = None,
+        more_methods: Mapping[str, Method] = MappingProxyType({}),
+        watch: CallWatch | None = None,
     ) -> None:
         self._config = config
         self._shared = shared
@@ -58,6 +66,7 @@ class GrpcServer:
         }
         if config.enable_grpc_healthcheck_service or not config.strict_compat:
             methods |= list_health_methods(health)
+        methods.update(more_methods)
         arguments = read_channel_arguments(config, _make_greeting(config))
         self._arguments = arguments
         service = Service(
@@ -68,11 +77,17 @@ class GrpcServer:
             max_send_bytes=arguments.max_send_bytes,
             max_calls=config.max_concurrent_calls,
             other_port=_make_sentence(config),
+            gives_back_ids=not config.strict_compat,
         )
+        make_call: MakeStream = service.make_call
+        if watch is not None:
+            from serving.grpc.watched import make_watched_calls
+
+            make_call = make_watched_calls(service, watch)
         tls = None if config.tls is None else make_ssl_context(config.tls, alpn=("h2",))
         buffer = make_read_buffer()
         self._listener = Listener(
-            lambda: Http2Peer(service.make_call, arguments.habits, buffer),
+            lambda: Http2Peer(make_call, arguments.habits, buffer),
             tls=tls,
             connections=connections or ConnectionTable(),
             limits=arguments.times,

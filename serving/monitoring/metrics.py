@@ -1,7 +1,8 @@
 """What Prometheus reads: TensorFlow Serving's metrics under its names, and more under ours.
 
 Names, labels and buckets: `servables/tensorflow/util.cc`, `batching/batching_util.h`,
-`batching/batching_session.cc` and `servables/tensorflow/saved_model_warmup_util.cc`.
+`batching/batching_session.cc`, `servables/tensorflow/saved_model_warmup_util.cc`, and TensorFlow's
+`cc/saved_model/loader.cc`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from contract.errors import Code
 from contract.servable import ServableId, VersionState
@@ -21,7 +23,7 @@ from serving.monitoring.instruments import (
     measure_resident_bytes,
     render_families,
 )
-from serving.observer import EngineChoice, Observer
+from serving.observer import EngineChoice, Observer, QueueFigures
 from serving.transport.admission import MemoryBudget
 from serving.transport.listener import ConnectionTable
 from serving.versions.states import VersionStatus
@@ -35,6 +37,7 @@ _SECONDS = exponential_bounds(1e-5, 2, 24)
 _THREAD_POOL = "model_server_batch_threads"
 _RUNTIMES = {"tensorflow": "TF1"}
 _TF = ":tensorflow:serving:"
+_SAVED_MODEL = ":tensorflow:cc:saved_model:"
 _VERSION = ("model_name", "version")
 UNKNOWN = "(unknown)"
 """The name of all models that are not served: callers choose them."""
@@ -50,9 +53,12 @@ class Metrics(Observer):
         *,
         list_versions: Callable[[], Mapping[ServableId, VersionStatus]],
         is_ready: Callable[[], bool],
+        count_restarts: Callable[[], Mapping[int, int]] = dict,
     ) -> None:
         self._list_versions = list_versions
         self._is_ready = is_ready
+        self._count_restarts = count_restarts
+        self._queues: dict[ServableId, Callable[[], QueueFigures]] = {}
         self._start_time_s = find_start_time_s()
         self._runtimes: dict[tuple[ServableId, str], str] = {}
         self._runs: dict[tuple[ServableId, str, str], Tally] = {}
@@ -92,6 +98,16 @@ class Metrics(Observer):
             ("model_path", "status"),
             bounds=_LATENCY_US,
         )
+        self._load_attempts = Family(
+            f"{_SAVED_MODEL}load_attempt_count",
+            "The number of times a version was requested to be loaded.",
+            ("model_path", "status"),
+        )
+        self._load_latency = Family(
+            f"{_SAVED_MODEL}load_latency",
+            "Latency in microseconds for versions that were successfully loaded.",
+            ("model_path",),
+        )
         self._queuing = HistogramFamily(
             f"{_TF}batching_session:queuing_latency",
             "Wall time (in microseconds) spent in queuing.",
@@ -130,7 +146,7 @@ class Metrics(Observer):
             bounds=_SECONDS,
         )
         self._abandoned = Family(
-            "plumbline_abandoned_calls",
+            "plumbline_abandoned_calls_total",
             "Calls whose caller had left, or whose deadline had passed, while waiting or running.",
             (*_VERSION, "stage"),
         )
@@ -141,23 +157,47 @@ class Metrics(Observer):
             kind="gauge",
         )
         self._request_log = Family(
-            "plumbline_request_log",
+            "plumbline_request_log_total",
             "Sampled requests: written, dropped or failed.",
             ("result",),
         )
+        self._shadow_calls = Family(
+            "plumbline_shadow_calls",
+            "Sampled calls of a shadow: compared, failed, unanswered, dropped or shed.",
+            (*_VERSION, "result"),
+        )
+        self._shadow_rows = Family(
+            "plumbline_shadow_rows",
+            "Rows that a shadow compared, and those that flipped or were outside the tolerance.",
+            (*_VERSION, "result"),
+        )
+        self._shadow_difference = Family(
+            "plumbline_shadow_max_abs_difference",
+            "The largest difference that a shadow saw.",
+            _VERSION,
+            kind="gauge",
+            combine=max,
+        )
+        self._shadow_latency = HistogramFamily(
+            "plumbline_shadow_seconds",
+            "Wall time of the engine for the calls of a shadow: before (the old version), after.",
+            (*_VERSION, "side"),
+            bounds=_SECONDS,
+        )
         self._refused = Family(
-            "plumbline_memory_refusals",
+            "plumbline_memory_refusals_total",
             "How often --max_bytes_in_flight refused memory to a call.",
         )
         self._refused_connections = Family(
-            "plumbline_refused_connections",
+            "plumbline_refused_connections_total",
             "Connections that were closed at once: one too many (--max_connections).",
         )
         self._malformed = Family(
-            "plumbline_malformed",
+            "plumbline_malformed_total",
             "How often bytes came that are no request of the port's protocol.",
             ("entrypoint",),
         )
+        self._cpu = Family("plumbline_process_cpu_seconds_total", "CPU time.")
         self._engine = Family(
             "plumbline_engine",
             "The engine that answers a signature, and why.",
@@ -184,6 +224,20 @@ class Metrics(Observer):
     def observe_warmup(self, servable_id: ServableId, latency_us: float) -> None:
         path = f"{servable_id.name}/{servable_id.version}"
         self._warmup.child(path, "OK").observe(latency_us)
+
+    def observe_load(self, directory: Path, latency_us: float, *, is_loaded: bool) -> None:
+        path = str(directory)
+        for status, amount in (("success", is_loaded), ("fail", not is_loaded)):
+            # Both from the start, so that the first failure is a step that a rate sees.
+            self._load_attempts.child(path, status).add(amount)
+        if is_loaded:
+            self._load_latency.child(path).add(latency_us)
+
+    def watch_queue(self, servable_id: ServableId, measure: Callable[[], QueueFigures]) -> None:
+        self._queues[servable_id] = measure
+
+    def forget_queue(self, servable_id: ServableId) -> None:
+        self._queues.pop(servable_id, None)
 
     def observe_request(self, model_name: str, status: str) -> None:
         if model_name not in self._model_names:
@@ -248,6 +302,29 @@ class Metrics(Observer):
     def observe_request_log(self, result: str) -> None:
         self._request_log.child(result).add()
 
+    def observe_shadow(
+        self,
+        servable_id: ServableId,
+        result: str,
+        *,
+        num_rows: int = 0,
+        num_flips: float = 0.0,
+        num_outside: int = 0,
+        max_abs_difference: float = 0.0,
+        seconds: tuple[float, float] | None = None,
+    ) -> None:
+        key = (servable_id.name, str(servable_id.version))
+        self._shadow_calls.child(*key, result).add()
+        if seconds is None:
+            return
+        counts = {"compared": num_rows, "flipped": num_flips, "outside": num_outside}
+        for name, count in counts.items():
+            self._shadow_rows.child(*key, name).add(count)
+        largest = self._shadow_difference.child(*key)
+        largest.value = max(largest.value, max_abs_difference)
+        for side, value in zip(("before", "after"), seconds, strict=True):
+            self._shadow_latency.child(*key, side).observe(value)
+
     def observe_malformed(self, entrypoint: str) -> None:
         self._malformed.child(entrypoint).add()
 
@@ -263,6 +340,10 @@ class Metrics(Observer):
             self._abandoned,
             self._self_test,
             self._engine,
+            self._shadow_calls,
+            self._shadow_rows,
+            self._shadow_difference,
+            self._shadow_latency,
         ):
             family.forget(*key)
         for engine_key in [key for key in list(self._runtimes) if key[0] == servable_id]:
@@ -283,6 +364,7 @@ class Metrics(Observer):
         """What only grows, over all that this process has seen."""
         self._refused.child().value = self._budget.num_refused
         self._refused_connections.child().value = self._connections.num_refused
+        self._cpu.child().value = time.process_time()
         return [
             self._requests,
             self._request_latency,
@@ -290,6 +372,8 @@ class Metrics(Observer):
             self._examples,
             self._example_total,
             self._warmup,
+            self._load_attempts,
+            self._load_latency,
             self._queuing,
             self._padding,
             self._input_size,
@@ -298,9 +382,13 @@ class Metrics(Observer):
             self._queue_wait,
             self._abandoned,
             self._request_log,
+            self._shadow_calls,
+            self._shadow_rows,
+            self._shadow_latency,
             self._refused,
             self._refused_connections,
             self._malformed,
+            self._cpu,
         ]
 
     def take_gauges(self) -> list[Family]:
@@ -314,6 +402,14 @@ class Metrics(Observer):
         for servable_id, status in self._list_versions().items():
             child = states.child(servable_id.name, str(servable_id.version))
             child.value = int(status.state)
+        restarts = Family(
+            "plumbline_worker_restarts_total",
+            "Workers that ended and were replaced (--workers).",
+            ("worker",),
+            combine=max,  # the supervisor counts, and every worker reads the same
+        )
+        for slot, count in self._count_restarts().items():
+            restarts.child(str(slot)).value = count
         build = Family(
             "plumbline_build_info", "Versions of the server.", ("version", "python"), kind="gauge"
         )
@@ -322,8 +418,11 @@ class Metrics(Observer):
         return [
             self._self_test,
             self._engine,
+            self._shadow_difference,
             states,
             build,
+            restarts,
+            *self._measure_queues(),
             _make_gauge(
                 "bytes_in_flight",
                 "Memory that calls hold.",
@@ -347,8 +446,29 @@ class Metrics(Observer):
             _make_gauge(
                 "process_resident_memory_bytes", "Resident memory.", measure_resident_bytes(), sum
             ),
-            _make_gauge("process_cpu_seconds_total", "CPU time.", time.process_time(), sum),
         ]
+
+    def _measure_queues(self) -> list[Family]:
+        """How many calls wait for a batch, and for how long the first of them has."""
+        calls = Family(
+            "plumbline_batch_queue_calls",
+            "Calls that wait for their batch (--enable_batching).",
+            _VERSION,
+            kind="gauge",
+            combine=sum,
+        )
+        age = Family(
+            "plumbline_batch_queue_age_seconds",
+            "How long the call that has waited longest for its batch has done so.",
+            _VERSION,
+            kind="gauge",
+        )
+        for servable_id, measure in list(self._queues.items()):
+            labels = (servable_id.name, str(servable_id.version))
+            figures = measure()
+            calls.child(*labels).value = figures.num_calls
+            age.child(*labels).value = figures.age_s
+        return [calls, age]
 
 
 def _make_gauge(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from contract.errors import RequestError
 from contract.servable import ModelSpec
 from contract.wire.predict import model_spec_to_proto
-from serving.api.handlers import Handlers
+from serving.api.handlers import Handlers, statuses_to_proto
 from serving.api.results import CLASSIFICATION, REGRESSION, ExamplesMethod
 from serving.config.server import ServerConfig
 from serving.context import NO_CONTEXT, RequestContext
@@ -44,6 +44,7 @@ class RestMethods:
 
     def __init__(self, handlers: Handlers, config: ServerConfig) -> None:
         self._handlers = handlers
+        self._is_listing = not config.strict_compat
         self._max_depth = config.max_json_depth
         self._pieces = PieceReader(max_depth=config.max_json_depth)
         self._verbs: dict[str, Verb] = {
@@ -84,7 +85,9 @@ class RestMethods:
                 )
                 found = await self._run(read, len(body), context)
                 inputs, by_row = found
-            outputs = await self._handlers.predict_arrays(servable, check, inputs, context=context)
+            outputs = await self._handlers.predict_arrays(
+                servable, check, inputs, asked=spec, context=context
+            )
         encode = encode_rows if by_row else encode_columns
         size = sum(array.nbytes for array in outputs.values())
         if size >= LARGE_BYTES:
@@ -126,6 +129,8 @@ class RestMethods:
 
     def _describe(self, target: Target) -> bytes:
         spec = target.spec
+        if self._is_listing and spec == _EVERY_MODEL and not target.verb:
+            return self._list_models()
         if not spec.name:
             raise RequestError("Missing model name in request.")
         if target.verb != "metadata":
@@ -138,6 +143,22 @@ class RestMethods:
                 "metadata": {"signature_def": _to_dict(servable.signature_defs)},
             }
         return encode_document(document)
+
+    def _list_models(self) -> bytes:
+        """Every model, each as its own status tells it; no paths of this machine."""
+        models = [
+            {
+                "name": model.name,
+                "version_labels": {label: str(number) for label, number in model.labels.items()},
+                **_to_dict(statuses_to_proto(model.versions)),
+            }
+            for model in self._handlers.list_models()
+        ]
+        return encode_document({"models": models})
+
+
+_EVERY_MODEL = ModelSpec("")
+"""What `/v1/models` asks for."""
 
 
 def _to_dict(message: Message) -> dict[str, Any]:

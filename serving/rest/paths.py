@@ -27,10 +27,13 @@ class Target:
     Attributes:
         spec: Model, version or label.
         verb: What is written after the colon or the last slash, as written; or "".
+        is_of_more: Whether another API than TensorFlow Serving's is asked: see `MoreMethods` of
+            `serving.rest.server`.
     """
 
     spec: ModelSpec
     verb: str
+    is_of_more: bool = False
 
 
 class EmptyAnswer(RequestError):

@@ -7,12 +7,14 @@ Paths, methods, headers and bodies that are no JSON are those of its HTTP server
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import math
 import re
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from contract.errors import (
     Code,
@@ -23,18 +25,19 @@ from contract.errors import (
     ServableUnavailableError,
     UnauthenticatedError,
 )
-from contract.wire.status_codes import headers_for, http_status
+from contract.wire.status_codes import REQUEST_ID_KEY, headers_for, http_status
 from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
 from serving.monitoring.health import Health
 from serving.monitoring.metrics import CONTENT_TYPE
+from serving.monitoring.watch import CallWatch, read_request_id
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
 from serving.rest.paths import EmptyAnswer, Target, is_api_path, is_valid_path, parse_path
 from serving.security import TokenStore, make_ssl_context
 from serving.transport.admission import RETRY_AFTER_S, MemoryBudget
-from serving.transport.http1 import Answer, Http1, Limits, Request
+from serving.transport.http1 import Answer, Http1, Limits, Request, Service
 from serving.transport.inflate import Compression, inflate
 from serving.transport.listener import ConnectionTable, Listener, TimeLimits
 from serving.transport.sharing import SharedSockets
@@ -51,6 +54,7 @@ _JSON = b"Content-Type: application/json\r\n"
 _HTML = b"Content-Type: text/html\r\n"
 _NO_JSON = b"Content-Type: text/html; charset=ISO-8859-1\r\n"
 _TEXT = b"Content-Type: text/plain; charset=utf-8\r\n"
+_REQUEST_ID = REQUEST_ID_KEY.encode()
 _BEARER = b"WWW-Authenticate: Bearer\r\n"
 _CORS = (
     b"Access-Control-Allow-Origin: *\r\n"
@@ -71,6 +75,41 @@ _INFLATING_S = 1.0
 """About what 256 MiB take."""
 
 
+class MoreMethods(Protocol):
+    """Another API on the same port, below a path of its own.
+
+    Attributes:
+        open_paths: What callers without a token may ask, as probes have none.
+    """
+
+    open_paths: frozenset[str]
+
+    def takes(self, path: str) -> bool:
+        """Whether a path, with its query, belongs to it."""
+        ...
+
+    def parse_path(self, method: str, path: str) -> Target:
+        """What a request asks for.
+
+        Raises:
+            PlumblineError: There is no such thing.
+        """
+        ...
+
+    async def answer(self, request: Request, target: Target, body: bytes | bytearray) -> Answer:
+        """The answer.
+
+        Args:
+            request: The request.
+            target: What `parse_path` found.
+            body: The request's, inflated.
+
+        Raises:
+            PlumblineError: What becomes `{"error": …}` and the status of its code.
+        """
+        ...
+
+
 class RestServer:
     """One HTTP server with TensorFlow Serving's REST API, metrics and probes.
 
@@ -85,6 +124,8 @@ class RestServer:
         budget: Memory of all calls, with those of gRPC; None for as much as there is.
         grpc_address: Where gRPC is served, for clients of it that ask here; "" for nowhere.
         shared: What to listen on, if that is shared with other processes.
+        more: Another API.
+        watch: Watches requests; None for nobody.
     """
 
     def __init__(
@@ -98,8 +139,11 @@ class RestServer:
         budget: MemoryBudget | None = None,
         grpc_address: str = "",
         shared: SharedSockets | None = None,
+        more: MoreMethods | None = None,
+        watch: CallWatch | None = None,
     ) -> None:
         self._shared = shared
+        self._more = more
         self._config = config
         self._health = health
         self._render_metrics = render_metrics
@@ -109,15 +153,18 @@ class RestServer:
         strict = config.strict_compat
         self._max_inflated_bytes = UNLIMITED if strict else config.max_inflated_bytes
         self._probes: frozenset[str] = frozenset(() if strict else (LIVE_PATH, READY_PATH))
+        self._open_paths = self._probes | (more.open_paths if more else frozenset())
         self._pages = self._probes | ({config.metrics_path} if config.metrics_path else set())
-        more = _CORS if config.rest_api_enable_cors_support else b""
-        self._json = _JSON + more
-        self._no_json = _NO_JSON + more
+        cors = _CORS if config.rest_api_enable_cors_support else b""
+        self._json = _JSON + cors
+        self._no_json = _NO_JSON + cors
+        self._more_head = cors
         self._num_calls = 0  # in flight
         self._known_targets: dict[str, Target] = {}
+        self._gives_back_ids = not strict
         timeout_s = config.rest_api_timeout_in_ms / 1000
         self._http = Http1(
-            self,
+            self._watch_with(watch),
             Limits(
                 max_body_bytes=UNLIMITED if strict else config.max_json_bytes,
                 large_body_text=(
@@ -176,14 +223,24 @@ class RestServer:
         await self._listener.stop_accepting()
         return await self._listener.drain(max(0.0, grace_s - (time.monotonic() - begun)))
 
+    def _watch_with(self, watch: CallWatch | None) -> Service:
+        if watch is None:
+            return self
+        from serving.rest.watched import WatchedServer
+
+        return WatchedServer(self, watch, pages=self._pages, gives_back_ids=self._gives_back_ids)
+
     # What the transport calls.
 
     def begin(self, request: Request) -> Answer | None:
         """Turns away who may not call: 401 without a token, 429 beyond the limit."""
         self._num_calls += 1
+        given = request.headers.get(_REQUEST_ID)
+        if given is not None and self._gives_back_ids and (name := read_request_id(given)):
+            request.answer_head = f"{REQUEST_ID_KEY}: {name}\r\n".encode()
         limit = self._config.max_concurrent_calls
         is_full = limit and self._num_calls > limit
-        if not (is_full or self._tokens) or _cut_query(request.target) in self._probes:
+        if not (is_full or self._tokens) or _cut_query(request.target) in self._open_paths:
             return None
         if is_full:
             text = f"{limit} calls are in flight already (--max_concurrent_calls)"
@@ -213,7 +270,8 @@ class RestServer:
             return _send_page(501, "Not Implemented")
         if not is_valid_path(path):
             return _send_page(400, "Bad Request")
-        if not is_api_path(path):
+        is_of_more = self._more is not None and self._more.takes(path)
+        if not is_of_more and not is_api_path(path):
             return _send_page(404, "Not Found")
         if method == "OPTIONS":
             return self._answer_preflight(request)
@@ -224,8 +282,10 @@ class RestServer:
         return await self._answer(request, path, found)
 
     def _parse_path(self, method: str, path: str) -> Target:
-        target = parse_path(method, path)
-        if target is None:
+        target: Target | None
+        if self._more is not None and self._more.takes(path):
+            target = self._more.parse_path(method, path)
+        elif (target := parse_path(method, path)) is None:
             raise _make_path_error(method, path)
         if method == "POST" and len(path) <= _MAX_KNOWN_CHARS:
             if len(self._known_targets) >= _MAX_KNOWN_TARGETS:
@@ -236,11 +296,8 @@ class RestServer:
     def refuse(self, request: Request, error: PlumblineError) -> Answer:
         """The answer to a request that ended in an error."""
         name = ""
-        try:
-            target = parse_path(request.method, request.target)
-            name = "" if target is None else target.spec.name
-        except EmptyAnswer:
-            pass
+        with contextlib.suppress(PlumblineError):  # that error has no path
+            name = self._parse_path(request.method, request.target).spec.name
         return self._refuse(name, error)
 
     def refuse_malformed(self, status: int, text: str) -> Answer:
@@ -268,24 +325,34 @@ class RestServer:
     async def _answer(self, request: Request, path: str, target: Target) -> Answer:
         started = time.perf_counter()
         method, name = request.method, target.spec.name
+        if request.context.notes is not None:
+            request.context.notes.ask(target.spec)
         try:
             sent: bytes | bytearray = b""
             if method == "POST":
                 sent = request.body
                 if b"content-encoding" in request.headers:
-                    sent = await self._inflate(request)
-            body = await self._methods.answer(method, target, sent, context=request.context)
-            if body is None:
-                raise _make_path_error(method, path)
+                    sent = await self._inflate(request, target)
+            if target.is_of_more:
+                assert self._more is not None
+                answer = await self._more.answer(request, target, sent)
+                answer.head += self._more_head
+            else:
+                body = await self._methods.answer(method, target, sent, context=request.context)
+                if body is None:
+                    raise _make_path_error(method, path)
+                answer = Answer(200, self._json, body)
         except PlumblineError as error:
             return self._refuse(name, error)
         except Exception:  # the boundary: a caller learns nothing of it, the log all
-            _log.exception("%s %s failed", method, path[:256])
+            _log.exception(
+                "%s %s failed", method, path[:256], extra={"call": request.context.notes}
+            )
             return self._refuse(name, InternalError(CRASH_TEXT))
         elapsed_us = (time.perf_counter() - started) * 1e6
         self._observer.observe_request_latency(name, target.verb, "REST", elapsed_us)
         self._observer.observe_request(name, "OK")
-        return Answer(200, self._json, body)
+        return answer
 
     def _refuse(self, name: str, error: PlumblineError) -> Answer:
         self._observer.observe_request(name, error.code.name)
@@ -297,7 +364,7 @@ class RestServer:
         if isinstance(error, EmptyAnswer):
             told, body = RequestError(error.message), b""
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers_for(told).items())
-        return Answer(http_status(error.code), self._json + lines.encode(), body)
+        return Answer(http_status(error.code), self._json + lines.encode(), body, error)
 
     def _answer_preflight(self, request: Request) -> Answer:
         origin = request.find_header(b"origin") or ""
@@ -305,15 +372,19 @@ class RestServer:
         self._observer.observe_request("", code.name)
         return Answer(http_status(code), self._no_json, b"")
 
-    async def _inflate(self, request: Request) -> bytes | bytearray:
+    async def _inflate(self, request: Request, target: Target) -> bytes | bytearray:
         """The body; b"" when its gzip is damaged, as TensorFlow Serving takes it."""
         body, context = request.body, request.context
-        if b"gzip" not in request.headers[b"content-encoding"]:
-            return body
+        coding = request.headers[b"content-encoding"]
+        compression = Compression.GZIP
+        if b"gzip" not in coding:
+            if not target.is_of_more or b"deflate" not in coding:
+                return body  # which is all that TensorFlow Serving knows
+            compression = Compression.DEFLATE
         call = functools.partial(
             inflate,
             body,
-            Compression.GZIP,
+            compression,
             max_bytes=self._max_inflated_bytes,
             reserve=context.reserve,
             flag="max_inflated_bytes",

@@ -90,6 +90,11 @@ class ServerParity:
     untested: tuple[str, ...] = ()
 
     @property
+    def untested_names(self) -> tuple[str, ...]:
+        """The signatures of `untested`, without their reasons."""
+        return tuple(one.partition(" (")[0] for one in self.untested)
+
+    @property
     def passed(self) -> bool:
         """All signatures agree (and there is at least one)."""
         return bool(self.reports) and all(report.passed for report in self.reports)
@@ -117,7 +122,7 @@ class Outcome:
         model_name: Whose versions.
         version: Which the command was about.
         label: Which was moved, or "".
-        version_before: Where it pointed before, or None.
+        version_before: Where it pointed before; None if nowhere.
         policy: The version policy now.
         problem: What failed, or "".
         is_restored: After a failure: whether everything is as it was.
@@ -381,7 +386,7 @@ def _find_version_dir(base_path: Path, version: int) -> Path:
 
 def _describe_edit(edit: ModelEdit) -> str:
     parts = [
-        f"label {label} -> version {version}" if version is not None else f"no label {label}"
+        f"label {label} to version {version}" if version is not None else f"no label {label}"
         for label, version in edit.labels.items()
     ]
     if edit.policy is not None:
@@ -498,7 +503,9 @@ def check_parity(
             except UnimplementedError as error:
                 untested.append(f"{name} ({error.message})")
         found.append(ServerParity(server.address, tuple(reports), tuple(untested)))
-        _LOG.info("parity %s", found[-1].describe())
+        how = f"label {spec.version_label}" if spec.version_label else f"version {version}"
+        verdict = "agree" if found[-1].passed else "DIFFER"
+        _LOG.info("%s: golden examples by %s %s", server.address, how, verdict)
     return tuple(found)
 
 

@@ -191,9 +191,10 @@ class Servers:
 
         def is_labelled(server: Server) -> tuple[bool, str]:
             found = server.find_label(model_name, label)
-            return found == version, f"{label} leads to version {found}"
+            return found == version, f"label {label} leads {_name_version(found)}"
 
-        self._wait(f"label {label} of {model_name} at version {version}", is_labelled)
+        goal = f"label {label} of {model_name} leads {_name_version(version)}"
+        self._wait(goal, is_labelled)
 
     def _wait(self, goal: str, is_reached: Callable[[Server], tuple[bool, str]]) -> None:
         deadline = time.monotonic() + self.timeout_s
@@ -217,6 +218,10 @@ class Servers:
                     "(--reload_config)?"
                 )
             time.sleep(_POLL_S)
+
+
+def _name_version(version: int | None) -> str:
+    return "nowhere" if version is None else f"to version {version}"
 
 
 def _ask(server: Server, is_reached: Callable[[Server], tuple[bool, str]]) -> tuple[bool, str]:

@@ -204,8 +204,7 @@ def _run_change(arguments: argparse.Namespace, change: Callable[[Rollout], Outco
         if arguments.json:
             _print_outcome_as_json(outcome)
         else:
-            for one in outcome.parity:
-                say(f"parity {one.describe()}")
+            _print_parity(outcome)
             say(_summarize(outcome))
         return ExitCode.DONE if outcome.passed else ExitCode.FAILED
 
@@ -240,11 +239,28 @@ def _print_outcome_as_json(outcome: Outcome) -> None:
     print_json(document)
 
 
+def _print_parity(outcome: Outcome) -> None:
+    """What golden showed last: a row for each server and signature."""
+    rows = []
+    for one in outcome.parity:
+        for report in one.reports:
+            verdict = "passed" if report.passed else f"FAILED: {'; '.join(report.problems)}"
+            gap = f"{report.worst.max_abs_difference:.1e}" if report.outputs else "-"
+            rows.append([report.signature_name, one.address, report.num_rows, gap, verdict])
+        rows += [[name, one.address, "-", "-", "untested"] for name in one.untested_names]
+    if rows:
+        headings = ["signature", "server", "rows", "max abs difference", "golden"]
+        print_table(headings, rows, title=f"parity of version {outcome.version}")
+
+
 def _summarize(outcome: Outcome) -> str:
-    what = f"{outcome.action} {outcome.model_name} version {outcome.version}"
+    what = f"{outcome.action} {outcome.model_name}"
     if outcome.label:
-        before = "none" if outcome.version_before is None else outcome.version_before
-        what += f", label {outcome.label} (before: {before})"
+        before = outcome.version_before
+        where = "nowhere" if before is None else f"version {before}"
+        what += f": label {outcome.label} from {where} to version {outcome.version}"
+    else:
+        what += f" version {outcome.version}"
     if outcome.passed:
         return f"{what}: done in {outcome.seconds:.1f} s; policy {outcome.policy}"
     end = "everything is as it was" if outcome.is_restored else "NOT restored: see `labels`"

@@ -17,7 +17,7 @@ has.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from contract.errors import CancelledError, ResourceExhaustedError
 
@@ -41,6 +41,8 @@ class MemoryBudget:
         max_call_bytes: The most that one call may hold.
         num_bytes: What is held now.
         num_refused: How often bytes were refused.
+        on_shortage: Told, on any thread, before a call is refused: who holds spare bytes gives back
+            what it can.
     """
 
     __slots__ = (
@@ -50,6 +52,7 @@ class MemoryBudget:
         "max_call_bytes",
         "num_bytes",
         "num_refused",
+        "on_shortage",
     )
 
     def __init__(self, max_bytes: int, max_call_bytes: float = math.inf) -> None:
@@ -57,6 +60,7 @@ class MemoryBudget:
         self.max_call_bytes = min(max_call_bytes, max_bytes * _GREED // (_GREED + 1))
         self.num_bytes = 0
         self.num_refused = 0
+        self.on_shortage: Callable[[], None] | None = None
         self._calm_bytes = max_bytes // 2
         # What each caller holds, and its reservations.
         self._accounts: dict[Hashable, list[int]] = {}
@@ -71,11 +75,33 @@ class MemoryBudget:
         account[1] += 1
         return Reservation(self, caller, account)
 
+    def take_spare(self, num_bytes: int) -> bool:
+        """Takes bytes for work that no caller waits for, while less than half are held.
+
+        Give them back with `give_back`. Any thread may call.
+        """
+        if self.num_bytes + num_bytes > self._calm_bytes:
+            return False
+        self.num_bytes += num_bytes
+        return True
+
+    def give_back(self, num_bytes: int) -> None:
+        """Gives back what `take_spare` took."""
+        self.num_bytes -= num_bytes
+
     def _check_share(self, account: list[int], num_bytes: int) -> None:
         """Refuses a caller that would hold more than its share."""
+        if self._has_room(account, num_bytes):
+            return
+        if self.on_shortage is not None:
+            self.on_shortage()
+            if self._has_room(account, num_bytes):
+                return
+        self._refuse(num_bytes)
+
+    def _has_room(self, account: list[int], num_bytes: int) -> bool:
         is_fair = account[0] + num_bytes <= _GREED * (self.max_bytes - self.num_bytes)
-        if not is_fair or self.num_bytes + num_bytes > self.max_bytes:
-            self._refuse(num_bytes)
+        return is_fair and self.num_bytes + num_bytes <= self.max_bytes
 
     def _refuse(self, num_bytes: int) -> None:
         self.num_refused += 1

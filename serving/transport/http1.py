@@ -110,14 +110,18 @@ class Answer:
         status: For example 200.
         head: Header lines, each with its CR LF; none of Date, Content-Length and Connection.
         body: May be empty.
+        error: What it says, where it is one.
     """
 
-    __slots__ = ("body", "head", "status")
+    __slots__ = ("body", "error", "head", "status")
 
-    def __init__(self, status: int, head: bytes, body: bytes) -> None:
+    def __init__(
+        self, status: int, head: bytes, body: bytes, error: PlumblineError | None = None
+    ) -> None:
         self.status = status
         self.head = head
         self.body = body
+        self.error = error
 
 
 class Request:
@@ -131,9 +135,19 @@ class Request:
         context: Of the work for it.
         reservation: What it holds of the memory budget.
         keeps_alive: Whether the connection stays open for another one.
+        answer_head: Header lines of the answer, whatever that will be, each with its CR LF.
     """
 
-    __slots__ = ("body", "context", "headers", "keeps_alive", "method", "reservation", "target")
+    __slots__ = (
+        "answer_head",
+        "body",
+        "context",
+        "headers",
+        "keeps_alive",
+        "method",
+        "reservation",
+        "target",
+    )
 
     def __init__(self, head: Head, context: PlainContext, reservation: Reservation) -> None:
         self.method = head.method
@@ -141,6 +155,7 @@ class Request:
         self.headers: Mapping[bytes, bytes] = head.headers
         self.keeps_alive = head.keeps_alive
         self.body: bytes | bytearray = b""
+        self.answer_head = b""
         self.context = context
         self.reservation = reservation
 
@@ -833,7 +848,13 @@ class Http1Peer(Peer):
 
     def _crash(self, request: Request, error: BaseException | None = None) -> Answer:
         target = request.target[:256]
-        _log.error("%s %s failed", request.method, target, exc_info=error or True)
+        _log.error(
+            "%s %s failed",
+            request.method,
+            target,
+            exc_info=error or True,
+            extra={"call": request.context.notes},
+        )
         return self._service.refuse(
             request, InternalError("the server failed; its log has the reason")
         )
@@ -852,7 +873,8 @@ class Http1Peer(Peer):
             end = b"\r\nConnection: close\r\n\r\n"
         elif b"connection" in request.headers:
             end = b"\r\nConnection: keep-alive\r\n\r\n"
-        head = b"%s%s%s%d%s" % (line, answer.head, self._http.format_date(), len(body), end)
+        more = request.answer_head
+        head = b"%s%s%s%s%d%s" % (line, answer.head, more, self._http.format_date(), len(body), end)
         if request.method == "HEAD":
             self._out.append(head)
         elif len(body) < _LARGE_BYTES:

@@ -381,6 +381,7 @@ class Connection:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.limits = limits
+        self.peer = ""
         self.out: list[Piece] = []
         self.streams: dict[int, Stream] = {}
         self.is_closed = False

@@ -76,6 +76,7 @@ class Http2Peer(Peer, asyncio.BufferedProtocol):
 
     def begin(self) -> None:
         self._heard = self._looked = self.begun
+        self.connection.peer = self.name_peer()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer

@@ -143,6 +143,13 @@ class Peer(asyncio.BaseProtocol, abc.ABC):
         self.listener.forget(self)
         self.lose()
 
+    def name_peer(self) -> str:
+        """Its address, for logs."""
+        name = self.transport.get_extra_info("peername")
+        if not isinstance(name, tuple):
+            return "unix:"
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
     @abc.abstractmethod
     def begin(self) -> None:
         """The connection is open."""

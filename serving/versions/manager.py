@@ -20,7 +20,7 @@ from serving.config.server import ServerConfig
 from serving.versions.lifecycle import Lifecycle, LoadFunction
 from serving.versions.routing import Router, Tally, assign_labels
 from serving.versions.source import FileSystemSource, PollResult
-from serving.versions.states import StateMonitor
+from serving.versions.states import ListedModel, StateMonitor, list_models
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,10 @@ class ServableManager:
     def models(self) -> tuple[ModelConfig, ...]:
         """The configuration in force."""
         return self._models
+
+    def list_models(self) -> list[ListedModel]:
+        """The models of the configuration in force, by name, with their versions' statuses."""
+        return list_models(self._models, self.monitor.snapshot())
 
     def start(self, models: Sequence[ModelConfig]) -> None:
         """Begins to serve `models`; returns at once."""
@@ -142,6 +146,11 @@ class ServableManager:
     def wait_until_ready(self, *, timeout_s: float | None = None) -> bool:
         """Blocks until `is_ready`; False when the time ran out."""
         return self.monitor.wait_for(self.is_ready, timeout_s=timeout_s)
+
+    def find_version_dir(self, name: str, version: int) -> Path | None:
+        """Where a version lay at the last look at its base path."""
+        result = self._polled.get(name)
+        return None if result is None else result.versions.get(version)
 
     def is_pending(self, name: str) -> bool:
         """Whether a model serves nothing yet, but may without a change."""

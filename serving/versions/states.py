@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from contract.errors import Code, PlumblineError, ServableNotFoundError
 from contract.servable import ServableId, VersionState
+from serving.config.models import ModelConfig
 
 MAX_ENDED_VERSIONS = 1000
 """How many versions in state END a model keeps on its list; the lowest go first."""
@@ -28,6 +29,21 @@ class VersionStatus:
     state: VersionState
     code: Code = Code.OK
     message: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A model that is configured, as `GET /v1/models` tells it.
+
+    Attributes:
+        name: The model name.
+        labels: Label to version.
+        versions: The statuses of its versions, the highest first.
+    """
+
+    name: str
+    labels: Mapping[str, int]
+    versions: tuple[VersionStatus, ...]
 
 
 class StateMonitor:
@@ -119,3 +135,23 @@ def choose_states(
     if not versions:
         raise ServableNotFoundError(f"Could not find any versions of model {name}")
     return [versions[number] for number in sorted(versions, reverse=True)]
+
+
+def list_models(
+    models: Sequence[ModelConfig], statuses: Mapping[ServableId, VersionStatus]
+) -> list[ListedModel]:
+    """The models of a configuration by name, with their versions but those that ended well: they
+    have gone, while one that failed is there to be asked about."""
+    versions: dict[str, list[VersionStatus]] = {model.name: [] for model in models}
+    for servable_id, status in statuses.items():
+        is_gone = status.state is VersionState.END and status.code is Code.OK
+        if servable_id.name in versions and not is_gone:
+            versions[servable_id.name].append(status)
+    return [
+        ListedModel(
+            model.name,
+            dict(sorted(model.version_labels.items())),
+            tuple(sorted(versions[model.name], key=lambda one: one.version, reverse=True)),
+        )
+        for model in sorted(models, key=lambda one: one.name)
+    ]

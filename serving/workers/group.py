@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from contract.errors import PlumblineError, ServableUnavailableError
+from contract.errors import Code, PlumblineError, ServableUnavailableError
 from contract.servable import ServableId, VersionState
 from serving.addresses import Addresses
 from serving.config.models import ModelConfig
@@ -24,9 +26,13 @@ from serving.monitoring.instruments import (
 )
 from serving.monitoring.metrics import Metrics
 from serving.versions.manager import raise_failures
-from serving.versions.states import VersionStatus, choose_states
+from serving.versions.states import ListedModel, VersionStatus, choose_states, list_models
 from serving.workers.shared_state import LOST_S, MetricsDump, Place, Refusal, WorkerState
 from serving.workers.suspects import LoadGuard
+
+if TYPE_CHECKING:
+    from contract.shadow import ShadowFigures, ShadowRow
+    from serving.api.shadow import Shadow, ShadowOrder
 
 CATCH_UP_S = 10.0
 """How long a worker that lags behind tries to accept a reload that another has accepted."""
@@ -38,6 +44,8 @@ _DUMP_TIMEOUT_S = 1.0
 _LISTEN_S = 0.05
 _LOOK_S = 0.25
 _NOTE_S = 1.0
+_SEEN_S = 0.25
+_END_S = 3.0
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +62,17 @@ class WorkerGroup:
         trials: Where versions are loaded first; None for this process at once.
     """
 
+    make_shadow: Callable[[], Shadow]
+
     def __init__(self, config: ServerConfig, place: Place, trials: Trials | None = None) -> None:
         self._shared = place.shared
         self._slot = place.slot
         self.is_replacement = place.is_replacement
-        self.metrics = Metrics(list_versions=self.snapshot, is_ready=self.is_ready)
+        self.metrics = Metrics(
+            list_versions=self.snapshot,
+            is_ready=self.is_ready,
+            count_restarts=place.shared.read_restarts,
+        )
         guard = LoadGuard(place.shared, place.slot)
         self.manager = make_manager(
             config, self.metrics, trials, guard=guard.watch, tally=guard.tally
@@ -74,6 +88,11 @@ class WorkerGroup:
         self._following = threading.Lock()  # the models, and the two that tell which
         self._followed: tuple[int, Refusal | None] = (-1, None)
         self._behind_since: float | None = None
+        self._shadowing = threading.Lock()
+        self._shadow: Shadow | None = None
+        self._shadow_count = 0
+        self._order: ShadowOrder | None = None
+        self._said_seen = 0.0
         self._has_left = threading.Event()
         self._thread = threading.Thread(target=self._keep_up, name="group", daemon=True)
 
@@ -170,6 +189,10 @@ class WorkerGroup:
         versions = {key.version: one for key, one in self.snapshot().items() if key.name == name}
         return choose_states(versions, name, version)
 
+    def list_models(self) -> list[ListedModel]:
+        """See `ServableManager.list_models`; a version is AVAILABLE once it is everywhere."""
+        return list_models(self.manager.models, self.snapshot())
+
     def reload(self, models: Sequence[ModelConfig]) -> None:
         """See `ServableManager.reload`; waits for every worker that does not hang."""
         known = {model.name for model in self.manager.models}
@@ -193,6 +216,69 @@ class WorkerGroup:
     async def render_metrics(self) -> str:
         """The page that Prometheus scrapes, over all workers."""
         return await asyncio.to_thread(self._render)
+
+    async def shadow(
+        self, order: ShadowOrder, lease_s: float
+    ) -> tuple[ShadowFigures, Sequence[ShadowRow]]:
+        """See `Manager.shadow`; what the other workers saw is a moment old until it has ended."""
+        return await asyncio.to_thread(self._shadow_together, order, lease_s)
+
+    def _shadow_together(
+        self, order: ShadowOrder, lease_s: float
+    ) -> tuple[ShadowFigures, Sequence[ShadowRow]]:
+        from contract.shadow import choose_worst, join_figures
+
+        shared = self._shared
+        known = shared.read_shadow()
+        is_other = known is not None and known.id != order.id
+        if is_other and lease_s and time.monotonic() < shared.read_lease():
+            raise PlumblineError(
+                "another shadow is under way; wait until that has ended",
+                code=Code.FAILED_PRECONDITION,
+            )
+        if not (is_other and not lease_s):  # what has been replaced is not ended any more
+            shared.write_shadow(order, time.monotonic() + lease_s if lease_s else 0.0)
+        self._follow_shadow(time.monotonic())
+        deadline = time.monotonic() + _END_S
+        while True:
+            slots = [slot for slot in range(shared.num_slots) if shared.is_awaited(slot)]
+            found = {slot: shared.read_seen(slot) for slot in range(shared.num_slots)}
+            seen = {slot: one for slot, one in found.items() if one and one.id == order.id}
+            are_over = all(slot in seen and seen[slot].is_over for slot in slots)
+            if lease_s or are_over or time.monotonic() > deadline:
+                break
+            self._has_left.wait(_LISTEN_S)
+        figures = join_figures(one.figures for one in seen.values())
+        if lease_s:
+            return figures, ()
+        shared.forget_seen()
+        rows = [row for one in seen.values() for row in one.rows]
+        return figures, choose_worst(rows, order.num_rows)
+
+    def _follow_shadow(self, now: float) -> None:
+        """Shadows what any worker was told to, and says what was seen."""
+        with self._shadowing:
+            count = self._shared.read_shadow_count()
+            if count == self._shadow_count and self._order is None:
+                return
+            if count != self._shadow_count:
+                self._shadow_count = count
+                self._order = self._shared.read_shadow()
+            order, lease = self._order, self._shared.read_lease()
+            if order is None:
+                return
+            self._shadow = shadow = self._shadow or self.make_shadow()
+            if not lease or lease < now:
+                self._order = None
+                state = shadow.end(order.id)
+                if lease:  # it has run out: nobody fetches what people sent
+                    state = dataclasses.replace(state, rows=())
+                self._shared.write_seen(self._slot, state)
+                return
+            shadow.follow(order, lease)
+            if now - self._said_seen > _SEEN_S:
+                self._said_seen = now
+                self._shared.write_seen(self._slot, shadow.take_state())
 
     # The others.
 
@@ -225,6 +311,7 @@ class WorkerGroup:
             try:
                 now = time.monotonic()
                 self._follow(now)
+                self._follow_shadow(now)
                 wish = self._shared.read_wish()
                 if wish > self._dump.wish or now - counted > _NOTE_S:
                     counted = now

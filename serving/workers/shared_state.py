@@ -22,7 +22,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -33,6 +33,9 @@ from serving.versions.lifecycle import Fingerprint
 from serving.versions.manager import Failure
 from serving.versions.routing import Tally
 from serving.versions.states import VersionStatus
+
+if TYPE_CHECKING:
+    from serving.api.shadow import ShadowOrder, ShadowState
 
 BEAT_S = 0.1
 """How often the event loop of a worker says that it turns."""
@@ -53,15 +56,18 @@ LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _RETIRED = "retired"
 _MODELS = "models"
+_ORDER = "shadow"
 _SUSPECTS = {True: "convicted", False: "suspected"}
 _MAX_SUSPECTS = 1000
-_WISH, _GENERATION, _FIRST_SLOT = 0, 1, 2  # where numbers are in the page
+# Where numbers are in the page.
+_WISH, _GENERATION, _SHADOW, _LEASE, _FIRST_SLOT = 0, 1, 2, 3, 4
 _BEAT, _IDLE, _FIRST_COUNT = 0, 1, 2  # and where among those of a slot
 _NUM_COUNTS = 2
 _FIRST_TALLY = _FIRST_COUNT + _NUM_COUNTS
 NUM_TALLIES = 64
 """Places in which a worker counts the users of the versions that it serves."""
-_NUM_NUMBERS = _FIRST_TALLY + NUM_TALLIES
+_RESTARTS = _FIRST_TALLY + NUM_TALLIES
+_NUM_NUMBERS = _RESTARTS + 1
 
 Suspect = tuple[str, Fingerprint]
 """A version's directory, and its files as they were."""
@@ -192,6 +198,19 @@ class SharedState:
         """How many connections of a kind (0 or 1) a worker has."""
         return self._numbers[_find_number(slot, _FIRST_COUNT + kind)]
 
+    # Workers that ended and were replaced.
+
+    def count_restart(self, slot: int) -> None:
+        """Says that a worker ended and another takes its place; the supervisor alone does."""
+        self._numbers[_find_number(slot, _RESTARTS)] += 1
+
+    def read_restarts(self) -> dict[int, int]:
+        """Slot to how often its worker was replaced."""
+        return {
+            slot: int(self._numbers[_find_number(slot, _RESTARTS)])
+            for slot in range(self.num_slots)
+        }
+
     # Versions that answer, and how many users each has at the moment.
 
     def find_tally(self, slot: int, place: int) -> Tally:
@@ -299,6 +318,45 @@ class SharedState:
                         ) from None
                 time.sleep(_POLL_S)
             yield
+
+    # The shadow of a version: what is ordered, until when, and what each worker saw.
+
+    def write_shadow(self, order: ShadowOrder, deadline: float) -> None:
+        """Says what all workers are to shadow, and until when (`time.monotonic`); 0 ends it."""
+        is_renewed = self.read_shadow() == order and self.read_lease() > time.monotonic()
+        self._numbers[_LEASE] = deadline
+        if not is_renewed or not deadline:
+            self._replace(_ORDER, pickle.dumps(order))
+            self._numbers[_SHADOW] += 1
+
+    def read_shadow_count(self) -> int:
+        """How often what is ordered has changed."""
+        return int(self._numbers[_SHADOW])
+
+    def read_lease(self) -> float:
+        """When the shadow ends (`time.monotonic`); 0 when it has."""
+        return self._numbers[_LEASE]
+
+    def read_shadow(self) -> ShadowOrder | None:
+        """What was ordered last."""
+        from serving.api.shadow import ShadowOrder
+
+        return self._unpickle(_ORDER, ShadowOrder, lambda: None)
+
+    def write_seen(self, slot: int, state: ShadowState) -> None:
+        """Says what a worker's shadow saw."""
+        self._replace(f"{slot}.{_ORDER}", pickle.dumps(state))
+
+    def read_seen(self, slot: int) -> ShadowState | None:
+        """What a worker's shadow saw when it last said so."""
+        from serving.api.shadow import ShadowState
+
+        return self._unpickle(f"{slot}.{_ORDER}", ShadowState, lambda: None)
+
+    def forget_seen(self) -> None:
+        """Deletes what shadows saw: the rows are people's own."""
+        for slot in range(self.num_slots):
+            (self.folder / f"{slot}.{_ORDER}").unlink(missing_ok=True)
 
     # Versions that workers load, and under which they died: see `serving.workers.suspects`.
 

@@ -234,6 +234,7 @@ class Supervisor:
             self._code = ExitCode.UNREACHABLE
             self._end_all(signal.SIGTERM)
             return
+        self._shared.count_restart(slot.number)
         now = time.monotonic()
         slot.num_failures = 0 if now - slot.started > _LONG_ENOUGH_S else slot.num_failures + 1
         delay_s = 0.0

@@ -17,7 +17,7 @@ from contract.errors import ConfigError
 from serving.config.models import read_model_configs
 from serving.config.server import ServerConfig
 from serving.engines.loading import Trials
-from serving.logs import LineFormatter
+from serving.logs import name_process
 from serving.server import Server, bound_drain
 from serving.transport.sharing import SharedSockets
 from serving.workers.group import WorkerGroup
@@ -47,9 +47,11 @@ class Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Should it be stopped when the supervisor dies, nobody else would let it see that.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
-        who = f"worker {self._place.slot}"
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(LineFormatter(who))
+        name_process(self._who, self._config.log_format)
+
+    @property
+    def _who(self) -> str:
+        return f"worker {self._place.slot}"
 
     async def serve(self, trials: Trials | None = None) -> int:
         """Serves; returns the exit code.
@@ -67,6 +69,7 @@ class Worker:
             front=WorkerGroup(config, place, trials),
             grpc=SharedSockets(place.grpc, FairShare(place.shared, place.slot, 0)),
             rest=SharedSockets(place.rest, FairShare(place.shared, place.slot, 1)),
+            who=self._who,
         )
         await server.start(stop)
         self._tell_supervisor()

@@ -259,7 +259,8 @@ def test_an_answer_that_cannot_be_is_named(
     server: ModelServer, body: bytes, told: str, code: Code
 ) -> None:
     server.answer = lambda _: body
-    with PredictionClient(server.address, model_name="m") as client:
+    checks = Checks(rows=True)
+    with PredictionClient(server.address, model_name="m", checks=checks) as client:
         with pytest.raises(errors.InternalError, match=told) as caught:
             client.predict(ROWS[:20])
         assert caught.value.code is code

@@ -184,7 +184,6 @@ def test_an_overloaded_server_is_asked_again(server: RestServer, client: RestCli
         b"{}",
         b'{"outputs": [["a", "b"]]}',
         b'{"outputs": [[1.0, 2.0], [3.0]]}',
-        b'{"outputs": [[1.0, 2.0]]}',
         b'{"outputs": [[1.0], [1.0], [1.0]]}',
         b'{"outputs": [[NaN, 1], [1, 1], [1, 1]]}',
     ],
@@ -195,6 +194,14 @@ def test_an_answer_that_cannot_be_is_named(
     server.answer = lambda path, _: (200, {}, reply) if path.endswith(":predict") else None
     with pytest.raises(errors.InternalError, match=r"output|'y'"):
         client.predict(ROWS)
+
+
+def test_an_answer_of_as_many_rows_as_the_model_means_is_given_out(
+    server: RestServer, client: RestClient
+) -> None:
+    reply = b'{"outputs": [[1.0, 2.0]]}'
+    server.answer = lambda path, _: (200, {}, reply) if path.endswith(":predict") else None
+    assert client.predict(ROWS)["y"].tolist() == [[1.0, 2.0]]
 
 
 def test_nan_passes_when_allowed(server: RestServer) -> None:

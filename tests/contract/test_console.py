@@ -300,6 +300,7 @@ def test_every_error_has_an_exit_code() -> None:
     assert {name for name, code in codes.items() if code is ExitCode.FAILED} == {
         *("PlumblineError", "ExportError", "VerificationError", "SignatureChangedError"),
         *("VersionExistsError", "ResourceExhaustedError", "CancelledError", "InternalError"),
+        "UntrustedVersionError",
     }
     assert exit_code_of(PlumblineError("away", code=errors.Code.UNAVAILABLE)) == 3
     assert set(codes.values()) == {1, 2, 3}

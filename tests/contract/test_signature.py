@@ -152,3 +152,27 @@ def test_shapes_are_described_with_their_axes() -> None:
     assert describe_shape((None,)) == "(batch,)"
     assert describe_shape(()) == "()"
     assert describe_shape(None) == "(any)"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "advice"),
+    [
+        ((1, 3), (None, 1), "array.T has shape (3, 1)"),
+        ((3, 1), (None, 3), "array.T has shape (1, 3)"),
+        ((3,), (None, 1), "reshape to (3, 1)"),
+        ((3,), (None, 3), "add a batch axis with array[None]"),
+        ((3,), (None, None), "add a batch axis with array[None]"),
+        ((), (None, 1), "reshape to (1, 1)"),
+        ((1,), (), "array.item()"),
+        ((28, 28), (None, 784), "reshape to (1, 784)"),
+        ((1, 1, 28, 28), (None, 28, 28), "reshape to (1, 28, 28)"),
+        ((6,), (2, 3), "reshape to (2, 3)"),
+    ],
+)
+def test_a_shape_that_does_not_fit_comes_with_the_likely_fix(
+    given: tuple[int, ...], wanted: tuple[int | None, ...], advice: str
+) -> None:
+    signature = Signature("s", {"x": TensorSpec("x", "float32", wanted)}, {})
+    with pytest.raises(TensorMismatchError) as caught:
+        check_batch({"x": np.zeros(given, np.float32)}, signature)
+    assert advice in caught.value.message

@@ -59,7 +59,61 @@ BY_HAND = {
     },
     "HealthCheckRequest": {"service": 1},
     "HealthCheckResponse": {"status": 1},
+    # kserve/open-inference-protocol, specification/protocol/open_inference_grpc.proto; what
+    # tests/tritonclient compares field by field.
+    "ServerLiveRequest": {},
+    "ServerLiveResponse": {"live": 1},
+    "ServerReadyRequest": {},
+    "ServerReadyResponse": {"ready": 1},
+    "ModelReadyRequest": {"name": 1, "version": 2},
+    "ModelReadyResponse": {"ready": 1},
+    "ServerMetadataRequest": {},
+    "ServerMetadataResponse": {"name": 1, "version": 2, "extensions": 3},
+    "ModelMetadataRequest": {"name": 1, "version": 2},
+    "ModelMetadataResponse": {
+        "name": 1,
+        "versions": 2,
+        "platform": 3,
+        "inputs": 4,
+        "outputs": 5,
+    },
+    "InferParameter": {
+        "bool_param": 1,
+        "int64_param": 2,
+        "string_param": 3,
+        "double_param": 4,
+        "uint64_param": 5,
+    },
+    "InferTensorContents": {
+        "bool_contents": 1,
+        "int_contents": 2,
+        "int64_contents": 3,
+        "uint_contents": 4,
+        "uint64_contents": 5,
+        "fp32_contents": 6,
+        "fp64_contents": 7,
+        "bytes_contents": 8,
+    },
+    "ModelInferRequest": {
+        "model_name": 1,
+        "model_version": 2,
+        "id": 3,
+        "parameters": 4,
+        "inputs": 5,
+        "outputs": 6,
+        "raw_input_contents": 7,
+    },
+    "ModelInferResponse": {
+        "model_name": 1,
+        "model_version": 2,
+        "id": 3,
+        "parameters": 4,
+        "outputs": 5,
+        "raw_output_contents": 6,
+    },
 }
+# Messages of the embedded server's own.
+OUR_OWN = {"ShadowRequest", "ShadowRow", "ShadowResponse"}
 # Fields that our messages leave to protobuf's unknown fields.
 TRIMMED = {
     "MetaGraphDef": {"graph_def", "saver_def", "collection_def", "object_graph_def"},
@@ -144,7 +198,9 @@ def test_every_message_has_the_official_fields():
     official = official_messages()
     ours = our_messages()
     compared = sum(
-        compare(message, official[name]) for name, message in ours.items() if name not in BY_HAND
+        compare(message, official[name])
+        for name, message in ours.items()
+        if name not in BY_HAND and name not in OUR_OWN
     )
     assert compared > 80
 

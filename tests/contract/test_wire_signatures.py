@@ -11,6 +11,7 @@ from contract.servable import ModelSpec
 from contract.signature import CLASSIFY_METHOD, Signature, TensorSpec
 from contract.wire import signatures
 from contract.wire.plumbline_wire import metadata_pb2, saved_model_pb2
+from contract.wire.tensors import LAYOUTS
 
 SPEC = ModelSpec("mlp", version=3)
 SIGNATURE = Signature(
@@ -132,3 +133,12 @@ def test_the_official_messages_unpack_our_metadata():
     assert response.metadata["signature_def"].Unpack(found)
     assert found.signature_def["c"].method_name == CLASSIFY_METHOD
     assert found.signature_def["c"].inputs["images"].tensor_shape.dim[1].size == 784
+
+
+def test_a_reference_dtype_is_that_of_its_values_for_inputs_and_outputs() -> None:
+    for number, layout in LAYOUTS.items():
+        proto = saved_model_pb2.SignatureDef()
+        for side in (proto.inputs, proto.outputs):
+            side["x"].dtype = number + 100  # type: ignore[assignment]
+        signature = signatures.signature_from_proto("s", proto)
+        assert signature.inputs["x"].dtype == signature.outputs["x"].dtype == layout.name

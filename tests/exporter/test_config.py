@@ -136,6 +136,33 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere.toml")
 
 
+def test_a_configuration_that_comes_along_is_found_by_name_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("mlp") == load_config(CONFIGS / "mlp.toml")
+
+
+def test_a_file_that_exists_wins_over_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = MLP.read_text().replace('kind = "mlp"', 'kind = "mlp"\nname = "mine"')
+    Path("mlp").write_text(named)
+    assert load_config("mlp").model.name == "mine"
+
+
+@pytest.mark.parametrize("given", ["mpl", "configs/mlp.toml", "mlp.toml", "there/mlp"])
+def test_a_configuration_that_is_not_there_says_which_are(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_config(given)
+    assert "cnn, mlp, mnist_cnn, mnist_mlp" in caught.value.message
+    assert ("did you mean mlp, by name?" in caught.value.message) == (given != "mpl")
+
+
 def test_one_number_of_a_tolerance_can_change_and_the_others_stay() -> None:
     config = load_config(MLP, ["export.tolerances.int8.min_top1_agreement=0.5"])
     assert config.export.tolerances.int8.min_top1_agreement == 0.5

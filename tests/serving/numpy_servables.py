@@ -26,7 +26,7 @@ from contract.wire.tensors import to_tensor_proto
 from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.servable import LITERT, Engine, Servable
 from serving.observer import EngineChoice, Observer
-from serving.versions.states import VersionStatus
+from serving.versions.states import ListedModel, VersionStatus
 
 
 def _sign(name: str, inputs: dict[str, Any], outputs: dict[str, Any], method: str) -> Signature:
@@ -131,6 +131,10 @@ class OneModelManager:
         if name != self.servable.id.name:
             raise ServableNotFoundError(f"Could not find any versions of model {name}")
         return [VersionStatus(self.servable.id.version, VersionState.AVAILABLE)]
+
+    def list_models(self) -> list[ListedModel]:
+        servable_id = self.servable.id
+        return [ListedModel(servable_id.name, {}, tuple(self.list_states(servable_id.name)))]
 
     def reload(self, models: Sequence[Any]) -> None:
         self.reloaded = models

@@ -18,6 +18,9 @@ from serving.config.server import ServerConfig
 from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
 from serving.observer import Observer
+from serving.open_inference.grpc_methods import list_methods
+from serving.open_inference.inference import OpenInference
+from serving.open_inference.rest_methods import OpenInferenceRest
 from serving.rest.server import RestServer
 
 
@@ -79,9 +82,13 @@ def serve(
         asked = dataclasses.replace(config or ServerConfig(), port=-1, rest_api_port=-1)
         handlers = Handlers(manager, asked, observer or Observer(), request_log=request_log)
         health = Health(lambda: True)
-        grpc_server = GrpcServer(handlers, asked, health)
+        service = None if asked.strict_compat else OpenInference(handlers, health)
+        grpc_server = GrpcServer(
+            handlers, asked, health, more_methods=list_methods(service) if service else {}
+        )
         await grpc_server.start()
-        rest_server = RestServer(handlers, asked, health, render_no_metrics)
+        more = service and OpenInferenceRest(service, asked)
+        rest_server = RestServer(handlers, asked, health, render_no_metrics, more=more)
         await rest_server.start()
         stop = asyncio.Event()
         found.update(

@@ -23,7 +23,7 @@ from contract.signature import Batch
 from serving.config.server import BatchingParameters
 from serving.context import NO_CONTEXT, PlainContext, RequestContext
 from serving.engines.batching import FULL_TEXT, TIMEOUT_TEXT, Batcher
-from serving.observer import Observer
+from serving.observer import Observer, QueueFigures
 
 Result = TypeVar("Result")
 
@@ -151,6 +151,24 @@ def test_calls_that_cannot_be_batched_are_refused(inputs: Batch, text: str) -> N
         (error,) = answer(batcher, inputs)
     assert isinstance(error, RequestError)
     assert (error.code, error.message) == (Code.INVALID_ARGUMENT, text)
+
+
+def test_what_waits_is_measured_and_how_long_the_first_has() -> None:
+    with batching(max_batch_size=4, batch_timeout_micros=60_000_000) as (batcher, _):
+
+        async def look() -> tuple[QueueFigures, QueueFigures]:
+            calls = [asyncio.ensure_future(batcher.answer("doubles", row(1))) for _ in range(3)]
+            await asyncio.sleep(0)
+            first = batcher.measure_queue()
+            second = batcher.measure_queue()
+            calls.append(asyncio.ensure_future(batcher.answer("doubles", row(1))))
+            await asyncio.gather(*calls)  # the fourth fills the batch
+            return first, second
+
+        first, second = asyncio.run(look())
+        assert first.num_calls == 3
+        assert 0 < first.age_s < second.age_s
+        assert batcher.measure_queue() == QueueFigures(0, 0.0)
 
 
 def test_a_full_queue_is_unavailable() -> None:

@@ -340,7 +340,7 @@ def test_metrics_tell_how_much_was_abandoned() -> None:
     page = metrics.render()
     for stage, count in (("waiting", 1), ("running", 2)):
         labels = f'model_name="m",version="3",stage="{stage}"'
-        assert f"plumbline_abandoned_calls{{{labels}}} {count}\n" in page
+        assert f"plumbline_abandoned_calls_total{{{labels}}} {count}\n" in page
 
 
 def test_calls_behind_a_long_one_are_all_answered() -> None:

@@ -240,7 +240,7 @@ def test_the_budget_is_back_when_all_is_done(server: ServerProcess) -> None:
     lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
     assert lines["plumbline_bytes_in_flight{}"] == "0"
     assert lines["plumbline_max_bytes_in_flight{}"] == str(BUDGET_BYTES)
-    assert int(lines["plumbline_memory_refusals{}"]) > 0
+    assert int(lines["plumbline_memory_refusals_total{}"]) > 0
 
 
 def test_an_error_of_rest_that_is_no_size_says_nothing_of_coming_back(

@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import grpc
+import prometheus_client
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from contract.errors import ManifestError, ResourceExhaustedError
 from contract.servable import ServableId, VersionState
 from contract.wire.rpc import PREDICT
-from serving.engines.servable import EngineChoice
 from serving.monitoring.instruments import (
     MAX_CHILDREN,
     OTHER,
@@ -29,6 +29,7 @@ from serving.monitoring.instruments import (
     exponential_bounds,
 )
 from serving.monitoring.metrics import UNKNOWN, Metrics
+from serving.observer import EngineChoice, QueueFigures
 from serving.transport.admission import MemoryBudget
 from serving.transport.listener import ConnectionTable
 from serving.versions.states import VersionStatus
@@ -40,16 +41,21 @@ MLP_1 = ServableId("mlp", 1)
 def read(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """Sample name and labels to value, as Prometheus reads a page.
 
-    The parser gives counters the suffix that its own library would have written.
+    The parser gives counters without it the suffix that its own library would have written.
     """
     return {
         (
-            family.name if family.type == "counter" else sample.name,
+            sample.name if f"# TYPE {sample.name} " in text else find_name(family, sample.name),
             tuple(sorted(sample.labels.items())),
         ): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def find_name(family: prometheus_client.Metric, sample_name: str) -> str:
+    """The name on the page: TensorFlow Serving's counters have no suffix."""
+    return family.name if family.type == "counter" else sample_name
 
 
 def make_metrics() -> Metrics:
@@ -174,9 +180,35 @@ def test_what_calls_hold_is_seen() -> None:
     text = metrics.render()
     assert find(text, "plumbline_bytes_in_flight") == 100
     assert find(text, "plumbline_max_bytes_in_flight") == 1000
-    assert find(text, "plumbline_memory_refusals") == 1
+    assert find(text, "plumbline_memory_refusals_total") == 1
     assert find(text, "plumbline_connections") == 3
-    assert find(text, "plumbline_refused_connections") == 2
+    assert find(text, "plumbline_refused_connections_total") == 2
+
+
+def test_loads_are_counted_by_path_and_outcome_as_tensorflow_serving_does() -> None:
+    metrics = make_metrics()
+    path = Path("/models/mlp/1")
+    name = ":tensorflow:cc:saved_model:load_attempt_count"
+    metrics.observe_load(path, 2000.0, is_loaded=True)
+    assert find(metrics.render(), name, model_path=str(path), status="fail") == 0
+    metrics.observe_load(path, 1.0, is_loaded=False)
+    text = metrics.render()
+    assert find(text, name, model_path=str(path), status="success") == 1
+    assert find(text, name, model_path=str(path), status="fail") == 1
+    latency = ":tensorflow:cc:saved_model:load_latency"
+    assert find(text, latency, model_path=str(path)) == 2000
+
+
+def test_a_queue_is_measured_when_somebody_looks_and_goes_with_its_version() -> None:
+    metrics, calls = make_metrics(), [3]
+    metrics.watch_queue(MLP_1, lambda: QueueFigures(calls[0], 0.25))
+    labels = {"model_name": "mlp", "version": "1"}
+    assert find(metrics.render(), "plumbline_batch_queue_calls", **labels) == 3
+    assert find(metrics.render(), "plumbline_batch_queue_age_seconds", **labels) == 0.25
+    calls[0] = 4
+    assert find(metrics.render(), "plumbline_batch_queue_calls", **labels) == 4
+    metrics.forget_queue(MLP_1)
+    assert "plumbline_batch_queue_calls{" not in metrics.render()
 
 
 @given(st.text(max_size=20))

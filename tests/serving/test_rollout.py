@@ -274,6 +274,18 @@ def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
     assert message in err and "Traceback" not in err
 
 
+def test_promote_tells_both_versions_and_parity_once_in_80_columns(scene: Scene) -> None:
+    code, out, err = run_serving("promote", *scene.flags, "--version=2", "--label=canary")
+    assert code == 0
+    assert "label canary from nowhere to version 2" in out
+    code, out, err = run_serving("promote", *scene.flags, "--version=2", "--label=stable")
+    assert code == 0
+    assert "label stable from version 1 to version 2" in out
+    assert (out + err).count("serving_uint8 ") == 1
+    assert "None" not in out + err
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+
+
 def test_labels_shows_where_each_server_leads(scene: Scene) -> None:
     code, out, _ = run_serving("labels", *scene.flags)
     assert code == 0

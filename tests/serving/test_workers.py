@@ -223,6 +223,15 @@ def test_a_stopped_worker_is_replaced_and_nobody_else_notices(server: ServerProc
         ask(server, make_request())
 
 
+def test_a_worker_that_was_replaced_is_counted(server: ServerProcess) -> None:
+    first, second = list_workers(server)
+    assert read_metric(server, "plumbline_worker_restarts_total{") == 0
+    second.kill()
+    wait_for_replacement(server, [first, second])
+    assert read_metric(server, 'plumbline_worker_restarts_total{worker="0"}') == 0
+    assert read_metric(server, 'plumbline_worker_restarts_total{worker="1"}') == 1
+
+
 def test_a_call_that_a_stopped_worker_was_sent_is_answered(server: ServerProcess) -> None:
     with connect(server) as connection:
         worker = find_owner(server, connection)
