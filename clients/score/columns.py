@@ -15,7 +15,7 @@ import numpy as np
 from clients.files.fit import Adjustment, choose_signature, find_pixel_shape, fit_rows
 from clients.files.read import UNNAMED, FileRows, Skipped
 from clients.on_device import check_finite
-from clients.score.sources import Block
+from clients.score.sources import EXAMPLE, Block
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, TensorMismatchError
 from contract.manifest import DataEntry
@@ -225,6 +225,8 @@ def _choose(
         if data is not None and data.columns and (known := _match_training(table, data)):
             return [known]
         values = [name for name in table.column_names if not _is_single(table.schema.field(name))]
+        if len(values) > 1 and EXAMPLE in values:
+            values.remove(EXAMPLE)
         if len(values) == 1 or len(table.column_names) == 1:
             return [InputColumns(UNNAMED, ((values or table.column_names)[0],))]
         if numbers := _match_all(table, candidates):

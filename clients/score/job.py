@@ -32,6 +32,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_raylet_start_wait_time_s": "120",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
@@ -102,12 +103,15 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
             "object_store_memory": _STORE_BYTES,
         }
     try:
-        ray.init(address=cluster or "local", **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        with _hide_stderr():
+            ray.init(address=cluster or "local", **options)
+    except Exception as error:  # a bare one, where its processes take too long to start
         reason = " ".join(str(error).split())
         raise ServableUnavailableError(
-            f"no Ray cluster answers at {cluster or 'this machine'}: {reason}; start one with "
-            "`ray start --head`, or leave --cluster and RAY_ADDRESS out"
+            f"no Ray cluster answers at {cluster}: {reason}; start one with `ray start --head`, or "
+            "leave --cluster and RAY_ADDRESS out"
+            if cluster
+            else f"Ray did not start on this machine: {reason}"
         ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -115,6 +119,20 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
         yield num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _hide_stderr() -> Iterator[None]:
+    """Keeps off stderr what Ray's own libraries say as they start, which no setting stops."""
+    shown = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
+        os.close(nowhere)
 
 
 def _count_cores() -> int:
