@@ -10,9 +10,14 @@ INSTALLED := $(VENV)/.installed
 # The older TensorFlow, in an environment of its own.
 VENV_2_20 := .venv-2.20
 INSTALLED_2_20 := $(VENV_2_20)/.installed
+# Tests that need no more than the first environment.
+HERE := not container and not arm64 and not tritonclient and not dist
 # A Python on an emulated Raspberry Pi 4.
 VENV_ARM64 := .venv-arm64
 INSTALLED_ARM64 := $(VENV_ARM64)/.installed
+# NVIDIA's clients, which want an older ml_dtypes than TensorFlow's.
+VENV_TRITONCLIENT := .venv-tritonclient
+INSTALLED_TRITONCLIENT := $(VENV_TRITONCLIENT)/.installed
 
 # What a newcomer types ------------------------------------------------------------------
 
@@ -69,17 +74,29 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: sbom
+sbom: $(INSTALLED) ## List what an installation brings: build/sbom/plumbline.cdx.json
+	@$(BIN)/python scripts/sbom $(ARGS)
+
+.PHONY: licences
+licences: $(INSTALLED) ## The same as a table of licences
+	@$(BIN)/python scripts/sbom --table $(ARGS)
+
 .PHONY: test
-test: $(INSTALLED) ## All tests but those of containers and arm64
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not container and not arm64" $(ARGS)
+test: $(INSTALLED) ## All tests that need nothing but this environment
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(HERE)" $(ARGS)
 
 .PHONY: test-quick
 test-quick: $(INSTALLED) ## Tests that import no TensorFlow
-	$(BIN)/python -m pytest -n 2 -m "not container and not arm64 and not tensorflow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "$(HERE) and not tensorflow" $(ARGS)
 
 .PHONY: test-clients
 test-clients: $(INSTALLED) ## The clients' tests without TensorFlow installed
 	@scripts/test-clients-without-tensorflow $(ARGS)
+
+.PHONY: test-dist
+test-dist: dist ## The wheel in an empty environment per extra
+	$(BIN)/python -m pytest tests/dist -q -m dist $(ARGS)
 
 .PHONY: test-oldest
 test-oldest: $(INSTALLED) ## The contract on the oldest releases allowed
@@ -92,6 +109,10 @@ test-tensorflow-2.20: $(INSTALLED_2_20) ## Exporter and TensorFlow engine on Ten
 .PHONY: test-arm64
 test-arm64: $(INSTALLED) $(INSTALLED_ARM64) ## Both models on an emulated Raspberry Pi 4
 	$(BIN)/python -m pytest tests/test_arm64.py -q -s -m arm64 $(ARGS)
+
+.PHONY: test-tritonclient
+test-tritonclient: $(INSTALLED) $(INSTALLED_TRITONCLIENT) ## NVIDIA's clients against the embedded server
+	$(BIN)/python -m pytest tests/test_tritonclient.py -q -m tritonclient $(ARGS)
 
 .PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream bench-applications bench-page
 bench-export: $(INSTALLED) ## make export beside a plain script
@@ -158,13 +179,15 @@ protos: $(INSTALLED_2_20) ## Generate contract/wire again from its .proto files
 .PHONY: lock
 lock: COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
   --no-header --generate-hashes --upgrade pyproject.toml
-lock: $(INSTALLED) ## Resolve both locks again, with hashes
+lock: $(INSTALLED) ## Resolve the locks again, with hashes
 	$(COMPILE) --group dev --output-file requirements.lock
 	$(COMPILE) --group tensorflow-2-20 --output-file requirements-2.20.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --generate-hashes \
+	  --upgrade --group tritonclient --output-file requirements-tritonclient.lock
 
 .PHONY: clean
 clean: ## Remove the environments and caches; models/ stays
-	rm -rf $(VENV) $(VENV_2_20) $(VENV_ARM64) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV_2_20) $(VENV_ARM64) $(VENV_TRITONCLIENT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 web/node_modules/.installed: web/package.json web/package-lock.json
 	@command -v npm >/dev/null || { echo "The pages in web/ are built with Node.js and npm 20 or newer, and" \
@@ -186,6 +209,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 $(INSTALLED_2_20): requirements-2.20.lock pyproject.toml
 	$(call install,$(VENV_2_20),requirements-2.20.lock)
+
+$(INSTALLED_TRITONCLIENT): requirements-tritonclient.lock
+	@test -x $(VENV_TRITONCLIENT)/bin/python || $(PYTHON) -m venv $(VENV_TRITONCLIENT)
+	@$(VENV_TRITONCLIENT)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
 
 $(INSTALLED_ARM64): requirements.lock pyproject.toml scripts/install-arm64 | $(INSTALLED)
 	@scripts/install-arm64

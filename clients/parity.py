@@ -1,7 +1,7 @@
 """Golden examples through every hop: does each way to ask give the in-process answer?
 
-A hop is a way to ask a model, behind `predict`: gRPC, gRPC in an event loop, REST, a TFLite
-variant on the device, another one in a browser.
+A hop is a way to ask a model, behind `predict`: gRPC, gRPC in an event loop, REST, both by the
+Open Inference Protocol, a TFLite variant on the device, another one in a browser.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from contract.parity import (
 )
 
 GRPC, GRPC_AIO, REST = "grpc", "grpc-aio", "rest"
-SERVER_HOPS = (GRPC, GRPC_AIO, REST)
+V2_GRPC, V2_REST = "v2-grpc", "v2-rest"
+"""By the Open Inference Protocol."""
+SERVER_HOPS = (GRPC, GRPC_AIO, REST, V2_GRPC, V2_REST)
 ON_DEVICE = "on-device:"
 BROWSER = "browser"
 HOPS = (*SERVER_HOPS, *(f"{ON_DEVICE}{variant}" for variant in layout.VARIANTS), BROWSER)
@@ -86,7 +88,7 @@ class HopReport:
         hop: Its name.
         verdict: `agrees`, `differs`, `failed` (an error), `unreachable`, `in part` (what
             answered agrees, and a signature did not answer), or `skipped` (what it needs is
-            missing: an extra, a browser, a variant).
+            missing: an extra, a browser, a variant, a protocol that the server speaks).
         reports: One per signature that answered.
         problems: What else a person should know, one sentence each.
     """

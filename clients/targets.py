@@ -19,6 +19,7 @@ from contract.signature import Batch
 
 if TYPE_CHECKING:
     from clients.aio import AsyncPredictionClient
+    from clients.open_inference import OpenInferenceGrpc, OpenInferenceRest
 
 Client = TypeVar("Client")
 
@@ -170,6 +171,25 @@ def open_rest_client(
     """The REST client of the flags."""
     import_extra("httpx", "REST")
     return _open(RestClient, server or args.server, args, allow_non_finite)
+
+
+def open_v2_grpc(args: argparse.Namespace) -> OpenInferenceGrpc:
+    """Who asks by the Open Inference Protocol over gRPC."""
+    from clients.open_inference import OpenInferenceGrpc
+    from clients.transport.grpc_blocking import GrpcCaller
+
+    caller = GrpcCaller(args.server.split(","), connection_options(args))
+    return OpenInferenceGrpc(caller, choose_model_name(args), timeout_s=args.timeout_s)
+
+
+def open_v2_rest(args: argparse.Namespace, *, server: str) -> OpenInferenceRest:
+    """Who asks by the Open Inference Protocol over REST."""
+    import_extra("httpx", "REST")
+    from clients.open_inference import OpenInferenceRest
+    from clients.transport.http import HttpCaller
+
+    caller = HttpCaller(server, connection_options(args))
+    return OpenInferenceRest(caller, choose_model_name(args), timeout_s=args.timeout_s)
 
 
 def _open(

@@ -25,7 +25,7 @@ import msgspec
 
 from contract import layout
 from contract.console.extras import import_extra, make_missing_error
-from contract.errors import ConfigError, UntrustedVersionError
+from contract.errors import Code, ConfigError, UntrustedVersionError
 from contract.manifest import MAX_BYTES, Manifest, check_files, read_manifest
 
 if TYPE_CHECKING:
@@ -180,10 +180,10 @@ def verify_version(
         UnimplementedError: The extra `signing` is not installed.
     """
     check_public_key(key)
-    verifying = import_extra("model_signing.verifying", "checking signatures")
     folder = version_dir.resolve()
     _check_signature_file(version_dir, folder / layout.SIGNATURE)
     _check_kinds(folder, UntrustedVersionError)
+    verifying = import_extra("model_signing.verifying", "checking signatures")
     files = _make_hashing(version_dir.name)
     verifier = verifying.Config().use_elliptic_key_verifier(public_key=key)
     try:
@@ -239,7 +239,8 @@ def check_state(version_dir: Path, state: str) -> None:
     if take_state(version_dir) != state:
         raise UntrustedVersionError(
             f"{version_dir} was changed after its signature was checked; it is not loaded; a "
-            "published version never changes: publish another one"
+            "published version never changes: publish another one",
+            code=Code.FAILED_PRECONDITION,  # whoever calls meanwhile may call all the same
         )
 
 

@@ -14,22 +14,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def list_direct(extras: list[str], packages: list[str]) -> list[str]:
-    """The requirements that are asked for, as pyproject.toml writes them."""
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+def list_direct(extras: list[str], packages: list[str], folder: Path = Path()) -> list[str]:
+    """The requirements that are asked for, as the folder's pyproject.toml writes them."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     wanted = [one for extra in extras for one in project["optional-dependencies"][extra]]
     return [*(project["dependencies"] if extras else ()), *wanted, *packages]
 
 
 def select_entries(lock: str, requirements: Iterable[str]) -> list[str]:
     """The lock's entries for the requirements and for all that they need."""
-    entries = {_to_name(entry): entry for entry in re.split(r"^(?=\w)", lock, flags=re.M)[1:]}
+    entries = {normalise(entry): entry for entry in re.split(r"^(?=\w)", lock, flags=re.M)[1:]}
     needs: dict[str, list[str]] = {}
     for name, entry in entries.items():
         for parent in re.findall(r"^    #(?: via|  ) +([\w.-]+)", entry, re.M):
-            needs.setdefault(_to_name(parent), []).append(name)
+            needs.setdefault(normalise(parent), []).append(name)
     found: set[str] = set()
-    todo = [_to_name(one) for one in requirements]
+    todo = [normalise(one) for one in requirements]
     while todo:
         name = todo.pop()
         if name not in entries:
@@ -40,7 +40,8 @@ def select_entries(lock: str, requirements: Iterable[str]) -> list[str]:
     return [entries[name] for name in sorted(found)]
 
 
-def _to_name(requirement: str) -> str:
+def normalise(requirement: str) -> str:
+    """A requirement's package, as all spellings of its name are one."""
     name = re.match(r"[\w.-]+", requirement)
     assert name, requirement
     return re.sub(r"[-_.]+", "-", name[0]).lower()

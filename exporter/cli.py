@@ -186,6 +186,13 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--compare", type=Path, metavar="OTHER", help="the version that is held against PATH"
     )
+    verb.add_argument(
+        "--shadow",
+        type=Path,
+        metavar="FILE",
+        help="with --compare: the rows that `serving promote --shadow_s` kept, instead of golden "
+        "examples",
+    )
     verb.add_argument("--out", type=Path, metavar="FILE", help="write the page anew, to this file")
     verb.add_argument("--open", action="store_true", help="open the page in a browser")
 
@@ -513,13 +520,18 @@ def report(arguments: argparse.Namespace) -> int:
     """`report`: a version's page, or two versions side by side."""
     from exporter.report.verb import make_comparison, make_report, open_in_browser
 
+    if arguments.compare is None and arguments.shadow is not None:
+        raise ConfigError("--shadow shows rows of two versions: give the new one with --compare")
     if arguments.compare is None:
         made = make_report(arguments.path, out=arguments.out)
         status = _tell(arguments, made, lambda: show_report(made))
     else:
         with hide_delegate_notes():
             compared = make_comparison(
-                *(arguments.path, arguments.compare), out=arguments.out, needs_page=arguments.open
+                *(arguments.path, arguments.compare),
+                out=arguments.out,
+                needs_page=arguments.open,
+                shadow=arguments.shadow,
             )
         status = _tell(arguments, compared, lambda: show_comparison(compared))
     page = made.report if arguments.compare is None else compared.report

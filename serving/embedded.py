@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 from contract.console.exits import ExitCode
-from contract.console.extras import require_extra
+from contract.console.extras import is_installed, make_missing_error, require_extra
 from contract.errors import PlumblineError
 from serving.addresses import is_loopback
 from serving.config.flags import ServerFlags, describe_flags, list_flags
@@ -53,6 +53,7 @@ def run_embedded(arguments: argparse.Namespace) -> int:
 
         say(f"Plumbline: {find_product_version()}")
         return ExitCode.DONE
+    _require_engine()
     set_up_log(flags.log_level, flags.log_format)
     for one in unknown_flags:
         logger.warning("%s", one)
@@ -85,6 +86,12 @@ def run_embedded(arguments: argparse.Namespace) -> int:
     if not code:
         atexit._run_exitfuncs()  # of whoever measures coverage, or keeps a profile
     os._exit(code)
+
+
+def _require_engine() -> None:
+    """Nothing that could answer is installed: said before the server waits for a version."""
+    if not any(map(is_installed, ("ai_edge_litert", "tflite_runtime", "tensorflow"))):
+        raise make_missing_error("the embedded server", ["ai-edge-litert"], "serving")
 
 
 def find_ignored(flags: ServerFlags) -> list[str]:

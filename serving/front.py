@@ -167,6 +167,8 @@ def make_manager(
             is_serving=manager.is_serving,
         )
 
-    manager = ServableManager(load, config, tally=tally)
+    manager = ServableManager(load, config, tally=tally, observer=metrics)
+    if config.load_on_demand:
+        metrics.watch_residency(manager.measure_residency)
     manager.monitor.subscribe(metrics.observe_state)
     return manager

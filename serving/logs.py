@@ -7,6 +7,7 @@ so the lines of several processes never mix.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import re
@@ -42,6 +43,7 @@ _OPENTELEMETRY = "opentelemetry"
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _is_bare = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 _ACCESS = "serving.access"
+_IOLBF = 1
 
 
 def set_up_log(level: str, log_format: str = TEXT) -> None:
@@ -50,12 +52,21 @@ def set_up_log(level: str, log_format: str = TEXT) -> None:
     handler.setFormatter(make_formatter(log_format))
     handler.addFilter(FloodFilter())
     logging.basicConfig(handlers=[handler], level=level.upper())
+    _write_whole_lines_in_c()
     if log_format == JSON:  # what Python writes to stderr by itself is a record too
         logging.captureWarnings(capture=True)
         sys.excepthook = _log_uncaught
         threading.excepthook = lambda given: _log_uncaught(
             given.exc_type, given.exc_value, given.exc_traceback
         )
+
+
+def _write_whole_lines_in_c() -> None:
+    """TFLite writes a line in pieces, between which another process's may come."""
+    with contextlib.suppress(ValueError, AttributeError, OSError):  # not of every C library
+        libc = ctypes.CDLL(None)
+        stderr = ctypes.c_void_p.in_dll(libc, "stderr")
+        libc.setvbuf(stderr, None, _IOLBF, ctypes.c_size_t(MAX_LINE_BYTES))
 
 
 def name_process(who: str, log_format: str) -> None:
@@ -141,12 +152,12 @@ class Access(msgspec.Struct, omit_defaults=True, kw_only=True):
         method: What was asked for.
         status: The canonical code that it ended with.
         duration_us: From its head to its answer, in microseconds.
+        request_bytes: Of the message or body.
+        answer_bytes: The same.
         model: Of who answered, or should have.
         version: See `model`.
         signature: See `model`.
         rows: Of the inputs; None where none were read.
-        request_bytes: Of the message or body.
-        answer_bytes: The same.
         peer: The caller's address.
         request_id: The call's name.
         trace_id: Of its trace, if it has one.
@@ -156,12 +167,12 @@ class Access(msgspec.Struct, omit_defaults=True, kw_only=True):
     method: str
     status: str
     duration_us: int
+    request_bytes: int
+    answer_bytes: int
     model: str = ""
     version: int | None = None
     signature: str = ""
     rows: int | None = None
-    request_bytes: int = 0
-    answer_bytes: int = 0
     peer: str = ""
     request_id: str = ""
     trace_id: str = ""
@@ -211,10 +222,10 @@ def _fit(line: LogLine) -> bytes:
     """A line's bytes, the middle of its longest text left out where they are too many."""
     encoded = _encode(line)
     while len(encoded) >= MAX_LINE_BYTES:
-        name = "traceback" if line.traceback else "message"
+        name = max(("traceback", "message"), key=lambda name: len(getattr(line, name).encode()))
         text: str = getattr(line, name)
-        kept = min(len(text), MAX_LINE_BYTES) * 2 // 5
-        setattr(line, name, f"{text[:kept]} ... {text[-kept // 2 :]}")
+        num_kept = min(len(text), MAX_LINE_BYTES) // 3
+        setattr(line, name, f"{text[:num_kept]} ... {text[len(text) - num_kept :]}")
         encoded = _encode(line)
     return encoded
 

@@ -107,6 +107,15 @@ class Observer:
         """A call's caller had left, or its deadline had passed, while it was `waiting` and so did
         not run, or by the end of `running`."""
 
+    def observe_demanded_load(self, model_name: str, result: str) -> None:
+        """A version was `loaded` because a call asked for its model, or `failed` to be."""
+
+    def observe_eviction(self, model_name: str) -> None:
+        """A model was unloaded to make room for another."""
+
+    def observe_load_wait(self, model_name: str, seconds: float) -> None:
+        """A call waited so long for its model to be loaded, or for the failure of that."""
+
     def observe_request_log(self, result: str) -> None:
         """A sampled request was `written`, `dropped` as too many wait, or `failed`."""
 
@@ -124,7 +133,7 @@ class Observer:
         """A sampled call was `compared` with what this version answers, `failed` on it alone, was
         `unanswered` by the old one, `dropped` as too many wait, or `shed` for want of memory.
 
-        `seconds` are those of the old version and of this one.
+        `seconds` are those of the old version and of this one, where they were measured.
         """
 
     def observe_malformed(self, entrypoint: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import functools
 import gc
 import logging
 import os
@@ -19,6 +20,7 @@ from contract.console.exits import ExitCode
 from serving.addresses import Addresses
 from serving.api.handlers import Handlers
 from serving.config.memory import choose_max_bytes_in_flight, find_memory_limit
+from serving.config.models import find_model_configs, read_model_configs
 from serving.config.server import ServerConfig
 from serving.front import Front, SingleProcess
 from serving.grpc.protocol import Method
@@ -80,7 +82,8 @@ class Server:
         )
         self._connections = ConnectionTable(config.max_connections)
         self._budget = _make_budget(config)
-        front.metrics.watch(self._budget, self._connections)
+        pool = self._handlers.pool
+        front.metrics.watch(self._budget, self._connections, lambda: pool.num_queued)
         self._watch = make_watch(config, who)
         front.make_shadow = self._make_shadow
         self._poller: ConfigPoller | None = None
@@ -168,12 +171,8 @@ class Server:
                 more=OpenInferenceRest(open_inference, config) if open_inference else None,
             )
             await self._rest.start()
-        if config.model_config_file and config.model_config_file_poll_wait_seconds > 0:
-            self._poller = ConfigPoller(
-                Path(config.model_config_file),
-                self._manager,
-                wait_s=config.model_config_file_poll_wait_seconds,
-            )
+        self._poller = _make_poller(config, self._manager)
+        if self._poller is not None:
             self._poller.start()
         await self._front.join(
             Addresses(
@@ -282,6 +281,19 @@ def bound_drain(config: ServerConfig) -> None:
 def _name_grpc_address(config: ServerConfig, server: GrpcServer) -> str:
     """For those who speak gRPC to the REST port."""
     return f"port {server.port}" if server.port else config.grpc_socket_path
+
+
+def _make_poller(config: ServerConfig, manager: ServableManager) -> ConfigPoller | None:
+    """What looks which models there are to be, if that may change while the server runs."""
+    if config.model_config_file and config.model_config_file_poll_wait_seconds > 0:
+        read = functools.partial(read_model_configs, Path(config.model_config_file))
+        wait_s: float = config.model_config_file_poll_wait_seconds
+        return ConfigPoller(read, "ModelServerConfig file", manager, wait_s=wait_s)
+    if config.models_base_path and config.file_system_poll_wait_seconds > 0:
+        read = functools.partial(find_model_configs, Path(config.models_base_path))
+        wait_s = config.file_system_poll_wait_seconds
+        return ConfigPoller(read, "--models_base_path", manager, wait_s=wait_s)
+    return None
 
 
 def _make_request_log(config: ServerConfig, front: Front) -> RequestLog | None:

@@ -14,17 +14,20 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
 from serving.config import memory
 from serving.config.flags import ServerFlags, list_flags, parse_flags
-from serving.container.engine import REPOSITORY, name_default_image
+from serving.container.engine import REPOSITORY, ContainerEngine, name_default_image
+from serving.container.plan import TEMPORARY_FOLDER, list_confinements
 from serving.transport.admission import MemoryBudget
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
+KSERVE = KUBERNETES / "kserve"
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 
 SERVERS = ["embedded", "tensorflow-serving", "embedded-fetch"]
@@ -59,6 +62,30 @@ def render(folder: str) -> list[Document]:
     )
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
+
+
+def render_monitored(tmp_path: Path) -> list[Document]:
+    """An overlay of one's own, with the component for the Prometheus operator."""
+    overlay = tmp_path / "monitored"
+    overlay.mkdir()
+    resources = os.path.relpath(KUBERNETES / "overlays" / "embedded", overlay)
+    component = os.path.relpath(KUBERNETES / "components" / "monitoring", overlay)
+    (overlay / "kustomization.yaml").write_text(
+        f"resources: [{resources}]\ncomponents: [{component}]\n"
+    )
+    return render(str(overlay))
+
+
+def read_kserve(name: str) -> Document:
+    """One of the manifests for KServe."""
+    document: Document = yaml.safe_load((KSERVE / name).read_text())
+    return document
+
+
+def check_custom(document: Document) -> None:
+    """Refuses what a cluster with this CustomResourceDefinition would, and unknown fields."""
+    schema = json.loads((ROOT / "tests" / "crds" / f"{document['kind']}.json").read_text())
+    jsonschema.validate(document, schema)
 
 
 def find_one(folder: str, kind: str, name: str = "") -> Document:
@@ -129,12 +156,18 @@ def test_probes_mean_what_they_say(name: str) -> None:
         assert "--enable_grpc_healthcheck_service=true" in container["args"]
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_pods_are_confined(name: str) -> None:
-    pod, _ = find_server(name)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_pods_are_confined_as_the_restricted_standard_wants_it(folder: str) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
+    (found,) = (one for one in render(folder) if one["kind"] in ("Deployment", "Job"))
+    pod = found["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    for volume in pod["volumes"]:
+        assert {"configMap", "emptyDir", "persistentVolumeClaim"} & volume.keys(), volume
     for container in (*pod["containers"], *pod.get("initContainers", [])):
         context = container["securityContext"]
         assert context["readOnlyRootFilesystem"]
@@ -246,14 +279,31 @@ def test_tensorflow_serving_in_kubernetes_counts_as_our_container_command_does()
 def test_compose_confines_the_servers_and_publishes_on_loopback() -> None:
     services = read_compose()["services"]
     assert {"embedded", "tensorflow-serving", "prometheus", "parity"} == services.keys()
-    for name in ("embedded", "tensorflow-serving", "parity"):
-        service = services[name]
+    for service in services.values():
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
-        assert "no-new-privileges:true" in service["security_opt"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert [f"--tmpfs={one}" for one in service["tmpfs"]] == [TEMPORARY_FOLDER]
         assert all(mount["read_only"] for mount in service["volumes"])
+        assert not service.get("privileged")
+    for name in ("embedded", "tensorflow-serving", "parity"):
+        assert services[name]["user"] == "10001:10001"
     for service in services.values():
         assert {one["host_ip"] for one in service.get("ports", [])} <= {"127.0.0.1"}
+
+
+def test_the_documented_command_confines_a_container_as_serving_container_does() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    (command,) = re.findall(r"^docker run (?:.*\\\n)*.*plumbline:embedded$", text, re.MULTILINE)
+    given = command.replace("\\\n", " ").split()
+    wanted = list_confinements(ContainerEngine("docker", is_podman=False))
+    # The image names its user itself, as compose and the manifests do.
+    kept = {one for one in wanted if not one.startswith(("--user", "--security-opt=label"))}
+    assert kept <= set(given)
+    assert "readonly" in next(one for one in given if one.startswith("--mount"))
+    assert all("=127.0.0.1:" in one for one in given if one.startswith("--publish"))
+    containerfile = (ROOT / "deploy" / "Containerfile").read_text()
+    assert containerfile.count("USER 10001:10001") == 2
 
 
 def test_compose_gives_flags_that_exist() -> None:
@@ -272,12 +322,107 @@ def test_compose_names_only_files_that_exist() -> None:
 
 
 def test_prometheus_scrapes_both_servers_where_they_count() -> None:
-    document = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    document = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     (job,) = document["scrape_configs"]
     (discovery,) = job["dns_sd_configs"]
     assert set(discovery["names"]) <= read_compose()["services"].keys()
     monitoring = (ROOT / "serving" / "container" / "monitoring.config").read_text()
     assert re.findall(r'path: "(.+)"', monitoring) == [job["metrics_path"]]
+
+
+# The Prometheus operator.
+
+
+def test_the_monitoring_component_fits_an_overlay_and_the_operators_schemas(
+    tmp_path: Path,
+) -> None:
+    documents = render_monitored(tmp_path)
+    custom = [one for one in documents if one["apiVersion"].startswith("monitoring.coreos.com")]
+    assert {one["kind"] for one in custom} == {"ServiceMonitor", "PrometheusRule"}
+    for document in custom:
+        check_custom(document)
+    for document in documents:
+        if document not in custom:
+            kubernetes_validate.validate(document, SCHEMA, strict=True)
+
+
+def test_a_service_monitor_finds_every_pod_once_where_it_counts(tmp_path: Path) -> None:
+    documents = render_monitored(tmp_path)
+    (monitor,) = (one for one in documents if one["kind"] == "ServiceMonitor")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    services = [one for one in documents if one["kind"] == "Service"]
+    assert len(services) == 2
+    (found,) = (one for one in services if wanted <= one["metadata"]["labels"].items())
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {one["name"] for one in found["spec"]["ports"]}
+    job = found["metadata"]["labels"][monitor["spec"]["jobLabel"]]
+    alerts = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
+    (jobs,) = re.findall(r'up\{job=~"(.+?)"\}', alerts)
+    assert re.fullmatch(jobs, job)
+    monitoring = (ROOT / "serving" / "container" / "monitoring.config").read_text()
+    assert re.findall(r'path: "(.+)"', monitoring) == [endpoint["path"]]
+
+
+def test_the_operator_knows_the_same_alerts(tmp_path: Path) -> None:
+    (rule,) = (one for one in render_monitored(tmp_path) if one["kind"] == "PrometheusRule")
+    alerts = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
+    assert rule["spec"] == alerts
+
+
+# KServe.
+
+
+@pytest.mark.parametrize("path", sorted(KSERVE.glob("*.yaml")), ids=lambda path: path.name)
+def test_kserve_manifests_fit_the_schemas(path: Path) -> None:
+    check_custom(read_kserve(path.name))
+
+
+@pytest.mark.parametrize("name", ["runtime.yaml", "v2.yaml"])
+def test_a_field_that_kserve_does_not_know_is_found(name: str) -> None:
+    document = read_kserve(name)
+    inner = document["spec"]
+    inner = inner["predictor"]["model"] if "predictor" in inner else inner["containers"][0]
+    inner["readynessProbe"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="readynessProbe"):
+        check_custom(document)
+
+
+def test_kserve_starts_the_server_with_flags_that_it_has_where_the_model_is() -> None:
+    (container,) = read_kserve("runtime.yaml")["spec"]["containers"]
+    given, unknown = parse_flags(container["args"], list_flags(ServerFlags))
+    assert unknown == []
+    assert given["model_name"] == "{{.Name}}"
+    assert given["model_base_path"] == "/mnt/models"
+    ports = {probe["httpGet"]["port"] for name, probe in container.items() if "Probe" in name}
+    assert ports == {given["rest_api_port"]}
+    grpc_ports = read_kserve("v2-grpc.yaml")["spec"]["predictor"]["model"]["ports"]
+    assert [one["containerPort"] for one in grpc_ports] == [given["port"]]
+
+
+@pytest.mark.parametrize("name", ["v1.yaml", "v2.yaml", "v2-grpc.yaml"])
+def test_an_inference_service_asks_for_what_the_runtime_offers(name: str) -> None:
+    runtime = read_kserve("runtime.yaml")
+    model = read_kserve(name)["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+    formats = {one["name"] for one in runtime["spec"]["supportedModelFormats"]}
+    assert model["modelFormat"]["name"] in formats
+
+
+def test_a_pod_of_kserve_is_confined_and_has_the_memory_that_it_promises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = read_kserve("runtime.yaml")["spec"]
+    (container,) = spec["containers"]
+    context = container["securityContext"]
+    assert context["readOnlyRootFilesystem"]
+    assert context["runAsNonRoot"]
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert spec["volumes"] == [
+        {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}}
+    ]
+    limit = container["resources"]["limits"]["memory"]
+    check_memory(int(limit.removesuffix("Mi")) * 2**20, container["args"], monkeypatch)
 
 
 def roll_out(tmp_path: Path, *, succeeded: str, status: int = 0) -> tuple[int, list[str]]:
@@ -370,6 +515,7 @@ def test_images_install_what_they_need_of_the_lock_and_no_more() -> None:
     chosen = select_locked("--extra", "serving")
     assert {"google-crc32c", "grpcio", "httptools", "uvloop", "numpy"} <= set(chosen)
     assert not {"tensorflow", "aiohttp", "pytest", "httpx", "s3fs", "setuptools"} & set(chosen)
+    assert "model-signing" in select_locked("--extra", "serving", "--extra", "signing")
     lock = (ROOT / "requirements.lock").read_text()
     for entry in chosen.values():
         assert "--hash=sha256:" in entry

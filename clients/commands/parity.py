@@ -6,8 +6,9 @@ import argparse
 import asyncio
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clients.interruption import Interrupted
 from clients.on_device import explain_missing, find_version_dir
@@ -23,6 +24,8 @@ from clients.parity import (
     REST,
     SKIPPED,
     UNREACHABLE,
+    V2_GRPC,
+    V2_REST,
     Hop,
     HopReport,
     check_hop,
@@ -37,6 +40,8 @@ from clients.targets import (
     open_aio_client,
     open_client,
     open_rest_client,
+    open_v2_grpc,
+    open_v2_rest,
 )
 from contract import layout
 from contract.console.exits import ExitCode
@@ -47,6 +52,9 @@ from contract.errors import ConfigError, PlumblineError, UnimplementedError
 from contract.golden import MAX_BYTES, Golden, read_golden
 from contract.lite.runtime import hide_delegate_notes
 from contract.parity import Predictor, Tolerance, read_tolerances
+
+if TYPE_CHECKING:
+    from clients.open_inference import OpenInferenceGrpc, OpenInferenceRest
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -177,6 +185,8 @@ def _ask_browser(args: argparse.Namespace, version_dir: Path | None, golden: Gol
 
 
 def _make_server_hop(name: str, args: argparse.Namespace, tolerance: Tolerance) -> Hop:
+    if name in (V2_GRPC, V2_REST):
+        return _make_v2_hop(name, args, tolerance)
     if name == REST:
         import_extra("httpx", "REST")
 
@@ -195,6 +205,25 @@ def _make_server_hop(name: str, args: argparse.Namespace, tolerance: Tolerance) 
         else:
             with open_client(args, allow_non_finite=True) as blocking:
                 yield Pinned(blocking.predict, args)
+
+    return Hop(name, tolerance, open_predictor)
+
+
+def _make_v2_hop(name: str, args: argparse.Namespace, tolerance: Tolerance) -> Hop:
+    """A hop by the Open Inference Protocol; an UnimplementedError where nobody speaks it."""
+
+    def connect() -> OpenInferenceGrpc | OpenInferenceRest:
+        return (
+            open_v2_grpc(args) if name == V2_GRPC else open_v2_rest(args, server=args.rest_server)
+        )
+
+    with closing(connect()) as predictor:
+        predictor.check_spoken()
+
+    @contextmanager
+    def open_predictor() -> Iterator[Predictor]:
+        with closing(connect()) as predictor:
+            yield Pinned(predictor.predict, args)
 
     return Hop(name, tolerance, open_predictor)
 

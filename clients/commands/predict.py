@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterable, Iterator
 
 from clients.blocking import PredictionClient
+from clients.files.fit import has_rows
 from clients.files.predict import Answer, add_input_flags, answer_one_by_one, predict_files
 from clients.files.read import FileRows, Skipped
 from clients.results import Part, flatten
@@ -42,7 +43,14 @@ def run(args: argparse.Namespace) -> ExitCode:
             return predict_files(args, signatures, answer)
     with open_client(args, allow_non_finite=args.allow_non_finite) as client:
         signatures = client.metadata(version=version, version_label=label).signatures
-        return predict_files(args, signatures, functools.partial(answer_pipelined, client, args))
+        pipelined = functools.partial(answer_pipelined, client, args)
+        one_by_one = functools.partial(answer_one_by_one, Pinned(client.predict, args))
+
+        def answer_either(blocks: Iterator[FileRows], signature_name: str) -> Iterator[Answer]:
+            can_cut = all(map(has_rows, signatures[signature_name].inputs.values()))
+            return (pipelined if can_cut else one_by_one)(blocks, signature_name)
+
+        return predict_files(args, signatures, answer_either)
 
 
 def answer_pipelined(
@@ -73,22 +81,26 @@ def answer_pipelined(
         for start, rows in list(sent):
             if start >= part.rows.stop:
                 break
-            answer = _cut_answer(part, start, rows)
-            if answer.num_rows:
-                yield answer
+            yield from _cut_answer(part, start, rows)
 
 
-def _cut_answer(part: Part, start: int, rows: FileRows) -> Answer:
+def _cut_answer(part: Part, start: int, rows: FileRows) -> Iterator[Answer]:
     """What `part` says of the rows of one block, which begins at row `start` of all."""
     stop = start + rows.num_rows
-    kept = slice(*part.indices.searchsorted([start, stop]))
-    return Answer(
-        rows,
-        (part.indices[kept] - start).tolist(),
-        {name: array[kept] for name, array in part.outputs.items()},
-        tuple(
-            Skipped(rows.name_row(failed.index - start), flatten(failed.error))
-            for failed in part.failed
-            if start <= failed.index < stop
-        ),
+    failed = tuple(
+        Skipped(rows.name_row(failed.index - start), flatten(failed.error))
+        for failed in part.failed
+        if start <= failed.index < stop
     )
+    if failed:
+        yield Answer(rows, (), {}, failed)
+    for indices, whole in [(one.indices, one.outputs) for one in part.whole] or [
+        (part.indices, {})
+    ]:
+        if not part.outputs and not start <= (indices[0] if len(indices) else -1) < stop:
+            continue  # told with the block in which its rows begin
+        mine = slice(*indices.searchsorted([start, stop]))
+        places = part.indices.searchsorted(indices[mine])
+        if len(places):
+            outputs = {name: array[places] for name, array in part.outputs.items()}
+            yield Answer(rows, (indices[mine] - start).tolist(), outputs, whole=whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from clients.files.read import (
     count_rows,
     list_files,
     read_files,
+    to_array,
 )
+from clients.files.table import AUTO, Table
 from clients.images import decode_image
 from contract.console.terminal import remark
 from contract.errors import ConfigError, DatasetError, PlumblineError, TensorMismatchError
@@ -37,6 +40,8 @@ from contract.signature import (
     find_signature,
 )
 from contract.statistics import compare_inputs
+
+_NOTHING: Mapping[str, str] = {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,8 +120,11 @@ class InputReader:
         array_name: str = "",
         adjustment: Adjustment = Adjustment(),
         known: Mapping[str, InputStatistics] | None = None,
+        given: Mapping[str, str] | None = None,
+        heading: str = AUTO,
     ) -> None:
         self.skipped: list[Skipped] = []
+        self._given = dict(given or {})
         self._adjustment = adjustment
         self._pixel_shape = find_pixel_shape(signatures)
         self._hints = Hints(frozenset(signatures))
@@ -126,7 +134,11 @@ class InputReader:
             on_skipped=self._skip,
             array_name=array_name,
             signature_name=signature_name or DEFAULT_SIGNATURE_NAME,
+            input_names={name for one in signatures.values() for name in one.inputs},
+            heading=heading,
         )
+        if given and not self._files:
+            blocks = iter([FileRows("--input", {}, is_whole=True)])
         self._blocks = map(adjustment.apply, blocks)
         first = next(self._blocks, None)
         if first is None:
@@ -136,11 +148,12 @@ class InputReader:
             first,
             signature_name,
             is_scaled=adjustment.scales or bool(adjustment.pixels),
+            given=self._given,
         )
         if first.is_image:
             _check_adjustment(adjustment, self.signature, signatures)
         self._first = self._fit(first)
-        self.remarks = compare_inputs(self._first.batch, known or {})
+        self.remarks = compare_inputs(self._first[0].batch, known or {}) if self._first else []
         for one in self.remarks:
             remark(f"{one.text}: {one.flag} mends it")
 
@@ -150,8 +163,7 @@ class InputReader:
 
     def __iter__(self) -> Iterator[FileRows]:
         """Blocks of rows whose batch fits the signature; may be iterated once."""
-        if self._first.num_rows:
-            yield self._first
+        yield from (rows for rows in self._first if rows.num_rows)
         failed = ""
         for rows in self._blocks:
             if rows.source == failed:
@@ -159,16 +171,19 @@ class InputReader:
             try:
                 fitted = self._fit(rows)
             except PlumblineError as error:
+                if rows.num_rows == 1:  # a line of a shape of its own says nothing of the others
+                    self._skip(Skipped(rows.name_row(0), str(error)))
+                    continue
                 self._skip(Skipped(rows.source, str(error)))
                 failed = rows.source
                 continue
-            if fitted.num_rows:
-                yield fitted
+            yield from (one for one in fitted if one.num_rows)
 
-    def _fit(self, rows: FileRows) -> FileRows:
+    def _fit(self, rows: FileRows) -> list[FileRows]:
         return fit_rows(
             rows,
             self.signature,
+            given=self._given,
             pixel_shape=self._pixel_shape,
             adjustment=self._adjustment,
             on_skipped=self._skip,
@@ -211,6 +226,7 @@ def choose_signature(
     signature_name: str = "",
     *,
     is_scaled: bool = False,
+    given: Mapping[str, str] = _NOTHING,
 ) -> Signature:
     """The signature that `rows` are meant for.
 
@@ -233,7 +249,7 @@ def choose_signature(
         if name not in preferred and signature.method_name == PREDICT_METHOD and not rows.is_image
     )
     for name in (*preferred, *rest):
-        if name in signatures and _fits(rows, signatures[name]):
+        if name in signatures and _fits(rows, signatures[name], given):
             return signatures[name]
     if rows.is_image:
         raise TensorMismatchError(
@@ -243,7 +259,8 @@ def choose_signature(
         )
     fallback = signatures.get(DEFAULT_SIGNATURE_NAME) or next(iter(signatures.values()))
     hints = Hints(frozenset(signatures))
-    check_batch(_shape_batch(rows, fallback), fallback, hints)  # raises, and says why
+    for one in fit_rows(rows, fallback, given=given, on_skipped=lambda _: None, hints=hints):
+        check_batch(one.batch, fallback, hints)  # raises, and says why
     raise TensorMismatchError(f"{rows.source} fits none of {', '.join(signatures)}")
 
 
@@ -255,13 +272,109 @@ def fit_rows(
     adjustment: Adjustment = Adjustment(),
     on_skipped: OnSkipped,
     hints: Hints,
-) -> FileRows:
-    """The rows as `signature` wants them."""
+    given: Mapping[str, str] = _NOTHING,
+) -> list[FileRows]:
+    """The rows as `signature` wants them, with the values of inputs that are `given`.
+
+    Where an input has no entry per row, a block that is no batch as it is becomes a request for
+    each row.
+    """
     if rows.is_image:
-        return _fit_images(rows, signature, pixel_shape, adjustment, on_skipped)
-    batch = _shape_batch(rows, signature)
+        return [_fit_images(rows, signature, pixel_shape, adjustment, on_skipped)]
+    constants = _read_given(given, signature)
+    named, rows = _name_arrays(rows, signature, constants, on_skipped)
+    if not all(map(has_rows, signature.inputs.values())):
+        return _fit_requests(rows, named, constants, signature, hints)
+    for name, array in constants.items():
+        if len(array) == 1 and (named or rows.batch):  # the same for every row
+            constants[name] = np.repeat(array, rows.num_rows, axis=0)
+    batch = _fit_arrays(named, signature, is_text=rows.is_text) | constants
     check_batch(batch, signature, hints)
-    return dataclasses.replace(rows, batch=batch)
+    return [dataclasses.replace(rows, batch=batch, table=None)]
+
+
+def has_rows(spec: TensorSpec) -> bool:
+    """Whether an input has an entry per row: its first axis is free."""
+    return spec.shape is None or (bool(spec.shape) and spec.shape[0] is None)
+
+
+def _fit_requests(
+    rows: FileRows,
+    named: Mapping[str, Array],
+    constants: Mapping[str, Array],
+    signature: Signature,
+    hints: Hints,
+) -> list[FileRows]:
+    """Requests of a signature with inputs that have no entry per row."""
+    batch = {**_fit_arrays(named, signature, is_text=rows.is_text), **constants}
+    try:
+        num_rows = check_batch(batch, signature, hints)
+    except TensorMismatchError:
+        if rows.is_whole or not named or not named.keys() <= signature.inputs.keys():
+            raise
+    else:
+        request_rows = num_rows if any(map(has_rows, signature.inputs.values())) else 0
+        return [dataclasses.replace(rows, batch=batch, table=None, request_rows=request_rows)]
+    return [
+        dataclasses.replace(_fit_request(rows, row, named, constants, signature, hints), table=None)
+        for row in range(rows.num_rows)
+    ]
+
+
+def _fit_request(
+    rows: FileRows,
+    row: int,
+    named: Mapping[str, Array],
+    constants: Mapping[str, Array],
+    signature: Signature,
+    hints: Hints,
+) -> FileRows:
+    """One row of a file as a request of its own."""
+    batch, request_rows = dict(constants), 0
+    for name, array in named.items():
+        value, spec = np.asarray(array[row]), signature.inputs[name]
+        if has_rows(spec) and spec.shape is not None and value.ndim == len(spec.shape) - 1:
+            value, request_rows = value[None], 1
+        batch[name] = _fit_array(value, spec, is_text=rows.is_text)
+    check_batch(batch, signature, hints)
+    names = (rows.name_row(row),)
+    return dataclasses.replace(rows, batch=batch, names=names, request_rows=request_rows)
+
+
+def _read_given(given: Mapping[str, str], signature: Signature) -> dict[str, Array]:
+    """The arrays of `--input NAME=VALUE`: JSON, a text, or `@FILE.npy`."""
+    arrays = {}
+    for name, text in given.items():
+        spec = signature.inputs.get(name)
+        if spec is None:
+            raise TensorMismatchError(
+                f"--input {name}: signature {signature.name!r} has the inputs "
+                f"{', '.join(signature.inputs)}"
+            )
+        try:
+            array = _read_value(text, spec)
+        except (ValueError, OSError, RecursionError) as error:
+            raise TensorMismatchError(
+                f"--input {name}={text[:40]}: {spec.describe()} is wanted, as JSON or @FILE.npy: "
+                f"{error}"
+            ) from error
+        lacks_batch = has_rows(spec) and spec.shape and array.ndim == len(spec.shape) - 1
+        arrays[name] = _convert(array[None] if lacks_batch else array, spec.dtype, is_text=True)
+    return arrays
+
+
+def _read_value(text: str, spec: TensorSpec) -> Array:
+    if text.startswith("@"):
+        return np.asarray(np.load(text[1:], allow_pickle=False))
+    try:
+        value = json.loads(text)
+    except ValueError:
+        if spec.dtype != STRING:
+            raise
+        value = text
+    if spec.dtype == STRING and not isinstance(value, str | list | dict):
+        value = text  # 7 and true are texts, too
+    return to_array(value)
 
 
 def find_pixel_shape(signatures: Mapping[str, Signature]) -> tuple[int, ...]:
@@ -286,40 +399,80 @@ def _looks_like_pixels(rows: FileRows) -> bool:
     return whole and bool(array.min() >= 0) and bool(1 < array.max() <= 255)
 
 
-def _fits(rows: FileRows, signature: Signature) -> bool:
+def _fits(rows: FileRows, signature: Signature, given: Mapping[str, str]) -> bool:
     if rows.is_image:
         return len(signature.inputs) == 1
     try:
-        check_batch(_shape_batch(rows, signature), signature)
+        fitted = fit_rows(rows, signature, given=given, on_skipped=lambda _: None, hints=Hints())
     except PlumblineError:
         return False
-    return True
+    # Most of a table of texts is left out where numbers are wanted.
+    return rows.table is None or sum(one.num_rows for one in fitted) * 2 >= rows.num_rows
 
 
-def _shape_batch(rows: FileRows, signature: Signature) -> dict[str, Array]:
-    batch = dict(rows.batch)
-    if UNNAMED in batch:
-        batch = _name_array(rows, batch[UNNAMED], signature)
-    elif len(batch) > len(signature.inputs) and signature.inputs.keys() <= batch.keys():
-        batch = {name: batch[name] for name in signature.inputs}  # labels beside the images
+def _fit_arrays(
+    batch: Mapping[str, Array], signature: Signature, *, is_text: bool
+) -> dict[str, Array]:
     return {
-        name: _fit_array(array, signature.inputs[name], is_text=rows.is_text)
+        name: _fit_array(array, signature.inputs[name], is_text=is_text)
         if name in signature.inputs
         else array
         for name, array in batch.items()
     }
 
 
-def _name_array(rows: FileRows, array: Array, signature: Signature) -> dict[str, Array]:
-    names = list(signature.inputs)
-    if rows.columns and set(names) <= set(rows.columns):
-        return {name: array[:, rows.columns.index(name)] for name in names}
+def _name_arrays(
+    rows: FileRows, signature: Signature, constants: Mapping[str, Array], on_skipped: OnSkipped
+) -> tuple[dict[str, Array], FileRows]:
+    """Input name to array, of the inputs that are no constants; and rows without those at fault."""
+    batch = dict(rows.batch)
+    names = [name for name in signature.inputs if name not in constants]
+    if UNNAMED not in batch:
+        if len(batch) > len(names) and set(names) <= batch.keys():
+            batch = {name: batch[name] for name in names}  # labels beside the images
+        return batch, rows
+    if rows.table is not None:
+        return _read_table(rows, rows.table, [signature.inputs[name] for name in names], on_skipped)
     if len(names) == 1:
-        return {names[0]: array}
+        return {names[0]: batch[UNNAMED]}, rows
     raise TensorMismatchError(
         f"{rows.source} holds one unnamed array, and signature {signature.name!r} has the inputs "
-        f"{', '.join(names)}; give an npz or jsonl with these names"
+        f"{', '.join(names)}; give an npz, jsonl or csv with these names"
     )
+
+
+def _read_table(
+    rows: FileRows, table: Table, specs: Sequence[TensorSpec], on_skipped: OnSkipped
+) -> tuple[dict[str, Array], FileRows]:
+    numbers = rows.batch[UNNAMED]
+    columns = {spec.name: table.find_columns(spec.name) for spec in specs}
+    if len(specs) == 1 and not columns[specs[0].name]:
+        columns = {specs[0].name: list(range(numbers.shape[1]))}
+    if missing := [name for name, found in columns.items() if not found]:
+        heading = f"its heading has {', '.join(table.columns)}" if table.columns else "no heading"
+        raise TensorMismatchError(
+            f"{rows.source}: no column of {', '.join(missing)} ({heading}); head columns NAME, or "
+            "NAME_0, NAME_1 and so on"
+        )
+    arrays: dict[str, Array] = {}
+    faults: dict[int, str] = {}
+    for spec in specs:
+        found = columns[spec.name]
+        if spec.dtype == STRING or spec.dtype == "bool" or spec.dtype.startswith(("int", "uint")):
+            array, wrong = table.read(spec, found)
+        else:
+            array, wrong = numbers[:, found], table.find_faults(numbers, found)
+        # A column is a value per row; whether it is (batch, 1) or (batch,) the signature says.
+        is_flat = len(found) == 1 and spec.shape is not None and len(spec.shape) <= 1
+        arrays[spec.name] = array[:, 0] if is_flat else array
+        faults |= wrong
+    if not faults:
+        return arrays, rows
+    for row, reason in sorted(faults.items()):
+        on_skipped(Skipped(rows.name_row(row), reason))
+    kept = [row for row in range(rows.num_rows) if row not in faults]
+    arrays = {name: array[kept] for name, array in arrays.items()}
+    return arrays, dataclasses.replace(rows.take(kept, arrays), is_text=True)
 
 
 def _fit_array(array: Array, spec: TensorSpec, *, is_text: bool) -> Array:

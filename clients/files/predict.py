@@ -8,9 +8,12 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from clients.files.fit import Adjustment, InputReader
 from clients.files.read import FileRows, Skipped
-from clients.files.write import Sink, describe_row, open_sink
+from clients.files.table import AUTO, HEADINGS
+from clients.files.write import Sink, describe_row, find_free_outputs, open_sink
 from clients.interruption import Interrupted
 from clients.on_device import find_version_dir
 from clients.results import flatten
@@ -24,7 +27,7 @@ from contract.manifest import InputStatistics, read_manifest
 from contract.parity import Predictor
 from contract.pictures import PixelScaling
 from contract.servable import DEFAULT_SIGNATURE_NAME
-from contract.signature import Batch, Signature
+from contract.signature import Array, Batch, Signature
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,17 +39,40 @@ class Answer:
         indices: Which of its rows were answered.
         outputs: Output name to array; axis 0 belongs to `indices`.
         failed: Those that were not.
+        whole: Outputs of all of `indices` together: a scalar, or the k best of a batch.
     """
 
     rows: FileRows
     indices: Sequence[int]
     outputs: Batch
     failed: tuple[Skipped, ...] = ()
+    whole: Batch = dataclasses.field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
         """Rows dealt with."""
         return len(self.indices) + len(self.failed)
+
+    def list_records(self) -> tuple[list[str], dict[str, Array]]:
+        """What to call each record, and output name to an array with an entry per record.
+
+        A record is a row, with whole outputs repeated; where there are no others, it is all rows.
+        """
+        names = [self.rows.name_row(index) for index in self.indices]
+        if self.whole and not self.outputs:
+            names = [names[0] if len(names) == 1 else f"{names[0]}…{self.indices[-1]}"]
+        whole = {name: _repeat(array, len(names)) for name, array in self.whole.items()}
+        return names, {**self.outputs, **whole}
+
+
+def _repeat(array: Array, times: int) -> Array:
+    """An array of so many entries: values where it is one, else objects, an array each."""
+    if array.ndim == 0:
+        return np.repeat(array[None], times)
+    repeated = np.empty(times, object)
+    for index in range(times):
+        repeated[index] = array
+    return repeated
 
 
 Answering = Callable[[Iterator[FileRows], str], Iterator[Answer]]
@@ -61,6 +87,22 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="INPUT",
         help="npz, npy, csv, jsonl, PNG, JPEG, or a folder of images",
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        type=_read_assignment,
+        dest="given",
+        metavar="NAME=VALUE",
+        help="the value of an input, as JSON, as text, or @FILE.npy: of one request, or, beside "
+        "INPUT files, of all; may be given for several inputs",
+    )
+    parser.add_argument(
+        "--heading",
+        choices=HEADINGS,
+        default=AUTO,
+        help="whether the first line of a csv names its columns (default: as it looks)",
     )
     parser.add_argument(
         "--output",
@@ -105,6 +147,14 @@ def add_adjustment_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="then add N: --scale 127.5 --shift -1 makes -1..1 of pixels",
     )
+
+
+def _read_assignment(text: str) -> tuple[str, str]:
+    """An argparse type: NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text}: give NAME=VALUE")
+    return name, value
 
 
 def _read_number(text: str) -> float:
@@ -163,10 +213,14 @@ def predict_files(
     args: argparse.Namespace, signatures: Mapping[str, Signature], answer: Answering
 ) -> ExitCode:
     """Reads, asks and writes: what `predict` and `on-device run` share."""
-    if not args.inputs and args.version_dir is None:
-        raise ConfigError("nothing to predict: give INPUT files, or --version_dir for golden ones")
+    if not args.inputs and not args.given and args.version_dir is None:
+        raise ConfigError(
+            "nothing to predict: give INPUT files, --input NAME=VALUE, or --version_dir for golden "
+            "ones"
+        )
+    golden = [] if args.given else [layout.GOLDEN]
     reader = InputReader(
-        args.inputs or [find_version_dir(args.version_dir) / layout.GOLDEN],
+        args.inputs or [find_version_dir(args.version_dir) / name for name in golden],
         signatures,
         signature_name=args.signature_name,
         array_name=args.array_name,
@@ -175,12 +229,14 @@ def predict_files(
             pixels=find_scaling(args.version_dir, signatures, args.signature_name),
         ),
         known=find_statistics(args.version_dir),
+        given=dict(args.given),
+        heading=args.heading,
     )
     if not args.signature_name:
         remark(f"signature {reader.signature.name}")
     if args.json:
         return _predict_json(args, reader, answer)
-    sink = open_sink(args.output, find_labels(args))
+    sink = open_sink(args.output, find_labels(args), find_free_outputs(reader.signature))
     try:
         failed = _fill(sink, reader, answer)
     except KeyboardInterrupt:
@@ -196,7 +252,7 @@ def _fill(sink: Sink, reader: InputReader, answer: Answering) -> int:
     with show_progress("predict", total=reader.count_rows) as progress:
         for part in answer(iter(reader), reader.signature.name):
             if len(part.indices):
-                sink.write(part.rows, part.indices, part.outputs)
+                sink.write(*part.list_records())
             for name, reason in part.failed:
                 remark(f"failed {name}: {reason}")
             num_failed += len(part.failed)
@@ -213,9 +269,9 @@ def _predict_json(args: argparse.Namespace, reader: InputReader, answer: Answeri
             progress.advance(part.num_rows)
     failed = list(itertools.chain.from_iterable(part.failed for part in parts))
     rows = [
-        describe_row(part.rows.name_row(index), place, part.outputs, labels)
-        for part in parts
-        for place, index in enumerate(part.indices)
+        describe_row(name, place, outputs, labels)
+        for names, outputs in (part.list_records() for part in parts if len(part.indices))
+        for place, name in enumerate(names)
     ]
     print_json(
         {
@@ -252,7 +308,34 @@ def answer_one_by_one(
     A block that the model refuses is halved until the rows at fault are found.
     """
     for rows in blocks:
-        yield from _ask(predictor, rows, range(rows.num_rows), signature_name)
+        if rows.request_rows is None:
+            yield from _ask(predictor, rows, range(rows.num_rows), signature_name)
+        else:
+            yield _ask_whole(predictor, rows, rows.request_rows, signature_name)
+
+
+def _ask_whole(
+    predictor: Predictor, rows: FileRows, request_rows: int, signature_name: str
+) -> Answer:
+    """The answer to a request that cannot be cut."""
+    indices = range(rows.num_rows)
+    try:
+        outputs = predictor.predict(rows.batch, signature_name=signature_name)
+    except SignatureNotFoundError:
+        raise
+    except RequestError as error:
+        failed = tuple(Skipped(rows.name_row(index), flatten(error)) for index in indices)
+        return Answer(rows, (), {}, failed)
+    return _split_outputs(rows, indices, outputs, request_rows)
+
+
+def _split_outputs(rows: FileRows, indices: Sequence[int], outputs: Batch, num_rows: int) -> Answer:
+    """An answer whose outputs have an entry per row, or have not."""
+    per_row = {
+        name: array for name, array in outputs.items() if array.ndim and len(array) == num_rows
+    }
+    whole = {name: array for name, array in outputs.items() if name not in per_row}
+    return Answer(rows, indices, per_row, whole=whole)
 
 
 def _ask(
@@ -271,4 +354,4 @@ def _ask(
         yield from _ask(predictor, rows, range(indices.start, middle), signature_name)
         yield from _ask(predictor, rows, range(middle, indices.stop), signature_name)
         return
-    yield Answer(rows, indices, outputs)
+    yield _split_outputs(rows, indices, outputs, len(indices))

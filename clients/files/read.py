@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import csv
 import dataclasses
 import itertools
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
+from clients.files.table import AUTO, Table, read_tables
+from contract.console.terminal import remark
 from contract.errors import ConfigError, DatasetError, PlumblineError
 from contract.golden import read_golden
 from contract.servable import DEFAULT_SIGNATURE_NAME
@@ -38,7 +41,10 @@ class FileRows:
         batch: Input name to array, axis 0 is the row; `UNNAMED` for the only input.
         first_row: Number of the first row within the file, from 0.
         names: What to call each row; empty: `FILE:NUMBER`.
-        columns: Headings of a CSV file, one per column of the unnamed array.
+        table: The cells of a csv file; the unnamed array has them as numbers.
+        request_rows: Where an input has no entry per row, so that the batch cannot be cut: how many
+            rows it is, 0 where even they are told from one another by nobody; else None.
+        is_whole: Arrays of a file that do not have equally many rows.
         is_text: Numbers from a text file: their dtype says nothing.
         is_image: The unnamed array holds whole PNG or JPEG files.
     """
@@ -47,13 +53,17 @@ class FileRows:
     batch: Mapping[str, Array]
     first_row: int = 0
     names: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
+    table: Table | None = None
+    request_rows: int | None = None
+    is_whole: bool = False
     is_text: bool = False
     is_image: bool = False
 
     @property
     def num_rows(self) -> int:
         """Rows in this block."""
+        if self.request_rows is not None:
+            return max(self.request_rows, 1)
         return next((len(array) for array in self.batch.values() if array.ndim), 1)
 
     def name_row(self, index: int) -> str:
@@ -92,9 +102,9 @@ def list_files(paths: Iterable[Path]) -> list[Path]:
             files += found
         elif not path.exists():
             raise ConfigError(f"{path} does not exist")
-        elif path.suffix.lower() not in {*IMAGE_SUFFIXES, *_READERS, ".npz"}:
+        elif path.suffix.lower() not in {*IMAGE_SUFFIXES, *_READERS, ".npz", ".csv"}:
             raise ConfigError(
-                f"{path}: unknown kind of file {path.suffix!r}; give "
+                f"{path}: unknown kind of file {path.suffix!r}; give .csv, "
                 f"{', '.join(sorted(_READERS))}, .npz, .png, .jpg, .jpeg or a folder of images"
             )
         else:
@@ -108,8 +118,13 @@ def read_files(
     on_skipped: OnSkipped,
     array_name: str = "",
     signature_name: str = DEFAULT_SIGNATURE_NAME,
+    input_names: Collection[str] = (),
+    heading: str = AUTO,
 ) -> Iterator[FileRows]:
-    """The rows of all files, in order, in blocks."""
+    """The rows of all files, in order, in blocks.
+
+    By `input_names` a csv file's heading is told from its first row; `heading` says which it is.
+    """
     for are_images, group in itertools.groupby(
         files, lambda path: path.suffix.lower() in IMAGE_SUFFIXES
     ):
@@ -120,11 +135,15 @@ def read_files(
             try:
                 if path.suffix.lower() == ".npz":
                     yield from _read_npz(path, array_name, signature_name)
+                elif path.suffix.lower() == ".csv":
+                    yield from _read_csv(path, on_skipped, input_names, heading)
                 else:
                     yield from _READERS[path.suffix.lower()](path)
             except ConfigError:
                 raise
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile, PlumblineError) as error:
+            except (
+                *(OSError, ValueError, KeyError, csv.Error, zipfile.BadZipFile, PlumblineError),
+            ) as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 on_skipped(Skipped(str(path), reason))
 
@@ -205,8 +224,8 @@ def _read_npz(path: Path, array_name: str, signature_name: str) -> Iterator[File
 def _cut(source: str, batch: dict[str, Array]) -> Iterator[FileRows]:
     sizes = {len(array) if array.ndim else -1 for array in batch.values()}
     if len(sizes) != 1 or sizes == {-1}:
-        shapes = ", ".join(f"{name or 'array'} {array.shape}" for name, array in batch.items())
-        raise DatasetError(f"its arrays do not have equally many rows: {shapes}")
+        yield FileRows(source, {name: np.asarray(batch[name]) for name in batch}, is_whole=True)
+        return
     for start in range(0, max(sizes.pop(), 1), BLOCK_ROWS):
         part = {
             name: np.asarray(array[start : start + BLOCK_ROWS]) for name, array in batch.items()
@@ -214,34 +233,29 @@ def _cut(source: str, batch: dict[str, Array]) -> Iterator[FileRows]:
         yield FileRows(source, part, first_row=start)
 
 
-def _read_csv(path: Path) -> Iterator[FileRows]:
-    with path.open(encoding="utf-8-sig") as stream:
-        first = stream.readline().strip()
-        delimiter = next((char for char in ",;\t" if char in first), ",")
-        cells = [cell.strip().strip('"') for cell in first.split(delimiter)]
-        columns = () if all(_is_number(cell) for cell in cells) else tuple(cells)
-        lines = stream if columns else itertools.chain([first], stream)
-        filled = (line for line in lines if line.strip())
-        row = 0
-        while block := list(itertools.islice(filled, BLOCK_ROWS)):
-            try:
-                numbers = np.loadtxt(block, delimiter=delimiter, ndmin=2, comments=None)
-            except ValueError as error:
-                raise DatasetError(
-                    f"rows {row} to {row + len(block) - 1}: {error}; the rest is skipped"
-                ) from error
-            yield FileRows(
-                str(path), {UNNAMED: numbers}, first_row=row, columns=columns, is_text=True
-            )
-            row += len(block)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+def _read_csv(
+    path: Path, on_skipped: OnSkipped, input_names: Collection[str], heading: str
+) -> Iterator[FileRows]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        first_row = 0
+        for table, short, guess in read_tables(stream, input_names, heading, BLOCK_ROWS):
+            if guess:
+                remark(f"{path}: {guess}")
+            for row, reason in short:
+                on_skipped(Skipped(f"{path}:{first_row + row}", reason))
+            left_out = {row for row, _ in short}
+            num_rows = len(table.cells) + len(short)
+            kept = [row for row in range(num_rows) if row not in left_out]
+            if kept:
+                yield FileRows(
+                    str(path),
+                    {UNNAMED: table.read_numbers()},
+                    first_row=first_row,
+                    names=tuple(f"{path}:{first_row + row}" for row in kept) if short else (),
+                    table=table,
+                    is_text=True,
+                )
+            first_row += num_rows
 
 
 def _read_jsonl(path: Path) -> Iterator[FileRows]:
@@ -250,7 +264,8 @@ def _read_jsonl(path: Path) -> Iterator[FileRows]:
         row = 0
         while block := list(itertools.islice(filled, BLOCK_ROWS)):
             records = [_parse_line(number, line) for number, line in block]
-            yield FileRows(str(path), _stack(records, block[0][0]), first_row=row, is_text=True)
+            for start, batch in _stack(records, block[0][0]):
+                yield FileRows(str(path), batch, first_row=row + start, is_text=True)
             row += len(block)
 
 
@@ -263,7 +278,10 @@ def _parse_line(number: int, line: str) -> dict[str, object]:
     return record if named else {UNNAMED: record}
 
 
-def _stack(records: list[dict[str, object]], first_line: int) -> dict[str, Array]:
+def _stack(
+    records: list[dict[str, object]], first_line: int
+) -> Iterator[tuple[int, dict[str, Array]]]:
+    """All records as one batch; where their shapes differ, each as one of its own."""
     for offset, record in enumerate(records):
         if record.keys() != records[0].keys():
             raise DatasetError(
@@ -271,18 +289,38 @@ def _stack(records: list[dict[str, object]], first_line: int) -> dict[str, Array
                 f"{', '.join(records[0])}; the rest is skipped"
             )
     try:
-        return {key: _to_array([record[key] for record in records]) for key in records[0]}
+        yield 0, {key: to_array([record[key] for record in records]) for key in records[0]}
     except ValueError as error:
-        raise DatasetError(
-            f"lines {first_line} on: rows of different shapes ({error}); the rest is skipped"
-        ) from error
+        if len(records) == 1:
+            raise DatasetError(f"line {first_line}: {error}; the rest is skipped") from error
+        for offset, record in enumerate(records):
+            for _, batch in _stack([record], first_line + offset):
+                yield offset, batch
 
 
-def _to_array(values: list[object]) -> Array:
-    if any(isinstance(value, str | dict) for value in values):
-        strings = np.empty(len(values), dtype=object)
-        strings[:] = [_to_bytes(value) for value in values]
-        return strings
+def to_array(values: object) -> Array:
+    """Of JSON: numbers, booleans, or strings (`"text"`, or `{"b64": "…"}`) in lists as long.
+
+    Raises:
+        ValueError: It is no such thing.
+    """
+    if isinstance(values, list):
+        try:
+            array = np.array(values)
+        except ValueError as error:
+            raise ValueError("lists of different lengths where rows are wanted") from error
+        if array.dtype.kind in "biuf":
+            return array
+    array = np.array(values, object)
+    leaves = array.reshape(-1).tolist()
+    if any(isinstance(leaf, list) for leaf in leaves):
+        raise ValueError("lists of different lengths where rows are wanted")
+    if any(isinstance(leaf, str | dict) for leaf in leaves):
+        strings = np.empty(len(leaves), object)
+        strings[:] = [_to_bytes(leaf) for leaf in leaves]
+        return strings.reshape(array.shape)
+    if any(leaf is None for leaf in leaves):  # null: a number that is missing
+        return array.astype(np.float64)
     array = np.array(values)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"not numbers but {array.dtype}")
@@ -294,11 +332,12 @@ def _to_bytes(value: object) -> bytes:
         return value.encode()
     if isinstance(value, dict) and set(value) == {"b64"}:
         return base64.b64decode(value["b64"], validate=True)
+    if value is None:
+        return b""
     raise ValueError('a string is "text" or {"b64": "…"}')
 
 
 _READERS: dict[str, Callable[[Path], Iterator[FileRows]]] = {
-    ".csv": _read_csv,
     ".jsonl": _read_jsonl,
     ".npy": lambda path: _cut(
         str(path), {UNNAMED: np.load(path, allow_pickle=False, mmap_mode="r")}

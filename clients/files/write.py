@@ -11,16 +11,16 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from clients.files.read import FileRows
 from clients.interruption import hold_interrupts
+from clients.results import concatenate_rows
 from contract.console.terminal import print_table
 from contract.errors import ConfigError
-from contract.signature import STRING, Array, Batch, dtype_name
+from contract.signature import STRING, Array, Batch, Signature, dtype_name
 
 TABLE_ROWS = 20
 _CELL_WIDTH = 48
@@ -31,17 +31,19 @@ class Sink(abc.ABC):
 
     Attributes:
         num_rows: Rows written so far.
+        free: Outputs whose rows may differ in shape.
     """
 
-    def __init__(self, labels: Sequence[str]) -> None:
+    def __init__(self, labels: Sequence[str], free: Collection[str] = ()) -> None:
         self.num_rows = 0
         self.labels = labels
+        self.free = free
 
-    def write(self, rows: FileRows, indices: Sequence[int], outputs: Batch) -> None:
-        """Adds the answers to the rows at `indices` of `rows`."""
+    def write(self, names: Sequence[str], outputs: Batch) -> None:
+        """Adds answers, an entry of each output per name."""
         with hold_interrupts():
-            self._write([rows.name_row(index) for index in indices], outputs)
-            self.num_rows += len(indices)
+            self._write(list(names), outputs)
+            self.num_rows += len(names)
 
     @abc.abstractmethod
     def _write(self, names: list[str], outputs: Batch) -> None: ...
@@ -55,17 +57,26 @@ class Sink(abc.ABC):
         """Where the rows are: `1,024 rows in predictions.csv`."""
 
 
-def open_sink(output: Path | None, labels: Sequence[str]) -> Sink:
+def find_free_outputs(signature: Signature) -> set[str]:
+    """The outputs whose rows may differ in shape from batch to batch."""
+    return {
+        name
+        for name, spec in signature.outputs.items()
+        if spec.shape is None or None in spec.shape[1:]
+    }
+
+
+def open_sink(output: Path | None, labels: Sequence[str], free: Collection[str] = ()) -> Sink:
     """The sink for `--output`; a table without."""
     if output is None:
-        return TableSink(labels)
+        return TableSink(labels, free)
     kinds: dict[str, type[NpzSink | CsvSink | JsonlSink]]
     kinds = {".npz": NpzSink, ".csv": CsvSink, ".jsonl": JsonlSink}
     kind = kinds.get(output.suffix.lower())
     if kind is None:
         raise ConfigError(f"--output {output}: give a file that ends in {', '.join(kinds)}")
     try:
-        return kind(output, labels)
+        return kind(output, labels, free)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
 
@@ -73,8 +84,8 @@ def open_sink(output: Path | None, labels: Sequence[str]) -> Sink:
 class TableSink(Sink):
     """The first rows as a table on stdout."""
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        super().__init__(labels)
+    def __init__(self, labels: Sequence[str], free: Collection[str] = ()) -> None:
+        super().__init__(labels, free)
         self._columns: list[str] = []
         self._cells: list[list[str]] = []
 
@@ -106,15 +117,15 @@ class TableSink(Sink):
 class _FileSink(Sink):
     """A file; lines are on disk after every write."""
 
-    def __init__(self, path: Path, labels: Sequence[str]) -> None:
-        super().__init__(labels)
+    def __init__(self, path: Path, labels: Sequence[str], free: Collection[str] = ()) -> None:
+        super().__init__(labels, free)
         self._path = path
         # Opened early: an unwritable path is better known before the work.
         self._file = path.open("w", encoding="utf-8", newline="")
 
-    def write(self, rows: FileRows, indices: Sequence[int], outputs: Batch) -> None:
+    def write(self, names: Sequence[str], outputs: Batch) -> None:
         with hold_interrupts():  # the rows that are counted are in the file
-            super().write(rows, indices, outputs)
+            super().write(names, outputs)
             self._file.flush()
 
     def close(self) -> None:
@@ -125,17 +136,24 @@ class _FileSink(Sink):
 
 
 class CsvSink(_FileSink):
-    """One line per row: its name, the class of an output with classes, then every value."""
+    """One line per row: its name, the class of an output with classes, then every value.
+
+    Where rows may differ in shape, an output is one cell of JSON.
+    """
 
     def _write(self, names: list[str], outputs: Batch) -> None:
-        flat = {name: array.reshape(len(array), -1) for name, array in outputs.items()}
+        flat = {
+            name: _join_cells(array) if name in self.free else array.reshape(len(array), -1)
+            for name, array in outputs.items()
+        }
         writer = csv.writer(self._file, lineterminator="\n")
         if self.num_rows == 0:
             columns = ["row"]
             for key, array in outputs.items():
                 columns += [f"{key}_class"] if has_classes(array) else []
                 many = range(flat[key].shape[1])
-                columns += [key] if array.ndim == 1 else [f"{key}_{index}" for index in many]
+                is_one = array.ndim == 1 or key in self.free
+                columns += [key] if is_one else [f"{key}_{index}" for index in many]
             writer.writerow(columns)
         for index, name in enumerate(names):
             line: list[str] = [name]
@@ -155,10 +173,14 @@ class JsonlSink(_FileSink):
 
 
 class NpzSink(_FileSink):
-    """Every output as one array, and `row_names`; strings as `NAME` bytes and `NAME_offsets`."""
+    """Every output as one array, and `row_names`; strings as `NAME` bytes and `NAME_offsets`.
 
-    def __init__(self, path: Path, labels: Sequence[str]) -> None:
-        super().__init__(path, labels)
+    Where rows differ in shape, `NAME` holds their values one after the other, and `NAME_shapes`,
+    int64 (rows, axes), their shapes.
+    """
+
+    def __init__(self, path: Path, labels: Sequence[str], free: Collection[str] = ()) -> None:
+        super().__init__(path, labels, free)
         self._names: list[str] = []
         self._parts: dict[str, list[Array]] = {}
 
@@ -170,7 +192,7 @@ class NpzSink(_FileSink):
     def close(self) -> None:
         arrays: dict[str, Array] = {"row_names": np.array(self._names, dtype=np.str_)}
         for name, parts in self._parts.items():
-            arrays |= _store(name, np.concatenate(parts))
+            arrays |= _store(name, concatenate_rows(parts))
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         self._file.close()
@@ -197,7 +219,17 @@ def format_value(value: object) -> str:
     """The shortest text that reads back as the same number; strings as they are."""
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
+    if isinstance(value, np.ndarray):
+        return json.dumps(_to_json(value))
     return str(value)
+
+
+def _join_cells(array: Array) -> Array:
+    """objects (rows, 1): a row's values as one, so that lines have equally many cells."""
+    cells = np.empty((len(array), 1), object)
+    for index, row in enumerate(array):
+        cells[index, 0] = row
+    return cells
 
 
 def describe_row(name: str, index: int, outputs: Batch, labels: Sequence[str]) -> dict[str, object]:
@@ -244,6 +276,13 @@ def _shorten(value: object) -> str:
 
 
 def _store(name: str, array: Array) -> dict[str, Array]:
+    if array.dtype == object and any(isinstance(row, np.ndarray) for row in array):
+        rows = [np.asarray(row) for row in array]
+        values = np.concatenate([row.reshape(-1) for row in rows])
+        most = max(row.ndim for row in rows)
+        shapes = [[*row.shape, *[1] * (most - row.ndim)] for row in rows]
+        shown = {f"{name}_shapes": np.array(shapes, np.int64).reshape(len(rows), most)}
+        return _store(name, values) | shown
     if dtype_name(array.dtype) == STRING:
         items = [bytes(item) for item in array.flat]
         blob = np.frombuffer(b"".join(items), np.uint8)

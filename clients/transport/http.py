@@ -70,6 +70,13 @@ class HttpCaller:
 
     def make(self, call: Call, metadata: Metadata = ()) -> bytes | PlumblineError:
         """Makes a call and waits for the reply's bytes, or the error."""
+        answered = self.exchange(call, metadata)
+        return answered if isinstance(answered, PlumblineError) else answered[1]
+
+    def exchange(
+        self, call: Call, metadata: Metadata = ()
+    ) -> tuple[Mapping[str, str], bytes] | PlumblineError:
+        """The same, with the headers of the answer; their names are looked up in any case."""
         method, _, path = call.path.partition(" ")
         where = f"{call.path} at {self._url}"
         try:
@@ -93,7 +100,7 @@ class HttpCaller:
         except ResourceExhaustedError as failure:
             return failure
         if 200 <= status < 300:
-            return body
+            return headers, body
         return read_error(status, headers, body, self._url)
 
     def _send(

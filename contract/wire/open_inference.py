@@ -134,8 +134,8 @@ def decode_raw(datatype: str, shape: Sequence[int], data: Buffer) -> Array:
     if not count:
         return np.empty(shape, dtype)
     if dtype.kind == "b":  # any byte but 0 is true; numpy wants it to be 1
-        truth: Array = np.frombuffer(data, np.uint8).reshape(shape) != 0
-        return truth
+        truth: Array = np.frombuffer(data, np.uint8) != 0
+        return truth.reshape(shape)  # a comparison of scalars would be no array
     return np.frombuffer(data, dtype).reshape(shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -20,6 +21,7 @@ from contract.heads import Head
 from contract.lite import LiteModel
 from contract.manifest import check_files
 from contract.parity import Predictor
+from contract.shadow import read_shadow_rows
 from contract.signature import IMAGE_BYTES, STRING, UINT8, Array, Batch, Signature
 from exporter.report.evaluation import ClassFacts, name_classes
 from exporter.report.facts import Facts, read_facts
@@ -156,11 +158,14 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         return names if names[0] != names[1] else ("first", "second")
 
 
-def compare_versions(before_dir: Path, after_dir: Path) -> Comparison:
+def compare_versions(
+    before_dir: Path, after_dir: Path, *, shadow: Path | None = None
+) -> Comparison:
     """Holds one version against another.
 
     Where their golden examples are the same, what the models answered in process is compared; else
-    both are asked the golden examples of both.
+    both are asked the golden examples of both. Rows that `promote --shadow_s` kept stand for
+    golden examples where `shadow` is their file.
 
     Raises:
         ConfigError: One is no version, or they have no signature in common.
@@ -170,7 +175,10 @@ def compare_versions(before_dir: Path, after_dir: Path) -> Comparison:
     before, after = read_facts(before_dir), read_facts(after_dir)
     name = _find_common(before, after, before_dir, after_dir)
     notes = _list_notes(before, after)
-    asked = _ask(name, before, after, before_dir, after_dir)
+    if shadow is not None:
+        name, asked = _read_shadow(shadow, before)
+    else:
+        asked = _ask(name, before, after, before_dir, after_dir)
     changed = list(_list_changed(name, asked, before, after)) if asked else []
     classes = _compare_classes(before, after)
     return Comparison(
@@ -256,6 +264,31 @@ def _is_alike(one: Signature, other: Signature) -> bool:
 
 def _tell(facts: Facts) -> str:
     return ", ".join(sorted(facts.signatures)) or "none"
+
+
+def _read_shadow(path: Path, before: Facts) -> tuple[str, _Asked | None]:
+    """The rows that a shadow kept of the signature with the most of them."""
+    kept = read_shadow_rows(path)
+    names = collections.Counter(row.signature_name for row in kept)
+    if not names:
+        raise ConfigError(f"{path} holds no rows")
+    name = names.most_common(1)[0][0]
+    if name not in before.signatures:
+        raise ConfigError(
+            f"{path} holds rows of signature {name}, which the first version has not "
+            f"({_tell(before)}); give the version that served them first"
+        )
+    rows = [row for row in kept if row.signature_name == name]
+    inputs, got, other = (
+        {key: np.concatenate([one[key] for one in batches]) for key in batches[0]}
+        for batches in (
+            [row.inputs for row in rows],
+            [row.before for row in rows],
+            [row.after for row in rows],
+        )
+    )
+    how = f"they are the worst rows of real calls, which a shadow kept in {path.name}"
+    return name, _Asked(inputs, got, other, {}, how, len(rows))
 
 
 def _ask(

@@ -63,9 +63,16 @@ def make_report(path: Path, *, out: Path | None = None) -> MadeReport:
 
 
 def make_comparison(
-    path: Path, other: Path, *, out: Path | None = None, needs_page: bool = False
+    path: Path,
+    other: Path,
+    *,
+    out: Path | None = None,
+    needs_page: bool = False,
+    shadow: Path | None = None,
 ) -> MadeComparison:
     """Two versions side by side, on a page where `out` or `needs_page` asks for one.
+
+    `shadow` is a file of rows that `promote --shadow_s` kept; they stand for golden examples.
 
     Raises:
         ConfigError: One is no version, they have no signature in common, or `out` cannot be
@@ -81,7 +88,7 @@ def make_comparison(
             f"{path} and {other} are the same version, {folders[0]}; give the folders of two "
             "versions"
         )
-    comparison = compare_versions(*folders)
+    comparison = compare_versions(*folders, shadow=shadow)
     if out is None and not needs_page:
         return MadeComparison(comparison=comparison, report=None)
     import_extra("jinja2", "a report")

@@ -14,20 +14,11 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from contract.errors import Code, PlumblineError, RequestError, ResourceExhaustedError
-from contract.parity import RowDifferences, Tolerance, compare_rows, read_tolerances
+from contract.parity import read_tolerances
 from contract.servable import ModelSpec, ServableId
-from contract.shadow import (
-    MAX_ROW_BYTES,
-    MAX_ROWS,
-    Latencies,
-    ShadowFigures,
-    ShadowRow,
-    choose_worst,
-    count_bytes,
-)
+from contract.shadow import MAX_ROWS, ShadowFigures, ShadowRow, ShadowTally, count_bytes
 from contract.signature import Batch
 from serving.context import PlainContext
 from serving.engines.servable import Servable
@@ -53,6 +44,7 @@ _PATIENCE_S = 0.1
 """How long a run waits for callers who wait for a thread."""
 
 _LONGEST_REST_S = 1.0
+_TIMED_ONE_IN = 4
 _MAX_WARM = 256
 _JOIN_S = 5.0
 
@@ -172,21 +164,16 @@ class Shadow:
         """Forgets what an earlier order saw."""
         self._order = order
         self._id = ServableId(order.model_name, order.version)
-        self._tolerance = Tolerance()
         self._queue: queue.SimpleQueue[_Sampled] = queue.SimpleQueue()
         self._queued_bytes = 0
         self._num_runs = 0
-        self._counts = dict.fromkeys(
-            ("compared", "failed", "unanswered", "dropped", "shed", "rows", "outside"), 0
-        )
-        self._num_flips = 0.0
-        self._largest = 0.0
-        self._first_failure = ""
-        self._versions: set[int] = set()
-        self._latencies = Latencies()
         self._warm: set[object] = set()
-        self._rows: list[ShadowRow] = []
-        self._kept_bytes = 0
+        self._tally = ShadowTally(
+            read_tolerances(self._find_version_dir(order.model_name, order.version)).of_server,
+            order.num_rows,
+            take_spare=self._budget.take_spare,
+            give_back=self._budget.give_back,
+        )
 
     # Orders.
 
@@ -213,9 +200,8 @@ class Shadow:
                     )
                 self._thread.join(_JOIN_S)
             if order.id != self._order.id:
+                self._tally.forget_rows()
                 self._begin(order)
-                version_dir = self._find_version_dir(order.model_name, order.version)
-                self._tolerance = read_tolerances(version_dir).of_server
             self._deadline = deadline
             self._stop = threading.Event()
             self._thread = threading.Thread(
@@ -237,9 +223,9 @@ class Shadow:
             self._stop.set()
             if self._thread is not None:
                 self._thread.join(_JOIN_S)
-            state = dataclasses.replace(self.take_state(), rows=tuple(self._rows), is_over=True)
-            self._forget_rows()
-            return state
+            rows = tuple(self._tally.rows)
+            self._tally.forget_rows()
+            return ShadowState(order_id, self._tally.take_figures(), rows)
 
     def close(self) -> None:
         """Ends whatever is under way, without waiting for its last run."""
@@ -247,25 +233,8 @@ class Shadow:
 
     def take_state(self) -> ShadowState:
         """What was seen so far."""
-        counts = dict(self._counts)
-        pairs = list(self._latencies.pairs)
-        figures = ShadowFigures(
-            num_calls=counts["compared"],
-            num_rows=counts["rows"],
-            num_flips=self._num_flips,
-            num_outside=counts["outside"],
-            max_abs_difference=self._largest,
-            num_failures=counts["failed"],
-            first_failure=self._first_failure,
-            num_unanswered=counts["unanswered"],
-            num_dropped=counts["dropped"],
-            num_shed=counts["shed"],
-            versions=tuple(sorted(self._versions)),
-            before_us=tuple(before for before, _ in pairs),
-            after_us=tuple(after for _, after in pairs),
-        )
         is_over = self._thread is None or not self._thread.is_alive()
-        return ShadowState(self._order.id, figures, is_over=is_over)
+        return ShadowState(self._order.id, self._tally.take_figures(), is_over=is_over)
 
     # Calls; on the event loop.
 
@@ -310,15 +279,15 @@ class Shadow:
             self._queued_bytes + num_bytes > MAX_QUEUED_BYTES
             or self._queue.qsize() >= MAX_QUEUED_CALLS
         ):
-            self._count("dropped")
+            self._miss("dropped")
         elif not self._budget.take_spare(num_bytes):
-            self._count("shed")
+            self._miss("shed")
         else:
             self._queued_bytes += num_bytes
             self._queue.put(_Sampled(signature_name, version, inputs, output_filter, num_bytes))
 
-    def _count(self, result: str) -> None:
-        self._counts[result] += 1
+    def _miss(self, result: str) -> None:
+        self._tally.miss(result)
         self._observer.observe_shadow(self._id, result)
 
     def _release(self, sampled: _Sampled) -> None:
@@ -329,7 +298,7 @@ class Shadow:
         """Callers need the memory: what waits does not run."""
         while (sampled := self._take()) is not None:
             self._release(sampled)
-            self._count("shed")
+            self._miss("shed")
 
     def _take(self, timeout_s: float = 0.0) -> _Sampled | None:
         try:
@@ -361,7 +330,7 @@ class Shadow:
                 self._release(left)
             if not stop.is_set():
                 logger.warning("nobody asks for the shadow of %s any more: it has ended", self._id)
-                self._forget_rows()  # and with them what people sent
+                self._tally.forget_rows()  # and with them what people sent
 
     def _let_callers_go_first(self, stop: threading.Event) -> None:
         patience = time.monotonic() + _PATIENCE_S
@@ -374,9 +343,9 @@ class Shadow:
             with self._acquire(ModelSpec(self._id.name, sampled.version)) as before:
                 golden, got, times = self._ask_both(before, sampled, spare)
             if spare.is_short:
-                self._count("shed")
+                self._miss("shed")
             elif isinstance(golden, Exception):
-                self._count("unanswered")
+                self._miss("unanswered")
             elif isinstance(got, Exception):
                 self._fail(got)
             else:
@@ -384,30 +353,32 @@ class Shadow:
                 spare.context.reserve(4 * size)
                 self._note(sampled, golden, got, times)
         except ResourceExhaustedError:
-            self._count("shed")
+            self._miss("shed")
         except PlumblineError:  # the old version has gone
-            self._count("unanswered")
+            self._miss("unanswered")
         finally:
             spare.give_back()
 
     def _fail(self, error: Exception) -> None:
-        message = error.message if isinstance(error, PlumblineError) else repr(error)
-        self._first_failure = self._first_failure or message
-        self._count("failed")
+        self._tally.fail(error.message if isinstance(error, PlumblineError) else repr(error))
+        self._observer.observe_shadow(self._id, "failed")
 
     def _ask_both(
         self, before: Servable, sampled: _Sampled, spare: _Spare
-    ) -> tuple[Batch | Exception, Batch | Exception, tuple[float, float]]:
-        """What both versions answer, and how many seconds each took."""
+    ) -> tuple[Batch | Exception, Batch | Exception, tuple[float, float] | None]:
+        """What both versions answer, and how many seconds each took if that was measured."""
         sides: list[Batch | Exception] = [{}, {}]
-        times = [0.0, 0.0]
+        times, is_timed = [0.0, 0.0], False
         try:
             with self._acquire(ModelSpec(self._id.name, self._id.version)) as after:
                 form = (
                     sampled.signature_name,
                     *((name, array.shape) for name, array in sampled.inputs.items()),
                 )
-                if form not in self._warm:  # else the first call of a size counts what it prepares
+                is_timed = self._num_runs % _TIMED_ONE_IN == 0
+                if is_timed or form not in self._warm:
+                    # A new size has memory to find, and the old version's weights are in the
+                    # cache since the caller's own run: neither is a latency of the new one.
                     if len(self._warm) >= _MAX_WARM:
                         self._warm.clear()
                     self._warm.add(form)
@@ -415,82 +386,37 @@ class Shadow:
                         _ask(servable, sampled, spare.context)
                 # Who comes second finds the inputs in the cache.
                 self._num_runs += 1
-                order = (0, 1) if self._num_runs % 2 else (1, 0)
-                for side in order:
+                for side in (0, 1) if self._num_runs % (2 * _TIMED_ONE_IN) == 1 else (1, 0):
                     servable = (before, after)[side]
                     sides[side], times[side] = _ask(servable, sampled, spare.context)
         except PlumblineError as error:  # the new version has gone
             sides[1] = error
-        return sides[0], sides[1], (times[0], times[1])
+        return sides[0], sides[1], (times[0], times[1]) if is_timed else None
 
     def _note(
-        self, sampled: _Sampled, golden: Batch, got: Batch, times: tuple[float, float]
+        self, sampled: _Sampled, golden: Batch, got: Batch, times: tuple[float, float] | None
     ) -> None:
         try:
-            rows = compare_rows(golden, got, self._tolerance)
+            found = self._tally.compare(
+                sampled.signature_name,
+                sampled.inputs,
+                version=sampled.version,
+                before=golden,
+                after=got,
+                times_us=None if times is None else (times[0] * 1e6, times[1] * 1e6),
+            )
         except PlumblineError as error:
             self._fail(error)
             return
-        num_rows = len(rows.largest)
-        num_flips, num_outside = float(rows.flips.sum()), int(rows.is_outside.sum())
-        largest = float(rows.largest.max(initial=0.0))
-        self._counts["compared"] += 1
-        self._counts["rows"] += num_rows
-        self._counts["outside"] += num_outside
-        self._num_flips += num_flips
-        self._largest = max(self._largest, largest)
-        self._versions.add(sampled.version)
-        self._latencies.add(times[0] * 1e6, times[1] * 1e6)
         self._observer.observe_shadow(
             self._id,
             "compared",
-            num_rows=num_rows,
-            num_flips=num_flips,
-            num_outside=num_outside,
-            max_abs_difference=largest,
+            num_rows=found.num_rows,
+            num_flips=found.num_flips,
+            num_outside=found.num_outside,
+            max_abs_difference=found.max_abs_difference,
             seconds=times,
         )
-        if self._order.num_rows and num_outside:
-            self._keep(sampled, golden, got, rows)
-
-    def _keep(self, sampled: _Sampled, golden: Batch, got: Batch, rows: RowDifferences) -> None:
-        """Keeps the worst rows of a call, if they are among the worst of all."""
-        arrays = (*sampled.inputs.values(), *golden.values(), *got.values())
-        if any(array.ndim == 0 or len(array) != len(rows.largest) for array in arrays):
-            return  # it has no rows
-        most = self._order.num_rows
-        worst = np.lexsort((rows.largest, rows.flips > 0))[::-1][:most]
-        for row in worst.tolist():
-            weight = bool(rows.flips[row] > 0), float(rows.largest[row])
-            is_full = len(self._rows) >= most
-            if not rows.is_outside[row] or (is_full and weight <= self._rows[-1].weight):
-                break
-            inputs, before, after = (
-                {name: array[row : row + 1].copy() for name, array in batch.items()}
-                for batch in (sampled.inputs, golden, got)
-            )
-            kept = ShadowRow(
-                sampled.signature_name,
-                inputs,
-                before,
-                after,
-                max_abs_difference=weight[1],
-                is_flipped=weight[0],
-            )
-            size = _weigh_row(kept)
-            if size > MAX_ROW_BYTES or not self._budget.take_spare(size):
-                continue
-            self._kept_bytes += size
-            found = choose_worst([*self._rows, kept], most + 1)
-            for one in found[most:]:
-                self._budget.give_back(_weigh_row(one))
-                self._kept_bytes -= _weigh_row(one)
-            self._rows = found[:most]
-
-    def _forget_rows(self) -> None:
-        self._budget.give_back(self._kept_bytes)
-        self._kept_bytes = 0
-        self._rows = []
 
 
 class _Spare:
@@ -541,7 +467,3 @@ def _weigh(inputs: Batch) -> int:
         if isinstance(base, bytes | bytearray | memoryview):
             bodies[id(base)] = len(base)
     return max(count_bytes(inputs), sum(bodies.values()))
-
-
-def _weigh_row(row: ShadowRow) -> int:
-    return count_bytes(row.inputs) + count_bytes(row.before) + count_bytes(row.after)

@@ -385,6 +385,23 @@ class ServerFlags(TensorFlowServingFlags):
         container="handled",
     )
     engine: str = flag("auto", "auto, tensorflow or litert.", container="refused")
+    models_base_path: str = flag(
+        "",
+        "Folder of base paths: each of its folders that holds a version is a model of that name; "
+        "not with --model_config_file.",
+        container="refused",
+    )
+    load_on_demand: bool = flag(
+        False,
+        "List models at the start, and load each when a call first asks for it, which waits.",
+        container="refused",
+    )
+    max_resident_bytes: int = flag(
+        0,
+        "With --load_on_demand: what loaded versions may count for, 1.2 times their files; beyond "
+        "it the model is unloaded that was used least recently; 0 for no limit.",
+        container="refused",
+    )
     preload_signatures: bool = flag(
         False,
         "Load TensorFlow at once for the signatures that need it, not when first asked.",
@@ -432,6 +449,12 @@ class ServerFlags(TensorFlowServingFlags):
 
     auth_token_file: str = flag(
         "", "File of bearer tokens, one a line; calls without one are refused.", container="refused"
+    )
+    require_signature_key: str = flag(
+        "",
+        "File of a public EC key: a version is loaded if the holder of the key has signed every "
+        "file of it, and not at all otherwise (docs/signing.md).",
+        container="refused",
     )
     enable_reload_config: bool = flag(
         False, "Allow HandleReloadConfigRequest.", container="handled"

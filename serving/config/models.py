@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from contract.errors import ConfigError
+from contract.layout import find_versions
 from contract.servable import All, Latest, Specific, VersionPolicy
 from contract.wire.plumbline_wire import config_pb2
 from contract.wire.text_format import read_text_message
@@ -54,6 +55,30 @@ class ModelConfig:
 def read_model_configs(path: Path) -> tuple[ModelConfig, ...]:
     """The models of a `--model_config_file`."""
     return model_configs_from_message(read_text_message(path, config_pb2.ModelServerConfig()))
+
+
+def find_model_configs(folder: Path) -> tuple[ModelConfig, ...]:
+    """The models of `--models_base_path`: its folders that hold a version, by name.
+
+    Raises:
+        ConfigError: It cannot be listed.
+    """
+    try:
+        found = sorted(path for path in folder.absolute().iterdir() if path.is_dir())
+    except OSError as error:
+        raise ConfigError(
+            f"--models_base_path={folder}: {error.strerror or error}; give a folder whose folders "
+            "are the base paths of models"
+        ) from None
+    return tuple(ModelConfig(path.name, path) for path in found if _is_base_path(path))
+
+
+def _is_base_path(path: Path) -> bool:
+    try:
+        check_model_name(path.name)
+        return not path.name.startswith(".") and bool(find_versions(path))
+    except (ConfigError, OSError):
+        return False
 
 
 def model_configs_from_message(

@@ -22,6 +22,7 @@ from serving.config.models import (
     ModelConfig,
     check_local_path,
     check_model_name,
+    find_model_configs,
     read_model_configs,
 )
 
@@ -51,6 +52,7 @@ _NOT_NEGATIVE = (
     "max_image_pixels_per_call",
     "max_num_load_retries",
     "max_queued_calls",
+    "max_resident_bytes",
     "num_request_iterations_for_warmup",
     "trial_timeout_s",
 )
@@ -178,6 +180,10 @@ def check_honoured(flags: ServerFlags) -> None:
 
 def read_config(flags: ServerFlags, unknown_flags: Sequence[UnknownFlag] = ()) -> ServerConfig:
     """Reads the files that flags name."""
+    if flags.require_signature_key:
+        from contract.signing import check_public_key
+
+        check_public_key(Path(flags.require_signature_key))
     return ServerConfig(
         **dataclasses.asdict(flags),
         models=_read_models(flags),
@@ -193,6 +199,8 @@ def read_config(flags: ServerFlags, unknown_flags: Sequence[UnknownFlag] = ()) -
 def _read_models(flags: ServerFlags) -> tuple[ModelConfig, ...]:
     if flags.model_config_file:
         return read_model_configs(Path(flags.model_config_file))
+    if flags.models_base_path:
+        return find_model_configs(Path(flags.models_base_path))
     # Relative here, though not in files: a command line is read where it is written.
     return (ModelConfig(flags.model_name, Path(flags.model_base_path).absolute()),)
 
@@ -325,15 +333,40 @@ def _check_flags(flags: ServerFlags) -> None:
 
 
 def _check_models(flags: ServerFlags) -> None:
+    _check_demand(flags)
     if flags.version or flags.model_config_file:
+        return
+    if flags.models_base_path:
+        check_local_path("of --models_base_path", flags.models_base_path)
         return
     if not flags.model_base_path:
         raise ConfigError(
             "Both server_options.model_base_path and server_options.model_config_file are empty! "
-            "Give --model_base_path=PATH of one model, or --model_config_file=FILE"
+            "Give --model_base_path=PATH of one model, or --model_config_file=FILE or "
+            "--models_base_path=FOLDER of several"
         )
     check_model_name(flags.model_name)
     check_local_path(flags.model_name, flags.model_base_path)
+
+
+def _check_demand(flags: ServerFlags) -> None:
+    """Refuses what cannot go together with models that are found or loaded on demand."""
+    if flags.models_base_path and (flags.model_config_file or flags.model_base_path):
+        raise ConfigError(
+            "--models_base_path says which models there are; give it without --model_config_file "
+            "and --model_base_path"
+        )
+    if flags.max_resident_bytes and not flags.load_on_demand:
+        raise ConfigError(
+            f"--max_resident_bytes={flags.max_resident_bytes} wants --load_on_demand: without it "
+            "every model is loaded and stays"
+        )
+    for name in ("load_on_demand", "models_base_path"):
+        if flags.strict_compat and getattr(flags, name):
+            raise ConfigError(
+                f"--{name} and --strict_compat exclude each other: TensorFlow Serving loads every "
+                "model of its configuration at the start"
+            )
 
 
 def _check_values(flags: ServerFlags) -> None:

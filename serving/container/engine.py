@@ -26,6 +26,9 @@ SERVER_LABEL = "plumbline.server"
 MODEL_LABEL = "plumbline.model_name"
 """Label of an image that holds a version of this model."""
 
+MODELCAR_LABEL = "plumbline.modelcar"
+"""Label of an image that holds a version and no server."""
+
 MODELS_FOLDER = "/models"
 """Where images hold models, as tensorflow/serving does."""
 
@@ -225,12 +228,14 @@ class Image:
         server: What is inside.
         machine: The architecture it is built for; "" when unknown.
         model_name: The model that is baked in, or "".
+        is_modelcar: Whether there is no server inside: KServe mounts it.
     """
 
     name: str
     server: ImageServer = ImageServer.TENSORFLOW_SERVING
     machine: str = ""
     model_name: str = ""
+    is_modelcar: bool = False
 
     @property
     def model_flags(self) -> list[str]:
@@ -333,7 +338,13 @@ def _read_image(reference: str, answer: str) -> Image:
     labels = (facts.config and facts.config.labels) or facts.labels or {}
     embedded = labels.get(SERVER_LABEL) == ImageServer.EMBEDDED.value
     server = ImageServer.EMBEDDED if embedded else ImageServer.TENSORFLOW_SERVING
-    return Image(reference, server, facts.architecture, labels.get(MODEL_LABEL, ""))
+    return Image(
+        reference,
+        server,
+        facts.architecture,
+        labels.get(MODEL_LABEL, ""),
+        is_modelcar=MODELCAR_LABEL in labels,
+    )
 
 
 def _warn_of_emulation(engine: ContainerEngine, image: Image) -> None:

@@ -39,6 +39,7 @@ FILE_FLAGS = (
     "thread_pool_factory_config_file",
     "monitoring_config_file",
     "auth_token_file",
+    "require_signature_key",
 )
 
 GRPC_PORT = 8500
@@ -52,6 +53,7 @@ _SELINUX = Path("/sys/fs/selinux/enforce")
 _RESERVED = frozenset(map(Path, ("/", "/bin", "/dev", "/etc", "/lib", "/proc", "/sys", "/usr")))
 _REASONS = {
     "auth_token_file": "it has no tokens, and would answer everyone",
+    "require_signature_key": "it loads what nobody has signed",
     "max_message_bytes": "it takes messages of up to 2 GiB",
     "max_json_bytes": "it has no limit on REST bodies",
     "max_json_depth": "it has no limit on nesting",
@@ -109,7 +111,17 @@ def make_plan(
     name: str = "",
     mount_dirs: Sequence[Path] = (),
 ) -> ContainerPlan:
-    """Decides how the server is run."""
+    """Decides how the server is run.
+
+    Raises:
+        ConfigError: What was asked for cannot be done in a container, or not in this one.
+    """
+    if image.is_modelcar:
+        raise ConfigError(
+            f"--image={image.name}: a modelcar holds a model and no server; KServe mounts it "
+            "(storageUri: oci://…). For an image that serves: python -m serving bake without "
+            "--modelcar"
+        )
     chosen = name or f"plumbline-{config.port if config.port > 0 else os.getpid()}"
     # Those on this machine: not what is baked into the image.
     baked = Path(MODELS_FOLDER, image.model_name) if image.model_name else None
@@ -125,7 +137,7 @@ def make_plan(
         paths["monitoring_config_file"] = str(target)
     command = [
         *(engine.program, "run", "--detach", f"--name={chosen}", f"--label={CONTAINER_LABEL}"),
-        *_list_confinements(engine),
+        *list_confinements(engine),
         *_list_ports(config),
         *mounts,
         *_list_endings(config, image),
@@ -135,7 +147,8 @@ def make_plan(
     return ContainerPlan(chosen, tuple(command))
 
 
-def _list_confinements(engine: ContainerEngine) -> list[str]:
+def list_confinements(engine: ContainerEngine) -> list[str]:
+    """What a container may not do: every server's, in `deploy/` as well."""
     options = [f"--user={os.getuid()}:{os.getgid()}"]
     if engine.rootless and engine.is_podman:
         options.insert(0, "--userns=keep-id")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -80,10 +81,13 @@ class Findings:
     Attributes:
         signature_defs: Signature name to SignatureDef, the initialiser's entry included.
         choices: Signature name to who answers it.
+        state: Of its files as they were when its signing was checked (`take_state`); "" where
+            nobody asks for that.
     """
 
     signature_defs: Mapping[str, SignatureDef]
     choices: Mapping[str, EngineChoice]
+    state: str = ""
 
     def list_signatures(self, engine: str) -> list[str]:
         """The signatures that `engine` answers."""
@@ -129,10 +133,10 @@ def load_servable(
 ) -> Servable:
     """Loads a version, checks it, and answers for it.
 
-    In order: the manifest's checksums when there is a manifest, an engine for each
-    signature, warmup records, the golden self-test. TensorFlow is loaded now when no
-    signature of the version is LiteRT's (or with `preload_signatures`), else when a
-    signature that needs it is first asked for.
+    In order: who signed it, where that is asked for, the manifest's checksums when there is a
+    manifest, an engine for each signature, warmup records, the golden self-test. TensorFlow is
+    loaded now when no signature of the version is LiteRT's (or with `preload_signatures`), else
+    when a signature that needs it is first asked for.
 
     Args:
         servable_id: Model name and version.
@@ -149,23 +153,32 @@ def load_servable(
             findings, litert = examine_version(servable_id, version_dir, config, observer)
     else:
         findings, litert = trials.examine(servable_id, version_dir, observer), None
+    check_held = functools.partial(_check_held, version_dir, findings.state, config)
+
+    @contextlib.contextmanager
+    def loading() -> Iterator[None]:
+        with guard(version_dir):
+            check_held()
+            yield
+            check_held()
+
     if litert is None and findings.list_signatures(LITERT):
         # Quicker than it was in the trial, and a thread for each load would cost memory that stays.
-        with guard(version_dir):
+        with loading():
             litert = _open_litert(version_dir, config)
     by_tensorflow = findings.list_signatures(TENSORFLOW)
 
     def make_tensorflow() -> Engine:
         if trials is not None and is_serving():
             trials.try_tensorflow(servable_id, version_dir, by_tensorflow)
-        with guard(version_dir), Stages(servable_id) as at:
+        with loading(), Stages(servable_id) as at:
             at("TensorFlow reads its SavedModel")
             return TensorFlowEngine(version_dir, config)
 
     def check_tensorflow(engine: Engine) -> None:
         from contract.parity import FLOAT32
 
-        with guard(version_dir), Stages(servable_id) as at:
+        with loading(), Stages(servable_id) as at:
             at("warmup and golden examples through TensorFlow")
             examination = make_examination(servable_id, version_dir, config, observer)
             examination.examine(engine, by_tensorflow, FLOAT32)
@@ -183,6 +196,7 @@ def load_servable(
         )
         if litert is None or config.preload_signatures:
             tensorflow.load()
+    check_held()
     return Servable(
         servable_id,
         signatures=signatures_from_map(findings.signature_defs),
@@ -192,6 +206,17 @@ def load_servable(
         observer=observer,
         max_image_pixels=0 if config.strict_compat else config.max_image_pixels_per_call,
     )
+
+
+def _check_held(version_dir: Path, state: str, config: ServerConfig) -> None:
+    """Whether the files are still those whose signing was checked, which may be hours ago.
+
+    It is asked before a file is read and afterwards: what has read another one is let go again.
+    """
+    if config.require_signature_key:
+        from contract.signing import check_state
+
+        check_state(version_dir, state)
 
 
 def examine_version(
@@ -216,6 +241,7 @@ def _examine(
     from contract.manifest import check_files, read_manifest
     from contract.parity import read_tolerances
 
+    state = _check_signing(servable_id, version_dir, config, at)
     at("checking the sha256 of its files")
     if (version_dir / layout.MANIFEST).is_file():
         check_files(version_dir, read_manifest(version_dir))
@@ -228,7 +254,7 @@ def _examine(
     for name, choice in sorted(choices.items()):
         _log.info("%s: %s by %s: %s", servable_id, name, choice.engine, choice.reason)
         observer.observe_engine(servable_id, name, choice)
-    findings = Findings(signature_defs, choices)
+    findings = Findings(signature_defs, choices, state)
     if litert is not None:
         at("warmup and golden examples through LiteRT")
         examination = make_examination(servable_id, version_dir, config, observer)
@@ -237,6 +263,31 @@ def _examine(
         if not config.preload_signatures:
             examination.report_untested(findings.list_signatures(TENSORFLOW))
     return findings, litert
+
+
+def _check_signing(
+    servable_id: ServableId, version_dir: Path, config: ServerConfig, at: Stages
+) -> str:
+    """Before anything else is read: whether the holder of --require_signature_key has signed it.
+
+    A model goes by the name that it is served under, and by that of its base path.
+
+    Returns:
+        The state of its files; "" without the flag.
+    """
+    if not config.require_signature_key:
+        return ""
+    from contract.signing import take_state, verify_version
+
+    at("checking who signed it")
+    state = take_state(version_dir)
+    verify_version(
+        version_dir,
+        Path(config.require_signature_key),
+        version=servable_id.version,
+        model_names=(servable_id.name, version_dir.parent.name),
+    )
+    return state
 
 
 def try_tensorflow(
@@ -250,6 +301,7 @@ def try_tensorflow(
     from contract.parity import FLOAT32
 
     with Stages(servable_id) as at:
+        _check_signing(servable_id, version_dir, config, at)  # hours after it was loaded, maybe
         at("TensorFlow reads its SavedModel")
         engine = TensorFlowEngine(version_dir, config)
         at("warmup and golden examples through TensorFlow")

@@ -240,12 +240,16 @@ class Servable:
         if signature_name in self._may_decode_images:
             key = await self._weigh_images(key, inputs, pool, context)
         if engine.batcher is not None:
-            return await engine.batcher.answer(
+            # With the wait for the batch, which is part of a session's run in TensorFlow Serving.
+            started = time.perf_counter()
+            outputs = await engine.batcher.answer(
                 signature_name, inputs, output_filter, context=context
             )
-        outputs = self._run_at_once(engine, key, inputs, output_filter, context)
-        if outputs is not None:
+            self._observe_runtime(signature_name, time.perf_counter() - started)
             return outputs
+        at_once = self._run_at_once(engine, key, inputs, output_filter, context)
+        if at_once is not None:
+            return at_once
         return await pool.run(
             functools.partial(self._run_on_thread, engine, key, inputs, output_filter, context),
             context=context,
@@ -378,9 +382,12 @@ class Servable:
         if context.notes is not None:
             context.notes.run(started, started + elapsed)
         self._meter.record(key, elapsed)
-        observe = self._observe_run.get(key[0])
-        if observe is None:
-            observe = self._observer.bind_runtime_latency(self.id, key[0], "Predict")
-            self._observe_run[key[0]] = observe
-        observe(elapsed * 1e6)
+        self._observe_runtime(key[0], elapsed)
         return outputs
+
+    def _observe_runtime(self, signature_name: str, elapsed_s: float) -> None:
+        observe = self._observe_run.get(signature_name)
+        if observe is None:
+            observe = self._observer.bind_runtime_latency(self.id, signature_name, "Predict")
+            self._observe_run[signature_name] = observe
+        observe(elapsed_s * 1e6)

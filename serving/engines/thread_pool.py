@@ -132,6 +132,11 @@ class ThreadPool:
         """The time that whoever went last had had: nobody saves up more by being away."""
         self._is_closed = False
 
+    @property
+    def num_queued(self) -> int:
+        """How many calls wait for a thread."""
+        return self._num_queued
+
     async def run(
         self,
         call: Callable[[], Result],

@@ -107,6 +107,7 @@ class Report(msgspec.Struct, frozen=True):
         choices: Signature name to engine and reason.
         self_tests: Signature name to result.
         warmup_us: How long warmup took, if there was any.
+        state: See `Findings`.
         failure: Why the version is unfit; None when it passed.
     """
 
@@ -114,6 +115,7 @@ class Report(msgspec.Struct, frozen=True):
     choices: dict[str, tuple[str, str]] = {}
     self_tests: dict[str, str] = {}
     warmup_us: float | None = None
+    state: str = ""
     failure: Failure | None = None
 
 
@@ -158,7 +160,7 @@ class _AskedTrials:
             found = metadata_pb2.SignatureDefMap.FromString(report.signature_defs).signature_def
         except DecodeError as error:
             raise InternalError(f"{servable_id}: its trial gave no signatures: {error}") from error
-        return Findings(dict(found), choices)
+        return Findings(dict(found), choices, report.state)
 
     def try_tensorflow(
         self, servable_id: ServableId, version_dir: Path, signature_names: Sequence[str]
@@ -433,12 +435,12 @@ def run_trial(request: Request, config: ServerConfig) -> bytes:
     servable_id = ServableId(request.name, request.version)
     version_dir = request.path
     notes = _Notes()
-    signature_defs, failure = b"", None
+    signature_defs, state, failure = b"", "", None
     try:
         if request.tensorflow is None:
             findings, _ = examine_version(servable_id, version_dir, config, notes)
             found = metadata_pb2.SignatureDefMap(signature_def=findings.signature_defs)
-            signature_defs = found.SerializeToString()
+            signature_defs, state = found.SerializeToString(), findings.state
         else:
             try_tensorflow(servable_id, version_dir, request.tensorflow, config, notes)
     except PlumblineError as error:
@@ -456,7 +458,7 @@ def run_trial(request: Request, config: ServerConfig) -> bytes:
         _log.exception("a fault of ours while trying %s", servable_id)
         failure = _describe(InternalError(f"{type(error).__name__}: {error}"))
     return msgspec.msgpack.encode(
-        Report(signature_defs, notes.choices, notes.self_tests, notes.warmup_us, failure)
+        Report(signature_defs, notes.choices, notes.self_tests, notes.warmup_us, state, failure)
     )
 
 

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
 
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+Exchange: TypeAlias = Callable[[Any, RequestContext], Awaitable[bytes]]
+ExchangeAtOnce: TypeAlias = Callable[[Any, RequestContext], "bytes | None"]
+
 _OF_EXAMPLES = (CLASSIFY, REGRESS, MULTI_INFERENCE)
 _MESSAGE_FACTOR = 32
 """What protobuf makes of one byte of a message of messages, at most."""
@@ -56,6 +59,7 @@ _MESSAGE_FACTOR = 32
 def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]:
     """Path to what answers it."""
     observer, use_tensor_content = handlers.observer, config.enable_serialization_as_tensor_content
+    wait, leave = _make_waiting(handlers, config)
 
     async def predict(call: PredictCall, context: RequestContext) -> bytes:
         check, outputs = await handlers.predict(call, context=context)
@@ -78,11 +82,18 @@ def list_methods(handlers: Handlers, config: ServerConfig) -> dict[str, Respond]
             return bytes((await answered).SerializeToString())
 
         told = observer if method in (CLASSIFY, REGRESS) else None
-        return _Responder(method.name, _make_parse(method), exchange, told, handlers.pool).respond
+        return _Responder(
+            method.name, _make_parse(method), wait(exchange), told, handlers.pool
+        ).respond
 
     methods: dict[str, Respond] = {
         PREDICT.path: _Responder(
-            PREDICT.name, parse_predict_request, predict, observer, handlers.pool, predict_again
+            PREDICT.name,
+            parse_predict_request,
+            wait(predict),
+            observer,
+            handlers.pool,
+            leave(predict_again),
         ).respond
     }
     for method, answer in _list_answers(handlers, config):
@@ -109,6 +120,34 @@ def _list_answers(
         from contract.wire.shadow import SHADOW
 
         yield SHADOW, handlers.shadow_version
+
+
+def _make_waiting(
+    handlers: Handlers, config: ServerConfig
+) -> tuple[Callable[[Exchange], Exchange], Callable[[ExchangeAtOnce], ExchangeAtOnce]]:
+    """What lets an exchange wait for the load of its model (`--load_on_demand`), and what lets one
+    that cannot wait leave it to that; both change nothing where nothing is loaded on demand."""
+    if not config.load_on_demand:
+        return lambda exchange: exchange, lambda exchange: exchange
+    from serving.api.waiting import answer_when_loaded
+    from serving.versions.on_demand import NotLoadedError
+
+    def wait(exchange: Exchange) -> Exchange:
+        async def exchange_when_loaded(request: Any, context: RequestContext) -> bytes:
+            return await answer_when_loaded(handlers, lambda: exchange(request, context), context)
+
+        return exchange_when_loaded
+
+    def leave(exchange: ExchangeAtOnce) -> ExchangeAtOnce:
+        def exchange_if_loaded(request: Any, context: RequestContext) -> bytes | None:
+            try:
+                return exchange(request, context)
+            except NotLoadedError:
+                return None
+
+        return exchange_if_loaded
+
+    return wait, leave
 
 
 def _make_parse(method: Method) -> Callable[..., Any]:
@@ -153,10 +192,10 @@ class _Responder:
         self,
         name: str,
         parse: Callable[..., Any],
-        exchange: Callable[[Any, RequestContext], Awaitable[bytes]],
+        exchange: Exchange,
         observer: Observer | None,
         pool: ThreadPool,
-        exchange_at_once: Callable[[Any, RequestContext], bytes | None] = lambda *_: None,
+        exchange_at_once: ExchangeAtOnce = lambda *_: None,
     ) -> None:
         self._name = name
         self._parse = parse

@@ -26,6 +26,7 @@ from serving.monitoring.instruments import (
 from serving.observer import EngineChoice, Observer, QueueFigures
 from serving.transport.admission import MemoryBudget
 from serving.transport.listener import ConnectionTable
+from serving.versions.on_demand import Residency
 from serving.versions.states import VersionStatus
 
 CONTENT_TYPE = "text/plain"
@@ -66,6 +67,8 @@ class Metrics(Observer):
         self._model_names = {""}  # those that have been served, and requests without one
         self._budget = MemoryBudget(0)
         self._connections = ConnectionTable()
+        self._measure_residency: Callable[[], Residency] | None = None
+        self._count_queued: Callable[[], int] = int
         self._requests = Family(
             f"{_TF}request_count", "The total number of requests.", ("model_name", "status")
         )
@@ -156,18 +159,34 @@ class Metrics(Observer):
             (*_SIGNATURE, "result"),
             kind="gauge",
         )
+        self._demanded_loads = Family(
+            "plumbline_demanded_loads_total",
+            "Versions that were loaded, or failed to be, because a call asked for their model.",
+            ("model_name", "result"),
+        )
+        self._evictions = Family(
+            "plumbline_evictions_total",
+            "How often a model was unloaded to make room (--max_resident_bytes).",
+            ("model_name",),
+        )
+        self._load_wait = HistogramFamily(
+            "plumbline_load_wait_seconds",
+            "How long calls waited for their model to be loaded.",
+            ("model_name",),
+            bounds=_SECONDS,
+        )
         self._request_log = Family(
             "plumbline_request_log_total",
             "Sampled requests: written, dropped or failed.",
             ("result",),
         )
         self._shadow_calls = Family(
-            "plumbline_shadow_calls",
+            "plumbline_shadow_calls_total",
             "Sampled calls of a shadow: compared, failed, unanswered, dropped or shed.",
             (*_VERSION, "result"),
         )
         self._shadow_rows = Family(
-            "plumbline_shadow_rows",
+            "plumbline_shadow_rows_total",
             "Rows that a shadow compared, and those that flipped or were outside the tolerance.",
             (*_VERSION, "result"),
         )
@@ -299,6 +318,15 @@ class Metrics(Observer):
     def observe_abandoned(self, servable_id: ServableId, stage: str) -> None:
         self._abandoned.child(servable_id.name, str(servable_id.version), stage).add()
 
+    def observe_demanded_load(self, model_name: str, result: str) -> None:
+        self._demanded_loads.child(model_name, result).add()
+
+    def observe_eviction(self, model_name: str) -> None:
+        self._evictions.child(model_name).add()
+
+    def observe_load_wait(self, model_name: str, seconds: float) -> None:
+        self._load_wait.child(model_name).observe(seconds)
+
     def observe_request_log(self, result: str) -> None:
         self._request_log.child(result).add()
 
@@ -315,14 +343,14 @@ class Metrics(Observer):
     ) -> None:
         key = (servable_id.name, str(servable_id.version))
         self._shadow_calls.child(*key, result).add()
-        if seconds is None:
+        if result != "compared":
             return
         counts = {"compared": num_rows, "flipped": num_flips, "outside": num_outside}
         for name, count in counts.items():
             self._shadow_rows.child(*key, name).add(count)
         largest = self._shadow_difference.child(*key)
         largest.value = max(largest.value, max_abs_difference)
-        for side, value in zip(("before", "after"), seconds, strict=True):
+        for side, value in zip(("before", "after"), seconds or (), strict=False):
             self._shadow_latency.child(*key, side).observe(value)
 
     def observe_malformed(self, entrypoint: str) -> None:
@@ -355,10 +383,43 @@ class Metrics(Observer):
         """The page that Prometheus scrapes."""
         return render_families((*self.list_counters(), *self.take_gauges()))
 
-    def watch(self, budget: MemoryBudget, connections: ConnectionTable) -> None:
-        """Tells from now on what calls hold, and how many connections there are."""
+    def watch(
+        self,
+        budget: MemoryBudget,
+        connections: ConnectionTable,
+        count_queued: Callable[[], int] = int,
+    ) -> None:
+        """Tells from now on what calls hold, how many wait for a thread, and how many connections
+        there are."""
         self._budget = budget
         self._connections = connections
+        self._count_queued = count_queued
+
+    def watch_residency(self, measure: Callable[[], Residency]) -> None:
+        """Tells from now on what is loaded, where models are loaded on demand."""
+        self._measure_residency = measure
+
+    def _list_residency(self) -> list[Family]:
+        if self._measure_residency is None:
+            return []
+        found = self._measure_residency()
+        return [
+            _make_gauge(
+                "resident_bytes",
+                "What loaded versions count for: 1.2 times their files.",
+                found.num_bytes,
+                sum,
+            ),
+            _make_gauge(
+                "max_resident_bytes",
+                "What loaded versions may count for (--max_resident_bytes); 0 for no limit.",
+                found.max_bytes,
+                sum,
+            ),
+            _make_gauge(
+                "resident_models", "Models of which a version is loaded.", found.num_models, sum
+            ),
+        ]
 
     def list_counters(self) -> list[Family | HistogramFamily]:
         """What only grows, over all that this process has seen."""
@@ -389,6 +450,9 @@ class Metrics(Observer):
             self._refused_connections,
             self._malformed,
             self._cpu,
+            self._demanded_loads,
+            self._evictions,
+            self._load_wait,
         ]
 
     def take_gauges(self) -> list[Family]:
@@ -416,6 +480,7 @@ class Metrics(Observer):
         # Asked here, since asking costs more than a tenth of the server's start.
         build.child(find_product_version(), platform.python_version()).value = 1
         return [
+            *self._list_residency(),
             self._self_test,
             self._engine,
             self._shadow_difference,
@@ -435,6 +500,7 @@ class Metrics(Observer):
                 self._budget.max_bytes,
                 sum,
             ),
+            _make_gauge("queued_calls", "Calls that wait for a thread.", self._count_queued(), sum),
             _make_gauge("connections", "Open connections.", self._connections.num_open, sum),
             _make_gauge("ready", "1 when every model is served.", float(self._is_ready()), min),
             _make_gauge(

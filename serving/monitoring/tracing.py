@@ -51,6 +51,7 @@ _SERVERS_FAULT = frozenset(
 _read_route = re.compile(
     r"/(v\d+)/models/[^/:]+(?:/(versions|labels)/[^/:]+)?(:[a-z]{1,16}|/[a-z]{1,16})?"
 ).fullmatch
+_FIXED_ROUTES = frozenset(("/v1/models", "/v2", "/openapi.json"))
 _MAX_ROUTES = 256
 _MAX_STATUS_TEXT = 512
 
@@ -187,7 +188,7 @@ class Tracing:
         found = self._routes.get(path)
         if found is None:
             read = _read_route(path)
-            route = ""
+            route = path if path in _FIXED_ROUTES else ""
             if read is not None:
                 which = f"/{read[2]}/{{{read[2][:-1]}}}" if read[2] else ""
                 route = f"/{read[1]}/models/{{model}}{which}{read[3] or ''}"

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_METHOD = 256
 """Characters of a path that are kept."""
 
+_MAX_NAME, _MAX_ERROR = 128, 256
+"""Characters of what stands in a line, which is to be written in one piece."""
+
 _log = logging.getLogger(__name__)
 
 _is_request_id = re.compile(rb"[!#-\[\]-~]{1,128}").fullmatch
@@ -136,20 +139,25 @@ def describe_access(notes: CallNotes) -> Access:
     """A call's line in the access log."""
     assert notes.code is not None
     return Access(
-        method=clean_text(notes.method),
+        method=_cut(notes.method, MAX_METHOD),
         status=notes.code.name,
         duration_us=round((notes.ended - notes.begun) * 1e6),
-        model=clean_text(notes.model),
+        model=_cut(notes.model, _MAX_NAME),
         version=notes.version,
-        signature=clean_text(notes.signature) or (DEFAULT_SIGNATURE_NAME if notes.entered else ""),
+        signature=_cut(notes.signature, _MAX_NAME)
+        or (DEFAULT_SIGNATURE_NAME if notes.entered else ""),
         rows=None if notes.rows < 0 else notes.rows,
         request_bytes=notes.num_request_bytes,
         answer_bytes=notes.num_answer_bytes,
         peer=notes.peer,
         request_id=notes.request_id,
         trace_id=notes.trace_id,
-        error=clean_text(notes.error),
+        error=_cut(notes.error, _MAX_ERROR),
     )
+
+
+def _cut(text: str, most: int) -> str:
+    return clean_text(text)[:most]
 
 
 def _draw_id() -> int:

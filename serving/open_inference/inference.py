@@ -186,6 +186,8 @@ class OpenInference:
 
     async def infer(self, call: InferCall, context: RequestContext) -> Inference:
         """Runs one signature of a model."""
+        if context.notes is not None:
+            context.notes.ask(call.model_spec)
         spec, handlers = call.model_spec, self.handlers
         with handlers.acquire(spec) as servable:
             check = _find_check(servable, spec.signature_name)

@@ -119,10 +119,9 @@ class OpenInferenceRest:
                 names = parse_qs(query).get(SIGNATURE_NAME, [""])
                 return Target(_read_spec(model, version, names[0]), verb or _METADATA, True)
         raise PlumblineError(
-            f"there is no {method} {bare} here: of the Open Inference Protocol v2 this server "
-            "has GET /v2, /v2/health/live, /v2/health/ready, "
-            "/v2/models/MODEL[/versions/VERSION][/ready] "
-            "and POST /v2/models/MODEL[/versions/VERSION]/infer",
+            f"there is no {method} {bare} here: of the Open Inference Protocol v2 this server has "
+            "GET /v2, /v2/health/live, /v2/health/ready, /v2/models/MODEL[/versions/VERSION]"
+            "[/ready] and POST /v2/models/MODEL[/versions/VERSION]/infer",
             code=Code.NOT_FOUND,
         )
 

@@ -45,6 +45,7 @@ class RestMethods:
     def __init__(self, handlers: Handlers, config: ServerConfig) -> None:
         self._handlers = handlers
         self._is_listing = not config.strict_compat
+        self._is_on_demand = config.load_on_demand
         self._max_depth = config.max_json_depth
         self._pieces = PieceReader(max_depth=config.max_json_depth)
         self._verbs: dict[str, Verb] = {
@@ -57,6 +58,20 @@ class RestMethods:
         self, method: str, target: Target, body: Body, *, context: RequestContext = NO_CONTEXT
     ) -> bytes | None:
         """The body of the answer; None when there is no such thing to ask for."""
+        if not self._is_on_demand or not target.verb:
+            return await self._answer(method, target, body, context)
+        from serving.api.waiting import answer_when_loaded
+
+        return await answer_when_loaded(
+            self._handlers,
+            partial(self._answer, method, target, body, context),
+            context,
+            target.spec,
+        )
+
+    async def _answer(
+        self, method: str, target: Target, body: Body, context: RequestContext
+    ) -> bytes | None:
         if method == "GET":
             return self._describe(target)
         verb = self._verbs.get(target.verb)

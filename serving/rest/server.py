@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import logging
 import math
 import re
@@ -30,7 +31,7 @@ from serving.addresses import join_address
 from serving.api.handlers import Handlers
 from serving.config.server import ServerConfig
 from serving.monitoring.health import Health
-from serving.monitoring.metrics import CONTENT_TYPE
+from serving.monitoring.metrics import CONTENT_TYPE, find_product_version
 from serving.monitoring.watch import CallWatch, read_request_id
 from serving.rest.answers import encode_error
 from serving.rest.methods import LARGE_BYTES, RestMethods
@@ -44,6 +45,7 @@ from serving.transport.sharing import SharedSockets
 
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
+OPENAPI_PATH = "/openapi.json"
 
 UNLIMITED = 2**31 - 1
 """What --strict_compat allows instead of the limits on bodies: TensorFlow Serving has none."""
@@ -153,8 +155,11 @@ class RestServer:
         strict = config.strict_compat
         self._max_inflated_bytes = UNLIMITED if strict else config.max_inflated_bytes
         self._probes: frozenset[str] = frozenset(() if strict else (LIVE_PATH, READY_PATH))
+        self._handlers = handlers
         self._open_paths = self._probes | (more.open_paths if more else frozenset())
         self._pages = self._probes | ({config.metrics_path} if config.metrics_path else set())
+        if not strict:
+            self._pages |= {OPENAPI_PATH}
         cors = _CORS if config.rest_api_enable_cors_support else b""
         self._json = _JSON + cors
         self._no_json = _NO_JSON + cors
@@ -228,7 +233,8 @@ class RestServer:
             return self
         from serving.rest.watched import WatchedServer
 
-        return WatchedServer(self, watch, pages=self._pages, gives_back_ids=self._gives_back_ids)
+        pages = self._pages | self._open_paths
+        return WatchedServer(self, watch, pages=pages, gives_back_ids=self._gives_back_ids)
 
     # What the transport calls.
 
@@ -265,7 +271,7 @@ class RestServer:
             return await self._answer(request, path, target)
         bare = _cut_query(path)
         if bare in self._pages and method in ("GET", "HEAD"):
-            return await self._answer_page(bare)
+            return await self._answer_page(bare, request)
         if method not in _ALLOWED:
             return _send_page(501, "Not Implemented")
         if not is_valid_path(path):
@@ -306,7 +312,9 @@ class RestServer:
             return _send_page(status, "Bad Request" if status == 400 else "Not Implemented")
         return Answer(status, _TEXT, f"this is no HTTP/1.1 request: {text}\n".encode())
 
-    async def _answer_page(self, path: str) -> Answer:
+    async def _answer_page(self, path: str, request: Request) -> Answer:
+        if path == OPENAPI_PATH:
+            return await self._answer_openapi(request)
         if path not in self._probes:
             return await self._answer_metrics()
         if path == LIVE_PATH:
@@ -321,6 +329,31 @@ class RestServer:
             _log.exception("metrics failed")
             return Answer(500, _TEXT, CRASH_TEXT.encode() + b"\n")
         return Answer(200, b"Content-Type: %s\r\n" % CONTENT_TYPE.encode(), page.encode())
+
+    async def _answer_openapi(self, request: Request) -> Answer:
+        """The document of what is served now; made on a thread, as there may be many models."""
+        from serving.rest import openapi
+
+        config = self._config
+
+        def make() -> bytes:
+            document = openapi.make_document(
+                openapi.find_models(self._handlers),
+                version=find_product_version(),
+                probes=self._probes,
+                metrics_path=config.metrics_path,
+                wants_token=bool(self._tokens),
+            )
+            return json.dumps(document).encode()
+
+        try:
+            body = await self._pool.run(make, context=request.context)
+        except PlumblineError as error:
+            return self._refuse("", error)
+        except Exception:  # the boundary
+            _log.exception("%s failed", OPENAPI_PATH)
+            return self._refuse("", InternalError(CRASH_TEXT))
+        return Answer(200, self._json, body)
 
     async def _answer(self, request: Request, path: str, target: Target) -> Answer:
         started = time.perf_counter()

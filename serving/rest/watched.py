@@ -35,7 +35,7 @@ class WatchedServer:
 
     def begin(self, request: Request) -> Answer | None:
         """See `http1.Service`."""
-        path = request.target.partition("?")[0]  # a query may hold what nobody should read
+        path = _cut_query(request.target)
         if path in self._pages:
             return self._server.begin(request)
         headers = request.headers
@@ -78,6 +78,11 @@ class WatchedServer:
             notes.num_answer_bytes = len(answer.body)
             error = answer.error
             if error is not None:
-                notes.error = error.message
+                notes.error = error.message.replace(request.target, _cut_query(request.target))
             self._watch.end(notes, code_of_http(answer.status) if error is None else error.code)
         return answer
+
+
+def _cut_query(target: str) -> str:
+    """It may hold what nobody should read."""
+    return target.partition("?")[0]

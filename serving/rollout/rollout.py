@@ -40,8 +40,16 @@ from serving.rollout.audit import (
 )
 from serving.rollout.config_file import ModelConfigFile, ModelEdit, Policy, describe_policy
 from serving.rollout.servers import Server, Servers
+from serving.rollout.shadow import (
+    ShadowOptions,
+    ShadowReport,
+    check_shadow,
+    find_rows_folder,
+    run_shadow,
+)
 
 _LOG = logging.getLogger(__name__)
+_POLL_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,12 +62,14 @@ class RolloutOptions:
         is_every_signature_checked: Also those that take strings, for which the embedded server
             would load TensorFlow.
         version_dir: Where the version lies on this machine, if not below its base path.
+        shadow: How a version answers real calls before its label moves; None for not at all.
     """
 
     is_reload_sent: bool = False
     is_parity_skipped: bool = False
     is_every_signature_checked: bool = False
     version_dir: Path | None = None
+    shadow: ShadowOptions | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,6 +137,7 @@ class Outcome:
         problem: What failed, or "".
         is_restored: After a failure: whether everything is as it was.
         parity: What golden showed last, server by server.
+        shadow: What real calls showed; None where they were not asked, or nothing got that far.
         seconds: How long all of it took.
     """
 
@@ -139,6 +150,7 @@ class Outcome:
     problem: str = ""
     is_restored: bool = False
     parity: tuple[ServerParity, ...] = ()
+    shadow: ShadowReport | None = None
     seconds: float = 0.0
 
     @property
@@ -200,6 +212,25 @@ class Rollout:
         )
         return expected if self.options.is_every_signature_checked else leave_strings_out(expected)
 
+    def shadow(
+        self,
+        options: ShadowOptions,
+        model: config_pb2.ModelConfig,
+        version: int,
+        before: int | None,
+    ) -> ShadowReport:
+        """Has a version answer real calls; nothing has moved yet."""
+        version_dir = self.options.version_dir or Path(model.base_path) / str(version)
+        return run_shadow(
+            self.servers,
+            model.name,
+            version=version,
+            before=before,
+            tolerance=read_tolerances(version_dir).of_server,
+            options=options,
+            folder=find_rows_folder(self.config.path),
+        )
+
     def conclude(self, outcome: Outcome, start: float) -> Outcome:
         """Adds what the file says now, and writes the last line of the audit."""
         policy = describe_policy(self.config.read_model(outcome.model_name))
@@ -222,8 +253,11 @@ def promote(rollout: Rollout, model_name: str, *, version: int, label: str) -> O
     with rollout.config.hold(timeout_s=servers.timeout_s):
         model = rollout.config.read_model(model_name)
         expected = rollout.read_golden(model, version)
-        servers.list_available(model_name)  # all of them answer
+        available = servers.list_available(model_name)  # all of them answer
+        if rollout.options.shadow is not None:
+            check_shadow(servers, rollout.options.shadow)
         text = rollout.config.read_text()
+        shadow: ShadowReport | None = None
         parity: tuple[ServerParity, ...] = ()
         try:
             rollout.serve(model, version, PROMOTE)
@@ -231,6 +265,10 @@ def promote(rollout: Rollout, model_name: str, *, version: int, label: str) -> O
             by_number = ModelSpec(model_name, version)
             parity = check_parity(servers, expected, by_number, version=version)
             problem = find_problem(parity)
+            if not problem and rollout.options.shadow is not None:
+                before = _find_version_before(model, label, version, available)
+                shadow = rollout.shadow(rollout.options.shadow, model, version, before)
+                problem = shadow.problem
             if not problem:
                 rollout.change(ModelEdit(model_name, {label: version}), PROMOTE)
                 servers.wait_until_labelled(model_name, label, version)
@@ -254,8 +292,18 @@ def promote(rollout: Rollout, model_name: str, *, version: int, label: str) -> O
             problem=problem,
             is_restored=bool(problem) and rollout.restore(text, model, label),
             parity=parity,
+            shadow=shadow,
         )
         return rollout.conclude(outcome, start)
+
+
+def _find_version_before(
+    model: config_pb2.ModelConfig, label: str, version: int, available: Iterable[int]
+) -> int | None:
+    """With which version recorded calls are compared: the label's, else the highest served."""
+    others = [one for one in available if one != version]
+    before = model.version_labels.get(label)
+    return before if before in others else max(others, default=None)
 
 
 def rollback(rollout: Rollout, model_name: str, *, label: str = "") -> Outcome:
@@ -496,7 +544,8 @@ def check_parity(
     found = []
     for server in servers.all:
         reports, untested = [], []
-        predictor = _Predictor(server, spec, version)
+        deadline = time.monotonic() + (servers.timeout_s if spec.version_label else 0.0)
+        predictor = _Predictor(server, spec, version, deadline)
         for name, examples in expected.golden.signatures.items():
             try:
                 reports.append(replay(examples, predictor, expected.tolerance, signature_name=name))
@@ -514,12 +563,17 @@ class _Predictor:
     server: Server
     spec: ModelSpec
     version: int
+    deadline: float
 
     def predict(self, batch: Batch, *, signature_name: str) -> Batch:
         spec = dataclasses.replace(self.spec, signature_name=signature_name)
-        answered, outputs = self.server.predict(spec, batch)
-        if answered != self.version:
-            raise InternalError(
-                f"{self.server.address}: version {answered} answered, not {self.version}"
-            )
-        return outputs
+        while True:
+            answered, outputs = self.server.predict(spec, batch)
+            if answered == self.version:
+                return outputs
+            # One of several workers moves a label a moment after another one has.
+            if time.monotonic() > self.deadline:
+                raise InternalError(
+                    f"{self.server.address}: version {answered} answered, not {self.version}"
+                )
+            time.sleep(_POLL_S)

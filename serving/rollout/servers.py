@@ -25,9 +25,16 @@ from contract.errors import (
     ServableUnavailableError,
 )
 from contract.servable import ModelSpec, VersionState
+from contract.shadow import ShadowFigures, ShadowRow
 from contract.signature import Batch
 from contract.wire import rpc
-from contract.wire.plumbline_wire import config_pb2, metadata_pb2, predict_pb2, status_pb2
+from contract.wire.plumbline_wire import (
+    config_pb2,
+    metadata_pb2,
+    predict_pb2,
+    shadow_pb2,
+    status_pb2,
+)
 from contract.wire.predict import (
     decode_predict_response,
     encode_predict_request,
@@ -35,6 +42,7 @@ from contract.wire.predict import (
     model_spec_to_proto,
 )
 from contract.wire.rpc import call_unary
+from contract.wire.shadow import SHADOW, read_shadow_response
 
 _LOG = logging.getLogger(__name__)
 _CALL_S = 5.0
@@ -118,6 +126,31 @@ class Server:
         response = self._call(rpc.PREDICT, request, timeout_s=30.0)
         answered, outputs = decode_predict_response(response.SerializeToString())
         return answered.version, outputs
+
+    def shadow(
+        self, spec: ModelSpec, order_id: str, *, sample: float, lease_s: float, num_rows: int
+    ) -> tuple[ShadowFigures, list[ShadowRow]]:
+        """Has a version answer beside for so long, or ends that (0): what was seen, and the rows.
+
+        Raises:
+            UnimplementedError: It is no embedded server.
+            PermissionDeniedError: It takes no orders.
+        """
+        request = shadow_pb2.ShadowRequest(
+            model_name=spec.name,
+            version=spec.version or 0,
+            id=order_id,
+            sample=sample,
+            lease_s=lease_s,
+            num_rows=num_rows,
+        )
+        return read_shadow_response(self._call(SHADOW, request, timeout_s=10.0))
+
+    def open_channel(self) -> grpc.Channel:
+        """For many calls."""
+        if self.credentials is None:
+            return grpc.insecure_channel(self.address, options=rpc.UNLIMITED)
+        return grpc.secure_channel(self.address, self.credentials, options=rpc.UNLIMITED)
 
     def _call(self, method: rpc.Method, request: Message, *, timeout_s: float = _CALL_S) -> Any:
         return call_unary(

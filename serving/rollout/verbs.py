@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import msgspec
 
 from contract.console.exits import ExitCode, exit_code_of
 from contract.console.terminal import print_json, print_table, remark, say
 from contract.errors import ConfigError, DeadlineExceededError, PlumblineError
+from contract.shadow import MAX_ROWS
 from contract.wire.text_format import read_text
 from serving.rollout.audit import PROMOTE
 from serving.rollout.config_file import ModelConfigFile
@@ -32,6 +34,7 @@ from serving.rollout.rollout import (
     rollback,
 )
 from serving.rollout.servers import Server, Servers
+from serving.rollout.shadow import LIVE_SAMPLE, MIN_ROWS, ShadowOptions, ShadowReport
 
 
 def add_promote_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +44,7 @@ def add_promote_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", required=True, help="for example stable or canary")
     _add_change_flags(parser)
     _add_parity_flags(parser)
+    _add_shadow_flags(parser)
 
 
 def run_promote(arguments: argparse.Namespace) -> int:
@@ -162,6 +166,110 @@ def _add_parity_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_shadow_flags(parser: argparse.ArgumentParser) -> None:
+    """How a version answers real calls before its label moves."""
+    shadow = parser.add_argument_group(
+        "shadow: the version answers real calls before the label moves"
+    )
+    shadow.add_argument(
+        "--shadow_s",
+        type=_positive_number,
+        metavar="SECONDS",
+        help="how long; the embedded server runs a sample of its calls on both versions "
+        "(--enable_reload_config)",
+    )
+    shadow.add_argument(
+        "--shadow_sample",
+        type=_share,
+        metavar="SHARE",
+        help=f"of the calls, above 0 and up to 1 (default: {LIVE_SAMPLE:g}; of a log: all)",
+    )
+    shadow.add_argument(
+        "--shadow_log",
+        type=Path,
+        metavar="PATH",
+        help="recorded calls instead of live ones: TFRecord files of PredictionLog, or their "
+        "folder; for TensorFlow Serving",
+    )
+    shadow.add_argument(
+        "--max_flips",
+        type=_share_or_none,
+        default=0.01,
+        metavar="SHARE",
+        help="of the rows, 0 to 1, whose top class may be another (default: %(default)g)",
+    )
+    shadow.add_argument(
+        "--max_shadow_failures",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="calls that the new version alone may fail (default: %(default)d)",
+    )
+    shadow.add_argument(
+        "--max_shadow_difference",
+        type=_positive_number,
+        metavar="DIFFERENCE",
+        help="the largest of any output (default: any)",
+    )
+    shadow.add_argument(
+        "--min_shadow_rows",
+        type=_count,
+        default=MIN_ROWS,
+        metavar="N",
+        help="fewer prove too little, and the label stays (default: %(default)d)",
+    )
+    shadow.add_argument(
+        "--shadow_rows",
+        type=_count,
+        default=20,
+        metavar="N",
+        help="how many of the worst rows are kept beside the audit, as people sent them; 0 for "
+        f"none, at most {MAX_ROWS} (default: %(default)d)",
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+def _share_or_none(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share of 0 to 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _share_or_none(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text} is no share of the calls")
+    return value
+
+
+def _read_shadow(arguments: argparse.Namespace) -> ShadowOptions | None:
+    """The flags of a shadow, if there is to be one."""
+    seconds, log = getattr(arguments, "shadow_s", None), getattr(arguments, "shadow_log", None)
+    if seconds is None:
+        if log is not None:
+            raise ConfigError("--shadow_log wants --shadow_s SECONDS, how long it may take")
+        return None
+    if arguments.shadow_rows > MAX_ROWS:
+        raise ConfigError(f"--shadow_rows {arguments.shadow_rows}: at most {MAX_ROWS} are kept")
+    return ShadowOptions(
+        seconds=seconds,
+        sample=arguments.shadow_sample,
+        log=log,
+        max_flips=arguments.max_flips,
+        max_failures=arguments.max_shadow_failures,
+        max_difference=arguments.max_shadow_difference,
+        min_rows=arguments.min_shadow_rows,
+        num_rows=arguments.shadow_rows,
+    )
+
+
 def _positive_number(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -176,6 +284,7 @@ def _open_rollout(arguments: argparse.Namespace) -> Rollout:
         is_parity_skipped=getattr(arguments, "skip_parity", True),
         is_every_signature_checked=getattr(arguments, "every_signature", False),
         version_dir=getattr(arguments, "version_dir", None),
+        shadow=_read_shadow(arguments),
     )
     return Rollout(ModelConfigFile(arguments.model_config_file), _open_servers(arguments), options)
 
@@ -205,6 +314,8 @@ def _run_change(arguments: argparse.Namespace, change: Callable[[Rollout], Outco
             _print_outcome_as_json(outcome)
         else:
             _print_parity(outcome)
+            if outcome.shadow is not None:
+                _print_shadow(outcome, outcome.shadow)
             say(_summarize(outcome))
         return ExitCode.DONE if outcome.passed else ExitCode.FAILED
 
@@ -236,6 +347,9 @@ def _print_outcome_as_json(outcome: Outcome) -> None:
         shown["passed"] = one.passed
         for shown_report, report in zip(shown["reports"], one.reports, strict=True):
             shown_report["passed"] = report.passed
+    if outcome.shadow is not None:
+        shadow = msgspec.to_builtins(outcome.shadow)
+        document["shadow"] = {**shadow, "passed": outcome.shadow.passed}
     print_json(document)
 
 
@@ -251,6 +365,27 @@ def _print_parity(outcome: Outcome) -> None:
     if rows:
         headings = ["signature", "server", "rows", "max abs difference", "golden"]
         print_table(headings, rows, title=f"parity of version {outcome.version}")
+
+
+def _print_shadow(outcome: Outcome, report: ShadowReport) -> None:
+    """What real calls showed, and what was asked."""
+    versions = " and ".join(map(str, report.figures.versions)) or "the old version"
+    of = "live calls" if report.source == "live" else report.source
+    print_table(
+        ["what", "found", "limit", "verdict"],
+        [
+            [one.name, one.found, one.limit, "-" if not one.limit else _tell(one.passed)]
+            for one in report.checks
+        ],
+        title=f"shadow: version {outcome.version} beside {versions}, {report.sample:g} of {of}, "
+        f"{report.seconds:.0f} s",
+    )
+    if report.rows_file:
+        say(f"{report.num_kept} of the rows that changed, as people sent them: {report.rows_file}")
+
+
+def _tell(passed: bool) -> str:
+    return "passed" if passed else "FAILED"
 
 
 def _summarize(outcome: Outcome) -> str:

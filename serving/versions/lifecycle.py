@@ -7,19 +7,29 @@ once an aspired one is AVAILABLE, or when nothing is aspired at all.
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from contract.errors import Code, InternalError, PlumblineError
 from contract.servable import ServableId, VersionState
 from serving.config.server import ServerConfig
 from serving.engines.servable import Servable
+from serving.observer import Observer
+from serving.versions.entries import Phase, VersionEntry, take_fingerprint
+from serving.versions.on_demand import (
+    NOT_LOADED,
+    Claim,
+    Demand,
+    NotLoadedError,
+    Residency,
+    UsedHandle,
+    estimate_bytes,
+)
 from serving.versions.routing import Handle, Tally
 from serving.versions.states import StateMonitor
 
@@ -27,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 LoadFunction = Callable[[ServableId, Path], Servable]
 
-Fingerprint = tuple[tuple[str, int, int], ...]
-"""Relative path, size and modification time (ns) of each file of a version."""
+_BUSY_S = 0.02
+"""How often it is looked whether a version that has to leave is still in use."""
 
 _PASSING = frozenset(
     (
@@ -43,45 +53,6 @@ _PASSING = frozenset(
 """Codes of faults that another try may not meet."""
 
 
-class Phase(enum.Enum):
-    """Where a version stands."""
-
-    NEW = enum.auto()
-    LOADING = enum.auto()
-    WAITING = enum.auto()  # between two tries of a load
-    READY = enum.auto()
-    UNLOADING = enum.auto()
-    FAILED = enum.auto()
-    GONE = enum.auto()
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class VersionEntry:
-    """What the manager knows of one version: TensorFlow Serving's `LoaderHarness`.
-
-    Attributes:
-        id: Model name and version.
-        directory: Where its files are.
-        aspired: Whether the source still wants it.
-        phase: Where it stands.
-        num_tries: Loads begun since it was new or its files changed.
-        due: When the next try may begin (`time.monotonic`).
-        fingerprint: Of the files as they were when the last load began.
-        error: Why the last load failed.
-        handle: While READY or UNLOADING.
-    """
-
-    id: ServableId
-    directory: Path
-    aspired: bool = True
-    phase: Phase = Phase.NEW
-    num_tries: int = 0
-    due: float = 0.0
-    fingerprint: Fingerprint = ()
-    error: PlumblineError | None = None
-    handle: Handle | None = None
-
-
 class Lifecycle:
     """Moves versions through their phases.
 
@@ -93,6 +64,7 @@ class Lifecycle:
         route: Called with a model's handles by version whenever they change, before a version
             that left them is retired.
         tally: Where others read how many users a version has, given its directory.
+        observer: Is told what is loaded on demand, and unloaded to make room.
     """
 
     def __init__(
@@ -103,12 +75,20 @@ class Lifecycle:
         monitor: StateMonitor,
         route: Callable[[str, dict[int, Handle]], None],
         tally: Callable[[Path], Tally | None] = lambda _: None,
+        observer: Observer | None = None,
     ) -> None:
         self._load_servable = load
         self._tally = tally
         self._config = config
         self._monitor = monitor
         self._route = route
+        self._demand = (
+            Demand(config.max_resident_bytes, config.load_retry_interval_micros / 1e6)
+            if config.load_on_demand
+            else None
+        )
+        self._observer = observer or Observer()
+        self._is_short = False  # of memory, until a call ends
         self._changed = threading.Condition()
         self._models: dict[str, dict[int, VersionEntry]] = {}
         self._decided: set[str] = set()
@@ -127,6 +107,8 @@ class Lifecycle:
             for entries in self._models.values():
                 for entry in entries.values():
                     entry.aspired = False
+            if self._demand is not None:
+                self._demand.close()
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -135,21 +117,138 @@ class Lifecycle:
         """Sets the versions that should be served of one model, and looks whether failed ones
         have new files."""
         changed = self._find_changed(name)
+        weights = self._weigh(name, versions, changed)
         with self._changed:
             if self._stopping:
                 return
             entries = self._models.setdefault(name, {})
+            is_same = True
             for version, entry in entries.items():
+                is_same = is_same and entry.aspired == (version in versions)
                 entry.aspired = version in versions
             for version, directory in versions.items():
                 if version not in entries:
-                    entries[version] = VersionEntry(ServableId(name, version), directory)
-                    self._monitor.publish(entries[version].id, VersionState.START)
+                    is_same = False
+                    self._list_new(ServableId(name, version), directory, weights.get(version, 0))
             for entry in changed:
                 if entry.aspired and entry.phase in (Phase.FAILED, Phase.WAITING):
                     logger.info("%s: files changed; trying again", entry.id)
                     entry.phase, entry.num_tries = Phase.NEW, 0
+                    entry.num_bytes = weights.get(entry.id.version, 0)
+                    is_same = False
+            if not (is_same and name in self._decided):
+                self._changed.notify_all()
+
+    def _weigh(
+        self, name: str, versions: Mapping[int, Path], changed: Sequence[VersionEntry]
+    ) -> dict[int, int]:
+        """What versions count for that are new, or have new files."""
+        if self._demand is None:
+            return {}
+        known = self._models.get(name, {}).keys() - {one.id.version for one in changed}
+        return {
+            version: estimate_bytes(directory)
+            for version, directory in versions.items()
+            if version not in known
+        }
+
+    def _list_new(self, servable_id: ServableId, directory: Path, num_bytes: int) -> None:
+        entry = VersionEntry(servable_id, directory, num_bytes=num_bytes)
+        self._models[servable_id.name][servable_id.version] = entry
+        message = "" if self._demand is None else NOT_LOADED
+        self._monitor.publish(servable_id, VersionState.START, message=message)
+
+    # On demand.
+
+    def explain_absence(
+        self, name: str, version: int | None, otherwise: PlumblineError
+    ) -> PlumblineError:
+        """What a call is told that asks for a model, or a version of it, that is not loaded.
+
+        Args:
+            name: The model's.
+            version: A version, by number or by label; None for the latest.
+            otherwise: What it is told if there is nothing that could be loaded.
+
+        Returns:
+            A NotLoadedError where waiting helps.
+        """
+        demand = self._demand
+        if demand is None:
+            return otherwise
+        with self._changed:
+            entries = self._models.get(name, {})
+            asked = [
+                one for one in entries.values() if one.aspired and version in (None, one.id.version)
+            ]
+            if not asked or self._stopping:
+                return otherwise
+            left_s = min(one.due for one in asked) - time.monotonic()
+            if all(one.phase is Phase.FAILED for one in asked) and left_s > 0:
+                return _tell_failure(max(asked, key=lambda one: one.id.version), left_s)
+        return NotLoadedError(name, lambda: self._claim(name))
+
+    def _claim(self, name: str) -> Claim:
+        demand = self._demand
+        assert demand is not None
+        with self._changed:
+            settled = demand.want(name, self._models.get(name, {}))
             self._changed.notify_all()
+
+        def release() -> None:
+            with self._changed:
+                demand.release(name)
+                self._changed.notify_all()
+
+        return Claim(settled, release)
+
+    def measure_residency(self) -> Residency:
+        """What is loaded, where models are loaded on demand."""
+        if self._demand is None:
+            return Residency()
+        with self._changed:
+            return self._demand.measure(self._models)
+
+    def _choose_demanded(self) -> Callable[[], None] | None:
+        """`_choose_step` among what calls have asked for: a load, or room for one."""
+        demand = self._demand
+        assert demand is not None
+        self._is_short = False
+        for name in demand.sort_wanted(self._models):
+            load = choose_load(self._models[name].values(), time.monotonic())
+            if load is None:
+                continue
+            room = demand.find_room(load, self._models)
+            if room.is_there:
+                if self._num_loading >= self._max_loading():
+                    return None
+                return self._take_load(load)
+            if room.never is not None:
+                load.error = room.never
+                self._note_failure(load)
+                demand.note_settled(name, self._models[name])
+                continue
+            if room.leaving is not None:
+                return self._evict(room.leaving)
+            self._is_short = True
+            return None  # whoever has waited longest goes first
+        return None
+
+    def _evict(self, entry: VersionEntry) -> Callable[[], None]:
+        name = entry.id.name
+        if entry.aspired and self._demand is not None:
+            logger.info("Unloading model %s, used least recently, to make room", name)
+            self._demand.forget(name)
+            self._observer.observe_eviction(name)
+        entry.phase = Phase.UNLOADING
+        return lambda: self._begin_unload(entry)
+
+    def _find_unwanted(self, name: str) -> VersionEntry | None:
+        """The next version to unload of a model that has to leave."""
+        if self._demand is None or self._demand.is_wanted(name):
+            return None
+        ready = [one for one in self._models[name].values() if one.phase is Phase.READY]
+        return min(ready, key=lambda one: one.id.version, default=None)
 
     def is_decided(self, name: str) -> bool:
         """Whether the first versions that a model aspired to have all been tried."""
@@ -188,19 +287,24 @@ class Lifecycle:
             leaving = [one for one in entries.values() if one.phase is Phase.GONE]
             if leaving:
                 return lambda entry=leaving[0]: self._finish_unload(entry)  # type: ignore[misc]
-            unload = choose_unload(list(entries.values()))
+            unload = choose_unload(list(entries.values())) or self._find_unwanted(name)
             if unload is not None:
                 unload.phase = Phase.UNLOADING
                 return lambda: self._begin_unload(unload)
+        if self._demand is not None:
+            return self._choose_demanded()
         now = time.monotonic()
         for entries in self._models.values():
             load = choose_load(entries.values(), now)
             if load is not None and self._num_loading < self._max_loading():
-                load.phase = Phase.LOADING
-                load.num_tries += 1
-                self._num_loading += 1
-                return lambda: self._begin_load(load)
+                return self._take_load(load)
         return None
+
+    def _take_load(self, load: VersionEntry) -> Callable[[], None]:
+        load.phase = Phase.LOADING
+        load.num_tries += 1
+        self._num_loading += 1
+        return lambda: self._begin_load(load)
 
     def _max_loading(self) -> int:
         # The first loads of all models use every core, as nobody is served yet.
@@ -208,6 +312,8 @@ class Lifecycle:
         return max(os.cpu_count() or 1 if first else 1, self._config.num_load_threads)
 
     def _until_due(self) -> float | None:
+        if self._is_short:
+            return _BUSY_S  # calls do not say that they have ended
         waiting = [
             one.due
             for entries in self._models.values()
@@ -228,12 +334,15 @@ class Lifecycle:
         if name in self._decided:
             return
         aspired = [one for one in self._models[name].values() if one.aspired]
-        if aspired and not any(one.phase in (Phase.NEW, Phase.LOADING) for one in aspired):
+        is_listed = bool(aspired) and self._demand is not None
+        if is_listed or (
+            aspired and not any(one.phase in (Phase.NEW, Phase.LOADING) for one in aspired)
+        ):
             self._decided.add(name)
             self._monitor.announce()
 
     def _begin_load(self, entry: VersionEntry) -> None:
-        if entry.num_tries == 1:
+        if entry.num_tries == 1 or self._demand is not None:
             self._monitor.publish(entry.id, VersionState.LOADING)
         threading.Thread(
             target=self._load, args=(entry,), name=f"load {entry.id}", daemon=True
@@ -246,7 +355,8 @@ class Lifecycle:
         with self._changed:
             self._num_loading -= 1
             if servable is not None:
-                entry.handle = Handle(servable, self._tally(entry.directory))
+                kind = Handle if self._demand is None else UsedHandle
+                entry.handle = kind(servable, self._tally(entry.directory))
                 entry.phase = Phase.READY
                 self._publish_routes(entry.id.name)
                 logger.info("Successfully loaded servable version %s in %.3f s", entry.id, took_s)
@@ -254,22 +364,29 @@ class Lifecycle:
             else:
                 self._note_failure(entry)
             self._note_decided(entry.id.name)
+            if self._demand is not None:
+                result = "failed" if servable is None else "loaded"
+                self._observer.observe_demanded_load(entry.id.name, result)
+                self._demand.note_settled(entry.id.name, self._models[entry.id.name])
             self._changed.notify_all()
 
     def _note_failure(self, entry: VersionEntry) -> None:
         error = entry.error or InternalError("no reason given")
         config = self._config
         again = (
-            entry.aspired
+            self._demand is None
+            and entry.aspired
             and (config.strict_compat or error.code in _PASSING)
             and entry.num_tries <= config.max_num_load_retries
         )
+        outlook = f"try {entry.num_tries}" if again else "given up until its files change"
+        if self._demand is not None:
+            pause_s = self._demand.find_pause_s(entry.num_tries)
+            entry.due = time.monotonic() + pause_s
+            outlook = f"tried again for a call after {pause_s:g} s, or once its files change"
         logger.error(
             "Loading servable: %s failed: %s: %s (%s)",
-            entry.id,
-            error.code.name,
-            error.message,
-            f"try {entry.num_tries}" if again else "given up until its files change",
+            *(entry.id, error.code.name, error.message, outlook),
         )
         if again:
             entry.phase = Phase.WAITING
@@ -314,8 +431,12 @@ class Lifecycle:
         with self._changed:
             entries = self._models[entry.id.name]
             del entries[entry.id.version]
-            if entry.aspired:  # again, while it was leaving
+            if entry.aspired and self._demand is not None:
+                self._list_new(entry.id, entry.directory, entry.num_bytes)
+            elif entry.aspired:  # again, while it was leaving
                 entries[entry.id.version] = VersionEntry(entry.id, entry.directory)
+            elif self._demand is not None and not any(one.aspired for one in entries.values()):
+                self._demand.forget(entry.id.name)
 
 
 def choose_unload(entries: Sequence[VersionEntry]) -> VersionEntry | None:
@@ -338,16 +459,15 @@ def choose_load(entries: Iterable[VersionEntry], now: float) -> VersionEntry | N
     return max(due, key=lambda one: one.id.version, default=None)
 
 
-def take_fingerprint(directory: Path) -> Fingerprint:
-    """What changes when files below `directory` do; empty when it cannot be read."""
-    try:
-        found = []
-        for path in directory.rglob("*"):
-            stat = path.stat()
-            found.append((path.relative_to(directory).as_posix(), stat.st_size, stat.st_mtime_ns))
-        return tuple(sorted(found))
-    except OSError:
-        return ()
+def _tell_failure(entry: VersionEntry, left_s: float) -> PlumblineError:
+    """What calls are told of a load that failed a moment ago."""
+    error = entry.error or InternalError("no reason given")
+    passes = error.code in _PASSING
+    return PlumblineError(
+        f"{entry.id} could not be loaded: {error.message} (it is tried again for a call in "
+        f"{math.ceil(left_s)} s, or once its files change)",
+        code=Code.UNAVAILABLE if passes else Code.FAILED_PRECONDITION,
+    )
 
 
 def try_load(load: LoadFunction, entry: VersionEntry) -> Servable | None:

@@ -17,6 +17,7 @@ from contract.errors import (
 from contract.servable import ModelSpec, ServableId, VersionState
 from serving.config.models import ModelConfig, check_platforms
 from serving.config.server import ServerConfig
+from serving.observer import Observer
 from serving.versions.lifecycle import Lifecycle, LoadFunction
 from serving.versions.routing import Router, Tally, assign_labels
 from serving.versions.source import FileSystemSource, PollResult
@@ -32,12 +33,15 @@ class ServableManager:
         load: Makes a servable of a version directory; blocks; called on threads of its own.
         config: How loads are tried and base paths looked at. The models are not taken from it.
         tally: Where others read how many users a version has; see `Lifecycle`.
+        observer: Is told what is loaded on demand, and unloaded to make room.
 
     Attributes:
         monitor: The states of all versions.
         list_states: `StateMonitor.list_states`: what GetModelStatus answers.
         acquire: `Router.acquire`: holds the servable that answers a ModelSpec. A model whose
-            first load has not been decided yet is a ServableUnavailableError.
+            first load has not been decided yet is a ServableUnavailableError. With
+            `load_on_demand` one that is not loaded is a NotLoadedError.
+        measure_residency: `Lifecycle.measure_residency`.
 
     Example:
         manager = ServableManager(load, config)
@@ -54,10 +58,15 @@ class ServableManager:
         config: ServerConfig,
         *,
         tally: Callable[[Path], Tally | None] = lambda _: None,
+        observer: Observer | None = None,
     ) -> None:
         self.monitor = StateMonitor()
         self.list_states = self.monitor.list_states
-        self._allow_unavailable = config.allow_version_labels_for_unavailable_models
+        # Loaded on demand, nothing is AVAILABLE when labels are assigned.
+        self._is_on_demand = config.load_on_demand
+        self._allow_unavailable = (
+            config.allow_version_labels_for_unavailable_models or self._is_on_demand
+        )
         self._models: tuple[ModelConfig, ...] = ()
         self._router = Router(self._explain_absence)
         self.acquire = self._router.acquire  # the hot path: nothing in between
@@ -69,7 +78,9 @@ class ServableManager:
             monitor=self.monitor,
             route=self._router.replace_route,
             tally=tally,
+            observer=observer,
         )
+        self.measure_residency = self._lifecycle.measure_residency
         self._source = FileSystemSource(
             self._see,
             poll_wait_s=config.file_system_poll_wait_seconds,
@@ -108,7 +119,8 @@ class ServableManager:
         self._lifecycle.stop(timeout_s=timeout_s)
 
     def is_ready(self) -> bool:
-        """Whether every model has an AVAILABLE version and its first load is decided."""
+        """Whether every model has an AVAILABLE version and its first load is decided; where models
+        are loaded on demand, whether every model has a version that could be."""
         return bool(self._models) and not any(map(self._is_unready, self._models))
 
     def list_obstacles(self) -> list[str]:
@@ -123,7 +135,14 @@ class ServableManager:
 
     def _is_unready(self, model: ModelConfig) -> bool:
         name = model.name
+        if self._is_on_demand:
+            return not self._is_listed(name)
         return name not in self._router.table.routes or not self._lifecycle.is_decided(name)
+
+    def _is_listed(self, name: str) -> bool:
+        """Whether a model has a version that is loaded once it is asked for."""
+        result = self._polled.get(name)
+        return result is not None and result.error is None and bool(result.versions)
 
     def _explain_unready(self, name: str) -> str:
         failure = self.find_failure(name)
@@ -154,6 +173,8 @@ class ServableManager:
 
     def is_pending(self, name: str) -> bool:
         """Whether a model serves nothing yet, but may without a change."""
+        if self._is_on_demand and self._is_listed(name):
+            return False
         return name not in self._router.table.routes and self.find_failure(name) is None
 
     def find_failure(self, name: str) -> Failure | None:
@@ -210,6 +231,9 @@ class ServableManager:
         raise_failures(map(self.find_failure, names))
 
     def _is_available(self, name: str, version: int) -> bool:
+        if self._is_on_demand:
+            result = self._polled.get(name)
+            return result is not None and version in result.versions
         route = self._router.table.routes.get(name)
         return route is not None and version in route.versions
 
@@ -218,15 +242,22 @@ class ServableManager:
         if result.error is None:
             self._lifecycle.aspire(name, dict(result.versions))
         # After aspire, so that nobody who waits sees versions without states.
-        self._polled[name] = result
-        self.monitor.announce()
+        before, self._polled[name] = self._polled.get(name), result
+        if result != before:
+            self.monitor.announce()
 
     def _explain_absence(self, spec: ModelSpec, error: PlumblineError) -> PlumblineError:
-        if any(one.name == spec.name for one in self._models) and not (
-            self._lifecycle.is_decided(spec.name) or self.find_failure(spec.name)
+        name = spec.name
+        if self._is_on_demand and self._is_listed(name):
+            version = spec.version
+            if spec.version_label is not None:
+                version = self._router.table.labels.get(name, {}).get(spec.version_label)
+            return self._lifecycle.explain_absence(name, version, error)
+        if any(one.name == name for one in self._models) and not (
+            self._lifecycle.is_decided(name) or self.find_failure(name)
         ):
             return ServableUnavailableError(
-                f"model {spec.name!r} is loading for the first time; try again in a moment"
+                f"model {name!r} is loading for the first time; try again in a moment"
             )
         return error
 

@@ -1,31 +1,40 @@
-"""Reads --model_config_file again and again, and puts what changed into force."""
+"""Looks again and again which models there are to be, and puts what changed into force."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from pathlib import Path
+from collections.abc import Callable
 
 from contract.errors import PlumblineError
-from serving.config.models import read_model_configs
+from serving.config.models import ModelConfig
 from serving.versions.manager import ServableManager
 
 logger = logging.getLogger(__name__)
 
 
 class ConfigPoller:
-    """A thread that keeps a manager's models those of a file.
+    """A thread that keeps a manager's models those of a file, or of a folder.
 
-    A file that cannot be used is logged, and the configuration in force stays.
+    What cannot be used is logged, and the configuration in force stays.
 
     Args:
-        path: Text-format ModelServerConfig.
+        read: Reads the models.
+        source: What it reads, for the log.
         manager: Whose configuration to replace.
         wait_s: Seconds between two readings.
     """
 
-    def __init__(self, path: Path, manager: ServableManager, *, wait_s: float) -> None:
-        self._path = path
+    def __init__(
+        self,
+        read: Callable[[], tuple[ModelConfig, ...]],
+        source: str,
+        manager: ServableManager,
+        *,
+        wait_s: float,
+    ) -> None:
+        self._read = read
+        self._source = source
         self._manager = manager
         self._wait_s = wait_s
         self._said = ""
@@ -41,11 +50,11 @@ class ConfigPoller:
         self._stopped.set()
 
     def poll(self) -> None:
-        """Reads the file once, and reloads if it differs from what is in force."""
+        """Reads once, and reloads if it differs from what is in force."""
         try:
-            models = read_model_configs(self._path)
+            models = self._read()
         except PlumblineError as error:
-            self._say(f"Failed to read ModelServerConfig file: {error.message}")
+            self._say(f"Failed to read {self._source}: {error.message}")
             return
         if models == self._manager.models:
             self._said = ""
@@ -65,7 +74,7 @@ class ConfigPoller:
                 self.poll()
             except Exception:
                 # The boundary of this thread: the next reading may go well.
-                logger.exception("a fault of ours while reading %s", self._path)
+                logger.exception("a fault of ours while reading %s", self._source)
 
     def _say(self, message: str) -> None:
         if message != self._said:

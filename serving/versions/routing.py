@@ -54,6 +54,11 @@ class Handle:
             self._tally[self._place] = self._count
         return True
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody uses the servable at the moment."""
+        return self._count == 0
+
     def retire(self, on_idle: Callable[[], None]) -> None:
         """Lets nobody in any more, and calls `on_idle` once the last user has left."""
         self._on_idle = on_idle

@@ -81,10 +81,15 @@ class StateMonitor:
             watcher()
 
     def publish(
-        self, servable_id: ServableId, state: VersionState, *, error: PlumblineError | None = None
+        self,
+        servable_id: ServableId,
+        state: VersionState,
+        *,
+        error: PlumblineError | None = None,
+        message: str = "",
     ) -> None:
         """Records that a version reached `state`, because of `error` if there is one."""
-        status = VersionStatus(servable_id.version, state)
+        status = VersionStatus(servable_id.version, state, message=message)
         if error is not None:
             status = dataclasses.replace(status, code=error.code, message=error.message)
         with self.changed:

@@ -226,18 +226,19 @@ class WorkerGroup:
     def _shadow_together(
         self, order: ShadowOrder, lease_s: float
     ) -> tuple[ShadowFigures, Sequence[ShadowRow]]:
-        from contract.shadow import choose_worst, join_figures
+        from contract.shadow import ShadowFigures, choose_worst, join_figures
 
         shared = self._shared
         known = shared.read_shadow()
-        is_other = known is not None and known.id != order.id
-        if is_other and lease_s and time.monotonic() < shared.read_lease():
+        is_other = known is None or known.id != order.id
+        if is_other and not lease_s:
+            return ShadowFigures(), ()  # it has been replaced, or never was
+        if is_other and time.monotonic() < shared.read_lease():
             raise PlumblineError(
                 "another shadow is under way; wait until that has ended",
                 code=Code.FAILED_PRECONDITION,
             )
-        if not (is_other and not lease_s):  # what has been replaced is not ended any more
-            shared.write_shadow(order, time.monotonic() + lease_s if lease_s else 0.0)
+        shared.write_shadow(order, time.monotonic() + lease_s if lease_s else 0.0)
         self._follow_shadow(time.monotonic())
         deadline = time.monotonic() + _END_S
         while True:

@@ -29,7 +29,7 @@ import msgspec
 from contract.errors import Code, ServableUnavailableError
 from serving.config.models import ModelConfig
 from serving.monitoring.instruments import Dump, add_dumps
-from serving.versions.lifecycle import Fingerprint
+from serving.versions.entries import Fingerprint
 from serving.versions.manager import Failure
 from serving.versions.routing import Tally
 from serving.versions.states import VersionStatus

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from contract.errors import ManifestError
-from serving.versions.lifecycle import take_fingerprint
+from serving.versions.entries import take_fingerprint
 from serving.versions.routing import Tally
 from serving.workers.shared_state import NUM_TALLIES, SharedState, Suspect
 

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from contract.errors import ConfigError
-from serving.config.models import read_model_configs
+from serving.config.models import find_model_configs, read_model_configs
 from serving.config.server import ServerConfig
 from serving.engines.loading import Trials
 from serving.logs import name_process
@@ -94,6 +94,10 @@ class Worker:
         if self._place.is_replacement and config.model_config_file_poll_wait_seconds > 0:
             with contextlib.suppress(ConfigError):
                 models = read_model_configs(Path(config.model_config_file))
+                config = dataclasses.replace(config, models=models)
+        if self._place.is_replacement and config.models_base_path:
+            with contextlib.suppress(ConfigError):
+                models = find_model_configs(Path(config.models_base_path))
                 config = dataclasses.replace(config, models=models)
         return config
 

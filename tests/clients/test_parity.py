@@ -151,18 +151,18 @@ def test_floats_are_counted_where_a_copy_has_all_their_bits(hop: str, counts: bo
 
 
 def test_unknown_hops_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="grpc-aio, rest, on-device:float32"):
+    with pytest.raises(ConfigError, match="grpc-aio, rest, v2-grpc, v2-rest, on-device:float32"):
         list_hops("grcp", None)
 
 
 def test_all_means_servers_and_every_variant_there_is(published_mlp: Path) -> None:
     variants = [f"on-device:{variant}" for variant in layout.DEFAULT_VARIANTS]
     assert list_hops("all", published_mlp / "mlp" / "1") == [
-        *("grpc", "grpc-aio", "rest"),
+        *("grpc", "grpc-aio", "rest", "v2-grpc", "v2-rest"),
         *variants,
         "browser",
     ]
-    assert list_hops("grpc,all", None) == ["grpc", "grpc-aio", "rest"]
+    assert list_hops("grpc,all", None) == ["grpc", "grpc-aio", "rest", "v2-grpc", "v2-rest"]
 
 
 def test_a_hop_that_all_brings_is_skipped_where_it_cannot_run_and_a_named_one_is_refused(

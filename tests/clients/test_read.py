@@ -142,13 +142,22 @@ def test_a_csv_larger_than_a_block_comes_in_order(tmp_path: Path) -> None:
     assert np.array_equal(np.concatenate([block.batch["images"] for block in blocks]), rows)
 
 
-def test_a_bad_line_skips_the_rest_of_its_file_and_is_named(tmp_path: Path) -> None:
+def test_a_bad_line_of_a_csv_is_left_out_and_named(tmp_path: Path) -> None:
     np.save(tmp_path / "good.npy", FLOATS)
-    (tmp_path / "bad.csv").write_text("0,0,0,0,0,0\n1,2,three,4,5,6\n")
-    reader, array = read([tmp_path / "good.npy", tmp_path / "bad.csv"])
-    assert len(array) == 4
-    assert [name for name, _ in reader.skipped] == [str(tmp_path / "bad.csv")]
-    assert "three" in reader.skipped[0][1]
+    lines = ("0,0,0,0,0,0", "1,2,three,4,5,6", "1,2", "1,2,3,4,5,6", "a,b,c,d,e,f")
+    (tmp_path / "bad.csv").write_text("\n".join(lines))
+    reader = InputReader([tmp_path / "good.npy", tmp_path / "bad.csv"], SIGNATURES)
+    found = {
+        rows.name_row(row): rows.batch["images"][row].tolist()
+        for rows in reader
+        for row in range(rows.num_rows)
+    }
+    assert len(found) == 6
+    assert found[f"{tmp_path}/bad.csv:3"] == [1, 2, 3, 4, 5, 6]
+    reasons = {Path(name).name: reason for name, reason in reader.skipped}
+    assert list(reasons) == ["bad.csv:2", "bad.csv:1", "bad.csv:4"]
+    assert reasons["bad.csv:1"] == "column 3 holds 'three', where a number is wanted"
+    assert reasons["bad.csv:2"] == "2 cells, where the first line has 6"
 
 
 def test_jsonl_takes_bare_rows_named_rows_and_base64(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.files.read import FileRows
 from clients.files.write import format_value, open_sink
 from contract.errors import ConfigError
 
@@ -20,14 +19,10 @@ LABELS = ["zero", "one", "two"]
 SCORES = np.array([[0.1, 0.7, 0.2], [1e-9, 0.25, 0.75]], np.float32)
 
 
-def make_rows(num_rows: int, name: str = "a.npy") -> FileRows:
-    return FileRows(name, {"images": np.zeros((num_rows, 1), np.float32)})
-
-
 def write(path: Path, labels: list[str]) -> None:
     sink = open_sink(path, labels)
-    sink.write(make_rows(2), range(2), {"probabilities": SCORES})
-    sink.write(make_rows(4, "b.npy"), [3], {"probabilities": SCORES[:1]})
+    sink.write(["a.npy:0", "a.npy:1"], {"probabilities": SCORES})
+    sink.write(["b.npy:3"], {"probabilities": SCORES[:1]})
     sink.close()
 
 
@@ -62,7 +57,7 @@ def test_npz_holds_outputs_and_names_without_pickles(tmp_path: Path) -> None:
 def test_strings_keep_their_trailing_zeros_in_an_npz(tmp_path: Path) -> None:
     strings = np.array([b"a\0", b"", b"\xff"], dtype=object)
     sink = open_sink(tmp_path / "p.npz", [])
-    sink.write(make_rows(3), range(3), {"classes": strings})
+    sink.write(["a.npy:0", "a.npy:1", "a.npy:2"], {"classes": strings})
     sink.close()
     with np.load(tmp_path / "p.npz", allow_pickle=False) as archive:
         offsets = archive["classes_offsets"]
@@ -74,7 +69,7 @@ def test_strings_keep_their_trailing_zeros_in_an_npz(tmp_path: Path) -> None:
 def test_text_output_is_on_disk_after_every_part(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"p.{suffix}"
     sink = open_sink(path, [])
-    sink.write(make_rows(2), range(2), {"probabilities": SCORES})
+    sink.write(["a.npy:0", "a.npy:1"], {"probabilities": SCORES})
     assert "a.npy:1" in path.read_text()
     assert sink.describe() == f"2 rows in {path}"
 
@@ -84,7 +79,7 @@ def test_a_table_shows_the_first_rows_and_counts_the_rest(
 ) -> None:
     sink = open_sink(None, LABELS)
     for _ in range(15):
-        sink.write(make_rows(2), range(2), {"probabilities": SCORES})
+        sink.write(["a.npy:0", "a.npy:1"], {"probabilities": SCORES})
     sink.close()
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 21
@@ -94,7 +89,7 @@ def test_a_table_shows_the_first_rows_and_counts_the_rest(
 
 def test_non_finite_numbers_stay_readable_json(tmp_path: Path) -> None:
     sink = open_sink(tmp_path / "p.jsonl", [])
-    sink.write(make_rows(1), [0], {"value": np.array([np.nan], np.float32)})
+    sink.write(["a.npy:0"], {"value": np.array([np.nan], np.float32)})
     sink.close()
     assert json.loads((tmp_path / "p.jsonl").read_text())["value"] == "nan"
 

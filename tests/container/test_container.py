@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +19,15 @@ from serving.container.engine import ContainerEngine
 from tests.container import images_for_tests as images
 from tests.container.processes import (
     ROOT,
+    TIMEOUT_S,
     ContainerProcess,
     hold_port,
     read_version_states,
+    run_container,
     run_serving,
 )
 from tests.serving.certificates import Authority
+from tests.signing_keys import make_keys
 
 pytestmark = pytest.mark.container
 
@@ -31,6 +36,11 @@ def inspect(engine: ContainerEngine, name: str) -> dict[str, Any]:
     document = json.loads(engine.call("inspect", name).stdout)
     facts: dict[str, Any] = document[0]
     return facts
+
+
+def normalise(package: str) -> str:
+    """One spelling for all of a package's."""
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def test_golden_examples_come_back_through_every_hop(
@@ -48,6 +58,61 @@ def test_golden_examples_come_back_through_every_hop(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_version_that_nobody_signed_ends_in_a_container_too(
+    embedded_image: str, flags: list[str], tmp_path: Path
+) -> None:
+    keys = make_keys(tmp_path)
+    done = run_container(
+        *flags, f"--image={embedded_image}", f"--require_signature_key={keys.public}"
+    )
+    assert done.returncode == 3
+    assert "has no signature" in done.stderr
+
+
+def test_the_image_lists_what_is_in_it(engine: ContainerEngine, embedded_image: str) -> None:
+    """As installed: every package, with its licence."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    path = "/opt/plumbline/plumbline.cdx.json"
+    run = ("run", "--rm", "--network=none")
+    text = engine.call(*run, "--entrypoint=cat", embedded_image, path).stdout
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    listed = {normalise(one["name"]): one for one in json.loads(text)["components"]}
+    folders = engine.call(*run, "--entrypoint=ls", embedded_image, "/opt/plumbline").stdout.split()
+    installed = {
+        normalise(name.partition("-")[0]) for name in folders if name.endswith(".dist-info")
+    }
+    assert installed == listed.keys() | {"plumbline-tf"}
+    assert all(one["licenses"] for one in listed.values())
+
+
+def test_the_image_serves_with_the_options_that_the_documentation_names(
+    engine: ContainerEngine, embedded_image: str, mlp_base_path: Path
+) -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    (command,) = re.findall(r"^docker run (?:.*\\\n)*.*plumbline:embedded$", text, re.MULTILINE)
+    skipped = ("--publish", "--mount", "plumbline:embedded")
+    words = command.replace("\\\n", " ").split()[2:]
+    options = [one for one in words if not one.startswith(skipped)]
+    mount = f"--mount=type=bind,source={mlp_base_path.parent},target=/models,readonly"
+    name = f"{images.REPOSITORY.rpartition('/')[2]}-documented-{os.getpid()}"
+    engine.call("run", "--detach", f"--name={name}", *options, mount, embedded_image)
+    try:
+        check = ("exec", name, "python3", "-S", "-E", "/usr/local/lib/plumbline/healthcheck.py")
+        deadline = time.monotonic() + TIMEOUT_S
+        while engine.call(*check).returncode != 0:
+            assert time.monotonic() < deadline, engine.call("logs", name).stderr
+            time.sleep(0.2)
+        status = engine.call("exec", name, "cat", "/proc/1/status").stdout
+        assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
+        assert re.search(r"^Uid:\s+10001", status, re.MULTILINE)
+        assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
+        assert engine.call("exec", name, "touch", "/opt/x").returncode != 0
+    finally:
+        engine.call("rm", "--force", "--time=0", name)
 
 
 def test_the_server_runs_confined(server: ContainerProcess, engine: ContainerEngine) -> None:

@@ -19,6 +19,7 @@ from serving.container.engine import (
     name_default_image,
 )
 from serving.container.plan import make_plan
+from tests.signing_keys import make_keys
 
 ENGINE = ContainerEngine("podman", is_podman=True)
 STOCK = Image("tensorflow/serving:2.20.0")
@@ -151,6 +152,20 @@ def test_a_token_is_refused_for_tensorflow_serving_and_mounted_for_our_own_image
     command = list_command([*model, flag], EMBEDDED)
     assert "--auth_token_file=/mnt/plumbline/auth_token_file" in command
     assert flag not in command
+
+
+def test_a_key_is_refused_for_tensorflow_serving_and_mounted_for_our_own_image(
+    model: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("model_signing")
+    key = make_keys(tmp_path).public
+    flag = f"--require_signature_key={key}"
+    with pytest.raises(ConfigError, match="it loads what nobody has signed"):
+        list_command([*model, flag])
+    command = list_command([*model, flag], EMBEDDED)
+    inside = "/mnt/plumbline/require_signature_key"
+    assert f"--require_signature_key={inside}" in command
+    assert f"--mount=type=bind,source={key},target={inside},readonly" in command
 
 
 def test_tls_with_rest_is_refused_for_tensorflow_serving(model: list[str], tmp_path: Path) -> None:

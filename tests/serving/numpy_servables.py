@@ -99,7 +99,9 @@ class NumpyEngine(Engine):
         return None
 
 
-def make_servable(version: int = 3, *, observer: Observer | None = None) -> Servable:
+def make_servable(
+    version: int = 3, *, observer: Observer | None = None, engine: Engine | None = None
+) -> Servable:
     """A servable called `m` with every signature of `SIGNATURES`; `b` of `two` defaults to 1."""
     signature_map = metadata_pb2.SignatureDefMap()
     for name, signature in SIGNATURES.items():
@@ -111,7 +113,7 @@ def make_servable(version: int = 3, *, observer: Observer | None = None) -> Serv
         signatures=SIGNATURES,
         signature_defs=signature_map,
         choices={name: EngineChoice(LITERT, "numpy stands in") for name in SIGNATURES},
-        engines={LITERT: NumpyEngine()},
+        engines={LITERT: engine or NumpyEngine()},
         observer=observer or Observer(),
     )
 

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import numpy as np
 
 from contract import layout
 from contract.golden import Golden, GoldenExamples, read_golden, write_golden
+from contract.lite import LiteModel
+from contract.lite.runtime import find_interpreter
 from contract.manifest import hash_files, read_manifest, write_manifest
 from contract.wire import rpc
 from contract.wire.predict import (
@@ -74,6 +77,50 @@ def copy_version(source: Path, target: Path, *, golden_offset: float = 0.0) -> P
     fields |= {"version": int(target.name), "files": hash_files(target)}
     write_manifest(target, type(manifest)(**fields))
     return target
+
+
+def change_weights(source: Path, target: Path, *, bias: float, label: int = 3) -> Path:
+    """Another version of `mlp`: one class is likelier by `bias`. Its golden examples are its own.
+
+    Signatures that take strings have none: the variant alone is changed.
+    """
+    copy_version(source, target)
+    path = target / layout.TFLITE
+    path.write_bytes(_add_to_bias(path, bias, label))
+    with LiteModel(path) as model:
+        golden = {
+            name: GoldenExamples(
+                examples.inputs,
+                _answer_in_batches(model, name, examples),
+                examples.batch_sizes,
+            )
+            for name, examples in read_golden(target / layout.GOLDEN).signatures.items()
+            if name in model.signatures
+        }
+    write_golden(target / layout.GOLDEN, Golden(golden))
+    manifest = read_manifest(target)
+    write_manifest(target, msgspec.structs.replace(manifest, files=hash_files(target)))
+    return target
+
+
+def _answer_in_batches(model: LiteModel, name: str, examples: GoldenExamples) -> dict[str, Any]:
+    answers = [model.predict(inputs, signature_name=name) for inputs, _ in examples.iter_batches()]
+    return {key: np.concatenate([one[key] for one in answers]) for key in answers[0]}
+
+
+def _add_to_bias(path: Path, bias: float, label: int) -> bytes:
+    interpreter = find_interpreter()(model_path=str(path))
+    interpreter.allocate_tensors()
+    (old,) = (
+        interpreter.get_tensor(one["index"])
+        for one in interpreter.get_tensor_details()
+        if one["name"].startswith("mlp/probabilities/BiasAdd") and list(one["shape"]) == [10]
+    )
+    new = old.copy()
+    new[label] += bias
+    data = path.read_bytes()
+    assert data.count(old.tobytes()) == 1
+    return data.replace(old.tobytes(), new.tobytes())
 
 
 def _move_golden(path: Path, offset: float) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import http.client
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from serving.api.request_log import RequestLog
 from serving.config.server import ServerConfig
 from serving.grpc.server import GrpcServer
 from serving.monitoring.health import Health
+from serving.monitoring.watch import make_watch
 from serving.observer import Observer
 from serving.open_inference.grpc_methods import list_methods
 from serving.open_inference.inference import OpenInference
@@ -73,6 +74,7 @@ def serve(
     observer: Observer | None = None,
     *,
     request_log: RequestLog | None = None,
+    is_ready: Callable[[], bool] = lambda: True,
 ) -> Iterator[Faces]:
     """Runs both servers on a thread with an event loop of its own."""
     started: Any = threading.Event()
@@ -80,15 +82,15 @@ def serve(
 
     async def run() -> None:
         asked = dataclasses.replace(config or ServerConfig(), port=-1, rest_api_port=-1)
+        watch = make_watch(asked)
         handlers = Handlers(manager, asked, observer or Observer(), request_log=request_log)
-        health = Health(lambda: True)
+        health = Health(is_ready)
         service = None if asked.strict_compat else OpenInference(handlers, health)
-        grpc_server = GrpcServer(
-            handlers, asked, health, more_methods=list_methods(service) if service else {}
-        )
+        methods = list_methods(service) if service else {}
+        grpc_server = GrpcServer(handlers, asked, health, more_methods=methods, watch=watch)
         await grpc_server.start()
         more = service and OpenInferenceRest(service, asked)
-        rest_server = RestServer(handlers, asked, health, render_no_metrics, more=more)
+        rest_server = RestServer(handlers, asked, health, render_no_metrics, more=more, watch=watch)
         await rest_server.start()
         stop = asyncio.Event()
         found.update(
@@ -101,6 +103,8 @@ def serve(
         await rest_server.stop(1)
         await grpc_server.stop(1)
         handlers.close()
+        if watch is not None:
+            watch.close(5)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import urllib.request
 from pathlib import Path
@@ -172,7 +173,7 @@ def test_a_long_label_is_cut_at_256_bytes(letter: str) -> None:
 
 def test_what_calls_hold_is_seen() -> None:
     metrics, budget = make_metrics(), MemoryBudget(1000)
-    metrics.watch(budget, ConnectionTable(num_open=3, num_refused=2))
+    metrics.watch(budget, ConnectionTable(num_open=3, num_refused=2), lambda: 5)
     reservation = budget.open("caller")
     reservation.grow(100)
     with pytest.raises(ResourceExhaustedError):
@@ -182,7 +183,19 @@ def test_what_calls_hold_is_seen() -> None:
     assert find(text, "plumbline_max_bytes_in_flight") == 1000
     assert find(text, "plumbline_memory_refusals_total") == 1
     assert find(text, "plumbline_connections") == 3
+    assert find(text, "plumbline_queued_calls") == 5
     assert find(text, "plumbline_refused_connections_total") == 2
+
+
+def test_counters_of_ours_and_no_gauges_are_called_totals() -> None:
+    kinds = dict(
+        re.findall(r"^# TYPE (plumbline_\S+) (\S+)$", make_metrics().render(), re.MULTILINE)
+    )
+    assert len(kinds) > 20
+    assert {kind for name, kind in kinds.items() if name.endswith("_total")} == {"counter"}
+    assert [
+        name for name in kinds if kinds[name] == "counter" and not name.endswith("_total")
+    ] == []
 
 
 def test_loads_are_counted_by_path_and_outcome_as_tensorflow_serving_does() -> None:
