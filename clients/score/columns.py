@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clients.files.fit import Adjustment, choose_signature, find_pixel_shape, fit_rows
+from clients.files.fit import (
+    Adjustment,
+    choose_signature,
+    find_pixel_shape,
+    fit_rows,
+    has_rows,
+)
 from clients.files.read import UNNAMED, FileRows, Skipped
 from clients.on_device import check_finite
 from clients.score.sources import EXAMPLE, Block
@@ -178,6 +184,12 @@ def plan_columns(
         adjustment=adjustment,
         allow_non_finite=allow_non_finite,
     )
+    fixed = [spec.name for spec in plan.signature.inputs.values() if not has_rows(spec)]
+    if fixed:
+        raise ConfigError(
+            f"signature {plan.signature.name!r} takes {', '.join(fixed)} without an axis of rows, "
+            "and cannot be asked for a file of them; give another with --signature_name"
+        )
     spare = [one.input for one in chosen if one.input and one.input not in plan.signature.inputs]
     if spare:
         raise ConfigError(
@@ -364,7 +376,7 @@ def prepare(block: Block, plan: ColumnPlan) -> Prepared:
         names = tuple(str(row) for row in range(len(kept)))
         rows = dataclasses.replace(rows, names=names)
     skipped.clear()
-    fitted = fit_rows(
+    (fitted,) = fit_rows(
         plan.adjustment.apply(rows),
         plan.signature,
         pixel_shape=plan.pixel_shape,

@@ -65,6 +65,18 @@ class Cluster:
         """Starts another node."""
         return self.start_node(f"--address={self.address}", "--num-cpus=1")
 
+    def wait_for_nodes(self, count: int) -> None:
+        """Waits until so many nodes take work."""
+        code = (
+            "import sys, ray; ray.init(logging_level=50, log_to_driver=False)\n"
+            "sys.exit(sum(one['Alive'] for one in ray.nodes()) < int(sys.argv[1]))"
+        )
+        end = time.monotonic() + LIMIT_S
+        while subprocess.run(
+            [sys.executable, "-c", code, str(count)], env=self.environment, capture_output=True
+        ).returncode:
+            assert time.monotonic() < end, "the cluster does not start"
+
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """Kills a node and all that runs on it, at once."""
         doomed = psutil.Process(node.pid).children(recursive=True)
@@ -82,6 +94,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("ray"))
+    cluster.wait_for_nodes(1)
     yield cluster
     cluster.close()
 
@@ -150,6 +163,7 @@ def test_a_node_that_dies_on_the_way_loses_no_row_and_writes_none_twice(
     cluster: Cluster, rows: Path, version: Path, tmp_path: Path
 ) -> None:
     node = cluster.add_node()
+    cluster.wait_for_nodes(2)
     out = tmp_path / "out"
     job = start(cluster, rows, out, version)
     wait_for_parts(out, 3, job)
