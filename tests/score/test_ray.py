@@ -21,6 +21,7 @@ from pyarrow import parquet
 from tests.score.jobs import make_images, to_binary
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.ray
 GROUPS, GROUP_ROWS = 60, 1500
 LIMIT_S = 240
 
@@ -49,7 +50,7 @@ class Cluster:
         node = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
-                *("--node-ip-address=127.0.0.1", "--disable-usage-stats", *arguments),
+                *("--disable-usage-stats", *arguments),
                 *("--include-dashboard=false", "--object-store-memory=100000000"),
             ],
             cwd=ROOT,
