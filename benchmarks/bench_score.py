@@ -23,7 +23,7 @@ import psutil
 from pyarrow import parquet
 
 from clients import OnDevicePredictor, PredictionClient
-from clients.on_device import find_version_dir
+from contract.layout import find_version_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = 50_000

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clients.files.predict import find_adjustment, find_scaling
-from clients.on_device import find_version_dir
 from clients.score.columns import ColumnPlan, parse_map, plan_columns
 from clients.score.engines import (
     LITERT,
@@ -45,6 +44,7 @@ from contract.console.exits import ExitCode
 from contract.console.progress import format_seconds, show_progress
 from contract.console.terminal import print_json, print_table, remark, say
 from contract.errors import ConfigError, DatasetError
+from contract.layout import find_version_dir
 from contract.manifest import Manifest, read_manifest
 from contract.parity import ParityReport
 from contract.statistics import Shift, join_sketches, measure_shift
