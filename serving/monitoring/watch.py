@@ -136,8 +136,6 @@ def make_watch(config: ServerConfig, who: str = "") -> CallWatch | None:
         config: --tracing and --access_log.
         who: Which process this is, where there are several.
     """
-    if not (config.tracing or config.access_log):
-        return None
     tracing = None
     if config.tracing:
         from serving.monitoring.tracing import start_tracing
@@ -146,7 +144,7 @@ def make_watch(config: ServerConfig, who: str = "") -> CallWatch | None:
             scheme="https" if config.tls else "http", has_stages=config.tracing_stages
         )
     access_log = AccessLog(config.log_format, who) if config.access_log else None
-    return CallWatch(access_log, tracing)
+    return CallWatch(access_log, tracing) if access_log or tracing else None
 
 
 def describe_access(notes: CallNotes) -> Access:
