@@ -25,11 +25,11 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import ParentBased
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased
 
 from contract.errors import Code
 from contract.servable import DEFAULT_SIGNATURE_NAME
-from serving.context import CallNotes
+from serving.context import CallNotes, TraceParent, draw_id
 from serving.logs import clean_text
 
 if TYPE_CHECKING:
@@ -90,13 +90,30 @@ class Tracing:
         self._tracer = provider.get_tracer("plumbline.serving")
         # Others may want calls that their callers do not: then they are asked.
         self._follows_parents = isinstance(provider.sampler, ParentBased)
+        self._sampler = provider.sampler
+        # Others may look at more than a trace's id, or count how often they are asked.
+        root = getattr(provider.sampler, "_root", provider.sampler)
+        self._is_told_by_id = type(root).__module__ == ParentBased.__module__
         self._routes: dict[str, tuple[str, str]] = {}
 
+    def choose_trace(self, parent: TraceParent | None, method: str) -> str:
+        """The trace of a call that begins; "" where it is to be no span.
+
+        Args:
+            parent: The caller's span.
+            method: What is asked for.
+        """
+        if parent is not None:
+            return parent.trace_id if parent.is_sampled or not self._follows_parents else ""
+        trace_id = draw_id()
+        if self._is_told_by_id:
+            found = self._sampler.should_sample(None, int(trace_id, 16), method)
+            return "" if found.decision is Decision.DROP else trace_id
+        return trace_id
+
     def record(self, notes: CallNotes) -> None:
-        """Makes the span of a call that has ended, if it is sampled."""
+        """Makes the span of a call that has ended."""
         parent = notes.parent
-        if parent is not None and not parent.is_sampled and self._follows_parents:
-            return
         epoch_ns = time.time_ns() - int(time.perf_counter() * 1e9)
         self._ids.next_trace_id = int(notes.trace_id, 16)
         name, attributes = self._describe(notes)
