@@ -14,6 +14,7 @@
     │   └── TensorMismatchError       INVALID_ARGUMENT     name, dtype or shape
     ├── ServableNotFoundError         NOT_FOUND
     ├── ServableUnavailableError      UNAVAILABLE          loading, unloading, queue full, server unreachable
+    ├── WorkerLostError               UNAVAILABLE          a machine that trains with this one is gone
     ├── ResourceExhaustedError        RESOURCE_EXHAUSTED   message, queue or concurrency limit
     ├── UnauthenticatedError          UNAUTHENTICATED
     ├── PermissionDeniedError         PERMISSION_DENIED
@@ -143,6 +144,12 @@ class ServableNotFoundError(PlumblineError):
 
 class ServableUnavailableError(PlumblineError):
     """A servable or server that cannot answer now and may later."""
+
+    default_code = Code.UNAVAILABLE
+
+
+class WorkerLostError(PlumblineError):
+    """A training on several machines that has lost one of them; it can be resumed."""
 
     default_code = Code.UNAVAILABLE
 

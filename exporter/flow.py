@@ -43,6 +43,7 @@ class Trained:
         resumed_from: Epoch the run was resumed after, or 0.
         seconds: Wall time of training.
         history: Metric name to one value per epoch.
+        chief: The model is kept here; False for the other processes of several, which train only.
     """
 
     run_dir: Path
@@ -53,6 +54,7 @@ class Trained:
     resumed_from: int
     seconds: float
     history: dict[str, list[float]]
+    chief: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Exported:
 
 
 def run_train(config: Config, *, run_dir: Path, resume: bool = False) -> Trained:
-    """Trains, and keeps the trained model in a run directory.
+    """Trains, and keeps the trained model in a run directory: of several machines, the chief's.
 
     Args:
         config: The whole configuration; what concerns the export is kept with the model.
@@ -95,11 +97,13 @@ def run_train(config: Config, *, run_dir: Path, resume: bool = False) -> Trained
         DatasetError: The data cannot be read or trained on.
         ConfigError: The configuration does not fit the data, the model cannot be built, training
             diverged, or the folder cannot be written.
+        WorkerLostError: One of several machines is gone.
         ExportError: The disk is full.
     """
     with explain_os_errors(run_dir), Steps(_LOG.info) as steps:
         dataset, result = _train(config, run_dir, resume=resume, steps=steps)
-        save_trained(run_dir, result, dataset, config)
+        if is_chief():
+            save_trained(run_dir, result, dataset, config)
     return Trained(
         run_dir=run_dir,
         model_name=config.model.name,
@@ -109,6 +113,7 @@ def run_train(config: Config, *, run_dir: Path, resume: bool = False) -> Trained
         resumed_from=result.resumed_from,
         seconds=result.seconds,
         history=result.history,
+        chief=is_chief(),
     )
 
 
@@ -139,6 +144,7 @@ def run_export(
         ConfigError: The configuration does not fit the data, or `base_path` is not usable.
         DatasetError: The data cannot be read or trained on.
         ExportError: A variant cannot be converted, or the disk is full.
+        WorkerLostError: One of several machines that train is gone.
         SignatureChangedError: It would break the clients of the version before.
         VersionExistsError: `options.version` is taken.
     """
@@ -227,7 +233,7 @@ def choose_run_dir(config: Config, given: Path | None, *, resume: bool) -> Path:
         ConfigError: There is nothing to resume, or the folder cannot be made.
     """
     runs = Path("runs") / config.model.name
-    if given is None and resume:
+    if given is None and resume and is_chief():  # the others read no checkpoint of their own
         found = sorted(path for path in runs.glob("*") if (path / "checkpoints").is_dir())
         if not found:
             raise ConfigError(

@@ -29,6 +29,9 @@ def show_training(trained: Trained) -> None:
     dummy = " on DUMMY DATA" if trained.dummy else ""
     say(f"Trained {trained.model_name}{dummy} in {trained.seconds:.1f} s")
     say(f"Best of {trained.epochs_run} epochs: {best}  {describe_metrics(last)}")
+    if not trained.chief:
+        say("Trained as a worker; the chief keeps the model.")
+        return
     say(f"Export it with: python -m exporter export --trained {trained.run_dir}")
 
 

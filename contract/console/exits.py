@@ -17,7 +17,7 @@ class ExitCode(enum.IntEnum):
     USAGE = 2
     """A flag, a file or an input that cannot be used."""
     UNREACHABLE = 3
-    """A server that does not answer, or that failed to start."""
+    """A server that does not answer, or that failed to start; another worker of a training."""
     INTERRUPTED = 130
     """Ctrl-C, as shells count it: 128 + SIGINT."""
 

@@ -195,6 +195,8 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
+        if error.error_code == tf.errors.UNAVAILABLE:  # no disk, but a machine that trains with us
+            raise
         number = {
             tf.errors.RESOURCE_EXHAUSTED: errno.ENOSPC,
             tf.errors.OUT_OF_RANGE: errno.EFBIG,

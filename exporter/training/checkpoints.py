@@ -6,15 +6,20 @@
       state.json     history, epochs, and which run this is
 
 A checkpoint is written to a dot-directory and renamed once, so one that has its name is whole.
+Of several machines the chief alone keeps them; a run that is resumed sends the others its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import os
 import re
 import shutil
+import tarfile
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -29,6 +34,7 @@ from exporter.data.dataset import Dataset
 from exporter.publishing.staging import translate_disk_errors
 from exporter.training.parts import TrainingParts
 from exporter.training.run import EpochListener, RunState
+from exporter.training.strategy import broadcast
 from exporter.training.trained import CHANGEABLE, pack_weights, unpack_weights
 
 _LOG = logging.getLogger(__name__)
@@ -79,8 +85,7 @@ class CheckpointStore:
         directory: Where they lie.
         parts: What is saved and restored.
         run: From `identify_run`; a checkpoint of another run is refused.
-        chief: Whether this worker keeps what it writes; the others take part in the writing,
-            as TensorFlow wants it, and throw their copy away.
+        chief: Whether this worker keeps what it writes, and reads what is there.
     """
 
     def __init__(
@@ -108,7 +113,10 @@ class CheckpointStore:
             self.save(state)
 
     def save(self, state: RunState) -> None:
-        """Write one checkpoint."""
+        """Write one checkpoint; all workers must, as TensorFlow wants it."""
+        if not self._chief:
+            self._write_unread()
+            return
         stage = self._directory / f".stage-{os.getpid()}-{state.epochs_run:05}"
         final = self._directory / f"epoch-{state.epochs_run:05}"
         try:
@@ -116,9 +124,6 @@ class CheckpointStore:
             with translate_disk_errors(stage):
                 self._make_checkpoint().write(str(stage / "variables"))
             _write_files(stage, state, self._run)
-            if not self._chief:
-                shutil.rmtree(stage)
-                return
             stage.rename(final)
         except OSError as error:
             shutil.rmtree(stage, ignore_errors=True)
@@ -129,23 +134,57 @@ class CheckpointStore:
         for epoch in sorted(self._find())[:-_KEPT]:
             shutil.rmtree(self._directory / f"epoch-{epoch:05}")
 
+    def _write_unread(self) -> None:
+        try:
+            with (
+                tempfile.TemporaryDirectory(prefix="plumbline-checkpoint-") as folder,
+                translate_disk_errors(Path(folder)),
+            ):
+                self._make_checkpoint().write(f"{folder}/variables")
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to {tempfile.gettempdir()}: {error.strerror}; name another folder "
+                "in TMPDIR"
+            ) from error
+
     def restore_latest(self) -> RunState:
         """Give model and optimizer the newest checkpoint's variables; return its state.
 
         Without a checkpoint (the run died before its first) training starts over.
         """
-        if self._chief:
-            self._remove_stages()
+        with contextlib.ExitStack() as stack:
+            path = self._find_latest()
+            if self._parts.plan.num_workers > 1:
+                path = self._share(path, stack)
+            if path is None:
+                _LOG.warning("no checkpoint in %s: training starts over", self._directory)
+                return RunState()
+            state = self._read_state(path)
+            restored = self._make_checkpoint().read(str(path / "variables"))
+            restored.assert_existing_objects_matched()
+            _LOG.info("resuming after epoch %d from %s", state.epochs_run, path)
+            return state
+
+    def _find_latest(self) -> Path | None:
+        if not self._chief:
+            return None
+        self._remove_stages()
         found = self._find()
-        if not found:
-            _LOG.warning("no checkpoint in %s: training starts over", self._directory)
-            return RunState()
-        path = found[max(found)]
-        state = self._read_state(path)
-        restored = self._make_checkpoint().read(str(path / "variables"))
-        restored.assert_existing_objects_matched()
-        _LOG.info("resuming after epoch %d from %s", state.epochs_run, path)
-        return state
+        return found[max(found)] if found else None
+
+    def _share(self, path: Path | None, stack: contextlib.ExitStack) -> Path | None:
+        """Sends the chief's checkpoint to all workers, whose disks need not have it."""
+        packed = io.BytesIO()
+        if path is not None:
+            with tarfile.open(fileobj=packed, mode="w") as archive:
+                archive.add(path, path.name)
+        data = broadcast(self._parts.strategy, packed.getvalue())
+        if path is not None or not data:
+            return path
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plumbline-checkpoint-"))
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            archive.extractall(folder, filter="data")
+            return Path(folder) / archive.getnames()[0]
 
     def _make_checkpoint(self) -> tf.train.Checkpoint:
         return tf.train.Checkpoint(

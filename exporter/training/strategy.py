@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
-from contract.errors import ConfigError
+from contract.errors import ConfigError, WorkerLostError
+from contract.signature import Array
 from exporter.config import StrategyName
 
 if TYPE_CHECKING:
@@ -43,7 +48,8 @@ def _connect_workers() -> tf.distribute.Strategy:
     import tensorflow as tf
 
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with explain_lost_workers():
+            return tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         if "program startup" not in str(error):
             raise
@@ -52,6 +58,77 @@ def _connect_workers() -> tf.distribute.Strategy:
             "this process already; call exporter.training.strategy.open_strategy('multi_worker') "
             "first, before data are loaded"
         ) from error
+
+
+_BROADCAST_BYTES = 64 * 2**20
+"""Of one message: a worker holds two of them, beside what is sent."""
+
+
+def broadcast(strategy: tf.distribute.Strategy, data: bytes) -> bytes:
+    """Return the chief's `data` on every worker, whatever the others give.
+
+    All of them must call it, in the same order among whatever else they share.
+    """
+    import tensorflow as tf
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def add(values: tf.Tensor) -> tf.Tensor:
+        def run() -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            is_first = context.replica_id_in_sync_group == 0  # the chief's first device
+            own = values if is_first else tf.zeros_like(values)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
+
+        return strategy.experimental_local_results(strategy.run(run))[0]
+
+    def share(values: Array) -> Array:
+        shared: Array = add(tf.constant(values)).numpy()
+        return shared
+
+    size = int(share(np.array([len(data)], np.int64))[0])
+    if not is_chief():
+        data = bytes(size)
+    parts = []
+    for first in range(0, size, _BROADCAST_BYTES):
+        part = data[first : first + _BROADCAST_BYTES]
+        padded = part + bytes(-len(part) % 4)  # there is no sum of bytes
+        parts.append(share(np.frombuffer(padded, np.int32)).tobytes()[: len(part)])
+    return b"".join(parts)
+
+
+@contextlib.contextmanager
+def explain_lost_workers(remedy: str = "") -> Iterator[None]:
+    """Turns what TensorFlow raises when another worker is gone into one sentence.
+
+    Args:
+        remedy: What to do; by default, to start all of them again.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        tf_config = read_tf_config()
+        is_lost = error.error_code in _LOST_CODES or "Collective ops is aborted" in error.message
+        if tf_config is None or not is_lost:
+            raise
+        raise WorkerLostError(
+            f"{_name_lost(tf_config, error.message)} has ended or cannot be reached, and this one "
+            f"cannot train without it; {remedy or 'start all workers again'}"
+        ) from error
+
+
+_LOST_CODES = (4, 10, 14)
+"""DEADLINE_EXCEEDED: not all have come; ABORTED: one has come anew; UNAVAILABLE: one is gone."""
+
+
+def _name_lost(tf_config: TfConfig, message: str) -> str:
+    """Which worker TensorFlow speaks of, with its address, where it says so."""
+    for kind, number in re.findall(r"/job:(\w+)(?:/replica:\d+)?/task:(\d+)", message):
+        task, addresses = Task(kind, int(number)), tf_config.cluster.get(kind, [])
+        if task != tf_config.task and task.index < len(addresses):
+            return f"{kind} {number} ({addresses[task.index]})"
+    return "another worker"
 
 
 class Task(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from exporter.training.run import (
     RunState,
     TrainResult,
 )
-from exporter.training.strategy import is_chief
+from exporter.training.strategy import explain_lost_workers, is_chief
 
 
 def train(
@@ -46,11 +46,32 @@ def train(
     Raises:
         ConfigError: The configuration does not fit the data, the model cannot be built,
             training diverged, or the checkpoint is of another run.
+        WorkerLostError: One of several machines is gone.
 
     Example:
         >>> train(load_dataset(config.data), config).best_epoch
         17
     """
+    if config.training.strategy != "multi_worker":
+        return _train(dataset, config, resume=resume, run_dir=run_dir, progress=progress)
+    keeps = run_dir is not None and config.training.checkpoint_every
+    with explain_lost_workers(
+        "start the same command with --resume on every worker: it goes on from the last checkpoint"
+        if keeps
+        else "start the same command on every worker; training.checkpoint_every = N keeps "
+        "checkpoints to go on from"
+    ):
+        return _train(dataset, config, resume=resume, run_dir=run_dir, progress=progress)
+
+
+def _train(
+    dataset: Dataset,
+    config: Config,
+    *,
+    resume: bool,
+    run_dir: Path | None,
+    progress: ProgressCallback | None,
+) -> TrainResult:
     started = time.perf_counter()
     if run_dir is None and (resume or config.training.tensorboard):
         raise ConfigError("resuming and TensorBoard logs need a run folder; give --run_dir")
