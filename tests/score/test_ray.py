@@ -26,14 +26,6 @@ GROUPS, GROUP_ROWS = 60, 1500
 LIMIT_S = 240
 
 
-PORTS = (
-    "metrics-export-port",
-    "dashboard-agent-grpc-port",
-    "dashboard-agent-listen-port",
-    "runtime-env-agent-port",
-)
-
-
 def find_free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as probe:
@@ -65,8 +57,6 @@ class Cluster:
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
                 *("--disable-usage-stats", *arguments),
-                # A node waits 15 seconds for helpers to say which they took, and gives up.
-                *(f"--{name}={find_free_port()}" for name in PORTS),
                 *("--include-dashboard=false", "--object-store-memory=100000000"),
             ],
             cwd=ROOT,
