@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 VENV_2_20 := .venv-2.20
 INSTALLED_2_20 := $(VENV_2_20)/.installed
 # Tests that need no more than the first environment.
-HERE := not container and not arm64 and not tritonclient and not dist
+HERE := not container and not arm64 and not tritonclient and not dist and not ray
 # A Python on an emulated Raspberry Pi 4.
 VENV_ARM64 := .venv-arm64
 INSTALLED_ARM64 := $(VENV_ARM64)/.installed
@@ -106,6 +106,10 @@ test-oldest: $(INSTALLED) ## The contract on the oldest releases allowed
 test-tensorflow-2.20: $(INSTALLED_2_20) ## Exporter and TensorFlow engine on TensorFlow 2.20
 	@scripts/test-tensorflow-2.20 -n $(WORKERS) $(ARGS)
 
+.PHONY: test-ray
+test-ray: $(INSTALLED) ## Scoring on a Ray cluster of two nodes, one of which dies
+	$(BIN)/python -m pytest tests/score -q -m ray $(ARGS)
+
 .PHONY: test-arm64
 test-arm64: $(INSTALLED) $(INSTALLED_ARM64) ## Both models on an emulated Raspberry Pi 4
 	$(BIN)/python -m pytest tests/test_arm64.py -q -s -m arm64 $(ARGS)
@@ -114,7 +118,7 @@ test-arm64: $(INSTALLED) $(INSTALLED_ARM64) ## Both models on an emulated Raspbe
 test-tritonclient: $(INSTALLED) $(INSTALLED_TRITONCLIENT) ## NVIDIA's clients against the embedded server
 	$(BIN)/python -m pytest tests/test_tritonclient.py -q -m tritonclient $(ARGS)
 
-.PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream bench-applications bench-page bench-tracing
+.PHONY: bench-export bench-accuracy bench-serving bench-clients bench-rollout bench-replicas bench-faults bench-stream bench-applications bench-page bench-tracing bench-score
 bench-export: $(INSTALLED) ## make export beside a plain script
 	$(BIN)/python -m benchmarks.bench_export $(ARGS)
 
@@ -145,6 +149,9 @@ bench-applications: $(INSTALLED) ## MobileNetV2, ResNet50, EfficientNetB0 throug
 bench-page: $(INSTALLED) ## The demo's page in Chromium: first answer, stroke to bars
 	$(BIN)/python -m benchmarks.bench_page $(ARGS)
 
+bench-score: $(INSTALLED) ## clients score beside plain loops and a server
+	$(BIN)/python -m benchmarks.bench_score $(ARGS)
+
 bench-faults: $(INSTALLED) ## What must lose nothing and hold nobody up
 	$(BIN)/python -m benchmarks.bench_faults $(ARGS)
 
@@ -164,7 +171,7 @@ image: ## Build the image (TARGET=tensorflow, BASE=IMAGE)
 dist: $(INSTALLED) web ## Build the wheel and the sdist into dist/, pages included (needs Node.js 20)
 	@rm -rf dist build/lib build/bdist.* && mkdir -p build
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) \
-	  $(BIN)/python -m build --no-isolation --outdir dist >build/dist.log || \
+	  $(BIN)/python -m build --no-isolation --outdir dist >build/dist.log 2>&1 || \
 	  { cat build/dist.log >&2; exit 1; }
 	@ls dist/*
 

@@ -8,13 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from clients.commands import demo, doctor, load, on_device, parity, predict, replay, status
+from clients.commands import demo, doctor, load, on_device, parity, predict, replay, score, status
 from contract.console.completion import add_completion_flag
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.terminal import remark
 from contract.errors import PlumblineError
 
-COMMANDS = (status, predict, parity, demo, on_device, load, doctor, replay)
+COMMANDS = (status, predict, parity, demo, on_device, score, load, doctor, replay)
 """A module each, in the order of the help text."""
 
 

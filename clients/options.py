@@ -183,6 +183,8 @@ class ConnectionOptions:
         Raises:
             ConfigError: The token is empty or holds more than one line.
         """
+        if self.token is None and not self.metadata:
+            return own
         always = cast("Metadata", self.metadata)
         if self.token is not None:
             always = (("authorization", self._read_token()), *always)

@@ -205,7 +205,11 @@ def join_parts(parts: Iterable[Part]) -> Part:
 
 def _list_whole(part: Part, names: Sequence[str]) -> tuple[WholeAnswer, ...]:
     early = {name: array for name, array in part.outputs.items() if name not in names}
-    return (*part.whole, WholeAnswer(part.indices, early)) if early else part.whole
+    if not early:
+        return part.whole
+    if len(part.whole) == 1 and len(part.whole[0].indices) == len(part.indices):
+        return (WholeAnswer(part.indices, {**part.whole[0].outputs, **early}),)
+    return (*part.whole, WholeAnswer(part.indices, early))
 
 
 def concatenate_rows(arrays: Sequence[Array]) -> Array:

@@ -89,6 +89,22 @@ class InputStatistics(msgspec.Struct, frozen=True, kw_only=True):
     pixel_scale: tuple[float, ...] = ()
 
 
+class Distribution(msgspec.Struct, frozen=True, kw_only=True):
+    """How the values of one column were spread, in bins of about equally many rows.
+
+    Attributes:
+        edges: What separates the bins, ascending; a value that equals one is in the bin above.
+        shares: Of the rows, in 0..1: one more than there are edges.
+        num_rows: Rows looked at, but those that are missing.
+        missing: Share of rows without a value, in 0..1.
+    """
+
+    edges: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
+    num_rows: int = 0
+    missing: float = 0.0
+
+
 class TrainingEntry(msgspec.Struct, frozen=True, kw_only=True):
     """How training went, epoch by epoch.
 
@@ -151,6 +167,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             is held to (`parity.find_tolerances`).
         data: What it was trained on, or None for a model of unknown origin.
         inputs: Input name, in the data's words, to what it looked like; "" is the only input.
+        distributions: The same names to how values were spread: of each column of a table by its
+            name, or number; of pictures and long vectors, of each row's `mean` and `spread`; of
+            texts, of their `length`. {} in versions of an older exporter.
         seed: The training seed.
         training: How training went; None for a model that was trained elsewhere, and in versions
             of an older exporter.
@@ -171,6 +190,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any] = {}
     data: DataEntry | None = None
     inputs: dict[str, InputStatistics] = {}
+    distributions: dict[str, dict[str, Distribution]] = {}
     seed: int = 0
     training: TrainingEntry | None = None
     tool_versions: dict[str, str] = {}

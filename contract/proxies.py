@@ -8,7 +8,6 @@ would send a call to 127.0.0.1 to the proxy, where another server answers, or no
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -50,6 +49,8 @@ def is_local(host: str) -> bool:
         host: A name or an address, with or without brackets; "" and the addresses that stand for
             every one of a server's (0.0.0.0, ::) reach this machine too.
     """
+    import ipaddress  # of no use to servers, which import this module too
+
     bare = host.strip("[]").partition("%")[0].rstrip(".").lower()
     try:
         address = ipaddress.ip_address(bare)
@@ -164,6 +165,8 @@ def _name_bypass(environment: Mapping[str, str]) -> str:
 
 def _is_bypassed(host: str, listed: str) -> bool:
     """By the rules of grpcio: the end of a name, or a network that the address lies in."""
+    import ipaddress
+
     for entry in filter(None, (part.strip() for part in listed.split(","))):
         if entry == "*":
             return True

@@ -7,11 +7,13 @@ trained on 0..1 (or the reverse), and dark ink on paper for one that knows light
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
 import numpy as np
 
-from contract.manifest import InputStatistics
+from contract.manifest import Distribution, InputStatistics
 from contract.pictures import PixelScaling
 from contract.signature import Array
 
@@ -27,6 +29,19 @@ _PIXEL_RANGE = (16.0, 255.0)
 
 _ENOUGH_VALUES = 64
 """Below this, numbers up to 1 prove nothing."""
+
+_MOST_COLUMNS = 256
+"""A row of more values is looked at as a whole."""
+
+_NUM_BINS = 10
+_SMALLEST_SHARE = 1e-4
+
+MOVED_PSI = 0.2
+"""A population stability index above this is a shift that matters, as credit scoring counts it
+(N. Siddiqi, Credit Risk Scorecards, 2006: below 0.1 none, up to 0.25 some)."""
+
+MEAN, SPREAD, LENGTH = "mean", "spread", "length"
+"""What is measured of a row that is looked at as a whole: over its values; of texts, characters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +84,178 @@ def measure_input(array: Array, image_shape: tuple[int, ...] = ()) -> InputStati
         image_shape=image_shape,
         light_borders=_share_light_borders(array, image_shape) if image_shape else 0.0,
     )
+
+
+class Sketch(msgspec.Struct, kw_only=True):
+    """How many values of one column fell into each bin of a `Distribution`.
+
+    Attributes:
+        counts: One for each bin.
+        num_missing: Rows without a value.
+        num_unseen: Rows of a category that the version was not trained on.
+        num_rows: All rows looked at.
+    """
+
+    counts: list[int] = []
+    num_missing: int = 0
+    num_unseen: int = 0
+    num_rows: int = 0
+
+    def add(self, other: Sketch) -> None:
+        """Adds what another one counted, of the same bins."""
+        longest = max(len(self.counts), len(other.counts))
+        ours, theirs = (one + [0] * (longest - len(one)) for one in (self.counts, other.counts))
+        self.counts = [a + b for a, b in zip(ours, theirs, strict=True)]
+        self.num_missing += other.num_missing
+        self.num_unseen += other.num_unseen
+        self.num_rows += other.num_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """How far a column has moved from what a version was made with.
+
+    Attributes:
+        psi: Population stability index; 0 = not at all.
+        noise: What sampling alone would make of it, nearly always at most.
+        missing: Share of rows without a value, 0..1.
+        was_missing: The same when the version was made.
+        unseen: Share of rows of a category that it does not know, 0..1.
+    """
+
+    psi: float
+    noise: float
+    missing: float
+    was_missing: float
+    unseen: float
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether it is worth a look."""
+        is_shifted = self.psi > max(MOVED_PSI, self.noise)
+        return is_shifted or self.missing > self.was_missing + _RARE or self.unseen > _RARE
+
+
+_RARE = 0.01
+"""Share of rows up to which missing values and new categories are no news."""
+
+
+def measure_columns(
+    array: Array, *, names: Sequence[str] = (), image_shape: tuple[int, ...] = ()
+) -> dict[str, Array]:
+    """What is looked at of each row.
+
+    Args:
+        array: (rows, ...) of numbers, or of texts (objects of bytes).
+        names: Of the values of a row, where they have any.
+        image_shape: Of a row that is a picture.
+
+    Returns:
+        Name of a column, or of a measure, to float64 (rows,); nothing of what has no numbers.
+    """
+    if array.dtype == object:
+        lengths = [sum(len(text) for text in np.ravel(row)) for row in array]
+        return {LENGTH: np.array(lengths, np.float64)}
+    if array.dtype.kind not in "biuf" or not array.ndim:
+        return {}
+    rows = array.reshape(len(array), -1).astype(np.float64)
+    if not rows.shape[1]:
+        return {}
+    if image_shape or rows.shape[1] > _MOST_COLUMNS:
+        return {MEAN: rows.mean(axis=1), SPREAD: rows.std(axis=1)}
+    called = names if len(names) == rows.shape[1] else [str(i) for i in range(rows.shape[1])]
+    return {name: rows[:, place] for place, name in enumerate(called)}
+
+
+def describe_columns(
+    array: Array, *, names: Sequence[str] = (), image_shape: tuple[int, ...] = ()
+) -> dict[str, Distribution]:
+    """How each column is spread, for a manifest; arguments as of `measure_columns`."""
+    found = {}
+    for name, values in measure_columns(array, names=names, image_shape=image_shape).items():
+        known = values[np.isfinite(values)]
+        if len(known):
+            edges = _choose_edges(known)
+            counts = np.bincount(np.searchsorted(edges, known, "right"), minlength=len(edges) + 1)
+            found[name] = Distribution(
+                edges=tuple(edges.tolist()),
+                shares=tuple((counts / len(known)).tolist()),
+                num_rows=len(known),
+                missing=1 - len(known) / len(values),
+            )
+    return found
+
+
+def _choose_edges(values: Array) -> Array:
+    """Between values where there are few different ones, else tenths of the rows."""
+    different = np.unique(values)
+    if len(different) <= _NUM_BINS:
+        return np.asarray((different[1:] + different[:-1]) / 2)
+    return np.unique(np.quantile(values, np.arange(1, _NUM_BINS) / _NUM_BINS))
+
+
+def sketch_columns(
+    columns: Mapping[str, Array], known: Mapping[str, Distribution]
+) -> dict[str, Sketch]:
+    """Counts the values of columns in the bins that a version's own values had.
+
+    Args:
+        columns: As `measure_columns` gives them.
+        known: As `describe_columns` gave them, from the manifest.
+    """
+    found = {}
+    for name, values in columns.items():
+        if name not in known:
+            continue
+        edges = np.array(known[name].edges)
+        present = values[np.isfinite(values)]
+        counts = np.bincount(np.searchsorted(edges, present, "right"), minlength=len(edges) + 1)
+        found[name] = Sketch(
+            counts=counts.tolist(), num_missing=len(values) - len(present), num_rows=len(values)
+        )
+    return found
+
+
+def measure_shift(sketch: Sketch, known: Distribution) -> Shift:
+    """How far what was counted is from what a version was made with.
+
+    Args:
+        sketch: Counted in the bins of `known`.
+        known: From the manifest.
+
+    Returns:
+        PSI = sum over the bins of (p - q) ln(p / q), no share being below 1e-4. Its noise is the
+        mean and three standard deviations of what two samples of one population give, which is
+        (1/n + 1/m) times a chi-square of as many degrees of freedom as there are edges (B. Yurdakul
+        and J. Naranjo, Statistical Properties of the Population Stability Index, 2020).
+    """
+    total, freedom = sum(sketch.counts), len(known.edges)
+    psi = noise = 0.0
+    if total and known.num_rows and len(sketch.counts) == len(known.shares):
+        seen = np.maximum(np.array(sketch.counts) / total, _SMALLEST_SHARE)
+        made = np.maximum(np.array(known.shares), _SMALLEST_SHARE)
+        psi = float(np.sum((seen - made) * np.log(seen / made)))
+        noise = (1 / total + 1 / known.num_rows) * (freedom + 3 * math.sqrt(2 * freedom))
+    rows = max(sketch.num_rows, 1)
+    return Shift(
+        psi=psi,
+        noise=noise,
+        missing=sketch.num_missing / rows,
+        was_missing=known.missing,
+        unseen=sketch.num_unseen / rows,
+    )
+
+
+def join_sketches(
+    sketches: Iterable[Mapping[str, Mapping[str, Sketch]]],
+) -> dict[str, dict[str, Sketch]]:
+    """All that was counted, by input and column."""
+    joined: dict[str, dict[str, Sketch]] = {}
+    for one in sketches:
+        for name, columns in one.items():
+            for column, sketch in columns.items():
+                joined.setdefault(name, {}).setdefault(column, Sketch()).add(sketch)
+    return joined
 
 
 def find_scaling(known: InputStatistics) -> PixelScaling | None:

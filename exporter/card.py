@@ -21,7 +21,7 @@ from contract.signature import UINT8
 from exporter.artifacts.exportable import Exportable
 from exporter.config import Config
 from exporter.data.examples import ExportExamples
-from exporter.data.statistics import describe_inputs
+from exporter.data.statistics import describe_distributions, describe_inputs
 from exporter.report.evaluation import Evaluation
 from exporter.training.run import TrainResult
 from exporter.verification.measurement import Measurement
@@ -128,6 +128,7 @@ def describe_candidate(
             fillings={name: tuple(one.tolist()) for name, one in examples.fillings.items()},
         ),
         inputs=describe_inputs(examples),
+        distributions=describe_distributions(examples),
         seed=origin.seed or 0,
         training=origin.training,
         tool_versions=_list_tool_versions(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 import math
+import random
 import time
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
@@ -33,6 +34,11 @@ class TraceParent(NamedTuple):
     state: str = ""
 
 
+def draw_id() -> str:
+    """A name for a call, and as well for a trace: 32 hexadecimal digits, not all of them 0."""
+    return f"{random.getrandbits(128) or 1:032x}"
+
+
 class CallNotes:
     """What is noted of a call on its way through the rooms, for its span and its line in a log.
 
@@ -44,6 +50,7 @@ class CallNotes:
         request_id: The call's name in logs.
         parent: The caller's span, if it sent one.
         trace_id: Of the trace that the call belongs to; "" for none.
+        is_traced: Whether it is to become a span.
         model: Of the version that answers; before, and where none does, as it was asked for.
         version: See `model`.
         signature: See `model`; "" stands for `serving_default`.
@@ -72,6 +79,7 @@ class CallNotes:
         "entered",
         "error",
         "http_status",
+        "is_traced",
         "left",
         "method",
         "model",
@@ -97,12 +105,14 @@ class CallNotes:
         request_id: str = "",
         parent: TraceParent | None = None,
         trace_id: str = "",
+        is_traced: bool = False,
     ) -> None:
         self.method = method
         self.peer = peer
         self.request_id = request_id
         self.parent = parent
         self.trace_id = trace_id
+        self.is_traced = is_traced
         self.model = self.signature = self.error = ""
         self.version: int | None = None
         self.rows = -1

@@ -132,7 +132,8 @@ class SingleProcess:
         if not lease_s:
             ended = await asyncio.to_thread(shadow.end, order.id)
             return ended.figures, ended.rows
-        shadow.follow(order, time.monotonic() + lease_s)
+        # It may wait for the last run of an earlier order.
+        await asyncio.to_thread(shadow.follow, order, time.monotonic() + lease_s)
         return shadow.take_state().figures, ()
 
 

@@ -7,7 +7,6 @@ so the lines of several processes never mix.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import re
@@ -43,7 +42,6 @@ _OPENTELEMETRY = "opentelemetry"
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _is_bare = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 _ACCESS = "serving.access"
-_IOLBF = 1
 
 
 def set_up_log(level: str, log_format: str = TEXT) -> None:
@@ -52,21 +50,12 @@ def set_up_log(level: str, log_format: str = TEXT) -> None:
     handler.setFormatter(make_formatter(log_format))
     handler.addFilter(FloodFilter())
     logging.basicConfig(handlers=[handler], level=level.upper())
-    _write_whole_lines_in_c()
     if log_format == JSON:  # what Python writes to stderr by itself is a record too
         logging.captureWarnings(capture=True)
         sys.excepthook = _log_uncaught
         threading.excepthook = lambda given: _log_uncaught(
             given.exc_type, given.exc_value, given.exc_traceback
         )
-
-
-def _write_whole_lines_in_c() -> None:
-    """TFLite writes a line in pieces, between which another process's may come."""
-    with contextlib.suppress(ValueError, AttributeError, OSError):  # not of every C library
-        libc = ctypes.CDLL(None)
-        stderr = ctypes.c_void_p.in_dll(libc, "stderr")
-        libc.setvbuf(stderr, None, _IOLBF, ctypes.c_size_t(MAX_LINE_BYTES))
 
 
 def name_process(who: str, log_format: str) -> None:

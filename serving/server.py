@@ -225,7 +225,8 @@ class Server:
         await self._front.leave()
         self._handlers.close()
         if self._watch is not None:
-            await asyncio.to_thread(self._watch.close, FLUSH_S)
+            left_s = grace_s - (time.monotonic() - begin)
+            await asyncio.to_thread(self._watch.close, min(FLUSH_S, max(0.5, left_s)))
         took_s = time.monotonic() - begin
         left_s = max(0.1, grace_s - took_s)
         await asyncio.to_thread(self._manager.stop, timeout_s=min(left_s, 5.0))

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from serving.config.flags import ServerFlags, list_flags, parse_flags
 from serving.container.engine import REPOSITORY, ContainerEngine, name_default_image
 from serving.container.plan import TEMPORARY_FOLDER, list_confinements
 from serving.transport.admission import MemoryBudget
+from tests.serving.server_process import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -442,6 +444,33 @@ def test_kserve_starts_the_server_with_flags_that_it_has_where_the_model_is() ->
     assert ports == {given["rest_api_port"]}
     grpc_ports = read_kserve("v2-grpc.yaml")["spec"]["predictor"]["model"]["ports"]
     assert [one["containerPort"] for one in grpc_ports] == [given["port"]]
+
+
+def test_a_server_started_as_kserve_does_answers_both_protocols(
+    published_mlp: Path, tmp_path: Path
+) -> None:
+    (container,) = read_kserve("runtime.yaml")["spec"]["containers"]
+    flags = [
+        one.replace("{{.Name}}", "digits").replace("/mnt/models", str(published_mlp / "mlp"))
+        for one in container["args"]
+        if "port=" not in one
+    ]
+    row = [0.0] * 784
+    tensor = {"name": "images", "datatype": "FP32", "shape": [1, 784], "data": row}
+    with ServerProcess(tmp_path, *flags, "--engine=litert", rest=True) as server:
+        server.wait_until_ready()
+        assert post(f"{server.url}/v1/models/digits:predict", {"instances": [row]})["predictions"]
+        answer = post(f"{server.url}/v2/models/digits/infer", {"inputs": [tensor]})
+        assert answer["outputs"][0]["shape"][0] == 1
+
+
+def post(url: str, body: Document) -> Document:
+    """The JSON that a server answers."""
+    request = urllib.request.Request(url, json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        document: Document = json.load(answer)
+    return document
 
 
 @pytest.mark.parametrize("name", ["v1.yaml", "v2.yaml", "v2-grpc.yaml"])

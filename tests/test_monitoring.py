@@ -23,6 +23,7 @@ import yaml
 
 from contract.wire.rpc import PREDICT
 from serving.monitoring.metrics import Metrics
+from serving.versions.on_demand import Residency
 from tests.prometheus_process import PrometheusProcess, run_promtool
 from tests.serving.server_process import ServerProcess, call
 from tests.serving.test_workers import make_request
@@ -262,8 +263,10 @@ def test_promtool_has_nothing_against_the_page_but_tensorflow_servings_names(sce
 
 
 def test_the_document_names_every_metric_and_no_other() -> None:
-    page = Metrics(list_versions=dict, is_ready=lambda: False).render()
-    exposed = set(re.findall(r"^# TYPE (\S+) ", page, re.MULTILINE)) | {"plumbline_worker_up"}
+    metrics = Metrics(list_versions=dict, is_ready=lambda: False)
+    metrics.watch_residency(lambda: Residency(num_models=0, num_bytes=0, max_bytes=0))
+    exposed = set(re.findall(r"^# TYPE (\S+) ", metrics.render(), re.MULTILINE))
+    exposed.add("plumbline_worker_up")  # of --workers
     documented = RUNBOOK.read_text()
     table = documented[documented.index("## Metrics") : documented.index("## Alerts")]
     assert set(re.findall(r"`((?:plumbline_|:tensorflow:)\w[\w:]*)`", table)) == exposed

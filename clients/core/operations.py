@@ -230,6 +230,13 @@ class Operations:
                 if ready:
                     return max(ready, key=lambda row: row.version)
                 _refuse_failed(found, spec)
+                if any(row.state is VersionState.START and row.error_message for row in found):
+                    # The server says what it waits for: a call that wants the version loaded.
+                    limit_s = min(deadline - self.clock(), self.timeouts.predict_s)
+                    reply = yield Call(*self.dialect.ask_metadata(spec), max(0.0, limit_s))
+                    if not isinstance(reply, PlumblineError):
+                        version = self.dialect.read_metadata(reply or b"").version
+                        return VersionStatus(version, VersionState.AVAILABLE)
                 seen = ", ".join(f"version {row.version}: {row.state.name}" for row in found)
             yield Pause(max(0.0, min(pause_s, deadline - self.clock())))
             pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)

@@ -26,6 +26,7 @@ from clients.results import VersionStatus
 from contract.errors import (
     Code,
     PlumblineError,
+    RequestError,
     ServableNotFoundError,
     UnimplementedError,
 )
@@ -39,6 +40,7 @@ _MESSAGE_BYTES = 5 * 2**20
 _MOST_ROWS = 65_536
 _LIST_PATH = "/v1/models"
 _NOT_READY = (VersionState.START, VersionState.LOADING)
+_LOAD = "--run has the server load the model, for which others may have to leave"
 _RUN = "--run sends each signature a row, which may change a model that keeps state"
 
 
@@ -99,6 +101,8 @@ def check_server(
     ]
     if any(one.check is Check.HEALTHY and one.verdict == FAILS for one in findings):
         return findings
+    if not (asked.runs or any(one.state is VersionState.AVAILABLE for one in versions)):
+        return [*findings, Check.SHAPES.is_not_checked(_LOAD), Check.ANSWERS.is_not_checked(_LOAD)]
     try:
         metadata = client.metadata(version=asked.version, version_label=asked.version_label)
     except PlumblineError as error:
@@ -225,6 +229,10 @@ def check_versions(
         verdict = WARNING if available and asked.version is None else FAILS
         fix = f"on the server's machine: python -m clients doctor BASE_PATH/{one.version}"
         findings.append(Finding(Check.HEALTHY, verdict, text, fix))
+    waiting = [one for one in wanted if one.state is VersionState.START and one.error_message]
+    if waiting and not available:
+        texts = "; ".join(f"version {one.version}: {one.error_message}" for one in waiting)
+        return [*findings, Check.HEALTHY.passes(texts)]
     if not any(one.version in available for one in wanted):
         flags = f"--server {address.text} --model_name {asked.given.model_name}"
         fix = f"read the server's log, and: python -m clients status {flags}"
@@ -259,7 +267,7 @@ def _check_signature_name(
 def _check_answers(
     client: BlockingClient, signatures: Mapping[str, Signature], asked: Asked, status: str
 ) -> Finding:
-    refused, answered = [], []
+    failed, refused, answered = [], [], []
     for name, signature in signatures.items():
         if _is_numeric(signature):
             try:
@@ -267,10 +275,15 @@ def _check_answers(
                 answered.append(name)
             except UnimplementedError:
                 continue
-            except PlumblineError as error:
+            except RequestError as error:
                 refused.append(f"{name}: {error.message}")
+            except PlumblineError as error:
+                failed.append(f"{name}: {error.message}")
+    if failed:
+        return Check.ANSWERS.fails("; ".join(failed), f"compare with: {status}")
     if refused:
-        return Check.ANSWERS.fails("; ".join(refused), f"compare with: {status}")
+        text = f"refused a row of random numbers, which may not suit it: {'; '.join(refused)}"
+        return Check.ANSWERS.warns(text, "send a row of your own: python -m clients predict")
     if not answered:
         return Check.ANSWERS.is_not_checked("no signature takes numbers alone")
     return Check.ANSWERS.passes(f"one row was answered by {', '.join(answered)}")

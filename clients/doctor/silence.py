@@ -150,10 +150,19 @@ def _explain_tls(
         )
     if facts.wants_certificate:
         had = given.tls is not None and given.tls.cert_file is not None
+        trust = ["--ca_file=CA.pem"] if facts.fault else []
+        untrusted = f"; and its own is not trusted ({facts.fault})" if facts.fault else ""
         return Check.REACHABLE.fails(
             f"{where} wants {'another' if had else 'a'} client certificate (mutual TLS)"
-            + (f", not {given.tls.cert_file}" if had and given.tls else ""),
-            given.advise(target, *named, *files, without=("--cert_file", "--key_file")),
+            + (f", not {given.tls.cert_file}" if had and given.tls else "")
+            + untrusted,
+            given.advise(
+                target,
+                *trust,
+                *named,
+                *files,
+                without=("--cert_file", "--key_file", *(["--ca_file", "--tls"] if trust else [])),
+            ),
         )
     if facts.is_other_name and not facts.fault:
         asked = (given.tls.server_name if given.tls else None) or address.host

@@ -274,7 +274,7 @@ def _check_specs(signatures: Mapping[str, Signature]) -> list[Finding]:
         f"{signature.name}.{name} {spec.describe()}"
         for signature in signatures.values()
         for name, spec in signature.inputs.items()
-        if spec.shape is not None and (not spec.shape or spec.shape[0] is not None)
+        if spec.shape and spec.shape[0] is not None  # a single value is meant to be one
     ]
     shapes = Check.SHAPES.passes(describe_inputs(signatures))
     if fixed:

@@ -259,8 +259,13 @@ def choose_signature(
         )
     fallback = signatures.get(DEFAULT_SIGNATURE_NAME) or next(iter(signatures.values()))
     hints = Hints(frozenset(signatures))
-    for one in fit_rows(rows, fallback, given=given, on_skipped=lambda _: None, hints=hints):
+    skipped: list[Skipped] = []
+    for one in fit_rows(rows, fallback, given=given, on_skipped=skipped.append, hints=hints):
         check_batch(one.batch, fallback, hints)  # raises, and says why
+    if skipped:
+        raise TensorMismatchError(
+            f"{skipped[0].name}: {skipped[0].reason}, as in {len(skipped) - 1} more rows"
+        )
     raise TensorMismatchError(f"{rows.source} fits none of {', '.join(signatures)}")
 
 

@@ -19,6 +19,7 @@ _EXTRAS = {
     "shtab": "cli",
     "fsspec": "remote",
     "pyarrow": "tensorflow",
+    "ray": "batch",
 }
 """Package to the extra that brings it, for packages that are needed one by one."""
 

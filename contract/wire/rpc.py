@@ -128,6 +128,21 @@ UNLIMITED = (
 """Channel options that lift grpcio's limit of 4 MiB on messages received."""
 
 
+def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
+    """A channel without limits on messages, and past every proxy where it leads to this machine.
+
+    Args:
+        address: `host:port`, `unix:/path`, or any other target of grpcio.
+        credentials: TLS credentials; plain text without.
+    """
+    import grpc
+
+    options = [*UNLIMITED, *list_channel_options(address)]
+    if credentials is None:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, credentials, options=options)
+
+
 def call_unary(
     address: str,
     method: Method,
@@ -159,13 +174,7 @@ def call_unary(
     """
     import grpc
 
-    options = [*UNLIMITED, *list_channel_options(address)]
-    channel = (
-        grpc.insecure_channel(address, options=options)
-        if credentials is None
-        else grpc.secure_channel(address, credentials, options=options)
-    )
-    with channel:
+    with open_channel(address, credentials) as channel:
         stub = channel.unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,

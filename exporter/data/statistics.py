@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from contract.manifest import InputStatistics
+from contract.manifest import Distribution, InputStatistics
 from contract.signature import Array
-from contract.statistics import compare_inputs, measure_input
+from contract.statistics import compare_inputs, describe_columns, measure_input
 from exporter.data.examples import Examples, ExportExamples
 from exporter.data.pixels import PixelScale
 
@@ -38,6 +38,30 @@ def describe_inputs(examples: ExportExamples) -> dict[str, InputStatistics]:
         one = _describe_input(rows, examples.pixels)
         if one is not None:
             found[name] = one
+    return found
+
+
+def describe_distributions(examples: ExportExamples) -> dict[str, dict[str, Distribution]]:
+    """How the values of every input are spread, in the numbers that the model takes.
+
+    Args:
+        examples: All rows of the test split and of calibration, up to `_MAX_VALUES` numbers.
+
+    Returns:
+        As `Manifest.distributions`.
+    """
+    found = {}
+    for name, array in examples.test.inputs.items():
+        rows = array
+        if name in examples.calibration.inputs:
+            rows = np.concatenate([array, examples.calibration.inputs[name]])
+        rows = rows[: max(1, _MAX_VALUES // max(1, int(np.prod(rows.shape[1:]))))]
+        shape: tuple[int, ...] = ()
+        if rows.dtype == np.uint8 and rows.ndim == 4:
+            shape = rows.shape[1:]
+            rows = (examples.pixels or PixelScale()).apply(rows)
+        if spread := describe_columns(rows, names=examples.columns, image_shape=shape):
+            found[name] = spread
     return found
 
 

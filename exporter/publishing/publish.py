@@ -308,9 +308,14 @@ def sign_published(version_dir: Path, key: Path) -> Signed:
             f"{version_dir}: its manifest says version {manifest.version}, which would be signed; "
             "put it back where it was published, or publish it here with --sign"
         )
-    with explain_os_errors(version_dir.parent):
+    try:
         sign_version(version_dir, key)
         sync_path(version_dir)
+    except OSError as error:
+        raise ConfigError(
+            f"{version_dir} cannot be signed ({error.strerror or error}); the signature is written "
+            "beside it, then moved into it: both folders must be writable, and the disk not full"
+        ) from error
     num_files = len(manifest.files) + 1
     return Signed(version_dir, manifest.model_name, manifest.version, num_files, key)
 

@@ -192,12 +192,13 @@ class Shadow:
                 if order.id == self._order.id:
                     self._deadline = deadline
                     return
-                if not self._stop.is_set():
+                if not self._stop.is_set() and time.monotonic() < self._deadline:
                     raise PlumblineError(
                         f"version {self._order.version} of {self._order.model_name} is shadowed "
                         "for somebody else; wait until that has ended",
                         code=Code.FAILED_PRECONDITION,
                     )
+                self._stop.set()
                 self._thread.join(_JOIN_S)
             if order.id != self._order.id:
                 self._tally.forget_rows()
@@ -325,10 +326,11 @@ class Shadow:
                     del sampled
                 stop.wait(min(time.monotonic() - began, _LONGEST_REST_S))
         finally:
-            self._attach(None)
-            while (left := self._take()) is not None:
-                self._release(left)
-                self._miss("dropped")
+            if self._stop is stop:  # else a later order did not wait for this one's last run
+                self._attach(None)
+                while (left := self._take()) is not None:
+                    self._release(left)
+                    self._miss("dropped")
             if not stop.is_set():
                 logger.warning("nobody asks for the shadow of %s any more: it has ended", self._id)
                 self._tally.forget_rows()  # and with them what people sent

@@ -38,7 +38,7 @@ def make_watched_calls(
 
 
 class WatchedCall(Call):
-    """A call with notes; calls of health, which anybody may make, have none."""
+    """A call with notes, if it is wanted; calls of health, which anybody may make, have none."""
 
     __slots__ = ("_watch", "notes")
 
@@ -89,7 +89,9 @@ class WatchedCall(Call):
             self._watch.end(self.notes, code)
 
     def _list_given_back(self) -> tuple[tuple[bytes, bytes], ...]:
-        if self.notes is None or not self._service.gives_back_ids:
+        if self.notes is None:
+            return super()._list_given_back()
+        if not self._service.gives_back_ids:
             return ()
         return ((REQUEST_ID_NAME, self.notes.request_id.encode()),)
 

@@ -4,14 +4,13 @@ access log when it ends. Whatever protocol a call came by, it passes here."""
 from __future__ import annotations
 
 import logging
-import random
 import re
 from typing import TYPE_CHECKING
 
 from contract.errors import Code
 from contract.servable import DEFAULT_SIGNATURE_NAME
 from serving.config.server import ServerConfig
-from serving.context import CallNotes, TraceParent
+from serving.context import CallNotes, TraceParent, draw_id
 from serving.logs import Access, AccessLog, clean_text
 
 if TYPE_CHECKING:
@@ -52,35 +51,19 @@ def read_trace_parent(value: bytes | None, state: bytes | None = None) -> TraceP
     )
 
 
-def name_call(
-    method: str,
-    *,
-    request_id: bytes | None,
-    trace_parent: bytes | None,
-    trace_state: bytes | None = None,
-    peer: str = "",
-    has_trace: bool = False,
-) -> CallNotes:
-    """New notes of a call.
+def name_call(method: str, *, request_id: bytes | None, trace_parent: bytes | None) -> CallNotes:
+    """Notes of a call that nobody watches, for a line about it.
 
     Args:
         method: See `CallNotes`.
         request_id: The value of `x-request-id`, as it was sent; one is drawn where none was.
         trace_parent: And of `traceparent`.
-        trace_state: And of `tracestate`.
-        peer: See `CallNotes`.
-        has_trace: Whether a call without a caller's trace begins one.
     """
-    parent = read_trace_parent(trace_parent, trace_state)
-    trace_id = "" if parent is None else parent.trace_id
-    if has_trace and not trace_id:
-        trace_id = f"{_draw_id():032x}"
+    parent = read_trace_parent(trace_parent)
     return CallNotes(
         method[:MAX_METHOD],
-        peer=peer,
-        request_id=read_request_id(request_id) or f"{_draw_id():032x}",
-        parent=parent,
-        trace_id=trace_id,
+        request_id=read_request_id(request_id) or draw_id(),
+        trace_id="" if parent is None else parent.trace_id,
     )
 
 
@@ -104,15 +87,27 @@ class CallWatch:
         request_id: bytes | None,
         trace_parent: bytes | None,
         trace_state: bytes | None = None,
-    ) -> CallNotes:
-        """A call has begun; gives its notes: see `name_call`."""
-        return name_call(
-            method,
-            request_id=request_id,
-            trace_parent=trace_parent,
-            trace_state=trace_state,
+    ) -> CallNotes | None:
+        """A call has begun; gives its notes, or None where nobody wants them.
+
+        Args:
+            method: See `CallNotes`.
+            peer: See `CallNotes`.
+            request_id: The value of `x-request-id`, as it was sent; one is drawn where none was.
+            trace_parent: And of `traceparent`.
+            trace_state: And of `tracestate`.
+        """
+        parent = read_trace_parent(trace_parent, trace_state)
+        kept = "" if self._tracing is None else self._tracing.choose_trace(parent, method)
+        if not kept and self._access_log is None:
+            return None
+        return CallNotes(
+            method[:MAX_METHOD],
             peer=peer,
-            has_trace=self._tracing is not None,
+            request_id=read_request_id(request_id) or draw_id(),
+            parent=parent,
+            trace_id=kept or ("" if parent is None else parent.trace_id),
+            is_traced=bool(kept),
         )
 
     def end(self, notes: CallNotes, code: Code) -> None:
@@ -121,7 +116,7 @@ class CallWatch:
             return
         notes.end(code)
         try:
-            if self._tracing is not None:
+            if notes.is_traced and self._tracing is not None:
                 self._tracing.record(notes)
             if self._access_log is not None:
                 self._access_log.write(describe_access(notes))
@@ -141,8 +136,6 @@ def make_watch(config: ServerConfig, who: str = "") -> CallWatch | None:
         config: --tracing and --access_log.
         who: Which process this is, where there are several.
     """
-    if not (config.tracing or config.access_log):
-        return None
     tracing = None
     if config.tracing:
         from serving.monitoring.tracing import start_tracing
@@ -151,7 +144,7 @@ def make_watch(config: ServerConfig, who: str = "") -> CallWatch | None:
             scheme="https" if config.tls else "http", has_stages=config.tracing_stages
         )
     access_log = AccessLog(config.log_format, who) if config.access_log else None
-    return CallWatch(access_log, tracing)
+    return CallWatch(access_log, tracing) if access_log or tracing else None
 
 
 def describe_access(notes: CallNotes) -> Access:
@@ -177,8 +170,3 @@ def describe_access(notes: CallNotes) -> Access:
 
 def _cut(text: str, most: int) -> str:
     return clean_text(text)[:most]
-
-
-def _draw_id() -> int:
-    """Not 0, which stands for none."""
-    return random.getrandbits(128) or 1

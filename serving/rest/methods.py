@@ -52,29 +52,29 @@ class RestMethods:
             "classify": partial(self._answer_examples, CLASSIFICATION, encode_classification),
             "regress": partial(self._answer_examples, REGRESSION, encode_regression),
         }
+        self._describe_signatures: Verb = self._answer_metadata
+        if handlers.is_on_demand:
+            self._verbs = {name: self._wait_with(verb) for name, verb in self._verbs.items()}
+            self._describe_signatures = self._wait_with(self._describe_signatures)
 
     async def answer(
         self, method: str, target: Target, body: Body, *, context: RequestContext = NO_CONTEXT
     ) -> bytes | None:
         """The body of the answer; None when there is no such thing to ask for."""
-        if not self._handlers.is_on_demand or not target.verb:
-            return await self._answer(method, target, body, context)
-        from serving.api.waiting import answer_when_loaded
-
-        return await answer_when_loaded(
-            self._handlers,
-            partial(self._answer, method, target, body, context),
-            context,
-            target.spec,
-        )
-
-    async def _answer(
-        self, method: str, target: Target, body: Body, context: RequestContext
-    ) -> bytes | None:
         if method == "GET":
-            return self._describe(target)
+            return await self._describe(target, context)
         verb = self._verbs.get(target.verb)
         return None if verb is None else await verb(target.spec, body, context)
+
+    def _wait_with(self, verb: Verb) -> Verb:
+        """`verb`, once the model is loaded that it asks (`--load_on_demand`)."""
+        from serving.api.waiting import answer_when_loaded
+
+        async def wait(spec: ModelSpec, body: Body, context: RequestContext) -> bytes:
+            call = partial(verb, spec, body, context)
+            return await answer_when_loaded(self._handlers, call, context, spec)
+
+        return wait
 
     async def _predict(self, spec: ModelSpec, body: Body, context: RequestContext) -> bytes:
         cut = cut_body(body) if len(body) >= CUT_BYTES else None
@@ -141,7 +141,7 @@ class RestMethods:
             return call()
         return await self._handlers.pool.run(call, context=context)
 
-    def _describe(self, target: Target) -> bytes:
+    async def _describe(self, target: Target, context: RequestContext) -> bytes:
         spec = target.spec
         if self._is_listing and spec == _EVERY_MODEL and not target.verb:
             return self._list_models()
@@ -150,6 +150,11 @@ class RestMethods:
         if target.verb != "metadata":
             response = self._handlers.describe_versions(spec.name, spec.version)
             return encode_document(_to_dict(response))
+        return await self._describe_signatures(spec, b"", context)
+
+    async def _answer_metadata(
+        self, spec: ModelSpec, _body: Body, _context: RequestContext
+    ) -> bytes:
         with self._handlers.acquire(spec) as servable:
             answer_spec = ModelSpec(servable.id.name, version=servable.id.version)
             document = {

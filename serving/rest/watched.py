@@ -48,7 +48,7 @@ class WatchedServer:
             trace_state=headers.get(b"tracestate"),
         )
         answer = self._server.begin(request)
-        if self._gives_back_ids:
+        if notes is not None and self._gives_back_ids:
             request.answer_head = f"{REQUEST_ID_KEY}: {notes.request_id}\r\n".encode()
         return answer if answer is None else self._note(request, answer)
 

@@ -99,15 +99,16 @@ class Server:
             for one in response.model_version_status
         }
 
-    def wake(self, model_name: str, version: int) -> None:
-        """Asks for a version that is loaded once it is asked for; whether that went well, its
-        status will tell."""
+    def wake(self, model_name: str, version: int) -> bool:
+        """Asks for a version that is loaded once it is asked for; whether it is there now."""
         request = metadata_pb2.GetModelMetadataRequest(
             model_spec=model_spec_to_proto(ModelSpec(model_name, version=version)),
             metadata_field=["signature_def"],
         )
         with contextlib.suppress(PlumblineError):
             self._call(rpc.GET_MODEL_METADATA, request)
+            return True
+        return False
 
     def find_label(self, model_name: str, label: str) -> int | None:
         """The version that answers to a label; None when none does."""
@@ -159,9 +160,7 @@ class Server:
 
     def open_channel(self) -> grpc.Channel:
         """For many calls."""
-        if self.credentials is None:
-            return grpc.insecure_channel(self.address, options=rpc.UNLIMITED)
-        return grpc.secure_channel(self.address, self.credentials, options=rpc.UNLIMITED)
+        return rpc.open_channel(self.address, self.credentials)
 
     def _call(self, method: rpc.Method, request: Message, *, timeout_s: float = _CALL_S) -> Any:
         return call_unary(
@@ -211,7 +210,7 @@ class Servers:
             if report.state in (VersionState.START, VersionState.LOADING):
                 moved.add(server.address)
             if report.state is VersionState.START and report.error:
-                server.wake(model_name, version)
+                return server.wake(model_name, version), str(report)
             has_failed = report.state is VersionState.END and report.error
             if has_failed and (server.address in moved or time.monotonic() - start > _STALE_S):
                 raise ServableUnavailableError(

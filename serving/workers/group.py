@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import threading
 import time
@@ -274,17 +273,17 @@ class WorkerGroup:
             if order is None:
                 return
             self._shadow = shadow = self._shadow or self.make_shadow()
-            if not lease or lease < now:
+            if not lease:
                 self._order = None
-                state = shadow.end(order.id)
-                if lease:  # it has run out: nobody fetches what people sent
-                    state = dataclasses.replace(state, rows=())
-                self._shared.write_seen(self._slot, state)
-                return
-            shadow.follow(order, lease)
-            if now - self._said_seen > _SEEN_S:
+                self._shared.write_seen(self._slot, shadow.end(order.id))
+            elif lease > now:
+                shadow.follow(order, lease)
+            state = shadow.take_state()
+            if lease and state.is_over:  # it has run out, which its thread sees by itself
+                self._order = None
+            if lease and (state.is_over or now - self._said_seen > _SEEN_S):
                 self._said_seen = now
-                self._shared.write_seen(self._slot, shadow.take_state())
+                self._shared.write_seen(self._slot, state)
 
     # The others.
 

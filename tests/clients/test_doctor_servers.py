@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from clients.cli import main
-from contract.errors import UnauthenticatedError
+from contract.errors import RequestError, UnauthenticatedError
 from contract.signature import TensorSpec
 from tests.clients.certificates import Certificates
 from tests.clients.grpc_servers import ModelServer, make_signature
@@ -355,3 +355,15 @@ def test_no_advice_names_a_configuration_of_ours_for_a_model_that_is_not(
         )
         assert done.returncode == 1
         assert "--config" not in done.stdout
+
+
+def test_a_model_that_refuses_random_numbers_is_no_fault_of_its_server(diagnose: Any) -> None:
+    def refuse(_: Any) -> Any:
+        raise RequestError("input must have at least k columns")
+
+    with ModelServer() as server:
+        server.answer = refuse
+        status, findings = diagnose(server.address, "--run")
+    assert status == 0
+    assert findings["answers"]["verdict"] == "warning"
+    assert "random numbers" in findings["answers"]["explanation"]

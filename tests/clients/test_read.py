@@ -359,3 +359,25 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DatasetError, match="could be read"):
         read([tmp_path / "x.npy"])
+
+
+def test_a_table_of_texts_where_numbers_are_wanted_says_so(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b,c,d,e,f\nr,s,t,u,v,w\n1,2,3,4,5,x\nr,s,t,u,v,w\n")
+    alone = {"serving_default": SIGNATURES["serving_default"]}
+    with pytest.raises(TensorMismatchError, match="column 'a' holds 'r', where a number is wanted"):
+        InputReader([tmp_path / "x.csv"], alone)
+
+
+def test_a_column_of_numbers_in_quotes_and_whole_floats_are_read(tmp_path: Path) -> None:
+    signature = Signature(
+        "serving_default",
+        {"n": TensorSpec("n", "int32", (None,)), "on": TensorSpec("on", "bool", (None,))},
+        {},
+    )
+    (tmp_path / "x.csv").write_text('on, n\n"true", "3.0"\n0, 4\n')
+    (rows,) = InputReader([tmp_path / "x.csv"], {"serving_default": signature})
+    assert rows.batch["n"].tolist() == [3, 4]
+    assert rows.batch["on"].tolist() == [True, False]
+    (tmp_path / "x.jsonl").write_text('{"n": 3, "on": true}\n{"n": 4, "on": false}\n')
+    (rows,) = InputReader([tmp_path / "x.jsonl"], {"serving_default": signature})
+    assert (rows.batch["n"].dtype, rows.batch["on"].dtype) == (np.int32, np.bool_)

@@ -94,7 +94,7 @@ def test_rows_that_differ_in_shape_are_sent_in_batches_of_one_shape(server: Mode
     with PredictionClient(server.address, model_name="m") as client:
         found = join_parts(client.predict_many(iter(rows)))
     assert found.outputs["sum"].tolist() == [2, 2, 3, 2]
-    assert server.batch_sizes == [2, 1, 1]
+    assert sorted(server.batch_sizes) == [1, 1, 2]
 
 
 def test_an_entry_per_row_is_asked_for_where_the_caller_wants_it(server: ModelServer) -> None:

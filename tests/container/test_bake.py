@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import yaml
 
+from contract import layout
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import read_manifest
 from contract.signing import sign_version
@@ -167,12 +168,14 @@ def test_the_server_serves_a_modelcar_as_kserve_mounts_it(
         assert started.returncode == 0, started.stderr
         address = engine.call("port", server, "9000").stdout.split()[0]
         deadline = time.monotonic() + TIMEOUT_S
-        expected = {int(find_version_dir(mlp_base_path).name): AVAILABLE}
+        expected = {int(layout.find_version_dir(mlp_base_path).name): AVAILABLE}
         while read_version_states(address, fails_with="UNAVAILABLE") != expected:
             assert time.monotonic() < deadline, engine.call("logs", server).stderr
             time.sleep(0.1)
     finally:
-        engine.call("rm", "--force", "--time=0", server, car)
+        for name in (server, car):
+            engine.call("kill", name)
+            engine.call("rm", "--force", name)
 
 
 @pytest.mark.container

@@ -51,6 +51,7 @@ def test_publish_prints_where_the_version_is(
         "version": 2,
         "retired": [1],
         "changes": [],
+        "signed_with": None,
     }
 
 

@@ -14,9 +14,15 @@ from contract.errors import ConfigError
 from contract.manifest import read_manifest
 from contract.signing import sign_version, verify_version
 from exporter.cli import main
-from exporter.publishing.publish import PublishOptions, check_publishing, publish_version
+from exporter.publishing.publish import (
+    PublishOptions,
+    check_publishing,
+    publish_version,
+    sign_published,
+)
 from exporter.verification.recheck import recheck_version
 from tests.exporter.candidates import make_candidate
+from tests.exporter.file_limit import small_disk
 from tests.exporter.remote_versions import write_version
 from tests.signing_keys import Keys, make_keys
 
@@ -115,6 +121,20 @@ def test_a_version_under_another_number_is_not_signed(version: Path, keys: Keys)
     moved = version.rename(version.with_name("4"))
     assert main(["sign", str(moved), "--key", str(keys.private)]) == 2
     assert not (moved / layout.SIGNATURE).exists()
+
+
+def test_a_full_disk_leaves_a_version_as_it_was_and_one_sentence_says_so(
+    tmp_path: Path, keys: Keys
+) -> None:
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        version = write_version(disk / "mlp" / "3")
+        with pytest.raises(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(b"x" * 512)
+        with pytest.raises(ConfigError, match=r"cannot be signed \(No space left"):
+            sign_published(version, keys.private)
+        assert not (version / layout.SIGNATURE).exists()
+        assert [path.name for path in version.parent.iterdir()] == ["3"]
 
 
 def test_what_is_signed_is_the_manifest_as_well(version: Path, keys: Keys) -> None:

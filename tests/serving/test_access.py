@@ -127,9 +127,8 @@ def flags(published_mlp: Path) -> list[str]:
 
 
 def read_lines(log: str) -> list[dict[str, Any]]:
-    """The records of a log of JSON; what libraries in C say by themselves is none of them."""
-    lines = [line for line in log.splitlines() if "XNNPACK" not in line]
-    return [json.loads(line) for line in lines]
+    """The records of a log of JSON. What TFLite says by itself comes in pieces, and is none."""
+    return [json.loads(line[line.index("{") :]) for line in log.splitlines() if "{" in line]
 
 
 def list_accesses(log: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import threading
 import urllib.request
 from pathlib import Path
@@ -276,6 +277,24 @@ def test_a_server_counts_its_calls_and_says_what_it_is(published_mlp: Path, tmp_
     assert "plumbline_build_info{" in text
     engines = [key for key in read(text) if key[0] == "plumbline_engine"]
     assert ("signature_name", "serving_default") in {pair for key in engines for pair in key[1]}
+
+
+def test_a_server_counts_a_version_that_does_not_load(published_mlp: Path, tmp_path: Path) -> None:
+    base_path = Path(shutil.copytree(published_mlp / "mlp", tmp_path / "mlp"))
+    broken = base_path / "9"
+    broken.mkdir()
+    (broken / "saved_model.pb").write_bytes(b"no model")
+    flags = ["--model_name=mlp", f"--model_base_path={base_path}", "--engine=litert"]
+    name = ":tensorflow:cc:saved_model:load_attempt_count"
+
+    def count(status: str) -> float | None:
+        with urllib.request.urlopen(f"{server.url}/monitoring/prometheus/metrics") as answer:
+            page = answer.read().decode()
+        return find(page, name, model_path=str(broken), status=status)
+
+    with ServerProcess(tmp_path, *flags, rest=True) as server:
+        server.wait_for(lambda: count("fail") == 1)
+        assert count("success") == 0
 
 
 def test_observations_that_are_counted_later_fall_where_those_counted_at_once_do() -> None:

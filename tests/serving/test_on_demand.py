@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
+from clients.cli import main
 from contract.errors import (
     Code,
     ConfigError,
@@ -201,6 +202,23 @@ def test_a_load_waits_for_calls_in_flight_to_end(tmp_path: Path, make: Make) -> 
             with pytest.raises(concurrent.futures.TimeoutError):
                 answer.result(0.2)
             servable.run("serving_default", {})
+        assert answer.result(WAIT_S) == 1
+
+
+def test_what_was_loaded_for_a_call_stays_until_that_was_answered(
+    tmp_path: Path, make: Make
+) -> None:
+    manager = make(max_resident_bytes=120)
+    start(manager, put_models(tmp_path, "a", "b"))
+    with pytest.raises(NotLoadedError) as absent:
+        manager.acquire(ModelSpec("a"))
+    with concurrent.futures.ThreadPoolExecutor(1) as callers:
+        with absent.value.claim() as settled:
+            settled.result(WAIT_S)
+            answer = callers.submit(ask, manager, "b")
+            with pytest.raises(concurrent.futures.TimeoutError):
+                answer.result(0.2)
+            assert ask(manager, "a") == 0
         assert answer.result(WAIT_S) == 1
 
 
@@ -652,3 +670,34 @@ def test_callers_lose_no_call_while_models_come_and_go(tmp_path: Path, published
             assert sum(callers.map(ask_in_turn, range(4))) == 240
         assert read_metric(server, "plumbline_evictions_total") > 20
         assert read_metric(server, "plumbline_resident_bytes") <= 2 * size
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_client_that_waits_for_a_version_has_it_loaded(
+    tmp_path: Path, published_mlp: Path, workers: int
+) -> None:
+    serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 2)
+    with ServerProcess(
+        tmp_path,
+        f"--models_base_path={tmp_path / 'models'}",
+        "--load_on_demand",
+        f"--workers={workers}",
+        rest=True,
+    ) as server:
+        server.wait_until_ready()
+        for where in (server.address, server.url):
+            flags = ("--server", where, "--model_name", "m0")
+            assert main(["status", *flags, "--wait_s", "60"]) in (0, 1)  # 1: not in all workers
+            assert predict(server.url, "m0")
+
+
+def test_doctor_knows_a_model_that_is_loaded_on_demand_and_leaves_it_alone(
+    tmp_path: Path, published_mlp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 1)
+    flags = (f"--models_base_path={tmp_path / 'models'}", "--load_on_demand")
+    with ServerProcess(tmp_path, *flags, rest=True) as server:
+        server.wait_until_ready()
+        assert main(["doctor", server.address, "--model_name", "m0", "--json"]) == 0
+        assert NOT_LOADED in capsys.readouterr().out
+        assert server.list_states("m0") == {1: "START"}

@@ -287,9 +287,14 @@ def test_ctrl_c_ends_the_shadow_at_once_and_leaves_the_label(scene: Scene) -> No
 
 def test_a_shadow_that_nobody_asks_for_any_more_ends_by_itself(scene: Scene) -> None:
     with load(scene.server, scene, 2):
-        before = scene.server.log.count("it has ended")
+        seen = len(scene.server.log)
         ask(scene.server, "dies", lease_s=1)
-        scene.server.wait_for(lambda: scene.server.log.count("it has ended") > before)
+
+        def has_ended() -> bool:  # in every worker
+            log = scene.server.log[seen:]
+            return "has ended" in log and log.count("has ended") == log.count("calls beside")
+
+        scene.server.wait_for(has_ended)
         rows, name = read_rows(scene.config.parent), find_input(scene.config.parent)
         with PredictionClient(scene.server.address, model_name="mlp") as client:
             for _ in range(20):

@@ -1,0 +1,452 @@
+"""`score`: files of rows to files of answers, on all cores or on a cluster, each row once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from clients.files.predict import find_adjustment, find_scaling
+from clients.score.columns import ColumnPlan, parse_map, plan_columns
+from clients.score.engines import (
+    LITERT,
+    SERVER,
+    TENSORFLOW,
+    Engine,
+    EngineChoice,
+    choose_kind,
+    open_engine,
+)
+from clients.score.job import open_cluster, run_units
+from clients.score.output import (
+    Destination,
+    UnitSummary,
+    check_writable,
+    find_parts,
+    read_summary,
+    refuse_stale,
+    sweep,
+)
+from clients.score.sources import Unit, list_units, open_address, read_unit
+from clients.score.verify import verify_sample
+from clients.score.worker import Task, Version, make_fingerprint
+from clients.targets import (
+    add_credential_flags,
+    connection_options,
+    positive_count,
+)
+from contract import layout
+from contract.console.exits import ExitCode
+from contract.console.progress import format_seconds, show_progress
+from contract.console.terminal import print_json, print_table, remark, say
+from contract.errors import ConfigError, DatasetError
+from contract.layout import find_version_dir
+from contract.manifest import Manifest, read_manifest
+from contract.parity import ParityReport
+from contract.statistics import Shift, join_sketches, measure_shift
+
+DEFAULT_MAX_BAD = 100
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command to the parser."""
+    parser = verbs.add_parser(
+        "score", help="millions of rows, on all cores or on a Ray cluster", description=__doc__
+    )
+    parser.add_argument(
+        "input",
+        metavar="IN",
+        help="Parquet, CSV, JSON lines, TFRecord or pictures: a file, a folder or a pattern, here "
+        "or at s3://, gs://, ...",
+    )
+    parser.add_argument("output", metavar="OUT", help="a folder for Parquet files")
+    parser.add_argument(
+        "--version_dir",
+        required=True,
+        metavar="PATH",
+        help="a version directory, or a base path for its newest version; any address",
+    )
+    rows = parser.add_argument_group("rows")
+    rows.add_argument("--signature_name", default="", metavar="NAME", help="default: by the rows")
+    rows.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="INPUT=COLUMN[,COLUMN...]",
+        help="which columns an input is; default: by name",
+    )
+    rows.add_argument(
+        "--keys",
+        metavar="COLUMN,...",
+        help="columns to carry through (default: all of single values that are no input)",
+    )
+    rows.add_argument(
+        "--outputs", default="", metavar="NAME,...", help="outputs to write (default: all)"
+    )
+    rows.add_argument(
+        "--max_bad_rows",
+        type=int,
+        default=DEFAULT_MAX_BAD,
+        metavar="N",
+        help="give up after more than N rows that cannot be scored (default %(default)s)",
+    )
+    rows.add_argument("--invert", action="store_true", help="dark ink on paper to light on dark")
+    rows.add_argument("--scale", default="", metavar="N", help="divide numbers by N, such as 255")
+    rows.add_argument("--shift", type=float, default=0.0, metavar="N", help="then add N")
+    rows.add_argument("--allow_non_finite", action="store_true", help="score NaN and infinity")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--variant",
+        default=layout.FLOAT32,
+        choices=layout.VARIANTS,
+        metavar="VARIANT",
+        help="of TFLite, in the workers (default %(default)s)",
+    )
+    engine.add_argument(
+        "--engine",
+        default="",
+        choices=("", LITERT, TENSORFLOW),
+        metavar="ENGINE",
+        help="litert or tensorflow (default: LiteRT, unless it lacks the signature)",
+    )
+    engine.add_argument(
+        "--server",
+        default="",
+        metavar="ADDRESS,...",
+        help="send the rows to these gRPC servers instead",
+    )
+    engine.add_argument("--model_name", default="", metavar="NAME", help="there")
+    add_credential_flags(engine)
+    cluster = parser.add_argument_group("cluster")
+    cluster.add_argument(
+        "--cluster", default="", metavar="ADDRESS", help="of Ray (default: RAY_ADDRESS, else here)"
+    )
+    cluster.add_argument(
+        "--workers", type=positive_count, metavar="N", help="default: one for each core"
+    )
+    parser.set_defaults(run=run)
+
+
+@dataclasses.dataclass
+class Result:
+    """What a job came to.
+
+    Attributes:
+        num_rows: Rows read, in all runs.
+        num_scored: Of them, those with an answer.
+        num_bad: The others.
+        num_units: Parts in OUT.
+        num_before: Of them, those that an earlier run had written.
+        seconds: Of this run, from the first unit handed out.
+        rows_per_s: Of this run.
+        unsure: Share of answers whose class has a score below 0.5; None without classes.
+        shifts: (input, column) to how far it moved.
+        report: The sample's comparison; None where there is nothing to compare.
+    """
+
+    num_rows: int = 0
+    num_scored: int = 0
+    num_bad: int = 0
+    num_units: int = 0
+    num_before: int = 0
+    seconds: float = 0.0
+    rows_per_s: float = 0.0
+    unsure: float | None = None
+    shifts: dict[tuple[str, str], Shift] = dataclasses.field(default_factory=dict)
+    report: ParityReport | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A job that is ready to run."""
+
+    units: list[Unit]
+    task: Task
+    plan: ColumnPlan
+    version_dir: Path
+    manifest: Manifest
+    done: dict[str, str]
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    """Scores; 1 when the sample differs or too many rows are bad."""
+    with open_version(args.version_dir) as version_dir:
+        manifest = read_manifest(version_dir)
+        choice = _choose_engine(args, version_dir, manifest)
+        with open_engine(version_dir, choice) as engine:
+            job = _prepare(args, version_dir, manifest, choice, engine)
+            result = _run(args, job)
+            parts = find_parts(job.task.destination)
+            result.report = verify_sample(
+                job.units,
+                parts,
+                job.task.destination,
+                job.plan,
+                engine,
+                engine.tolerance,
+                outputs=job.task.outputs,
+            )
+    if args.json:
+        print_json(_to_document(args, job, result))
+    else:
+        _print(args, job, result)
+    is_good = result.report is None or result.report.passed
+    return ExitCode.DONE if is_good else ExitCode.FAILED
+
+
+@contextmanager
+def open_version(address: str) -> Iterator[Path]:
+    """A version on this machine: where it is, or fetched for as long as it is needed.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if "://" not in address:
+        yield find_version_dir(Path(address))
+        return
+    system, path = open_address(address)
+    name = path.rstrip("/").rpartition("/")[2]
+    if layout.parse_version(name) is None:
+        found = [
+            str(one).rstrip("/")
+            for one in system.ls(path, detail=False)
+            if layout.parse_version(str(one).rstrip("/").rpartition("/")[2]) is not None
+        ]
+        if not found:
+            raise ConfigError(f"{address} has no version: no folder named by a number")
+        path = max(found, key=lambda one: int(one.rpartition("/")[2]))
+        name = path.rpartition("/")[2]
+    with tempfile.TemporaryDirectory(prefix="plumbline-score-") as folder:
+        place = Path(folder, name)
+        for file in map(str, system.find(path)):
+            target = place / file[len(path) :].lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            system.get_file(file, str(target))
+        yield place
+
+
+def _choose_engine(args: argparse.Namespace, version_dir: Path, manifest: Manifest) -> EngineChoice:
+    if args.server:
+        if args.engine:
+            raise ConfigError("give --server or --engine, not both")
+        return EngineChoice(
+            kind=SERVER,
+            addresses=tuple(args.server.split(",")),
+            model_name=args.model_name or manifest.model_name,
+            version=manifest.version,
+            connection=connection_options(args),
+        )
+    kind = args.engine or choose_kind(version_dir, args.variant, args.signature_name)
+    return EngineChoice(kind=kind, variant=args.variant)
+
+
+def _prepare(
+    args: argparse.Namespace,
+    version_dir: Path,
+    manifest: Manifest,
+    choice: EngineChoice,
+    engine: Engine,
+) -> _Job:
+    units = list_units(args.input)
+    block = next((block for unit in units for block in read_unit(unit)), None)
+    if block is None:
+        raise DatasetError(f"{args.input} has no rows")
+    adjustment = dataclasses.replace(
+        find_adjustment(args),
+        pixels=find_scaling(version_dir, engine.signatures, args.signature_name),
+    )
+    plan = plan_columns(
+        block,
+        engine.signatures,
+        signature_name=args.signature_name,
+        mapped=parse_map(args.map),
+        keys=None if args.keys is None else [key for key in args.keys.split(",") if key],
+        data=manifest.data,
+        adjustment=adjustment,
+        allow_non_finite=args.allow_non_finite,
+    )
+    outputs = tuple(name for name in args.outputs.split(",") if name)
+    unknown = [name for name in outputs if name not in plan.signature.outputs]
+    if unknown:
+        raise ConfigError(
+            f"--outputs names {', '.join(unknown)}; signature {plan.signature.name!r} has "
+            f"{', '.join(plan.signature.outputs)}"
+        )
+    facts = {
+        "model_name": manifest.model_name,
+        "version": str(manifest.version),
+        "manifest_digest": manifest.digest,
+        "signature_name": plan.signature.name,
+        "engine": f"{choice.kind} {choice.variant}" if choice.kind == LITERT else choice.kind,
+    }
+    asked = {"digest": manifest.digest, "outputs": outputs, "variant": choice.variant}
+    destination = Destination(
+        address=args.output,
+        version=manifest.version,
+        digest=manifest.digest,
+        fingerprint=make_fingerprint(asked, plan),
+        facts=facts,
+    )
+    check_writable(destination)
+    sweep(destination)
+    parts = find_parts(destination)
+    refuse_stale(units, destination, parts)
+    version = Version(
+        path=str(version_dir.resolve()), digest=manifest.digest, number=manifest.version
+    )
+    task = Task(version=version, engine=choice, destination=destination, outputs=outputs)
+    return _Job(units, task, plan, version_dir, manifest, parts)
+
+
+def _run(args: argparse.Namespace, job: _Job) -> Result:
+    destination = job.task.destination
+    left = [unit for unit in job.units if destination.name_part(unit) not in job.done]
+    before = [unit for unit in job.units if destination.name_part(unit) in job.done]
+    summaries = [read_summary(destination, job.done[destination.name_part(one)]) for one in before]
+    result = Result(num_units=len(job.units), num_before=len(before))
+    if before:
+        remark(f"{len(before):,} of {len(job.units):,} parts are there already")
+    if left:
+        known = [unit.num_rows for unit in left]
+        total = sum(known) if min(known) >= 0 else None
+        with open_cluster(args.cluster, args.workers) as num_workers:
+            started = time.perf_counter()
+            with show_progress("score", total=total) as progress:
+                for done in run_units(left, job.task, job.plan, job.version_dir, num_workers):
+                    summaries.append(done.summary)
+                    num_bad = sum(one.num_bad for one in summaries)
+                    progress.advance(done.summary.num_rows)
+                    progress.note = f"{num_bad:,} bad" if num_bad else ""
+                    _limit_bad(args, destination, num_bad)
+            result.seconds = time.perf_counter() - started
+        result.rows_per_s = sum(one.num_rows for one in summaries[len(before) :]) / max(
+            result.seconds, 1e-9
+        )
+    else:
+        _limit_bad(args, destination, sum(one.num_bad for one in summaries))
+    _add_up(result, summaries, job.manifest)
+    return result
+
+
+def _limit_bad(args: argparse.Namespace, destination: Destination, num_bad: int) -> None:
+    if num_bad > args.max_bad_rows:
+        raise DatasetError(
+            f"{num_bad:,} rows cannot be scored, and --max_bad_rows is {args.max_bad_rows:,}; "
+            f"{destination.address}/_bad_rows says why; what is scored stays, and the same "
+            "command goes on from there"
+        )
+
+
+def _add_up(result: Result, summaries: Sequence[UnitSummary], manifest: Manifest) -> None:
+    result.num_rows = sum(one.num_rows for one in summaries)
+    result.num_bad = sum(one.num_bad for one in summaries)
+    result.num_scored = result.num_rows - result.num_bad
+    judged = sum(one.num_judged for one in summaries)
+    if judged:
+        result.unsure = sum(one.num_unsure for one in summaries) / judged
+    for name, columns in join_sketches(one.sketches for one in summaries).items():
+        known = manifest.distributions.get(name, {})
+        for column, sketch in columns.items():
+            if column in known:
+                result.shifts[name, column] = measure_shift(sketch, known[column])
+
+
+def _print(args: argparse.Namespace, job: _Job, result: Result) -> None:
+    destination = job.task.destination
+    say(
+        f"{args.output}/{destination.folder}: {job.manifest.model_name} version "
+        f"{destination.version}, signature {job.plan.signature.name}"
+    )
+    speed = f"{result.rows_per_s:,.0f}" if result.rows_per_s else "–"
+    unsure = "–" if result.unsure is None else f"{result.unsure:.2%}"
+    print_table(
+        ["rows", "scored", "bad", "parts", "of before", "seconds", "rows/s", "unsure"],
+        [
+            [
+                f"{result.num_rows:,}",
+                f"{result.num_scored:,}",
+                f"{result.num_bad:,}",
+                f"{result.num_units:,}",
+                f"{result.num_before:,}",
+                format_seconds(result.seconds) if result.seconds else "–",
+                speed,
+                unsure,
+            ]
+        ],
+    )
+    if result.num_bad:
+        say(f"Bad rows and their reasons: {args.output}/_bad_rows/{destination.folder}")
+    _print_shifts(job, result)
+    report = result.report
+    if report is None:
+        say("No row was scored, so there is nothing to compare")
+    elif report.passed:
+        say(
+            f"Verdict: {report.num_rows:,} rows of the sample agree with the model in process, "
+            f"by {max(one.max_abs_difference for one in report.outputs):.1e}"
+        )
+    else:
+        say(f"Verdict: the sample DIFFERS from the model in process: {'; '.join(report.problems)}")
+
+
+def _print_shifts(job: _Job, result: Result) -> None:
+    if not job.manifest.distributions:
+        say(
+            "Drift: unknown, since the version was exported before manifests told how inputs are "
+            "spread; export it again"
+        )
+        return
+    moved = {key: one for key, one in result.shifts.items() if one.has_moved}
+    if not moved:
+        say(f"Drift: none of {len(result.shifts)} columns and measures has moved")
+        return
+    say(f"Drift: {len(moved)} of {len(result.shifts)} columns and measures have moved")
+    order = sorted(moved.items(), key=lambda pair: -pair[1].psi)
+    print_table(
+        ["input", "column", "PSI", "missing", "unseen"],
+        [
+            [
+                name or "–",
+                column,
+                f"{one.psi:.2f}",
+                f"{one.missing:.1%}",
+                f"{one.unseen:.1%}",
+            ]
+            for (name, column), one in order[:20]
+        ],
+    )
+
+
+def _to_document(args: argparse.Namespace, job: _Job, result: Result) -> Mapping[str, object]:
+    report = result.report
+    return {
+        "output": f"{args.output}/{job.task.destination.folder}",
+        "model_name": job.manifest.model_name,
+        "version": job.manifest.version,
+        "manifest_digest": job.manifest.digest,
+        "signature_name": job.plan.signature.name,
+        "num_rows": result.num_rows,
+        "num_scored": result.num_scored,
+        "num_bad": result.num_bad,
+        "num_parts": result.num_units,
+        "num_parts_before": result.num_before,
+        "seconds": result.seconds,
+        "rows_per_s": result.rows_per_s,
+        "unsure": result.unsure,
+        "drift": [
+            {"input": name, "column": column, "has_moved": one.has_moved, **dataclasses.asdict(one)}
+            for (name, column), one in result.shifts.items()
+        ],
+        "sample": None
+        if report is None
+        else {
+            "num_rows": report.num_rows,
+            "passed": report.passed,
+            "max_abs_difference": max(one.max_abs_difference for one in report.outputs),
+            "problems": list(report.problems),
+        },
+    }

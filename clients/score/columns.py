@@ -1,0 +1,633 @@
+"""Columns of files as the inputs of a signature, and the rows that cannot be.
+
+Fixed-size binary columns are what is fastest: their bytes are the tensor's. Lists cost ten times
+as much to read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clients.files.fit import (
+    Adjustment,
+    choose_signature,
+    find_pixel_shape,
+    fit_rows,
+    has_rows,
+)
+from clients.files.read import UNNAMED, FileRows, Skipped
+from clients.on_device import check_finite
+from clients.score.sources import EXAMPLE, Block
+from contract.console.extras import import_extra
+from contract.errors import ConfigError, DatasetError, TensorMismatchError
+from contract.manifest import DataEntry
+from contract.signature import STRING, Array, Hints, Signature, TensorSpec, find_signature
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_PURPOSE = "scoring files"
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputColumns:
+    """What one input is made of.
+
+    Attributes:
+        input: Its name; `UNNAMED` stands for the only one.
+        columns: One column that holds the whole row, or one for each value of a row.
+        encodings: For each of `columns`, the category that is 1, where the column holds categories;
+            "" where it holds numbers.
+        fillings: For each of `columns`, what a missing number becomes; () = a bad row.
+    """
+
+    input: str
+    columns: tuple[str, ...]
+    encodings: tuple[str, ...] = ()
+    fillings: tuple[float, ...] = ()
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether its columns are values of a row each."""
+        return len(self.columns) > 1 or bool(self.encodings)
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnPlan:
+    """How rows of a table become a batch, and which columns go through to the answers.
+
+    Attributes:
+        signature: What the batch fits.
+        inputs: One for each input.
+        keys: Columns that are written beside the answers.
+        pixel_shape: (height, width[, channels]) of decoded pictures; () where nothing says.
+        adjustment: What is done to numbers and pixels.
+        allow_non_finite: Whether NaN and infinity are taken.
+    """
+
+    signature: Signature
+    inputs: tuple[InputColumns, ...]
+    keys: tuple[str, ...]
+    pixel_shape: tuple[int, ...]
+    adjustment: Adjustment
+    allow_non_finite: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns to be read."""
+        used = [column for one in self.inputs for column in one.columns]
+        return list(dict.fromkeys([*self.keys, *used]))
+
+
+@dataclasses.dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be scored.
+
+    Attributes:
+        row: Its number within the table.
+        reason: Why, in one line.
+    """
+
+    row: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Rows ready to be scored.
+
+    Attributes:
+        batch: Input name to array, as the signature says; axis 0 is the row.
+        rows: The number within the table of each row of the batch.
+        bad: The others.
+        num_rows: All rows of the table.
+        missing: Column to rows without a value there, of those that may lack one.
+        unseen: Column of a category, as the version calls it, to rows of categories it never saw.
+    """
+
+    batch: dict[str, Array]
+    rows: Array
+    bad: list[BadRow]
+    num_rows: int = 0
+    missing: dict[str, int] = dataclasses.field(default_factory=dict)
+    unseen: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def parse_map(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """`INPUT=COLUMN` or `INPUT=COLUMN,COLUMN,...` of `--map`.
+
+    Raises:
+        ConfigError: Neither.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for text in given:
+        name, sign, columns = text.partition("=")
+        wanted = tuple(column.strip() for column in columns.split(",") if column.strip())
+        if not sign or not wanted or name.strip() in found:
+            raise ConfigError(
+                f"--map {text}: give INPUT=COLUMN once for an input, or INPUT=COLUMN,COLUMN,... "
+                "where each value of a row has a column of its own"
+            )
+        found[name.strip()] = wanted
+    return found
+
+
+def plan_columns(
+    block: Block,
+    signatures: Mapping[str, Signature],
+    *,
+    signature_name: str = "",
+    mapped: Mapping[str, tuple[str, ...]] | None = None,
+    keys: Sequence[str] | None = None,
+    data: DataEntry | None = None,
+    adjustment: Adjustment,
+    allow_non_finite: bool = False,
+) -> ColumnPlan:
+    """Matches the columns of the first rows to a signature.
+
+    Args:
+        block: Rows of the first unit.
+        signatures: Of the version.
+        signature_name: "" lets the rows choose.
+        mapped: Input name to its columns.
+        keys: Columns to carry through; None: those of single values that are no input.
+        data: What the version says of the columns that it was trained on.
+        adjustment: What is done to numbers and pixels.
+        allow_non_finite: Whether NaN and infinity are taken.
+
+    Raises:
+        ConfigError: A column that is not there, or inputs that no column can be.
+        SignatureNotFoundError: No such signature.
+        TensorMismatchError: The rows fit no signature.
+    """
+    table, mapped = block.table, dict(mapped or {})
+    names = table.column_names
+    wanted = [column for columns in mapped.values() for column in columns]
+    _require(table, wanted, "--map")
+    _require(table, keys or (), "--keys")
+    chosen = _choose(table, signatures, signature_name, mapped, data)
+    taken = {column for one in chosen for column in one.columns}
+    if keys is None:
+        keys = [
+            name for name in names if name not in taken and _is_single(table.schema.field(name))
+        ]
+    plan = ColumnPlan(
+        signature=_fit_signature(block, signatures, signature_name, chosen, adjustment),
+        inputs=tuple(chosen),
+        keys=tuple(keys),
+        pixel_shape=find_pixel_shape(signatures),
+        adjustment=adjustment,
+        allow_non_finite=allow_non_finite,
+    )
+    fixed = [spec.name for spec in plan.signature.inputs.values() if not has_rows(spec)]
+    if fixed:
+        raise ConfigError(
+            f"signature {plan.signature.name!r} takes {', '.join(fixed)} without an axis of rows, "
+            "and cannot be asked for a file of them; give another with --signature_name"
+        )
+    spare = [one.input for one in chosen if one.input and one.input not in plan.signature.inputs]
+    if spare:
+        raise ConfigError(
+            f"--map names {', '.join(spare)}; signature {plan.signature.name!r} has the inputs "
+            f"{', '.join(plan.signature.inputs)}"
+        )
+    return plan
+
+
+def _require(table: pa.Table, columns: Sequence[str], flag: str) -> None:
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise ConfigError(
+            f"{flag} names {', '.join(missing)}; the columns are {', '.join(table.column_names)}"
+        )
+
+
+def _choose(
+    table: pa.Table,
+    signatures: Mapping[str, Signature],
+    signature_name: str,
+    mapped: dict[str, tuple[str, ...]],
+    data: DataEntry | None,
+) -> list[InputColumns]:
+    """The columns of each input: those that are mapped, those of its name, those of training."""
+    candidates = (
+        [find_signature(signatures, signature_name)]
+        if signature_name
+        else sorted(signatures.values(), key=lambda one: one.name != "serving_default")
+    )
+    names = set(table.column_names)
+    for signature in candidates:
+        found = [
+            InputColumns(name, mapped.get(name) or (name,))
+            for name in signature.inputs
+            if name in mapped or name in names
+        ]
+        if len(found) == len(signature.inputs):
+            return found
+    if any(len(signature.inputs) == 1 for signature in candidates):
+        # Signatures of one model call their only input differently (`pixels`, `images`).
+        if mapped:
+            columns = next(iter(mapped.values()))
+            return [InputColumns(UNNAMED, columns)]
+        if data is not None and data.columns and (known := _match_training(table, data)):
+            return [known]
+        values = [name for name in table.column_names if not _is_single(table.schema.field(name))]
+        if len(values) > 1 and EXAMPLE in values:
+            values.remove(EXAMPLE)
+        if len(values) == 1 or len(table.column_names) == 1:
+            return [InputColumns(UNNAMED, ((values or table.column_names)[0],))]
+        if numbers := _match_all(table, candidates):
+            return [InputColumns(UNNAMED, numbers)]
+    inputs = "; ".join(f"{one.name}: {', '.join(one.inputs)}" for one in candidates)
+    raise ConfigError(
+        f"no columns for the inputs of a signature ({inputs}); the columns are "
+        f"{', '.join(table.column_names)}; say which is which with --map INPUT=COLUMN, or "
+        "--map INPUT=COLUMN,COLUMN,..."
+    )
+
+
+def _match_training(table: pa.Table, data: DataEntry) -> InputColumns | None:
+    """The columns that the version was trained on, categories encoded as they were."""
+    columns, encodings = [], []
+    for name in data.columns:
+        if name in table.column_names:
+            columns.append(name)
+            encodings.append("")
+            continue
+        column, sign, category = name.partition("=")
+        if not sign or column not in table.column_names:
+            return None
+        columns.append(column)
+        encodings.append(category)
+    fillings = next(iter(data.fillings.values()), ())
+    return InputColumns(UNNAMED, tuple(columns), tuple(encodings), tuple(fillings))
+
+
+def _match_all(table: pa.Table, candidates: Sequence[Signature]) -> tuple[str, ...]:
+    """All columns of numbers, where they are just as many as a row has values."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    numbers = tuple(
+        field.name
+        for field in table.schema
+        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+    )
+    sizes = {
+        _count_values(next(iter(one.inputs.values()))) for one in candidates if len(one.inputs) == 1
+    }
+    return numbers if len(numbers) == len(table.column_names) and len(numbers) in sizes else ()
+
+
+def _count_values(spec: TensorSpec) -> int:
+    """Values of a row; 0 where that varies."""
+    if not spec.shape or any(size is None for size in spec.shape[1:]):
+        return 0
+    return int(np.prod([size or 0 for size in spec.shape[1:]], dtype=np.int64))
+
+
+def _is_single(field: pa.Field) -> bool:
+    """Whether a column holds one value a row, which can be a key."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    kind, types = field.type, pa.types
+    return not (
+        types.is_nested(kind)
+        or types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_fixed_size_binary(kind)
+    )
+
+
+def _fit_signature(
+    block: Block,
+    signatures: Mapping[str, Signature],
+    signature_name: str,
+    chosen: list[InputColumns],
+    adjustment: Adjustment,
+) -> Signature:
+    if signature_name:
+        return find_signature(signatures, signature_name)
+    sample = block.table.slice(0, 64)
+    masked, _ = _drop_missing(sample, chosen)
+    if not masked.num_rows:
+        raise DatasetError(
+            "the first 64 rows all lack a value; say which signature is meant with --signature_name"
+        )
+    by_width = _match_width(masked, signatures, chosen)
+    if by_width is not None:
+        return by_width
+    rows = _to_rows(masked, chosen, None)
+    return choose_signature(
+        signatures, rows, is_scaled=adjustment.scales or bool(adjustment.pixels)
+    )
+
+
+def _match_width(
+    table: pa.Table, signatures: Mapping[str, Signature], chosen: list[InputColumns]
+) -> Signature | None:
+    """Of fixed-size binary columns, the signature whose rows take so many bytes."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    kinds = {one.input: table.schema.field(one.columns[0]).type for one in chosen}
+    if not all(pa.types.is_fixed_size_binary(kind) for kind in kinds.values()):
+        return None
+    for signature in sorted(signatures.values(), key=lambda one: one.name != "serving_default"):
+        specs = list(signature.inputs.values())
+        if len(specs) == len(kinds) and all(
+            _row_bytes(spec) == (kinds.get(spec.name) or kinds[UNNAMED]).byte_width
+            for spec in specs
+            if spec.name in kinds or UNNAMED in kinds
+        ):
+            return signature
+    return None
+
+
+def _row_bytes(spec: TensorSpec) -> int:
+    if spec.dtype == STRING:
+        return 0
+    return _count_values(spec) * spec.numpy_dtype.itemsize
+
+
+def prepare(block: Block, plan: ColumnPlan) -> Prepared:
+    """Rows as a batch that fits the signature.
+
+    Raises:
+        DatasetError: A column is missing, or of a type that no input can be.
+        TensorMismatchError: The columns do not fit the signature.
+    """
+    table = block.table
+    missing = [name for name in plan.columns if name not in table.column_names]
+    if missing:
+        raise DatasetError(f"it has no column {', '.join(missing)}; the first file has")
+    table, bad = _drop_missing(table, plan.inputs)
+    kept = np.setdiff1d(np.arange(block.table.num_rows), [one.row for one in bad])
+    if not table.num_rows:
+        return Prepared({}, kept, bad)
+    skipped: list[Skipped] = []
+    rows = _to_rows(table, plan.inputs, plan.signature, skipped)
+    refused = {int(one.name): one.reason for one in skipped}
+    if refused:
+        bad += [BadRow(int(kept[row]), reason) for row, reason in refused.items()]
+        kept = np.delete(kept, list(refused))
+        if not len(kept):
+            return Prepared({}, kept, bad)
+        names = tuple(str(row) for row in range(len(kept)))
+        rows = dataclasses.replace(rows, names=names)
+    skipped.clear()
+    (fitted,) = fit_rows(
+        plan.adjustment.apply(rows),
+        plan.signature,
+        pixel_shape=plan.pixel_shape,
+        adjustment=plan.adjustment,
+        on_skipped=skipped.append,
+        hints=Hints(frozenset({plan.signature.name})),
+    )
+    batch = dict(fitted.batch)
+    if skipped:
+        bad += [BadRow(int(kept[int(one.name)]), one.reason) for one in skipped]
+        kept = np.delete(kept, [int(one.name) for one in skipped])
+    if not plan.allow_non_finite:
+        batch, kept = _drop_non_finite(batch, kept, bad)
+    absent, unseen = _count_odd(block.table, plan)
+    bad.sort(key=lambda one: one.row)
+    return Prepared(batch, kept, bad, block.table.num_rows, absent, unseen)
+
+
+def _count_odd(table: pa.Table, plan: ColumnPlan) -> tuple[dict[str, int], dict[str, int]]:
+    """Missing values and categories that training never saw, by the names of the manifest."""
+    pc = import_extra("pyarrow.compute", _PURPOSE)
+    pa = import_extra("pyarrow", _PURPOSE)
+    missing: dict[str, int] = {}
+    unseen: dict[str, int] = {}
+    for one in plan.inputs:
+        known: dict[str, list[str]] = {}
+        for column, category in zip(one.columns, one.encodings, strict=False):
+            if category:
+                known.setdefault(column, []).append(category)
+        for column in dict.fromkeys(one.columns):
+            if nulls := table.column(column).null_count:
+                missing[column] = nulls
+        for column, categories in known.items():
+            texts = pc.cast(table.column(column), pa.string())
+            is_new = pc.and_(pc.is_valid(texts), pc.invert(pc.is_in(texts, pa.array(categories))))
+            if count := pc.sum(is_new).as_py():
+                unseen[f"{column}={categories[0]}"] = count
+    return missing, unseen
+
+
+def _drop_missing(table: pa.Table, inputs: Sequence[InputColumns]) -> tuple[pa.Table, list[BadRow]]:
+    """The rows that have a value in every column of an input that needs one."""
+    pc = import_extra("pyarrow.compute", _PURPOSE)
+    bad: dict[int, str] = {}
+    for one in inputs:
+        for column in dict.fromkeys(one.columns):
+            filled = bool(one.fillings) or (
+                one.encodings and one.encodings[one.columns.index(column)]
+            )
+            if table.column(column).null_count and not filled:
+                empty = np.flatnonzero(pc.is_null(table.column(column)).to_numpy())
+                bad |= {int(row): f"{column} is missing" for row in empty}
+    if bad:
+        keep = np.ones(table.num_rows, bool)
+        keep[list(bad)] = False
+        table = table.filter(keep)
+    return table, [BadRow(row, reason) for row, reason in bad.items()]
+
+
+def _drop_non_finite(
+    batch: dict[str, Array], kept: Array, bad: list[BadRow]
+) -> tuple[dict[str, Array], Array]:
+    wrong = np.zeros(len(kept), bool)
+    for name, array in batch.items():
+        try:
+            check_finite(name, array)
+        except TensorMismatchError:
+            rows = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+            wrong |= rows
+            bad += [
+                BadRow(int(kept[row]), f"{name} holds NaN or infinity")
+                for row in np.flatnonzero(rows)
+            ]
+    if not wrong.any():
+        return batch, kept
+    return {name: array[~wrong] for name, array in batch.items()}, kept[~wrong]
+
+
+def _to_rows(
+    table: pa.Table,
+    inputs: Sequence[InputColumns],
+    signature: Signature | None,
+    skipped: list[Skipped] | None = None,
+) -> FileRows:
+    """Arrays of the columns, before they are made to fit; rows without nulls.
+
+    Rows that are of another length than the signature's are named by number in `skipped`, and left
+    out of every array.
+    """
+    specs = signature.inputs if signature else {}
+    arrays: dict[str, Array | list[Any]] = {}
+    for one in inputs:
+        spec = specs.get(one.input) or (next(iter(specs.values())) if len(specs) == 1 else None)
+        arrays[one.input] = (
+            _stack(table, one) if one.is_stacked else _convert(table.column(one.columns[0]), spec)
+        )
+    bad: set[int] = set()
+    for name, ragged in arrays.items():
+        if isinstance(ragged, list):
+            spec = specs.get(name) or (next(iter(specs.values())) if len(specs) == 1 else None)
+            found = _find_odd(ragged, spec)
+            bad |= found.keys()
+            if skipped is not None:
+                skipped += [Skipped(str(row), text) for row, text in found.items()]
+    whole: dict[str, Array] = {}
+    for name, array in arrays.items():
+        if isinstance(array, list):
+            whole[name] = np.array([row for index, row in enumerate(array) if index not in bad])
+        else:
+            whole[name] = np.delete(array, list(bad), axis=0) if bad else array
+    is_image = len(whole) == 1 and _holds_pictures(next(iter(whole.values())))
+    if len(inputs) == 1 and (is_image or inputs[0].input not in specs):
+        whole = {UNNAMED: next(iter(whole.values()))}
+    num_rows = len(next(iter(whole.values())))
+    names = tuple(str(row) for row in range(num_rows)) if is_image or bad else ()
+    return FileRows("table", whole, names=names, is_text=True, is_image=is_image)
+
+
+def _holds_pictures(array: Array) -> bool:
+    return array.dtype == object and len(array) > 0 and bytes(array.flat[0])[:4].startswith(_MAGIC)
+
+
+def _stack(table: pa.Table, one: InputColumns) -> Array:
+    """Columns of numbers and encoded categories, side by side: float64 (rows, columns)."""
+    pc = import_extra("pyarrow.compute", _PURPOSE)
+    pa = import_extra("pyarrow", _PURPOSE)
+    encodings = one.encodings or ("",) * len(one.columns)
+    stacked = np.empty((table.num_rows, len(one.columns)), np.float64)
+    for place, (name, category) in enumerate(zip(one.columns, encodings, strict=True)):
+        column = table.column(name)
+        if category:
+            texts = pc.fill_null(pc.cast(column, pa.string()), "")
+            stacked[:, place] = pc.equal(texts, category).to_numpy()
+            continue
+        try:
+            numbers = pc.cast(column, pa.float64(), safe=False).to_numpy()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise DatasetError(f"column {name} is {column.type} and no number") from error
+        filling = one.fillings[place] if place < len(one.fillings) else np.nan
+        stacked[:, place] = np.where(np.isnan(numbers), filling, numbers)
+    return stacked
+
+
+def _convert(column: pa.ChunkedArray, spec: TensorSpec | None) -> Array | list[Any]:
+    """One column that holds whole rows, as an array; a list of arrays where lengths differ."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    types = pa.types
+    array = _unwrap(column)
+    kind = array.type
+    if types.is_fixed_size_binary(kind):
+        return _view_bytes(array, kind.byte_width, spec)
+    if types.is_fixed_size_list(kind):
+        return _flatten_fixed(array)
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _flatten_lists(array)
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return _take_objects(array.to_pylist())
+    if types.is_string(kind) or types.is_large_string(kind):
+        return _take_objects([text.encode() for text in array.to_pylist()])
+    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
+        return np.asarray(array.to_numpy(zero_copy_only=False))
+    raise DatasetError(f"a column of {kind} is no input; give numbers, lists, bytes or texts")
+
+
+def _unwrap(column: pa.ChunkedArray) -> Any:
+    """One array of plain values: categories decoded, pictures out of Hugging Face's structs."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], column.type)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if not pa.types.is_struct(array.type):
+        return array
+    if array.type.get_field_index("bytes") < 0:
+        raise DatasetError(f"a column of {array.type} is no input; give a column of its own")
+    return array.field("bytes")
+
+
+def convert_column(column: pa.ChunkedArray) -> Array:
+    """A column that this product wrote, as an array: (rows, ...)."""
+    array = _convert(column, None)
+    return np.array(array) if isinstance(array, list) else array
+
+
+def _take_objects(values: list[Any]) -> Array:
+    objects = np.empty(len(values), dtype=object)
+    objects[:] = values
+    return objects
+
+
+def _view_bytes(array: pa.FixedSizeBinaryArray, width: int, spec: TensorSpec | None) -> Array:
+    data = array.buffers()[1]
+    whole = np.frombuffer(data, np.uint8)[
+        array.offset * width : (array.offset + len(array)) * width
+    ]
+    rows: Array = whole.reshape(len(array), width)
+    if spec is not None and _row_bytes(spec) == width:
+        rows = rows.view(spec.numpy_dtype).reshape(len(array), *(spec.shape or ())[1:])
+    return rows
+
+
+def _flatten_fixed(array: Any) -> Array:
+    pa = import_extra("pyarrow", _PURPOSE)
+    num_rows, shape = len(array), []
+    while pa.types.is_fixed_size_list(array.type):
+        shape.append(array.type.list_size)
+        array = array.flatten()
+    flat = np.asarray(array.to_numpy(zero_copy_only=False))
+    return flat.reshape(num_rows, *shape)
+
+
+def _flatten_lists(array: Any) -> Array | list[Any]:
+    pa = import_extra("pyarrow", _PURPOSE)
+    pc = import_extra("pyarrow.compute", _PURPOSE)
+    num_rows, shape, inner = len(array), [], array
+    while pa.types.is_list(inner.type) or pa.types.is_large_list(inner.type):
+        sizes = pc.unique(pc.list_value_length(inner)).to_pylist()
+        if len(sizes) != 1 or sizes[0] is None:
+            return [_to_array(value) for value in array.to_pylist()]
+        shape.append(sizes[0])
+        inner = inner.flatten()
+    if pa.types.is_string(inner.type) or pa.types.is_binary(inner.type):
+        values = [
+            value.encode() if isinstance(value, str) else value for value in inner.to_pylist()
+        ]
+        return _take_objects(values).reshape(num_rows, *shape)
+    if not (pa.types.is_floating(inner.type) or pa.types.is_integer(inner.type)):
+        raise DatasetError(f"a column of {array.type} is no input; give lists of numbers")
+    flat = np.asarray(inner.to_numpy(zero_copy_only=False))
+    return flat.reshape(num_rows, *shape)
+
+
+def _to_array(value: Any) -> Any:
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.empty(0)
+
+
+def _find_odd(rows: list[Any], spec: TensorSpec | None) -> dict[int, str]:
+    """Rows of another shape than the signature's, or than most."""
+    shapes = [np.shape(row) for row in rows]
+    wanted = max(set(shapes), key=shapes.count)
+    if spec is not None and _count_values(spec):
+        wanted = next(
+            (shape for shape in shapes if int(np.prod(shape)) == _count_values(spec)),
+            tuple(size or 0 for size in (spec.shape or ())[1:]),
+        )
+    return {
+        row: f"it has {int(np.prod(shape))} values and not {int(np.prod(wanted))}"
+        for row, shape in enumerate(shapes)
+        if shape != wanted
+    }

@@ -1,0 +1,241 @@
+"""What scores a batch in a worker: LiteRT, a fleet of servers, or a server of its own.
+
+The last is how TensorFlow answers, for signatures that LiteRT lacks: the embedded server as a
+process beside the worker, so that no TensorFlow is imported here.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from clients.blocking import PredictionClient
+from clients.on_device import OnDevicePredictor, find_variant
+from clients.options import ConnectionOptions
+from clients.results import flatten, join_parts
+from contract import layout
+from contract.errors import InternalError, PlumblineError, RequestError, ServableUnavailableError
+from contract.lite.runtime import hide_delegate_notes
+from contract.manifest import read_manifest
+from contract.parity import Tolerance, read_tolerances
+from contract.signature import Array, Batch, Signature
+
+LITERT, TENSORFLOW, SERVER = "litert", "tensorflow", "server"
+
+_READY_S = 120.0
+_IN_FLIGHT = 4
+
+
+class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Which engine a worker has.
+
+    Attributes:
+        kind: `litert`, `tensorflow` or `server`.
+        variant: Of `litert`, the TFLite variant.
+        addresses: Of `server`, where it answers.
+        model_name: Of `server`.
+        version: Of `server`, the version that must answer.
+        connection: Of `server`: TLS and token.
+    """
+
+    kind: str = LITERT
+    variant: str = layout.FLOAT32
+    addresses: tuple[str, ...] = ()
+    model_name: str = ""
+    version: int | None = None
+    connection: ConnectionOptions = ConnectionOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What an engine made of a batch.
+
+    Attributes:
+        outputs: Output name to array; axis 0 belongs to `rows`.
+        rows: int64 (answered,): which rows of the batch were answered.
+        failed: The other rows, with the reason.
+    """
+
+    outputs: dict[str, Array]
+    rows: Array
+    failed: dict[int, str]
+
+
+class Engine(abc.ABC):
+    """Scores batches of one version.
+
+    Attributes:
+        signatures: What it can be asked.
+        tolerance: How far its answers may be from the model's own.
+    """
+
+    signatures: Mapping[str, Signature]
+    tolerance: Tolerance
+
+    @abc.abstractmethod
+    def answer(self, batch: Batch, signature_name: str) -> Answers:
+        """Scores rows.
+
+        Args:
+            batch: Input name to array, as the signature says; axis 0 is the row.
+            signature_name: Of the version.
+
+        Raises:
+            PlumblineError: No row could be scored.
+        """
+
+    def predict(self, batch: Batch, *, signature_name: str) -> Batch:
+        """As `contract.parity.Predictor`; a row that fails is an error."""
+        answers = self.answer(batch, signature_name)
+        if answers.failed:
+            raise InternalError(next(iter(answers.failed.values())))
+        return answers.outputs
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Ends what it started."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class LiteEngine(Engine):
+    """A TFLite variant in this very process."""
+
+    def __init__(self, version_dir: Path, variant: str) -> None:
+        with hide_delegate_notes():
+            self._predictor = OnDevicePredictor(version_dir, variant=variant)
+        self.signatures = self._predictor.signatures
+        self.tolerance = read_tolerances(version_dir).of_variant(variant)
+
+    def answer(self, batch: Batch, signature_name: str) -> Answers:
+        outputs = self._predictor.predict(batch, signature_name=signature_name)
+        return Answers(outputs, np.arange(len(next(iter(batch.values())))), {})
+
+    def close(self) -> None:
+        self._predictor.close()
+
+
+class ServerEngine(Engine):
+    """Servers that run already, TensorFlow Serving's or ours; batches go to all of them."""
+
+    def __init__(
+        self, version_dir: Path, choice: EngineChoice, *, client: PredictionClient | None = None
+    ) -> None:
+        self._client = client or PredictionClient(
+            choice.addresses, model_name=choice.model_name, connection=choice.connection
+        )
+        self._version = choice.version
+        self.signatures = self._client.metadata(version=self._version).signatures
+        self.tolerance = read_tolerances(version_dir).of_server
+
+    def answer(self, batch: Batch, signature_name: str) -> Answers:
+        parts = self._client.predict_many(
+            batch,
+            signature_name=signature_name,
+            version=self._version,
+            max_in_flight=_IN_FLIGHT,
+        )
+        whole = join_parts(parts)
+        failed = {one.index: flatten(one.error) for one in whole.failed}
+        for one in whole.failed:
+            if not isinstance(one.error, RequestError):
+                raise one.error  # the server's fault: the rows are good, and are asked again
+        return Answers(whole.outputs, whole.indices, failed)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class OwnServerEngine(ServerEngine):
+    """An embedded server as a process of this worker's own, with TensorFlow in it."""
+
+    def __init__(self, version_dir: Path) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="plumbline-score-")
+        base_path = Path(self._folder.name, "model")
+        base_path.mkdir()
+        version = layout.parse_version(version_dir.name) or 1
+        (base_path / str(version)).symlink_to(version_dir.resolve(), target_is_directory=True)
+        ports = Path(self._folder.name, "ports.json")
+        self._log = Path(self._folder.name, "log")
+        command = [
+            *(sys.executable, "-m", "serving", "embedded", "--host=127.0.0.1", "--port=-1"),
+            *("--rest_api_port=0", f"--port_file={ports}", "--model_name=model"),
+            f"--model_base_path={base_path}",
+        ]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            port = self._await_port(ports)
+            client = PredictionClient(f"127.0.0.1:{port}", model_name="model")
+            client.wait_until_available(timeout_s=_READY_S)
+            super().__init__(version_dir, EngineChoice(kind=SERVER, version=version), client=client)
+        except BaseException:
+            self._stop()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._stop()
+
+    def _await_port(self, path: Path) -> int:
+        end = time.monotonic() + _READY_S
+        while time.monotonic() < end:
+            if path.exists():
+                found: int = msgspec.json.decode(path.read_bytes())["grpc_port"]
+                return found
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.05)
+        said = self._log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise ServableUnavailableError(
+            f"the server that was to run the version with TensorFlow did not start: {said}"
+        )
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._folder.cleanup()
+
+
+def open_engine(version_dir: Path, choice: EngineChoice) -> Engine:
+    """The engine of a choice.
+
+    Raises:
+        PlumblineError: The variant is missing, a package is, or the server does not answer.
+    """
+    if choice.kind == LITERT:
+        return LiteEngine(version_dir, choice.variant)
+    if choice.kind == TENSORFLOW:
+        return OwnServerEngine(version_dir)
+    return ServerEngine(version_dir, choice)
+
+
+def choose_kind(version_dir: Path, variant: str, signature_name: str) -> str:
+    """LiteRT, unless the version has no such file or signature there: then TensorFlow."""
+    try:
+        path = find_variant(version_dir, variant)
+    except PlumblineError:
+        return TENSORFLOW
+    if not signature_name:
+        return LITERT
+    with hide_delegate_notes(), OnDevicePredictor(path) as predictor:
+        found = signature_name in predictor.signatures
+    known: Sequence[str] = tuple(read_manifest(version_dir).signatures)
+    return TENSORFLOW if not found and signature_name in known else LITERT

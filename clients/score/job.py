@@ -1,0 +1,195 @@
+"""A job on Ray Data: units to workers, what came of each back, as they end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from clients.score.columns import ColumnPlan
+from clients.score.output import UnitSummary
+from clients.score.sources import Unit
+from clients.score.worker import Done, Scorer, Task, WorkerFault, pack_version, place_version
+from contract.console.extras import import_extra
+from contract.errors import ServableUnavailableError
+
+if TYPE_CHECKING:
+    import ray
+
+_CPUS = 0.75
+"""Of a core, for a worker: what is left is for what Ray Data itself runs. With whole ones, workers
+on all cores would wait for work that nobody is left to hand out."""
+
+_STORE_BYTES = 256 * 2**20
+"""Of Ray's object store on a machine of one's own: units are numbers, rows never pass through."""
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+class _Outcome(msgspec.Struct, kw_only=True):
+    """What a worker hands back."""
+
+    unit: Unit
+    summary: UnitSummary | None = None
+    fault: WorkerFault | None = None
+
+
+class _Worker:
+    """What Ray makes one of for each worker."""
+
+    def __init__(
+        self, task: Task, plan: ColumnPlan, files: ray.ObjectRef[dict[str, bytes]]
+    ) -> None:
+        import ray
+
+        self._scorer: Scorer | None = None
+        self._fault: WorkerFault | None = None
+        try:
+            version_dir = place_version(task.version, lambda: ray.get(files))
+            self._scorer = Scorer(task, plan, version_dir)
+        except Exception as error:
+            self._fault = WorkerFault.of(error)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One unit, as Ray Data gives and takes rows."""
+        unit = msgspec.json.decode(bytes(batch["unit"][0]), type=Unit)
+        outcome = _Outcome(unit=unit, fault=self._fault)
+        if self._scorer is not None:
+            try:
+                outcome.summary = self._scorer.score(unit).summary
+            except Exception as error:
+                outcome.fault = WorkerFault.of(error, unit.describe())
+        return {"outcome": [msgspec.json.encode(outcome)]}
+
+
+@contextmanager
+def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
+    """Ray, on this machine or on a cluster.
+
+    Args:
+        address: Of a cluster; "" takes `RAY_ADDRESS`, else this machine's cores.
+        num_workers: As many as there are cores without it.
+
+    Yields:
+        How many workers there will be.
+
+    Raises:
+        ServableUnavailableError: The cluster does not answer.
+        UnimplementedError: Ray is not installed.
+    """
+    os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
+    ray = import_extra("ray", "scoring")
+    import_extra("ray.data", "scoring")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    cluster = address or os.environ.get("RAY_ADDRESS", "")
+    options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+    if not cluster:
+        cores = num_workers or _count_cores()
+        options |= {
+            "num_cpus": cores,
+            "include_dashboard": False,
+            "object_store_memory": _STORE_BYTES,
+        }
+    try:
+        with _hide_stderr():
+            ray.init(address=cluster or "local", **options)
+    except Exception as error:  # a bare one, where its processes take too long to start
+        reason = " ".join(str(error).split())
+        raise ServableUnavailableError(
+            f"no Ray cluster answers at {cluster}: {reason}; start one with `ray start --head`, or "
+            "leave --cluster and RAY_ADDRESS out"
+            if cluster
+            else f"Ray did not start on this machine: {reason}"
+        ) from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    try:
+        yield num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _hide_stderr() -> Iterator[None]:
+    """Keeps off stderr what Ray's own libraries say as they start, which no setting stops."""
+    shown = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
+        os.close(nowhere)
+
+
+def _count_cores() -> int:
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def run_units(
+    units: Sequence[Unit], task: Task, plan: ColumnPlan, version_dir: Path, num_workers: int
+) -> Iterator[Done]:
+    """Scores units; a worker that dies is replaced, and its unit scored by another.
+
+    Args:
+        units: What is to be done, in any order.
+        task: What the job is.
+        plan: How rows become batches.
+        version_dir: The version; it reaches every node through Ray.
+        num_workers: How many at a time.
+
+    Yields:
+        What came of each unit, as it ends.
+
+    Raises:
+        PlumblineError: The first that a worker met; what is finished stays.
+    """
+    import ray
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    files = ray.put(pack_version(version_dir))
+    rows = [{"unit": msgspec.json.encode(unit)} for unit in units]
+    count = min(num_workers, len(units))
+    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _Worker,
+        fn_constructor_args=(task, plan, files),
+        batch_size=1,
+        num_cpus=_CPUS,
+        compute=ray.data.ActorPoolStrategy(size=count),
+    )
+    for row in _iterate(outcomes):
+        outcome = msgspec.json.decode(bytes(row["outcome"]), type=_Outcome)
+        if outcome.fault is not None:
+            raise outcome.fault.rebuild()
+        assert outcome.summary is not None, "a unit ends with a summary or a fault"
+        yield Done(outcome.unit, outcome.summary)
+
+
+def _iterate(outcomes: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of a data set; what Ray says of its own troubles, as a sentence."""
+    import ray
+
+    try:
+        yield from outcomes.iter_rows()
+    except ray.exceptions.RayError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ServableUnavailableError(
+            f"Ray gave up: {first}; what is scored stays: run the same command again"
+        ) from error

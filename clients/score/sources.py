@@ -1,0 +1,445 @@
+"""Where rows come from: Parquet, CSV, JSON lines, TFRecord and folders of pictures, at any address.
+
+The unit of work is a row group of a Parquet file, a piece of a JSON lines file, a whole CSV or
+TFRecord file, or so many pictures. Units never change between runs over the same files, so that
+what one run has done, the next can recognise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import posixpath
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+import msgspec
+
+from clients.files.read import IMAGE_SUFFIXES
+from contract.console.extras import import_extra
+from contract.errors import ConfigError, DatasetError, ManifestError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from fsspec import AbstractFileSystem
+
+BLOCK_ROWS = 8192
+"""Rows in memory at a time."""
+
+PICTURES = 1024
+"""Pictures in a unit."""
+
+PIECE_BYTES = 64 * 2**20
+"""Of a JSON lines file, in a unit."""
+
+SOURCE, ROW = "source", "source_row"
+"""Names of the columns that say where a row comes from, where a file has no keys."""
+
+IMAGE = "image"
+EXAMPLE = "example"
+"""Names of the only column of pictures and of serialized tf.Examples."""
+
+_PURPOSE = "scoring files"
+_TELL_TALES = (
+    *("ETag", "etag", "md5Hash", "crc32c", "checksum"),
+    *("mtime", "LastModified", "last_modified"),
+)
+"""What file systems say of a file, checksums before ages."""
+
+_FOOTER = struct.Struct("<I")
+_MAGIC = b"PAR1"
+
+
+class Unit(msgspec.Struct, frozen=True, kw_only=True):
+    """What one call of a worker reads, scores and writes.
+
+    Attributes:
+        kind: `parquet`, `csv`, `jsonl`, `tfrecord` or `pictures`.
+        address: Of the file; of the folder for pictures.
+        name: The file or folder relative to IN, for people, and for the name of what is written.
+        number: Of the unit within its file or folder, from 0.
+        first_row: Number of its first row within the file; -1 where that is not known.
+        num_rows: Its rows; -1 where that is not known before they are read.
+        start: Of a JSON lines file, the byte where it begins.
+        stop: And where it ends.
+        files: Of pictures, their addresses.
+        identity: Hash of what the file holds, as far as can be told without reading it all.
+    """
+
+    kind: str
+    address: str
+    name: str
+    number: int = 0
+    first_row: int = 0
+    num_rows: int = -1
+    start: int = 0
+    stop: int = 0
+    files: tuple[str, ...] = ()
+    identity: str = ""
+
+    def describe(self) -> str:
+        """For example `rows.parquet, row group 3`."""
+        what = {"parquet": "row group", "jsonl": "piece", "pictures": "pictures"}.get(self.kind)
+        return f"{self.name}, {what} {self.number}" if what else self.name
+
+
+def open_address(address: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of an address, and its path there.
+
+    Raises:
+        ConfigError: Of no protocol that is known.
+        UnimplementedError: fsspec, or the driver of the protocol, is not installed.
+    """
+    fsspec = import_extra("fsspec", f"{_PURPOSE} at {address}")
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        raise ConfigError(f"{address}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{address}: {error}; give a path, or s3://, gs://, ...") from error
+    return system, str(path)
+
+
+def is_local(system: AbstractFileSystem) -> bool:
+    """Whether its files are files of this machine."""
+    protocol = system.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def list_units(address: str) -> list[Unit]:
+    """The units of a file or a folder, in the order of their names.
+
+    Args:
+        address: A file, a folder whose files are all of one kind (at any depth; names that begin
+            with a dot or an underscore are left out), or a pattern with `*`.
+
+    Raises:
+        ConfigError: Nothing there, or nothing of a kind that is known.
+        DatasetError: A Parquet file that cannot be read.
+    """
+    system, path = open_address(address)
+    root, files = _list_files(system, path, address)
+    pictures = [one for one in files if _suffix(one) in IMAGE_SUFFIXES]
+    tables = [one for one in files if _suffix(one) in _KINDS]
+    if not pictures and not tables:
+        raise ConfigError(
+            f"{address} holds nothing that can be scored; give files that end in "
+            f"{', '.join(sorted({*_KINDS, *IMAGE_SUFFIXES}))}"
+        )
+    if pictures and tables:
+        raise ConfigError(
+            f"{address} holds both pictures and tables ({posixpath.basename(tables[0])}, ...); "
+            "give one kind at a time, by folder or pattern: 'IN/*.parquet'"
+        )
+    units: list[Unit] = []
+    for file in tables:
+        units += _list_units_of(system, file, _relate(file, root))
+    if pictures:
+        units += _list_pictures(system, pictures, root)
+    return units
+
+
+def _list_files(system: AbstractFileSystem, path: str, address: str) -> tuple[str, list[str]]:
+    """The folder that names are relative to, and the files."""
+    try:
+        if any(char in path for char in "*?["):
+            found = [str(one) for one in system.glob(path) if not system.isdir(one)]
+            folder = posixpath.dirname(path[: min(path.find(c) for c in "*?[" if c in path)])
+        elif system.isfile(path):
+            return posixpath.dirname(path), [path]
+        else:
+            found = [str(one) for one in system.find(path)] if system.isdir(path) else []
+            folder = path
+    except OSError as error:
+        raise ConfigError(f"{address} cannot be listed: {error}") from error
+    files = sorted(one for one in found if not _is_hidden(_relate(one, folder)))
+    if not files:
+        raise ConfigError(f"{address}: no such file, or a folder without any")
+    return folder, files
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part[:1] in {".", "_"} for part in name.split("/"))
+
+
+def _relate(path: str, root: str) -> str:
+    return path[len(root) :].lstrip("/") if root and path.startswith(root) else path
+
+
+def _suffix(path: str) -> str:
+    return posixpath.splitext(path)[1].lower()
+
+
+def _list_units_of(system: AbstractFileSystem, path: str, name: str) -> list[Unit]:
+    kind = _KINDS[_suffix(path)]
+    address = str(system.unstrip_protocol(path))
+    if kind == "parquet":
+        return _list_row_groups(system, path, address, name)
+    info = system.info(path)
+    size, identity = int(info["size"] or 0), _identify(info)
+    if kind != "jsonl":
+        return [Unit(kind=kind, address=address, name=name, identity=identity)]
+    starts = range(0, max(size, 1), PIECE_BYTES)
+    return [
+        Unit(
+            kind=kind,
+            address=address,
+            name=name,
+            number=number,
+            first_row=0 if number == 0 else -1,
+            start=start,
+            stop=min(start + PIECE_BYTES, size),
+            identity=identity,
+        )
+        for number, start in enumerate(starts)
+    ]
+
+
+def _list_row_groups(system: AbstractFileSystem, path: str, address: str, name: str) -> list[Unit]:
+    parquet = import_extra("pyarrow.parquet", _PURPOSE)
+    pa = import_extra("pyarrow", _PURPOSE)
+    try:
+        with system.open(path, "rb") as file:
+            footer = _read_footer(file)
+            described = parquet.read_metadata(io.BytesIO(_MAGIC + footer))
+    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{address} is no Parquet file that can be read: {reason}") from error
+    identity = hashlib.sha256(footer).hexdigest()
+    counts = [described.row_group(number).num_rows for number in range(described.num_row_groups)]
+    firsts = itertools.accumulate(counts, initial=0)
+    return [
+        Unit(
+            kind="parquet",
+            address=address,
+            name=name,
+            number=number,
+            first_row=first,
+            num_rows=count,
+            identity=identity,
+        )
+        for number, (first, count) in enumerate(zip(firsts, counts, strict=False))
+    ]
+
+
+def _read_footer(file: IO[bytes]) -> bytes:
+    """The end of a Parquet file: where every column lies, of which size and with which statistics.
+
+    A file of other rows has another one.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 8))
+    tail = file.read(8)
+    if tail[4:] != _MAGIC:
+        raise ValueError("it does not end in PAR1")
+    length = _FOOTER.unpack(tail[:4])[0]
+    if length + 12 > size:
+        raise ValueError("its footer is longer than the file")
+    file.seek(size - 8 - length)
+    return file.read(length + 8)
+
+
+def _list_pictures(system: AbstractFileSystem, files: Sequence[str], root: str) -> list[Unit]:
+    units = []
+    for number, start in enumerate(range(0, len(files), PICTURES)):
+        block = files[start : start + PICTURES]
+        digest = hashlib.sha256()
+        for file in block:
+            digest.update(f"{_relate(file, root)} {_identify(system.info(file))}\n".encode())
+        units.append(
+            Unit(
+                kind="pictures",
+                address=str(system.unstrip_protocol(root)),
+                name=posixpath.basename(root.rstrip("/")) or root,
+                number=number,
+                first_row=start,
+                num_rows=len(block),
+                files=tuple(str(system.unstrip_protocol(file)) for file in block),
+                identity=digest.hexdigest(),
+            )
+        )
+    return units
+
+
+def _identify(info: dict[str, object]) -> str:
+    """A hash of what a file system says of a file: its size, and its checksum or its age."""
+    known = next(
+        (
+            str(info[key])
+            for key in ("ETag", "etag", "md5Hash", "crc32c", "checksum")
+            if info.get(key)
+        ),
+        "",
+    )
+    age = known or next(
+        (str(info[key]) for key in ("mtime", "LastModified", "last_modified") if info.get(key)), ""
+    )
+    return hashlib.sha256(f"{info.get('size')} {age}".encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Some rows of a unit.
+
+    Attributes:
+        table: Columns of the file; pictures and records have one.
+        first_row: Number of the first one within the file.
+        names: What to call each row; empty: by number.
+    """
+
+    table: pa.Table
+    first_row: int
+    names: tuple[str, ...] = ()
+
+
+def read_unit(unit: Unit, columns: Sequence[str] | None = None) -> Iterator[Block]:
+    """The rows of a unit, so many at a time.
+
+    Args:
+        unit: As `list_units` gave it.
+        columns: Those to read, of a Parquet file; None = all.
+
+    Raises:
+        DatasetError: Damaged, or not what its name says.
+        OSError: It cannot be read.
+    """
+    pa = import_extra("pyarrow", _PURPOSE)
+    try:
+        first = max(unit.first_row, 0)
+        for table, names in _READERS[unit.kind](unit, columns):
+            yield Block(table, first, names)
+            first += table.num_rows
+    except pa.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{unit.address} cannot be read: {reason}") from error
+
+
+_Tables = Iterator["tuple[pa.Table, tuple[str, ...]]"]
+
+
+def _read_row_group(unit: Unit, columns: Sequence[str] | None) -> _Tables:
+    parquet = import_extra("pyarrow.parquet", _PURPOSE)
+    pa = import_extra("pyarrow", _PURPOSE)
+    system, path = open_address(unit.address)
+    # A local file is mapped: pyarrow reads it without asking Python for every piece.
+    source = path if is_local(system) else system.open(path, "rb")
+    with parquet.ParquetFile(source, memory_map=is_local(system)) as file:
+        chosen = None if columns is None else list(columns)
+        for batch in file.iter_batches(BLOCK_ROWS, row_groups=[unit.number], columns=chosen):
+            yield pa.Table.from_batches([batch]), ()
+
+
+def _read_csv(unit: Unit, _: Sequence[str] | None) -> _Tables:
+    csv = import_extra("pyarrow.csv", _PURPOSE)
+    pa = import_extra("pyarrow", _PURPOSE)
+    system, path = open_address(unit.address)
+    with system.open(path, "rb") as file, csv.open_csv(pa.PythonFile(file, mode="r")) as reader:
+        for batch in reader:
+            yield from ((table, ()) for table in _cut(pa.Table.from_batches([batch])))
+
+
+def _read_jsonl(unit: Unit, _: Sequence[str] | None) -> _Tables:
+    json = import_extra("pyarrow.json", _PURPOSE)
+    system, path = open_address(unit.address)
+    with system.open(path, "rb") as file:
+        lines = _list_lines(file, unit.start, unit.stop)
+        while block := list(itertools.islice(lines, BLOCK_ROWS)):
+            data = b"".join(block)
+            options = json.ReadOptions(block_size=max(len(data) + 1, 2**16))
+            yield json.read_json(io.BytesIO(data), read_options=options), ()
+
+
+def _list_lines(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
+    """Lines that begin in [start, stop): one that begins before is its piece's before."""
+    if start:
+        file.seek(start - 1)
+        file.readline()
+    else:
+        file.seek(0)
+    while file.tell() < stop and (line := file.readline()):
+        if line.strip():
+            yield line if line.endswith(b"\n") else line + b"\n"
+
+
+def _read_tfrecord(unit: Unit, _: Sequence[str] | None) -> _Tables:
+    from contract.wire.tfrecord import iterate_records
+
+    system, path = open_address(unit.address)
+    with system.open(path, "rb") as file:
+        records = iterate_records(file, unit.address)
+        try:
+            while block := list(itertools.islice(records, BLOCK_ROWS)):
+                yield _tabulate(block), ()
+        except ManifestError as error:
+            raise DatasetError(str(error)) from error
+
+
+def _tabulate(records: list[bytes]) -> pa.Table:
+    """Serialized tf.Examples, and a column for each of their features; null where one lacks it."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    from google.protobuf.message import DecodeError
+
+    from contract.wire.plumbline_wire import example_pb2
+
+    columns: dict[str, list[list[Any] | None]] = {}
+    for row, record in enumerate(records):
+        try:
+            features = example_pb2.Example.FromString(record).features.feature
+        except DecodeError:
+            continue  # what is asked of it will be missing
+        for name, feature in features.items():
+            kind = feature.WhichOneof("kind")
+            values = list(getattr(feature, kind).value) if kind else None
+            column = columns.setdefault(name, [])
+            column += [None] * (row - len(column))
+            column.append(values)
+    arrays = {EXAMPLE: pa.array(records, pa.binary())}
+    for name, column in columns.items():
+        column += [None] * (len(records) - len(column))
+        if all(
+            values is None or (isinstance(values, list) and len(values) == 1) for values in column
+        ):
+            column = [values[0] if isinstance(values, list) else None for values in column]
+        arrays[name] = pa.array(column)
+    return pa.table(arrays)
+
+
+def _read_pictures(unit: Unit, _: Sequence[str] | None) -> _Tables:
+    pa = import_extra("pyarrow", _PURPOSE)
+    for start in range(0, len(unit.files), 256):
+        files = unit.files[start : start + 256]
+        contents: list[bytes | None] = []
+        for file in files:
+            system, path = open_address(file)
+            try:
+                contents.append(system.cat_file(path))
+            except OSError:
+                contents.append(None)  # a bad row, not the end of the others
+        names = tuple(_relate(file, unit.address) for file in files)
+        yield pa.table({IMAGE: pa.array(contents, pa.binary())}), names
+
+
+def _cut(table: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, table.num_rows, BLOCK_ROWS):
+        yield table.slice(start, BLOCK_ROWS)
+
+
+_KINDS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".tfrecord": "tfrecord",
+    ".tfrecords": "tfrecord",
+}
+
+_READERS: dict[str, Callable[[Unit, Sequence[str] | None], _Tables]] = {
+    "parquet": _read_row_group,
+    "csv": _read_csv,
+    "jsonl": _read_jsonl,
+    "tfrecord": _read_tfrecord,
+    "pictures": _read_pictures,
+}

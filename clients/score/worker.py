@@ -1,0 +1,345 @@
+"""What a worker does: a unit in, a part out."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from clients.results import flatten
+from clients.score.columns import BadRow, ColumnPlan, Prepared, prepare
+from clients.score.engines import Engine, EngineChoice, open_engine
+from clients.score.output import Destination, PartWriter, UnitSummary
+from clients.score.sources import Block, Unit, read_unit
+from contract import layout
+from contract.errors import (
+    InternalError,
+    ManifestError,
+    PlumblineError,
+    VerificationError,
+)
+from contract.golden import read_golden
+from contract.heads import Head
+from contract.manifest import Manifest, check_files, read_manifest
+from contract.parity import replay
+from contract.signature import Array, Batch
+from contract.statistics import find_scaling, measure_columns, sketch_columns
+
+if TYPE_CHECKING:
+    from contract.statistics import Sketch
+
+_SKETCHED_ROWS = 1024
+"""Of a block, at most."""
+
+_UNSURE = 0.5
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """A version as it reaches every node.
+
+    Attributes:
+        path: Where it lies on the machine that the job was started on.
+        digest: Its manifest's.
+        number: Its version.
+    """
+
+    path: str
+    digest: str
+    number: int
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """What every worker of a job is told.
+
+    Attributes:
+        version: The model.
+        engine: What scores.
+        destination: Where the answers go.
+        outputs: Those that are written; () = all.
+    """
+
+    version: Version
+    engine: EngineChoice
+    destination: Destination
+    outputs: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class Done:
+    """A unit that is finished.
+
+    Attributes:
+        unit: It.
+        summary: What came of it.
+        was_there: It had been done before.
+    """
+
+    unit: Unit
+    summary: UnitSummary
+    was_there: bool = False
+
+
+class Scorer:
+    """Scores units, one after the other, with one engine.
+
+    Args:
+        task: What the job is.
+        plan: How rows become batches.
+        version_dir: Where the version lies on this machine.
+
+    Raises:
+        PlumblineError: The version is not what the manifest says, or this machine's processor
+            answers its golden examples otherwise.
+    """
+
+    def __init__(self, task: Task, plan: ColumnPlan, version_dir: Path) -> None:
+        self._task = task
+        self._plan = plan
+        self._manifest = read_manifest(version_dir)
+        self._engine = open_checked_engine(version_dir, self._manifest, task.engine, plan)
+
+    def score(self, unit: Unit) -> Done:
+        """Reads, scores and writes one unit.
+
+        Raises:
+            PlumblineError: It cannot be read, scored or written; nothing of it stays.
+        """
+        summary = UnitSummary()
+        heads = self._manifest.heads
+        with PartWriter(self._task.destination, unit, heads) as writer:
+            columns = self._plan.columns if unit.kind == "parquet" else None
+            for block in read_unit(unit, columns):
+                try:
+                    prepared = prepare(block, self._plan)
+                    bad = [*prepared.bad, *self._answer(block, prepared, writer, summary)]
+                except PlumblineError as error:
+                    raise type(error)(f"{unit.describe()}: {error.message}") from error
+                writer.refuse(block, bad, self._plan.keys)
+                summary.num_rows += block.table.num_rows
+                summary.num_bad += len(bad)
+            writer.finish(summary)
+        return Done(unit, summary)
+
+    def _answer(
+        self, block: Block, prepared: Prepared, writer: PartWriter, summary: UnitSummary
+    ) -> list[BadRow]:
+        if not len(prepared.rows):
+            return []
+        signature_name = self._plan.signature.name
+        answers = self._engine.answer(prepared.batch, signature_name)
+        outputs = answers.outputs
+        if self._task.outputs:
+            outputs = {name: outputs[name] for name in self._task.outputs}
+        if len(answers.rows):
+            writer.write(block, prepared.rows[answers.rows], self._plan.keys, outputs)
+            self._count(prepared, outputs, summary)
+        return [BadRow(int(prepared.rows[row]), text) for row, text in answers.failed.items()]
+
+    def _count(
+        self, prepared: Prepared, outputs: Mapping[str, Array], summary: UnitSummary
+    ) -> None:
+        """What the summary says of inputs and answers."""
+        for name, columns in sketch_batch(prepared, self._manifest).items():
+            kept = summary.sketches.setdefault(name, {})
+            for column, sketch in columns.items():
+                if column in kept:
+                    kept[column].add(sketch)
+                else:
+                    kept[column] = sketch
+        for name, head in self._manifest.heads.items():
+            if name in outputs and (scores := _find_best(head, outputs[name])) is not None:
+                summary.num_judged += len(scores)
+                summary.num_unsure += int((scores < _UNSURE).sum())
+                break
+
+    def close(self) -> None:
+        """Ends the engine."""
+        self._engine.close()
+
+
+def _find_best(head: Head, scores: Array) -> Array | None:
+    """Of each row, the score of its class; None where scores are no probabilities."""
+    if head.task not in ("multiclass", "binary") or head.from_logits or scores.dtype.kind != "f":
+        return None
+    if head.task == "binary":
+        one = scores.reshape(len(scores), -1)
+        return np.asarray(np.maximum(one, 1 - one)[:, 0]) if one.shape[1] == 1 else None
+    return np.asarray(scores.max(axis=1)) if scores.ndim == 2 else None
+
+
+def sketch_batch(prepared: Prepared, manifest: Manifest) -> dict[str, dict[str, Sketch]]:
+    """Counts some rows of a batch in the bins of the version's own, in its numbers."""
+    found: dict[str, dict[str, Sketch]] = {}
+    batch: Batch = prepared.batch
+    for name, array in batch.items():
+        known = manifest.distributions.get(name)
+        key = name
+        if known is None and len(manifest.distributions) == 1 and len(batch) == 1:
+            key, known = next(iter(manifest.distributions.items()))
+        if not known or not array.ndim:
+            continue
+        step = -(-len(array) // _SKETCHED_ROWS)
+        rows = array[::step]
+        statistics = manifest.inputs.get(key)
+        shape = statistics.image_shape if statistics else ()
+        if statistics and shape and rows.dtype == np.uint8:
+            scaling = find_scaling(statistics)
+            rows = scaling.apply(rows) if scaling is not None else rows
+        names = manifest.data.columns if manifest.data else ()
+        sketches = sketch_columns(measure_columns(rows, names=names, image_shape=shape), known)
+        for column, sketch in sketches.items():
+            # Of all rows, although the values of some were looked at.
+            sketch.num_missing = prepared.missing.get(column, sketch.num_missing)
+            sketch.num_unseen = prepared.unseen.get(column, 0)
+            sketch.num_rows = prepared.num_rows
+        found[key] = sketches
+    return found
+
+
+def open_checked_engine(
+    version_dir: Path, manifest: Manifest, choice: EngineChoice, plan: ColumnPlan | None
+) -> Engine:
+    """An engine that has just answered the version's golden examples as the model did.
+
+    Raises:
+        VerificationError: Another processor, or other files: names this machine.
+        ManifestError: The files are not those of the manifest.
+    """
+    check_files(version_dir, manifest)
+    engine = open_engine(version_dir, choice)
+    try:
+        _check_golden(engine, version_dir, plan)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _check_golden(engine: Engine, version_dir: Path, plan: ColumnPlan | None) -> None:
+    if not (version_dir / layout.GOLDEN).is_file():
+        return
+    golden = read_golden(version_dir / layout.GOLDEN).signatures
+    asked = {plan.signature.name} if plan else set(engine.signatures)
+    for name in asked & golden.keys() & engine.signatures.keys():
+        report = replay(golden[name], engine, engine.tolerance, signature_name=name)
+        if not report.passed:
+            raise VerificationError(
+                f"{name_node()} answers the golden examples of {version_dir.name} otherwise than "
+                f"the model did: {name}: {'; '.join(report.problems)}; nothing was scored there: "
+                "leave that machine out, or score with --server"
+            )
+
+
+def name_node() -> str:
+    """What this machine is called, in errors."""
+    try:
+        import ray
+
+        if ray.is_initialized():
+            return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
+    except ImportError:
+        pass
+    return socket.gethostname()
+
+
+def place_version(version: Version, load: Callable[[], Mapping[str, bytes]]) -> Path:
+    """Where a version lies on this machine; it is laid there first where it does not, once.
+
+    Args:
+        version: Which.
+        load: Its files, by their paths in it.
+
+    Raises:
+        ManifestError: What was loaded is not the version.
+        InternalError: No room.
+    """
+    path = Path(version.path)
+    try:
+        if read_manifest(path).digest == version.digest:
+            return path
+    except (ManifestError, OSError):
+        pass
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(cache, "plumbline", "versions", version.digest)
+    place = folder / str(version.number)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not place.is_dir():
+                _unpack(load(), place)
+    except OSError as error:
+        raise InternalError(f"{name_node()} has no room for the version: {error}") from error
+    found = read_manifest(place)
+    if found.digest != version.digest:
+        raise ManifestError(f"{place} holds another version; remove it, and run again")
+    return place
+
+
+def _unpack(files: Mapping[str, bytes], place: Path) -> None:
+    stage = Path(tempfile.mkdtemp(prefix=".stage-", dir=place.parent))
+    try:
+        for name, data in files.items():
+            path = stage / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        stage.rename(place)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+def pack_version(version_dir: Path) -> dict[str, bytes]:
+    """The files of a version, by their paths in it: what `place_version` lays elsewhere."""
+    return {name: (version_dir / name).read_bytes() for name in layout.list_files(version_dir)}
+
+
+def make_fingerprint(task_facts: Mapping[str, object], plan: ColumnPlan) -> str:
+    """A hash of what an answer hangs on: the manifest, the signature, and how rows are made."""
+    described = msgspec.json.encode(
+        {
+            **task_facts,
+            "signature": plan.signature.name,
+            "inputs": [dataclasses.astuple(one) for one in plan.inputs],
+            "keys": plan.keys,
+            "invert": plan.adjustment.invert,
+            "scale": plan.adjustment.scale,
+            "shift": plan.adjustment.shift,
+        },
+        order="sorted",
+    )
+    return hashlib.sha256(described).hexdigest()
+
+
+class WorkerFault(msgspec.Struct, kw_only=True):
+    """An error as it travels from a worker: its kind and its text."""
+
+    kind: str
+    text: str
+
+    @classmethod
+    def of(cls, error: Exception, where: str = "") -> WorkerFault:
+        """Of an error; one that nobody foresaw says where, and its kind."""
+        if isinstance(error, PlumblineError):
+            return cls(kind=type(error).__name__, text=flatten(error))
+        text = f"{where or name_node()}: {type(error).__name__}: {' '.join(str(error).split())}"
+        return cls(kind="InternalError", text=text)
+
+    def rebuild(self) -> PlumblineError:
+        """The error again."""
+        from contract import errors
+
+        kind = getattr(errors, self.kind, InternalError)
+        if not (isinstance(kind, type) and issubclass(kind, PlumblineError)):
+            kind = InternalError
+        return kind(self.text)

@@ -1,0 +1,114 @@
+"""Files to score, and jobs over them, for tests of `clients score`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from clients.files.fit import Adjustment
+from clients.score.columns import ColumnPlan, plan_columns
+from clients.score.engines import EngineChoice, open_engine
+from clients.score.output import Destination
+from clients.score.sources import Block, Unit, list_units, read_unit
+from clients.score.worker import Scorer, Task, Version, make_fingerprint
+from contract.manifest import read_manifest
+from contract.signature import Array
+
+PIXELS = 784
+LITE = EngineChoice()
+
+
+def make_images(num_rows: int, *, seed: int = 0) -> Array:
+    """uint8 (rows, 784)."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (num_rows, PIXELS), dtype=np.uint8)
+
+
+def to_binary(images: Array) -> pa.Array:
+    """Rows of bytes as a fixed-size binary column."""
+    rows = np.ascontiguousarray(images).reshape(len(images), -1).view(np.uint8)
+    width = rows.shape[1]
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(width), len(rows), [None, pa.py_buffer(rows)]
+    )
+
+
+def write_images(path: Path, num_rows: int, *, group: int = 100, seed: int = 0) -> Array:
+    """A Parquet file of `id` and `image`; returns the images."""
+    images = make_images(num_rows, seed=seed)
+    table = pa.table({"id": pa.array(range(num_rows)), "image": to_binary(images)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, path, row_group_size=group)
+    return images
+
+
+@dataclasses.dataclass
+class Job:
+    """A job without Ray, in this process."""
+
+    units: list[Unit]
+    plan: ColumnPlan
+    task: Task
+    version_dir: Path
+
+    def run(self, units: list[Unit] | None = None) -> int:
+        """Scores units; how many rows were bad."""
+        scorer = Scorer(self.task, self.plan, self.version_dir)
+        try:
+            done = [scorer.score(unit) for unit in units or self.units]
+        finally:
+            scorer.close()
+        return sum(one.summary.num_bad for one in done)
+
+    def read(self) -> pa.Table:
+        """What lies in OUT, in the order of the files' names."""
+        return parquet.read_table(Path(self.task.destination.address, self.task.destination.folder))
+
+
+@contextmanager
+def first_block(address: str) -> Iterator[Block]:
+    """The first rows of the files at an address."""
+    yield next(block for unit in list_units(address) for block in read_unit(unit))
+
+
+def make_job(
+    source: Path | str,
+    out: Path | str,
+    version_dir: Path,
+    *,
+    choice: EngineChoice = LITE,
+    signature_name: str = "",
+    mapped: dict[str, tuple[str, ...]] | None = None,
+    keys: list[str] | None = None,
+    allow_non_finite: bool = False,
+) -> Job:
+    """A job that scores `source` into `out`."""
+    manifest = read_manifest(version_dir)
+    units = list_units(str(source))
+    with open_engine(version_dir, choice) as engine, first_block(str(source)) as block:
+        plan = plan_columns(
+            block,
+            engine.signatures,
+            signature_name=signature_name,
+            mapped=mapped,
+            keys=keys,
+            data=manifest.data,
+            adjustment=Adjustment(),
+            allow_non_finite=allow_non_finite,
+        )
+    destination = Destination(
+        address=str(out),
+        version=manifest.version,
+        digest=manifest.digest,
+        fingerprint=make_fingerprint({"digest": manifest.digest}, plan),
+        facts={"model_name": manifest.model_name, "manifest_digest": manifest.digest},
+    )
+    version = Version(path=str(version_dir), digest=manifest.digest, number=manifest.version)
+    task = Task(version=version, engine=choice, destination=destination)
+    return Job(units, plan, task, version_dir)

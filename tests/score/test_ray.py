@@ -1,0 +1,205 @@
+"""`clients score` on a Ray cluster of two nodes, one of which dies, and so does the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from tests.score.jobs import make_images, to_binary
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.ray
+GROUPS, GROUP_ROWS = 60, 1500
+LIMIT_S = 240
+
+
+def find_free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class Cluster:
+    """Ray's head, and as many other nodes as are added: processes of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = f"127.0.0.1:{find_free_port()}"
+        self._folder = folder
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        self.start_node("--head", f"--port={self.address.partition(':')[2]}", "--num-cpus=1")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": self.address}
+
+    def start_node(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Starts a node that ends with its process."""
+        environment = {
+            key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"
+        }
+        environment["RAY_raylet_start_wait_time_s"] = "120"
+        node = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+                *("--disable-usage-stats", *arguments),
+                *("--include-dashboard=false", "--object-store-memory=100000000"),
+            ],
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._nodes.append(node)
+        return node
+
+    def add_node(self) -> subprocess.Popen[bytes]:
+        """Starts another node."""
+        return self.start_node(f"--address={self.address}", "--num-cpus=1")
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Waits until so many nodes take work."""
+        code = (
+            "import sys, ray; ray.init(logging_level=50, log_to_driver=False)\n"
+            "sys.exit(sum(one['Alive'] for one in ray.nodes()) < int(sys.argv[1]))"
+        )
+        end = time.monotonic() + LIMIT_S
+        while subprocess.run(
+            [sys.executable, "-c", code, str(count)], env=self.environment, capture_output=True
+        ).returncode:
+            assert time.monotonic() < end, "the cluster does not start"
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """Kills a node and all that runs on it, at once."""
+        doomed = psutil.Process(node.pid).children(recursive=True)
+        for process in [*doomed, psutil.Process(node.pid)]:
+            process.kill()
+        node.wait()
+
+    def close(self) -> None:
+        """Ends all of it."""
+        for node in self._nodes:
+            if node.poll() is None:
+                self.kill(node)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("ray"))
+    cluster.wait_for_nodes(1)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def version(published_mlp: Path) -> Path:
+    return published_mlp / "mlp" / "1"
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    images = make_images(GROUP_ROWS)
+    schema = pa.schema([("id", pa.int64()), ("image", pa.binary(784))])
+    with parquet.ParquetWriter(path, schema) as writer:
+        for group in range(GROUPS):
+            ids = pa.array(np.arange(GROUP_ROWS) + group * GROUP_ROWS)
+            writer.write_table(pa.table([ids, to_binary(images)], schema))
+    return path
+
+
+def start(cluster: Cluster, rows: Path, out: Path, version: Path) -> subprocess.Popen[str]:
+    arguments = [str(rows), str(out), "--version_dir", str(version), "--workers", "2", "--json"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "clients", "score", *arguments],
+        cwd=ROOT,
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(job: subprocess.Popen[str]) -> dict[str, object]:
+    out, err = job.communicate(timeout=LIMIT_S)
+    assert job.returncode == 0, err
+    document = json.loads(out)
+    assert isinstance(document, dict)
+    return document
+
+
+def count_parts(out: Path) -> int:
+    return len(list(out.glob("version=*/part-*.parquet")))
+
+
+def wait_for_parts(out: Path, count: int, job: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + LIMIT_S
+    while count_parts(out) < count:
+        assert job.poll() is None and time.monotonic() < end, "too few parts"
+        time.sleep(0.05)
+
+
+def read_ids(out: Path) -> list[int]:
+    ids: list[int] = parquet.read_table(out / "version=1")["id"].to_pylist()
+    return sorted(ids)
+
+
+def is_scoring(node: subprocess.Popen[bytes]) -> bool:
+    """Whether a worker of ours runs on the node."""
+    children = psutil.Process(node.pid).children(recursive=True)
+    return any("MapWorker" in " ".join(child.cmdline()) for child in children)
+
+
+@pytest.mark.timeout(2 * LIMIT_S)
+def test_a_node_that_dies_on_the_way_loses_no_row_and_writes_none_twice(
+    cluster: Cluster, rows: Path, version: Path, tmp_path: Path
+) -> None:
+    node = cluster.add_node()
+    cluster.wait_for_nodes(2)
+    out = tmp_path / "out"
+    job = start(cluster, rows, out, version)
+    wait_for_parts(out, 3, job)
+    end = time.monotonic() + 60
+    while not is_scoring(node):
+        assert time.monotonic() < end and count_parts(out) < GROUPS, "the second node got no work"
+        time.sleep(0.05)
+    cluster.kill(node)
+    assert count_parts(out) < GROUPS, "the job was done before the node died"
+    document = finish(job)
+    assert read_ids(out) == list(range(GROUPS * GROUP_ROWS))
+    assert document["num_scored"] == GROUPS * GROUP_ROWS
+    assert document["sample"]["passed"]  # type: ignore[index]
+
+
+@pytest.mark.timeout(2 * LIMIT_S)
+def test_a_job_that_is_killed_goes_on_where_it_stopped(
+    cluster: Cluster, rows: Path, version: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    job = start(cluster, rows, out, version)
+    wait_for_parts(out, 3, job)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    before = count_parts(out)
+    assert before < GROUPS, "the job was done before it was killed"
+    document = finish(start(cluster, rows, out, version))
+    assert int(document["num_parts_before"]) >= before  # type: ignore[call-overload]
+    assert read_ids(out) == list(range(GROUPS * GROUP_ROWS))
+    again = finish(start(cluster, rows, out, version))
+    assert again["num_parts_before"] == again["num_parts"] == GROUPS
+    assert not list(out.rglob(".part-*"))
