@@ -89,7 +89,7 @@ def _train(
         run_fit,
         run_gradient_tape,
     )
-    from exporter.training.parts import build_parts
+    from exporter.training.parts import build_alone, build_parts
 
     if config.training.strategy == "multi_worker":
         check_same_run(open_strategy(config.training.strategy), config, dataset)
@@ -116,9 +116,12 @@ def _train(
         with keep_operation_order(), explain_read_errors():
             loop(parts, recorder)
     recorder.restore_best()
+    model, heads = parts.model, parts.heads
+    if config.training.strategy == "multi_worker":
+        model, heads = build_alone(parts, dataset, config)
     return TrainResult(
-        model=parts.model,
-        heads=parts.heads,
+        model=model,
+        heads=heads,
         history=state.history,
         epochs_run=state.epochs_run,
         best_epoch=state.best_epoch,

@@ -16,9 +16,9 @@ from tests.exporter.worker_processes import TIMEOUT_S, list_tasks, start
 COMMAND = "import sys; from exporter.__main__ import main; sys.exit(main())"
 CONFIG = """
 [model]
-kind = "mlp"
-hidden_units = [8]
-dropout = 0.2
+kind = "builder"
+name = "averaging"
+builder = "tests.exporter.test_lost_workers:build"
 
 [data]
 kind = "tfrecord"
@@ -37,6 +37,26 @@ batch_size = 16
 learning_rate = 0.01
 checkpoint_every = 1
 """
+
+
+AVERAGES = ("00004", "00005")
+"""Of the weights: those of BatchNormalization, each worker's own until they are read."""
+
+
+def build(input_shape: tuple[int, ...], num_classes: int) -> Any:
+    """What has state of every kind: random numbers, and averages that take all workers to read."""
+    import tf_keras
+
+    layers = tf_keras.layers
+    return tf_keras.Sequential(
+        [
+            layers.Input(input_shape),
+            layers.Dense(8, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.2),
+            layers.Dense(num_classes, activation="softmax"),
+        ]
+    )
 
 
 class Ended(NamedTuple):
@@ -114,7 +134,10 @@ def test_machines_that_resume_end_with_the_weights_of_a_run_never_stopped(runs: 
     for status, output in (*runs.whole, *runs.resumed):
         assert status == 0, output
     whole, resumed = (np.load(runs.folder / run / "weights.npz") for run in ("whole-0", "run-0"))
-    assert all((whole[name] == resumed[name]).all() for name in whole.files)
+    for name in whole.files:
+        # A checkpoint holds the mean of the workers' averages: the same but for its rounding.
+        allowed = 1e-6 if name in AVERAGES else 0
+        assert np.abs(whole[name] - resumed[name]).max() <= allowed, name
 
 
 def test_a_worker_that_would_train_something_else_than_the_chief_is_refused(
