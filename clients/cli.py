@@ -9,10 +9,16 @@ import sys
 from collections.abc import Sequence
 
 from clients.commands import demo, doctor, load, on_device, parity, predict, replay, score, status
+from clients.doctor.silence import Given
 from contract.console.completion import add_completion_flag
 from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.terminal import remark
-from contract.errors import PlumblineError
+from contract.errors import (
+    DeadlineExceededError,
+    PlumblineError,
+    ServableNotFoundError,
+    ServableUnavailableError,
+)
 
 COMMANDS = (status, predict, parity, demo, on_device, score, load, doctor, replay)
 """A module each, in the order of the help text."""
@@ -20,7 +26,11 @@ COMMANDS = (status, predict, parity, demo, on_device, score, load, doctor, repla
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return ExitCode.USAGE
+    args = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.verbose else logging.WARNING,
         stream=sys.stderr,
@@ -35,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.INTERRUPTED
     except PlumblineError as error:
         remark(f"error: {error}")
+        _advise(error, args)
         return exit_code_of(error)
     except BrokenPipeError:
         # The reader of stdout (`| head`) has gone: nothing is left to say, and the
@@ -45,6 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         remark(f"error: {error}")
         return ExitCode.USAGE
     return status
+
+
+def _advise(error: PlumblineError, args: argparse.Namespace) -> None:
+    """What finds out more about a server that does not answer, or has no such model."""
+    if not hasattr(args, "tls_server_name") or not hasattr(args, "server"):
+        return
+    if isinstance(error, ServableNotFoundError):
+        remark("--model_name says which model is asked for; what the server has to say of it:")
+    elif isinstance(error, ServableUnavailableError | DeadlineExceededError):
+        remark("what is wrong there, and what to do:")
+    else:
+        return
+    given = Given(model_name="", flags=doctor.list_flags(args))
+    print(f"  {given.advise(args.server)}", file=sys.stderr)  # in one line, to be copied
 
 
 def build_parser() -> argparse.ArgumentParser:

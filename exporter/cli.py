@@ -71,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command."""
     silence_tensorflow()
     filter_chatter()
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return ExitCode.USAGE
+    arguments = parser.parse_args(argv)
     level = logging.DEBUG if arguments.verbose else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("exporter", "contract"):

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     findings: list[Finding] = check_package()
     targets = [one for target in args.targets or [args.server] for one in _split(target)]
     folders = [Path(target) for target in targets if is_folder(target)]
-    flags, own = _list_flags(args), _list_own_flags(args)
+    flags, own = list_flags(args), _list_own_flags(args)
     if folders and not args.model_name:
         manifest = find_manifest(folders[0]) if folders[0].is_dir() else None
         args.model_name = manifest.model_name if manifest else ""
@@ -155,13 +155,13 @@ def _ask(args: argparse.Namespace, address: Address, asked: Asked) -> list[Findi
         return check_server(client, address, asked, connection_options(args))
 
 
-def _list_flags(args: argparse.Namespace) -> tuple[str, ...]:
+def list_flags(args: argparse.Namespace) -> tuple[str, ...]:
     """The flags about the server and its model that were given, for advice that repeats them."""
     names = (
         *("model_name", "version", "version_label"),
         *("ca_file", "cert_file", "key_file", "tls_server_name", "auth_token_file"),
     )
-    given = [f"--{name}={getattr(args, name)}" for name in names if getattr(args, name)]
+    given = [f"--{name}={getattr(args, name)}" for name in names if getattr(args, name, None)]
     flags = ["--tls"] if args.tls else []
     return (*flags, *given, *(f"--header={name}=…" for name, _ in args.header))
 

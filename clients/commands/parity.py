@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import functools
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clients.doctor.probe import REST_PORT, find_rest_port, parse_address
 from clients.interruption import Interrupted
 from clients.on_device import explain_missing
 from clients.parity import (
@@ -37,6 +40,7 @@ from clients.targets import (
     Pinned,
     add_server_flags,
     add_version_dir_flag,
+    connection_options,
     open_aio_client,
     open_client,
     open_rest_client,
@@ -47,6 +51,7 @@ from contract import layout
 from contract.console.exits import ExitCode
 from contract.console.extras import import_extra
 from contract.console.interrupts import left_to_asyncio
+from contract.console.progress import Heartbeat
 from contract.console.terminal import print_json, print_table, remark
 from contract.errors import ConfigError, PlumblineError, UnimplementedError
 from contract.golden import MAX_BYTES, Golden, read_golden
@@ -55,6 +60,8 @@ from contract.parity import Predictor, Tolerance, read_tolerances
 
 if TYPE_CHECKING:
     from clients.open_inference import OpenInferenceGrpc, OpenInferenceRest
+
+_LOADS = "; a server may have to load the model first, or TensorFlow for it"
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -77,9 +84,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument(
         "--rest_server",
-        default=DEFAULT_REST_SERVER,
+        default="",
         metavar="ADDRESS",
-        help="host:port or URL of REST (default %(default)s)",
+        help="host:port or URL of REST (default: the one that --server names, else port 8501)",
     )
     parser.add_argument(
         "--browser",
@@ -115,12 +122,35 @@ def run(args: argparse.Namespace) -> ExitCode:
     try:
         for name in names:
             remark(f"asking {name}")
-            reports.append(_check(name, args, version_dir, golden))
+            with Heartbeat(functools.partial(_tell, name, time.monotonic())):
+                report = _check(name, args, version_dir, golden)
+            if report.verdict == UNREACHABLE and name in (REST, V2_REST) and not args.rest_server:
+                where = f"REST was looked for at {find_rest_server(args)}"
+                told = f"{where}; if it is elsewhere, say so with --rest_server=HOST:PORT"
+                report = dataclasses.replace(report, problems=(*report.problems, told))
+            reports.append(report)
     except KeyboardInterrupt:
         _print(args, reports, path)
         raise Interrupted(f"{len(reports)} of {len(names)} hops were checked") from None
     _print(args, reports, path)
     return choose_exit_code(reports)
+
+
+def _tell(name: str, begun: float) -> None:
+    loads = "" if name == BROWSER or name.startswith(ON_DEVICE) else _LOADS
+    remark(f"still asking {name}, {time.monotonic() - begun:.0f} s so far{loads}")
+
+
+def find_rest_server(args: argparse.Namespace) -> str:
+    """--rest_server, else where the server of --server has REST."""
+    if args.rest_server:
+        return str(args.rest_server)
+    address = parse_address(args.server.split(",")[0])
+    if address.is_rest:
+        return address.text
+    if address.is_socket:
+        return DEFAULT_REST_SERVER
+    return address.join(find_rest_port(address, connection_options(args).tls) or REST_PORT)
 
 
 def choose_exit_code(reports: Sequence[HopReport]) -> ExitCode:
@@ -200,7 +230,9 @@ def _make_server_hop(name: str, args: argparse.Namespace, tolerance: Tolerance) 
                 finally:
                     runner.run(client.close())
         elif name == REST:
-            with open_rest_client(args, allow_non_finite=True, server=args.rest_server) as rest:
+            with open_rest_client(
+                args, allow_non_finite=True, server=find_rest_server(args)
+            ) as rest:
                 yield Pinned(rest.predict, args)
         else:
             with open_client(args, allow_non_finite=True) as blocking:
@@ -214,7 +246,9 @@ def _make_v2_hop(name: str, args: argparse.Namespace, tolerance: Tolerance) -> H
 
     def connect() -> OpenInferenceGrpc | OpenInferenceRest:
         return (
-            open_v2_grpc(args) if name == V2_GRPC else open_v2_rest(args, server=args.rest_server)
+            open_v2_grpc(args)
+            if name == V2_GRPC
+            else open_v2_rest(args, server=find_rest_server(args))
         )
 
     with closing(connect()) as predictor:

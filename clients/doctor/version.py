@@ -121,7 +121,8 @@ def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
             f"{path} holds models in folders that are no numbers ({names}), which servers ignore",
             f"mv {unnumbered[0]} {path / '1'}",
         )
-    bases = [child for child in sorted(path.iterdir()) if layout.find_versions(child)]
+    folders = [child for child in sorted(path.iterdir()) if child.is_dir()]
+    bases = [child for child in folders if layout.find_versions(child)]
     if bases:
         names = ", ".join(child.name for child in bases)
         return None, Check.VERSION_NUMBER.fails(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -191,7 +192,18 @@ def test_a_wrong_model_name_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> 
     with ModelServer() as other:
         other._GetModelStatus = _not_found  # type: ignore[method-assign]
         assert main(["status", "--server", other.address, "--model_name", "nlp"]) == 2
-    assert "nlp" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "nlp" in told
+    assert told.endswith(f"\n  python -m clients doctor {other.address} --model_name=nlp\n")
+
+
+@pytest.mark.parametrize("package", ["clients", "exporter"])
+def test_a_bare_command_lists_its_verbs(package: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", package], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(r"^ +predict ", done.stderr, re.MULTILINE)
 
 
 HIDE = """
@@ -385,5 +397,6 @@ def test_grpc_adds_no_lines_of_its_own_to_the_message() -> None:
         port = listener.getsockname()[1]
         done = run("status", "--server", f"127.0.0.1:{port}")
     assert done.returncode == 3
-    (line,) = done.stderr.splitlines()
+    line, *advice = done.stderr.splitlines()
+    assert len(advice) == 2
     assert line.startswith("error: ")

@@ -172,6 +172,7 @@ def test_a_signature_that_the_server_cannot_run_is_found_where_it_is_named(diagn
 
 def test_a_folder_of_base_paths_is_told_from_an_empty_one(copied: Path, diagnose: Any) -> None:
     base = copied.parent
+    (base.parent / "a_file").touch()
     status, findings = diagnose(base.parent)
     assert status == 1
     assert "(mlp)" in findings["version number"]["explanation"]

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from clients.cli import main
+from clients.doctor.probe import find_rest_port, parse_address
 from contract.errors import RequestError, UnauthenticatedError
 from contract.signature import TensorSpec
 from tests.clients.certificates import Certificates
@@ -391,3 +392,24 @@ def test_a_model_that_refuses_random_numbers_is_no_fault_of_its_server(diagnose:
     assert status == 0
     assert findings["answers"]["verdict"] == "warning"
     assert "random numbers" in findings["answers"]["explanation"]
+
+
+def test_rest_is_looked_for_where_the_port_of_grpc_says(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "models").mkdir()
+    flags = (
+        f"--rest_api_port={port}",
+        "--model_name=m",
+        f"--model_base_path={tmp_path / 'models'}",
+    )
+    with ServerProcess(tmp_path, *flags) as server:
+        assert find_rest_port(parse_address(server.address), None) == port
+        shown = subprocess.run(
+            [sys.executable, "-m", "clients", "doctor", server.address],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert "m is served, and has no version" in " ".join(shown.stdout.split())

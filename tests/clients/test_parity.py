@@ -314,3 +314,14 @@ def _write_numeric_golden(published: Path, folder: Path, *, add: float = 0.0) ->
     path = folder / "golden.npz"
     write_golden(path, Golden(chosen))
     return path
+
+
+def test_a_rest_port_that_nobody_named_is_named_where_nobody_answers(
+    published_mlp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version_dir = published_mlp / "mlp" / "1"
+    flags = ("--version_dir", str(version_dir), "--via", "rest", "--signatures", "serving_default")
+    main(["parity", *flags, "--server", "[::1]:9"])
+    told = capsys.readouterr().err
+    assert "[::1]:8501" in told
+    assert "--rest_server=HOST:PORT" in told
