@@ -15,6 +15,7 @@ from contract import layout
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import Manifest, read_manifest
+from contract.servable import DEFAULT_MODEL_NAME
 from contract.signature import Batch
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ Client = TypeVar("Client")
 
 DEFAULT_SERVER = "127.0.0.1:8500"
 DEFAULT_REST_SERVER = "127.0.0.1:8501"
-DEFAULT_MODEL_NAME = "default"
-"""TensorFlow Serving's own default of --model_name."""
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
