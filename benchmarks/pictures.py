@@ -21,6 +21,7 @@ from contract.console.plots import (
     label_ends,
     make_figure,
     save_plot,
+    set_count_ticks,
     set_log_ticks,
     set_ticks,
     styled,
@@ -156,37 +157,26 @@ def draw_growth(growth: Growth) -> "Figure":
         panels=3,
         width_in=11.0,
     )
+    by_connections = {
+        model: {number: one.calls_a_core for number, one in curve.items()}
+        for model, curve in growth.by_connections.items()
+    }
     for panel, title, across, curves in (
         (rows, "rows per second of a core", "rows per call", _count_rows(growth)),
-        (
-            connections,
-            "calls of one row per second of a core",
-            "connections",
-            {
-                model: {number: one.calls_a_core for number, one in curve.items()}
-                for model, curve in growth.by_connections.items()
-            },
-        ),
-        (
-            models,
-            "MiB resident",
-            f"models in one process, each of {growth.many}",
-            {"asked": {number: one.mib for number, one in growth.by_models.items()}},
-        ),
+        (connections, "calls of one row per second of a core", "connections", by_connections),
     ):
         for model, curve in curves.items():
             panel.plot(list(curve), list(curve.values()), label=model)
-        panel.set_xscale("log")
-        panel.set_xlabel(across)
+        panel.set(xscale="log", yscale="log", xlabel=across)
         panel.set_title(title)
-        places = sorted({x for curve in curves.values() for x in curve})
-        set_ticks(panel.xaxis, places if len(places) < 6 else places[::2])
-        if panel is not models:
-            panel.set_yscale("log")
-            set_log_ticks(panel.yaxis)
-            label_ends(panel)
-        else:
-            panel.set_ylim(bottom=0)
+        set_ticks(panel.xaxis, sorted({x for curve in curves.values() for x in curve})[::2])
+        set_log_ticks(panel.yaxis)
+        label_ends(panel)
+    loaded = growth.by_models
+    models.plot(list(loaded), [one.mib for one in loaded.values()])
+    models.set(xlabel=f"copies of {growth.many} in one process", ylim=(0, None))
+    models.set_title("MiB resident")
+    set_count_ticks(models.xaxis)
     return figure
 
 
@@ -205,7 +195,7 @@ def _describe_growth(growth: Growth) -> str:
     fewest, most = min(growth.by_models), max(growth.by_models)
     first, last = growth.by_models[fewest], growth.by_models[most]
     each = (last.mib - first.mib) / (most - fewest)
-    return f"Larger calls bring more rows of a core: {larger}; a model more takes {each:.2g} MiB"
+    return f"Larger calls bring more rows of a core: {larger}; each model more takes {each:.2g} MiB"
 
 
 def draw_replicas(replicas: Replicas) -> "Figure":
