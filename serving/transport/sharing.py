@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Protocol
 
-BACKLOG = 1024
+BACKLOG = 4096
 """Connections that may wait to be accepted."""
 
 _MOST_IN_A_TURN = 64
