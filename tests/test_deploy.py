@@ -198,6 +198,14 @@ def test_the_server_understands_every_flag_it_is_given(name: str) -> None:
     assert (given["port"], given["rest_api_port"]) == (8500, 8501)
 
 
+@pytest.mark.parametrize("name", SERVERS)
+def test_connections_end_in_time_for_pods_that_are_new(name: str) -> None:
+    _, container = find_server(name)
+    given, _ = parse_flags(container["args"], list_flags(ServerFlags))
+    arguments = dict(one.split("=") for one in str(given["grpc_channel_arguments"]).split(","))
+    assert 60_000 <= int(arguments["grpc.max_connection_age_ms"]) <= 600_000
+
+
 def check_memory(limit: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls, the processes and /tmp fit, and so does the largest message."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as in the image
