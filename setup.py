@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -71,6 +72,36 @@ def write_for_an_index(readme: str, repository: str) -> str:
     return _CODE_OR_LINK.sub(rewrite, readme)
 
 
+def find_repository() -> str:
+    """Where the repository can be read: as pyproject.toml says, else as git or an sdist knows it.
+
+    The remote `origin` of a clone that has one on the web; "" where there is none.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    known = project["tool"]["plumbline"]["repository"]
+    if not known and (ROOT / ".git").exists():
+        asked = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+        known = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    elif not known and (ROOT / "PKG-INFO").is_file():
+        lines = (ROOT / "PKG-INFO").read_text(encoding="utf-8")
+        found = re.search(r"^Project-URL: Repository, (.+)$", lines, re.MULTILINE)
+        known = found[1] if found else ""
+    return make_web_address(known)
+
+
+def make_web_address(remote: str) -> str:
+    """https://HOST/OWNER/NAME of a remote of git; "" of a folder, and of what is none.
+
+    Whatever stands before the host is left out: a token may.
+    """
+    found = re.fullmatch(
+        r"(?:https?://(?:[^/@]*@)?|ssh://(?:[^/@]*@)?|[\w.-]+@)(?P<host>[\w.-]+\.[a-z]+)(?::\d+)?[:/]"
+        r"(?P<path>[\w./-]+?)(?:\.git)?/?",
+        remote,
+    )
+    return f"https://{found['host']}/{found['path']}" if found else ""
+
+
 def list_urls(repository: str) -> dict[str, str]:
     """The links beside the text on an index."""
     if not repository:
@@ -84,8 +115,7 @@ def list_urls(repository: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    repository = project["tool"]["plumbline"]["repository"].rstrip("/")
+    repository = find_repository()
     setup(
         cmdclass={"build_py": BuildWithFolders, "sdist": SdistWithPages},
         long_description=write_for_an_index(

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, get_args
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, get_args
 
 from contract import layout
 from contract.console.completion import add_completion_flag
@@ -22,7 +22,7 @@ from contract.console.exits import EXIT_CODES, ExitCode, exit_code_of
 from contract.console.extras import require_extra
 from contract.console.progress import show_progress
 from contract.console.terminal import print_json, remark
-from contract.errors import ConfigError, PlumblineError
+from contract.errors import ConfigError, PlumblineError, WorkerLostError
 from contract.heads import Task
 from contract.lite.runtime import hide_delegate_notes
 from contract.signing import MAKE_KEY
@@ -81,11 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PlumblineError as error:
         remark(error.message)
         _LOG.debug("where it was raised", exc_info=True)
+        if isinstance(error, WorkerLostError):
+            _end_at_once(exit_code_of(error))
         return exit_code_of(error)
     except KeyboardInterrupt:
         remark("; ".join(["interrupted", *_describe_interrupted(arguments)]))
         return ExitCode.INTERRUPTED
     return status
+
+
+def _end_at_once(status: int) -> NoReturn:
+    """Leaves out TensorFlow's own end, which waits for machines that are gone, and complains."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _describe_interrupted(arguments: argparse.Namespace) -> list[str]:

@@ -69,3 +69,24 @@ def test_code_stays_as_it_is(
     text = "`a[0](b)`\n\n```python\nrows[0](docs/x.md)\n```\n\n[a](docs/x.md) and `x[i](j)`\n"
     for one in (README, text):
         assert list_code(write_for_an_index(one, repository)) == list_code(one)
+
+
+@pytest.mark.parametrize(
+    ("remote", "address"),
+    [
+        ("git@host.example:owner/name.git", "https://host.example/owner/name"),
+        ("https://host.example/owner/name.git", "https://host.example/owner/name"),
+        ("https://user:secret@host.example/owner/name", "https://host.example/owner/name"),
+        (
+            "ssh://git@host.example:2222/group/owner/name.git",
+            "https://host.example/group/owner/name",
+        ),
+        ("/home/me/name", ""),
+        ("file:///home/me/name", ""),
+        ("../name", ""),
+        ("", ""),
+    ],
+)
+def test_a_remote_on_the_web_is_where_the_project_is_read(remote: str, address: str) -> None:
+    make: Callable[[str], str] = runpy.run_path(str(ROOT / "setup.py"))["make_web_address"]
+    assert make(remote) == address

@@ -23,8 +23,8 @@ class ExitCode(enum.IntEnum):
 
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 checked and failed or done in part, 2 usage, 3 server unreachable or "
-    "failed to start, 130 interrupted."
+    "Exit codes: 0 done, 1 checked and failed or done in part, 2 usage, 3 server or worker "
+    "unreachable or failed to start, 130 interrupted."
 )
 """For the end of `--help`."""
 

@@ -20,6 +20,7 @@ import re
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -57,15 +58,43 @@ class RunIdentity(msgspec.Struct, frozen=True):
     data: str
 
 
-def identify_run(config: Config, dataset: Dataset) -> RunIdentity:
+def identify_run(
+    config: Config, dataset: Dataset, *, ignored: Sequence[str] = CHANGEABLE
+) -> RunIdentity:
     """Return what a run is recognised by."""
     plain = msgspec.to_builtins(config)
-    training = {key: value for key, value in plain["training"].items() if key not in CHANGEABLE}
+    training = {key: value for key, value in plain["training"].items() if key not in ignored}
     # As JSON keeps it, so that it equals what is read back: lists, not tuples.
     return msgspec.json.decode(
         msgspec.json.encode(RunIdentity(plain["model"], training, dataset.fingerprint)),
         type=RunIdentity,
     )
+
+
+def check_same_run(strategy: tf.distribute.Strategy, config: Config, dataset: Dataset) -> None:
+    """Refuse a worker that would train something else than the chief; to be called by all."""
+    own = identify_run(config, dataset, ignored=())
+    chiefs = msgspec.json.decode(broadcast(strategy, msgspec.json.encode(own)), type=RunIdentity)
+    changed = _describe_changes(chiefs, own) or ("other data" if chiefs.data != own.data else "")
+    if changed:
+        raise ConfigError(
+            f"this worker was started otherwise than the chief ({changed}); start the same command "
+            "on the same data everywhere"
+        )
+
+
+def _describe_changes(before: RunIdentity, now: RunIdentity) -> str:
+    """Which keys differ, and how."""
+    changes = [
+        f"{section}.{key} {earlier.get(key)} -> {later.get(key)}"
+        for section, earlier, later in (
+            ("model", before.model, now.model),
+            ("training", before.training, now.training),
+        )
+        for key in {**earlier, **later}
+        if earlier.get(key) != later.get(key)
+    ]
+    return ", ".join(changes)
 
 
 class _SavedState(msgspec.Struct, frozen=True):
@@ -96,12 +125,38 @@ class CheckpointStore:
         self._run = run
         self._chief = chief
 
-    def clear(self) -> None:
-        """Remove what an earlier run left, so that nobody resumes from it by mistake."""
-        if self._chief:
-            for path in self._find().values():
+    def begin(self, *, resume: bool) -> RunState:
+        """Return the state a run begins with: of the newest checkpoint, whose variables model and
+        optimizer are given, or an empty one.
+
+        Of several workers the chief decides, and what others were asked for does not count.
+        Without a checkpoint (the run died before its first) training starts over; what an earlier
+        run left is removed where it is not resumed, so that nobody does so by mistake.
+        """
+        with contextlib.ExitStack() as stack:
+            path = self._choose(resume=resume) if self._chief else None
+            if self._parts.plan.num_workers > 1:
+                path = self._share(path, stack)
+            if path is None:
+                return RunState()
+            state = self._read_state(path)
+            restored = self._make_checkpoint().read(str(path / "variables"))
+            restored.assert_existing_objects_matched()
+            whence = path if self._chief else "the chief's checkpoint"
+            _LOG.info("resuming after epoch %d from %s", state.epochs_run, whence)
+            return state
+
+    def _choose(self, *, resume: bool) -> Path | None:
+        self._remove_stages()
+        found = self._find()
+        if not resume:
+            for path in found.values():
                 shutil.rmtree(path)
-            self._remove_stages()
+        elif found:
+            return found[max(found)]
+        else:
+            _LOG.warning("no checkpoint in %s: training starts over", self._directory)
+        return None
 
     def save_when_due(self, state: RunState, metrics: dict[str, float]) -> None:
         """Write a checkpoint after every `checkpoint_every`th epoch and the last."""
@@ -147,31 +202,6 @@ class CheckpointStore:
                 "in TMPDIR"
             ) from error
 
-    def restore_latest(self) -> RunState:
-        """Give model and optimizer the newest checkpoint's variables; return its state.
-
-        Without a checkpoint (the run died before its first) training starts over.
-        """
-        with contextlib.ExitStack() as stack:
-            path = self._find_latest()
-            if self._parts.plan.num_workers > 1:
-                path = self._share(path, stack)
-            if path is None:
-                _LOG.warning("no checkpoint in %s: training starts over", self._directory)
-                return RunState()
-            state = self._read_state(path)
-            restored = self._make_checkpoint().read(str(path / "variables"))
-            restored.assert_existing_objects_matched()
-            _LOG.info("resuming after epoch %d from %s", state.epochs_run, path)
-            return state
-
-    def _find_latest(self) -> Path | None:
-        if not self._chief:
-            return None
-        self._remove_stages()
-        found = self._find()
-        return found[max(found)] if found else None
-
     def _share(self, path: Path | None, stack: contextlib.ExitStack) -> Path | None:
         """Sends the chief's checkpoint to all workers, whose disks need not have it."""
         packed = io.BytesIO()
@@ -195,15 +225,12 @@ class CheckpointStore:
 
     def _read_state(self, path: Path) -> RunState:
         saved, best_weights = _read_files(path)
-        for section in ("model", "training"):
-            before, now = getattr(saved.run, section), getattr(self._run, section)
-            if before != now:
-                keys = [key for key in now if before.get(key) != now[key]]
-                changed = ", ".join(f"{section}.{k} {before.get(k)} -> {now[k]}" for k in keys)
-                raise ConfigError(
-                    f"{path} is of another run ({changed}); give its configuration, or leave "
-                    "--resume out to start over"
-                )
+        changed = _describe_changes(saved.run, self._run)
+        if changed:
+            raise ConfigError(
+                f"{path} is of another run ({changed}); give its configuration, or leave "
+                "--resume out to start over"
+            )
         if saved.run.data != self._run.data:
             raise ConfigError(f"{path} was trained on other data; leave --resume out")
         return RunState(

@@ -20,6 +20,7 @@ from contract.signature import Array
 from exporter.config import ModelConfig, import_function
 from exporter.data.dataset import Dataset
 from exporter.data.examples import Examples, spread_rows
+from exporter.training.strategy import tells_of_lost_worker
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -207,6 +208,8 @@ def _build_custom(builder: str, dataset: Dataset) -> tf_keras.Model:
         with _keep_precision():
             model = function(*given, **more)
     except Exception as error:  # the user's code: whatever it raises is theirs to read
+        if tells_of_lost_worker(error):  # every variable that is made takes all of them
+            raise
         names = ", ".join(map(repr, rows.inputs))
         hint = f"; examples.inputs holds {names}" if more and isinstance(error, KeyError) else ""
         raise ConfigError(

@@ -94,6 +94,20 @@ def build_parts(dataset: Dataset, config: Config) -> TrainingParts:
     )
 
 
+def build_alone(
+    parts: TrainingParts, dataset: Dataset, config: Config
+) -> tuple[tf_keras.Model, ModelHeads]:
+    """Build the trained model outside of its strategy, with its heads; to be called by all workers.
+
+    It takes all of them to read some variables (averages of batches), and the others have ended
+    when the chief keeps and exports the model.
+    """
+    weights = parts.model.get_weights()
+    model = build_model(config.model, dataset)
+    model.set_weights(weights)
+    return model, describe_dataset_heads(model, dataset, config.training)
+
+
 def _is_layer(module: tf.Module) -> bool:
     return isinstance(module, tf_keras.layers.Layer)
 

@@ -109,13 +109,24 @@ def explain_lost_workers(remedy: str = "") -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         tf_config = read_tf_config()
-        is_lost = error.error_code in _LOST_CODES or "Collective ops is aborted" in error.message
-        if tf_config is None or not is_lost:
+        if tf_config is None or not tells_of_lost_worker(error):
             raise
         raise WorkerLostError(
             f"{_name_lost(tf_config, error.message)} has ended or cannot be reached, and this one "
-            f"cannot train without it; {remedy or 'start all workers again'}"
+            "cannot train without it; see what it said last, and "
+            + (remedy or "start all workers again")
         ) from error
+
+
+def tells_of_lost_worker(error: Exception) -> bool:
+    """Whether TensorFlow raised this, in a process of several, because another is gone."""
+    import tensorflow as tf
+
+    return (
+        isinstance(error, tf.errors.OpError)
+        and read_tf_config() is not None
+        and (error.error_code in _LOST_CODES or "Collective ops is aborted" in error.message)
+    )
 
 
 _LOST_CODES = (4, 10, 14)

@@ -19,7 +19,7 @@ from exporter.training.run import (
     RunState,
     TrainResult,
 )
-from exporter.training.strategy import explain_lost_workers, is_chief
+from exporter.training.strategy import explain_lost_workers, is_chief, open_strategy
 
 
 def train(
@@ -36,7 +36,8 @@ def train(
         dataset: What to train on.
         config: How.
         resume: Go on from the last checkpoint in `run_dir`, if it has one; the weights end
-            as those of a run that was never interrupted.
+            as those of a run that was never interrupted. Of several machines the chief's word
+            counts, and its checkpoint.
         run_dir: Folder for checkpoints and TensorBoard logs; None writes neither.
         progress: Called within and after each epoch, see `open_progress`.
 
@@ -45,7 +46,8 @@ def train(
 
     Raises:
         ConfigError: The configuration does not fit the data, the model cannot be built,
-            training diverged, or the checkpoint is of another run.
+            training diverged, the checkpoint is of another run, or the chief was started with
+            another configuration or other data.
         WorkerLostError: One of several machines is gone.
 
     Example:
@@ -75,25 +77,29 @@ def _train(
     started = time.perf_counter()
     if run_dir is None and (resume or config.training.tensorboard):
         raise ConfigError("resuming and TensorBoard logs need a run folder; give --run_dir")
-    from exporter.training.checkpoints import CheckpointStore, identify_run, make_tensorboard_log
+    from exporter.training.checkpoints import (
+        CheckpointStore,
+        check_same_run,
+        identify_run,
+        make_tensorboard_log,
+    )
     from exporter.training.loops import (
         keep_operation_order,
         make_evaluate,
         run_fit,
         run_gradient_tape,
     )
-    from exporter.training.parts import build_parts
+    from exporter.training.parts import build_alone, build_parts
 
+    if config.training.strategy == "multi_worker":
+        check_same_run(open_strategy(config.training.strategy), config, dataset)
     parts = build_parts(dataset, config)
     state = RunState()
     listeners: list[EpochListener] = []
     if run_dir is not None:
         run = identify_run(config, dataset)
         store = CheckpointStore(run_dir / "checkpoints", parts, run, chief=is_chief())
-        if resume:
-            state = store.restore_latest()
-        else:
-            store.clear()
+        state = store.begin(resume=resume)
         listeners.append(store.save_when_due)
         if config.training.tensorboard and is_chief():
             listeners.append(make_tensorboard_log(run_dir / "tensorboard"))
@@ -110,9 +116,12 @@ def _train(
         with keep_operation_order(), explain_read_errors():
             loop(parts, recorder)
     recorder.restore_best()
+    model, heads = parts.model, parts.heads
+    if config.training.strategy == "multi_worker":
+        model, heads = build_alone(parts, dataset, config)
     return TrainResult(
-        model=parts.model,
-        heads=parts.heads,
+        model=model,
+        heads=heads,
         history=state.history,
         epochs_run=state.epochs_run,
         best_epoch=state.best_epoch,

@@ -295,7 +295,7 @@ def test_json_of_a_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_error_has_an_exit_code() -> None:
     codes = {name: exit_code_of(one("why")) for name, one in errors.ERRORS_BY_NAME.items()}
     assert {name for name, code in codes.items() if code is ExitCode.UNREACHABLE} == {
-        *("ServableUnavailableError", "DeadlineExceededError"),
+        *("ServableUnavailableError", "DeadlineExceededError", "WorkerLostError"),
     }
     assert {name for name, code in codes.items() if code is ExitCode.FAILED} == {
         *("PlumblineError", "ExportError", "VerificationError", "SignatureChangedError"),

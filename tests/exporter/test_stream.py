@@ -136,6 +136,14 @@ def test_workers_read_rows_of_their_own_and_as_many_each(tmp_path: Path) -> None
         train.open_batches(15, num_workers=2)
 
 
+def test_a_worker_trains_without_the_shards_of_the_others(tmp_path: Path) -> None:
+    train = open_train(load(write_shards(tmp_path, shards=4)))
+    own = train.open_batches(16, seed=5, drop_remainder=True, worker=0, num_workers=2)
+    for path in sorted(tmp_path.iterdir())[3:]:
+        path.unlink()  # the third may hold rows of both
+    assert len(set(flatten(name_rows(own)))) == len(train) // 16 * 8
+
+
 def test_what_a_version_is_made_with_is_drawn_from_the_index(tmp_path: Path) -> None:
     dataset = load(write_shards(tmp_path))
     examples = draw_export_examples(dataset, num_golden=64, num_calibration=30, seed=1)

@@ -26,13 +26,19 @@ GROUPS, GROUP_ROWS = 60, 1500
 LIMIT_S = 240
 
 
+def find_free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 class Cluster:
     """Ray's head, and as many other nodes as are added: processes of this machine."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{find_free_port()}"
         self._folder = folder
         self._nodes: list[subprocess.Popen[bytes]] = []
         self.start_node("--head", f"--port={self.address.partition(':')[2]}", "--num-cpus=1")
