@@ -1,7 +1,8 @@
 """A listening socket, accepted from by one process or by several.
 
 libuv accepts one connection in a turn of its loop, and a turn is long where thousands of
-connections have calls: who came then waited for minutes. Here up to 64 are accepted in a turn.
+connections have calls: who came then waited for minutes. Here the longer a turn took the more are
+accepted, 4 to 64.
 
 Connections wait in the kernel until somebody takes them, so none is lost with a process that
 hangs or dies. Where each has a socket of its own (SO_REUSEPORT), the kernel hands connections to
@@ -22,8 +23,9 @@ from typing import Protocol
 BACKLOG = 4096
 """Connections that may wait to be accepted."""
 
-_MOST_IN_A_TURN = 64
-"""Connections that are accepted before calls have their turn again: some 5 ms."""
+_LEAST_IN_A_TURN, _MOST_IN_A_TURN = 4, 64
+_ACCEPTED_A_SECOND = 1000
+"""In a turn of so long: what came anew gets some seventh of the time, and calls the rest."""
 
 _MAX_OPENING_S = 0.5
 _NOTE_S = 0.1
@@ -167,6 +169,7 @@ class SharedAcceptor:
         self._is_fair = is_fair
         self._loop = asyncio.get_running_loop()
         self._yielded = self._began_to_yield = float("-inf")
+        self._accepted = time.monotonic()
         self._retry: asyncio.TimerHandle | None = None
         self._is_stopped = False
         self._listen()
@@ -187,7 +190,10 @@ class SharedAcceptor:
         self._retry = self._loop.call_later(seconds, self._listen)
 
     def _accept(self) -> None:
-        for _ in range(_MOST_IN_A_TURN):
+        now = time.monotonic()
+        due = int((now - self._accepted) * _ACCEPTED_A_SECOND)
+        self._accepted = now
+        for _ in range(max(_LEAST_IN_A_TURN, min(due, _MOST_IN_A_TURN))):
             if not self._accept_one():
                 return
 

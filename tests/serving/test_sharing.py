@@ -162,7 +162,8 @@ def test_those_who_wait_to_connect_do_not_wait_for_a_turn_each() -> None:
         counts = [0]
         deadline = time.monotonic() + 20
         while counts[-1] < NUM_WAITING and time.monotonic() < deadline:
-            await asyncio.sleep(0)  # a turn
+            time.sleep(0.02)  # calls of those who are connected
+            await asyncio.sleep(0)
             counts.append(listener.connections.num_open)
         for one in waiting:
             one.close()
@@ -173,7 +174,7 @@ def test_those_who_wait_to_connect_do_not_wait_for_a_turn_each() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         accepted = runner.run(count_in_a_turn())
     assert sum(accepted) == NUM_WAITING
-    assert NUM_WAITING // 4 < max(accepted) < NUM_WAITING  # and calls have theirs in between
+    assert 10 <= max(accepted) < NUM_WAITING  # and calls have theirs in between
 
 
 def test_a_share_is_fair_unless_another_that_lives_has_fewer(shared: SharedState) -> None:
