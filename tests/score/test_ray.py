@@ -47,11 +47,13 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": self.address}
 
-    def start_node(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start_node(self, *arguments: str, auth_mode: str = "") -> subprocess.Popen[bytes]:
         """Starts a node that ends with its process."""
         environment = {
             key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"
         }
+        if auth_mode:  # the head finds out by itself, and makes a token
+            environment["RAY_AUTH_MODE"] = auth_mode
         environment["RAY_raylet_start_wait_time_s"] = "120"
         node = subprocess.Popen(
             [
@@ -70,7 +72,7 @@ class Cluster:
 
     def add_node(self) -> subprocess.Popen[bytes]:
         """Starts another node."""
-        return self.start_node(f"--address={self.address}", "--num-cpus=1")
+        return self.start_node(f"--address={self.address}", "--num-cpus=1", auth_mode="token")
 
     def wait_for_nodes(self, count: int) -> None:
         """Waits until so many nodes take work."""
@@ -80,9 +82,13 @@ class Cluster:
         )
         end = time.monotonic() + LIMIT_S
         while subprocess.run(
-            [sys.executable, "-c", code, str(count)], env=self.environment, capture_output=True
+            [sys.executable, "-c", code, str(count)],
+            env={**self.environment, "RAY_AUTH_MODE": "token"},
+            capture_output=True,
+            check=False,
         ).returncode:
             assert time.monotonic() < end, "the cluster does not start"
+            time.sleep(0.5)
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """Kills a node and all that runs on it, at once."""
