@@ -41,7 +41,12 @@ class Cluster:
         self.address = f"127.0.0.1:{find_free_port()}"
         self._folder = folder
         self._nodes: list[subprocess.Popen[bytes]] = []
-        self.start_node("--head", f"--port={self.address.partition(':')[2]}", "--num-cpus=1")
+        self.start_node(
+            "--head",
+            f"--port={self.address.partition(':')[2]}",
+            "--num-cpus=1",
+            "--include-dashboard=false",
+        )
 
     @property
     def environment(self) -> dict[str, str]:
@@ -59,7 +64,7 @@ class Cluster:
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
                 *("--disable-usage-stats", *arguments),
-                *("--include-dashboard=false", "--object-store-memory=100000000"),
+                "--object-store-memory=100000000",
             ],
             cwd=ROOT,
             env=environment,
@@ -156,7 +161,8 @@ def count_parts(out: Path) -> int:
 def wait_for_parts(out: Path, count: int, job: subprocess.Popen[str]) -> None:
     end = time.monotonic() + LIMIT_S
     while count_parts(out) < count:
-        assert job.poll() is None and time.monotonic() < end, "too few parts"
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < end, "too few parts"
         time.sleep(0.05)
 
 
