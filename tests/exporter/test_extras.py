@@ -42,6 +42,17 @@ def test_a_version_is_verified_and_inspected_without_tensorflow_and_rich(
         assert done.stderr == ""  # TFLite's notes included
 
 
+def test_inspect_says_once_what_it_lacks_to_read_copies(
+    published_mlp: Path, tmp_path: Path
+) -> None:
+    blocked = ("tensorflow", "ai_edge_litert", "tflite_runtime")
+    version = str(published_mlp / "mlp" / "1")
+    done = run_without(*blocked, arguments=["inspect", version], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("no TFLite") == 1
+    assert "…-tf" not in done.stdout and "not read" in done.stdout
+
+
 @pytest.mark.parametrize("verb", ["train", "export", "predict"])
 def test_a_missing_extra_is_one_sentence_that_names_it(verb: str, tmp_path: Path) -> None:
     arguments = [verb]
