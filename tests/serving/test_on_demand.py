@@ -25,6 +25,7 @@ from contract.errors import (
     Code,
     ConfigError,
     InternalError,
+    ManifestError,
     PlumblineError,
     ServableNotFoundError,
 )
@@ -240,6 +241,47 @@ def test_a_model_larger_than_the_limit_says_so(tmp_path: Path, make: Make, loads
     assert refused.value.code is Code.FAILED_PRECONDITION
     assert loads.begun == []
     assert manager.is_ready()
+
+
+def test_a_version_whose_files_are_damaged_unloads_nobody(
+    tmp_path: Path, loads: Loads, events: Events
+) -> None:
+    def check(servable_id: ServableId, directory: Path) -> None:
+        if "broken" in (directory / WEIGHTS).read_text():
+            raise ManifestError(f"{servable_id}: sha256 differs")
+
+    config = ServerConfig(
+        load_on_demand=True, max_resident_bytes=120, file_system_poll_wait_seconds=0.01
+    )
+    manager = ServableManager(loads, config, observer=events, check=check)
+    try:
+        models = put_models(tmp_path, "a", "b")
+        (tmp_path / "b" / "1" / WEIGHTS).write_text("broken".rjust(100))
+        start(manager, models)
+        assert ask(manager, "a") == 0
+        with pytest.raises(PlumblineError, match="sha256 differs") as refused:
+            ask(manager, "b")
+        assert refused.value.code is Code.FAILED_PRECONDITION
+        assert events.seen == [("loaded", "a"), ("failed", "b")]
+        assert not loads.made[0].is_closed
+        (tmp_path / "b" / "1" / WEIGHTS).write_text("7".rjust(100))
+        wait_for(manager, lambda: find_state(manager, "b") is VersionState.AVAILABLE)
+        assert ask(manager, "b") == 7
+    finally:
+        manager.stop()
+
+
+def test_a_model_that_never_fits_is_refused_once_for_a_call(
+    tmp_path: Path, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = make(max_resident_bytes=150)
+    start(manager, put_models(tmp_path, "a", size=200) + put_models(tmp_path, "b"))
+    with pytest.raises(PlumblineError, match="counts for"):
+        ask(manager, "a")
+    for _ in range(3):  # looks at the base paths, and loads, go on meanwhile
+        assert ask(manager, "b") == 0
+        threading.Event().wait(0.05)
+    assert caplog.text.count("counts for") == 1
 
 
 def test_a_failed_load_is_told_at_once_for_a_while_and_then_tried_again(
