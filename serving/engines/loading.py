@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from contract import layout
+from contract.console.extras import is_installed, make_missing_error
 from contract.console.progress import Heartbeat, format_seconds
 from contract.errors import ManifestError, PlumblineError, ServableNotFoundError, UnimplementedError
 from contract.servable import ServableId
@@ -250,6 +251,11 @@ def _examine(
     for name, choice in sorted(choices.items()):
         _log.info("%s: %s by %s: %s", servable_id, name, choice.engine, choice.reason)
         observer.observe_engine(servable_id, name, choice)
+    lacking = [name for name, one in sorted(choices.items()) if one.engine == TENSORFLOW]
+    if lacking and not is_installed("tensorflow"):
+        purpose = f"answering {', '.join(lacking)}"
+        missing = make_missing_error(purpose, ["tensorflow"], "tensorflow").message
+        _log.warning("%s: %s; until then such calls are UNIMPLEMENTED", servable_id, missing)
     findings = Findings(signature_defs, choices, state)
     if litert is not None:
         at("warmup and golden examples through LiteRT")

@@ -48,7 +48,7 @@ from tests.serving.offset_servables import WEIGHTS, Loads, put_version
 from tests.serving.server_process import ServerProcess, call
 from tests.serving.servers import Faces, serve
 from tests.serving.test_discovery import fetch
-from tests.serving.test_lifecycle import link_version
+from tests.serving.test_lifecycle import link_version, replace_file
 
 WAIT_S = 20
 NUM_PIXELS = 784
@@ -650,6 +650,28 @@ def test_a_model_that_appears_in_the_folder_is_served(tmp_path: Path, published_
         assert predict(server.url, "new")
         shutil.rmtree(tmp_path / "models" / "m0")
         server.wait_for(lambda: [one["name"] for one in fetch(server.url)["models"]] == ["new"])
+
+
+def test_a_damaged_model_and_a_start_move_nothing_that_is_good(
+    tmp_path: Path, published_mlp: Path
+) -> None:
+    size = serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 3)
+    graph = tmp_path / "models" / "m2" / "1" / "saved_model.pb"
+    replace_file(graph, graph.read_bytes()[:-1] + b"?")
+    with ServerProcess(
+        tmp_path,
+        f"--models_base_path={tmp_path / 'models'}",
+        "--load_on_demand",
+        f"--max_resident_bytes={size}",
+        rest=True,
+    ) as server:
+        server.wait_until_ready()
+        assert predict(server.url, "m0")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            predict(server.url, "m2")
+        assert b"sha256" in refused.value.read()
+        assert server.list_states("m0") == {1: "AVAILABLE"}
+        assert "name: m1" not in server.log
 
 
 def test_memory_stays_flat_over_many_loads(tmp_path: Path, published_mlp: Path) -> None:
