@@ -20,8 +20,7 @@ from clients.doctor.probe import (
     listen,
     look_at_tls,
 )
-from clients.options import TlsOptions
-from clients.targets import DEFAULT_MODEL_NAME
+from clients.options import DEFAULT_MODEL_NAME, TlsOptions
 from contract.errors import (
     PermissionDeniedError,
     PlumblineError,
