@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from clients.blocking import PredictionClient, RestClient
-from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions, read_metadata
+from clients.options import (
+    DEFAULT_MODEL_NAME,
+    Checks,
+    ConnectionOptions,
+    Timeouts,
+    TlsOptions,
+    read_metadata,
+)
 from contract import layout
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import Manifest, read_manifest
-from contract.servable import DEFAULT_MODEL_NAME
 from contract.signature import Batch
 
 if TYPE_CHECKING:

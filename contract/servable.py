@@ -14,9 +14,6 @@ from contract.errors import ConfigError, RequestError
 MAX_VERSION = 2**63 - 1
 """Versions are int64 (`core/servable_id.h`)."""
 
-DEFAULT_MODEL_NAME = "default"
-"""TensorFlow Serving's own default of --model_name."""
-
 DEFAULT_SIGNATURE_NAME = "serving_default"
 """What a signature name of "" stands for (tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY)."""
 

@@ -156,7 +156,8 @@ def _start_trials(config: ServerConfig) -> Trials:
 
     prepare_trials(config)
     trials = start_trials(config)
-    looks = config.file_system_poll_wait_seconds >= 0
+    # What is loaded on demand is tried for whoever asks for it first.
+    looks = config.file_system_poll_wait_seconds >= 0 and not config.load_on_demand
     for model in config.models if looks else ():
         for version, version_dir in poll(model).versions.items():
             trials.begin(ServableId(model.name, version), version_dir)

@@ -15,7 +15,7 @@ from contract.servable import ServableId
 from serving.addresses import Addresses, log_addresses, write_port_file
 from serving.api.handlers import Manager
 from serving.config.server import ServerConfig
-from serving.engines.loading import Guard, Trials, load_servable, unguarded
+from serving.engines.loading import Guard, Trials, check_version, load_servable, unguarded
 from serving.engines.servable import Servable
 from serving.monitoring.metrics import Metrics
 from serving.versions.manager import ServableManager
@@ -169,7 +169,12 @@ def make_manager(
             is_serving=manager.is_serving,
         )
 
-    manager = ServableManager(load, config, tally=tally, untally=untally, observer=metrics)
+    def check(servable_id: ServableId, version_dir: Path) -> None:
+        check_version(servable_id, version_dir, config)
+
+    manager = ServableManager(
+        load, config, tally=tally, untally=untally, observer=metrics, check=check
+    )
     if config.load_on_demand:
         metrics.watch_residency(manager.measure_residency)
     manager.monitor.subscribe(metrics.observe_state)

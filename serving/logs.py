@@ -242,6 +242,7 @@ class AccessLog:
     def __init__(self, log_format: str = TEXT, who: str = "") -> None:
         self._fd = sys.stderr.fileno()
         self._begin = _begin_json_line if log_format == JSON else _begin_text_line
+        self._per_second = 1e6 if log_format == JSON else 1e3  # as the log's other lines
         self._write = _write_json if log_format == JSON else _write_text
         self._who = who
         self._second = 0
@@ -253,7 +254,7 @@ class AccessLog:
         second = int(now)
         if second != self._second:
             self._second, self._beginning = second, self._begin(second, self._who)
-        line = self._write(self._beginning % int((now - second) * 1e6), access)
+        line = self._write(self._beginning % int((now - second) * self._per_second), access)
         with contextlib.suppress(OSError):
             os.write(self._fd, line)
 
@@ -271,10 +272,10 @@ def _write_json(beginning: bytes, access: Access) -> bytes:
 
 
 def _begin_text_line(second: int, who: str) -> bytes:
-    """As `logging` has it, but to the microsecond."""
+    """As `logging` has it."""
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
     named = f" {who}:".replace("%", "%%") if who else ""
-    return f"{moment},%06d I {_ACCESS}]{named}".encode()
+    return f"{moment},%03d I {_ACCESS}]{named}".encode()
 
 
 def _write_text(beginning: bytes, access: Access) -> bytes:

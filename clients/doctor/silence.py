@@ -20,7 +20,7 @@ from clients.doctor.probe import (
     listen,
     look_at_tls,
 )
-from clients.options import TlsOptions
+from clients.options import DEFAULT_MODEL_NAME, TlsOptions
 from contract.errors import (
     PermissionDeniedError,
     PlumblineError,
@@ -28,7 +28,6 @@ from contract.errors import (
     UnimplementedError,
 )
 from contract.proxies import Proxy, find_grpc_proxy, find_http_proxy, is_local
-from contract.servable import DEFAULT_MODEL_NAME
 
 _VERSION_FLAGS = frozenset({"--version", "--version_label"})
 _TLS_FLAGS = ("--tls", "--ca_file", "--cert_file", "--key_file", "--tls_server_name")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from contract import layout
+from contract.console.extras import is_installed, make_missing_error
 from contract.console.progress import Heartbeat, format_seconds
 from contract.errors import ManifestError, PlumblineError, ServableNotFoundError, UnimplementedError
 from contract.servable import ServableId
@@ -238,13 +239,9 @@ def _examine(
     observer: Observer,
     at: Stages,
 ) -> tuple[Findings, LiteRTEngine | None]:
-    from contract.manifest import check_files, read_manifest
     from contract.parity import read_tolerances
 
-    state = _check_signing(servable_id, version_dir, config, at)
-    at("checking the sha256 of its files")
-    if (version_dir / layout.MANIFEST).is_file():
-        check_files(version_dir, read_manifest(version_dir))
+    state = _check_files(servable_id, version_dir, config, at)
     at("reading its signatures")
     signature_defs = _read_signature_defs(version_dir, config)
     signatures = signatures_from_map(signature_defs)
@@ -254,6 +251,11 @@ def _examine(
     for name, choice in sorted(choices.items()):
         _log.info("%s: %s by %s: %s", servable_id, name, choice.engine, choice.reason)
         observer.observe_engine(servable_id, name, choice)
+    lacking = [name for name, one in sorted(choices.items()) if one.engine == TENSORFLOW]
+    if lacking and not is_installed("tensorflow"):
+        purpose = f"answering {', '.join(lacking)}"
+        missing = make_missing_error(purpose, ["tensorflow"], "tensorflow").message
+        _log.warning("%s: %s; until then such calls are UNIMPLEMENTED", servable_id, missing)
     findings = Findings(signature_defs, choices, state)
     if litert is not None:
         at("warmup and golden examples through LiteRT")
@@ -263,6 +265,29 @@ def _examine(
         if not config.preload_signatures:
             examination.report_untested(findings.list_signatures(TENSORFLOW))
     return findings, litert
+
+
+def check_version(servable_id: ServableId, version_dir: Path, config: ServerConfig) -> None:
+    """Raises a PlumblineError where a version's files are unfit, which no load has to tell: their
+    signing, their checksums, and whether there is a model."""
+    with Stages(servable_id) as at:
+        _check_files(servable_id, version_dir, config, at)
+    models = (layout.SAVED_MODEL, layout.variant_path(layout.FLOAT32))
+    if not any((version_dir / name).is_file() for name in models):
+        raise _make_absence(version_dir)
+
+
+def _check_files(
+    servable_id: ServableId, version_dir: Path, config: ServerConfig, at: Stages
+) -> str:
+    """Who signed them and what their sha256 is; returns what `_check_signing` does."""
+    from contract.manifest import check_files, read_manifest
+
+    state = _check_signing(servable_id, version_dir, config, at)
+    at("checking the sha256 of its files")
+    if (version_dir / layout.MANIFEST).is_file():
+        check_files(version_dir, read_manifest(version_dir))
+    return state
 
 
 def _check_signing(
@@ -352,7 +377,11 @@ def _read_signature_defs(version_dir: Path, config: ServerConfig) -> dict[str, S
             )
         model = LiteRTEngine(tflite)
         return {name: signature_to_proto(one) for name, one in model.signatures.items()}
-    raise ServableNotFoundError(
+    raise _make_absence(version_dir)
+
+
+def _make_absence(version_dir: Path) -> ServableNotFoundError:
+    return ServableNotFoundError(
         "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
         f"{version_dir}. Check that the directory exists and that you have the right "
         "permissions for accessing it."

@@ -127,6 +127,8 @@ class Service:
         num_open: Requests that have begun, and are not answered.
         buffers: What large requests are read into.
         full_from: From so many calls in flight on, connections are refused calls.
+        unknown: Of a gRPC service (`/package.Service`), what callers of a method that it lacks are
+            told; those of other services get no words.
         other_port: A sentence for those who speak HTTP, and no gRPC, to this port.
         gives_back_ids: Whether answers have the `x-request-id` that came with the request.
     """
@@ -139,6 +141,7 @@ class Service:
     max_calls: int = 0
     num_calls: int = 0
     num_open: int = 0
+    unknown: Mapping[bytes, str] = dataclasses.field(default_factory=dict)
     other_port: str = ""
     gives_back_ids: bool = True
     buffers: BufferPool = dataclasses.field(default_factory=BufferPool)
@@ -232,8 +235,10 @@ class Told:
         elif not is_grpc:
             self.http = _make_http(415, service.other_port)
         elif self.method is None:
-            # Every path that nobody knows is UNIMPLEMENTED, without words, as in grpc++.
-            self._refused = Code.UNIMPLEMENTED, "", ()
+            # Every path that nobody knows is UNIMPLEMENTED, without words, as in grpc++; but for
+            # those of APIs that TensorFlow Serving does not have.
+            words = service.unknown.get(head.path.rpartition(b"/")[0], "")
+            self._refused = Code.UNIMPLEMENTED, words, ()
 
     def _read_timeout(self, value: bytes) -> None:
         digits, unit_s = value[:-1], _UNITS.get(value[-1:])

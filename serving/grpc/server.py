@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -75,6 +75,7 @@ class GrpcServer:
             max_receive_bytes=arguments.max_receive_bytes,
             max_send_bytes=arguments.max_send_bytes,
             max_calls=config.max_concurrent_calls,
+            unknown=_describe_services(more_methods),
             other_port=_make_sentence(config),
             gives_back_ids=not config.strict_compat,
         )
@@ -141,6 +142,18 @@ class GrpcServer:
         await asyncio.sleep(min(_LINGER_S, grace_s / 10))  # health says NOT_SERVING by now
         await self._listener.stop_accepting()
         return await self._listener.drain(max(0.0, grace_s - (time.monotonic() - begun)))
+
+
+def _describe_services(methods: Iterable[str]) -> dict[bytes, str]:
+    """What is said to callers of other methods of the same services."""
+    names: dict[str, list[str]] = {}
+    for path in methods:
+        service, _, name = path.rpartition("/")
+        names.setdefault(service, []).append(name)
+    return {
+        service.encode(): f"of {service[1:]} this server has {', '.join(sorted(own))} alone"
+        for service, own in names.items()
+    }
 
 
 def _make_sentence(config: ServerConfig) -> str:

@@ -190,14 +190,17 @@ class Rollout:
         """Puts label and policy back as they were, label first. False when that fails too."""
         before = model.version_labels.get(label)
         is_label_back = True
+        moved: dict[str, int | None] = {}
         try:
-            self.change(ModelEdit(model.name, {label: before}), RESTORE)
+            if self.config.read_model(model.name).version_labels.get(label) != before:
+                moved = {label: before}
+                self.change(ModelEdit(model.name, moved), RESTORE)
             self.servers.wait_until_labelled(model.name, label, before)
         except PlumblineError as error:
             _LOG.error("restoring label %s: %s", label, error.message)
             is_label_back = False
         try:
-            edit = ModelEdit(model.name, {label: before}, model.model_version_policy)
+            edit = ModelEdit(model.name, moved, model.model_version_policy)
             self.change(edit, RESTORE, original=text)
         except PlumblineError as error:
             _LOG.error("restoring the version policy: %s", error.message)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from contract.errors import Code, InternalError, PlumblineError
 from contract.servable import ServableId, VersionState
@@ -35,7 +36,15 @@ from serving.versions.states import StateMonitor
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 LoadFunction = Callable[[ServableId, Path], Servable]
+CheckFunction = Callable[[ServableId, Path], None]
+
+
+def no_check(servable_id: ServableId, version_dir: Path) -> None:
+    """Nothing is known of versions before they are loaded."""
+
 
 _BUSY_S = 0.02
 """How often it is looked whether a version that has to leave is still in use."""
@@ -66,6 +75,8 @@ class Lifecycle:
         tally: Where others read how many users a version has, given its directory.
         untally: Is told that a version which counted there was unloaded.
         observer: Is told what is loaded on demand, and unloaded to make room.
+        check: Raises a PlumblineError for a version whose files are unfit, without loading any;
+            blocks. It is asked before another model leaves to make room.
     """
 
     def __init__(
@@ -78,8 +89,10 @@ class Lifecycle:
         tally: Callable[[Path], Tally | None] = lambda _: None,
         untally: Callable[[Tally], None] = lambda _: None,
         observer: Observer | None = None,
+        check: CheckFunction = no_check,
     ) -> None:
         self._load_servable = load
+        self._check_files = check
         self._tally, self._untally = tally, untally
         self._config = config
         self._monitor = monitor
@@ -227,9 +240,16 @@ class Lifecycle:
                 return self._take_load(load)
             if room.never is not None:
                 load.error = room.never
+                load.fingerprint = take_fingerprint(load.directory)
                 self._note_failure(load)
                 demand.note_settled(name, self._models[name])
                 continue
+            if not load.is_checked:
+                if self._num_loading >= self._max_loading():
+                    return None
+                load.phase = Phase.CHECKING
+                self._num_loading += 1
+                return lambda entry=load: self._begin_check(entry)  # type: ignore[misc]
             if room.leaving is not None:
                 return self._evict(room.leaving)
             self._is_short = True
@@ -350,6 +370,28 @@ class Lifecycle:
             target=self._load, args=(entry,), name=f"load {entry.id}", daemon=True
         ).start()
 
+    def _begin_check(self, entry: VersionEntry) -> None:
+        threading.Thread(
+            target=self._check, args=(entry,), name=f"check {entry.id}", daemon=True
+        ).start()
+
+    def _check(self, entry: VersionEntry) -> None:
+        """Looks at the files of a version that has no room yet: whoever would leave for it need
+        not, where they are unfit."""
+        logger.info("Checking the files of %s before others leave to make room", entry.id)
+        is_fit = try_check(self._check_files, entry)
+        with self._changed:
+            self._num_loading -= 1
+            if is_fit:
+                entry.phase, entry.is_checked = Phase.NEW, True
+            else:
+                entry.num_tries += 1
+                self._note_failure(entry)
+                self._observer.observe_demanded_load(entry.id.name, "failed")
+                if self._demand is not None:
+                    self._demand.note_settled(entry.id.name, self._models[entry.id.name])
+            self._changed.notify_all()
+
     def _load(self, entry: VersionEntry) -> None:
         begin = time.monotonic()
         servable = try_load(self._load_servable, entry)
@@ -374,6 +416,7 @@ class Lifecycle:
 
     def _note_failure(self, entry: VersionEntry) -> None:
         error = entry.error or InternalError("no reason given")
+        entry.is_checked = False
         config = self._config
         again = (
             self._demand is None
@@ -477,10 +520,20 @@ def _tell_failure(entry: VersionEntry, left_s: float) -> PlumblineError:
 def try_load(load: LoadFunction, entry: VersionEntry) -> Servable | None:
     """Loads the entry's version; on failure returns None and leaves the reason in `error`."""
     logger.info("Loading servable: %s from %s", entry.id, entry.directory)
+    return _try(load, entry, "loading")
+
+
+def try_check(check: CheckFunction, entry: VersionEntry) -> bool:
+    """Whether the files of the entry's version are in order; else the reason is in `error`."""
+    _try(check, entry, "checking")
+    return entry.error is None
+
+
+def _try(work: Callable[[ServableId, Path], T], entry: VersionEntry, what: str) -> T | None:
     entry.fingerprint = take_fingerprint(entry.directory)
     entry.error = None
     try:
-        return load(entry.id, entry.directory)
+        return work(entry.id, entry.directory)
     except PlumblineError as error:
         entry.error = error
     except (OSError, MemoryError) as error:
@@ -488,6 +541,6 @@ def try_load(load: LoadFunction, entry: VersionEntry) -> Servable | None:
     except Exception as error:
         # The boundary of a load: whatever a file does to a library, the other versions
         # serve on.
-        logger.exception("a fault of ours while loading %s", entry.id)
+        logger.exception("a fault of ours while %s %s", what, entry.id)
         entry.error = InternalError(f"{type(error).__name__}: {error}")
     return None

@@ -18,7 +18,7 @@ from contract.servable import ModelSpec, ServableId, VersionState
 from serving.config.models import ModelConfig, check_platforms
 from serving.config.server import ServerConfig
 from serving.observer import Observer
-from serving.versions.lifecycle import Lifecycle, LoadFunction
+from serving.versions.lifecycle import CheckFunction, Lifecycle, LoadFunction, no_check
 from serving.versions.routing import Router, Tally, assign_labels
 from serving.versions.source import FileSystemSource, PollResult
 from serving.versions.states import ListedModel, StateMonitor, list_models
@@ -35,6 +35,7 @@ class ServableManager:
         tally: Where others read how many users a version has; see `Lifecycle`.
         untally: See `Lifecycle`.
         observer: Is told what is loaded on demand, and unloaded to make room.
+        check: See `Lifecycle`.
 
     Attributes:
         monitor: The states of all versions.
@@ -61,6 +62,7 @@ class ServableManager:
         tally: Callable[[Path], Tally | None] = lambda _: None,
         untally: Callable[[Tally], None] = lambda _: None,
         observer: Observer | None = None,
+        check: CheckFunction = no_check,
     ) -> None:
         self.monitor = StateMonitor()
         self.list_states = self.monitor.list_states
@@ -82,6 +84,7 @@ class ServableManager:
             tally=tally,
             untally=untally,
             observer=observer,
+            check=check,
         )
         self.measure_residency = self._lifecycle.measure_residency
         self._source = FileSystemSource(

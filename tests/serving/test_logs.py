@@ -195,7 +195,7 @@ def test_an_access_is_a_line_of_json() -> None:
 
 def test_an_access_is_a_line_of_text_whose_fields_cannot_be_forged() -> None:
     line = write_access("text", model="m status=OK", error='says "no"', version=3)
-    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{6} I serving\.access\] worker 1: ", line)
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} I serving\.access\] worker 1: ", line)
     assert line.endswith(
         'method="POST /v1/models/m:predict" status=OK duration_us=7 '
         'request_bytes=1 answer_bytes=2 model="m status=OK" version=3 peer=p request_id=r '

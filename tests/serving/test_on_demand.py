@@ -25,6 +25,7 @@ from contract.errors import (
     Code,
     ConfigError,
     InternalError,
+    ManifestError,
     PlumblineError,
     ServableNotFoundError,
 )
@@ -47,7 +48,7 @@ from tests.serving.offset_servables import WEIGHTS, Loads, put_version
 from tests.serving.server_process import ServerProcess, call
 from tests.serving.servers import Faces, serve
 from tests.serving.test_discovery import fetch
-from tests.serving.test_lifecycle import link_version
+from tests.serving.test_lifecycle import link_version, replace_file
 
 WAIT_S = 20
 NUM_PIXELS = 784
@@ -240,6 +241,47 @@ def test_a_model_larger_than_the_limit_says_so(tmp_path: Path, make: Make, loads
     assert refused.value.code is Code.FAILED_PRECONDITION
     assert loads.begun == []
     assert manager.is_ready()
+
+
+def test_a_version_whose_files_are_damaged_unloads_nobody(
+    tmp_path: Path, loads: Loads, events: Events
+) -> None:
+    def check(servable_id: ServableId, directory: Path) -> None:
+        if "broken" in (directory / WEIGHTS).read_text():
+            raise ManifestError(f"{servable_id}: sha256 differs")
+
+    config = ServerConfig(
+        load_on_demand=True, max_resident_bytes=120, file_system_poll_wait_seconds=0.01
+    )
+    manager = ServableManager(loads, config, observer=events, check=check)
+    try:
+        models = put_models(tmp_path, "a", "b")
+        (tmp_path / "b" / "1" / WEIGHTS).write_text("broken".rjust(100))
+        start(manager, models)
+        assert ask(manager, "a") == 0
+        with pytest.raises(PlumblineError, match="sha256 differs") as refused:
+            ask(manager, "b")
+        assert refused.value.code is Code.FAILED_PRECONDITION
+        assert events.seen == [("loaded", "a"), ("failed", "b")]
+        assert not loads.made[0].is_closed
+        (tmp_path / "b" / "1" / WEIGHTS).write_text("7".rjust(100))
+        wait_for(manager, lambda: find_state(manager, "b") is VersionState.AVAILABLE)
+        assert ask(manager, "b") == 7
+    finally:
+        manager.stop()
+
+
+def test_a_model_that_never_fits_is_refused_once_for_a_call(
+    tmp_path: Path, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = make(max_resident_bytes=150)
+    start(manager, put_models(tmp_path, "a", size=200) + put_models(tmp_path, "b"))
+    with pytest.raises(PlumblineError, match="counts for"):
+        ask(manager, "a")
+    for _ in range(3):  # looks at the base paths, and loads, go on meanwhile
+        assert ask(manager, "b") == 0
+        threading.Event().wait(0.05)
+    assert caplog.text.count("counts for") == 1
 
 
 def test_a_failed_load_is_told_at_once_for_a_while_and_then_tried_again(
@@ -608,6 +650,28 @@ def test_a_model_that_appears_in_the_folder_is_served(tmp_path: Path, published_
         assert predict(server.url, "new")
         shutil.rmtree(tmp_path / "models" / "m0")
         server.wait_for(lambda: [one["name"] for one in fetch(server.url)["models"]] == ["new"])
+
+
+def test_a_damaged_model_and_a_start_move_nothing_that_is_good(
+    tmp_path: Path, published_mlp: Path
+) -> None:
+    size = serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 3)
+    graph = tmp_path / "models" / "m2" / "1" / "saved_model.pb"
+    replace_file(graph, graph.read_bytes()[:-1] + b"?")
+    with ServerProcess(
+        tmp_path,
+        f"--models_base_path={tmp_path / 'models'}",
+        "--load_on_demand",
+        f"--max_resident_bytes={size}",
+        rest=True,
+    ) as server:
+        server.wait_until_ready()
+        assert predict(server.url, "m0")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            predict(server.url, "m2")
+        assert b"sha256" in refused.value.read()
+        assert server.list_states("m0") == {1: "AVAILABLE"}
+        assert "name: m1" not in server.log
 
 
 def test_memory_stays_flat_over_many_loads(tmp_path: Path, published_mlp: Path) -> None:

@@ -488,7 +488,10 @@ def test_bytes_that_are_no_message_are_internal_without_words(faces: Faces) -> N
 
 def test_unknown_methods_of_the_service_are_unimplemented(faces: Faces) -> None:
     for name in ("ModelConfig", "RepositoryIndex", "SystemSharedMemoryStatus", "ModelStreamInfer"):
-        assert refuse(faces, b"", f"/inference.GRPCInferenceService/{name}")[0] == "UNIMPLEMENTED"
+        code, words = refuse(faces, b"", f"/inference.GRPCInferenceService/{name}")
+        assert code == "UNIMPLEMENTED"
+        assert "of inference.GRPCInferenceService this server has ModelInfer, " in words
+    assert refuse(faces, b"", "/inference.Other/ModelInfer") == ("UNIMPLEMENTED", "")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,12 @@ def test_it_serves_where_tensorflow_is_not_installed(bare_server: ServerProcess)
     assert ask(bare_server, make_request(3)).outputs["probabilities"].tensor_shape.dim[0].size == 3
 
 
+def test_the_load_says_which_signatures_lack_tensorflow(bare_server: ServerProcess) -> None:
+    (said,) = [one for one in bare_server.log.splitlines() if "answering" in one]
+    assert " W " in said
+    assert "answering classify, serving_image_bytes needs tensorflow, which is not inst" in said
+
+
 def test_a_signature_that_needs_tensorflow_names_the_extra(bare_server: ServerProcess) -> None:
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "mlp"
