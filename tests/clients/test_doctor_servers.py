@@ -259,6 +259,13 @@ def test_a_server_that_never_accepts_is_not_called_a_firewall(diagnose: Any) -> 
     assert "takes connections and answers nothing" in told
 
 
+def test_waiting_is_told_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        main(["doctor", address, "--timeout_s", "3"])
+    assert f"waiting for {address}, " in capsys.readouterr().err
+
+
 def test_a_missing_and_a_wrong_token_are_told(diagnose: Any, tmp_path: Path) -> None:
     def refuse(_: bytes) -> bytes:
         raise UnauthenticatedError("a bearer token is wanted")

@@ -372,3 +372,15 @@ def test_threads_that_hide_chatter_at_once_leave_stderr_where_it_was() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_last_column_to_be_read_is_folded_and_not_told_twice(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    sentence = "a server that listens there takes every connection and answers nothing at all"
+    print_table(["check", "what was seen"], [["reachable", sentence]], folds_last=True)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 40
+    assert " ".join(shown.split()).endswith(f"reachable {sentence[:20]}" + sentence[20:])
