@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.console.exits import ExitCode
@@ -18,6 +19,7 @@ from contract.console.extras import is_installed, make_missing_error, require_ex
 from contract.errors import PlumblineError
 from serving.addresses import is_loopback
 from serving.config.flags import AUTO, ServerFlags, describe_flags, list_flags
+from serving.config.models import explain_no_models
 from serving.config.server import ServerConfig, check_honoured, parse_server_flags, read_config
 from serving.logs import set_up_log
 
@@ -110,6 +112,13 @@ def find_idle(config: ServerConfig) -> list[str]:
         for name in ("model_name", "model_base_path"):
             if getattr(config, source) and getattr(config, name) != getattr(ServerFlags, name):
                 idle.append(f"--{name} has no effect beside --{source}")
+    if config.models_base_path and not config.models:
+        idle.append(explain_no_models(Path(config.models_base_path)))
+    return idle + _find_idle_logging(config)
+
+
+def _find_idle_logging(config: ServerConfig) -> list[str]:
+    idle = []
     logging_models = [model.name for model in config.models if model.logging is not None]
     if config.request_log_dir and not config.request_log_sampling_rate and not logging_models:
         idle.append(
