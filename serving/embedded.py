@@ -114,7 +114,20 @@ def find_idle(config: ServerConfig) -> list[str]:
                 idle.append(f"--{name} has no effect beside --{source}")
     if config.models_base_path and not config.models:
         idle.append(explain_no_models(Path(config.models_base_path)))
-    return idle + _find_idle_logging(config)
+    return idle + _find_idle_logging(config) + (_find_idle_variables() if config.tracing else [])
+
+
+def _find_idle_variables() -> list[str]:
+    """OpenTelemetry's, that ask for what this server does not have."""
+    idle = []
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        value = os.environ.get(name, "http/protobuf").strip().lower()
+        if value != "http/protobuf":
+            idle.append(f"{name}={value}: spans go over http/protobuf, to port 4318 by default")
+    kind = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower()
+    if kind not in ("otlp", "none"):
+        idle.append(f"OTEL_TRACES_EXPORTER={kind}: otlp or none is understood; otlp it is")
+    return idle
 
 
 def _find_idle_logging(config: ServerConfig) -> list[str]:
