@@ -203,7 +203,7 @@ def check_local_path(name: str, base_path: str) -> None:
     if "://" in base_path:
         raise ConfigError(
             f"model {name}: base path {base_path} is not a folder of this machine; "
-            "copy the version here first"
+            "copy the version here first (python -m exporter fetch, or your bucket's own tool)"
         )
 
 
