@@ -90,7 +90,7 @@ def _run_verb(verb: str, given: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every verb with its flags, for completion: to run one imports its own module alone."""
-    from serving.config.flags import AUTO, ENGINES, ServerFlags, list_flags
+    from serving.config.flags import ServerFlags, list_flags
 
     parser = argparse.ArgumentParser(prog="python -m serving", allow_abbrev=False)
     verbs = parser.add_subparsers(required=True)
@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         below = verbs.add_parser(verb, help=description, conflict_handler="resolve")
         if getattr(module, "TAKES_FLAGS", False):
             for one in list_flags(ServerFlags):
-                choices = ENGINES if one.default == AUTO else None
+                choices = one.choices or None
                 below.add_argument(
                     f"--{one.name}",
                     choices=("true", "false") if isinstance(one.default, bool) else choices,

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.console.exits import ExitCode
@@ -18,6 +19,7 @@ from contract.console.extras import is_installed, make_missing_error, require_ex
 from contract.errors import PlumblineError
 from serving.addresses import is_loopback
 from serving.config.flags import AUTO, ServerFlags, describe_flags, list_flags
+from serving.config.models import explain_no_models
 from serving.config.server import ServerConfig, check_honoured, parse_server_flags, read_config
 from serving.logs import set_up_log
 
@@ -110,6 +112,26 @@ def find_idle(config: ServerConfig) -> list[str]:
         for name in ("model_name", "model_base_path"):
             if getattr(config, source) and getattr(config, name) != getattr(ServerFlags, name):
                 idle.append(f"--{name} has no effect beside --{source}")
+    if config.models_base_path and not config.models:
+        idle.append(explain_no_models(Path(config.models_base_path)))
+    return idle + _find_idle_logging(config) + (_find_idle_variables() if config.tracing else [])
+
+
+def _find_idle_variables() -> list[str]:
+    """OpenTelemetry's, that ask for what this server does not have."""
+    idle = []
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        value = os.environ.get(name, "http/protobuf").strip().lower()
+        if value != "http/protobuf":
+            idle.append(f"{name}={value}: spans go over http/protobuf, to port 4318 by default")
+    kind = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower()
+    if kind not in ("otlp", "none"):
+        idle.append(f"OTEL_TRACES_EXPORTER={kind}: otlp or none is understood; otlp it is")
+    return idle
+
+
+def _find_idle_logging(config: ServerConfig) -> list[str]:
+    idle = []
     logging_models = [model.name for model in config.models if model.logging is not None]
     if config.request_log_dir and not config.request_log_sampling_rate and not logging_models:
         idle.append(

@@ -327,6 +327,8 @@ class FloodFilter(logging.Filter):
         if record.name.startswith(_OPENTELEMETRY):  # a collector is away for hours, at times
             most, window_s = 1, EXPORTER_WINDOW_S
         place, now = (record.pathname, record.lineno), self._clock()
+        if record.name.startswith(_OPENTELEMETRY):
+            place = _OPENTELEMETRY, 0  # it says one thing from several places
         with self._lock:
             begun, count = self._seen.get(place, (now, 0))
             hidden = 0

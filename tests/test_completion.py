@@ -13,6 +13,7 @@ from typing import TypeAlias
 import pytest
 
 from contract.console.completion import SHELLS
+from serving.config.flags import LOG_LEVELS
 from tests.conftest import ROOT
 
 Complete: TypeAlias = Callable[..., list[str]]
@@ -92,6 +93,9 @@ def complete(scripts: list[Path], tmp_path: Path) -> Complete:
         (("plumbline-serving", "embedded", "--engine", "l"), ["litert"]),
         (("plumbline-serving", "embedded", "--engine", "=", "l"), ["litert"]),
         (("plumbline-serving", "embedded", "--engine", "="), ["auto", "litert", "tensorflow"]),
+        (("plumbline-serving", "embedded", "--log_format", "="), ["json", "text"]),
+        (("plumbline-serving", "embedded", "--log_level", "="), sorted(LOG_LEVELS)),
+        (("plumbline-clients", "parity", "--via", "v2"), ["v2-grpc", "v2-rest"]),
         (
             ("python", "-m", "serving", "embedded", "--port", "=", "0", "--model_base_p"),
             ["--model_base_path"],

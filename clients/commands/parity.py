@@ -48,6 +48,7 @@ from clients.targets import (
     open_v2_rest,
 )
 from contract import layout
+from contract.console.completion import OFFERED
 from contract.console.exits import ExitCode
 from contract.console.extras import import_extra
 from contract.console.interrupts import left_to_asyncio
@@ -69,12 +70,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = verbs.add_parser(
         "parity", help="does every way to ask give the in-process answer?", description=__doc__
     )
-    parser.add_argument(
+    via = parser.add_argument(
         "--via",
         default=ALL,
         metavar="HOPS",
         help=f"with commas: {', '.join(HOPS)}; or all (default)",
     )
+    setattr(via, OFFERED, (ALL, *HOPS))
     add_version_dir_flag(parser, "golden examples and TFLite variants")
     parser.add_argument(
         "--golden",

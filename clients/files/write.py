@@ -111,7 +111,7 @@ class TableSink(Sink):
         shown = len(self._cells)
         rest = self.num_rows - shown
         more = f"; {rest:,} more are not shown: --output predictions.csv keeps all" if rest else ""
-        return f"{shown:,} rows above{more}"
+        return f"{shown:,} row{'' if shown == 1 else 's'} above{more}"
 
 
 class _FileSink(Sink):

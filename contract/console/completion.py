@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FLAG = "--print-completion"
+OFFERED = "offered"
+"""An action's attribute: what a shell offers for a value that takes more than that."""
 SHELLS = ("bash", "zsh", "tcsh")
 HELP = "print what makes this shell complete commands, and end; see docs/completion.md"
 
@@ -105,6 +107,7 @@ def print_completion(parser: argparse.ArgumentParser, shell: str) -> ExitCode:
         return ExitCode.USAGE
     package = parser.prog.split()[-1]
     for action in _walk(parser):
+        action.choices = getattr(action, OFFERED, action.choices)
         kind = _tell_kind(action)
         if kind:
             action.complete = getattr(shtab, kind)  # type: ignore[attr-defined]

@@ -29,6 +29,7 @@ AUTO = "auto"
 ENGINES = (AUTO, "tensorflow", "litert")
 TEXT, JSON = "text", "json"
 LOG_FORMATS = (TEXT, JSON)
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _RESEMBLES = 0.75
@@ -62,6 +63,7 @@ class Flag:
         reason: Why the embedded server does not keep it; for `--help` too.
         needs: The flag without which nothing comes of it there; "" for none.
         engine: The one engine that heeds it there; "" for any.
+        choices: Its values, where they are few; those of a bool go without saying.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Flag:
     reason: str = ""
     needs: str = ""
     engine: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ def flag(
     reason: str = "",
     needs: str = "",
     engine: str = "",
+    choices: tuple[str, ...] = (),
 ) -> T:
     """A dataclass field that is a flag; see `Flag` for the arguments."""
     metadata = {
@@ -120,6 +124,7 @@ def flag(
         "reason": reason,
         "needs": needs,
         "engine": engine,
+        "choices": choices,
     }
     made: T = dataclasses.field(default=default, metadata=metadata)
     return made
@@ -414,7 +419,7 @@ class ServerFlags(TensorFlowServingFlags):
         "[::] or * for those of IPv6 too.",
         container="handled",
     )
-    engine: str = flag("auto", "auto, tensorflow or litert.", container="refused")
+    engine: str = flag(AUTO, "auto, tensorflow or litert.", container="refused", choices=ENGINES)
     models_base_path: str = flag(
         "",
         "Folder of base paths: each of its folders that holds a version is a model of that name; "
@@ -459,9 +464,14 @@ class ServerFlags(TensorFlowServingFlags):
     port_file: str = flag(
         "", "File to write once the ports are open: JSON with pid and ports.", container="handled"
     )
-    log_level: str = flag("info", "debug, info, warning or error.", container="handled")
+    log_level: str = flag(
+        "info", "debug, info, warning or error.", container="handled", choices=LOG_LEVELS
+    )
     log_format: str = flag(
-        TEXT, "text, or json: one line of JSON for each record.", container="refused"
+        TEXT,
+        "text, or json: one line of JSON for each record.",
+        container="refused",
+        choices=LOG_FORMATS,
     )
     access_log: bool = flag(
         False,

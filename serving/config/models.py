@@ -73,6 +73,45 @@ def find_model_configs(folder: Path) -> tuple[ModelConfig, ...]:
     return tuple(ModelConfig(path.name, path) for path in found if _is_base_path(path))
 
 
+def explain_no_models(folder: Path) -> str:
+    """Why `--models_base_path` names no model, and what to give instead: it is one folder too
+    deep, one too shallow, or still empty."""
+    given = f"--models_base_path={folder}"
+    folder = folder.absolute()
+    try:
+        versions = find_versions(folder)
+        above = [path for path in sorted(folder.iterdir()) if _holds_models(path)]
+    except OSError:
+        versions, above = {}, []
+    if versions:
+        listed = ", ".join(map(str, versions))
+        return (
+            f"{given} holds no models but versions of one ({listed}), and nothing is served: give "
+            f"--model_name={folder.name} --model_base_path={folder}, or for all models beside it "
+            f"--models_base_path={folder.parent}"
+        )
+    if above:
+        return (
+            f"{given} holds no models but folders of them, and nothing is served: give "
+            f"--models_base_path={above[0]}"
+        )
+    return (
+        f"{given} holds no model, and nothing is served until there is one: a folder with a "
+        f"numbered version in it, such as {folder / 'mlp' / '1'}"
+    )
+
+
+def _holds_models(path: Path) -> bool:
+    return not path.name.startswith(".") and path.is_dir() and any(map(_is_base_path, _list(path)))
+
+
+def _list(path: Path) -> list[Path]:
+    try:
+        return list(path.iterdir())
+    except OSError:
+        return []
+
+
 def _is_base_path(path: Path) -> bool:
     try:
         check_model_name(path.name)

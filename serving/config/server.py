@@ -11,8 +11,6 @@ from contract.errors import ConfigError
 from contract.wire.plumbline_wire import config_pb2
 from contract.wire.text_format import read_text, read_text_message
 from serving.config.flags import (
-    ENGINES,
-    LOG_FORMATS,
     ServerFlags,
     UnknownFlag,
     list_flags,
@@ -30,7 +28,6 @@ METRICS_PATH = "/monitoring/prometheus/metrics"
 _EVERY_ADDRESS = "0.0.0.0"
 _MIN_TOKEN_LENGTH = 16
 
-_LOG_LEVELS = ("debug", "info", "warning", "error")
 _POSITIVE = (
     "header_timeout_s",
     "litert_num_threads",
@@ -372,15 +369,10 @@ def _check_demand(flags: ServerFlags) -> None:
 
 
 def _check_values(flags: ServerFlags) -> None:
-    for name, choices in (
-        ("engine", ENGINES),
-        ("log_level", _LOG_LEVELS),
-        ("log_format", LOG_FORMATS),
-    ):
-        if getattr(flags, name) not in choices:
-            raise ConfigError(
-                f"--{name}={getattr(flags, name)}: choose one of {', '.join(choices)}"
-            )
+    for one in list_flags(ServerFlags):
+        given = getattr(flags, one.name)
+        if one.choices and given not in one.choices:
+            raise ConfigError(f"--{one.name}={given}: choose one of {', '.join(one.choices)}")
     if flags.tracing_stages and not flags.tracing:
         raise ConfigError("--tracing_stages wants --tracing: there are no spans without it")
     for name in _POSITIVE:

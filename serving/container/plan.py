@@ -367,9 +367,9 @@ def _refuse_unsafe(config: ServerConfig, given: Mapping[str, FlagValue]) -> None
             continue
         reason = _REASONS.get(one.name, "it has no such flag")
         raise ConfigError(
-            f"--{one.name}={value}: TensorFlow Serving cannot honour it: {reason} (it prints "
-            "unknown flags and serves on); leave the flag out, run an image of Plumbline's own "
-            "with --image, or use python -m serving embedded"
+            f"{_write(one.name, value)}: the image is TensorFlow Serving's, which cannot honour "
+            f"it: {reason}. Without the flag it runs as it is; an image of Plumbline's own "
+            "(--image) and python -m serving embedded honour it"
         )
     if config.ssl_config_file and config.rest_api_port:
         raise ConfigError(

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 SERVICE_NAME = "plumbline-serving"
 """Unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES has another."""
 
-_log = logging.getLogger(__name__)
+MAX_REASON = 120
+"""Characters of why the exporter could not send."""
+
+_exporters_log = logging.getLogger(OTLPSpanExporter.__module__)
 
 _SERVERS_FAULT = frozenset(
     (
@@ -247,7 +250,6 @@ def start_tracing(*, scheme: str = "http", has_stages: bool = False) -> Tracing 
         return None
     from serving.monitoring.metrics import find_product_version
 
-    _warn_of_variables()
     given = OTELResourceDetector().detect().attributes
     own: dict[str, AttributeValue] = {
         "service.name": SERVICE_NAME,
@@ -261,6 +263,7 @@ def start_tracing(*, scheme: str = "http", has_stages: bool = False) -> Tracing 
     )
     processor = None
     if _read_variable("OTEL_TRACES_EXPORTER", "otlp") != "none":
+        _exporters_log.filters[:] = [_Reason()]
         processor = BatchSpanProcessor(OTLPSpanExporter())
         provider.add_span_processor(processor)
     return Tracing(provider, processor, scheme=scheme, has_stages=has_stages)
@@ -270,15 +273,19 @@ def _read_variable(name: str, default: str) -> str:
     return os.environ.get(name, default).strip().lower()
 
 
-def _warn_of_variables() -> None:
-    """Says which variables ask for what this server does not have."""
-    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        value = _read_variable(name, "http/protobuf")
-        if value != "http/protobuf":
-            _log.warning("%s=%s: spans go over http/protobuf, to port 4318 by default", name, value)
-    kind = _read_variable("OTEL_TRACES_EXPORTER", "otlp")
-    if kind not in ("otlp", "none"):
-        _log.warning("OTEL_TRACES_EXPORTER=%s: otlp or none is understood; otlp it is", kind)
+class _Reason(logging.Filter):
+    """Has the exporter's lines say what they mean for this server, in few words."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        reason = clean_text(record.getMessage())
+        if len(reason) > MAX_REASON:
+            reason = f"{reason[:MAX_REASON]}..."
+        record.msg = (
+            "spans do not reach the collector, and are dropped; OTEL_EXPORTER_OTLP_ENDPOINT says "
+            f"where it is ({reason})"
+        )
+        record.args = None
+        return True
 
 
 def _make_parent(parent: TraceParent) -> trace.SpanContext:

@@ -49,7 +49,14 @@ _LOG = logging.getLogger(__name__)
 _CALL_S = 5.0
 _POLL_S = 0.1
 _STALE_S = 3.0
-"""How long an END of an earlier load may still be what a server reports after a change."""
+"""How long an END of an earlier load, or nothing, may still be what a server reports after a
+change."""
+
+_UNREAD = (
+    "does the server read this file (--model_config_file), and again when it changes "
+    "(--model_config_file_poll_wait_seconds), or has it to be told (--reload_config here, "
+    "--enable_reload_config there)?"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -202,6 +209,7 @@ class Servers:
         """Waits until every server serves a version."""
         start = time.monotonic()
         moved: set[str] = set()
+        told: set[str] = set()
 
         def is_available(server: Server) -> tuple[bool, str]:
             report = server.list_versions(model_name).get(
@@ -209,10 +217,17 @@ class Servers:
             )
             if report.state in (VersionState.START, VersionState.LOADING):
                 moved.add(server.address)
+            late = time.monotonic() - start > _STALE_S
+            if report.state is VersionState.UNKNOWN and late and server.address not in told:
+                told.add(server.address)
+                _LOG.warning(
+                    "%s knows nothing of version %d of %s yet: %s",
+                    *(server.address, version, model_name, _UNREAD),
+                )
             if report.state is VersionState.START and report.error:
                 return server.wake(model_name, version), str(report)
             has_failed = report.state is VersionState.END and report.error
-            if has_failed and (server.address in moved or time.monotonic() - start > _STALE_S):
+            if has_failed and (server.address in moved or late):
                 raise ServableUnavailableError(
                     f"version {version} of {model_name} failed to load on {server.address}: "
                     f"{report.error}",
@@ -258,9 +273,7 @@ class Servers:
             if time.monotonic() > deadline:
                 last = "; ".join(f"{one.address}: {said[one.address]}" for one in waiting)
                 raise DeadlineExceededError(
-                    f"not within {self.timeout_s:g} s: {goal} ({last}); does the server re-read "
-                    "its file (--model_config_file_poll_wait_seconds), or has it to be told "
-                    "(--reload_config)?"
+                    f"not within {self.timeout_s:g} s: {goal} ({last}); {_UNREAD}"
                 )
             time.sleep(_POLL_S)
 

@@ -97,12 +97,14 @@ class ShadowCheck(msgspec.Struct, frozen=True, kw_only=True):
         found: How much of it, in words.
         limit: What is allowed, in words; "" where nothing is asked.
         passed: Within it.
+        is_judged: Whether there was anything to judge it by.
     """
 
     name: str
     found: str
     limit: str = ""
     passed: bool = True
+    is_judged: bool = True
 
 
 class ShadowReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,30 +240,34 @@ def judge_shadow(
     is_far = limit is not None and not figures.max_abs_difference <= limit
     missed = figures.num_dropped + figures.num_shed + figures.num_unanswered
     checks = [
+        ShadowCheck(name="calls compared", found=f"{figures.num_calls:,}"),
         ShadowCheck(
             name="rows compared",
-            found=f"{num_rows:,} of {figures.num_calls:,} calls",
+            found=f"{num_rows:,}",
             limit=f"at least {options.min_rows:,}",
             passed=is_enough,
         ),
         ShadowCheck(
             name="top class flipped",
-            found=f"{num_flips:,} rows ({share:.2%})",
+            found=f"{_count(num_flips, 'row')} ({share:.2%})" if num_rows else "-",
             limit=f"at most {options.max_flips:.2%}",
             passed=not is_flipped,
+            is_judged=num_rows > 0,
         ),
         ShadowCheck(name="flips that the rows leave possible", found=f"up to {most:.2%}"),
         ShadowCheck(
             name=f"failures of version {version} alone",
-            found=f"{figures.num_failures:,} calls",
+            found=_count(figures.num_failures, "call"),
             limit=f"at most {options.max_failures:,}",
             passed=not has_failed,
+            is_judged=num_rows + figures.num_failures > 0,
         ),
         ShadowCheck(
             name="largest difference",
-            found=f"{figures.max_abs_difference:.1e}",
+            found=f"{figures.max_abs_difference:.1e}" if num_rows else "-",
             limit="" if limit is None else f"at most {limit:.1e}",
             passed=not is_far,
+            is_judged=num_rows > 0,
         ),
         ShadowCheck(name="rows outside the tolerance", found=f"{figures.num_outside:,}"),
     ]
@@ -291,6 +297,10 @@ def judge_shadow(
     if not problems and not is_enough:
         problems.append(_explain_too_few(figures, most, options, sample))
     return tuple(checks), "; ".join(problems)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _explain_too_few(

@@ -374,7 +374,12 @@ def _print_shadow(outcome: Outcome, report: ShadowReport) -> None:
     print_table(
         ["what", "found", "limit", "verdict"],
         [
-            [one.name, one.found, one.limit, "-" if not one.limit else _tell(one.passed)]
+            [
+                one.name,
+                one.found,
+                one.limit,
+                _tell(one.passed) if one.limit and one.is_judged else "-",
+            ]
             for one in report.checks
         ],
         title=f"shadow: version {outcome.version} beside {versions}, {report.sample:g} of {of}, "

@@ -186,3 +186,13 @@ def test_a_model_s_flags_beside_a_file_of_models_are_named(tmp_path: Path) -> No
     assert find_idle(parse_config(given)) == [
         "--model_name has no effect beside --model_config_file"
     ]
+
+
+def test_a_protocol_of_traces_that_is_not_spoken_is_said_once_for_all_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    flags = ["--model_base_path=/none", "--tracing", "--workers=2"]
+    (said,) = find_idle(parse_config(flags))
+    assert said.startswith("OTEL_EXPORTER_OTLP_PROTOCOL=grpc: spans go over http/protobuf")
+    assert not find_idle(parse_config(flags[:1]))

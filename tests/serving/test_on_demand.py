@@ -35,6 +35,7 @@ from contract.wire.plumbline_wire import metadata_pb2, predict_pb2
 from contract.wire.rpc import GET_MODEL_METADATA, PREDICT, Method
 from serving.config.models import ModelConfig, find_model_configs
 from serving.config.server import ServerConfig, parse_config
+from serving.embedded import find_idle
 from serving.engines.servable import Servable
 from serving.observer import Observer
 from serving.rollout.rollout import promote
@@ -637,6 +638,22 @@ def test_a_damaged_version_tells_its_reason_and_costs_no_other(
         assert "tried again for a call" in text
         assert predict(server.url, "m1")
         assert server.is_serving
+
+
+def test_a_folder_of_no_models_says_which_one_is_meant(tmp_path: Path) -> None:
+    base_path = tmp_path / "models" / "mlp"
+
+    def explain(folder: Path) -> str:
+        (said,) = find_idle(ServerConfig(models_base_path=str(folder)))
+        return said
+
+    base_path.mkdir(parents=True)
+    assert f"such as {tmp_path / 'models' / 'mlp' / '1'}" in explain(tmp_path / "models")
+    put_version(base_path, 1)
+    deep = explain(base_path)
+    assert f"--model_name=mlp --model_base_path={base_path}" in deep
+    assert deep.endswith(f"--models_base_path={tmp_path / 'models'}")
+    assert explain(tmp_path).endswith(f"--models_base_path={tmp_path / 'models'}")
 
 
 def test_a_model_that_appears_in_the_folder_is_served(tmp_path: Path, published_mlp: Path) -> None:

@@ -126,7 +126,10 @@ def test_a_version_that_fails_to_load_changes_nothing(scene: Scene) -> None:
     assert scene.find_label("stable") == 1
 
 
-def test_a_version_that_disagrees_with_golden_never_gets_the_label(scene: Scene) -> None:
+def test_a_version_that_disagrees_with_golden_never_gets_the_label(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     text = scene.config.read_text()
     options = RolloutOptions(version_dir=scene.config.parent / "other" / "2")
     rollout = open_rollout(scene.config, scene.server.address, options=options)
@@ -135,6 +138,8 @@ def test_a_version_that_disagrees_with_golden_never_gets_the_label(scene: Scene)
     assert "golden examples differ" in outcome.problem
     assert scene.config.read_text() == text
     assert all("stable" not in line.labels for line in read_lines(scene.config))
+    assert "policy specific" in caplog.text
+    assert "label stable to" not in caplog.text  # it never moved
 
 
 def test_a_label_whose_answers_disagree_with_golden_goes_back_by_itself(scene: Scene) -> None:

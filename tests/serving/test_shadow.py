@@ -408,6 +408,12 @@ def test_the_gate_says_which_limit_was_passed(figures: ShadowFigures, word: str)
     assert all(check.passed for check in checks) == (not problem)
 
 
+def test_what_nothing_was_compared_for_is_not_passed() -> None:
+    options = ShadowOptions(seconds=1, max_difference=0.2)
+    checks, _ = judge_shadow(ShadowFigures(), 2, options, sample=0.1)
+    assert [one.name for one in checks if one.limit and one.is_judged] == ["rows compared"]
+
+
 # The shadow itself, with servables over numpy.
 
 
