@@ -49,11 +49,11 @@ parity: has-version $(INSTALLED) ## Compare every way to ask, and the device
 	@$(BIN)/python -m clients parity --model_name $(MODEL) --version_dir $(BASE_PATH)/$(MODEL) --via all $(ARGS)
 
 .PHONY: demo
-demo: $(INSTALLED) ## All of it: export, serve, predict, parity, a page to draw on
+demo: $(INSTALLED) ## Export, serve, predict, parity, a page to draw on
 	@MODEL=$(MODEL) BASE_PATH=$(BASE_PATH) scripts/demo $(ARGS)
 
 .PHONY: web
-web: web/node_modules/.installed ## Build the pages that run models in a browser (needs Node.js 20)
+web: web/node_modules/.installed ## Build the pages for browsers (needs Node.js 20)
 	@npm run --prefix web --silent build
 
 # What a developer types -----------------------------------------------------------------
@@ -75,7 +75,7 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
 
 .PHONY: sbom
-sbom: $(INSTALLED) ## List what an installation brings: build/sbom/plumbline.cdx.json
+sbom: $(INSTALLED) ## List what is installed, into build/sbom/
 	@$(BIN)/python scripts/sbom $(ARGS)
 
 .PHONY: licences
@@ -107,7 +107,7 @@ test-tensorflow-2.20: $(INSTALLED_2_20) ## Exporter and TensorFlow engine on Ten
 	@scripts/test-tensorflow-2.20 -n $(WORKERS) $(ARGS)
 
 .PHONY: test-ray
-test-ray: $(INSTALLED) ## Scoring on a Ray cluster of two nodes, one of which dies
+test-ray: $(INSTALLED) ## Scoring on two Ray nodes, one of which dies
 	$(BIN)/python -m pytest tests/score -q -m ray $(ARGS)
 
 .PHONY: test-arm64
@@ -143,10 +143,10 @@ bench-tracing: $(INSTALLED) ## What traces and logs cost a call
 bench-stream: $(INSTALLED) ## Training on records larger than memory
 	$(BIN)/python -m benchmarks.bench_stream $(ARGS)
 
-bench-applications: $(INSTALLED) ## MobileNetV2, ResNet50, EfficientNetB0 through --model
+bench-applications: $(INSTALLED) ## MobileNetV2, ResNet50, EfficientNetB0
 	$(BIN)/python -m benchmarks.bench_applications $(ARGS)
 
-bench-page: $(INSTALLED) ## The demo's page in Chromium: first answer, stroke to bars
+bench-page: $(INSTALLED) ## The demo's page: first answer, stroke to bars
 	$(BIN)/python -m benchmarks.bench_page $(ARGS)
 
 bench-score: $(INSTALLED) ## clients score beside plain loops and a server
@@ -156,7 +156,7 @@ bench-faults: $(INSTALLED) ## What must lose nothing and hold nobody up
 	$(BIN)/python -m benchmarks.bench_faults $(ARGS)
 
 .PHONY: fuzz
-fuzz: $(INSTALLED) ## Every parser of strangers' bytes, guided by branches
+fuzz: $(INSTALLED) ## All parsers of strangers' bytes, by branches
 	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
 
 .PHONY: bench-container
@@ -168,7 +168,7 @@ image: ## Build the image (TARGET=tensorflow, BASE=IMAGE)
 	@deploy/build $(TARGET)
 
 .PHONY: dist
-dist: $(INSTALLED) web ## Build the wheel and the sdist into dist/, pages included (needs Node.js 20)
+dist: $(INSTALLED) web ## Wheel and sdist into dist/ (needs Node.js 20)
 	@rm -rf dist build/lib build/bdist.* && mkdir -p build
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) \
 	  $(BIN)/python -m build --no-isolation --outdir dist >build/dist.log 2>&1 || \

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import pictures
+from benchmarks import growth, pictures
 from benchmarks.loadgen import generator, servers
 from benchmarks.loadgen.h2load import (
     IN_FLIGHT,
@@ -55,8 +55,6 @@ STARTS = 3
 PIPELINED = 1000
 NEIGHBOUR_RATE = 100
 RATE = 500
-GROWTH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-GROWTH_CALLERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 Figures = dict[str, float]
 
 
@@ -430,36 +428,6 @@ def _format(values: list[float] | None) -> str:
     return f"{median:,.0f}" if median >= 100 or median == 0 else f"{median:.2f}"
 
 
-def measure_growth(models: dict[str, Path], seconds: float, remark: str) -> pictures.Growth:
-    """Calls/s of the embedded server against rows per call and against callers."""
-    by_rows: dict[str, dict[int, float]] = {}
-    by_callers: dict[str, dict[int, float]] = {}
-    for model, version_dir in models.items():
-        server = servers.plumbline(OURS)
-        with servers.run(server, version_dir, check_ready(model)) as running:
-            port = running.grpc_port
-            by_rows[model] = {
-                # Long enough for the few large calls that are under way at its end not to count.
-                rows: run_grpc(
-                    port, PREDICT, make_request(model, rows), seconds=seconds * max(1, rows / 64)
-                ).calls_per_s
-                for rows in GROWTH_ROWS
-            }
-            message = make_request(model, 1)
-            by_callers[model] = {
-                callers: run_grpc(
-                    port, PREDICT, message, seconds=seconds, in_flight=callers
-                ).calls_per_s
-                for callers in GROWTH_CALLERS
-            }
-    return pictures.Growth(
-        where=pictures.describe_here(remark),
-        seconds=seconds,
-        by_rows=by_rows,
-        by_callers=by_callers,
-    )
-
-
 def export_if_absent(base: Path, names: Sequence[str]) -> None:
     """Makes what is to be served."""
     for name in names:
@@ -510,9 +478,13 @@ def main() -> int:
     export_if_absent(base, names)
     models = find_models(base, names)
     if args.growth:
-        growth = measure_growth(models, args.seconds, args.remark)
-        pictures.write_figures(pictures.GROWTH, growth)
+        grown = growth.measure_growth(models, args.seconds, args.remark)
+        pictures.write_figures(pictures.GROWTH, grown)
         pictures.redraw([pictures.GROWTH])
+        if args.json:
+            print_json(grown)
+        else:
+            growth.show_growth(grown)
         return 0
     with (
         tempfile.TemporaryDirectory() as folder,

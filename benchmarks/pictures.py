@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from benchmarks.loadgen.watching import Point
 from contract.console.plots import (
     COLOURS,
     INK,
@@ -20,6 +21,7 @@ from contract.console.plots import (
     label_ends,
     make_figure,
     save_plot,
+    set_count_ticks,
     set_log_ticks,
     set_ticks,
     styled,
@@ -50,20 +52,56 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
         return ", ".join(one for one in (self.machine, self.date, self.remark) if one)
 
 
+class Payload(Point, frozen=True, kw_only=True):
+    """Calls of so many rows.
+
+    Attributes:
+        alone_us: Processor time of the model alone, in a plain loop over LiteRT in one process.
+    """
+
+    alone_us: float
+
+
+class Shared(Point, frozen=True, kw_only=True):
+    """So many workers, kept to so many cores."""
+
+    workers: int
+    cores: int
+
+
+class Loaded(Point, frozen=True, kw_only=True):
+    """So many models in one process.
+
+    Attributes:
+        ready_s: From the start of the process until all were loaded.
+        idle_mib: Resident then, before the first call.
+    """
+
+    ready_s: float
+    idle_mib: float
+
+
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
-    """Calls per second of one process of the embedded server.
+    """What the embedded server does with more and more of each kind.
 
     Attributes:
         where: On what.
-        seconds: Of each point, of calls up to 64 rows; of larger ones in proportion.
-        by_rows: Model name to rows per call to calls/s.
-        by_callers: Model name to calls in flight, of one row each, to calls/s.
+        seconds: Of a window; of calls with more than 128 rows, and of more than 1,024 connections,
+            in proportion longer.
+        by_rows: Model name to rows per call to the point, 4 to 32 calls in flight, one process.
+        by_connections: Model name to connections, a call of one row in flight on each, one process.
+        by_workers: Model name to workers against cores, 32 calls of one row in flight.
+        many: The model that `by_models` has copies of.
+        by_models: Models in one process to the point, 32 calls of one row in flight.
     """
 
     where: Where
     seconds: float
-    by_rows: dict[str, dict[int, float]]
-    by_callers: dict[str, dict[int, float]]
+    by_rows: dict[str, dict[int, Payload]]
+    by_connections: dict[str, dict[int, Point]]
+    by_workers: dict[str, list[Shared]]
+    many: str
+    by_models: dict[int, Loaded]
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,16 +150,20 @@ def write_figures(path: Path, figures: Growth | Replicas) -> None:
 
 
 def draw_growth(growth: Growth) -> "Figure":
-    """Rows per second against rows per call, and calls per second against callers."""
-    figure, (rows, callers) = make_figure(
+    """What a core answers against rows and connections, and memory against models."""
+    figure, (rows, connections, models) = make_figure(
         _describe_growth(growth),
-        note=f"Embedded server, one process, {growth.where}",
-        panels=2,
-        width_in=9.0,
+        note=f"Embedded server, one process, by its processor time; {growth.where}",
+        panels=3,
+        width_in=11.0,
     )
+    by_connections = {
+        model: {number: one.calls_a_core for number, one in curve.items()}
+        for model, curve in growth.by_connections.items()
+    }
     for panel, title, across, curves in (
-        (rows, "rows per second", "rows per call", _count_rows(growth.by_rows)),
-        (callers, "calls of one row per second", "calls in flight", growth.by_callers),
+        (rows, "rows per second of a core", "rows per call", _count_rows(growth)),
+        (connections, "calls of one row per second of a core", "connections", by_connections),
     ):
         for model, curve in curves.items():
             panel.plot(list(curve), list(curve.values()), label=model)
@@ -130,27 +172,30 @@ def draw_growth(growth: Growth) -> "Figure":
         set_ticks(panel.xaxis, sorted({x for curve in curves.values() for x in curve})[::2])
         set_log_ticks(panel.yaxis)
         label_ends(panel)
+    loaded = growth.by_models
+    models.plot(list(loaded), [one.mib for one in loaded.values()])
+    models.set(xlabel=f"copies of {growth.many} in one process", ylim=(0, None))
+    models.set_title("MiB resident")
+    set_count_ticks(models.xaxis)
     return figure
 
 
-def _count_rows(curves: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, float]]:
+def _count_rows(growth: Growth) -> dict[str, dict[int, float]]:
     return {
-        model: {rows: rows * calls for rows, calls in curve.items()}
-        for model, curve in curves.items()
+        model: {rows: rows * one.calls_a_core for rows, one in curve.items()}
+        for model, curve in growth.by_rows.items()
     }
 
 
 def _describe_growth(growth: Growth) -> str:
     larger = " and ".join(
-        f"{_measure_gain(curve):.2g} × for {model}"
-        for model, curve in _count_rows(growth.by_rows).items()
+        f"{max(curve.values()) / curve[min(curve)]:.2g} × for {model}"
+        for model, curve in _count_rows(growth).items()
     )
-    more = " and ".join(f"{_measure_gain(one):.2g} ×" for one in growth.by_callers.values())
-    return f"Larger calls bring more rows per second: {larger}; more callers bring {more}"
-
-
-def _measure_gain(curve: Mapping[int, float]) -> float:
-    return max(curve.values()) / curve[min(curve)]
+    fewest, most = min(growth.by_models), max(growth.by_models)
+    first, last = growth.by_models[fewest], growth.by_models[most]
+    each = (last.mib - first.mib) / (most - fewest)
+    return f"Larger calls bring more rows of a core: {larger}; each model more takes {each:.2g} MiB"
 
 
 def draw_replicas(replicas: Replicas) -> "Figure":

@@ -11,6 +11,9 @@ from typing import Literal, cast
 
 from contract.errors import ConfigError
 
+DEFAULT_MODEL_NAME = "default"
+"""TensorFlow Serving's own default of --model_name."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Timeouts:

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from clients.blocking import PredictionClient, RestClient
-from clients.options import Checks, ConnectionOptions, Timeouts, TlsOptions, read_metadata
+from clients.options import (
+    DEFAULT_MODEL_NAME,
+    Checks,
+    ConnectionOptions,
+    Timeouts,
+    TlsOptions,
+    read_metadata,
+)
 from contract import layout
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, ManifestError
@@ -25,8 +32,6 @@ Client = TypeVar("Client")
 
 DEFAULT_SERVER = "127.0.0.1:8500"
 DEFAULT_REST_SERVER = "127.0.0.1:8501"
-DEFAULT_MODEL_NAME = "default"
-"""TensorFlow Serving's own default of --model_name."""
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:

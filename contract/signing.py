@@ -60,11 +60,12 @@ def check_private_key(path: Path) -> None:
             f"{path} has a passphrase, for which nobody would be asked; take one without: openssl "
             f"ec -in {path} -out FILE, or make one: {MAKE_KEY}"
         ) from None
-    except Exception as error:  # several libraries read keys, and each has errors of its own
+    except Exception:  # several libraries read keys, each with errors that tell nobody anything
         kind = "a public key" if b"PUBLIC KEY" in content else "no private key"
+        if b"PRIVATE KEY" in content:
+            kind = "a private key that is damaged, or of another kind"
         raise ConfigError(
-            f"{path} is {kind} ({_shorten(error)}); a version is signed with a private EC key of "
-            f"PEM format: {MAKE_KEY}"
+            f"{path} is {kind}; a version is signed with a private EC key of PEM format: {MAKE_KEY}"
         ) from None
     _check_curve(path, key)
     _check_library()
@@ -84,10 +85,12 @@ def check_public_key(path: Path) -> None:
     content = _read_key(path)
     try:
         key: PublicKeyTypes = from_pem.load_pem_public_key(content)
-    except Exception as error:  # see above
+    except Exception:  # see above
         kind = "a private key" if b"PRIVATE KEY" in content else "no public key"
+        if b"PUBLIC KEY" in content:
+            kind = "a public key that is damaged, or of another kind"
         raise ConfigError(
-            f"{path} is {kind} ({_shorten(error)}); signatures are checked with the public half of "
+            f"{path} is {kind}; signatures are checked with the public half of "
             f"the key that signed: {MAKE_PUBLIC_KEY}"
         ) from None
     _check_curve(path, key)
@@ -245,7 +248,11 @@ def check_state(version_dir: Path, state: str) -> None:
 
 
 def _check_signature_file(version_dir: Path, path: Path) -> None:
-    advice = f"sign it: python -m exporter sign {version_dir} --key FILE"
+    advice = (
+        f"sign it: python -m exporter sign {version_dir} --key FILE; or, where it is a copy of a "
+        f"version with another number: python -m exporter publish {version_dir} --base_path "
+        "BASE_PATH --sign FILE"
+    )
     try:
         facts = path.lstat()
     except FileNotFoundError:

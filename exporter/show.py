@@ -215,6 +215,12 @@ def show_inspection(inspection: Inspection) -> None:
         _list_copy_rows(inspection),
         title="copies",
     )
+    problems: dict[str, list[str]] = {}
+    for name, variant in inspection.variants.items():
+        if variant.problem:
+            problems.setdefault(variant.problem, []).append(name)
+    for problem, names in problems.items():
+        say(f"{', '.join(names)} not read: {problem}")
     print_table(("what", "value"), _list_provenance(inspection), title="provenance")
     for lack in inspection.lacks:
         say(f"It lacks {lack}.")
@@ -243,7 +249,7 @@ def _list_copy_rows(inspection: Inspection) -> list[tuple[str, ...]]:
             for one in variant.quantisation
         ] or [(one, *"   ") for one in variant.signatures]
         if variant.problem:
-            below = [(variant.problem, *"   ")]
+            below = [("not read", *"   ")]  # why stands below, once
         heads = [(name, size), *_describe_runs(variant)]
         heads += [("", "")] * (len(below) - len(heads))
         below += [("", *"   ")] * (len(heads) - len(below))

@@ -8,8 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
@@ -93,10 +91,9 @@ def _publish_once(shared_tmp: Path, kind: str, *overrides: str) -> Path:
     given = os.environ.get("PUBLISHED_MODELS")
     folder = shared_tmp / f"published-{kind}"
     models = Path(given).absolute() if given else folder / "models"
-    # Several sessions at a time may share a folder that is given.
-    locks = Path(tempfile.gettempdir()) if given else shared_tmp
-    name = f"published-{kind}-{zlib.crc32(str(models).encode()):08x}.lock"
-    with (locks / name).open("w") as lock:
+    models.mkdir(parents=True, exist_ok=True)
+    # In the folder itself: several sessions at a time may share one that is given.
+    with (models / f".published-{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (models / kind / "1").exists():
             shutil.rmtree(folder, ignore_errors=True)

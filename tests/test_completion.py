@@ -154,4 +154,4 @@ def test_where_shtab_is_missing_the_extra_is_named(package: str, tmp_path: Path)
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert "pip install 'plumbline-tf[cli]'" in done.stderr
+    assert "[cli]'" in done.stderr

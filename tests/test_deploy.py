@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 import urllib.request
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,14 @@ def test_the_server_understands_every_flag_it_is_given(name: str) -> None:
     given, unknown = parse_flags(container["args"], list_flags(ServerFlags))
     assert unknown == []
     assert (given["port"], given["rest_api_port"]) == (8500, 8501)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_connections_end_in_time_for_pods_that_are_new(name: str) -> None:
+    _, container = find_server(name)
+    given, _ = parse_flags(container["args"], list_flags(ServerFlags))
+    arguments = dict(one.split("=") for one in str(given["grpc_channel_arguments"]).split(","))
+    assert 60_000 <= int(arguments["grpc.max_connection_age_ms"]) <= 600_000
 
 
 def check_memory(limit: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,3 +612,37 @@ def test_images_choose_packages_by_name_alone_too() -> None:
 def test_a_package_that_is_not_locked_is_named() -> None:
     with pytest.raises(AssertionError, match=r"requirements\.lock has no left-pad"):
         select_locked("left-pad")
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses what kustomize refuses, and `yaml` takes: a key twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [str(key.value) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"{node.start_mark}: a key is there twice: {keys}"
+        return super().construct_mapping(node, deep)
+
+
+WRITTEN = sorted(ROOT.glob("deploy/**/*.y*ml"))
+PAGES = [path for path in sorted(ROOT.glob("docs/*.md")) if "```yaml" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", [*WRITTEN, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_key_is_there_twice(path: Path) -> None:
+    text = path.read_text()
+    if path.suffix == ".md":
+        texts = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    else:
+        texts = [text]
+    for one in texts:
+        assert list(yaml.load_all(one, UniqueKeys))
+
+
+@pytest.mark.parametrize("words", [[], ["nosuch"]])
+def test_a_roll_out_of_no_overlay_names_those_that_there_are(words: list[str]) -> None:
+    done = subprocess.run(
+        [KUBERNETES / "roll-out", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    for overlay in sorted((KUBERNETES / "overlays").iterdir()):
+        assert overlay.name in done.stderr

@@ -22,6 +22,11 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_the_list_of_targets_fits_a_terminal() -> None:
+    lines = make().stdout.splitlines()
+    assert lines and not [line for line in lines if len(line) > 80]
+
+
 @pytest.mark.parametrize("target", ["serve", "predict", "parity"])
 def test_what_needs_a_version_says_how_to_make_one(target: str, tmp_path: Path) -> None:
     ran = make(target, "MODEL=cnn", f"BASE_PATH={tmp_path}")

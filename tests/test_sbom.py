@@ -37,7 +37,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The SBOM of everything, and the table."""
     path = tmp_path_factory.mktemp("sbom") / "plumbline.cdx.json"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "sbom"), "--table", f"--output={path}"],
+        [
+            sys.executable,
+            str(ROOT / "scripts" / "sbom"),
+            "--table",
+            "--extra=all",
+            f"--output={path}",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -111,3 +117,29 @@ def test_the_table_names_what_is_under_copyleft_and_so_does_the_documentation(
 )
 def test_copyleft_is_told_by_a_licences_name(licence: str, is_copyleft: bool) -> None:
     assert bool(SBOM.COPYLEFT.search(licence)) is is_copyleft
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """The script, with these words."""
+    command = [sys.executable, str(ROOT / "scripts" / "sbom"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_an_extra_that_there_is_not_is_refused_in_a_sentence() -> None:
+    done = run("--table", "--extra=nosuch")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "'serving'" in done.stderr
+
+
+def test_a_table_writes_no_file_and_a_reader_who_has_seen_enough_is_no_fault() -> None:
+    folder = ROOT / "build" / "sbom"
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*")}
+    command = [sys.executable, str(ROOT / "scripts" / "sbom"), "--table", "--extra=rest"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert "BrokenPipe" not in process.stderr.read()
+        assert process.wait() == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*")} == before

@@ -5,7 +5,7 @@ HTTP/2 by hand over plain sockets (RFC 9113), so that it costs the machine littl
 every server. Header blocks are encoded before the clock starts and those of answers are decoded
 after it stops; `grpc-status` of every answer is looked at. Messages fit into one DATA frame.
 
-Run in a process of its own: python -m benchmarks.loadgen.generator --port=8500 --message=FILE ...
+Run in a process of its own: python -m benchmarks.loadgen.generator --port=8500 --messages=FILE ...
 """
 
 import argparse
@@ -21,9 +21,11 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import hpack
+import msgspec
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -97,13 +99,15 @@ def prepare_blocks(path: str, *, connections: int, file: Path) -> None:
 
 
 class Connection:
-    """One connection with up to `in_flight` calls on it."""
+    """One connection with up to `in_flight` calls on it, whose messages take turns."""
 
-    def __init__(self, port: int, path: str, message: bytes, blocks: list[bytes] | None) -> None:
-        body = struct.pack(">BI", 0, len(message)) + message
-        assert len(body) <= LARGEST_FRAME, "messages of more than one frame: use h2load"
+    def __init__(
+        self, port: int, path: str, messages: Sequence[bytes], blocks: list[bytes] | None
+    ) -> None:
+        self._bodies = [struct.pack(">BI", 0, len(one)) + one for one in messages]
+        largest = max(map(len, self._bodies))
+        assert largest <= LARGEST_FRAME, "messages of more than one frame: use h2load"
         self._path = path
-        self._body = body
         self._blocks = blocks
         self._encoder = hpack.Encoder()
         self._block = b""
@@ -143,10 +147,13 @@ class Connection:
 
     def _flush(self) -> None:
         parts = []
-        body = self._body
-        size = len(body)
+        bodies = self._bodies
         room = self._most_streams - (len(self.started) - len(self._held))
-        while self._held and self._window >= size and room > 0:
+        while self._held and room > 0:
+            body = bodies[self._held[0][0] // 2 % len(bodies)]
+            size = len(body)
+            if self._window < size:
+                break
             stream, _ = self._held.popleft()
             block = self._next_block(stream)
             parts.append(struct.pack(">IBI", len(block) << 8 | HEADERS, END_HEADERS, stream))
@@ -296,7 +303,7 @@ def collect(connections: list[Connection], seconds: float, *, warmed: int) -> Ou
 
 def is_answering(port: int, path: str, message: bytes) -> bool:
     """Whether a call on a connection of its own is answered OK; raises OSError if it is not."""
-    connection = Connection(port, path, message, None)
+    connection = Connection(port, path, [message], None)
     try:
         connection.send(1, time.perf_counter())
         while connection.started:
@@ -309,7 +316,7 @@ def is_answering(port: int, path: str, message: bytes) -> bool:
 def run(
     port: int,
     path: str,
-    message: bytes,
+    message: bytes | Sequence[bytes],
     *,
     seconds: float,
     connections: int = 1,
@@ -317,12 +324,14 @@ def run(
     rate: float = 0.0,
     blocks: Path | None = None,
 ) -> "subprocess.Popen[str]":
-    """Starts the generator in a process of its own; `read` gives what it saw."""
+    """Starts the generator in a process of its own; `read` gives what it saw. Several messages
+    take turns on each connection."""
+    messages = [message] if isinstance(message, bytes) else message
     with tempfile.NamedTemporaryFile(delete=False) as file:
-        file.write(message)
+        file.write(msgspec.msgpack.encode(messages))
     command = [
         *(sys.executable, "-m", "benchmarks.loadgen.generator", f"--port={port}", f"--path={path}"),
-        *(f"--message={file.name}", f"--seconds={seconds}", f"--connections={connections}"),
+        *(f"--messages={file.name}", f"--seconds={seconds}", f"--connections={connections}"),
         *(f"--in_flight={in_flight}", f"--rate={rate}", f"--blocks={blocks or ''}"),
     ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -341,7 +350,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--path", required=True)
-    parser.add_argument("--message", type=Path, required=True, help="a file, removed once read")
+    parser.add_argument("--messages", type=Path, required=True, help="a file, removed once read")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--warm_up_s", type=float, default=0.5)
     parser.add_argument("--connections", type=int, default=1)
@@ -349,15 +358,15 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--blocks", default="", help="of prepare_blocks; else all headers alike")
     args = parser.parse_args()
-    message = args.message.read_bytes()
-    args.message.unlink()
+    messages = msgspec.msgpack.decode(args.messages.read_bytes(), type=list[bytes])
+    args.messages.unlink()
     prepared: list[list[bytes] | None] = [None] * args.connections
     if args.blocks:
         sequences = json.loads(Path(args.blocks).read_text())
         prepared = [[bytes.fromhex(one) for one in sequence] for sequence in sequences]
 
     def connect(blocks: list[list[bytes] | None]) -> list[Connection]:
-        return [Connection(args.port, args.path, message, one) for one in blocks]
+        return [Connection(args.port, args.path, messages, one) for one in blocks]
 
     gc.disable()
     warm = connect(prepared)

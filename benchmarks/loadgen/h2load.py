@@ -103,13 +103,15 @@ def run_rest(
 
 
 @contextlib.contextmanager
-def pipeline_grpc(port: int, path: str, message: bytes, *, in_flight: int) -> Iterator[None]:
-    """Keeps `in_flight` calls on one connection for as long as the context is open."""
+def pipeline_grpc(
+    port: int, path: str, message: bytes, *, in_flight: int, connections: int = 1
+) -> Iterator["subprocess.Popen[str]"]:
+    """Keeps `in_flight` calls on each of the connections for as long as the context is open."""
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(frame(message))
         process = subprocess.Popen(
             [
-                *("h2load", "-D", "3600", "-t", "1", "-c", "1", "-m", str(in_flight)),
+                *("h2load", "-D", "3600", "-t", "1", "-c", str(connections), "-m", str(in_flight)),
                 *(*_GRPC_HEADERS, "-d", file.name, f"http://127.0.0.1:{port}{path}"),
             ],
             stdout=subprocess.PIPE,
@@ -117,7 +119,7 @@ def pipeline_grpc(port: int, path: str, message: bytes, *, in_flight: int) -> It
         )
         try:
             time.sleep(WARM_UP_S)
-            yield
+            yield process
             if process.poll() is not None:
                 sys.exit(f"h2load failed:\n{process.communicate()[0]}")
         finally:

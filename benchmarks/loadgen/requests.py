@@ -25,9 +25,9 @@ def make_images(model: str, rows: int) -> np.ndarray:
     return np.random.default_rng(0).random((rows, *INPUT_SHAPES[model]), np.float32)
 
 
-def make_request(model: str, rows: int) -> bytes:
+def make_request(model: str, rows: int, *, served_as: str = "m") -> bytes:
     """A serialized PredictRequest for `serving_default`."""
-    return encode_predict_request(ModelSpec("m"), {"images": make_images(model, rows)})
+    return encode_predict_request(ModelSpec(served_as), {"images": make_images(model, rows)})
 
 
 def make_json(model: str) -> bytes:

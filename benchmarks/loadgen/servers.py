@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -18,6 +19,13 @@ START_LIMIT_S = 90
 BEFORE = "ffd575b"
 """The last commit of the server over grpcio and aiohttp: a rival of the one that came after."""
 _BATCHING = HERE / "batching.config"
+
+
+class CpuTime(NamedTuple):
+    """Seconds of processor time."""
+
+    user: float
+    system: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +52,12 @@ class Running:
 
     def measure_cpu_s(self) -> float:
         """Seconds of processor time, user and system, of the process and its children so far."""
-        return sum(sum(process.cpu_times()[:2]) for process in self._list_processes())
+        return sum(self.measure_cpu())
+
+    def measure_cpu(self) -> "CpuTime":
+        """The same, each by itself."""
+        times = [process.cpu_times() for process in self._list_processes()]
+        return CpuTime(sum(one.user for one in times), sum(one.system for one in times))
 
     def _list_processes(self) -> list[psutil.Process]:
         root = psutil.Process(self.pid)
@@ -74,7 +87,11 @@ def find_free_port() -> int:
 
 @contextlib.contextmanager
 def run(
-    server: Server, version_dir: Path, is_ready: Callable[[Running], bool]
+    server: Server,
+    version_dir: Path,
+    is_ready: Callable[[Running], bool],
+    *,
+    start_limit_s: float = START_LIMIT_S,
 ) -> Iterator[Running]:
     """Starts `server`, waits until `is_ready`, and kills it with its children at the end."""
     grpc_port = find_free_port() if server.grpc else 0
@@ -93,7 +110,7 @@ def run(
     try:
         running = Running(grpc_port, rest_port, server.rest_path, 0.0, process.pid)
         while not is_ready(running):
-            if process.poll() is not None or time.perf_counter() - start > START_LIMIT_S:
+            if process.poll() is not None or time.perf_counter() - start > start_limit_s:
                 sys.exit(f"{server.name} did not start: {' '.join(command)}")
             time.sleep(0.002)
         yield dataclasses.replace(running, ready_s=time.perf_counter() - start)

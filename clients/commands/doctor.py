@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
+import time
 from pathlib import Path
 
 from clients.doctor.findings import (
@@ -17,8 +19,8 @@ from clients.doctor.findings import (
     check_package,
     merge_findings,
 )
-from clients.doctor.probe import REST_PORT, Address, parse_address
-from clients.doctor.server import Asked, check_server, list_models
+from clients.doctor.probe import Address, parse_address
+from clients.doctor.server import Asked, check_server, find_models
 from clients.doctor.silence import Given
 from clients.doctor.version import check_inputs, check_version
 from clients.files.predict import add_adjustment_flags, find_adjustment
@@ -32,7 +34,8 @@ from clients.targets import (
     open_rest_client,
 )
 from contract.console.exits import ExitCode
-from contract.console.terminal import print_json, print_table, say
+from contract.console.progress import Heartbeat
+from contract.console.terminal import print_json, print_table, remark, say
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -90,6 +93,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     findings: list[Finding] = check_package()
     targets = [one for target in args.targets or [args.server] for one in _split(target)]
     folders = [Path(target) for target in targets if is_folder(target)]
+    flags, own = _list_flags(args), _list_own_flags(args)
     if folders and not args.model_name:
         manifest = find_manifest(folders[0]) if folders[0].is_dir() else None
         args.model_name = manifest.model_name if manifest else ""
@@ -98,7 +102,14 @@ def run(args: argparse.Namespace) -> ExitCode:
         findings.append(check_inputs(folder, args.inputs, find_adjustment(args)))
     for target in targets:
         if not is_folder(target):
-            findings += _check_server(args, parse_address(target))
+            given = Given(
+                model_name=choose_model_name(args),
+                tls=connection_options(args).tls,
+                flags=flags,
+                own=own,
+                others=tuple(one for one in targets if one != target),
+            )
+            findings += _check_server(args, parse_address(target), given)
     merged = merge_findings(findings)
     if args.json:
         print_json({"targets": targets, "findings": merged})
@@ -110,23 +121,12 @@ def run(args: argparse.Namespace) -> ExitCode:
     return ExitCode.FAILED if failed else ExitCode.DONE
 
 
-def find_rest_servers(address: Address, rest_server: str = "") -> list[str]:
-    """Where a server that is asked at an address usually answers REST."""
-    if rest_server:
-        return [rest_server]
-    if address.is_rest:
-        return [address.text]
-    if address.is_socket:
-        return [f"http://127.0.0.1:{REST_PORT}"]
-    return [f"{scheme}://{address.join(REST_PORT)}" for scheme in ("http", "https")]
-
-
-def _check_server(args: argparse.Namespace, address: Address) -> list[Finding]:
+def _check_server(args: argparse.Namespace, address: Address, given: Given) -> list[Finding]:
     """The checks of one server; of its only model where nobody named one."""
     connection = connection_options(args)
     asked = Asked(
-        given=Given(choose_model_name(args), connection.tls, _list_flags(args)),
-        rest_servers=find_rest_servers(address, args.rest_server),
+        given=given,
+        rest_server=args.rest_server,
         version=args.version,
         version_label=args.version_label,
         signature_name=args.signature_name,
@@ -136,7 +136,7 @@ def _check_server(args: argparse.Namespace, address: Address) -> list[Finding]:
     is_missing = any(one.check is Check.MODEL_NAME and one.verdict == FAILS for one in found)
     if args.model_name or not is_missing:
         return found
-    served = list_models(asked.rest_servers, connection) or []
+    served = find_models(address, asked, connection) or []
     if len(served) != 1:
         return found
     given = dataclasses.replace(asked.given, model_name=served[0].name)
@@ -146,16 +146,31 @@ def _check_server(args: argparse.Namespace, address: Address) -> list[Finding]:
 def _ask(args: argparse.Namespace, address: Address, asked: Asked) -> list[Finding]:
     named = argparse.Namespace(**{**vars(args), "model_name": asked.given.model_name})
     connect = open_rest_client if address.is_rest else open_client
-    with connect(named, server=address.text, allow_non_finite=True) as client:
+    begun = time.monotonic()
+
+    def tell() -> None:
+        remark(f"waiting for {address.text}, {time.monotonic() - begun:.0f} s so far")
+
+    with Heartbeat(tell), connect(named, server=address.text, allow_non_finite=True) as client:
         return check_server(client, address, asked, connection_options(args))
 
 
 def _list_flags(args: argparse.Namespace) -> tuple[str, ...]:
-    """The flags of TLS, token and headers that were given, for advice that repeats them."""
-    names = ("ca_file", "cert_file", "key_file", "tls_server_name", "auth_token_file")
+    """The flags about the server and its model that were given, for advice that repeats them."""
+    names = (
+        *("model_name", "version", "version_label"),
+        *("ca_file", "cert_file", "key_file", "tls_server_name", "auth_token_file"),
+    )
     given = [f"--{name}={getattr(args, name)}" for name in names if getattr(args, name)]
     flags = ["--tls"] if args.tls else []
     return (*flags, *given, *(f"--header={name}=…" for name, _ in args.header))
+
+
+def _list_own_flags(args: argparse.Namespace) -> tuple[str, ...]:
+    """The same, of those that doctor alone takes."""
+    names = ("signature_name", "rest_server", "server_tensorflow")
+    given = [f"--{name}={getattr(args, name)}" for name in names if getattr(args, name)]
+    return (*(["--run"] if args.runs_signatures else []), *given)
 
 
 def is_folder(target: str) -> bool:
@@ -175,31 +190,23 @@ def _split(target: str) -> list[str]:
 
 
 def _print(findings: list[Finding], title: str) -> None:
-    is_version = any(
-        one.check is Check.VERSION_NUMBER and one.verdict != NOT_CHECKED for one in findings
+    rows = [[one.check, one.verdict, one.explanation] for one in findings if one.explanation]
+    print_table(
+        ["check", "result", "what was seen"], rows, title=f"doctor {title}", folds_last=True
     )
-    is_server = any(one.check is Check.REACHABLE and one.verdict != NOT_CHECKED for one in findings)
-    rows = [
-        [
-            one.check,
-            one.verdict,
-            one.explanation or _explain_gap(one.check, is_version=is_version, is_server=is_server),
-        ]
-        for one in findings
-    ]
-    print_table(["check", "result", "what was seen"], rows, title=f"doctor {title}")
+    left_out = [str(one.check) for one in findings if not one.explanation]
+    if left_out:
+        given = {one.check for one in findings if one.explanation}
+        say(f"Not looked at: {', '.join(left_out)}.{_explain_gap(given)}")
     for one in findings:
         if one.fix and one.verdict != NOT_CHECKED:
-            say(f"{one.check}: {one.fix}")
+            say(f"\n{'What to do' if one.verdict == FAILS else 'What may be done'} ({one.check}):")
+            # No line of ours is broken: a command that is copied has to stay one.
+            sys.stdout.write(f"  {one.fix}\n")
 
 
-def _explain_gap(check: Check, *, is_version: bool, is_server: bool) -> str:
-    if check is Check.INPUTS:
-        return "give --inputs FILE and a version directory"
-    of_version = (Check.VERSION_NUMBER, Check.WHOLE_VERSION, Check.TENSORFLOW, Check.WARMUP)
-    if check in of_version and not is_version:
-        return "seen in a version directory only: give its path"
-    of_server = (Check.REACHABLE, Check.MODEL_NAME, Check.ANSWERS)
-    if check in of_server and not is_server:
-        return "seen at a running server only: give its address"
-    return "not come to"
+def _explain_gap(seen: set[Check]) -> str:
+    """What more to give for the rest of the checks."""
+    if Check.VERSION_NUMBER not in seen:
+        return " Give the path of a version directory for more."
+    return "" if Check.REACHABLE in seen else " Give the address of a running server for more."

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from clients.options import TlsOptions
 from contract.errors import ConfigError
+from contract.proxies import find_grpc_proxy, find_http_proxy
 
 TIMEOUT_S = 3.0
 GRPC_PORT, REST_PORT = 8500, 8501
@@ -123,6 +124,16 @@ def listen(
     return Heard(Speech.GRPC if is_http2 else Speech.NOTHING)
 
 
+def find_rest_port(address: Address, tls: TlsOptions | None) -> int:
+    """Where a server that is asked over gRPC has REST, which ours says; 0 where it is not said."""
+    if address.is_rest or address.is_socket or find_grpc_proxy(address.join()) is not None:
+        return 0
+    if tls is None:
+        return listen(lambda: connect_plainly(address), address.host).rest_port
+    facts = look_at_tls(address, tls)
+    return facts.heard.rest_port if facts else 0
+
+
 def _exchange(
     connect: Callable[[], socket.socket], question: bytes, errors: list[OSError]
 ) -> bytes:
@@ -151,6 +162,18 @@ def connect_plainly(address: Address) -> socket.socket:
     connection = socket.create_connection((address.host, address.port), timeout=TIMEOUT_S)
     connection.settimeout(TIMEOUT_S)
     return connection
+
+
+def can_connect(address: Address) -> bool:
+    """Whether somebody listens there; false where that is not looked for: a proxy, a socket."""
+    find_proxy = find_http_proxy if address.is_rest else find_grpc_proxy
+    if address.is_socket or find_proxy(address.text if address.is_rest else address.join()):
+        return False
+    try:
+        connect_plainly(address).close()
+    except OSError:
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

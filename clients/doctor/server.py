@@ -7,8 +7,12 @@ state.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
+import http.client
 import json
 import re
+import ssl
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,10 +22,10 @@ import numpy as np
 from clients.blocking import BlockingClient
 from clients.core.rows import make_random_batch
 from clients.doctor.findings import FAILS, WARNING, Check, Finding
-from clients.doctor.probe import Address
+from clients.doctor.probe import REST_PORT, Address, can_connect, find_rest_port
 from clients.doctor.silence import Given, explain_silence
 from clients.doctor.version import check_names, describe_inputs
-from clients.options import ConnectionOptions
+from clients.options import ConnectionOptions, TlsOptions
 from clients.results import VersionStatus
 from contract.errors import (
     Code,
@@ -32,12 +36,13 @@ from contract.errors import (
 )
 from contract.proxies import is_local
 from contract.servable import DEFAULT_SIGNATURE_NAME, VersionState
-from contract.signature import NUMERIC_DTYPES, Signature, TensorSpec
+from contract.signature import NUMERIC_DTYPES, Array, Signature, TensorSpec
 
 _MESSAGE_BYTES = 5 * 2**20
 """A little more than the 4 MiB at which an unlifted limit refuses."""
 
 _MOST_ROWS = 65_536
+_MOST_NAMES = 12
 _LIST_PATH = "/v1/models"
 _NOT_READY = (VersionState.START, VersionState.LOADING)
 _LOAD = "--run has the server load the model, for which others may have to leave"
@@ -50,14 +55,14 @@ class Asked:
 
     Attributes:
         given: What advice repeats.
-        rest_servers: Where its models may be listed.
+        rest_server: Where its models are listed; "" where nobody said it.
         version, version_label: "" and None for the newest.
         signature_name: To be asked for; "" for any.
         runs: Whether signatures may be run.
     """
 
     given: Given
-    rest_servers: Sequence[str] = ()
+    rest_server: str = ""
     version: int | None = None
     version_label: str | None = None
     signature_name: str = ""
@@ -82,18 +87,20 @@ def check_server(
 ) -> list[Finding]:
     """All that can be told from outside."""
     name, given = asked.given.model_name, asked.given
+    # Whoever listens and never accepts has a full queue after some tries, and looks like nobody.
+    takes_connections = can_connect(address)
     try:
         versions = client.status()
     except ServableNotFoundError as error:
         if "no words of TensorFlow Serving" in error.message:
-            return [explain_silence(address, error, given)]
-        served = list_models(asked.rest_servers, connection)
+            return [explain_silence(address, error, given, takes_connections=takes_connections)]
+        served = find_models(address, asked, connection)
         return [
             Check.REACHABLE.passes(f"{address.text} answers"),
             _explain_name(address, asked, served),
         ]
     except PlumblineError as error:
-        return [explain_silence(address, error, given)]
+        return [explain_silence(address, error, given, takes_connections=takes_connections)]
     findings = [
         Check.REACHABLE.passes(f"{address.text} answers"),
         Check.MODEL_NAME.passes(f"{name} is served"),
@@ -108,9 +115,8 @@ def check_server(
     except PlumblineError as error:
         if asked.version_label is None:
             return [*findings, Check.SHAPES.fails(error.message)]
-        shown = f"python -m clients status --server {address.text} --model_name {name}"
         text = f"no version answers to the label {asked.version_label!r} ({error.message})"
-        return [*findings, Check.HEALTHY.fails(text, f"give a version of {shown}")]
+        return [*findings, Check.HEALTHY.fails(text, given.advise(address.text, *newest(versions)))]
     signatures = metadata.signatures
     findings += [
         _check_signature_name(signatures, asked, address),
@@ -123,12 +129,37 @@ def check_server(
             Check.MESSAGE_LIMIT.is_not_checked(_RUN),
         ]
     chosen = {key: one for key, one in signatures.items() if asked.signature_name in ("", key)}
-    status = f"python -m clients status --server {address.text} --model_name {name}"
     return [
         *findings,
-        _check_answers(client, chosen, asked, status),
+        _check_answers(client, chosen, address, asked),
         _check_limit(client, chosen, asked),
     ]
+
+
+def find_rest_servers(address: Address, rest_server: str = "") -> list[str]:
+    """Where a server that is asked at an address usually answers REST."""
+    if "://" in rest_server:
+        return [rest_server]
+    if rest_server:
+        return [f"{scheme}://{rest_server}" for scheme in ("http", "https")]
+    if address.is_rest:
+        return [address.text]
+    if address.is_socket:
+        return [f"http://127.0.0.1:{REST_PORT}"]
+    return [f"{scheme}://{address.join(REST_PORT)}" for scheme in ("http", "https")]
+
+
+def find_models(
+    address: Address, asked: Asked, connection: ConnectionOptions
+) -> list[ServedModel] | None:
+    """The models of a server, as `list_models` has them.
+
+    Where nobody said where REST is, the port of gRPC may; another server's list is no help.
+    """
+    rest_server = asked.rest_server
+    if not rest_server and (port := find_rest_port(address, connection.tls)):
+        rest_server = address.join(port)
+    return list_models(find_rest_servers(address, rest_server), connection)
 
 
 def list_models(
@@ -143,9 +174,8 @@ def list_models(
         None where none of them lists models.
     """
     for server in rest_servers:
-        url = server if "://" in server else f"http://{server}"
         try:
-            document = json.loads(_fetch(url.rstrip("/") + _LIST_PATH, connection))
+            document = json.loads(_fetch(server.rstrip("/") + _LIST_PATH, connection))
             return [
                 ServedModel(str(one["name"]), len(one.get("model_version_status", ())))
                 for one in document["models"]
@@ -162,17 +192,39 @@ def _fetch(url: str, connection: ConnectionOptions) -> bytes:
         handlers.append(urllib.request.ProxyHandler({}))
     headers = {}
     if url.startswith("https:"):
-        from clients.options import TlsOptions
-        from clients.transport.http import make_ssl_context
+        from clients.transport.tls import make_ssl_context
 
-        context = make_ssl_context(connection.tls or TlsOptions())
-        handlers.append(urllib.request.HTTPSHandler(context=context))
+        tls = connection.tls or TlsOptions()
+        handlers.append(_NamedHandler(make_ssl_context(tls), tls.server_name or host.strip("[]")))
     if url.startswith("https:") or is_local(host):  # a token is not sent in the clear
         headers = {key: one for key, one in connection.headers() if isinstance(one, str)}
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.build_opener(*handlers).open(request, timeout=3) as reply:
         content: bytes = reply.read(2**22)
     return content
+
+
+class _NamedHandler(urllib.request.HTTPSHandler):
+    """Looks for the user's name in a server's certificate; urllib's own takes the URL's alone."""
+
+    def __init__(self, context: ssl.SSLContext, name: str) -> None:
+        super().__init__(context=context)
+        self._connect = functools.partial(_NamedConnection, tls=context, name=name)
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._connect, req)
+
+
+class _NamedConnection(http.client.HTTPConnection):
+    default_port = http.client.HTTPS_PORT
+
+    def __init__(self, host: str, *, tls: ssl.SSLContext, name: str, timeout: float) -> None:
+        super().__init__(host, timeout=timeout)
+        self._tls, self._name = tls, name
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._name)
 
 
 def _explain_name(address: Address, asked: Asked, served: Sequence[ServedModel] | None) -> Finding:
@@ -186,19 +238,40 @@ def _explain_name(address: Address, asked: Asked, served: Sequence[ServedModel] 
         )
     text = f"{address.text} does not serve a model called {name!r}"
     if served:
-        listed = ", ".join(one.name for one in served)
-        other = dataclasses.replace(given, model_name=served[0].name)
-        return Check.MODEL_NAME.fails(f"{text}; it serves {listed}", other.advise(address.text))
+        names = [one.name for one in served]
+        nearest = _find_nearest(name, names)
+        listed = ", ".join(names)
+        if len(names) > _MOST_NAMES:
+            listed = f"{nearest} and {len(names) - 1} others"
+        return Check.MODEL_NAME.fails(
+            f"{text}; it serves {listed}",
+            given.advise(address.text, f"--model_name={nearest}"),
+        )
     if served is not None:
         return Check.MODEL_NAME.fails(
             f"{text}, nor any other", "start it with --model_name and --model_base_path"
         )
+    named = "give its name, which is in the server's flags (--model_name or --model_config_file)"
+    text = f"{text}, or no version of it; "
+    if address.is_rest:
+        return Check.MODEL_NAME.fails(
+            f"{text}and it lists none (TensorFlow Serving has no call for it)",
+            f"{named}: {given.advise(address.text, '--model_name=NAME')}",
+        )
+    fix = f"{named}: {given.advise(address.text, '--model_name=NAME')}"
+    if not asked.rest_server:
+        listing = given.advise(address.text, "--rest_server=HOST:PORT")
+        fix = f"{fix}; or, of the embedded server, its REST port, which lists them: {listing}"
     return Check.MODEL_NAME.fails(
-        f"{text}, or no version of it; no list of its models was found (TensorFlow Serving has no "
-        "call for it, the embedded server answers at its REST port: --rest_server)",
-        "look at the server's flags --model_name (by default `default`), --model_base_path and "
-        "--model_config_file",
+        f"{text}no list of its models was found (TensorFlow Serving has no call for it, the "
+        "embedded server has it at its REST port)",
+        fix,
     )
+
+
+def _find_nearest(name: str, names: Sequence[str]) -> str:
+    """The name that was probably meant; the first where none is like it."""
+    return max(names, key=lambda one: difflib.SequenceMatcher(None, name, one).ratio())
 
 
 def check_versions(
@@ -209,7 +282,9 @@ def check_versions(
     states = ", ".join(f"{one.version} {one.state.name}" for one in versions) or "none"
     wanted = [one for one in versions if asked.version in (None, one.version)]
     if asked.version is not None and not wanted:
-        fix = f"give --version={available[0]}" if available else "publish it, or wait for it"
+        fix = "publish it, or wait for it"
+        if available:
+            fix = asked.given.advise(address.text, *newest(versions))
         text = f"version {asked.version} is not there; there are {states}"
         return [Check.HEALTHY.fails(text, fix)]
     findings = []
@@ -234,16 +309,21 @@ def check_versions(
         texts = "; ".join(f"version {one.version}: {one.error_message}" for one in waiting)
         return [*findings, Check.HEALTHY.passes(texts)]
     if not any(one.version in available for one in wanted):
-        flags = f"--server {address.text} --model_name {asked.given.model_name}"
-        fix = f"read the server's log, and: python -m clients status {flags}"
+        fix = f"read the server's log, and: {asked.given.advise_other('status', address.text)}"
         if any(one.state in _NOT_READY for one in wanted):
-            fix = f"wait: python -m clients status {flags} --wait_s 300"
+            fix = f"wait: {asked.given.advise_other('status', address.text, '--wait_s=300')}"
             text = f"not ready yet: no version is AVAILABLE ({states})"
             return [*findings, Check.HEALTHY.fails(text, fix)]
         text = f"no version is AVAILABLE ({states})"
         findings.append(Check.HEALTHY.fails(text, fix))
     text = f"available: {', '.join(map(str, available))}"
     return findings or [Check.HEALTHY.passes(text)]
+
+
+def newest(versions: Sequence[VersionStatus]) -> tuple[str, ...]:
+    """The flag that asks for the newest version that answers."""
+    available = [one.version for one in versions if one.state is VersionState.AVAILABLE]
+    return (f"--version={max(available)}",) if available else ()
 
 
 def _check_signature_name(
@@ -265,25 +345,35 @@ def _check_signature_name(
 
 
 def _check_answers(
-    client: BlockingClient, signatures: Mapping[str, Signature], asked: Asked, status: str
+    client: BlockingClient,
+    signatures: Mapping[str, Signature],
+    address: Address,
+    asked: Asked,
 ) -> Finding:
     failed, refused, answered = [], [], []
     for name, signature in signatures.items():
-        if _is_numeric(signature):
+        # What a server has to load for strings may take a minute: nothing to be done unasked.
+        if _is_numeric(signature) or (name == asked.signature_name and _has_strings(signature)):
             try:
-                client.predict(make_random_batch(signature, 1), signature_name=name, **_pin(asked))
+                client.predict(_make_row(signature), signature_name=name, **_pin(asked))
                 answered.append(name)
-            except UnimplementedError:
-                continue
+            except UnimplementedError as error:
+                if name == asked.signature_name:
+                    return Check.ANSWERS.fails(
+                        f"{name} is there, and this server cannot run it: {error.message}",
+                        "install TensorFlow where the server runs, or ask another signature",
+                    )
             except RequestError as error:
                 refused.append(f"{name}: {error.message}")
             except PlumblineError as error:
                 failed.append(f"{name}: {error.message}")
     if failed:
+        status = asked.given.advise_other("status", address.text)
         return Check.ANSWERS.fails("; ".join(failed), f"compare with: {status}")
     if refused:
         text = f"refused a row of random numbers, which may not suit it: {'; '.join(refused)}"
-        return Check.ANSWERS.warns(text, "send a row of your own: python -m clients predict")
+        own = asked.given.advise_other("predict FILE", address.text)
+        return Check.ANSWERS.warns(text, f"send a row of your own: {own}")
     if not answered:
         return Check.ANSWERS.is_not_checked("no signature takes numbers alone")
     return Check.ANSWERS.passes(f"one row was answered by {', '.join(answered)}")
@@ -317,6 +407,17 @@ def _check_limit(
     return Check.MESSAGE_LIMIT.is_not_checked("no signature takes numbers in bulk")
 
 
+def _make_row(signature: Signature) -> dict[str, Array]:
+    """Random numbers, and empty strings."""
+    strings = {name: one for name, one in signature.inputs.items() if one.dtype == "string"}
+    numbers = {name: one for name, one in signature.inputs.items() if name not in strings}
+    row = make_random_batch(dataclasses.replace(signature, inputs=numbers), 1)
+    for name, spec in strings.items():
+        axes = (None,) if spec.shape is None else spec.shape
+        row[name] = np.full([1 if size is None else size for size in axes], b"", object)
+    return row
+
+
 def _pin(asked: Asked) -> dict[str, Any]:
     return {"version": asked.version, "version_label": asked.version_label}
 
@@ -326,6 +427,11 @@ def _is_numeric(signature: Signature) -> bool:
         spec.dtype in NUMERIC_DTYPES and spec.shape is not None
         for spec in signature.inputs.values()
     )
+
+
+def _has_strings(signature: Signature) -> bool:
+    dtypes = {spec.dtype for spec in signature.inputs.values()}
+    return "string" in dtypes and dtypes <= {"string", *NUMERIC_DTYPES}
 
 
 def _is_bulk(spec: TensorSpec) -> bool:

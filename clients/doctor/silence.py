@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import socket
 import stat
 from pathlib import Path
@@ -19,7 +20,7 @@ from clients.doctor.probe import (
     listen,
     look_at_tls,
 )
-from clients.options import TlsOptions
+from clients.options import DEFAULT_MODEL_NAME, TlsOptions
 from contract.errors import (
     PermissionDeniedError,
     PlumblineError,
@@ -28,6 +29,8 @@ from contract.errors import (
 )
 from contract.proxies import Proxy, find_grpc_proxy, find_http_proxy, is_local
 
+_VERSION_FLAGS = frozenset({"--version", "--version_label"})
+_TLS_FLAGS = ("--tls", "--ca_file", "--cert_file", "--key_file", "--tls_server_name")
 _NO_WORDS = "in no words of TensorFlow Serving"
 
 
@@ -36,24 +39,61 @@ class Given:
     """What a person gave the command, so that advice repeats it.
 
     Attributes:
-        model_name: To be asked for.
+        model_name: To be asked for, whether anybody gave it or not.
         tls: With `--tls` and its files; None without.
-        flags: `--flag=value` for all of TLS, of the token and of headers.
+        flags: `--flag=value` as given, of those that every command about a server takes.
+        own: The same, of those that are doctor's own.
+        others: What else is looked at: version directories, other servers.
     """
 
     model_name: str
     tls: TlsOptions | None = None
     flags: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def advise(self, address: str, *more: str, without: tuple[str, ...] = ()) -> str:
-        """The command for another try."""
-        kept = [flag for flag in self.flags if not flag.startswith(tuple(without or ("//",)))]
-        name = [f"--model_name={self.model_name}"] if self.model_name else []
-        return " ".join(["python -m clients doctor", address, *name, *kept, *more])
+        """The command for another try: as given, but for the flags of `more` and `without`."""
+        flags = _replace((*self.own, *self.flags), more, without)
+        return _write_command("doctor", address, *self.others, *flags)
+
+    def advise_other(self, verb: str, address: str, *more: str) -> str:
+        """Another command about the same model of a server."""
+        named = (f"--model_name={self.model_name}", *more)
+        return _write_command(*verb.split(), f"--server={address}", *_replace(self.flags, named))
+
+    @property
+    def name_flag(self) -> str:
+        """For the command that starts a server; "" where its default is asked for."""
+        is_default = self.model_name in ("", DEFAULT_MODEL_NAME)
+        return "" if is_default else f" --model_name={shlex.quote(self.model_name)}"
 
 
-def explain_silence(address: Address, error: PlumblineError, given: Given) -> Finding:
-    """Why nobody answers at an address as he should."""
+def _replace(
+    flags: tuple[str, ...], more: tuple[str, ...], without: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    gone = {*without, *(flag.partition("=")[0] for flag in more)}
+    if gone & _VERSION_FLAGS:  # one of them at a time
+        gone |= _VERSION_FLAGS
+    return (*(flag for flag in flags if flag.partition("=")[0] not in gone), *more)
+
+
+def _write_command(*words: str) -> str:
+    quoted = [word if "…" in word else shlex.quote(word) for word in words]
+    return " ".join(["python -m clients", *quoted])
+
+
+def explain_silence(
+    address: Address, error: PlumblineError, given: Given, *, takes_connections: bool = False
+) -> Finding:
+    """Why nobody answers at an address as he should.
+
+    Args:
+        address: The one.
+        error: Of the call.
+        given: What advice repeats.
+        takes_connections: Whether it took one before the call.
+    """
     if address.is_socket:
         return _explain_socket(address, error, given)
     if isinstance(error, UnauthenticatedError | PermissionDeniedError):
@@ -62,6 +102,8 @@ def explain_silence(address: Address, error: PlumblineError, given: Given) -> Fi
     try:
         connect_plainly(address).close()
     except OSError as failure:
+        if takes_connections and isinstance(failure, TimeoutError):
+            return _explain_hanging(address, error)
         return _explain_no_connection(address, failure, given, proxy)
     if proxy is not None:
         return Check.REACHABLE.fails(
@@ -75,17 +117,21 @@ def explain_silence(address: Address, error: PlumblineError, given: Given) -> Fi
         return _explain_tls(address, error, given, facts, wants_tls=wants_tls)
     heard = listen(lambda: connect_plainly(address), address.host)
     if heard.speech is Speech.NOTHING:
-        return Check.REACHABLE.fails(
-            f"{address.join()} takes connections and answers nothing: a process that hangs or is "
-            f"stopped, or something that speaks neither gRPC nor HTTP ({_one_line(error)})",
-            "look at the process that listens there, and at its log; then start it again",
-        )
+        return _explain_hanging(address, error)
     if wants_tls:
         return Check.REACHABLE.fails(
             f"{address.join()} speaks plain text, and was asked for TLS",
-            given.advise(_plain(address), without=("--tls", "--ca_file", "--cert", "--key")),
+            given.advise(_plain(address), without=_TLS_FLAGS),
         )
     return _explain_protocol(address, error, given, heard)
+
+
+def _explain_hanging(address: Address, error: PlumblineError) -> Finding:
+    return Check.REACHABLE.fails(
+        f"{address.join()} takes connections and answers nothing: a process that hangs or is "
+        f"stopped, or something that speaks neither gRPC nor HTTP ({_one_line(error)})",
+        "look at the process that listens there, and at its log; then start it again",
+    )
 
 
 def _explain_protocol(
@@ -168,7 +214,7 @@ def _explain_tls(
         asked = (given.tls.server_name if given.tls else None) or address.host
         return Check.REACHABLE.fails(
             f"the certificate of {where} is for {names or 'other names'}, and not for {asked}",
-            given.advise(target, *named or ["--tls_server_name=NAME"], without=("--tls_server",)),
+            given.advise(target, *named or ["--tls_server_name=NAME"]),
         )
     if facts.is_out_of_date:
         return Check.REACHABLE.fails(
@@ -217,8 +263,8 @@ def _explain_no_connection(
     if isinstance(failure, socket.gaierror):
         return Check.REACHABLE.fails(f"no host is called {host}", f"getent hosts {host}")
     start = (
-        f"python -m serving embedded --{port}={address.port} --model_name="
-        f"{given.model_name or 'NAME'} --model_base_path=PATH"
+        f"python -m serving embedded --{port}={address.port}{given.name_flag} "
+        "--model_base_path=PATH"
     )
     if isinstance(failure, ConnectionRefusedError):
         if is_local(host):
@@ -238,8 +284,8 @@ def _explain_no_connection(
 def _explain_socket(address: Address, error: PlumblineError, given: Given) -> Finding:
     path = Path(address.host)
     start = (
-        f"python -m serving embedded --grpc_socket_path={path} --model_name="
-        f"{given.model_name or 'NAME'} --model_base_path=PATH"
+        f"python -m serving embedded --grpc_socket_path={path}{given.name_flag} "
+        "--model_base_path=PATH"
     )
     try:
         mode = path.stat().st_mode

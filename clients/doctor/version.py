@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -99,7 +101,7 @@ def check_inputs(path: Path, inputs: Sequence[Path], adjustment: Adjustment) -> 
 def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
     """The version directory meant by `path`, and whether its place and name are right."""
     if not path.is_dir():
-        return None, Check.VERSION_NUMBER.fails(f"{path} is no directory", f"ls {path.parent}")
+        return None, Check.VERSION_NUMBER.fails(f"{path} is no directory", _find_meant(path))
     if layout.holds_model(path):
         if layout.parse_version(path.name) is not None:
             return path, Check.VERSION_NUMBER.passes(f"{path} is version {path.name}")
@@ -119,11 +121,30 @@ def _find_leaf(path: Path) -> tuple[Path | None, Finding]:
             f"{path} holds models in folders that are no numbers ({names}), which servers ignore",
             f"mv {unnumbered[0]} {path / '1'}",
         )
+    bases = [child for child in sorted(path.iterdir()) if layout.find_versions(child)]
+    if bases:
+        names = ", ".join(child.name for child in bases)
+        return None, Check.VERSION_NUMBER.fails(
+            f"{path} holds no version itself, but base paths of models that do ({names}): servers "
+            "take it as --models_base_path, and not as --model_base_path",
+            f"python -m clients doctor {shlex.quote(str(bases[0]))}",
+        )
     return None, Check.VERSION_NUMBER.fails(
         f"{path} holds no version: no numbered folder with a model in it",
         f"put your model there: cp -r SAVED_MODEL {path / '1'}; or, verified, python -m "
         f"exporter export --model FILE --examples FILE --base_path {path}",
     )
+
+
+def _find_meant(path: Path) -> str:
+    """What to give in place of a folder that is not there."""
+    folder = path.parent
+    if folder.is_dir():
+        names = [child.name for child in folder.iterdir() if child.is_dir()]
+        near = difflib.get_close_matches(path.name, names, n=1)
+        if near:
+            return f"python -m clients doctor {shlex.quote(str(folder / near[0]))}"
+    return "give a version directory, a base path that holds some, or a server as HOST:PORT"
 
 
 def _check_whole(version_dir: Path) -> tuple[Manifest | None, Finding]:

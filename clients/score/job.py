@@ -94,6 +94,8 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     cluster = address or os.environ.get("RAY_ADDRESS", "")
+    if cluster and _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # which heads ask for, and drivers forget
     options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
     if not cluster:
         cores = num_workers or _count_cores()
@@ -109,7 +111,8 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
         reason = " ".join(str(error).split())
         raise ServableUnavailableError(
             f"no Ray cluster answers at {cluster}: {reason}; start one with `ray start --head`, or "
-            "leave --cluster and RAY_ADDRESS out"
+            "leave --cluster and RAY_ADDRESS out; a cluster of another machine may want its token "
+            "in ~/.ray/auth_token"
             if cluster
             else f"Ray did not start on this machine: {reason}"
         ) from error
@@ -119,6 +122,13 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
         yield num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
+
+
+def _has_token() -> bool:
+    """Whether the token of a cluster is at hand, where Ray looks for it."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or path.is_file()
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from clients.core.effects import Call
-from clients.options import LARGER_ANSWERS, ConnectionOptions, Metadata, TlsOptions
+from clients.options import LARGER_ANSWERS, ConnectionOptions, Metadata
+from clients.transport.tls import make_ssl_context
 from contract.console.extras import make_missing_error
 from contract.errors import (
     Code,
@@ -267,15 +268,3 @@ def parse_url(address: str, *, encrypted: bool) -> str:
     if url.port is None and "://" not in address:
         url = url.copy_with(port=DEFAULT_PORT)
     return str(url).rstrip("/")
-
-
-def make_ssl_context(tls: TlsOptions) -> ssl.SSLContext:
-    """Python's context for TLS or mutual TLS."""
-    trusted = tls.read(tls.ca_file)
-    try:
-        context = ssl.create_default_context(cadata=None if trusted is None else trusted.decode())
-        if tls.cert_file is not None:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{tls} cannot be used: {error}") from error
-    return context

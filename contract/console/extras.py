@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 from contract.errors import UnimplementedError
@@ -75,5 +76,34 @@ def make_missing_error(purpose: str, packages: list[str], extra: str) -> Unimple
     names = ", ".join(_NAMES.get(package, package) for package in packages)
     are = "are" if len(packages) > 1 else "is"
     return UnimplementedError(
-        f"{purpose} needs {names}, which {are} not installed: pip install 'plumbline-tf[{extra}]'"
+        f"{purpose} needs {names}, which {are} not installed: {advise_extra(extra)}"
     )
+
+
+def advise_extra(extra: str, root: Path | None = None) -> str:
+    """The command that brings an extra, from where this Plumbline itself came.
+
+    Args:
+        extra: For example `tracing`.
+        root: Where our packages lie; default: where they do.
+    """
+    root = root or Path(__file__).resolve().parents[2]
+    if (root / "pyproject.toml").is_file():
+        folder = "." if root == Path.cwd() else root
+        return f"pip install '{folder}[{extra}]' (`make setup` in {root} brings everything)"
+    origin = _find_origin()
+    return f"pip install 'plumbline-tf[{extra}]{f' @ {origin}' if origin else ''}'"
+
+
+def _find_origin() -> str:
+    """The wheel that was installed, "" for one of an index: PEP 610's direct_url.json tells."""
+    import importlib.metadata  # not for those who miss nothing
+    import json
+
+    try:
+        text = importlib.metadata.distribution("plumbline-tf").read_text("direct_url.json")
+        url = str(json.loads(text or "{}").get("url", ""))
+    except (importlib.metadata.PackageNotFoundError, OSError, ValueError, AttributeError):
+        return ""
+    is_gone = url.startswith("file://") and not Path(url.removeprefix("file://")).exists()
+    return "" if is_gone else url

@@ -94,6 +94,10 @@ def format_table(
 ) -> str:
     """The text of a table: as `print_table` writes it where it is no terminal."""
     lines = _make_lines(headings, rows, title, width, has_rule=False)
+    return _write_plainly(lines)
+
+
+def _write_plainly(lines: Sequence[_Line]) -> str:
     return "".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines)
 
 
@@ -104,6 +108,7 @@ def _make_lines(
     room: int,
     *,
     has_rule: bool,
+    folds_last: bool = False,
 ) -> list[_Line]:
     columns = [_Column(clean(heading)) for heading in headings]
     for row in rows:
@@ -113,8 +118,8 @@ def _make_lines(
     if widths is None:
         lines = _lay_out_blocks(columns, room)
     else:
-        lines = _lay_out(columns, widths, has_rule=has_rule)
-        told = _tell_whole(columns, widths, room)
+        lines = _lay_out(columns, widths, has_rule=has_rule, folds_last=folds_last)
+        told = [] if folds_last else _tell_whole(columns, widths, room)
         lines += [[], *told] if told else []
     if not title:
         return lines
@@ -122,7 +127,11 @@ def _make_lines(
 
 
 def print_table(
-    headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = ""
+    headings: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str = "",
+    folds_last: bool = False,
 ) -> None:
     """Writes a table to stdout that is no wider than the terminal, a line for each row.
 
@@ -130,13 +139,17 @@ def print_table(
     in the last column lose their end, other cells and titles their middle, for which "…" stands.
     Such a sentence is written in full below the table; `--json` has all names. Numbers and
     verdicts stay whole. Where even that is not enough every row becomes a block of lines, one or
-    more for each cell. A table with a title also has an empty line below.
+    more for each cell. A table with a title also has an empty line below. With `folds_last` the
+    last column is read rather than compared: its cells take as many lines as they need.
     """
     console = open_rich(sys.stdout)
     if console is None:
-        sys.stdout.write(format_table(headings, rows, title=title, width=find_width()))
+        lines = _make_lines(
+            headings, rows, title, find_width(), has_rule=False, folds_last=folds_last
+        )
+        sys.stdout.write(_write_plainly(lines))
         return
-    lines = _make_lines(headings, rows, title, find_width(), has_rule=True)
+    lines = _make_lines(headings, rows, title, find_width(), has_rule=True, folds_last=folds_last)
     from rich.text import Text
 
     for line in lines:
@@ -241,7 +254,9 @@ class _Column:
         return max((measure(cell) for cell in self.cells if not _is_sentence(cell)), default=0)
 
 
-def _lay_out(columns: Sequence[_Column], widths: Sequence[int], *, has_rule: bool) -> list[_Line]:
+def _lay_out(
+    columns: Sequence[_Column], widths: Sequence[int], *, has_rule: bool, folds_last: bool
+) -> list[_Line]:
     """The headings, and a line for each row."""
     numeric = [column.is_numeric for column in columns]
     cells = [[column.heading for column in columns]]
@@ -250,7 +265,7 @@ def _lay_out(columns: Sequence[_Column], widths: Sequence[int], *, has_rule: boo
     folds = [
         [
             [_shorten(cell, width, is_last=column == len(columns) - 1)]
-            if at
+            if at and not (folds_last and column == len(columns) - 1)
             else _fold(cell, width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]

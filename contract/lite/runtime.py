@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO, TypedDict
 
-from contract.console.extras import is_installed
+from contract.console.extras import advise_extra, is_installed
 from contract.errors import ManifestError, UnimplementedError
 from contract.lite.schema import list_flex_ops
 
@@ -113,7 +113,7 @@ def find_interpreter() -> Callable[..., Interpreter]:
         return found
     raise UnimplementedError(
         "no TFLite interpreter is installed (looked for ai_edge_litert, tflite_runtime and "
-        "tensorflow); install the extra with: pip install 'plumbline-tf[on-device]'"
+        f"tensorflow); install the extra with: {advise_extra('on-device')}"
     )
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from contract import layout
 from contract.errors import DatasetError
@@ -282,6 +281,8 @@ def reshape_rows(rows: Array, spec: TensorSpec) -> Array:
 
 def _encode_files(images: Array) -> Array:
     """Files as bytes (object array): PNG, some of them JPEG, some of them twice as large."""
+    from PIL import Image  # not where a report is only looked for
+
     files = np.empty(len(images), dtype=object)
     for row, image in enumerate(images):
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

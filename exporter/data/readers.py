@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.console.extras import advise_extra
 from contract.errors import DatasetError
 from contract.signature import Array
 from exporter.data.examples import Examples
@@ -103,8 +104,8 @@ def read_digits() -> RawData:
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
         raise DatasetError(
-            "the digits ship inside scikit-learn, which is not installed; install "
-            "plumbline-tf[tensorflow]"
+            "the digits ship inside scikit-learn, which is not installed: "
+            + advise_extra("tensorflow")
         )
     path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     try:

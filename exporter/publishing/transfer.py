@@ -387,11 +387,14 @@ def _check_signing(stage: Path, key: Path, source: str) -> None:
         verify_version(stage, key, version=int(source.rpartition("/")[2]))
     except UntrustedVersionError as error:
         # Its place is one that nobody should look for, and nobody could sign.
-        message = error.message.partition("; ")[0].replace(str(stage), source)
-        raise UntrustedVersionError(
-            f"{message}; it is not fetched; sign the version where it was published, and copy it "
-            "there again with `publish --to`"
-        ) from error
+        problem, _, advice = error.message.partition("; ")
+        if not advice or str(stage) in advice:
+            advice = (
+                "sign the version where it was published, and copy it there again with "
+                "`publish --to`"
+            )
+        problem = problem.replace(str(stage), source)
+        raise UntrustedVersionError(f"{problem}; it is not fetched; {advice}") from error
 
 
 def _check_entries(manifest: Manifest, remote: RemoteBasePath, folder: str) -> None:

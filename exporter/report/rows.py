@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 import numpy as np
-from PIL import Image
 
+from contract.console.extras import import_extra
 from contract.pictures import JPEG_MAGIC, PNG_MAGIC
 from contract.signature import Array, Batch
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 Kind: TypeAlias = Literal["picture", "text", "values"]
 
@@ -23,6 +26,7 @@ _SIDE, _SMALL = 96, 48
 _CHANNELS = (1, 3)
 _LEAST_SIDE = 4
 _LARGEST_FILE = 8 * 2**20
+_PURPOSE = "showing pictures in a report"
 
 
 class ShownInput(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,12 +97,15 @@ def _show_strings(name: str, array: Array) -> ShownInput:
     strings = [one.encode() if isinstance(one, str) else bytes(one) for one in array.flat]
     first = strings[0] if strings else b""
     if first.startswith((PNG_MAGIC, JPEG_MAGIC)) and len(first) <= _LARGEST_FILE:
+        import_extra("PIL.Image", _PURPOSE)
+        import PIL.Image
+
         try:
-            with Image.open(io.BytesIO(first)) as image:
+            with PIL.Image.open(io.BytesIO(first)) as image:
                 image.draft("RGB", (_SIDE, _SIDE))
                 kept = _write(image.convert("RGB"))
             return ShownInput(name=shorten(name), kind="picture", content=kept)
-        except (OSError, ValueError, Image.DecompressionBombError, SyntaxError):
+        except (OSError, ValueError, PIL.Image.DecompressionBombError, SyntaxError):
             pass
     text = " | ".join(one[: _LONGEST_TEXT * 4].decode(errors="replace") for one in strings[:8])
     return ShownInput(name=shorten(name), kind="text", content=shorten(text, _LONGEST_TEXT))
@@ -114,10 +121,13 @@ def _encode(array: Array) -> str:
         if low >= 0 and high <= 255 and high > 1:
             low, high = 0.0, 255.0
         pixels = ((numbers - low) / (high - low or 1.0) * 255).astype(np.uint8)
-    return _write(Image.fromarray(np.ascontiguousarray(pixels)))
+    import_extra("PIL.Image", _PURPOSE)
+    import PIL.Image
+
+    return _write(PIL.Image.fromarray(np.ascontiguousarray(pixels)))
 
 
-def _write(image: Image.Image) -> str:
+def _write(image: PIL.Image.Image) -> str:
     is_small = max(image.size) <= _SMALL
     if max(image.size) > _SIDE:
         image.thumbnail((_SIDE, _SIDE))

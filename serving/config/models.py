@@ -203,7 +203,8 @@ def check_local_path(name: str, base_path: str) -> None:
     if "://" in base_path:
         raise ConfigError(
             f"model {name}: base path {base_path} is not a folder of this machine; "
-            "copy the version here first (python -m exporter fetch, or your bucket's own tool)"
+            "bring the version here first, from there: python -m exporter fetch "
+            f"{base_path} --base_path FOLDER"
         )
 
 

@@ -32,6 +32,7 @@ MODELCAR_BASE = "busybox:1.37"
 MODELCAR_SUFFIX = "-modelcar"
 DIGEST_LETTERS = 12
 BUILD_TIMEOUT_S = 1800.0
+_OTHER_BASE = ", or name a base that is on this machine with --image"
 
 _NAME = re.compile(r"[A-Za-z0-9]+([._-]+[A-Za-z0-9]+)*")
 
@@ -109,16 +110,16 @@ def run_bake(arguments: argparse.Namespace) -> int:
     server = None if arguments.modelcar else ImageServer(arguments.server or ImageServer.EMBEDDED)
     reference = name_image(manifest, server, repository=arguments.repository)
     try:
-        engine = find_engine(arguments.container_engine)
+        engine = find_engine(arguments.container_engine, way_out="")
         if server is None:
-            base = require_image(engine, arguments.image or MODELCAR_BASE)
+            base = require_image(engine, arguments.image or MODELCAR_BASE, way_out=_OTHER_BASE)
             text = describe_modelcar(base.name, manifest)
             _build(engine, text, reference, version_dir=version_dir)
             _check_modelcar(engine, reference, base=base.name, version=manifest.version)
             say(reference)
             return ExitCode.DONE
         default = EMBEDDED_IMAGE if server is ImageServer.EMBEDDED else name_default_image()
-        base = require_image(engine, arguments.image or default)
+        base = require_image(engine, arguments.image or default, way_out=_OTHER_BASE)
         if base.server is not server:
             raise ConfigError(
                 f"--image={base.name}: holds {base.server.value}, and --server={server.value}"

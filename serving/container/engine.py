@@ -147,8 +147,11 @@ def _make_stuck_error(command: list[str], timeout_s: float) -> ServableUnavailab
     )
 
 
-def find_engine(program: str = "") -> ContainerEngine:
-    """The first engine that answers `info`; being on PATH is not enough."""
+def find_engine(program: str = "", *, way_out: str = f", {WAY_OUT}") -> ContainerEngine:
+    """The first engine that answers `info`; being on PATH is not enough.
+
+    `way_out` ends the advice: what else there is, for whoever cannot follow it.
+    """
     reasons = []
     for name in [program] if program else PROGRAMS:
         found = _ask_for_info(name)
@@ -157,7 +160,7 @@ def find_engine(program: str = "") -> ContainerEngine:
         reasons.append(f"{name}: {found}")
     raise ServableUnavailableError(
         f"no container engine works here ({'; '.join(reasons)}). "
-        f"Install podman or docker and start it, {WAY_OUT}"
+        f"Install podman or docker and start it{way_out}"
     )
 
 
@@ -264,11 +267,11 @@ def find_image(engine: ContainerEngine, name: str) -> Image | None:
     return None
 
 
-def require_image(engine: ContainerEngine, name: str) -> Image:
+def require_image(engine: ContainerEngine, name: str, *, way_out: str = f", {WAY_OUT}") -> Image:
     """The image, pulled if it is not on this machine."""
     found = find_image(engine, name)
     if found is None:
-        _pull(engine, _qualify(engine, name))
+        _pull(engine, _qualify(engine, name), way_out)
         found = find_image(engine, name)
     if found is None:
         raise ServableUnavailableError(f"{engine.program} pulled {name} and does not find it")
@@ -276,7 +279,7 @@ def require_image(engine: ContainerEngine, name: str) -> Image:
     return found
 
 
-def _pull(engine: ContainerEngine, reference: str) -> None:
+def _pull(engine: ContainerEngine, reference: str, way_out: str) -> None:
     logger.info("image %s is not on this machine: pulling it", reference)
     layers: dict[str, bool] = {}
     with show_progress(f"pull {reference}", unit="", is_kept=False) as progress:
@@ -297,15 +300,15 @@ def _pull(engine: ContainerEngine, reference: str) -> None:
     reason = last_line(done.stderr)
     if _NO_BUILD.search(done.stderr):
         advice = (
-            f"There is no build of it for {engine.machine or 'this machine'}; build one, {WAY_OUT}"
+            f"There is no build of it for {engine.machine or 'this machine'}; build one{way_out}"
         )
     elif _OFFLINE.search(done.stderr):
         advice = (
             "Its registry cannot be reached: connect, copy the image "
-            f"here (`{engine.program} save` there, `{engine.program} load` here), {WAY_OUT}"
+            f"here (`{engine.program} save` there, `{engine.program} load` here){way_out}"
         )
     else:
-        advice = f"Check the name, log in to its registry, name another with --image, {WAY_OUT}"
+        advice = f"Check the name, log in to its registry, name another with --image{way_out}"
     raise ServableUnavailableError(
         f"image {reference} is not on this machine and cannot be pulled: {reason}. {advice}"
     )

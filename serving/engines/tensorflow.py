@@ -200,8 +200,8 @@ def _import_tensorflow() -> Any:
             gc.freeze()  # its modules hold half a million objects: looked through, 0.2 s of pause
     except ImportError as error:
         raise UnimplementedError(
-            "this signature needs TensorFlow, which is not installed here: "
-            "pip install 'plumbline-tf[tensorflow]'"
+            "this signature needs TensorFlow, which is not installed where the "
+            "server runs: its extra is plumbline-tf[tensorflow]"  # no paths: callers read it
         ) from error
     tf.get_logger().setLevel(logging.ERROR)  # it calls what TensorFlow Serving does deprecated
     return tf

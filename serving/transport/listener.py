@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from serving.transport.sharing import BACKLOG, SharedServer, SharedSockets
+from serving.transport.sharing import BACKLOG, SharedServer, SharedSockets, WholeShare
 
 if TYPE_CHECKING:
     import ssl
@@ -243,7 +243,8 @@ class Listener:
             {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": limits.header_timeout_s}
         )
         self._sockets: list[socket.socket] = []
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server] = []  # on Windows, whose loop has no readers
+        self._own: list[SharedServer] = []
         self._shared: SharedServer | None = None
         self._path: Path | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -281,12 +282,16 @@ class Listener:
 
     async def _serve(self, one: socket.socket) -> None:
         one.setblocking(False)
-        loop = asyncio.get_running_loop()
         self._sockets.append(one)
-        server = await loop.create_server(
-            self._make_peer, sock=one, backlog=BACKLOG, **self._tls_options
-        )
-        self._servers.append(server)
+        if sys.platform == "win32":
+            loop = asyncio.get_running_loop()
+            server = await loop.create_server(
+                self._make_peer, sock=one, backlog=BACKLOG, **self._tls_options
+            )
+            self._servers.append(server)
+        else:
+            alone = SharedSockets([one], WholeShare())
+            self._own.append(SharedServer(alone, self.adopt, lambda: len(self.peers)))
         self._start_to_look()
 
     def _start_to_look(self) -> None:
@@ -354,9 +359,12 @@ class Listener:
         await wait_for_backlog(self._sockets)
         for server in self._servers:
             server.close()
+        for own in self._own:
+            await own.close()
         if self._shared is not None:
             await self._shared.close()
         self._servers.clear()
+        self._own.clear()
         self._sockets.clear()
 
     async def drain(self, timeout_s: float) -> bool:

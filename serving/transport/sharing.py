@@ -1,4 +1,8 @@
-"""A listening socket that several processes accept from.
+"""A listening socket, accepted from by one process or by several.
+
+libuv accepts one connection in a turn of its loop, and a turn is long where thousands of
+connections have calls: who came then waited for minutes. Here the longer a turn took the more are
+accepted, 4 to 64.
 
 Connections wait in the kernel until somebody takes them, so none is lost with a process that
 hangs or dies. Where each has a socket of its own (SO_REUSEPORT), the kernel hands connections to
@@ -16,8 +20,12 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Protocol
 
-BACKLOG = 1024
+BACKLOG = 4096
 """Connections that may wait to be accepted."""
+
+_LEAST_IN_A_TURN, _MOST_IN_A_TURN = 4, 64
+_ACCEPTED_A_SECOND = 1000
+"""In a turn of so long: what came anew gets some seventh of the time, and calls the rest."""
 
 _MAX_OPENING_S = 0.5
 _NOTE_S = 0.1
@@ -40,9 +48,20 @@ class Share(Protocol):
         ...
 
 
+class WholeShare:
+    """That of a process which nobody shares the sockets with."""
+
+    def note(self, num_connections: float) -> None:
+        """Nobody wants to know."""
+
+    def is_fair(self) -> bool:
+        """Nobody else would take it."""
+        return True
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class SharedSockets:
-    """What this process listens on together with others.
+    """What this process listens on, together with others or alone.
 
     Attributes:
         sockets: Bound; all processes have them from one that made them.
@@ -150,6 +169,7 @@ class SharedAcceptor:
         self._is_fair = is_fair
         self._loop = asyncio.get_running_loop()
         self._yielded = self._began_to_yield = float("-inf")
+        self._accepted = time.monotonic()
         self._retry: asyncio.TimerHandle | None = None
         self._is_stopped = False
         self._listen()
@@ -170,22 +190,32 @@ class SharedAcceptor:
         self._retry = self._loop.call_later(seconds, self._listen)
 
     def _accept(self) -> None:
+        now = time.monotonic()
+        due = int((now - self._accepted) * _ACCEPTED_A_SECOND)
+        self._accepted = now
+        for _ in range(max(_LEAST_IN_A_TURN, min(due, _MOST_IN_A_TURN))):
+            if not self._accept_one():
+                return
+
+    def _accept_one(self) -> bool:
+        """Whether there may be another."""
         if not self._is_fair() and self._may_yield(time.monotonic()):
             self._wait(_RETRY_S)
-            return
+            return False
         self._yielded = float("-inf")
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another process was faster, or the peer left
+            return False  # no more, or another process was faster, or the peer left
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 raise
             _log.error("cannot accept connections: %s; trying again", error.strerror)
             self._wait(_PAUSE_S)
-            return
+            return False
         connection.setblocking(False)
         self._take(connection)
+        return True
 
     def _may_yield(self, now: float) -> bool:
         if now - self._yielded > _MAX_YIELD_S:

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from clients.cli import main
-from clients.commands.doctor import find_rest_servers
 from clients.doctor.findings import Check, check_package
 from clients.doctor.probe import parse_address
+from clients.doctor.server import find_rest_servers
 from contract import layout
-from contract.errors import ResourceExhaustedError
+from contract.errors import ResourceExhaustedError, UnimplementedError
 from contract.manifest import InputStatistics, read_manifest, write_manifest
 from contract.signature import TensorSpec
 from tests.clients.grpc_servers import ModelServer, make_signature
@@ -131,7 +131,53 @@ def test_a_wrong_model_name_lists_the_served_ones(diagnose: Any) -> None:
         status, findings = diagnose(server.address, "--model_name", "nlp", "--rest_server", rest)
     assert status == 1
     assert "it serves cnn, mlp" in findings["model name"]["explanation"]
-    assert "--model_name=cnn" in findings["model name"]["fix"]
+    assert "--model_name=mlp" in findings["model name"]["fix"]
+
+
+def test_advice_repeats_all_that_was_given_and_no_more(diagnose: Any, published_mlp: Path) -> None:
+    base = published_mlp / "mlp"
+    with ModelServer() as server:
+        given = ("--version", "1", "--signature_name", "serving")
+        fix = diagnose(server.address, base, *given)[1]["signature names"]["fix"]
+        asked = f"python -m clients doctor {server.address} {base}"
+        assert fix == f"{asked} --version=1 --signature_name=serving_default"
+        fix = diagnose(server.address, "--signature_name", "serving")[1]["signature names"]["fix"]
+    assert "--model_name" not in fix
+
+
+def test_a_command_is_never_broken_in_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with ModelServer() as server:
+        main(["doctor", server.address, "--signature_name=a_name_that_is_not_there"])
+    command = f"python -m clients doctor {server.address} --signature_name=serving_default"
+    assert f"  {command}" in capsys.readouterr().out.splitlines()
+
+
+def test_a_signature_that_the_server_cannot_run_is_found_where_it_is_named(diagnose: Any) -> None:
+    def refuse(_: Any) -> Any:
+        raise UnimplementedError("classify needs TensorFlow")
+
+    with ModelServer() as server:
+        text = TensorSpec("inputs", "string", (None,))
+        server.signatures["classify"] = make_signature("classify", inputs={"inputs": text})
+        server.answer = refuse
+        flags = ("--run", "--signature_name", "classify")
+        status, findings = diagnose(server.address, *flags)
+    assert status == 1
+    assert "classify needs TensorFlow" in findings["answers"]["explanation"]
+
+
+def test_a_folder_of_base_paths_is_told_from_an_empty_one(copied: Path, diagnose: Any) -> None:
+    base = copied.parent
+    status, findings = diagnose(base.parent)
+    assert status == 1
+    assert "(mlp)" in findings["version number"]["explanation"]
+    assert findings["version number"]["fix"] == f"python -m clients doctor {base}"
+    _, findings = diagnose(base.parent / "mpl")
+    assert findings["version number"]["fix"] == f"python -m clients doctor {base}"
 
 
 def test_names_in_metrics_are_no_models(diagnose: Any) -> None:

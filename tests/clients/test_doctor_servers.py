@@ -134,7 +134,8 @@ def test_the_embedded_server_lists_its_models_and_not_what_was_asked_in_vain(
         status, findings = diagnose(address, "--model_name", "typo", *flags)
         assert status == 1
         assert findings["model name"]["explanation"].endswith("it serves m")
-        assert findings["model name"]["fix"] == f"python -m clients doctor {address} --model_name=m"
+        fix = f"python -m clients doctor {address} --rest_server={embedded.url} --model_name=m"
+        assert findings["model name"]["fix"] == fix
         status, findings = diagnose(address, *flags)
         assert status == 1
         assert "m is served, and has no version" in findings["healthy version"]["explanation"]
@@ -234,6 +235,29 @@ def test_https_names_what_is_wrong_as_grpc_does(certificates: Certificates, diag
         assert diagnose(server.address, *mended, "--model_name", "m")[0] == 0
 
 
+def test_models_are_listed_by_the_name_in_the_certificate_too(
+    certificates: Certificates, diagnose: Any
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.server)
+    flags = ("--ca_file", certificates.ca, "--tls_server_name", "localhost")
+    listed = json.dumps({"models": [{"name": "mine"}]}).encode()
+    missing = json.dumps({"error": "Servable not found for request: Latest(typo)"}).encode()
+    with RestServer(context) as server:
+        server.answer = lambda path, body: (
+            (200, {}, listed) if path == "/v1/models" else (404, {}, missing)
+        )
+        _, findings = diagnose(server.address, "--model_name", "typo", *flags)
+    assert findings["model name"]["explanation"].endswith("it serves mine")
+    assert "--model_name=mine" in findings["model name"]["fix"]
+
+
+def test_a_server_that_never_accepts_is_not_called_a_firewall(diagnose: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
+        told, _ = reachable(diagnose(f"http://127.0.0.1:{listener.getsockname()[1]}"))
+    assert "takes connections and answers nothing" in told
+
+
 def test_a_missing_and_a_wrong_token_are_told(diagnose: Any, tmp_path: Path) -> None:
     def refuse(_: bytes) -> bytes:
         raise UnauthenticatedError("a bearer token is wanted")
@@ -305,7 +329,7 @@ def test_a_version_a_label_and_a_signature_that_are_not_there_are_told(diagnose:
             "version 7 is not there; there are 1 AVAILABLE"
             in (findings["healthy version"]["explanation"])
         )
-        assert findings["healthy version"]["fix"] == "give --version=1"
+        assert findings["healthy version"]["fix"].endswith(" --version=1")
         status, findings = diagnose(server.address, "--signature_name", "serving")
         assert status == 1
         assert "this version has serving_default" in findings["signature names"]["explanation"]

@@ -284,7 +284,7 @@ except UnimplementedError as error:
     print(error)
 """
     (line,) = run_python(code).splitlines()
-    assert "pip install 'plumbline-tf[tracing]'" in line
+    assert "[tracing]'" in line
 
 
 def test_an_application_without_a_provider_is_answered_all_the_same(server: ModelServer) -> None:

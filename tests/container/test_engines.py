@@ -1,10 +1,13 @@
 """Which engine is picked, and what is said when none works."""
 
+import argparse
 from pathlib import Path
 
 import pytest
 
+from contract.console.exits import ExitCode
 from contract.errors import ServableUnavailableError
+from serving.container.bake import add_bake_arguments, run_bake
 from serving.container.engine import find_engine
 from tests.container.images_for_tests import make_program
 
@@ -53,6 +56,26 @@ def test_a_missing_engine_says_so_and_names_the_embedded_server(only_path: Path)
     assert "docker: not installed" in text
     assert "podman: not installed" in text
     assert "python -m serving embedded" in text
+
+
+OFFLINE = """case $1 in
+  info) echo '{"host": {"arch": "arm64"}}' ;;
+  pull) echo 'Error: dial tcp: lookup registry: no such host' >&2; exit 125 ;;
+  *) exit 1 ;;
+esac"""
+
+
+def test_bake_without_a_network_asks_for_another_base_and_offers_no_server(
+    only_path: Path, published_mlp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_program(only_path, "podman", OFFLINE)
+    parser = argparse.ArgumentParser()
+    add_bake_arguments(parser)
+    given = parser.parse_args(["--version_dir", str(published_mlp / "mlp"), "--modelcar"])
+    assert run_bake(given) == ExitCode.UNREACHABLE
+    said = capsys.readouterr().err
+    assert "name a base that is on this machine with --image" in said
+    assert "serving embedded" not in said
 
 
 def test_an_engine_that_does_not_answer_gives_its_own_reason(only_path: Path) -> None:

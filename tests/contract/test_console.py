@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from rich.cells import cell_len
 
 from contract import errors
 from contract.console.exits import ExitCode, exit_code_of
-from contract.console.extras import import_extra, require_extra
+from contract.console.extras import advise_extra, import_extra, require_extra
 from contract.console.terminal import (
     fold,
     print_json,
@@ -314,14 +315,38 @@ def test_a_missing_extra_is_one_sentence_that_names_it(monkeypatch: pytest.Monke
     with pytest.raises(UnimplementedError) as single:
         import_extra("PIL.Image", "reading images")
     assert single.value.message == (
-        "reading images needs Pillow, which is not installed: pip install 'plumbline-tf[cli]'"
+        f"reading images needs Pillow, which is not installed: {advise_extra('cli')}"
     )
     with pytest.raises(UnimplementedError) as whole:
         require_extra("tensorflow", "this command")
     assert whole.value.message == (
         "this command needs tensorflow, tf_keras, Pillow, which are not installed: "
-        "pip install 'plumbline-tf[tensorflow]'"
+        f"{advise_extra('tensorflow')}"
     )
+
+
+def test_a_clone_installs_an_extra_from_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    assert f"pip install '{tmp_path}[cli]'" in advise_extra("cli", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert "pip install '.[cli]'" in advise_extra("cli", tmp_path)
+
+
+def test_a_wheel_that_is_still_there_is_installed_again_with_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "plumbline_tf-9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plumbline-tf\nVersion: 9\n")
+    wheel = tmp_path / "plumbline_tf-9-py3-none-any.whl"
+    (info / "direct_url.json").write_text(json.dumps({"url": wheel.as_uri(), "archive_info": {}}))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert advise_extra("cli", tmp_path) == "pip install 'plumbline-tf[cli]'"
+    wheel.touch()
+    found = advise_extra("cli", tmp_path)
+    assert found == f"pip install 'plumbline-tf[cli] @ {wheel.as_uri()}'"
 
 
 def test_threads_that_hide_chatter_at_once_leave_stderr_where_it_was() -> None:

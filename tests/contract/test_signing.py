@@ -291,7 +291,10 @@ def test_a_key_that_cannot_sign_is_one_sentence(tmp_path: Path, keys: Keys) -> N
         (tmp_path / name).write_bytes(content)
     locked = Keys(tmp_path / "locked", tmp_path / "locked.pub")
     write_keys(locked, ec.generate_private_key(ec.SECP256R1()), BestAvailableEncryption(b"x"))
+    pem = keys.private.read_text()
+    (tmp_path / "cut").write_text(pem[: len(pem) // 2])
     words = {
+        "cut": "is a private key that is damaged",
         "rsa": "RSAPrivateKey",
         "ed25519": "Ed25519PrivateKey",
         "secp256k1": "of the curve secp256k1",
@@ -301,8 +304,9 @@ def test_a_key_that_cannot_sign_is_one_sentence(tmp_path: Path, keys: Keys) -> N
         "absent": "No such file",
     }
     for name, word in words.items():
-        with pytest.raises(ConfigError, match=word):
+        with pytest.raises(ConfigError, match=word) as refused:
             check_private_key(tmp_path / name)
+        assert "PEM file" not in refused.value.message  # that is how the libraries begin
     with pytest.raises(ConfigError, match="is a public key"):
         check_private_key(keys.public)
 

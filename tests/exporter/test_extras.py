@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contract.errors import UnimplementedError
+from exporter.report.rows import show_row
 from tests.conftest import ROOT
 
 
@@ -39,6 +42,17 @@ def test_a_version_is_verified_and_inspected_without_tensorflow_and_rich(
         assert done.stderr == ""  # TFLite's notes included
 
 
+def test_inspect_says_once_what_it_lacks_to_read_copies(
+    published_mlp: Path, tmp_path: Path
+) -> None:
+    blocked = ("tensorflow", "ai_edge_litert", "tflite_runtime")
+    version = str(published_mlp / "mlp" / "1")
+    done = run_without(*blocked, arguments=["inspect", version], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("no TFLite") == 1
+    assert "…-tf" not in done.stdout and "not read" in done.stdout
+
+
 @pytest.mark.parametrize("verb", ["train", "export", "predict"])
 def test_a_missing_extra_is_one_sentence_that_names_it(verb: str, tmp_path: Path) -> None:
     arguments = [verb]
@@ -50,5 +64,33 @@ def test_a_missing_extra_is_one_sentence_that_names_it(verb: str, tmp_path: Path
     done = run_without("tensorflow", arguments=arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "plumbline-tf[tensorflow]" in done.stderr
+    assert "[tensorflow]'" in done.stderr
     assert set(tmp_path.iterdir()) == before
+
+
+def test_the_path_of_a_report_is_printed_without_pillow(
+    published_mlp: Path, tmp_path: Path
+) -> None:
+    version = published_mlp / "mlp" / "1"
+    done = run_without("PIL", "tensorflow", arguments=["report", str(version)], cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "report.html" in done.stdout
+
+
+def test_two_versions_are_compared_without_pillow(published_mlp: Path, tmp_path: Path) -> None:
+    version = published_mlp / "mlp" / "1"
+    other = tmp_path / "2"
+    shutil.copytree(version, other)
+    arguments = ["report", str(version), "--compare", str(other)]
+    arguments += ["--out", str(tmp_path / "page.html")]
+    done = run_without("PIL", "tensorflow", arguments=arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_picture_that_is_to_be_shown_without_pillow_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("PIL", "PIL.Image"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UnimplementedError, match="showing pictures in a report needs Pillow"):
+        show_row({"image": np.zeros((1, 28, 28, 1), np.uint8)}, 0)

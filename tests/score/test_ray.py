@@ -41,23 +41,30 @@ class Cluster:
         self.address = f"127.0.0.1:{find_free_port()}"
         self._folder = folder
         self._nodes: list[subprocess.Popen[bytes]] = []
-        self.start_node("--head", f"--port={self.address.partition(':')[2]}", "--num-cpus=1")
+        self.start_node(
+            "--head",
+            f"--port={self.address.partition(':')[2]}",
+            "--num-cpus=1",
+            "--include-dashboard=false",
+        )
 
     @property
     def environment(self) -> dict[str, str]:
         return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": self.address}
 
-    def start_node(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start_node(self, *arguments: str, auth_mode: str = "") -> subprocess.Popen[bytes]:
         """Starts a node that ends with its process."""
         environment = {
             key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"
         }
+        if auth_mode:  # the head finds out by itself, and makes a token
+            environment["RAY_AUTH_MODE"] = auth_mode
         environment["RAY_raylet_start_wait_time_s"] = "120"
         node = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
                 *("--disable-usage-stats", *arguments),
-                *("--include-dashboard=false", "--object-store-memory=100000000"),
+                "--object-store-memory=100000000",
             ],
             cwd=ROOT,
             env=environment,
@@ -70,7 +77,7 @@ class Cluster:
 
     def add_node(self) -> subprocess.Popen[bytes]:
         """Starts another node."""
-        return self.start_node(f"--address={self.address}", "--num-cpus=1")
+        return self.start_node(f"--address={self.address}", "--num-cpus=1", auth_mode="token")
 
     def wait_for_nodes(self, count: int) -> None:
         """Waits until so many nodes take work."""
@@ -80,9 +87,13 @@ class Cluster:
         )
         end = time.monotonic() + LIMIT_S
         while subprocess.run(
-            [sys.executable, "-c", code, str(count)], env=self.environment, capture_output=True
+            [sys.executable, "-c", code, str(count)],
+            env={**self.environment, "RAY_AUTH_MODE": "token"},
+            capture_output=True,
+            check=False,
         ).returncode:
             assert time.monotonic() < end, "the cluster does not start"
+            time.sleep(0.5)
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """Kills a node and all that runs on it, at once."""
@@ -150,7 +161,8 @@ def count_parts(out: Path) -> int:
 def wait_for_parts(out: Path, count: int, job: subprocess.Popen[str]) -> None:
     end = time.monotonic() + LIMIT_S
     while count_parts(out) < count:
-        assert job.poll() is None and time.monotonic() < end, "too few parts"
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < end, "too few parts"
         time.sleep(0.05)
 
 

@@ -145,7 +145,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ((*ONE_MODEL, "--batching_parameters_file=x"), "without setting server_options.enable_bat"),
         (("--model_base_path=/m", "--model_name=../x"), "model name '../x'"),
         ((*ONE_MODEL, "--ssl_config_file=/nope"), "/nope: No such file"),
-        (("--model_base_path=s3://bucket/m",), "not a folder of this machine"),
+        (("--model_base_path=s3://bucket/m",), r"exporter fetch s3://bucket/m --base_path"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(arguments: tuple[str, ...], message: str) -> None:

@@ -134,7 +134,7 @@ except UnimplementedError as error:
     print(json.dumps(str(error)))
 """
     text = run_python(code, str(published_mlp / "mlp" / "1"))
-    assert "pip install 'plumbline-tf[tensorflow]'" in text
+    assert "plumbline-tf[tensorflow]" in text
 
 
 def test_a_changed_file_is_refused(version_dir: Path) -> None:

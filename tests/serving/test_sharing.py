@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import os
 import signal
@@ -15,12 +16,14 @@ from pathlib import Path
 import pytest
 
 from serving.transport import sharing
+from serving.transport.listener import ConnectionTable, Listener, Peer
 from serving.transport.sharing import SharedAcceptor
 from serving.workers.shared_state import BEAT_S, FairShare, SharedState
 
 NUM_WORKERS = 2
 NUM_CONNECTIONS = 20
 NUM_BEFORE = 10
+NUM_WAITING = 100
 
 Address = tuple[str, int]
 
@@ -127,6 +130,51 @@ def test_a_process_that_is_busy_is_not_waited_for(
 ) -> None:
     owners = connect(listening.getsockname(), NUM_CONNECTIONS)
     assert owners.count(1) > owners.count(0)
+
+
+class Silent(Peer):
+    """A connection on which nothing is said."""
+
+    def begin(self) -> None:
+        pass
+
+    def lose(self) -> None:
+        pass
+
+    def leave(self) -> None:
+        self.hang_up()
+
+    def watch(self, now: float) -> None:
+        pass
+
+    @property
+    def is_busy(self) -> bool:
+        return False
+
+
+def test_those_who_wait_to_connect_do_not_wait_for_a_turn_each() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def count_in_a_turn() -> list[int]:
+        listener = Listener(Silent, tls=None, connections=ConnectionTable())
+        port = await listener.open_tcp("127.0.0.1", 0)
+        waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(NUM_WAITING)]
+        counts = [0]
+        deadline = time.monotonic() + 20
+        while counts[-1] < NUM_WAITING and time.monotonic() < deadline:
+            time.sleep(0.02)  # calls of those who are connected
+            await asyncio.sleep(0)
+            counts.append(listener.connections.num_open)
+        for one in waiting:
+            one.close()
+        await listener.stop_accepting()
+        await listener.drain(1)
+        return [after - before for before, after in itertools.pairwise(counts)]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        accepted = runner.run(count_in_a_turn())
+    assert sum(accepted) == NUM_WAITING
+    assert 10 <= max(accepted) < NUM_WAITING  # and calls have theirs in between
 
 
 def test_a_share_is_fair_unless_another_that_lives_has_fewer(shared: SharedState) -> None:
