@@ -62,7 +62,7 @@ def engine(tmp_path: Path) -> ContainerEngine:
 def test_a_pull_shows_how_many_layers_are_there(engine: ContainerEngine, tmp_path: Path) -> None:
     code = (
         "from serving.container.engine import ContainerEngine, _pull;"
-        f"_pull(ContainerEngine({engine.program!r}), 'tensorflow/serving:2.21.0')"
+        f"_pull(ContainerEngine({engine.program!r}), 'tensorflow/serving:2.21.0', '')"
     )
 
     def go_on(_: object) -> None:
