@@ -211,10 +211,13 @@ def _iterate_jobs(pipe: Connection) -> Iterator[object]:
 
 
 def _redirect_output(log: Path) -> None:
-    # The run may be over, and its folder gone, before this process has imported TensorFlow.
-    with contextlib.suppress(OSError), log.open("ab") as stream:
+    # The run may be over, and its folder gone or going, before this process has imported
+    # TensorFlow: the file is there already, and is never made again in a folder that is removed.
+    with contextlib.suppress(OSError):
+        opened = os.open(log, os.O_WRONLY | os.O_APPEND)
         for descriptor in (1, 2):
-            os.dup2(stream.fileno(), descriptor)
+            os.dup2(opened, descriptor)
+        os.close(opened)
 
 
 def silence_tensorflow() -> None:

@@ -89,6 +89,20 @@ def test_each_run_has_a_log_of_its_own(process: Process, log: Path, tmp_path: Pa
     assert second.read_text().startswith("last words")
 
 
+def test_a_log_that_was_removed_with_its_folder_is_not_made_again(
+    process: Process, tmp_path: Path
+) -> None:
+    folder = tmp_path / "over"
+    folder.mkdir()
+    process.ask(Told("echo"))  # keeps the child from the next thing until the file is gone
+    process.write_to(folder / "work.log")
+    (folder / "work.log").unlink()
+    process.receive(timeout_s=30)
+    process.ask(Told("echo"))
+    process.receive(timeout_s=30)
+    assert list(folder.iterdir()) == []
+
+
 def test_tensorflow_is_silenced_before_it_could_be_imported(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
