@@ -236,7 +236,7 @@ def test_a_missing_extra_is_one_sentence_that_names_it(
     code = f"HIDDEN = {{'tensorflow', 'tflite_runtime', {hidden!r}}}\n{HIDE}"
     done = run(*(places.get(word, word) for word in arguments), code=code)
     assert done.returncode == 2
-    assert f"[{extra}]'" in done.stderr
+    assert f"[{extra}]" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert len(done.stderr.splitlines()) <= 2  # parity says first whom it asks

@@ -58,7 +58,7 @@ except UnimplementedError as error:
     print(error)
 """
     )
-    assert "[rest]'" in run_python(code)
+    assert "[rest]" in run_python(code)
 
 
 def test_what_needs_an_extra_is_not_loaded_with_the_package() -> None:
