@@ -53,7 +53,7 @@ def test_a_client_whose_extra_is_missing_names_it(
     code = f"import clients; clients.{name}('any.tflite')"
     done = install().run("python", "-c", code, cwd=tmp_path)
     assert done.stderr.splitlines()[-1].startswith("contract.errors.UnimplementedError")
-    assert f"pip install 'plumbline-tf[{extra}]'" in done.stderr
+    assert f"pip install 'plumbline-tf[{extra}] @ file:" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_command_whose_extra_is_missing_names_it(
 ) -> None:
     done = install().run(*words, cwd=tmp_path)
     assert done.returncode == 2
-    assert f"pip install 'plumbline-tf[{extra}]'" in done.stderr
+    assert f"pip install 'plumbline-tf[{extra}] @ file:" in done.stderr
     assert "Traceback" not in done.stderr
 
 
