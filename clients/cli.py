@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _advise(error: PlumblineError, args: argparse.Namespace) -> None:
     """What finds out more about a server that does not answer, or has no such model."""
-    if not hasattr(args, "tls_server_name") or not hasattr(args, "server"):
+    if not hasattr(args, "tls_server_name") or not getattr(args, "server", ""):
         return
     if isinstance(error, ServableNotFoundError):
         remark("--model_name says which model is asked for; what the server has to say of it:")

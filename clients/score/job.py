@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,13 +90,13 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
         UnimplementedError: Ray is not installed.
     """
     os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
+    cluster = address or os.environ.get("RAY_ADDRESS", "")
+    if cluster and _has_token():  # which heads ask for, and drivers forget; read as Ray is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     ray = import_extra("ray", "scoring")
     import_extra("ray.data", "scoring")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    cluster = address or os.environ.get("RAY_ADDRESS", "")
-    if cluster and _has_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # which heads ask for, and drivers forget
     options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
     if not cluster:
         cores = num_workers or _count_cores()
@@ -119,7 +120,8 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
-        yield num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        with redirect_stdout(sys.stderr):  # where Ray would tell of workers that died
+            yield num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
 
