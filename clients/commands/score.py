@@ -316,9 +316,10 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
         with open_cluster(args.cluster, args.workers) as num_workers:
             started = time.perf_counter()
             with show_progress("score", total=total) as progress:
+                num_bad = sum(one.num_bad for one in summaries)
                 for done in run_units(left, job.task, job.plan, job.version_dir, num_workers):
                     summaries.append(done.summary)
-                    num_bad = sum(one.num_bad for one in summaries)
+                    num_bad += done.summary.num_bad
                     progress.advance(done.summary.num_rows)
                     progress.note = f"{num_bad:,} bad" if num_bad else ""
                     _limit_bad(args, destination, num_bad)

@@ -117,8 +117,6 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
             if cluster
             else f"Ray did not start on this machine: {reason}"
         ) from error
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
     try:
         with redirect_stdout(sys.stderr):  # where Ray would tell of workers that died
             yield num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -33,7 +33,7 @@ from contract.heads import Head
 from contract.manifest import Manifest, check_files, read_manifest
 from contract.parity import replay
 from contract.signature import Array, Batch
-from contract.statistics import find_scaling, measure_columns, sketch_columns
+from contract.statistics import find_scaling, join_sketches, measure_columns, sketch_columns
 
 if TYPE_CHECKING:
     from contract.statistics import Sketch
@@ -81,12 +81,10 @@ class Done:
     Attributes:
         unit: It.
         summary: What came of it.
-        was_there: It had been done before.
     """
 
     unit: Unit
     summary: UnitSummary
-    was_there: bool = False
 
 
 class Scorer:
@@ -106,7 +104,8 @@ class Scorer:
         self._task = task
         self._plan = plan
         self._manifest = read_manifest(version_dir)
-        self._engine = open_checked_engine(version_dir, self._manifest, task.engine, plan)
+        signature_name = plan.signature.name
+        self._engine = open_checked_engine(version_dir, self._manifest, task.engine, signature_name)
 
     def score(self, unit: Unit) -> Done:
         """Reads, scores and writes one unit.
@@ -149,13 +148,8 @@ class Scorer:
         self, prepared: Prepared, outputs: Mapping[str, Array], summary: UnitSummary
     ) -> None:
         """What the summary says of inputs and answers."""
-        for name, columns in sketch_batch(prepared, self._manifest).items():
-            kept = summary.sketches.setdefault(name, {})
-            for column, sketch in columns.items():
-                if column in kept:
-                    kept[column].add(sketch)
-                else:
-                    kept[column] = sketch
+        found = sketch_batch(prepared, self._manifest)
+        summary.sketches = join_sketches([summary.sketches, found])
         for name, head in self._manifest.heads.items():
             if name in outputs and (scores := _find_best(head, outputs[name])) is not None:
                 summary.num_judged += len(scores)
@@ -207,9 +201,9 @@ def sketch_batch(prepared: Prepared, manifest: Manifest) -> dict[str, dict[str, 
 
 
 def open_checked_engine(
-    version_dir: Path, manifest: Manifest, choice: EngineChoice, plan: ColumnPlan | None
+    version_dir: Path, manifest: Manifest, choice: EngineChoice, signature_name: str
 ) -> Engine:
-    """An engine that has just answered the version's golden examples as the model did.
+    """An engine that has just answered the golden examples of a signature as the model did.
 
     Raises:
         VerificationError: Another processor, or other files: names this machine.
@@ -218,26 +212,26 @@ def open_checked_engine(
     check_files(version_dir, manifest)
     engine = open_engine(version_dir, choice)
     try:
-        _check_golden(engine, version_dir, plan)
+        _check_golden(engine, version_dir, signature_name)
     except BaseException:
         engine.close()
         raise
     return engine
 
 
-def _check_golden(engine: Engine, version_dir: Path, plan: ColumnPlan | None) -> None:
+def _check_golden(engine: Engine, version_dir: Path, name: str) -> None:
     if not (version_dir / layout.GOLDEN).is_file():
         return
     golden = read_golden(version_dir / layout.GOLDEN).signatures
-    asked = {plan.signature.name} if plan else set(engine.signatures)
-    for name in asked & golden.keys() & engine.signatures.keys():
-        report = replay(golden[name], engine, engine.tolerance, signature_name=name)
-        if not report.passed:
-            raise VerificationError(
-                f"{name_node()} answers the golden examples of {version_dir.name} otherwise than "
-                f"the model did: {name}: {'; '.join(report.problems)}; nothing was scored there: "
-                "leave that machine out, or score with --server"
-            )
+    if name not in golden or name not in engine.signatures:
+        return
+    report = replay(golden[name], engine, engine.tolerance, signature_name=name)
+    if not report.passed:
+        raise VerificationError(
+            f"{name_node()} answers the golden examples of {version_dir.name} otherwise than "
+            f"the model did: {name}: {'; '.join(report.problems)}; nothing was scored there: "
+            "leave that machine out, or score with --server"
+        )
 
 
 def name_node() -> str:
