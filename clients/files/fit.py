@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clients.files.images import decode_image
 from clients.files.read import (
     UNNAMED,
     FileRows,
@@ -20,7 +21,6 @@ from clients.files.read import (
     to_array,
 )
 from clients.files.table import AUTO, Table
-from clients.images import decode_image
 from contract.console.terminal import remark
 from contract.errors import ConfigError, DatasetError, PlumblineError, TensorMismatchError
 from contract.manifest import InputStatistics

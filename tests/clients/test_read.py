@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clients.files.fit import Adjustment, InputReader
+from clients.files.images import decode_image
 from clients.files.read import BLOCK_ROWS
-from clients.images import decode_image
 from contract.errors import ConfigError, DatasetError, SignatureNotFoundError, TensorMismatchError
 from contract.golden import Golden, GoldenExamples, write_golden
 from contract.manifest import InputStatistics
