@@ -180,21 +180,25 @@ def time_score(
     )
     said = json.loads(done.stdout)
     assert said["sample"]["passed"]
-    ends = sorted(path.stat().st_mtime for path in out.glob("version=*/part-*.parquet"))
+    ends = list_ends(out)
     # Those that come first began while others were still starting: from each worker's first on.
     steady = ends[workers - 1 :]
     rows = said["num_rows"] / len(ends) * (len(steady) - 1)
     return rows / max(steady[-1] - steady[0], 1e-9), ends[0] - started, said
 
 
+def list_ends(out: Path) -> list[float]:
+    """When each part was there."""
+    return sorted(path.stat().st_mtime for path in out.glob("version=*/part-*.parquet"))
+
+
 def measure_memory(scratch: Path, version: Path, num_rows: int) -> None:
-    """Private memory of all processes, a quarter of the way, and at most."""
+    """Private memory of all processes, from the first part to the last, and at most."""
     folder, _ = write(scratch, num_rows)
     seen: list[tuple[float, float]] = []
     over = threading.Event()
 
     def watch() -> None:
-        begun = time.perf_counter()
         while not over.wait(1.0):
             private = 0
             for process in psutil.Process().children(recursive=True):
@@ -202,7 +206,7 @@ def measure_memory(scratch: Path, version: Path, num_rows: int) -> None:
                     private += process.memory_full_info().uss
                 except psutil.Error:
                     continue
-            seen.append((time.perf_counter() - begun, private / 2**20))
+            seen.append((time.time(), private / 2**20))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -211,13 +215,16 @@ def measure_memory(scratch: Path, version: Path, num_rows: int) -> None:
     finally:
         over.set()
         watcher.join()
-    quarters = [
-        [mib for at, mib in seen if part / 4 <= at / seen[-1][0] < (part + 1) / 4]
-        for part in range(4)
+    ends = list_ends(scratch / "out")
+    edges = np.linspace(ends[0], ends[-1], 5)
+    medians = [
+        float(np.median([mib for at, mib in seen if start <= at <= stop] or [np.nan]))
+        for start, stop in itertools.pairwise(edges)
     ]
-    medians = [float(np.median(one)) for one in quarters if one]
     print(f"{said['num_rows']:,} rows, {speed:,.0f} rows/s, first part after {start_s:.1f} s")
-    print("private MiB by quarters of the time:", ", ".join(f"{one:,.0f}" for one in medians))
+    print(
+        "private MiB by quarters, first part to last:", ", ".join(f"{one:,.0f}" for one in medians)
+    )
     print(f"at most {max(mib for _, mib in seen):,.0f} MiB")
 
 
