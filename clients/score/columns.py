@@ -362,7 +362,7 @@ def prepare(block: Block, plan: ColumnPlan) -> Prepared:
     if missing:
         raise DatasetError(f"it has no column {', '.join(missing)}; the first file has")
     table, bad = _drop_missing(table, plan.inputs)
-    kept = np.setdiff1d(np.arange(block.table.num_rows), [one.row for one in bad])
+    kept = np.delete(np.arange(block.table.num_rows), [one.row for one in bad])
     if not table.num_rows:
         return Prepared({}, kept, bad)
     skipped: list[Skipped] = []
@@ -544,7 +544,8 @@ def _convert(column: pa.ChunkedArray, spec: TensorSpec | None) -> Array | list[A
 def _unwrap(column: pa.ChunkedArray) -> Any:
     """One array of plain values: categories decoded, pictures out of Hugging Face's structs."""
     pa = import_extra("pyarrow", _PURPOSE)
-    array = column.combine_chunks()
+    # One chunk is there already, and would be copied.
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], column.type)
     if pa.types.is_dictionary(array.type):
