@@ -42,7 +42,7 @@ from clients.targets import (
 from contract import layout
 from contract.console.exits import ExitCode
 from contract.console.progress import format_seconds, show_progress
-from contract.console.terminal import print_json, print_table, remark, say
+from contract.console.terminal import keep_stderr, print_json, print_table, remark, say
 from contract.errors import ConfigError, DatasetError
 from contract.layout import find_version_dir
 from contract.manifest import Manifest, read_manifest
@@ -313,16 +313,25 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     if left:
         known = [unit.num_rows for unit in left]
         total = sum(known) if min(known) >= 0 else None
-        with open_cluster(args.cluster, args.workers) as num_workers:
+        with (
+            keep_stderr() as shown,
+            show_progress(
+                "score", total=total, note="Ray starts", is_kept=False, stream=shown
+            ) as progress,
+            open_cluster(args.cluster, args.workers) as num_workers,
+        ):
+            progress.note = "workers start"
             started = time.perf_counter()
-            with show_progress("score", total=total) as progress:
-                num_bad = sum(one.num_bad for one in summaries)
-                for done in run_units(left, job.task, job.plan, job.version_dir, num_workers):
-                    summaries.append(done.summary)
-                    num_bad += done.summary.num_bad
+            num_bad = sum(one.num_bad for one in summaries)
+            for done in run_units(left, job.task, job.plan, job.version_dir, num_workers):
+                summaries.append(done.summary)
+                num_bad += done.summary.num_bad
+                if progress.count:
                     progress.advance(done.summary.num_rows)
-                    progress.note = f"{num_bad:,} bad" if num_bad else ""
-                    _limit_bad(args, destination, num_bad)
+                else:
+                    progress.begin(done.summary.num_rows)
+                progress.note = f"{num_bad:,} bad" if num_bad else ""
+                _limit_bad(args, destination, num_bad)
             result.seconds = time.perf_counter() - started
         result.rows_per_s = sum(one.num_rows for one in summaries[len(before) :]) / max(
             result.seconds, 1e-9
