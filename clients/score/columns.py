@@ -407,8 +407,13 @@ def _count_odd(table: pa.Table, plan: ColumnPlan) -> tuple[dict[str, int], dict[
             if category:
                 known.setdefault(column, []).append(category)
         for column in dict.fromkeys(one.columns):
-            if nulls := table.column(column).null_count:
-                missing[column] = nulls
+            values = table.column(column)
+            nulls = values.null_count
+            if one.fillings and pa.types.is_floating(values.type):  # NaN is filled, too
+                nulls = pc.sum(pc.is_null(values, nan_is_null=True)).as_py()
+            if nulls:
+                name = f"{column}={known[column][0]}" if column in known else column
+                missing[name] = nulls
         for column, categories in known.items():
             texts = pc.cast(table.column(column), pa.string())
             is_new = pc.and_(pc.is_valid(texts), pc.invert(pc.is_in(texts, pa.array(categories))))
