@@ -212,14 +212,14 @@ def open_checked_engine(
     check_files(version_dir, manifest)
     engine = open_engine(version_dir, choice)
     try:
-        _check_golden(engine, version_dir, signature_name)
+        _check_golden(engine, version_dir, signature_name, choice.addresses)
     except BaseException:
         engine.close()
         raise
     return engine
 
 
-def _check_golden(engine: Engine, version_dir: Path, name: str) -> None:
+def _check_golden(engine: Engine, version_dir: Path, name: str, servers: tuple[str, ...]) -> None:
     if not (version_dir / layout.GOLDEN).is_file():
         return
     golden = read_golden(version_dir / layout.GOLDEN).signatures
@@ -227,10 +227,16 @@ def _check_golden(engine: Engine, version_dir: Path, name: str) -> None:
         return
     report = replay(golden[name], engine, engine.tolerance, signature_name=name)
     if not report.passed:
+        what = f"the golden examples of {version_dir.name} otherwise than the model did"
+        how = f"{name}: {'; '.join(report.problems)}"
+        if servers:
+            raise VerificationError(
+                f"{', '.join(servers)} answers {what}: {how}; nothing was scored: is it the same "
+                "version that is served there, under --model_name?"
+            )
         raise VerificationError(
-            f"{name_node()} answers the golden examples of {version_dir.name} otherwise than "
-            f"the model did: {name}: {'; '.join(report.problems)}; nothing was scored there: "
-            "leave that machine out, or score with --server"
+            f"{name_node()} answers {what}: {how}; nothing was scored there: leave that machine "
+            "out, or score with --server"
         )
 
 
