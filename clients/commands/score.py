@@ -32,7 +32,7 @@ from clients.score.output import (
     refuse_stale,
     sweep,
 )
-from clients.score.sources import Unit, list_units, open_address, read_unit
+from clients.score.sources import Unit, list_folders, list_units, open_address, read_unit
 from clients.score.verify import Verdict, choose_units, draw_sample, judge, open_judges
 from clients.score.worker import Done, Task, Version, make_fingerprint
 from clients.targets import (
@@ -259,6 +259,7 @@ def _prepare(
         mapped=parse_map(args.map),
         keys=None if args.keys is None else [key for key in args.keys.split(",") if key],
         data=manifest.data,
+        folders={name for unit in units for name in list_folders(unit)},
         adjustment=adjustment,
         allow_non_finite=args.allow_non_finite,
     )

@@ -269,6 +269,9 @@ class PartWriter:
 
     def refuse(self, block: Block, bad: Sequence[BadRow], keys: Sequence[str]) -> None:
         """Adds bad rows to the side file."""
+        for reason in block.lost:
+            source = _name_source(self._unit)
+            self._bad.append({SOURCE: source, ROW: None, "reason": reason, "keys": {}})
         for one in bad:
             row = block.table.slice(one.row, 1).select(list(keys)).to_pylist()[0] if keys else {}
             number = block.first_row + one.row

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clients.on_device import find_variant
-from clients.score.columns import ColumnPlan, convert_column, prepare
+from clients.score.columns import ColumnPlan, convert_column, prepare, read_planned
 from clients.score.engines import (
     LITERT,
     SERVER,
@@ -39,7 +39,7 @@ from clients.score.output import (
     read_summary,
     to_column,
 )
-from clients.score.sources import Block, Unit, read_unit
+from clients.score.sources import Block, Unit
 from contract import layout
 from contract.console.extras import import_extra
 from contract.errors import DatasetError, PlumblineError
@@ -315,7 +315,7 @@ def _compare_keys(keys: Mapping[str, pa.Array], found: pa.Table, what: str) -> N
 
 def _find_block(unit: Unit, plan: ColumnPlan, wanted: int) -> Block | None:
     """The block that holds a row of the file."""
-    for block in read_unit(unit, plan.columns if unit.kind == "parquet" else None):
+    for block in read_planned(unit, plan):
         if wanted < block.first_row + block.table.num_rows:
             return block
     return None

@@ -17,10 +17,10 @@ import msgspec
 import numpy as np
 
 from clients.results import flatten
-from clients.score.columns import BadRow, ColumnPlan, Prepared, prepare
+from clients.score.columns import BadRow, ColumnPlan, Prepared, prepare, read_planned
 from clients.score.engines import Engine, EngineChoice, open_engine
 from clients.score.output import Destination, PartWriter, UnitSummary
-from clients.score.sources import Block, Unit, read_unit
+from clients.score.sources import Block, Unit
 from contract import layout
 from contract.errors import (
     InternalError,
@@ -116,16 +116,15 @@ class Scorer:
         summary = UnitSummary()
         heads = self._manifest.heads
         with PartWriter(self._task.destination, unit, heads) as writer:
-            columns = self._plan.columns if unit.kind == "parquet" else None
-            for block in read_unit(unit, columns):
+            for block in read_planned(unit, self._plan):
                 try:
                     prepared = prepare(block, self._plan)
                     bad = [*prepared.bad, *self._answer(block, prepared, writer, summary)]
                 except PlumblineError as error:
                     raise type(error)(f"{unit.describe()}: {error.message}") from error
                 writer.refuse(block, bad, self._plan.keys)
-                summary.num_rows += block.table.num_rows
-                summary.num_bad += len(bad)
+                summary.num_rows += block.table.num_rows + len(block.lost)
+                summary.num_bad += len(bad) + len(block.lost)
             writer.finish(summary)
         return Done(unit, summary)
 
@@ -193,7 +192,8 @@ def sketch_batch(prepared: Prepared, manifest: Manifest) -> dict[str, dict[str, 
         sketches = sketch_columns(measure_columns(rows, names=names, image_shape=shape), known)
         for column, sketch in sketches.items():
             # Of all rows, although the values of some were looked at.
-            sketch.num_missing = prepared.missing.get(column, sketch.num_missing)
+            known_missing = prepared.missing.get(column, prepared.missing.get(name))
+            sketch.num_missing = sketch.num_missing if known_missing is None else known_missing
             sketch.num_unseen = prepared.unseen.get(column, 0)
             sketch.num_rows = prepared.num_rows
         found[key] = sketches
@@ -311,7 +311,7 @@ def make_fingerprint(task_facts: Mapping[str, object], plan: ColumnPlan) -> str:
             **task_facts,
             "signature": plan.signature.name,
             "inputs": [dataclasses.astuple(one) for one in plan.inputs],
-            "keys": plan.keys,
+            "keys": [(name, str(plan.types[name])) for name in plan.keys],
             "invert": plan.adjustment.invert,
             "scale": plan.adjustment.scale,
             "shift": plan.adjustment.shift,
