@@ -351,8 +351,8 @@ def make_keys(unit: Unit, block: Block, rows: Array, keys: Sequence[str]) -> dic
     pa = import_extra("pyarrow", _PURPOSE)
     if keys:
         return {name: block.table.column(name).take(pa.array(rows)) for name in keys}
-    if block.names:
-        return {SOURCE: pa.array([block.names[row] for row in rows])}
+    if unit.kind == "pictures":
+        return {SOURCE: pa.array([block.names[row] for row in rows], pa.string())}
     source = pa.array([_name_source(unit)] * len(rows), pa.string())
     return {SOURCE: source, ROW: pa.array(block.first_row + rows, pa.int64())}
 

@@ -22,6 +22,7 @@ from clients.score.engines import Engine, EngineChoice, open_engine
 from clients.score.output import Destination, PartWriter, UnitSummary
 from clients.score.sources import Block, Unit
 from contract import layout
+from contract.console.extras import import_extra
 from contract.errors import (
     InternalError,
     ManifestError,
@@ -125,8 +126,24 @@ class Scorer:
                 writer.refuse(block, bad, self._plan.keys)
                 summary.num_rows += block.table.num_rows + len(block.lost)
                 summary.num_bad += len(bad) + len(block.lost)
+            if summary.num_rows == summary.num_bad:
+                self._write_nothing(writer)
             writer.finish(summary)
         return Done(unit, summary)
+
+    def _write_nothing(self, writer: PartWriter) -> None:
+        """Gives a part without rows the columns of the others, as far as the signature tells."""
+        pa = import_extra("pyarrow", "scoring files")
+        specs = self._plan.signature.outputs
+        names = self._task.outputs or tuple(specs)
+        keys = {name: pa.array([], self._plan.types[name]) for name in self._plan.keys}
+        none = {}
+        for name in names:
+            sizes = [size for size in (specs[name].shape or (None, None))[1:] if size is not None]
+            if len(sizes) + 1 != len(specs[name].shape or ()):
+                return
+            none[name] = np.empty((0, *sizes), specs[name].numpy_dtype)
+        writer.write(Block(pa.table(keys), 0), np.empty(0, np.int64), self._plan.keys, none)
 
     def _answer(
         self, block: Block, prepared: Prepared, writer: PartWriter, summary: UnitSummary
