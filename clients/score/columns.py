@@ -485,7 +485,7 @@ def prepare(block: Block, plan: ColumnPlan) -> Prepared:
         TensorMismatchError: The columns do not fit the signature.
     """
     table, bad = _drop_missing(block.table, plan.inputs, block.wrong)
-    kept = np.setdiff1d(np.arange(block.table.num_rows), [one.row for one in bad])
+    kept = np.delete(np.arange(block.table.num_rows), [one.row for one in bad])
     if not table.num_rows:
         return Prepared({}, kept, bad)
     skipped: list[Skipped] = []
@@ -680,7 +680,8 @@ def _convert(column: pa.ChunkedArray, spec: TensorSpec | None) -> Array | list[A
 def _unwrap(column: pa.ChunkedArray) -> Any:
     """One array of plain values: categories decoded, pictures out of Hugging Face's structs."""
     pa = import_extra("pyarrow", _PURPOSE)
-    array = column.combine_chunks()
+    # One chunk is there already, and would be copied.
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], column.type)
     if pa.types.is_dictionary(array.type):

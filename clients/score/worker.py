@@ -39,7 +39,7 @@ from contract.statistics import find_scaling, join_sketches, measure_columns, sk
 if TYPE_CHECKING:
     from contract.statistics import Sketch
 
-_SKETCHED_ROWS = 1024
+_SKETCHED_ROWS = 512
 """Of a block, at most."""
 
 _UNSURE = 0.5
