@@ -32,7 +32,7 @@ from clients.score.output import (
     refuse_stale,
     sweep,
 )
-from clients.score.sources import Unit, list_folders, list_units, open_address, read_unit
+from clients.score.sources import Unit, holds, list_folders, list_units, open_address, read_unit
 from clients.score.verify import Verdict, choose_units, draw_sample, judge, open_judges
 from clients.score.worker import Done, Task, Version, make_fingerprint
 from clients.targets import (
@@ -144,6 +144,7 @@ class Result:
         num_bad: The others.
         num_units: Parts in OUT.
         num_before: Of them, those that an earlier run had written.
+        num_others: Parts in OUT of files that are not in IN.
         seconds: Of this run, from the first unit handed out.
         rows_per_s: Of this run.
         unsure: Share of answers whose class has a score below 0.5; None without classes.
@@ -156,6 +157,7 @@ class Result:
     num_bad: int = 0
     num_units: int = 0
     num_before: int = 0
+    num_others: int = 0
     seconds: float = 0.0
     rows_per_s: float = 0.0
     unsure: float | None = None
@@ -183,7 +185,10 @@ def run(args: argparse.Namespace) -> ExitCode:
         with open_engine(version_dir, choice) as engine:
             job = _prepare(args, version_dir, manifest, choice, engine)
             result = _run(args, job)
-            result.verdict = _judge(job, engine)
+            parts = find_parts(job.task.destination)
+            refuse_stale(job.units, job.task.destination, parts)  # which came meanwhile
+            result.num_others = len(parts) - len(job.units)
+            result.verdict = _judge(job, engine, parts)
     if args.json:
         print_json(_to_document(args, job, result))
     else:
@@ -244,6 +249,11 @@ def _prepare(
     choice: EngineChoice,
     engine: Engine,
 ) -> _Job:
+    if holds(args.input, args.output):
+        raise ConfigError(
+            f"{args.output} lies in {args.input}, where the next run would take answers for rows; "
+            "give an OUT beside IN"
+        )
     units = list_units(args.input)
     block = next((block for unit in units for block in read_unit(unit)), None)
     if block is None:
@@ -339,7 +349,7 @@ def _start(args: argparse.Namespace, job: _Job, units: Sequence[Unit]) -> Iterat
         yield run_units(units, job.task, job.plan, job.version_dir, num_workers)
 
 
-def _judge(job: _Job, engine: Engine) -> Verdict:
+def _judge(job: _Job, engine: Engine, parts: Mapping[str, str]) -> Verdict:
     """Compares a sample of OUT with what the version answers in process."""
     destination, signature_name = job.task.destination, job.plan.signature.name
     units = choose_units(
@@ -349,7 +359,7 @@ def _judge(job: _Job, engine: Engine) -> Verdict:
     )
     sample = draw_sample(
         units,
-        find_parts(destination),
+        parts,
         destination,
         job.plan,
         job.manifest.heads,
@@ -405,6 +415,8 @@ def _print(args: argparse.Namespace, job: _Job, result: Result) -> None:
             ]
         ],
     )
+    if result.num_others > 0:
+        say(f"{result.num_others:,} more parts lie there, of files that are not in {args.input}")
     if result.num_bad:
         say(f"Bad rows and their reasons: {args.output}/_bad_rows/{destination.folder}")
     _print_shifts(job, result)
@@ -471,6 +483,7 @@ def _to_document(args: argparse.Namespace, job: _Job, result: Result) -> Mapping
         "num_bad": result.num_bad,
         "num_parts": result.num_units,
         "num_parts_before": result.num_before,
+        "num_parts_of_others": result.num_others,
         "seconds": result.seconds,
         "rows_per_s": result.rows_per_s,
         "unsure": result.unsure,

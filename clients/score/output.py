@@ -119,14 +119,16 @@ def refuse_stale(units: Sequence[Unit], destination: Destination, parts: Mapping
     Raises:
         ConfigError: Names the first file.
     """
-    places = {name[: name.rindex("-") + 1]: name for name in parts}
+    places: dict[str, set[str]] = {}
+    for name in parts:
+        place, sign, _ = name.rpartition("-")
+        places.setdefault(place + sign, set()).add(name)
     for unit in units:
-        found = places.get(name_place(unit))
-        if found is not None and found != destination.name_part(unit):
+        if places.get(name_place(unit), set()) - {destination.name_part(unit)}:
             raise ConfigError(
                 f"{destination.address} holds answers to {unit.describe()} as it was, or with "
-                "other options or another manifest; both together would count its rows twice: give "
-                f"another OUT, or remove {destination.address}/{destination.folder}"
+                "other options, columns or another manifest; both together would count its rows "
+                f"twice: give another OUT, or remove {destination.address}/{destination.folder}"
             )
 
 
@@ -225,11 +227,14 @@ class PartWriter:
         self._system.makedirs(posixpath.dirname(self._path), exist_ok=True)
         if not is_local(self._system):
             return tempfile.TemporaryFile()
-        name = f"{_TEMPORARY}{self._name[5:]}.{uuid.uuid4().hex[:8]}"
-        self._temporary = Path(self._path).with_name(name)
-        file = self._temporary.open("w+b")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return file
+        while True:
+            name = f"{_TEMPORARY}{self._name[5:]}.{uuid.uuid4().hex[:8]}"
+            self._temporary = Path(self._path).with_name(name)
+            file = self._temporary.open("w+b")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if self._temporary.exists():
+                return file
+            file.close()  # another job swept it before it was locked
 
     def write(
         self, block: Block, rows: Array, keys: Sequence[str], outputs: Mapping[str, Array]
@@ -407,7 +412,8 @@ def check_writable(destination: Destination) -> None:
     try:
         system.makedirs(folder, exist_ok=True)
         system.pipe_file(probe, b"")
-        system.rm_file(probe)
+        with suppress(FileNotFoundError):  # another job swept it
+            system.rm_file(probe)
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         raise ConfigError(f"{destination.address} cannot be written: {error}") from error
     except OSError as error:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import os
 import posixpath
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -116,6 +117,25 @@ def is_local(system: AbstractFileSystem) -> bool:
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
+def holds(address: str, other: str) -> bool:
+    """Whether what is written at another address would be found at this one: a folder or a pattern.
+
+    Args:
+        address: IN.
+        other: A folder, which need not be there.
+    """
+    (system, path), (other_system, inner) = open_address(address), open_address(other)
+    if system.protocol != other_system.protocol:
+        return False
+    if "**" in path:
+        path = path[: path.index("**")].rstrip("/")
+    elif not system.isdir(path):
+        return False
+    if is_local(system):
+        path, inner = os.path.realpath(path), os.path.realpath(inner)
+    return f"{inner}/".startswith(path.rstrip("/") + "/")
+
+
 def list_units(address: str) -> list[Unit]:
     """The units of a file or a folder, in the order of their names.
 
@@ -216,6 +236,8 @@ def _list_row_groups(system: AbstractFileSystem, path: str, address: str, name: 
         reason = " ".join(str(error).split())
         raise DatasetError(f"{address} is no Parquet file that can be read: {reason}") from error
     identity = hashlib.sha256(footer).hexdigest()
+    if _may_hide_changes(described):
+        identity += _identify(system.info(path))
     counts = [described.row_group(number).num_rows for number in range(described.num_row_groups)]
     firsts = itertools.accumulate(counts, initial=0)
     return [
@@ -230,6 +252,16 @@ def _list_row_groups(system: AbstractFileSystem, path: str, address: str, name: 
         )
         for number, (first, count) in enumerate(zip(firsts, counts, strict=False))
     ]
+
+
+def _may_hide_changes(described: pa.parquet.FileMetaData) -> bool:
+    """Whether other values may have the same footer: as many bytes, where nothing is compressed."""
+    groups = (described.row_group(number) for number in range(min(described.num_row_groups, 1)))
+    return any(
+        group.column(place).compression == "UNCOMPRESSED"
+        for group in groups
+        for place in range(group.num_columns)
+    )
 
 
 def _read_footer(file: IO[bytes]) -> bytes:

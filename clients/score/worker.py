@@ -332,6 +332,7 @@ def make_fingerprint(task_facts: Mapping[str, object], plan: ColumnPlan) -> str:
             "invert": plan.adjustment.invert,
             "scale": plan.adjustment.scale,
             "shift": plan.adjustment.shift,
+            "allow_non_finite": plan.allow_non_finite,
         },
         order="sorted",
     )
