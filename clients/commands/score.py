@@ -28,7 +28,7 @@ from clients.score.output import (
     UnitSummary,
     check_writable,
     find_parts,
-    read_summary,
+    read_summaries,
     refuse_stale,
     sweep,
 )
@@ -254,7 +254,8 @@ def _prepare(
             f"{args.output} lies in {args.input}, where the next run would take answers for rows; "
             "give an OUT beside IN"
         )
-    units = list_units(args.input)
+    with show_progress("list", unit="files") as progress:
+        units = list_units(args.input, progress.advance)
     block = next((block for unit in units for block in read_unit(unit)), None)
     if block is None:
         raise DatasetError(f"{args.input} has no rows")
@@ -310,7 +311,9 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     destination = job.task.destination
     left = [unit for unit in job.units if destination.name_part(unit) not in job.done]
     before = [unit for unit in job.units if destination.name_part(unit) in job.done]
-    summaries = [read_summary(destination, job.done[destination.name_part(one)]) for one in before]
+    summaries = read_summaries(
+        destination, [job.done[destination.name_part(one)] for one in before]
+    )
     result = Result(num_units=len(job.units), num_before=len(before))
     if before:
         remark(f"{len(before):,} of {len(job.units):,} parts are there already")
