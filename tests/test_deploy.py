@@ -580,18 +580,21 @@ def test_every_package_is_installed_into_images() -> None:
     assert listed == found
 
 
-def select_locked(*arguments: str) -> dict[str, str]:
+def select_locked(*arguments: str, folder: Path = ROOT) -> dict[str, str]:
     """The lock's entries that an image installs, by package."""
     done = subprocess.run(
-        [sys.executable, "deploy/locked.py", *arguments],
-        cwd=ROOT,
+        [sys.executable, ROOT / "deploy/locked.py", *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    entries = re.split(r"^(?=\w)", done.stdout, flags=re.MULTILINE)[1:]
-    return {entry.partition("==")[0]: entry for entry in entries}
+    chosen: dict[str, str] = {}
+    for entry in re.split(r"^(?=\w)", done.stdout, flags=re.MULTILINE)[1:]:
+        name = entry.partition("==")[0]
+        chosen[name] = chosen.get(name, "") + entry
+    return chosen
 
 
 def test_images_install_what_they_need_of_the_lock_and_no_more() -> None:
@@ -607,6 +610,18 @@ def test_images_install_what_they_need_of_the_lock_and_no_more() -> None:
 
 def test_images_choose_packages_by_name_alone_too() -> None:
     assert set(select_locked("setuptools")) == {"setuptools"}
+
+
+def test_a_package_with_an_entry_for_each_python_is_installed_on_all(tmp_path: Path) -> None:
+    (tmp_path / "requirements.lock").write_text(
+        "one==1 ; python_full_version < '3.12' \\\n    --hash=sha256:a\n    # via two\n"
+        "one==2 ; python_full_version >= '3.12' \\\n    --hash=sha256:b\n    # via two\n"
+        "two==1 \\\n    --hash=sha256:c\n"
+    )
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    chosen = select_locked("two", folder=tmp_path)
+    assert set(chosen) == {"one", "two"}
+    assert chosen["one"].count("==1 ;") == chosen["one"].count("==2 ;") == 1
 
 
 def test_a_package_that_is_not_locked_is_named() -> None:
