@@ -190,13 +190,14 @@ protos: $(INSTALLED_2_20) ## Generate contract/wire again from its .proto files
 	$(VENV_2_20)/bin/python -m contract.wire.generate
 
 .PHONY: lock
-lock: COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
-  --no-header --generate-hashes --upgrade pyproject.toml
+lock: COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header \
+  --generate-hashes --upgrade
 lock: $(INSTALLED) ## Resolve the locks again, with hashes
-	$(COMPILE) --group dev --output-file requirements.lock
-	$(COMPILE) --group tensorflow-2-20 --output-file requirements-2.20.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --generate-hashes \
-	  --upgrade --group tritonclient --output-file requirements-tritonclient.lock
+	$(COMPILE) --all-extras pyproject.toml --group dev --output-file requirements.lock
+	$(COMPILE) --all-extras pyproject.toml --group tensorflow-2-20 --output-file requirements-2.20.lock
+	$(COMPILE) --group tritonclient --output-file requirements-tritonclient.lock
+	$(COMPILE) --extra batch --extra remote pyproject.toml --group ray-cluster \
+	  --constraint requirements.lock --output-file requirements-ray-cluster.lock
 
 .PHONY: clean
 clean: ## Remove the environments and caches; models/ stays
