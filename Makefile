@@ -13,7 +13,8 @@ INSTALLED := $(VENV)/.installed
 VENV_2_20 := .venv-2.20
 INSTALLED_2_20 := $(VENV_2_20)/.installed
 # Tests that need no more than the first environment.
-HERE := not container and not arm64 and not tritonclient and not dist and not ray
+HERE := not container and not arm64 and not tritonclient and not dist and not ray \
+  and not score_image
 # A Python on an emulated Raspberry Pi 4.
 VENV_ARM64 := .venv-arm64
 INSTALLED_ARM64 := $(VENV_ARM64)/.installed
@@ -183,6 +184,11 @@ images: ## Build both images
 .PHONY: test-container
 test-container: $(INSTALLED) images ## Build both images, test them on docker or podman
 	$(BIN)/python -m pytest -m container $(ARGS)
+
+.PHONY: test-score-image
+test-score-image: $(INSTALLED) ## The image that scores, as KubeRay runs it
+	@deploy/build score
+	$(BIN)/python -m pytest tests/container/test_score_image.py -q -m score_image $(ARGS)
 
 .PHONY: protos
 # With the older environment's compiler: generated code runs with its own protobuf and newer ones.
