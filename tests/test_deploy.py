@@ -579,6 +579,27 @@ def test_a_cluster_has_the_versions_that_are_tested_here() -> None:
     assert read_rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == cluster["ray"]
 
 
+def test_the_documented_overlay_scores_on_a_volume(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "score.md").read_text()
+    (overlay,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    place = os.path.relpath(SCORE, tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(overlay.replace("../score", place))
+    (document,) = render(str(tmp_path))
+    check_custom(document)
+    words = shlex.split(document["spec"]["entrypoint"])
+    pods = list_pods(document)
+    for name in ("head", "worker"):
+        (container,) = pods[name]["containers"]
+        mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+        volumes = {one["name"]: one for one in pods[name]["volumes"]}
+        assert volumes.keys() == mounts.keys() == {"tmp", "data"}
+        assert "persistentVolumeClaim" in volumes["data"]
+        assert all(word.startswith(mounts["data"]) for word in words if "/" in word)
+    assert [one["name"] for one in pods["submitter"]["volumes"]] == ["tmp"]
+    images = {pod["containers"][0]["image"] for pod in pods.values()}
+    assert images == {"registry.example.org/plumbline:score"}
+
+
 def roll_out(tmp_path: Path, *, succeeded: str, status: int = 0) -> tuple[int, list[str]]:
     """Runs roll-out with a kubectl that notes what it is asked, and answers as told."""
     kubectl = tmp_path / "kubectl"
