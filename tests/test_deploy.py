@@ -361,7 +361,7 @@ def test_the_documented_command_confines_a_container_as_serving_container_does()
     assert "readonly" in next(one for one in given if one.startswith("--mount"))
     assert all("=127.0.0.1:" in one for one in given if one.startswith("--publish"))
     containerfile = (ROOT / "deploy" / "Containerfile").read_text()
-    assert containerfile.count("USER 10001:10001") == 2
+    assert containerfile.count("USER 10001:10001") == 3  # servers, tools, nodes that score
 
 
 def test_compose_gives_flags_that_exist() -> None:

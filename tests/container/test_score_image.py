@@ -40,6 +40,12 @@ UNITS = {"Mi": 2**20, "Gi": 2**30}
 Document = dict[str, Any]
 
 
+def read_spec() -> Document:
+    """Of the RayJob."""
+    spec: Document = yaml.safe_load(MANIFEST.read_text())["spec"]
+    return spec
+
+
 def make_start_command(group: Document, *, head: str = "") -> str:
     """What KubeRay starts a node of a group with; `head` is the head's address, for the others."""
     (container,) = group["template"]["spec"]["containers"]
@@ -62,6 +68,15 @@ def make_start_command(group: Document, *, head: str = "") -> str:
     return "ulimit -n ${RAY_START_ULIMIT_OPEN_FILES:-65536}; " + " ".join(words)
 
 
+def take_secrets(group: Document, kept: dict[str, dict[str, str]]) -> dict[str, str]:
+    """Variables that a group's container takes from secrets, by name."""
+    (container,) = group["template"]["spec"]["containers"]
+    taken: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        taken |= kept[source["secretRef"]["name"]]
+    return taken
+
+
 def make_submit_command(dashboard: str, number: str, entrypoint: str) -> str:
     """What KubeRay's submitter runs."""
     check = (
@@ -78,14 +93,15 @@ def make_submit_command(dashboard: str, number: str, entrypoint: str) -> str:
 
 @dataclasses.dataclass
 class Pods:
-    """Containers confined as the manifest's pods, with the token that KubeRay makes."""
+    """Containers confined as the manifest's pods, with KubeRay's token where it asks for one."""
 
     engine: ContainerEngine
-    token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(32))
+    token: str
     names: list[str] = dataclasses.field(default_factory=list)
 
-    def _list_options(self, environment: Document) -> list[str]:
-        variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, **environment}
+    def _list_options(self, environment: dict[str, str]) -> list[str]:
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} if self.token else {}
+        variables = auth | environment
         # Kubernetes writes nobody into /etc/passwd.
         nameless = ["--passwd=false"] if self.engine.is_podman else []
         return [
@@ -182,7 +198,8 @@ class Cluster:
 @pytest.fixture(scope="module")
 def pods(engine: ContainerEngine) -> Iterator[Pods]:
     assert find_image(engine, IMAGE), f"{IMAGE} is not here: make test-score-image"
-    pods = Pods(engine)
+    mode = read_spec()["rayClusterSpec"].get("authOptions", {}).get("mode")
+    pods = Pods(engine, secrets.token_hex(32) if mode == "token" else "")
     yield pods
     pods.close()
 
@@ -191,7 +208,7 @@ def pods(engine: ContainerEngine) -> Iterator[Pods]:
 def cluster(
     pods: Pods, published_mlp: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    spec = yaml.safe_load(MANIFEST.read_text())["spec"]
+    spec = read_spec()
     groups = spec["rayClusterSpec"]
     (workers,) = groups["workerGroupSpecs"]
     rows = tmp_path_factory.mktemp("rows") / "rows.parquet"
@@ -209,9 +226,11 @@ def cluster(
         store.upload_file(str(rows), "rows", "digits/rows.parquet")
         for file in (one for one in (published_mlp / "mlp").rglob("*") if one.is_file()):
             store.upload_file(str(file), "models", file.relative_to(published_mlp).as_posix())
-        secret = {**CREDENTIALS, "AWS_ENDPOINT_URL": url}
+        kept = {"model-store": {**CREDENTIALS, "AWS_ENDPOINT_URL": url}}
         head = pods.start(
-            make_start_command(groups["headGroupSpec"]), RAY_ADDRESS="127.0.0.1:6379", **secret
+            make_start_command(groups["headGroupSpec"]),
+            RAY_ADDRESS="127.0.0.1:6379",
+            **take_secrets(groups["headGroupSpec"], kept),
         )
         address = pods.find_address(head)
         pods.wait_for(head, lambda: ask(f"http://{address}:52365/api/healthz")[0] == 200)
@@ -220,7 +239,7 @@ def cluster(
             make_start_command(workers, head=f"{address}:6379"),
             shell="-cl",
             RAY_ADDRESS=f"{address}:6379",
-            **secret,
+            **take_secrets(workers, kept),
         )
         healthz = f"http://{pods.find_address(worker)}:52365/api/healthz"
         pods.wait_for(worker, lambda: ask(healthz)[0] == 200)
