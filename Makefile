@@ -225,7 +225,8 @@ has-version:
 	  $(filter-out mlp,$(MODEL)), MODEL=$(MODEL))$(if $(filter-out models,$(BASE_PATH)), \
 	  BASE_PATH=$(BASE_PATH))" >&2; exit 2; })
 
-# An environment is stale as soon as its lock or the project file is newer than it.
+# An environment is stale as soon as its lock or the project file is newer than it. A lock is whole:
+# what it overrides (pyproject.toml) pip is not to look for.
 $(INSTALLED): requirements.lock pyproject.toml
 	$(call install,$(VENV),requirements.lock)
 
@@ -246,7 +247,7 @@ define install
 	         "name one with make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Installing the tested versions into $(1) (about 3 GB, a few minutes the first time)" >&2
 	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
-	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2)
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(2)
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(1)/.installed
 endef
