@@ -58,7 +58,9 @@ def read_ids(address: str) -> list[int]:
 def test_rows_and_version_in_a_bucket_are_scored_into_it_once(
     bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fsspec.filesystem("s3").put(str(make_table_version(tmp_path)), f"{bucket}/people/", recursive=True)
+    fsspec.filesystem("s3").put(
+        str(make_table_version(tmp_path)), f"{bucket}/people/", recursive=True
+    )
     put(f"{bucket}/in/a.parquet", 0)
     put(f"{bucket}/in/day=2/b.parquet", 5)
     command = ["score", f"{bucket}/in", f"{bucket}/out", "--version_dir", f"{bucket}/people"]
