@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from clients.files.predict import find_adjustment, find_scaling
@@ -19,19 +21,19 @@ from clients.score.engines import (
     choose_kind,
     open_engine,
 )
-from clients.score.job import open_cluster, run_units
+from clients.score.job import open_cluster, run_here, run_units
 from clients.score.output import (
     Destination,
     UnitSummary,
     check_writable,
     find_parts,
-    read_summary,
+    read_summaries,
     refuse_stale,
     sweep,
 )
-from clients.score.sources import Unit, list_units, read_unit
-from clients.score.verify import verify_sample
-from clients.score.worker import Task, Version, make_fingerprint
+from clients.score.sources import Unit, holds, list_folders, list_units, read_unit
+from clients.score.verify import Verdict, choose_units, draw_sample, judge, open_judges
+from clients.score.worker import Done, Task, Version, make_fingerprint
 from clients.targets import (
     add_credential_flags,
     connection_options,
@@ -39,11 +41,10 @@ from clients.targets import (
 )
 from contract import layout
 from contract.console.exits import ExitCode
-from contract.console.progress import format_seconds, show_progress
-from contract.console.terminal import print_json, print_table, remark, say
+from contract.console.progress import Progress, format_seconds, show_progress
+from contract.console.terminal import keep_stderr, print_json, print_table, remark, say
 from contract.errors import ConfigError, DatasetError
 from contract.manifest import Manifest, read_manifest
-from contract.parity import ParityReport
 from contract.remote import open_version
 from contract.statistics import Shift, join_sketches, measure_shift
 
@@ -124,7 +125,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--cluster", default="", metavar="ADDRESS", help="of Ray (default: RAY_ADDRESS, else here)"
     )
     cluster.add_argument(
-        "--workers", type=positive_count, metavar="N", help="default: one for each core"
+        "--workers",
+        type=positive_count,
+        metavar="N",
+        help="default: one for each core; 1 needs no Ray on this machine",
     )
     parser.set_defaults(run=run)
 
@@ -139,11 +143,12 @@ class Result:
         num_bad: The others.
         num_units: Parts in OUT.
         num_before: Of them, those that an earlier run had written.
+        num_others: Parts in OUT of files that are not in IN.
         seconds: Of this run, from the first unit handed out.
         rows_per_s: Of this run.
         unsure: Share of answers whose class has a score below 0.5; None without classes.
         shifts: (input, column) to how far it moved.
-        report: The sample's comparison; None where there is nothing to compare.
+        verdict: Of a sample of what lies in OUT.
     """
 
     num_rows: int = 0
@@ -151,11 +156,12 @@ class Result:
     num_bad: int = 0
     num_units: int = 0
     num_before: int = 0
+    num_others: int = 0
     seconds: float = 0.0
     rows_per_s: float = 0.0
     unsure: float | None = None
     shifts: dict[tuple[str, str], Shift] = dataclasses.field(default_factory=dict)
-    report: ParityReport | None = None
+    verdict: Verdict = dataclasses.field(default_factory=Verdict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,21 +185,14 @@ def run(args: argparse.Namespace) -> ExitCode:
             job = _prepare(args, version_dir, manifest, choice, engine)
             result = _run(args, job)
             parts = find_parts(job.task.destination)
-            result.report = verify_sample(
-                job.units,
-                parts,
-                job.task.destination,
-                job.plan,
-                engine,
-                engine.tolerance,
-                outputs=job.task.outputs,
-            )
+            refuse_stale(job.units, job.task.destination, parts)  # which came meanwhile
+            result.num_others = len(parts) - len(job.units)
+            result.verdict = _judge(job, engine, parts)
     if args.json:
         print_json(_to_document(args, job, result))
     else:
         _print(args, job, result)
-    is_good = result.report is None or result.report.passed
-    return ExitCode.DONE if is_good else ExitCode.FAILED
+    return ExitCode.DONE if result.verdict.passed else ExitCode.FAILED
 
 
 def _choose_engine(args: argparse.Namespace, version_dir: Path, manifest: Manifest) -> EngineChoice:
@@ -218,7 +217,13 @@ def _prepare(
     choice: EngineChoice,
     engine: Engine,
 ) -> _Job:
-    units = list_units(args.input)
+    if holds(args.input, args.output):
+        raise ConfigError(
+            f"{args.output} lies in {args.input}, where the next run would take answers for rows; "
+            "give an OUT beside IN"
+        )
+    with show_progress("list", unit="files") as progress:
+        units = list_units(args.input, progress.advance)
     block = next((block for unit in units for block in read_unit(unit)), None)
     if block is None:
         raise DatasetError(f"{args.input} has no rows")
@@ -233,6 +238,7 @@ def _prepare(
         mapped=parse_map(args.map),
         keys=None if args.keys is None else [key for key in args.keys.split(",") if key],
         data=manifest.data,
+        folders={name for unit in units for name in list_folders(unit)},
         adjustment=adjustment,
         allow_non_finite=args.allow_non_finite,
     )
@@ -273,23 +279,31 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     destination = job.task.destination
     left = [unit for unit in job.units if destination.name_part(unit) not in job.done]
     before = [unit for unit in job.units if destination.name_part(unit) in job.done]
-    summaries = [read_summary(destination, job.done[destination.name_part(one)]) for one in before]
+    summaries = read_summaries(
+        destination, [job.done[destination.name_part(one)] for one in before]
+    )
     result = Result(num_units=len(job.units), num_before=len(before))
     if before:
         remark(f"{len(before):,} of {len(job.units):,} parts are there already")
     if left:
         known = [unit.num_rows for unit in left]
         total = sum(known) if min(known) >= 0 else None
-        with open_cluster(args.cluster, args.workers) as num_workers:
+        with (
+            keep_stderr() as shown,
+            show_progress("score", total=total, is_kept=False, stream=shown) as progress,
+            _start(args, job, left, progress) as finished,
+        ):
             started = time.perf_counter()
-            with show_progress("score", total=total) as progress:
-                num_bad = sum(one.num_bad for one in summaries)
-                for done in run_units(left, job.task, job.plan, job.version_dir, num_workers):
-                    summaries.append(done.summary)
-                    num_bad += done.summary.num_bad
+            num_bad = sum(one.num_bad for one in summaries)
+            for done in finished:
+                summaries.append(done.summary)
+                num_bad += done.summary.num_bad
+                if progress.count:
                     progress.advance(done.summary.num_rows)
-                    progress.note = f"{num_bad:,} bad" if num_bad else ""
-                    _limit_bad(args, destination, num_bad)
+                else:
+                    progress.begin(done.summary.num_rows)
+                progress.note = f"{num_bad:,} bad" if num_bad else ""
+                _limit_bad(args, destination, num_bad)
             result.seconds = time.perf_counter() - started
         result.rows_per_s = sum(one.num_rows for one in summaries[len(before) :]) / max(
             result.seconds, 1e-9
@@ -298,6 +312,42 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
         _limit_bad(args, destination, sum(one.num_bad for one in summaries))
     _add_up(result, summaries, job.manifest)
     return result
+
+
+@contextmanager
+def _start(
+    args: argparse.Namespace, job: _Job, units: Sequence[Unit], progress: Progress
+) -> Iterator[Iterator[Done]]:
+    """Units as they are finished, by Ray's workers; here, where one worker would have them all."""
+    is_alone = args.workers == 1 or len(units) == 1
+    if is_alone and not (args.cluster or os.environ.get("RAY_ADDRESS")):
+        with closing(run_here(units, job.task, job.plan, job.version_dir)) as finished:
+            yield finished
+        return
+    progress.note = "Ray starts"
+    with open_cluster(args.cluster, args.workers) as num_workers:
+        progress.note = "workers start"
+        yield run_units(units, job.task, job.plan, job.version_dir, num_workers)
+
+
+def _judge(job: _Job, engine: Engine, parts: Mapping[str, str]) -> Verdict:
+    """Compares a sample of OUT with what the version answers in process."""
+    destination, signature_name = job.task.destination, job.plan.signature.name
+    units = choose_units(
+        [unit for unit in job.units if destination.name_part(unit) not in job.done],
+        [unit for unit in job.units if destination.name_part(unit) in job.done],
+        f"{destination.fingerprint} {len(job.done)}",
+    )
+    sample = draw_sample(
+        units,
+        parts,
+        destination,
+        job.plan,
+        job.manifest.heads,
+        outputs=job.task.outputs,
+    )
+    with open_judges(job.version_dir, job.task.engine, engine, signature_name) as judges:
+        return judge(sample, judges, signature_name)
 
 
 def _limit_bad(args: argparse.Namespace, destination: Destination, num_bad: int) -> None:
@@ -346,19 +396,31 @@ def _print(args: argparse.Namespace, job: _Job, result: Result) -> None:
             ]
         ],
     )
+    if result.num_others > 0:
+        say(f"{result.num_others:,} more parts lie there, of files that are not in {args.input}")
     if result.num_bad:
         say(f"Bad rows and their reasons: {args.output}/_bad_rows/{destination.folder}")
     _print_shifts(job, result)
-    report = result.report
-    if report is None:
-        say("No row was scored, so there is nothing to compare")
-    elif report.passed:
+    _print_verdict(job, result)
+
+
+def _print_verdict(job: _Job, result: Result) -> None:
+    verdict = result.verdict
+    if not verdict.passed:
+        say(f"Verdict: OUT is NOT what the model answers: {'; '.join(verdict.problems)}")
+    elif verdict.is_proof:
         say(
-            f"Verdict: {report.num_rows:,} rows of the sample agree with the model in process, "
-            f"by {max(one.max_abs_difference for one in report.outputs):.1e}"
+            f"Verdict: {verdict.num_rows:,} rows of a sample of OUT agree with "
+            f"{' and '.join(verdict.judges)}, by {verdict.max_abs_difference:.1e}"
+        )
+    elif verdict.num_rows:
+        say(
+            f"Verdict: not proved. {verdict.num_rows:,} rows of a sample of OUT have the keys of "
+            f"IN, but signature {job.plan.signature.name} runs in TensorFlow alone, which this "
+            "machine lacks: install plumbline-tf[serving,tensorflow], and run the same command"
         )
     else:
-        say(f"Verdict: the sample DIFFERS from the model in process: {'; '.join(report.problems)}")
+        say("Verdict: none, since no row was scored")
 
 
 def _print_shifts(job: _Job, result: Result) -> None:
@@ -390,7 +452,7 @@ def _print_shifts(job: _Job, result: Result) -> None:
 
 
 def _to_document(args: argparse.Namespace, job: _Job, result: Result) -> Mapping[str, object]:
-    report = result.report
+    verdict = result.verdict
     return {
         "output": f"{args.output}/{job.task.destination.folder}",
         "model_name": job.manifest.model_name,
@@ -402,6 +464,7 @@ def _to_document(args: argparse.Namespace, job: _Job, result: Result) -> Mapping
         "num_bad": result.num_bad,
         "num_parts": result.num_units,
         "num_parts_before": result.num_before,
+        "num_parts_of_others": result.num_others,
         "seconds": result.seconds,
         "rows_per_s": result.rows_per_s,
         "unsure": result.unsure,
@@ -409,12 +472,11 @@ def _to_document(args: argparse.Namespace, job: _Job, result: Result) -> Mapping
             {"input": name, "column": column, "has_moved": one.has_moved, **dataclasses.asdict(one)}
             for (name, column), one in result.shifts.items()
         ],
-        "sample": None
-        if report is None
-        else {
-            "num_rows": report.num_rows,
-            "passed": report.passed,
-            "max_abs_difference": max(one.max_abs_difference for one in report.outputs),
-            "problems": list(report.problems),
+        "sample": {
+            "num_rows": verdict.num_rows,
+            "compared_with": list(verdict.judges),
+            "passed": verdict.passed if verdict.is_proof or verdict.problems else None,
+            "max_abs_difference": verdict.max_abs_difference,
+            "problems": list(verdict.problems),
         },
     }

@@ -7,7 +7,9 @@ as much to read.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from clients.files.fit import (
 )
 from clients.files.read import UNNAMED, FileRows, Skipped
 from clients.on_device import check_finite
-from clients.score.sources import EXAMPLE, Block
+from clients.score.sources import EXAMPLE, Block, Unit, read_unit
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, TensorMismatchError
 from contract.manifest import DataEntry
@@ -32,6 +34,13 @@ if TYPE_CHECKING:
 
 _PURPOSE = "scoring files"
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
+
+_INFERRED_ROWS = 1000
+_FEW = 0.1
+"""A column of texts holds numbers where no more of its first rows are none."""
+
+_EMPTY = ("", "#N/A", "N/A", "n/a", "NA", "NULL", "null", "NaN", "nan", "-nan", "-NaN")
+"""What says in a column of numbers that there is none, to pyarrow and pandas too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +63,7 @@ class InputColumns:
     @property
     def is_stacked(self) -> bool:
         """Whether its columns are values of a row each."""
-        return len(self.columns) > 1 or bool(self.encodings)
+        return len(self.columns) > 1 or bool(self.encodings or self.fillings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +77,7 @@ class ColumnPlan:
         pixel_shape: (height, width[, channels]) of decoded pictures; () where nothing says.
         adjustment: What is done to numbers and pixels.
         allow_non_finite: Whether NaN and infinity are taken.
+        types: Of keys, so that they are the same in every part; and of what CSV files hold.
     """
 
     signature: Signature
@@ -76,6 +86,7 @@ class ColumnPlan:
     pixel_shape: tuple[int, ...]
     adjustment: Adjustment
     allow_non_finite: bool = False
+    types: Mapping[str, pa.DataType] = dataclasses.field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -106,7 +117,7 @@ class Prepared:
         rows: The number within the table of each row of the batch.
         bad: The others.
         num_rows: All rows of the table.
-        missing: Column to rows without a value there, of those that may lack one.
+        missing: Column, or input that is a column of its own, to rows without a value there.
         unseen: Column of a category, as the version calls it, to rows of categories it never saw.
     """
 
@@ -145,6 +156,7 @@ def plan_columns(
     mapped: Mapping[str, tuple[str, ...]] | None = None,
     keys: Sequence[str] | None = None,
     data: DataEntry | None = None,
+    folders: Collection[str] = (),
     adjustment: Adjustment,
     allow_non_finite: bool = False,
 ) -> ColumnPlan:
@@ -157,6 +169,7 @@ def plan_columns(
         mapped: Input name to its columns.
         keys: Columns to carry through; None: those of single values that are no input.
         data: What the version says of the columns that it was trained on.
+        folders: Columns that are told by names of folders.
         adjustment: What is done to numbers and pixels.
         allow_non_finite: Whether NaN and infinity are taken.
 
@@ -165,6 +178,7 @@ def plan_columns(
         SignatureNotFoundError: No such signature.
         TensorMismatchError: The rows fit no signature.
     """
+    block, mixed = _infer_types(block)
     table, mapped = block.table, dict(mapped or {})
     names = table.column_names
     wanted = [column for columns in mapped.values() for column in columns]
@@ -176,6 +190,8 @@ def plan_columns(
         keys = [
             name for name in names if name not in taken and _is_single(table.schema.field(name))
         ]
+        if set(keys) <= set(folders):  # which do not tell rows apart; `source` names them, too
+            keys = []
     plan = ColumnPlan(
         signature=_fit_signature(block, signatures, signature_name, chosen, adjustment),
         inputs=tuple(chosen),
@@ -183,6 +199,7 @@ def plan_columns(
         pixel_shape=find_pixel_shape(signatures),
         adjustment=adjustment,
         allow_non_finite=allow_non_finite,
+        types=_plan_types(block, chosen, keys, mixed),
     )
     fixed = [spec.name for spec in plan.signature.inputs.values() if not has_rows(spec)]
     if fixed:
@@ -221,9 +238,10 @@ def _choose(
         else sorted(signatures.values(), key=lambda one: one.name != "serving_default")
     )
     names = set(table.column_names)
+    fillings = data.fillings if data is not None else {}
     for signature in candidates:
         found = [
-            InputColumns(name, mapped.get(name) or (name,))
+            InputColumns(name, mapped.get(name) or (name,), (), fillings.get(name, ()))
             for name in signature.inputs
             if name in mapped or name in names
         ]
@@ -311,7 +329,8 @@ def _fit_signature(
     if signature_name:
         return find_signature(signatures, signature_name)
     sample = block.table.slice(0, 64)
-    masked, _ = _drop_missing(sample, chosen)
+    wrong = {row: reason for row, reason in block.wrong.items() if row < sample.num_rows}
+    masked, _ = _drop_missing(sample, chosen, wrong)
     if not masked.num_rows:
         raise DatasetError(
             "the first 64 rows all lack a value; say which signature is meant with --signature_name"
@@ -350,18 +369,122 @@ def _row_bytes(spec: TensorSpec) -> int:
     return _count_values(spec) * spec.numpy_dtype.itemsize
 
 
+def _infer_types(block: Block) -> tuple[Block, set[str]]:
+    """Texts of a CSV file as the numbers that they are, whole or not; and which of these columns
+    hold something else now and then.
+    """
+    if not block.is_text:
+        return block, set()
+    pa = import_extra("pyarrow", _PURPOSE)
+    table, mixed = block.table, set()
+    for place, name in enumerate(table.column_names):
+        column = table.column(name)
+        head = column.slice(0, _INFERRED_ROWS)
+        for kind in (pa.int64(), pa.float64(), pa.bool_()):
+            found, odd = _cast(head, kind)
+            if found.null_count == len(found) or len(odd) > _FEW * (len(found) - found.null_count):
+                continue
+            settled, odd = _cast(column, kind)
+            if odd and kind != pa.float64():
+                continue
+            table = table.set_column(place, name, settled)
+            mixed |= {name} if odd else set()
+            break
+    return dataclasses.replace(block, table=table), mixed
+
+
+def _plan_types(
+    block: Block, chosen: Sequence[InputColumns], keys: Sequence[str], mixed: Collection[str]
+) -> dict[str, pa.DataType]:
+    """What `_settle` makes of columns: categories are texts, and so is a key that is empty yet."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    types = pa.types
+    found = {}
+    for one in chosen if block.is_text else ():
+        for column, category in itertools.zip_longest(one.columns, one.encodings):
+            kind = block.table.schema.field(column).type
+            is_number = types.is_integer(kind) or types.is_floating(kind)
+            if category:
+                kind = pa.string()
+            elif one.is_stacked and not is_number:
+                kind = pa.float64()
+            found[column] = kind
+    for name in keys:
+        kind = block.table.schema.field(name).type
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        is_text = types.is_null(kind) or name in mixed
+        found.setdefault(name, pa.string() if is_text else kind)
+    return found
+
+
+def read_planned(unit: Unit, plan: ColumnPlan) -> Iterator[Block]:
+    """The rows of a unit, in the columns and types of a plan.
+
+    A cell that is not of its column's type makes a bad row.
+
+    Raises:
+        DatasetError: As `read_unit`, or a column is missing.
+    """
+    for block in read_unit(unit, plan.columns, plan.types):
+        missing = [name for name in plan.columns if name not in block.table.column_names]
+        if missing:
+            raise DatasetError(
+                f"{unit.name} has no column {', '.join(missing)}; the first file has"
+            )
+        yield _settle(block, plan)
+
+
+def _settle(block: Block, plan: ColumnPlan) -> Block:
+    table, wrong = block.table, dict(block.wrong)
+    inputs = {column for one in plan.inputs for column in one.columns}
+    for name, kind in plan.types.items():
+        column = table.column(name)
+        if column.type == kind:
+            continue
+        settled, odd = _cast(column, kind, is_input=name in inputs)
+        table = table.set_column(table.column_names.index(name), name, settled)
+        wrong = {row: f"{name} is {text!r}, and not {kind}" for row, text in odd.items()} | wrong
+    return dataclasses.replace(block, table=table, wrong=wrong)
+
+
+def _cast(
+    column: pa.ChunkedArray, kind: pa.DataType, *, is_input: bool = False
+) -> tuple[pa.ChunkedArray, dict[int, str]]:
+    """A column of another type, null where a value has none there; and what stood there."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    pc = import_extra("pyarrow.compute", _PURPOSE)
+    if pa.types.is_string(column.type) and not pa.types.is_string(kind):
+        column = pc.utf8_trim_whitespace(column)
+        is_empty = pc.is_in(column, pa.array(_EMPTY))
+        column = pc.if_else(is_empty, pa.scalar(None, pa.string()), column)
+    # The first rows of a CSV file were whole by chance: an input is no worse for a fraction.
+    kinds = (kind, pa.float64()) if is_input and pa.types.is_integer(kind) else (kind,)
+    for one in kinds:
+        with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return pc.cast(column, one), {}
+    odd, values = {}, []
+    for row, value in enumerate(column):
+        try:
+            values.append(pc.cast(value, kinds[-1]).as_py())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            values.append(None)
+            odd[row] = str(value.as_py())
+    return pa.chunked_array([pa.array(values, kinds[-1])]), odd
+
+
 def prepare(block: Block, plan: ColumnPlan) -> Prepared:
     """Rows as a batch that fits the signature.
 
+    Args:
+        block: As `read_planned` gives it.
+        plan: What becomes of columns.
+
     Raises:
-        DatasetError: A column is missing, or of a type that no input can be.
+        DatasetError: A column is of a type that no input can be.
         TensorMismatchError: The columns do not fit the signature.
     """
-    table = block.table
-    missing = [name for name in plan.columns if name not in table.column_names]
-    if missing:
-        raise DatasetError(f"it has no column {', '.join(missing)}; the first file has")
-    table, bad = _drop_missing(table, plan.inputs)
+    table, bad = _drop_missing(block.table, plan.inputs, block.wrong)
     kept = np.delete(np.arange(block.table.num_rows), [one.row for one in bad])
     if not table.num_rows:
         return Prepared({}, kept, bad)
@@ -406,19 +529,31 @@ def _count_odd(table: pa.Table, plan: ColumnPlan) -> tuple[dict[str, int], dict[
         for column, category in zip(one.columns, one.encodings, strict=False):
             if category:
                 known.setdefault(column, []).append(category)
+        is_whole = one.input != UNNAMED and len(one.columns) == 1
         for column in dict.fromkeys(one.columns):
-            if nulls := table.column(column).null_count:
-                missing[column] = nulls
-        for column, categories in known.items():
-            texts = pc.cast(table.column(column), pa.string())
-            is_new = pc.and_(pc.is_valid(texts), pc.invert(pc.is_in(texts, pa.array(categories))))
-            if count := pc.sum(is_new).as_py():
-                unseen[f"{column}={categories[0]}"] = count
+            values = table.column(column)
+            if column in known:
+                values = pc.cast(values, pa.string())
+                is_none = pc.fill_null(pc.equal(values, ""), True)
+                is_new = pc.invert(pc.or_(is_none, pc.is_in(values, pa.array(known[column]))))
+                name = f"{column}={known[column][0]}"
+                if count := pc.sum(is_new).as_py():
+                    unseen[name] = count
+                nulls = pc.sum(is_none).as_py()
+            else:
+                name = one.input if is_whole else column
+                nulls = values.null_count
+                if one.fillings and pa.types.is_floating(values.type):  # NaN is filled, too
+                    nulls = pc.sum(pc.is_null(values, nan_is_null=True)).as_py()
+            if nulls:
+                missing[name] = nulls
     return missing, unseen
 
 
-def _drop_missing(table: pa.Table, inputs: Sequence[InputColumns]) -> tuple[pa.Table, list[BadRow]]:
-    """The rows that have a value in every column of an input that needs one."""
+def _drop_missing(
+    table: pa.Table, inputs: Sequence[InputColumns], wrong: Mapping[int, str]
+) -> tuple[pa.Table, list[BadRow]]:
+    """The rows that could be read, and have a value in every column of an input that needs one."""
     pc = import_extra("pyarrow.compute", _PURPOSE)
     bad: dict[int, str] = {}
     for one in inputs:
@@ -429,6 +564,7 @@ def _drop_missing(table: pa.Table, inputs: Sequence[InputColumns]) -> tuple[pa.T
             if table.column(column).null_count and not filled:
                 empty = np.flatnonzero(pc.is_null(table.column(column)).to_numpy())
                 bad |= {int(row): f"{column} is missing" for row in empty}
+    bad |= wrong
     if bad:
         keep = np.ones(table.num_rows, bool)
         keep[list(bad)] = False

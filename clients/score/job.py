@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from clients.score.output import UnitSummary
 from clients.score.sources import Unit
 from clients.score.worker import Done, Scorer, Task, WorkerFault, pack_version, place_version
 from contract.console.extras import import_extra
-from contract.errors import ServableUnavailableError
+from contract.console.terminal import keep_stderr
+from contract.errors import PlumblineError, ServableUnavailableError
 
 if TYPE_CHECKING:
     import ray
@@ -134,15 +135,12 @@ def _has_token() -> bool:
 @contextmanager
 def _hide_stderr() -> Iterator[None]:
     """Keeps off stderr what Ray's own libraries say as they start, which no setting stops."""
-    shown = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(shown, 2)
-        os.close(shown)
-        os.close(nowhere)
+    with keep_stderr() as shown, Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(shown.fileno(), 2)
 
 
 def _count_cores() -> int:
@@ -150,6 +148,23 @@ def _count_cores() -> int:
         return max(1, len(os.sched_getaffinity(0)))
     except AttributeError:
         return os.cpu_count() or 1
+
+
+def run_here(
+    units: Sequence[Unit], task: Task, plan: ColumnPlan, version_dir: Path
+) -> Generator[Done]:
+    """Scores units in this very process, without Ray; as `run_units` otherwise."""
+    try:
+        scorer = Scorer(task, plan, version_dir)
+        try:
+            for unit in units:
+                yield scorer.score(unit)
+        finally:
+            scorer.close()
+    except (PlumblineError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise WorkerFault.of(error).rebuild() from error
 
 
 def run_units(

@@ -16,7 +16,8 @@ import os
 import posixpath
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -25,7 +26,7 @@ import msgspec
 import numpy as np
 
 from clients.score.columns import BadRow
-from clients.score.sources import ROW, SOURCE, Block, Unit, is_local, open_address
+from clients.score.sources import REQUESTS, ROW, SOURCE, Block, Unit, is_local, open_address
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, ServableUnavailableError
 from contract.heads import Head
@@ -34,13 +35,14 @@ from contract.statistics import Sketch
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from fsspec import AbstractFileSystem
 
 SUMMARY = "plumbline.summary"
+_PART = "plumbline.part"
 _PREFIX = "plumbline."
 _TEMPORARY = ".part-"
 _BAD = "_bad_rows"
 _PURPOSE = "writing scores"
+_READ_ROWS = 8192
 
 
 class UnitSummary(msgspec.Struct, kw_only=True):
@@ -118,34 +120,69 @@ def refuse_stale(units: Sequence[Unit], destination: Destination, parts: Mapping
     Raises:
         ConfigError: Names the first file.
     """
-    places = {name[: name.rindex("-") + 1]: name for name in parts}
+    places: dict[str, set[str]] = {}
+    for name in parts:
+        place, sign, _ = name.rpartition("-")
+        places.setdefault(place + sign, set()).add(name)
     for unit in units:
-        found = places.get(name_place(unit))
-        if found is not None and found != destination.name_part(unit):
+        if places.get(name_place(unit), set()) - {destination.name_part(unit)}:
             raise ConfigError(
                 f"{destination.address} holds answers to {unit.describe()} as it was, or with "
-                "other options or another manifest; both together would count its rows twice: give "
-                f"another OUT, or remove {destination.address}/{destination.folder}"
+                "other options, columns or another manifest; both together would count its rows "
+                f"twice: give another OUT, or remove {destination.address}/{destination.folder}"
             )
+
+
+def read_summaries(destination: Destination, paths: Sequence[str]) -> list[UnitSummary]:
+    """What parts say of their units; errors as of `read_summary`."""
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(lambda path: read_summary(destination, path), paths))
 
 
 def read_summary(destination: Destination, path: str) -> UnitSummary:
     """What a part says of its unit.
 
     Raises:
-        DatasetError: It is damaged.
+        DatasetError: It is damaged, has another one's name, or not as many rows as it had.
     """
     parquet = import_extra("pyarrow.parquet", _PURPOSE)
     pa = import_extra("pyarrow", _PURPOSE)
     system, _ = open_address(destination.address)
     try:
         with system.open(path, "rb") as file:
-            metadata = parquet.read_metadata(file).metadata or {}
-        return msgspec.json.decode(metadata[SUMMARY.encode()], type=UnitSummary)
+            described = parquet.read_metadata(file)
+        metadata = described.metadata or {}
+        summary = msgspec.json.decode(metadata[SUMMARY.encode()], type=UnitSummary)
+        written_as = metadata[_PART.encode()].decode()
     except (pa.ArrowException, OSError, KeyError, msgspec.MsgspecError) as error:
         raise DatasetError(
             f"{path} is no part that this command wrote ({error}); remove it, and run again"
         ) from error
+    if written_as != posixpath.basename(path).removesuffix(".parquet"):
+        raise DatasetError(f"{path} was written as {written_as}.parquet; remove it, and run again")
+    if described.num_rows != summary.num_rows - summary.num_bad:
+        raise DatasetError(
+            f"{path} has {described.num_rows} rows, and had {summary.num_rows - summary.num_bad}; "
+            "remove it, and run again"
+        )
+    return summary
+
+
+def read_bad_rows(destination: Destination, unit: Unit) -> list[int | None]:
+    """The numbers of the rows of a unit that its side file names, None of one without a number.
+
+    Raises:
+        DatasetError: It is damaged.
+    """
+    system, root = open_address(destination.address)
+    path = posixpath.join(root, _BAD, destination.folder, f"{destination.name_part(unit)}.jsonl")
+    if not system.exists(path):
+        return []
+    try:
+        rows = [msgspec.json.decode(line) for line in system.cat_file(path).splitlines()]
+        return [None if row[ROW] is None else int(row[ROW]) for row in rows]
+    except (OSError, KeyError, TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise DatasetError(f"{path} is no side file that this command wrote ({error})") from error
 
 
 def sweep(destination: Destination) -> int:
@@ -171,7 +208,7 @@ class PartWriter:
     Args:
         destination: Where to.
         unit: What is answered.
-        labels: Output name to class names, of outputs whose class is written beside them.
+        heads: Output name to what it means; where that is classes, the class is written beside it.
     """
 
     def __init__(self, destination: Destination, unit: Unit, heads: Mapping[str, Head]) -> None:
@@ -197,11 +234,14 @@ class PartWriter:
         self._system.makedirs(posixpath.dirname(self._path), exist_ok=True)
         if not is_local(self._system):
             return tempfile.TemporaryFile()
-        name = f"{_TEMPORARY}{self._name[5:]}.{uuid.uuid4().hex[:8]}"
-        self._temporary = Path(self._path).with_name(name)
-        file = self._temporary.open("w+b")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return file
+        while True:
+            name = f"{_TEMPORARY}{self._name[5:]}.{uuid.uuid4().hex[:8]}"
+            self._temporary = Path(self._path).with_name(name)
+            file = self._temporary.open("w+b")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if self._temporary.exists():
+                return file
+            file.close()  # another job swept it before it was locked
 
     def write(
         self, block: Block, rows: Array, keys: Sequence[str], outputs: Mapping[str, Array]
@@ -216,10 +256,8 @@ class PartWriter:
         """
         parquet = import_extra("pyarrow.parquet", _PURPOSE)
         pa = import_extra("pyarrow", _PURPOSE)
-        table = block.table.select(list(keys))
-        columns = {name: table.column(name).take(pa.array(rows)) for name in keys}
-        if not keys:
-            columns = _name_rows(self._unit, block, rows)
+        columns = make_keys(self._unit, block, rows, keys)
+        names = name_columns(columns, outputs)
         for name, array in outputs.items():
             if not array.ndim or len(array) != len(rows):
                 raise DatasetError(
@@ -227,10 +265,9 @@ class PartWriter:
                     "of rows, and cannot be written beside them"
                 )
             head = self._heads.get(name)
-            spare = _spare(name, columns)
-            if head is not None and (decided := _name_classes(head, array)) is not None:
-                columns[f"{spare}_class"] = decided
-            columns[spare] = to_column(array)
+            if head is not None and (decided := name_classes(head, array)) is not None:
+                columns[f"{names[name]}_class"] = decided
+            columns[names[name]] = to_column(array)
         part = pa.table(columns)
         if self._writer is None:
             self._schema = part.schema
@@ -244,6 +281,9 @@ class PartWriter:
 
     def refuse(self, block: Block, bad: Sequence[BadRow], keys: Sequence[str]) -> None:
         """Adds bad rows to the side file."""
+        for reason in block.lost:
+            source = _name_source(self._unit)
+            self._bad.append({SOURCE: source, ROW: None, "reason": reason, "keys": {}})
         for one in bad:
             row = block.table.slice(one.row, 1).select(list(keys)).to_pylist()[0] if keys else {}
             number = block.first_row + one.row
@@ -264,7 +304,9 @@ class PartWriter:
             facts = {f"{_PREFIX}{key}": value for key, value in self._destination.facts.items()}
             empty = pa.schema([]).with_metadata(facts)
             self._writer = parquet.ParquetWriter(self._file, empty)
-        self._writer.add_key_value_metadata({SUMMARY: msgspec.json.encode(summary).decode()})
+        self._writer.add_key_value_metadata(
+            {SUMMARY: msgspec.json.encode(summary).decode(), _PART: self._name}
+        )
         self._writer.close()
         if self._bad:
             self._system.makedirs(posixpath.dirname(self._bad_path), exist_ok=True)
@@ -291,19 +333,38 @@ class PartWriter:
         self._file.close()
 
 
-def _spare(name: str, columns: Mapping[str, object]) -> str:
-    """The name of an output's column, where a key has it already."""
-    return f"{name}_answer" if name in columns else name
+def name_columns(keys: Iterable[str], outputs: Iterable[str]) -> dict[str, str]:
+    """Output to the name of its column, and of that of its classes without `_class`: its own,
+    unless a key has one of them, or another output.
+    """
+    taken, names = set(keys), {}
+    for output in sorted(outputs):
+        name = output
+        while name in taken or f"{name}_class" in taken:
+            name += "_answer"
+        taken |= {name, f"{name}_class"}
+        names[output] = name
+    return names
 
 
 def _name_source(unit: Unit) -> str:
     return unit.name if unit.first_row >= 0 or unit.kind != "jsonl" else unit.describe()
 
 
-def _name_rows(unit: Unit, block: Block, rows: Array) -> dict[str, pa.Array]:
+def make_keys(unit: Unit, block: Block, rows: Array, keys: Sequence[str]) -> dict[str, pa.Array]:
+    """The columns that say which rows are answered: those asked for, else where they come from.
+
+    Args:
+        unit: Of the rows.
+        block: The rows.
+        rows: int64: their numbers in the block.
+        keys: Columns of the block.
+    """
     pa = import_extra("pyarrow", _PURPOSE)
-    if block.names:
-        return {SOURCE: pa.array([block.names[row] for row in rows])}
+    if keys:
+        return {name: block.table.column(name).take(pa.array(rows)) for name in keys}
+    if unit.kind == "pictures":
+        return {SOURCE: pa.array([block.names[row] for row in rows], pa.string())}
     source = pa.array([_name_source(unit)] * len(rows), pa.string())
     return {SOURCE: source, ROW: pa.array(block.first_row + rows, pa.int64())}
 
@@ -329,7 +390,7 @@ def _to_plain(value: object) -> object:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def _name_classes(head: Head, array: Array) -> pa.Array | None:
+def name_classes(head: Head, array: Array) -> pa.Array | None:
     """The class of each row; None where a row has several, or none."""
     pa = import_extra("pyarrow", _PURPOSE)
     if head.task not in ("multiclass", "binary") or array.dtype.kind != "f":
@@ -358,7 +419,8 @@ def check_writable(destination: Destination) -> None:
     try:
         system.makedirs(folder, exist_ok=True)
         system.pipe_file(probe, b"")
-        system.rm_file(probe)
+        with suppress(FileNotFoundError):  # another job swept it
+            system.rm_file(probe)
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         raise ConfigError(f"{destination.address} cannot be written: {error}") from error
     except OSError as error:
@@ -367,11 +429,30 @@ def check_writable(destination: Destination) -> None:
         ) from error
 
 
-def list_rows(system: AbstractFileSystem, path: str, count: int) -> pa.Table:
-    """The first rows of a part."""
+def read_rows(destination: Destination, path: str, rows: Array) -> pa.Table:
+    """Some rows of a part.
+
+    Args:
+        destination: OUT.
+        path: Of the part.
+        rows: int64 (count,): their numbers in it, ascending; those beyond its end are left out.
+
+    Raises:
+        DatasetError: It is damaged.
+    """
     parquet = import_extra("pyarrow.parquet", _PURPOSE)
     pa = import_extra("pyarrow", _PURPOSE)
-    with system.open(path, "rb") as file, parquet.ParquetFile(file) as part:
-        for batch in part.iter_batches(count):
-            return pa.Table.from_batches([batch])
-    return pa.table({})
+    system, _ = open_address(destination.address)
+    found, first = [], 0
+    try:
+        with system.open(path, "rb") as file, parquet.ParquetFile(file) as part:
+            for batch in part.iter_batches(_READ_ROWS):
+                here = rows[(rows >= first) & (rows < first + batch.num_rows)] - first
+                found.append(pa.Table.from_batches([batch]).take(pa.array(here)))
+                first += batch.num_rows
+                if first > rows[-1]:
+                    break
+            return pa.concat_tables(found or [part.schema_arrow.empty_table()])
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{path} cannot be read: {reason}") from error

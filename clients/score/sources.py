@@ -11,14 +11,18 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import os
 import posixpath
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import msgspec
 
 from clients.files.read import IMAGE_SUFFIXES
+from clients.score.lines import check_names, cut, read_csv, read_json
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, ManifestError
 
@@ -29,11 +33,17 @@ if TYPE_CHECKING:
 BLOCK_ROWS = 8192
 """Rows in memory at a time."""
 
+BLOCK_BYTES = 64 * 2**20
+"""Likewise, where rows are wide."""
+
 PICTURES = 1024
 """Pictures in a unit."""
 
 PIECE_BYTES = 64 * 2**20
 """Of a JSON lines file, in a unit."""
+
+REQUESTS = 16
+"""To a file system at a time: one that is far away takes long to answer each."""
 
 SOURCE, ROW = "source", "source_row"
 """Names of the columns that say where a row comes from, where a file has no keys."""
@@ -42,12 +52,17 @@ IMAGE = "image"
 EXAMPLE = "example"
 """Names of the only column of pictures and of serialized tf.Examples."""
 
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
 _PURPOSE = "scoring files"
 _TELL_TALES = (
     *("ETag", "etag", "md5Hash", "crc32c", "checksum"),
     *("mtime", "LastModified", "last_modified"),
 )
 """What file systems say of a file, checksums before ages."""
+
+_Info = dict[str, Any]
+"""What a file system says of a file, as fsspec has it."""
 
 _FOOTER = struct.Struct("<I")
 _MAGIC = b"PAR1"
@@ -109,12 +124,32 @@ def is_local(system: AbstractFileSystem) -> bool:
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
-def list_units(address: str) -> list[Unit]:
+def holds(address: str, other: str) -> bool:
+    """Whether what is written at another address would be found at this one: a folder or a pattern.
+
+    Args:
+        address: IN.
+        other: A folder, which need not be there.
+    """
+    (system, path), (other_system, inner) = open_address(address), open_address(other)
+    if system.protocol != other_system.protocol:
+        return False
+    if "**" in path:
+        path = path[: path.index("**")].rstrip("/")
+    elif not system.isdir(path):
+        return False
+    if is_local(system):
+        path, inner = os.path.realpath(path), os.path.realpath(inner)
+    return f"{inner}/".startswith(path.rstrip("/") + "/")
+
+
+def list_units(address: str, on_listed: Callable[[], None] = lambda: None) -> list[Unit]:
     """The units of a file or a folder, in the order of their names.
 
     Args:
         address: A file, a folder whose files are all of one kind (at any depth; names that begin
             with a dot or an underscore are left out), or a pattern with `*`.
+        on_listed: Called for each table whose units are known: of Parquet the footer is read.
 
     Raises:
         ConfigError: Nothing there, or nothing of a kind that is known.
@@ -134,28 +169,40 @@ def list_units(address: str) -> list[Unit]:
             f"{address} holds both pictures and tables ({posixpath.basename(tables[0])}, ...); "
             "give one kind at a time, by folder or pattern: 'IN/*.parquet'"
         )
-    units: list[Unit] = []
-    for file in tables:
-        units += _list_units_of(system, file, _relate(file, root))
     if pictures:
-        units += _list_pictures(system, pictures, root)
+        return _list_pictures(system, {path: files[path] for path in pictures}, root)
+    units: list[Unit] = []
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        listed = pool.map(
+            lambda file: _list_units_of(system, file, _relate(file, root), files[file]), tables
+        )
+        for some in listed:
+            units += some
+            on_listed()
     return units
 
 
-def _list_files(system: AbstractFileSystem, path: str, address: str) -> tuple[str, list[str]]:
-    """The folder that names are relative to, and the files."""
+def _list_files(
+    system: AbstractFileSystem, path: str, address: str
+) -> tuple[str, dict[str, _Info]]:
+    """The folder that names are relative to, and what the file system says of each file."""
+    found: dict[str, _Info]
     try:
         if any(char in path for char in "*?["):
-            found = [str(one) for one in system.glob(path) if not system.isdir(one)]
+            found = system.glob(path, detail=True)
             folder = posixpath.dirname(path[: min(path.find(c) for c in "*?[" if c in path)])
         elif system.isfile(path):
-            return posixpath.dirname(path), [path]
+            return posixpath.dirname(path), {path: system.info(path)}
         else:
-            found = [str(one) for one in system.find(path)] if system.isdir(path) else []
+            found = system.find(path, detail=True) if system.isdir(path) else {}
             folder = path
     except OSError as error:
         raise ConfigError(f"{address} cannot be listed: {error}") from error
-    files = sorted(one for one in found if not _is_hidden(_relate(one, folder)))
+    files = {
+        path: info
+        for path, info in sorted(found.items())
+        if info["type"] != "directory" and not _is_hidden(_relate(path, folder))
+    }
     if not files:
         raise ConfigError(f"{address}: no such file, or a folder without any")
     return folder, files
@@ -173,12 +220,11 @@ def _suffix(path: str) -> str:
     return posixpath.splitext(path)[1].lower()
 
 
-def _list_units_of(system: AbstractFileSystem, path: str, name: str) -> list[Unit]:
+def _list_units_of(system: AbstractFileSystem, path: str, name: str, info: _Info) -> list[Unit]:
     kind = _KINDS[_suffix(path)]
     address = str(system.unstrip_protocol(path))
     if kind == "parquet":
-        return _list_row_groups(system, path, address, name)
-    info = system.info(path)
+        return _list_row_groups(system, path, address, name, info)
     size, identity = int(info["size"] or 0), _identify(info)
     if kind != "jsonl":
         return [Unit(kind=kind, address=address, name=name, identity=identity)]
@@ -198,7 +244,9 @@ def _list_units_of(system: AbstractFileSystem, path: str, name: str) -> list[Uni
     ]
 
 
-def _list_row_groups(system: AbstractFileSystem, path: str, address: str, name: str) -> list[Unit]:
+def _list_row_groups(
+    system: AbstractFileSystem, path: str, address: str, name: str, info: _Info
+) -> list[Unit]:
     parquet = import_extra("pyarrow.parquet", _PURPOSE)
     pa = import_extra("pyarrow", _PURPOSE)
     try:
@@ -209,6 +257,8 @@ def _list_row_groups(system: AbstractFileSystem, path: str, address: str, name: 
         reason = " ".join(str(error).split())
         raise DatasetError(f"{address} is no Parquet file that can be read: {reason}") from error
     identity = hashlib.sha256(footer).hexdigest()
+    if _may_hide_changes(described):
+        identity += _identify(info)
     counts = [described.row_group(number).num_rows for number in range(described.num_row_groups)]
     firsts = itertools.accumulate(counts, initial=0)
     return [
@@ -223,6 +273,16 @@ def _list_row_groups(system: AbstractFileSystem, path: str, address: str, name: 
         )
         for number, (first, count) in enumerate(zip(firsts, counts, strict=False))
     ]
+
+
+def _may_hide_changes(described: pa.parquet.FileMetaData) -> bool:
+    """Whether other values may have the same footer: as many bytes, where nothing is compressed."""
+    groups = (described.row_group(number) for number in range(min(described.num_row_groups, 1)))
+    return any(
+        group.column(place).compression == "UNCOMPRESSED"
+        for group in groups
+        for place in range(group.num_columns)
+    )
 
 
 def _read_footer(file: IO[bytes]) -> bytes:
@@ -242,13 +302,14 @@ def _read_footer(file: IO[bytes]) -> bytes:
     return file.read(length + 8)
 
 
-def _list_pictures(system: AbstractFileSystem, files: Sequence[str], root: str) -> list[Unit]:
+def _list_pictures(system: AbstractFileSystem, files: Mapping[str, _Info], root: str) -> list[Unit]:
     units = []
-    for number, start in enumerate(range(0, len(files), PICTURES)):
-        block = files[start : start + PICTURES]
+    paths = list(files)
+    for number, start in enumerate(range(0, len(paths), PICTURES)):
+        block = paths[start : start + PICTURES]
         digest = hashlib.sha256()
         for file in block:
-            digest.update(f"{_relate(file, root)} {_identify(system.info(file))}\n".encode())
+            digest.update(f"{_relate(file, root)} {_identify(files[file])}\n".encode())
         units.append(
             Unit(
                 kind="pictures",
@@ -264,20 +325,10 @@ def _list_pictures(system: AbstractFileSystem, files: Sequence[str], root: str) 
     return units
 
 
-def _identify(info: dict[str, object]) -> str:
+def _identify(info: _Info) -> str:
     """A hash of what a file system says of a file: its size, and its checksum or its age."""
-    known = next(
-        (
-            str(info[key])
-            for key in ("ETag", "etag", "md5Hash", "crc32c", "checksum")
-            if info.get(key)
-        ),
-        "",
-    )
-    age = known or next(
-        (str(info[key]) for key in ("mtime", "LastModified", "last_modified") if info.get(key)), ""
-    )
-    return hashlib.sha256(f"{info.get('size')} {age}".encode()).hexdigest()
+    tell_tale = next((info[key] for key in _TELL_TALES if info.get(key)), "")
+    return hashlib.sha256(f"{info.get('size')} {tell_tale}".encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,19 +339,30 @@ class Block:
         table: Columns of the file; pictures and records have one.
         first_row: Number of the first one within the file.
         names: What to call each row; empty: by number.
+        wrong: Rows of the table that could not be read, to the reason; nothing stands in them.
+        lost: Reasons of rows that have no place in the table.
+        is_text: All is text, whatever it means.
     """
 
     table: pa.Table
     first_row: int
     names: tuple[str, ...] = ()
+    wrong: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+    is_text: bool = False
 
 
-def read_unit(unit: Unit, columns: Sequence[str] | None = None) -> Iterator[Block]:
+def read_unit(
+    unit: Unit,
+    columns: Sequence[str] | None = None,
+    types: Mapping[str, pa.DataType] | None = None,
+) -> Iterator[Block]:
     """The rows of a unit, so many at a time.
 
     Args:
         unit: As `list_units` gave it.
-        columns: Those to read, of a Parquet file; None = all.
+        columns: Those to read; None = all.
+        types: Of columns of JSON lines, where they are known.
 
     Raises:
         DatasetError: Damaged, or not what its name says.
@@ -309,18 +371,48 @@ def read_unit(unit: Unit, columns: Sequence[str] | None = None) -> Iterator[Bloc
     pa = import_extra("pyarrow", _PURPOSE)
     try:
         first = max(unit.first_row, 0)
-        for table, names in _READERS[unit.kind](unit, columns):
-            yield Block(table, first, names)
+        for block in _READERS[unit.kind](unit, columns, types or {}):
+            table = _add_folders(block.table, unit, columns)
+            yield dataclasses.replace(block, table=table, first_row=first)
             first += table.num_rows
     except pa.ArrowException as error:
         reason = " ".join(str(error).split())
         raise DatasetError(f"{unit.address} cannot be read: {reason}") from error
+    except DatasetError as error:
+        if error.message.startswith(unit.address):
+            raise
+        raise DatasetError(f"{unit.address}: {error.message}") from error
 
 
-_Tables = Iterator["tuple[pa.Table, tuple[str, ...]]"]
+def _add_folders(table: pa.Table, unit: Unit, columns: Sequence[str] | None) -> pa.Table:
+    """With what folders of partitions say: texts, in every row the same."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    for name, value in list_folders(unit).items():
+        if name in table.column_names:
+            if table.column(name).type != pa.null():
+                continue
+            table = table.drop_columns([name])
+        if columns is None or name in columns:
+            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    return table
 
 
-def _read_row_group(unit: Unit, columns: Sequence[str] | None) -> _Tables:
+def list_folders(unit: Unit) -> dict[str, str | None]:
+    """What the folders of a unit's file say, as Hive names them: `day=2026-01-01`."""
+    if unit.kind == "pictures":
+        return {}
+    pairs = [folder.partition("=") for folder in unit.name.split("/")[:-1]]
+    return {
+        unquote(name): None if value == _NO_VALUE else unquote(value)
+        for name, sign, value in pairs
+        if name and sign
+    }
+
+
+_Types = Mapping[str, "pa.DataType"]
+
+
+def _read_row_group(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
     parquet = import_extra("pyarrow.parquet", _PURPOSE)
     pa = import_extra("pyarrow", _PURPOSE)
     system, path = open_address(unit.address)
@@ -328,28 +420,47 @@ def _read_row_group(unit: Unit, columns: Sequence[str] | None) -> _Tables:
     source = path if is_local(system) else system.open(path, "rb")
     with parquet.ParquetFile(source, memory_map=is_local(system)) as file:
         chosen = None if columns is None else list(columns)
-        for batch in file.iter_batches(BLOCK_ROWS, row_groups=[unit.number], columns=chosen):
-            yield pa.Table.from_batches([batch]), ()
+        check_names([name for name in file.schema_arrow.names if not chosen or name in chosen])
+        count = _count_rows(file.metadata.row_group(unit.number), chosen)
+        for batch in file.iter_batches(count, row_groups=[unit.number], columns=chosen):
+            yield Block(pa.Table.from_batches([batch]), 0)
 
 
-def _read_csv(unit: Unit, _: Sequence[str] | None) -> _Tables:
-    csv = import_extra("pyarrow.csv", _PURPOSE)
-    pa = import_extra("pyarrow", _PURPOSE)
-    system, path = open_address(unit.address)
-    with system.open(path, "rb") as file, csv.open_csv(pa.PythonFile(file, mode="r")) as reader:
-        for batch in reader:
-            yield from ((table, ()) for table in _cut(pa.Table.from_batches([batch])))
+def _count_rows(group: pa.parquet.RowGroupMetaData, chosen: Sequence[str] | None) -> int:
+    """Rows of a block: fewer where they are wide."""
+    if group.total_byte_size <= BLOCK_BYTES // BLOCK_ROWS * group.num_rows:
+        return BLOCK_ROWS
+    columns = [group.column(place) for place in range(group.num_columns)]
+    size: int = sum(
+        one.total_uncompressed_size
+        for one in columns
+        if chosen is None or one.path_in_schema.partition(".")[0] in chosen
+    )
+    num_rows: int = group.num_rows
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES * num_rows // max(size, 1)))
 
 
-def _read_jsonl(unit: Unit, _: Sequence[str] | None) -> _Tables:
-    json = import_extra("pyarrow.json", _PURPOSE)
+def _read_csv(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
     system, path = open_address(unit.address)
     with system.open(path, "rb") as file:
+        for table, lost in read_csv(file, columns):
+            for start in range(0, table.num_rows, BLOCK_ROWS):
+                yield Block(table.slice(start, BLOCK_ROWS), 0, is_text=True)
+            if lost:
+                yield Block(table.slice(0, 0), 0, lost=tuple(lost), is_text=True)
+
+
+def _read_jsonl(unit: Unit, columns: Sequence[str] | None, types: _Types) -> Iterator[Block]:
+    system, path = open_address(unit.address)
+    folders = list_folders(unit)
+    chosen = None if columns is None else [name for name in columns if name not in folders]
+    kinds = {name: kind for name, kind in types.items() if name not in folders}
+    with system.open(path, "rb") as file:
         lines = _list_lines(file, unit.start, unit.stop)
-        while block := list(itertools.islice(lines, BLOCK_ROWS)):
-            data = b"".join(block)
-            options = json.ReadOptions(block_size=max(len(data) + 1, 2**16))
-            yield json.read_json(io.BytesIO(data), read_options=options), ()
+        for table, wrong in read_json(
+            lines, columns=chosen, types=kinds, block_rows=BLOCK_ROWS, block_bytes=BLOCK_BYTES
+        ):
+            yield Block(table, 0, wrong=wrong)
 
 
 def _list_lines(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
@@ -364,20 +475,27 @@ def _list_lines(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
             yield line if line.endswith(b"\n") else line + b"\n"
 
 
-def _read_tfrecord(unit: Unit, _: Sequence[str] | None) -> _Tables:
+def _read_tfrecord(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
     from contract.wire.tfrecord import iterate_records
 
     system, path = open_address(unit.address)
+    damaged: dict[int, str] = {}
     with system.open(path, "rb") as file:
-        records = iterate_records(file, unit.address)
+        records = iterate_records(
+            file, unit.name, on_damaged=lambda number, reason: damaged.update({number: reason})
+        )
+        first = 0
         try:
-            while block := list(itertools.islice(records, BLOCK_ROWS)):
-                yield _tabulate(block), ()
+            for block in cut(records, BLOCK_ROWS, BLOCK_BYTES):
+                rows = range(first, first + len(block))
+                wrong = {row - first: damaged.pop(row) for row in rows if row in damaged}
+                yield Block(_tabulate(block, columns), 0, wrong=wrong)
+                first += len(block)
         except ManifestError as error:
             raise DatasetError(str(error)) from error
 
 
-def _tabulate(records: list[bytes]) -> pa.Table:
+def _tabulate(records: list[bytes], wanted: Sequence[str] | None) -> pa.Table:
     """Serialized tf.Examples, and a column for each of their features; null where one lacks it."""
     pa = import_extra("pyarrow", _PURPOSE)
     from google.protobuf.message import DecodeError
@@ -391,6 +509,8 @@ def _tabulate(records: list[bytes]) -> pa.Table:
         except DecodeError:
             continue  # what is asked of it will be missing
         for name, feature in features.items():
+            if wanted is not None and name not in wanted:
+                continue
             kind = feature.WhichOneof("kind")
             values = list(getattr(feature, kind).value) if kind else None
             column = columns.setdefault(name, [])
@@ -404,27 +524,26 @@ def _tabulate(records: list[bytes]) -> pa.Table:
         ):
             column = [values[0] if isinstance(values, list) else None for values in column]
         arrays[name] = pa.array(column)
+    for name in wanted or ():
+        arrays.setdefault(name, pa.nulls(len(records)))
     return pa.table(arrays)
 
 
-def _read_pictures(unit: Unit, _: Sequence[str] | None) -> _Tables:
+def _read_pictures(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
     pa = import_extra("pyarrow", _PURPOSE)
     for start in range(0, len(unit.files), 256):
         files = unit.files[start : start + 256]
         contents: list[bytes | None] = []
-        for file in files:
+        wrong: dict[int, str] = {}
+        for row, file in enumerate(files):
             system, path = open_address(file)
             try:
                 contents.append(system.cat_file(path))
-            except OSError:
-                contents.append(None)  # a bad row, not the end of the others
+            except OSError as error:  # a bad row, not the end of the others
+                contents.append(None)
+                wrong[row] = f"it cannot be read: {error}"
         names = tuple(_relate(file, unit.address) for file in files)
-        yield pa.table({IMAGE: pa.array(contents, pa.binary())}), names
-
-
-def _cut(table: pa.Table) -> Iterator[pa.Table]:
-    for start in range(0, table.num_rows, BLOCK_ROWS):
-        yield table.slice(start, BLOCK_ROWS)
+        yield Block(pa.table({IMAGE: pa.array(contents, pa.binary())}), 0, names, wrong)
 
 
 _KINDS = {
@@ -436,7 +555,7 @@ _KINDS = {
     ".tfrecords": "tfrecord",
 }
 
-_READERS: dict[str, Callable[[Unit, Sequence[str] | None], _Tables]] = {
+_READERS: dict[str, Callable[[Unit, Sequence[str] | None, _Types], Iterator[Block]]] = {
     "parquet": _read_row_group,
     "csv": _read_csv,
     "jsonl": _read_jsonl,

@@ -17,11 +17,12 @@ import msgspec
 import numpy as np
 
 from clients.results import flatten
-from clients.score.columns import BadRow, ColumnPlan, Prepared, prepare
+from clients.score.columns import BadRow, ColumnPlan, Prepared, prepare, read_planned
 from clients.score.engines import Engine, EngineChoice, open_engine
 from clients.score.output import Destination, PartWriter, UnitSummary
-from clients.score.sources import Block, Unit, read_unit
+from clients.score.sources import Block, Unit
 from contract import layout
+from contract.console.extras import import_extra
 from contract.errors import (
     InternalError,
     ManifestError,
@@ -116,18 +117,33 @@ class Scorer:
         summary = UnitSummary()
         heads = self._manifest.heads
         with PartWriter(self._task.destination, unit, heads) as writer:
-            columns = self._plan.columns if unit.kind == "parquet" else None
-            for block in read_unit(unit, columns):
+            for block in read_planned(unit, self._plan):
                 try:
                     prepared = prepare(block, self._plan)
                     bad = [*prepared.bad, *self._answer(block, prepared, writer, summary)]
                 except PlumblineError as error:
                     raise type(error)(f"{unit.describe()}: {error.message}") from error
                 writer.refuse(block, bad, self._plan.keys)
-                summary.num_rows += block.table.num_rows
-                summary.num_bad += len(bad)
+                summary.num_rows += block.table.num_rows + len(block.lost)
+                summary.num_bad += len(bad) + len(block.lost)
+            if summary.num_rows == summary.num_bad:
+                self._write_nothing(writer)
             writer.finish(summary)
         return Done(unit, summary)
+
+    def _write_nothing(self, writer: PartWriter) -> None:
+        """Gives a part without rows the columns of the others, as far as the signature tells."""
+        pa = import_extra("pyarrow", "scoring files")
+        specs = self._plan.signature.outputs
+        names = self._task.outputs or tuple(specs)
+        keys = {name: pa.array([], self._plan.types[name]) for name in self._plan.keys}
+        none = {}
+        for name in names:
+            sizes = [size for size in (specs[name].shape or (None, None))[1:] if size is not None]
+            if len(sizes) + 1 != len(specs[name].shape or ()):
+                return
+            none[name] = np.empty((0, *sizes), specs[name].numpy_dtype)
+        writer.write(Block(pa.table(keys), 0), np.empty(0, np.int64), self._plan.keys, none)
 
     def _answer(
         self, block: Block, prepared: Prepared, writer: PartWriter, summary: UnitSummary
@@ -193,7 +209,8 @@ def sketch_batch(prepared: Prepared, manifest: Manifest) -> dict[str, dict[str, 
         sketches = sketch_columns(measure_columns(rows, names=names, image_shape=shape), known)
         for column, sketch in sketches.items():
             # Of all rows, although the values of some were looked at.
-            sketch.num_missing = prepared.missing.get(column, sketch.num_missing)
+            known_missing = prepared.missing.get(column, prepared.missing.get(name))
+            sketch.num_missing = sketch.num_missing if known_missing is None else known_missing
             sketch.num_unseen = prepared.unseen.get(column, 0)
             sketch.num_rows = prepared.num_rows
         found[key] = sketches
@@ -212,14 +229,14 @@ def open_checked_engine(
     check_files(version_dir, manifest)
     engine = open_engine(version_dir, choice)
     try:
-        _check_golden(engine, version_dir, signature_name)
+        _check_golden(engine, version_dir, signature_name, choice.addresses)
     except BaseException:
         engine.close()
         raise
     return engine
 
 
-def _check_golden(engine: Engine, version_dir: Path, name: str) -> None:
+def _check_golden(engine: Engine, version_dir: Path, name: str, servers: tuple[str, ...]) -> None:
     if not (version_dir / layout.GOLDEN).is_file():
         return
     golden = read_golden(version_dir / layout.GOLDEN).signatures
@@ -227,10 +244,16 @@ def _check_golden(engine: Engine, version_dir: Path, name: str) -> None:
         return
     report = replay(golden[name], engine, engine.tolerance, signature_name=name)
     if not report.passed:
+        what = f"the golden examples of {version_dir.name} otherwise than the model did"
+        how = f"{name}: {'; '.join(report.problems)}"
+        if servers:
+            raise VerificationError(
+                f"{', '.join(servers)} answers {what}: {how}; nothing was scored: is it the same "
+                "version that is served there, under --model_name?"
+            )
         raise VerificationError(
-            f"{name_node()} answers the golden examples of {version_dir.name} otherwise than "
-            f"the model did: {name}: {'; '.join(report.problems)}; nothing was scored there: "
-            "leave that machine out, or score with --server"
+            f"{name_node()} answers {what}: {how}; nothing was scored there: leave that machine "
+            "out, or score with --server"
         )
 
 
@@ -305,10 +328,11 @@ def make_fingerprint(task_facts: Mapping[str, object], plan: ColumnPlan) -> str:
             **task_facts,
             "signature": plan.signature.name,
             "inputs": [dataclasses.astuple(one) for one in plan.inputs],
-            "keys": plan.keys,
+            "keys": [(name, str(plan.types[name])) for name in plan.keys],
             "invert": plan.adjustment.invert,
             "scale": plan.adjustment.scale,
             "shift": plan.adjustment.shift,
+            "allow_non_finite": plan.allow_non_finite,
         },
         order="sorted",
     )

@@ -7,7 +7,7 @@ the data; numbers are little endian (tensorflow/core/lib/io/record_{reader,write
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,12 +93,16 @@ def read_records(path: Path) -> Iterator[bytes]:
         yield from iterate_records(file, str(path))
 
 
-def iterate_records(file: BinaryIO, name: str) -> Iterator[bytes]:
+def iterate_records(
+    file: BinaryIO, name: str, *, on_damaged: Callable[[int, str], None] | None = None
+) -> Iterator[bytes]:
     """The records of an open file, of what unpacks a compressed one too.
 
     Args:
         file: At the beginning of a record.
         name: What it is called in errors.
+        on_damaged: Told the number of a record that is cut off, or whose checksum differs, and
+            the reason, in place of an error: such a record is b"", and others follow.
 
     Yields:
         The data of each record.
@@ -108,10 +112,21 @@ def iterate_records(file: BinaryIO, name: str) -> Iterator[bytes]:
     """
     number, offset = 0, 0
     while header := file.read(_HEADER.size):
-        data = _read_data(file, header, f"{name}: record {number} at byte {offset}")
+        try:
+            data = _read_data(file, header, f"{name}: record {number} at byte {offset}")
+        except _DamagedError as error:
+            if on_damaged is None:
+                raise ManifestError(error.message) from error
+            on_damaged(number, error.message)
+            data = b""
         yield data
         number += 1
-        offset += _HEADER.size + len(data) + _CHECKSUM.size
+        length = _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 0
+        offset += _HEADER.size + length + _CHECKSUM.size
+
+
+class _DamagedError(ManifestError):
+    """One record is, and where the next one begins is known."""
 
 
 def begins_record(header: bytes) -> bool:
@@ -125,7 +140,7 @@ def begins_record(header: bytes) -> bool:
 
 def _read_data(file: BinaryIO, header: bytes, where: str) -> bytes:
     if len(header) < _HEADER.size:
-        raise ManifestError(
+        raise _DamagedError(
             f"{where} is cut off: its header has {len(header)} of {_HEADER.size} bytes; "
             "copy or write the file again"
         )
@@ -135,12 +150,12 @@ def _read_data(file: BinaryIO, header: bytes, where: str) -> bytes:
     data = _read_at_most(file, length)
     checksum = file.read(_CHECKSUM.size) if len(data) == length else b""
     if len(checksum) < _CHECKSUM.size:
-        raise ManifestError(
+        raise _DamagedError(
             f"{where} is cut off: it has {len(data)} of {length} bytes and "
             f"{len(checksum)} of {_CHECKSUM.size} of its checksum; copy or write the file again"
         )
     if checksum != _mask(data):
-        raise ManifestError(f"{where}: the checksum of its data differs; the file is damaged")
+        raise _DamagedError(f"{where}: the checksum of its data differs; the file is damaged")
     return data
 
 

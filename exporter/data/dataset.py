@@ -59,6 +59,8 @@ class Dataset:
         columns: What the values of the only input's last axis are called, where they have names;
             `color=red` is 1 in rows whose category is `red`.
         fillings: Input name to what a missing number became, float32 (columns,).
+        missing: Input name to the share of training rows that lacked a value, float64 (columns,);
+            of a category, in the first of its columns.
         num_skipped: Files that could not be read and were left out.
         dummy: The data mean nothing (`random`): every output must say so.
     """
@@ -72,6 +74,7 @@ class Dataset:
     pixels: PixelScale | None = None
     columns: tuple[str, ...] = ()
     fillings: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    missing: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     num_skipped: int = 0
     dummy: bool = False
 
@@ -209,6 +212,7 @@ def make_dataset(raw: RawData, config: DataConfig) -> Dataset:
             for name, examples in given.items()
         }
     splits = _split(given, heads, raw, config)
+    missing = _share_missing(splits["train"], raw, config)
     splits, fillings = _fill_missing(splits, raw, config)
     warn_of_odd_splits({split: splits[split] for split in raw.splits}, raw.source)
     is_image = len(inputs["train"]) == 1 and _first(inputs["train"]).dtype == np.uint8
@@ -229,6 +233,7 @@ def make_dataset(raw: RawData, config: DataConfig) -> Dataset:
         pixels=pixels,
         columns=raw.columns,
         fillings=fillings,
+        missing=missing,
         num_skipped=raw.num_skipped,
         dummy=raw.dummy,
     )
@@ -277,6 +282,7 @@ def draw_export_examples(
         dummy=dataset.dummy,
         columns=dataset.columns,
         fillings=dataset.fillings,
+        missing=dataset.missing,
     )
 
 
@@ -430,6 +436,32 @@ def _choose_split(
     if labels is None:
         labels = np.zeros(len(examples), np.int64)
     return split_stratified(labels, fraction, seed=seed)
+
+
+def _share_missing(train: Examples, raw: RawData, config: DataConfig) -> dict[str, Array]:
+    """The share of rows without a value in each column, before any is filled."""
+    if not config.impute:
+        return {}
+    found: dict[str, Array] = {}
+    for name, array in train.inputs.items():
+        if array.dtype != np.float32:
+            continue
+        flat = array.reshape(-1, array.shape[-1])
+        found[name] = np.isnan(flat).mean(axis=0)
+        # Training knows every category that it has, so that a row of none has no value.
+        for first, stop in _list_categories(raw.columns):
+            found[name][first] = (flat[:, first:stop] == 0).all(axis=1).mean()
+    return found
+
+
+def _list_categories(columns: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the columns of each category begin and end: `color=blue`, `color=red`."""
+    names = [column.partition("=")[0] if "=" in column else "" for column in columns]
+    ends: dict[str, tuple[int, int]] = {}
+    for place, name in enumerate(names):
+        if name:
+            ends[name] = (ends.get(name, (place, 0))[0], place + 1)
+    return list(ends.values())
 
 
 def _fill_missing(

@@ -130,6 +130,7 @@ class ExportExamples:
         dummy: The data mean nothing.
         columns: What the values of the only input's last axis are called, where they have names.
         fillings: Input name to what became of missing numbers, float32 (columns,).
+        missing: Input name to the share of training rows that lacked a value, float64 (columns,).
     """
 
     name: str
@@ -145,6 +146,7 @@ class ExportExamples:
     dummy: bool = False
     columns: tuple[str, ...] = ()
     fillings: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    missing: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...]:

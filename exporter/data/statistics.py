@@ -45,22 +45,28 @@ def describe_distributions(examples: ExportExamples) -> dict[str, dict[str, Dist
     """How the values of every input are spread, in the numbers that the model takes.
 
     Args:
-        examples: All rows of the test split and of calibration, up to `_MAX_VALUES` numbers.
+        examples: Of the test split, up to `_MAX_VALUES` numbers, evenly; not of calibration, whose
+            classes are evened out.
 
     Returns:
         As `Manifest.distributions`.
     """
     found = {}
     for name, array in examples.test.inputs.items():
-        rows = array
-        if name in examples.calibration.inputs:
-            rows = np.concatenate([array, examples.calibration.inputs[name]])
-        rows = rows[: max(1, _MAX_VALUES // max(1, int(np.prod(rows.shape[1:]))))]
+        most = max(1, _MAX_VALUES // max(1, int(np.prod(array.shape[1:]))))
+        rows = array[:: -(-len(array) // most) or 1]
         shape: tuple[int, ...] = ()
         if rows.dtype == np.uint8 and rows.ndim == 4:
             shape = rows.shape[1:]
             rows = (examples.pixels or PixelScale()).apply(rows)
         if spread := describe_columns(rows, names=examples.columns, image_shape=shape):
+            # What was missing in training is filled by now.
+            shares = examples.missing.get(name, ())
+            if len(shares) == len(spread):
+                spread = {
+                    column: msgspec.structs.replace(one, missing=float(share))
+                    for (column, one), share in zip(spread.items(), shares, strict=True)
+                }
             found[name] = spread
     return found
 

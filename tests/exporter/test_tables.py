@@ -12,7 +12,8 @@ from pyarrow import parquet
 
 from contract.errors import DatasetError
 from exporter.config import DataConfig
-from exporter.data.dataset import Dataset, load_dataset
+from exporter.data.dataset import Dataset, draw_export_examples, load_dataset
+from exporter.data.statistics import describe_distributions
 
 ROWS = 60
 
@@ -220,3 +221,26 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, kind: str) -> None:
         load(path, kind)
     with pytest.raises(DatasetError, match=r"cannot read|not a readable"):
         load(tmp_path / f"nowhere.{kind}", kind)
+
+
+def test_the_share_of_missing_values_is_of_training_although_they_are_filled(
+    tmp_path: Path,
+) -> None:
+    lines = [
+        f"{'' if n % 4 == 0 else n},{('red', 'blue', '')[n % 3]},{('yes', 'no')[n % 2]}"
+        for n in range(240)
+    ]
+    dataset = load(write_csv(tmp_path, lines), impute="median")
+    examples = draw_export_examples(dataset, num_golden=8, num_calibration=16, seed=1)
+    known = describe_distributions(examples)[""]
+    assert known["age"].missing == pytest.approx(1 / 4, abs=0.05)
+    assert known["color=blue"].missing == pytest.approx(1 / 3, abs=0.05)
+    assert known["color=red"].missing == 0  # said once of a category
+
+
+def test_how_inputs_are_spread_is_not_evened_out_over_classes(tmp_path: Path) -> None:
+    lines = [f"{n % 7 if n % 20 else 100},{'red'},{('no', 'yes')[n % 20 == 0]}" for n in range(600)]
+    dataset = load(write_csv(tmp_path, lines))
+    examples = draw_export_examples(dataset, num_golden=8, num_calibration=60, seed=1)
+    shares = describe_distributions(examples)[""]["age"].shares
+    assert shares[-1] == pytest.approx(1 / 20, abs=0.01)

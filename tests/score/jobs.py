@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from clients import OnDevicePredictor
 from clients.files.fit import Adjustment
 from clients.score.columns import ColumnPlan, plan_columns
 from clients.score.engines import EngineChoice, open_engine
 from clients.score.output import Destination
-from clients.score.sources import Block, Unit, list_units, read_unit
+from clients.score.sources import Block, Unit, list_folders, list_units, read_unit
 from clients.score.worker import Scorer, Task, Version, make_fingerprint
-from contract.manifest import read_manifest
+from contract import layout
+from contract.manifest import (
+    DataEntry,
+    Manifest,
+    hash_files,
+    read_manifest,
+    to_entries,
+    write_manifest,
+)
 from contract.signature import Array
+from contract.statistics import describe_columns
 
+ROOT = Path(__file__).resolve().parents[2]
 PIXELS = 784
 LITE = EngineChoice()
 
@@ -99,6 +112,7 @@ def make_job(
             mapped=mapped,
             keys=keys,
             data=manifest.data,
+            folders={name for unit in units for name in list_folders(unit)},
             adjustment=Adjustment(),
             allow_non_finite=allow_non_finite,
         )
@@ -112,3 +126,46 @@ def make_job(
     version = Version(path=str(version_dir), digest=manifest.digest, number=manifest.version)
     task = Task(version=version, engine=choice, destination=destination)
     return Job(units, plan, task, version_dir)
+
+
+COLUMNS = ("age", "color=blue", "color=red")
+FILLED_AGE = 30.0
+
+
+def make_training_rows(num_rows: int = 2000, *, seed: int = 0) -> Array:
+    """float32 (rows, 3): what a table version was trained on, as `COLUMNS`."""
+    rng = np.random.default_rng(seed)
+    age = rng.normal(40, 10, num_rows)
+    age[rng.random(num_rows) < MISSING_AGE] = FILLED_AGE
+    red = rng.random(num_rows) < 0.5
+    return np.stack([age, ~red, red], axis=1).astype(np.float32)
+
+
+MISSING_AGE = 0.1
+
+
+def make_table_version(base_path: Path, *, fills: bool = True) -> Path:
+    """A version that answers with the three numbers that it is given: an age, and one of two
+    colors.
+    """
+    version_dir = base_path / "1"
+    (version_dir / layout.EXTRA).mkdir(parents=True)
+    shutil.copy(
+        ROOT / "tests" / "recorded" / "lite" / "counter.tflite", version_dir / "model.tflite"
+    )
+    spread = describe_columns(make_training_rows(), names=COLUMNS)
+    spread["age"] = msgspec.structs.replace(spread["age"], missing=MISSING_AGE)
+    with OnDevicePredictor(version_dir) as predictor:
+        signatures = predictor.signatures
+    fillings = {"": (FILLED_AGE, 0.0, 0.0)} if fills else {}
+    manifest = Manifest(
+        model_name="people",
+        version=1,
+        created="2026-01-01T00:00:00Z",
+        signatures=to_entries(signatures),
+        files=hash_files(version_dir),
+        data=DataEntry("people", "", columns=COLUMNS, fillings=fillings),
+        distributions={"": spread},
+    )
+    write_manifest(version_dir, manifest)
+    return version_dir

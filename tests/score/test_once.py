@@ -1,0 +1,275 @@
+"""Each row once: whatever happens to IN, to OUT, and to who else writes there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from clients.cli import main
+from clients.score.output import Destination, name_place
+from clients.score.sources import Unit, list_units
+from tests.score.jobs import ROOT, make_job, make_table_version
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_table_version(tmp_path_factory.mktemp("people"))
+
+
+def write(path: Path, first: int, count: int = 5, *, group: int = 2, age: float = 1.0) -> Path:
+    ids = range(first, first + count)
+    table = pa.table({"id": ids, "age": [age] * count, "color": ["red"] * count})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, path, row_group_size=group)
+    return path
+
+
+Score = Callable[..., int]
+
+
+@pytest.fixture
+def score(tmp_path: Path, version: Path) -> Score:
+    """Runs the command from `in` to `out`."""
+
+    def run(*arguments: str, source: object = None, out: object = None) -> int:
+        where = [str(source or tmp_path / "in"), str(out or tmp_path / "out")]
+        return main(["score", *where, "--version_dir", str(version), "--workers=1", *arguments])
+
+    return run
+
+
+def read_ids(out: Path) -> list[int]:
+    ids: list[int] = parquet.read_table(out / "version=1")["id"].to_pylist()
+    return sorted(ids)
+
+
+# Names -----------------------------------------------------------------------------------
+
+UNITS = st.builds(
+    Unit,
+    kind=st.just("parquet"),
+    address=st.text(max_size=3),
+    name=st.text(max_size=6),
+    number=st.integers(0, 10**7),
+    identity=st.text(max_size=3),
+)
+
+
+def make_destination(fingerprint: str) -> Destination:
+    return Destination(address="x", version=1, digest="", fingerprint=fingerprint, facts={})
+
+
+@settings(max_examples=300, deadline=None)
+@given(one=UNITS, other=UNITS, fingerprints=st.tuples(st.text(max_size=3), st.text(max_size=3)))
+def test_names_are_equal_where_place_content_and_question_are(
+    one: Unit, other: Unit, fingerprints: tuple[str, str]
+) -> None:
+    names = [
+        make_destination(f).name_part(u) for f, u in zip(fingerprints, (one, other), strict=True)
+    ]
+    is_same = (one.name, one.number, one.identity, fingerprints[0]) == (
+        other.name,
+        other.number,
+        other.identity,
+        fingerprints[1],
+    )
+    assert (names[0] == names[1]) == is_same
+    is_same_place = (one.name, one.number) == (other.name, other.number)
+    assert (name_place(one) == name_place(other)) == is_same_place
+    assert all("/" not in name and name.isascii() and len(name) < 100 for name in names)
+
+
+def test_units_of_two_lists_of_one_folder_are_equal(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", 0)
+    (tmp_path / "b.csv").write_text("id,age,color\n1,2,red\n")
+    (tmp_path / "c.jsonl").write_text("{}")
+    assert (
+        list_units(str(tmp_path)) == list_units(f"{tmp_path}/") == list_units(f"file://{tmp_path}")
+    )
+
+
+# Files that come, go and change ----------------------------------------------------------
+
+
+def test_one_content_under_two_names_is_scored_twice(tmp_path: Path, score: Score) -> None:
+    write(tmp_path / "in" / "a" / "x.parquet", 0)
+    shutil.copytree(tmp_path / "in" / "a", tmp_path / "in" / "b")
+    assert score() == 0
+    assert read_ids(tmp_path / "out") == sorted([*range(5), *range(5)])
+
+
+def test_files_that_are_added_are_scored_alone(
+    tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "b.parquet", 0)
+    assert score() == 0
+    write(tmp_path / "in" / "a.parquet", 10)
+    capsys.readouterr()
+    assert score("--json") == 0
+    assert json.loads(capsys.readouterr().out)["num_parts_before"] == 3
+    assert read_ids(tmp_path / "out") == [*range(5), *range(10, 15)]
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.jsonl"])
+def test_a_file_that_was_replaced_is_refused_and_nothing_is_written(
+    tmp_path: Path, score: Score, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def put(age: int) -> None:
+        path = tmp_path / "in" / name
+        path.parent.mkdir(exist_ok=True)
+        if name.endswith("parquet"):
+            write(path, 0, age=age)
+        elif name.endswith("csv"):
+            path.write_text(f"id,age,color\n1,{age},red\n")
+        else:
+            path.write_text(json.dumps({"id": 1, "age": age, "color": "red"}))
+        os.utime(path, (age, age))
+
+    put(20)
+    assert score() == 0
+    before = sorted((tmp_path / "out").rglob("*"))
+    put(30)
+    assert score() == 2
+    assert "count its rows twice" in capsys.readouterr().err
+    assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_other_numbers_of_as_many_bytes_are_other_rows(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    identities = set()
+    for age in (1, 2):
+        values = np.zeros((4, 3), np.float32)
+        values[1, 1] = 0.25 * age
+        values[2] = 1
+        table = pa.table({"x": pa.array(values.tolist(), pa.list_(pa.float32()))})
+        parquet.write_table(table, path, compression="none", use_dictionary=False)
+        os.utime(path, (age, age))
+        identities.add(list_units(str(path))[0].identity)
+    assert len(identities) == 2
+
+
+def test_a_parquet_file_that_was_only_touched_is_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", 0)
+    before = list_units(str(path))
+    os.utime(path, (1, 1))
+    assert list_units(str(path)) == before
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--keys", "color"], ["--scale", "2"], ["--outputs", "total"], ["--allow_non_finite"]],
+)
+def test_other_flags_into_the_same_folder_are_refused(
+    tmp_path: Path, score: Score, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "x.parquet", 0)
+    assert score() == 0
+    assert score(*flags) == 2
+    assert "other options" in capsys.readouterr().err
+    assert read_ids(tmp_path / "out") == list(range(5))
+
+
+def test_parts_of_files_that_are_gone_are_told(
+    tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "a.parquet", 0)
+    write(tmp_path / "in" / "b.parquet", 10)
+    assert score() == 0
+    (tmp_path / "in" / "a.parquet").rename(tmp_path / "in" / "c.parquet")
+    (tmp_path / "out" / "version=1" / "notes.parquet").write_bytes(b"")
+    capsys.readouterr()
+    assert score() == 0
+    assert "4 more parts lie there, of files that are not in" in capsys.readouterr().out
+
+
+# IN and OUT ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["", "scores", "a/../scores"])
+def test_a_folder_within_in_is_no_out(
+    tmp_path: Path, score: Score, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "a" / "x.parquet", 0)
+    assert score(out=tmp_path / "in" / out) == 2
+    assert "give an OUT beside IN" in capsys.readouterr().err
+    assert score(source=f"{tmp_path}/in/**/*.parquet", out=tmp_path / "in" / "out") == 2
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    assert score(out=tmp_path / "link" / "out") == 2
+    assert {path.name for path in (tmp_path / "in").iterdir()} == {"a"}
+
+
+def test_a_file_and_its_answers_may_lie_side_by_side(tmp_path: Path, score: Score) -> None:
+    path = write(tmp_path / "in" / "x.parquet", 0)
+    for source in (path, f"{tmp_path}/in/*.parquet"):
+        assert score(source=source, out=tmp_path / "in" / "out") == 0
+    assert read_ids(tmp_path / "in" / "out") == list(range(5))
+
+
+# Others at work --------------------------------------------------------------------------
+
+
+def start(tmp_path: Path, version: Path) -> subprocess.Popen[str]:
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--version_dir", str(version)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "clients", "score", *arguments, "--workers=1", "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_jobs_at_a_time_write_each_row_once(tmp_path: Path, version: Path) -> None:
+    write(tmp_path / "in" / "x.parquet", 0, 600, group=3)
+    jobs = [start(tmp_path, version) for _ in range(2)]
+    said = [job.communicate() for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    assert read_ids(tmp_path / "out") == list(range(600))
+    assert not list((tmp_path / "out").rglob(".part-*"))
+
+
+def test_a_job_that_is_killed_leaves_whole_parts_and_goes_on(
+    tmp_path: Path, version: Path, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "x.parquet", 0, 3000, group=3)
+    job = start(tmp_path, version)
+    folder = tmp_path / "out" / "version=1"
+    while len(list(folder.glob("part-*"))) < 20:
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    before = list(folder.glob("part-*"))
+    assert 20 <= len(before) < 1000
+    ages = {path: path.stat().st_mtime_ns for path in before}
+    assert score("--json") == 0
+    assert json.loads(capsys.readouterr().out)["num_parts_before"] == len(before)
+    assert {path: path.stat().st_mtime_ns for path in before} == ages
+    assert read_ids(tmp_path / "out") == list(range(3000))
+
+
+def test_another_question_that_came_meanwhile_is_found(
+    tmp_path: Path, version: Path, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "x.parquet", 0)
+    other = make_job(tmp_path / "in", tmp_path / "other", version, keys=["color"])
+    other.run()
+    assert score() == 0
+    for path in (tmp_path / "other" / "version=1").iterdir():
+        shutil.copy(path, tmp_path / "out" / "version=1")
+    assert score() == 2
+    assert "count its rows twice" in capsys.readouterr().err

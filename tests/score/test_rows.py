@@ -1,0 +1,401 @@
+"""Files as people have them: what is wrong about one row costs that row, and is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from clients.cli import main
+from clients.score.output import find_parts
+from clients.score.sources import list_units, read_unit
+from contract.errors import ConfigError, DatasetError
+from contract.wire.plumbline_wire import example_pb2
+from contract.wire.tfrecord import frame_record
+from tests.score.jobs import Job, make_job, make_table_version
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_table_version(tmp_path_factory.mktemp("people"))
+
+
+def score(source: Path, tmp_path: Path, version: Path, keys: list[str] | None = None) -> Job:
+    job = make_job(source, tmp_path / "out", version, keys=keys)
+    job.run()
+    return job
+
+
+def read_ages(job: Job) -> dict[object, float]:
+    """Key to the age that was answered."""
+    table = job.read()
+    return {
+        key: round(total[0], 4)
+        for key, total in zip(table["id"].to_pylist(), table["total"].to_pylist(), strict=True)
+    }
+
+
+def read_bad(job: Job) -> list[tuple[object, str]]:
+    """Row number and reason of what was left out."""
+    found = []
+    for path in sorted(Path(job.task.destination.address, "_bad_rows").rglob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            found.append((row["source_row"], row["reason"]))
+    return found
+
+
+# CSV -------------------------------------------------------------------------------------
+
+
+def write_csv(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return path
+
+
+def test_a_csv_line_of_too_few_cells_is_one_bad_row(tmp_path: Path, version: Path) -> None:
+    source = write_csv(tmp_path / "x.csv", "id,age,color\n1,20,red\n2,30\n3,40,blue\n")
+    job = score(source, tmp_path, version)
+    assert read_ages(job) == {1: 20, 3: 40}
+    assert read_bad(job) == [(None, "it has 2 cells and the header 3: 2,30")]
+
+
+def test_a_csv_cell_that_is_no_number_is_one_bad_row(tmp_path: Path, version: Path) -> None:
+    lines = "".join(f"{n},{n}.5,red\n" for n in range(60))
+    source = write_csv(tmp_path / "x.csv", f"id,age,color\n{lines}60,old,red\n61,3,red\n")
+    job = score(source, tmp_path, version)
+    assert read_ages(job) == {n: n + 0.5 for n in range(60)} | {61: 3}
+    assert read_bad(job) == [(60, "age is 'old', and not double")]
+
+
+def test_ages_that_are_whole_at_first_may_have_fractions_later(
+    tmp_path: Path, version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clients.score.sources.BLOCK_ROWS", 4)
+    lines = "".join(f"{n},{n if n < 4 else n + 0.5},red\n" for n in range(9))
+    job = score(write_csv(tmp_path / "x.csv", f"id,age,color\n{lines}"), tmp_path, version)
+    assert read_ages(job)[8] == 8.5 and read_bad(job) == []
+
+
+def test_an_empty_csv_cell_is_a_missing_value(tmp_path: Path, version: Path) -> None:
+    source = write_csv(tmp_path / "x.csv", "id,age,color\n1,,red\n2,NA,\n3,40,blue\n")
+    job = score(source, tmp_path, version)
+    assert read_ages(job) == {1: 30, 2: 30, 3: 40}
+    assert job.read()["total"].to_pylist()[1] == [30, 0, 0]
+
+
+def test_csv_keys_are_carried_as_they_stand(tmp_path: Path, version: Path) -> None:
+    keys = ['"a,1"', '"say ""x"""', '"two\nlines"', "NA", "007"]
+    text = "id,age,color\n" + "".join(f"{key},20,red\n" for key in keys)
+    job = score(write_csv(tmp_path / "x.csv", text), tmp_path, version)
+    assert list(read_ages(job)) == ["a,1", 'say "x"', "two\nlines", "NA", "007"]
+
+
+def test_csv_keys_have_the_type_of_the_first_rows_in_every_part(
+    tmp_path: Path, version: Path
+) -> None:
+    write_csv(tmp_path / "in" / "a.csv", "id,age,color\n1,20,red\n")
+    write_csv(tmp_path / "in" / "b.csv", "id,age,color\n2,21,red\nA17,22,red\n")
+    job = score(tmp_path / "in", tmp_path, version)
+    assert read_ages(job) == {1: 20, 2: 21}
+    assert read_bad(job) == [(1, "id is 'A17', and not int64")]
+
+
+def test_csv_files_whose_columns_stand_in_another_order_are_scored_alike(
+    tmp_path: Path, version: Path
+) -> None:
+    write_csv(tmp_path / "in" / "a.csv", "id,age,color\n1,20,red\n")
+    write_csv(tmp_path / "in" / "b.csv", "color,more,age,id\nred,x,21,2\n")
+    write_csv(tmp_path / "in" / "c.csv", "")
+    write_csv(tmp_path / "in" / "d.csv", "id,age,color\n")
+    assert read_ages(score(tmp_path / "in", tmp_path, version)) == {1: 20, 2: 21}
+
+
+def test_a_csv_file_that_lacks_a_column_is_named(tmp_path: Path, version: Path) -> None:
+    write_csv(tmp_path / "in" / "a.csv", "id,age,color\n1,20,red\n")
+    write_csv(tmp_path / "in" / "b.csv", "id,color\n1,red\n")
+    with pytest.raises(DatasetError, match=r"b\.csv has no column age"):
+        score(tmp_path / "in", tmp_path, version)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_csv_with_blank_lines_a_mark_at_its_head_and_any_line_ends(
+    tmp_path: Path, version: Path, ends: str
+) -> None:
+    text = ends.join(["\ufeffid,age,color", "1,20,red", "", "2,21,red"])
+    assert read_ages(score(write_csv(tmp_path / "x.csv", text), tmp_path, version)) == {
+        1: 20,
+        2: 21,
+    }
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, version: Path) -> None:
+    source = write_csv(tmp_path / "x.csv", "id,age,age,color\n1,2,3,red\n")
+    with pytest.raises(DatasetError, match="two columns are called 'age'"):
+        score(source, tmp_path, version)
+    table = pa.Table.from_arrays(
+        [pa.array([1]), pa.array([2.0]), pa.array([3.0])], ["id", "age", "age"]
+    )
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DatasetError, match=r"x\.parquet: two columns are called 'age'"):
+        score(tmp_path / "x.parquet", tmp_path, version)
+
+
+# JSON lines ------------------------------------------------------------------------------
+
+
+def test_a_json_line_that_is_none_is_one_bad_row(tmp_path: Path, version: Path) -> None:
+    lines = [
+        '{"id": 1, "age": 20, "color": "red"}',
+        '{"id": 2, "age": 21, "col',
+        "[1, 2]",
+        '{"id": 3, "age": "old", "color": "red"}',
+        '{"id": 4, "color": "blue"}',
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    job = score(tmp_path / "x.jsonl", tmp_path, version)
+    assert read_ages(job) == {1: 20, 4: 30}
+    assert [row for row, _ in read_bad(job)] == [1, 2, 3]
+    assert "no JSON object" in read_bad(job)[0][1] and "old" in read_bad(job)[2][1]
+
+
+def test_json_lines_end_as_they_like(tmp_path: Path, version: Path) -> None:
+    text = '{"id": 1, "age": 20, "color": "red"}\r\n\r\n{"id": 2, "age": 21, "color": "red"}'
+    (tmp_path / "x.jsonl").write_bytes(text.encode())
+    assert read_ages(score(tmp_path / "x.jsonl", tmp_path, version)) == {1: 20, 2: 21}
+
+
+def test_what_json_lines_lack_for_a_whole_block_is_missing(
+    tmp_path: Path, version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clients.score.sources.BLOCK_ROWS", 2)
+    rows = [{"id": n, "age": 20 + n, "color": "red", "note": f"n{n}"} for n in range(4)]
+    for row in rows[2:]:
+        del row["age"], row["note"]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    job = score(tmp_path / "x.jsonl", tmp_path, version)
+    assert read_ages(job) == {0: 20, 1: 21, 2: 30, 3: 30}
+    assert job.read()["note"].to_pylist() == ["n0", "n1", None, None]
+
+
+def test_json_texts_that_look_like_times_are_carried_as_they_stand(
+    tmp_path: Path, version: Path
+) -> None:
+    keys = ["2026-01-01", "2026-01-01 10:00:00", "then"]
+    rows = [{"id": key, "age": 20, "color": "red"} for key in keys]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert list(read_ages(score(tmp_path / "x.jsonl", tmp_path, version))) == keys
+    (tmp_path / "y.jsonl").write_text(json.dumps(rows[1]))
+    assert list(read_ages(score(tmp_path / "y.jsonl", tmp_path / "y", version))) == [keys[1]]
+
+
+# TFRecord --------------------------------------------------------------------------------
+
+
+def make_record(number: int) -> bytes:
+    example = example_pb2.Example()
+    example.features.feature["id"].int64_list.value.append(number)
+    example.features.feature["x"].float_list.value.extend([number, 0, 1])
+    return bytes(frame_record(example.SerializeToString()))
+
+
+def test_a_damaged_record_is_one_bad_row_and_so_is_a_cut_off_tail(
+    tmp_path: Path, version: Path
+) -> None:
+    records = [make_record(number) for number in range(5)]
+    records[1] = records[1][:20] + bytes([records[1][20] ^ 255]) + records[1][21:]
+    (tmp_path / "x.tfrecord").write_bytes(b"".join(records)[:-9])
+    job = score(tmp_path / "x.tfrecord", tmp_path, version)
+    assert read_ages(job) == {0: 0, 2: 2, 3: 3}
+    assert [row for row, _ in read_bad(job)] == [1, 4]
+    assert "checksum of its data" in read_bad(job)[0][1] and "cut off" in read_bad(job)[1][1]
+
+
+def test_a_file_whose_records_cannot_be_found_any_more_is_named(
+    tmp_path: Path, version: Path
+) -> None:
+    record = make_record(1)
+    data = record * 3
+    (tmp_path / "x.tfrecord").write_bytes(data[: len(record)] + b"\xff" + data[len(record) + 1 :])
+    with pytest.raises(DatasetError, match=r"x\.tfrecord.*checksum of its length"):
+        score(tmp_path / "x.tfrecord", tmp_path, version)
+
+
+# Parquet ---------------------------------------------------------------------------------
+
+
+def people(ids: list[object], **columns: object) -> pa.Table:
+    count = len(ids)
+    return pa.table(
+        {"id": ids, "age": [float(n) for n in range(count)], "color": ["red"] * count, **columns}
+    )
+
+
+def test_folders_of_partitions_are_columns(tmp_path: Path, version: Path) -> None:
+    for day, ids in (
+        ("2026-01-01", [1, 2]),
+        ("2026-01-02", [3]),
+        ("__HIVE_DEFAULT_PARTITION__", [4]),
+    ):
+        folder = tmp_path / "in" / f"day={day}" / "city=S%C3%A3o%20Paulo"
+        folder.mkdir(parents=True)
+        parquet.write_table(people(ids), folder / "x.parquet")
+    table = score(tmp_path / "in", tmp_path, version).read().sort_by("id")
+    assert table["day"].to_pylist() == ["2026-01-01", "2026-01-01", "2026-01-02", None]
+    assert set(table["city"].to_pylist()) == {"São Paulo"}
+
+
+def test_a_partition_can_be_what_the_model_takes(tmp_path: Path, version: Path) -> None:
+    for color in ("red", "blue"):
+        folder = tmp_path / "in" / f"color={color}"
+        folder.mkdir(parents=True)
+        parquet.write_table(pa.table({"id": [color], "age": [1.0]}), folder / "x.parquet")
+    table = score(tmp_path / "in", tmp_path, version).read().sort_by("id")
+    assert table["total"].to_pylist() == [[1, 1, 0], [1, 0, 1]]
+
+
+def test_partitions_alone_tell_no_rows_apart(tmp_path: Path, version: Path) -> None:
+    folder = tmp_path / "in" / "day=1"
+    folder.mkdir(parents=True)
+    parquet.write_table(people([1, 2]).drop_columns(["id"]), folder / "x.parquet")
+    table = score(tmp_path / "in", tmp_path, version).read()
+    assert table["source"].to_pylist() == ["day=1/x.parquet"] * 2
+    assert table["source_row"].to_pylist() == [0, 1]
+
+
+def test_files_without_rows_are_no_hindrance(tmp_path: Path, version: Path) -> None:
+    (tmp_path / "in").mkdir()
+    schema = people([1]).schema
+    with parquet.ParquetWriter(tmp_path / "in" / "a.parquet", schema):
+        pass
+    with parquet.ParquetWriter(tmp_path / "in" / "b.parquet", schema) as writer:
+        writer.write_table(schema.empty_table())
+        writer.write_table(people([7]))
+    job = score(tmp_path / "in", tmp_path, version)
+    assert read_ages(job) == {7: 0}
+    assert parquet.ParquetFile(tmp_path / "in" / "b.parquet").num_row_groups >= 1
+
+
+def test_a_file_of_bad_rows_alone_leaves_a_part_that_says_so(tmp_path: Path, version: Path) -> None:
+    table = people([1, 2]).set_column(1, "age", pa.array([float("inf")] * 2))
+    (tmp_path / "in").mkdir()
+    parquet.write_table(people([3]), tmp_path / "in" / "a.parquet")
+    parquet.write_table(table, tmp_path / "in" / "b.parquet")
+    job = score(tmp_path / "in", tmp_path, version)
+    assert [reason for _, reason in read_bad(job)] == ["x holds NaN or infinity"] * 2
+    assert len(find_parts(job.task.destination)) == 2
+    schemas = [parquet.read_schema(path) for path in find_parts(job.task.destination).values()]
+    assert schemas[0].equals(schemas[1])
+    assert job.read()["id"].to_pylist() == [3]
+
+
+def test_outputs_step_aside_for_keys_of_their_names(tmp_path: Path, version: Path) -> None:
+    names = {"total": ["t"], "total_answer": ["u"], "source": ["s"], "a/b": ["v"], "x.y": ["w"]}
+    parquet.write_table(people([1], **names), tmp_path / "x.parquet")
+    row = score(tmp_path / "x.parquet", tmp_path, version).read().to_pylist()[0]
+    assert row.pop("total_answer_answer") == [0, 0, 1]
+    assert row == {"id": 1, **{name: values[0] for name, values in names.items()}}
+
+
+def test_keys_have_one_type_in_all_parts(tmp_path: Path, version: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, ids in (
+        ("a", pa.array([1], pa.int64())),
+        ("b", pa.array([2], pa.int32())),
+        ("c", pa.array(["3"])),
+        ("d", pa.array(["4", "x"]).dictionary_encode()),
+        ("e", pa.array([None], pa.null())),
+    ):
+        table = people([0] * len(ids)).set_column(0, "id", ids)
+        parquet.write_table(table, tmp_path / "in" / f"{name}.parquet")
+    job = score(tmp_path / "in", tmp_path, version)
+    ids = job.read()["id"]
+    assert ids.type == pa.int64()
+    assert set(ids.to_pylist()) == {1, 2, 3, 4, None}
+    assert read_bad(job) == [(1, "id is 'x', and not int64")]
+
+
+def test_wide_rows_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clients.score.sources.BLOCK_BYTES", 2**20)
+    table = pa.table({"x": pa.array(np.zeros((100, 2**15)).tolist()), "id": range(100)})
+    parquet.write_table(table, tmp_path / "x.parquet", use_dictionary=False)
+    (unit,) = list_units(str(tmp_path / "x.parquet"))
+    assert all(block.table.num_rows <= 4 for block in read_unit(unit))
+    assert sum(block.table.num_rows for block in read_unit(unit)) == 100
+    assert [block.table.num_rows for block in read_unit(unit, ["id"])] == [100]
+
+
+# Pictures --------------------------------------------------------------------------------
+
+
+def test_pictures_of_any_name_are_scored_and_a_broken_one_is_named(
+    tmp_path: Path, published_mlp: Path
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "in" / "été 1").mkdir(parents=True)
+    for name in ("a b.png", "ü#?.PNG", "été 1/x.jpg"):
+        Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n....")
+    job = make_job(tmp_path / "in", tmp_path / "out", published_mlp / "mlp" / "1")
+    assert job.run() == 1
+    assert set(job.read()["source"].to_pylist()) == {"a b.png", "ü#?.PNG", "été 1/x.jpg"}
+
+
+# Any rows --------------------------------------------------------------------------------
+
+CELLS = st.one_of(
+    st.floats(-1e3, 1e3, width=32), st.none(), st.just("old"), st.integers(-(10**6), 10**6)
+)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(ages=st.lists(CELLS, min_size=1, max_size=30), kind=st.sampled_from(["csv", "jsonl"]))
+def test_every_row_is_answered_or_refused_never_both(
+    ages: list[object], kind: str, version: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    first = ["1.5", "2.5", "3.5"] * 100  # so that the column is one of numbers
+    source = folder / f"x.{kind}"
+    if kind == "csv":
+        lines = [f"{n},{'' if age is None else age},red" for n, age in enumerate([*first, *ages])]
+        source.write_text("\n".join(["id,age,color", *lines]))
+    else:
+        numbers: list[object] = [float(one) for one in first]
+        rows = [{"id": n, "age": a, "color": "red"} for n, a in enumerate([*numbers, *ages])]
+        source.write_text("\n".join(map(json.dumps, rows)))
+    job = score(source, folder, version)
+    found, bad = read_ages(job), {row for row, _ in read_bad(job)}
+    expected_bad = {300 + n for n, age in enumerate(ages) if age == "old"}
+    assert bad == expected_bad
+    assert set(found) == set(range(300 + len(ages))) - bad
+    for number, age in enumerate(ages):
+        if 300 + number not in bad:
+            wanted = 30 if age is None else np.float32(float(age))  # type: ignore[arg-type]
+            assert found[300 + number] == pytest.approx(wanted, abs=1e-2, rel=1e-5)
+
+
+def test_the_command_stops_at_too_many_bad_rows_and_says_where_they_are(
+    tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "".join(f"{n},{n if n % 2 else 'x'},red\n" for n in range(20))
+    source = write_csv(tmp_path / "x.csv", "id,age,color\n" + "0,1,red\n" * 500 + lines)
+    arguments = [str(source), str(tmp_path / "out"), "--version_dir", str(version)]
+    assert main(["score", *arguments, "--max_bad_rows=9"]) == 2
+    assert "10 rows cannot be scored" in capsys.readouterr().err
+    assert main(["score", *arguments, "--max_bad_rows=10"]) == 0
+    assert "_bad_rows/version=1" in capsys.readouterr().out
+
+
+def test_an_address_that_is_no_file_system_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere://"):
+        list_units("nowhere://x")
