@@ -44,9 +44,9 @@ def test_a_certificate_and_its_key_go_together(tmp_path: Path, flag: str) -> Non
 
 
 def test_a_file_that_is_not_there_is_named_with_its_flag(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--ca_file .*none.pem cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"--ca_file .*none\.pem cannot be read: No such file"):
         read_tls_files(parse("--ca_file", tmp_path / "none.pem"))
-    with pytest.raises(ConfigError, match="--auth_token_file .*none cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"--auth_token_file .*none cannot be read: No such file"):
         read_token(parse("--auth_token_file", tmp_path / "none"))
 
 
