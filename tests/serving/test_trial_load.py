@@ -28,9 +28,9 @@ from contract.wire.tensors import to_tensor_proto
 from serving.config.server import ServerConfig
 from serving.engines.trial_load import SpawnedTrials
 from serving.observer import Observer
+from tests.serving.mlp_calls import make_request
 from tests.serving.seen import Seen
 from tests.serving.server_process import ROOT, ServerProcess, call
-from tests.serving.test_server import make_request
 
 ENDLESS = ROOT / "tests" / "recorded" / "endless.tflite"
 """`images` to `probabilities`, by a `tf.while_loop` whose condition stays true."""
