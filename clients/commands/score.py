@@ -42,8 +42,8 @@ from clients.targets import (
 )
 from contract import layout
 from contract.console.exits import ExitCode
-from contract.console.progress import format_seconds, show_progress
-from contract.console.terminal import print_json, print_table, remark, say
+from contract.console.progress import Progress, format_seconds, show_progress
+from contract.console.terminal import keep_stderr, print_json, print_table, remark, say
 from contract.errors import ConfigError, DatasetError
 from contract.layout import find_version_dir
 from contract.manifest import Manifest, read_manifest
@@ -317,16 +317,22 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     if left:
         known = [unit.num_rows for unit in left]
         total = sum(known) if min(known) >= 0 else None
-        with _start(args, job, left) as finished:
+        with (
+            keep_stderr() as shown,
+            show_progress("score", total=total, note="", is_kept=False, stream=shown) as progress,
+            _start(args, job, left, progress) as finished,
+        ):
             started = time.perf_counter()
-            with show_progress("score", total=total) as progress:
-                num_bad = sum(one.num_bad for one in summaries)
-                for done in finished:
-                    summaries.append(done.summary)
-                    num_bad += done.summary.num_bad
+            num_bad = sum(one.num_bad for one in summaries)
+            for done in finished:
+                summaries.append(done.summary)
+                num_bad += done.summary.num_bad
+                if progress.count:
                     progress.advance(done.summary.num_rows)
-                    progress.note = f"{num_bad:,} bad" if num_bad else ""
-                    _limit_bad(args, destination, num_bad)
+                else:
+                    progress.begin(done.summary.num_rows)
+                progress.note = f"{num_bad:,} bad" if num_bad else ""
+                _limit_bad(args, destination, num_bad)
             result.seconds = time.perf_counter() - started
         result.rows_per_s = sum(one.num_rows for one in summaries[len(before) :]) / max(
             result.seconds, 1e-9
@@ -338,14 +344,18 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
 
 
 @contextmanager
-def _start(args: argparse.Namespace, job: _Job, units: Sequence[Unit]) -> Iterator[Iterator[Done]]:
+def _start(
+    args: argparse.Namespace, job: _Job, units: Sequence[Unit], progress: Progress
+) -> Iterator[Iterator[Done]]:
     """Units as they are finished, by Ray's workers; here, where one worker would have them all."""
     is_alone = args.workers == 1 or len(units) == 1
     if is_alone and not (args.cluster or os.environ.get("RAY_ADDRESS")):
         with closing(run_here(units, job.task, job.plan, job.version_dir)) as finished:
             yield finished
         return
+    progress.note = "Ray starts"
     with open_cluster(args.cluster, args.workers) as num_workers:
+        progress.note = "workers start"
         yield run_units(units, job.task, job.plan, job.version_dir, num_workers)
 
 

@@ -17,6 +17,7 @@ from clients.score.output import UnitSummary
 from clients.score.sources import Unit
 from clients.score.worker import Done, Scorer, Task, WorkerFault, pack_version, place_version
 from contract.console.extras import import_extra
+from contract.console.terminal import keep_stderr
 from contract.errors import PlumblineError, ServableUnavailableError
 
 if TYPE_CHECKING:
@@ -134,15 +135,12 @@ def _has_token() -> bool:
 @contextmanager
 def _hide_stderr() -> Iterator[None]:
     """Keeps off stderr what Ray's own libraries say as they start, which no setting stops."""
-    shown = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(shown, 2)
-        os.close(shown)
-        os.close(nowhere)
+    with keep_stderr() as shown, Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(shown.fileno(), 2)
 
 
 def _count_cores() -> int:

@@ -178,7 +178,7 @@ class Progress:
         for name in ("rate", "note", "count"):
             excess = measure(", ".join(shown.values())) - room if room is not None else 0
             part = shown.pop(name, "") if excess > 0 else ""
-            if name == "note" and measure(part) - excess >= _MIN_NOTE:
+            if name == "note" and part and measure(part) - excess >= _MIN_NOTE:
                 shown = {name: cut(part, measure(part) - excess), **shown}
         return list(shown.values())
 

@@ -456,6 +456,18 @@ def write_line(stream: TextIO, text: str) -> None:
 
 
 @contextmanager
+def keep_stderr() -> Iterator[TextIO]:
+    """The stderr of now, for what is to be seen while a library's words are kept off it."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed: nobody is told anything
+        yield sys.stderr
+        return
+    with os.fdopen(kept, "w", encoding="utf-8", errors="replace") as shown:
+        yield shown
+
+
+@contextmanager
 def hide_chatter() -> Iterator[None]:
     """Keeps off stderr what TensorFlow's libraries log while they load; put its import within.
 

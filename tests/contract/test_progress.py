@@ -133,6 +133,12 @@ def test_a_drawn_line_is_never_wider_than_it_may_be(
     assert drawn.isprintable()
 
 
+def test_a_line_without_a_note_begins_with_its_count() -> None:
+    progress = Progress("score", "rows", 100)
+    progress.advance(10)
+    assert "━ 10 of 100 rows" in "".join(text for text, _ in progress.draw(100))
+
+
 def test_where_room_is_short_the_rate_goes_first_then_the_end_of_the_note() -> None:
     progress = Progress("mlp", "rows", 400, "epoch 1/400  val_loss 0.1234")
     progress.begin()
