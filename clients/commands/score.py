@@ -178,7 +178,7 @@ class _Job:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    """Scores; 1 when the sample differs or too many rows are bad."""
+    """Scores; 1 when the sample differs, or no row could be scored."""
     with open_version(args.version_dir) as version_dir:
         manifest = read_manifest(version_dir)
         choice = _choose_engine(args, version_dir, manifest)
@@ -193,7 +193,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         print_json(_to_document(args, job, result))
     else:
         _print(args, job, result)
-    return ExitCode.DONE if result.verdict.passed else ExitCode.FAILED
+    is_good = result.verdict.passed and result.num_scored
+    return ExitCode.DONE if is_good else ExitCode.FAILED
 
 
 @contextmanager
@@ -449,7 +450,7 @@ def _print_verdict(job: _Job, result: Result) -> None:
             "machine lacks: install plumbline-tf[serving,tensorflow], and run the same command"
         )
     else:
-        say("Verdict: none, since no row was scored")
+        say("Verdict: no row could be scored")
 
 
 def _print_shifts(job: _Job, result: Result) -> None:
@@ -457,6 +458,12 @@ def _print_shifts(job: _Job, result: Result) -> None:
         say(
             "Drift: unknown, since the version was exported before manifests told how inputs are "
             "spread; export it again"
+        )
+        return
+    if not result.shifts:
+        say(
+            f"Drift: not measured, since the manifest does not say how what signature "
+            f"{job.plan.signature.name} takes is spread"
         )
         return
     moved = {key: one for key, one in result.shifts.items() if one.has_moved}

@@ -27,13 +27,25 @@ from clients.score.sources import EXAMPLE, Block, Unit, read_unit
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, TensorMismatchError
 from contract.manifest import DataEntry
-from contract.signature import STRING, Array, Hints, Signature, TensorSpec, find_signature
+from contract.signature import (
+    CLASSIFY_METHOD,
+    REGRESS_METHOD,
+    STRING,
+    Array,
+    Hints,
+    Signature,
+    TensorSpec,
+    find_signature,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _PURPOSE = "scoring files"
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
+
+_OF_EXAMPLES = (CLASSIFY_METHOD, REGRESS_METHOD)
+"""Methods that take serialized tf.Examples."""
 
 _INFERRED_ROWS = 1000
 _FEW = 0.1
@@ -252,6 +264,8 @@ def _choose(
         if mapped:
             columns = next(iter(mapped.values()))
             return [InputColumns(UNNAMED, columns)]
+        if EXAMPLE in names and all(one.method_name in _OF_EXAMPLES for one in candidates):
+            return [InputColumns(UNNAMED, (EXAMPLE,))]
         if data is not None and data.columns and (known := _match_training(table, data)):
             return [known]
         values = [name for name in table.column_names if not _is_single(table.schema.field(name))]
