@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -175,6 +176,7 @@ def time_score(
         ],
         cwd=ROOT,
         check=True,
+        env={**os.environ, "RAY_ADDRESS": "local"},  # for one worker, too, which needs no Ray
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from clients.files.predict import find_adjustment, find_scaling
+from clients.files.predict import add_adjustment_flags, find_adjustment, find_scaling
 from clients.score.columns import ColumnPlan, parse_map, plan_columns
 from clients.score.engines import (
     LITERT,
@@ -28,7 +28,7 @@ from clients.score.output import (
     UnitSummary,
     check_writable,
     find_parts,
-    read_summary,
+    read_summaries,
     refuse_stale,
     sweep,
 )
@@ -94,9 +94,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="N",
         help="give up after more than N rows that cannot be scored (default %(default)s)",
     )
-    rows.add_argument("--invert", action="store_true", help="dark ink on paper to light on dark")
-    rows.add_argument("--scale", default="", metavar="N", help="divide numbers by N, such as 255")
-    rows.add_argument("--shift", type=float, default=0.0, metavar="N", help="then add N")
+    add_adjustment_flags(rows)
     rows.add_argument("--allow_non_finite", action="store_true", help="score NaN and infinity")
     engine = parser.add_argument_group("engine")
     engine.add_argument(
@@ -229,9 +227,14 @@ def open_version(address: str) -> Iterator[Path]:
 
 
 def _choose_engine(args: argparse.Namespace, version_dir: Path, manifest: Manifest) -> EngineChoice:
+    if args.server and args.engine:
+        raise ConfigError("give --server or --engine, not both")
+    if args.variant != layout.FLOAT32 and (args.server or args.engine == TENSORFLOW):
+        raise ConfigError(
+            f"--variant {args.variant} is a TFLite file, which LiteRT runs: give it without "
+            "--server and --engine tensorflow"
+        )
     if args.server:
-        if args.engine:
-            raise ConfigError("give --server or --engine, not both")
         return EngineChoice(
             kind=SERVER,
             addresses=tuple(args.server.split(",")),
@@ -255,7 +258,8 @@ def _prepare(
             f"{args.output} lies in {args.input}, where the next run would take answers for rows; "
             "give an OUT beside IN"
         )
-    units = list_units(args.input)
+    with show_progress("list", unit="files") as progress:
+        units = list_units(args.input, progress.advance)
     block = next((block for unit in units for block in read_unit(unit)), None)
     if block is None:
         raise DatasetError(f"{args.input} has no rows")
@@ -311,7 +315,9 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     destination = job.task.destination
     left = [unit for unit in job.units if destination.name_part(unit) not in job.done]
     before = [unit for unit in job.units if destination.name_part(unit) in job.done]
-    summaries = [read_summary(destination, job.done[destination.name_part(one)]) for one in before]
+    summaries = read_summaries(
+        destination, [job.done[destination.name_part(one)] for one in before]
+    )
     result = Result(num_units=len(job.units), num_before=len(before))
     if before:
         remark(f"{len(before):,} of {len(job.units):,} parts are there already")
@@ -320,7 +326,7 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
         total = sum(known) if min(known) >= 0 else None
         with (
             keep_stderr() as shown,
-            show_progress("score", total=total, note="", is_kept=False, stream=shown) as progress,
+            show_progress("score", total=total, is_kept=False, stream=shown) as progress,
             _start(args, job, left, progress) as finished,
         ):
             started = time.perf_counter()

@@ -263,12 +263,19 @@ def open_engine(version_dir: Path, choice: EngineChoice) -> Engine:
 
 
 def choose_kind(version_dir: Path, variant: str, signature_name: str) -> str:
-    """LiteRT, unless the version has no such file or signature there: then TensorFlow."""
+    """LiteRT, unless the version has no float32 variant, or no such signature there: then
+    TensorFlow.
+
+    Raises:
+        ConfigError: There is no such variant.
+    """
     try:
         path = find_variant(version_dir, variant)
     except PlumblineError:
+        if variant != layout.FLOAT32:
+            raise
         return TENSORFLOW
-    if not signature_name:
+    if not signature_name or variant != layout.FLOAT32:
         return LITERT
     with hide_delegate_notes(), OnDevicePredictor(path) as predictor:
         found = signature_name in predictor.signatures

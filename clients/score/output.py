@@ -17,6 +17,7 @@ import posixpath
 import tempfile
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -25,7 +26,7 @@ import msgspec
 import numpy as np
 
 from clients.score.columns import BadRow
-from clients.score.sources import ROW, SOURCE, Block, Unit, is_local, open_address
+from clients.score.sources import REQUESTS, ROW, SOURCE, Block, Unit, is_local, open_address
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, ServableUnavailableError
 from contract.heads import Head
@@ -130,6 +131,12 @@ def refuse_stale(units: Sequence[Unit], destination: Destination, parts: Mapping
                 "other options, columns or another manifest; both together would count its rows "
                 f"twice: give another OUT, or remove {destination.address}/{destination.folder}"
             )
+
+
+def read_summaries(destination: Destination, paths: Sequence[str]) -> list[UnitSummary]:
+    """What parts say of their units; errors as of `read_summary`."""
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(lambda path: read_summary(destination, path), paths))
 
 
 def read_summary(destination: Destination, path: str) -> UnitSummary:

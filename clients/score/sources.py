@@ -15,6 +15,7 @@ import os
 import posixpath
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -41,6 +42,9 @@ PICTURES = 1024
 PIECE_BYTES = 64 * 2**20
 """Of a JSON lines file, in a unit."""
 
+REQUESTS = 16
+"""To a file system at a time: one that is far away takes long to answer each."""
+
 SOURCE, ROW = "source", "source_row"
 """Names of the columns that say where a row comes from, where a file has no keys."""
 
@@ -56,6 +60,9 @@ _TELL_TALES = (
     *("mtime", "LastModified", "last_modified"),
 )
 """What file systems say of a file, checksums before ages."""
+
+_Info = dict[str, Any]
+"""What a file system says of a file, as fsspec has it."""
 
 _FOOTER = struct.Struct("<I")
 _MAGIC = b"PAR1"
@@ -136,12 +143,13 @@ def holds(address: str, other: str) -> bool:
     return f"{inner}/".startswith(path.rstrip("/") + "/")
 
 
-def list_units(address: str) -> list[Unit]:
+def list_units(address: str, on_listed: Callable[[], None] = lambda: None) -> list[Unit]:
     """The units of a file or a folder, in the order of their names.
 
     Args:
         address: A file, a folder whose files are all of one kind (at any depth; names that begin
             with a dot or an underscore are left out), or a pattern with `*`.
+        on_listed: Called for each table whose units are known: of Parquet the footer is read.
 
     Raises:
         ConfigError: Nothing there, or nothing of a kind that is known.
@@ -161,28 +169,40 @@ def list_units(address: str) -> list[Unit]:
             f"{address} holds both pictures and tables ({posixpath.basename(tables[0])}, ...); "
             "give one kind at a time, by folder or pattern: 'IN/*.parquet'"
         )
-    units: list[Unit] = []
-    for file in tables:
-        units += _list_units_of(system, file, _relate(file, root))
     if pictures:
-        units += _list_pictures(system, pictures, root)
+        return _list_pictures(system, {path: files[path] for path in pictures}, root)
+    units: list[Unit] = []
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        listed = pool.map(
+            lambda file: _list_units_of(system, file, _relate(file, root), files[file]), tables
+        )
+        for some in listed:
+            units += some
+            on_listed()
     return units
 
 
-def _list_files(system: AbstractFileSystem, path: str, address: str) -> tuple[str, list[str]]:
-    """The folder that names are relative to, and the files."""
+def _list_files(
+    system: AbstractFileSystem, path: str, address: str
+) -> tuple[str, dict[str, _Info]]:
+    """The folder that names are relative to, and what the file system says of each file."""
+    found: dict[str, _Info]
     try:
         if any(char in path for char in "*?["):
-            found = [str(one) for one in system.glob(path) if not system.isdir(one)]
+            found = system.glob(path, detail=True)
             folder = posixpath.dirname(path[: min(path.find(c) for c in "*?[" if c in path)])
         elif system.isfile(path):
-            return posixpath.dirname(path), [path]
+            return posixpath.dirname(path), {path: system.info(path)}
         else:
-            found = [str(one) for one in system.find(path)] if system.isdir(path) else []
+            found = system.find(path, detail=True) if system.isdir(path) else {}
             folder = path
     except OSError as error:
         raise ConfigError(f"{address} cannot be listed: {error}") from error
-    files = sorted(one for one in found if not _is_hidden(_relate(one, folder)))
+    files = {
+        path: info
+        for path, info in sorted(found.items())
+        if info["type"] != "directory" and not _is_hidden(_relate(path, folder))
+    }
     if not files:
         raise ConfigError(f"{address}: no such file, or a folder without any")
     return folder, files
@@ -200,12 +220,11 @@ def _suffix(path: str) -> str:
     return posixpath.splitext(path)[1].lower()
 
 
-def _list_units_of(system: AbstractFileSystem, path: str, name: str) -> list[Unit]:
+def _list_units_of(system: AbstractFileSystem, path: str, name: str, info: _Info) -> list[Unit]:
     kind = _KINDS[_suffix(path)]
     address = str(system.unstrip_protocol(path))
     if kind == "parquet":
-        return _list_row_groups(system, path, address, name)
-    info = system.info(path)
+        return _list_row_groups(system, path, address, name, info)
     size, identity = int(info["size"] or 0), _identify(info)
     if kind != "jsonl":
         return [Unit(kind=kind, address=address, name=name, identity=identity)]
@@ -225,7 +244,9 @@ def _list_units_of(system: AbstractFileSystem, path: str, name: str) -> list[Uni
     ]
 
 
-def _list_row_groups(system: AbstractFileSystem, path: str, address: str, name: str) -> list[Unit]:
+def _list_row_groups(
+    system: AbstractFileSystem, path: str, address: str, name: str, info: _Info
+) -> list[Unit]:
     parquet = import_extra("pyarrow.parquet", _PURPOSE)
     pa = import_extra("pyarrow", _PURPOSE)
     try:
@@ -237,7 +258,7 @@ def _list_row_groups(system: AbstractFileSystem, path: str, address: str, name: 
         raise DatasetError(f"{address} is no Parquet file that can be read: {reason}") from error
     identity = hashlib.sha256(footer).hexdigest()
     if _may_hide_changes(described):
-        identity += _identify(system.info(path))
+        identity += _identify(info)
     counts = [described.row_group(number).num_rows for number in range(described.num_row_groups)]
     firsts = itertools.accumulate(counts, initial=0)
     return [
@@ -281,13 +302,14 @@ def _read_footer(file: IO[bytes]) -> bytes:
     return file.read(length + 8)
 
 
-def _list_pictures(system: AbstractFileSystem, files: Sequence[str], root: str) -> list[Unit]:
+def _list_pictures(system: AbstractFileSystem, files: Mapping[str, _Info], root: str) -> list[Unit]:
     units = []
-    for number, start in enumerate(range(0, len(files), PICTURES)):
-        block = files[start : start + PICTURES]
+    paths = list(files)
+    for number, start in enumerate(range(0, len(paths), PICTURES)):
+        block = paths[start : start + PICTURES]
         digest = hashlib.sha256()
         for file in block:
-            digest.update(f"{_relate(file, root)} {_identify(system.info(file))}\n".encode())
+            digest.update(f"{_relate(file, root)} {_identify(files[file])}\n".encode())
         units.append(
             Unit(
                 kind="pictures",
@@ -303,20 +325,10 @@ def _list_pictures(system: AbstractFileSystem, files: Sequence[str], root: str) 
     return units
 
 
-def _identify(info: dict[str, object]) -> str:
+def _identify(info: _Info) -> str:
     """A hash of what a file system says of a file: its size, and its checksum or its age."""
-    known = next(
-        (
-            str(info[key])
-            for key in ("ETag", "etag", "md5Hash", "crc32c", "checksum")
-            if info.get(key)
-        ),
-        "",
-    )
-    age = known or next(
-        (str(info[key]) for key in ("mtime", "LastModified", "last_modified") if info.get(key)), ""
-    )
-    return hashlib.sha256(f"{info.get('size')} {age}".encode()).hexdigest()
+    tell_tale = next((info[key] for key in _TELL_TALES if info.get(key)), "")
+    return hashlib.sha256(f"{info.get('size')} {tell_tale}".encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
