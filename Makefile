@@ -13,7 +13,8 @@ INSTALLED := $(VENV)/.installed
 VENV_2_20 := .venv-2.20
 INSTALLED_2_20 := $(VENV_2_20)/.installed
 # Tests that need no more than the first environment.
-HERE := not container and not arm64 and not tritonclient and not dist and not ray
+HERE := not container and not arm64 and not tritonclient and not dist and not ray \
+  and not score_image
 # A Python on an emulated Raspberry Pi 4.
 VENV_ARM64 := .venv-arm64
 INSTALLED_ARM64 := $(VENV_ARM64)/.installed
@@ -184,19 +185,25 @@ images: ## Build both images
 test-container: $(INSTALLED) images ## Build both images, test them on docker or podman
 	$(BIN)/python -m pytest -m container $(ARGS)
 
+.PHONY: test-score-image
+test-score-image: $(INSTALLED) ## The image that scores, as KubeRay runs it
+	@deploy/build score
+	$(BIN)/python -m pytest tests/container/test_score_image.py -q -m score_image $(ARGS)
+
 .PHONY: protos
 # With the older environment's compiler: generated code runs with its own protobuf and newer ones.
 protos: $(INSTALLED_2_20) ## Generate contract/wire again from its .proto files
 	$(VENV_2_20)/bin/python -m contract.wire.generate
 
 .PHONY: lock
-lock: COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
-  --no-header --generate-hashes --upgrade pyproject.toml
+lock: COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header \
+  --generate-hashes --upgrade
 lock: $(INSTALLED) ## Resolve the locks again, with hashes
-	$(COMPILE) --group dev --output-file requirements.lock
-	$(COMPILE) --group tensorflow-2-20 --output-file requirements-2.20.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --generate-hashes \
-	  --upgrade --group tritonclient --output-file requirements-tritonclient.lock
+	$(COMPILE) --all-extras pyproject.toml --group dev --output-file requirements.lock
+	$(COMPILE) --all-extras pyproject.toml --group tensorflow-2-20 --output-file requirements-2.20.lock
+	$(COMPILE) --group tritonclient --output-file requirements-tritonclient.lock
+	$(COMPILE) --extra batch --extra remote pyproject.toml --group ray-cluster \
+	  --constraint requirements.lock --output-file requirements-ray-cluster.lock
 
 .PHONY: clean
 clean: ## Remove the environments and caches; models/ stays

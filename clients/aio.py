@@ -33,7 +33,7 @@ from contract.servable import ModelSpec
 from contract.signature import Array
 
 if TYPE_CHECKING:
-    from clients.tracing import ClientSpans, TracedAsyncCaller
+    from clients.transport.tracing import ClientSpans, TracedAsyncCaller
 
 T = TypeVar("T")
 _END: Any = object()
@@ -222,7 +222,7 @@ class AsyncPredictionClient:
 
     def _make_spans(self) -> ClientSpans:
         # Here, so that whoever wants no spans neither needs OpenTelemetry nor waits for it.
-        from clients.tracing import ClientSpans
+        from clients.transport.tracing import ClientSpans
 
         return ClientSpans(self._caller.address, self._operations.model_name)
 

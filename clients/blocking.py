@@ -36,8 +36,8 @@ from contract.signature import Array
 if TYPE_CHECKING:
     import grpc
 
-    from clients.tracing import ClientSpans, TracedGrpcCaller
     from clients.transport.http import HttpCaller
+    from clients.transport.tracing import ClientSpans, TracedGrpcCaller
 
 T = TypeVar("T")
 
@@ -274,7 +274,7 @@ class BlockingClient:
 
     def _make_spans(self) -> ClientSpans:
         # Here, so that whoever wants no spans neither needs OpenTelemetry nor waits for it.
-        from clients.tracing import ClientSpans
+        from clients.transport.tracing import ClientSpans
 
         return ClientSpans(self._caller.address, self._operations.model_name)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from urllib.parse import quote
 
 from google.protobuf.message import DecodeError
@@ -37,9 +37,11 @@ if TYPE_CHECKING:
 _NOT_SPOKEN = frozenset({Code.UNIMPLEMENTED, Code.NOT_FOUND})
 """What servers without the protocol answer to its simplest question."""
 
+_Caller = TypeVar("_Caller", bound="GrpcCaller | HttpCaller")
 
-class OpenInferenceGrpc:
-    """A Predictor over gRPC, tensors as raw contents.
+
+class _OpenInference(Generic[_Caller]):
+    """What both share.
 
     Args:
         caller: Carries the calls, and is closed with this.
@@ -47,14 +49,33 @@ class OpenInferenceGrpc:
         timeout_s: Seconds of a call.
     """
 
-    def __init__(self, caller: GrpcCaller, model_name: str, *, timeout_s: float) -> None:
+    _live: ClassVar[str]
+    """Path of the protocol's simplest question."""
+
+    def __init__(self, caller: _Caller, model_name: str, *, timeout_s: float) -> None:
         self._caller = caller
         self._model_name = model_name
         self._timeout_s = timeout_s
 
     def check_spoken(self) -> None:
         """Raises UnimplementedError if the server does not speak the protocol."""
-        _refuse_silence(self._caller.make(Call(SERVER_LIVE.path, b"", self._timeout_s)))
+        answer = self._caller.make(Call(self._live, b"", self._timeout_s))
+        # An error of the protocol's own is one that the calls will show.
+        if isinstance(answer, PlumblineError) and answer.code in _NOT_SPOKEN:
+            raise UnimplementedError(
+                "the server does not speak the Open Inference Protocol: TensorFlow Serving itself, "
+                "or --strict_compat"
+            ) from answer
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._caller.close()
+
+
+class OpenInferenceGrpc(_OpenInference["GrpcCaller"]):
+    """A Predictor over gRPC, tensors as raw contents."""
+
+    _live = SERVER_LIVE.path
 
     def predict(
         self,
@@ -78,28 +99,11 @@ class OpenInferenceGrpc:
             raise answer
         return _read_response(answer)
 
-    def close(self) -> None:
-        """Closes the connection."""
-        self._caller.close()
 
+class OpenInferenceRest(_OpenInference["HttpCaller"]):
+    """A Predictor over REST, tensors as the binary extension has them."""
 
-class OpenInferenceRest:
-    """A Predictor over REST, tensors as the binary extension has them.
-
-    Args:
-        caller: Carries the calls, and is closed with this.
-        model_name: The model.
-        timeout_s: Seconds of a call.
-    """
-
-    def __init__(self, caller: HttpCaller, model_name: str, *, timeout_s: float) -> None:
-        self._caller = caller
-        self._model_name = model_name
-        self._timeout_s = timeout_s
-
-    def check_spoken(self) -> None:
-        """Raises UnimplementedError if the server does not speak the protocol."""
-        _refuse_silence(self._caller.make(Call("GET /v2/health/live", b"", self._timeout_s)))
+    _live = "GET /v2/health/live"
 
     def predict(
         self,
@@ -133,19 +137,6 @@ class OpenInferenceRest:
             raise answer
         headers, body = answer
         return _read_document(body, headers.get(HEADER_LENGTH))
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._caller.close()
-
-
-def _refuse_silence(answer: bytes | PlumblineError) -> None:
-    """An error of the protocol's own is one that the calls will show."""
-    if isinstance(answer, PlumblineError) and answer.code in _NOT_SPOKEN:
-        raise UnimplementedError(
-            "the server does not speak the Open Inference Protocol: TensorFlow Serving itself, or "
-            "--strict_compat"
-        ) from answer
 
 
 def _name_version(version: int | None, version_label: str | None) -> str:

@@ -23,7 +23,10 @@ def list_direct(extras: list[str], packages: list[str], folder: Path = Path()) -
 
 def select_entries(lock: str, requirements: Iterable[str]) -> list[str]:
     """The lock's entries for the requirements and for all that they need."""
-    entries = {normalise(entry): entry for entry in re.split(r"^(?=\w)", lock, flags=re.M)[1:]}
+    entries: dict[str, str] = {}
+    for entry in re.split(r"^(?=\w)", lock, flags=re.M)[1:]:
+        # A package may have several, for one Python or system each: pip chooses.
+        entries[normalise(entry)] = entries.get(normalise(entry), "") + entry
     needs: dict[str, list[str]] = {}
     for name, entry in entries.items():
         for parent in re.findall(r"^    #(?: via|  ) +([\w.-]+)", entry, re.M):

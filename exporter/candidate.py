@@ -38,10 +38,10 @@ from exporter.artifacts.metadata import ModelNote, describe_model
 from exporter.artifacts.tflite import Conversion, ConversionJob, convert, prepare_converting
 from exporter.card import Origin, add_parity, describe_candidate, write_model_card
 from exporter.config import ExportConfig
-from exporter.confusions import count_confusions, write_confusions
 from exporter.data.examples import ExportExamples
 from exporter.processes import ChildProcess
 from exporter.publishing.publish import CANDIDATE, REPORT
+from exporter.report.confusions import count_confusions, write_confusions
 from exporter.report.evaluation import Evaluation, evaluate, write_evaluation
 from exporter.report.facts import Facts, gather
 from exporter.report.page import StaticFigures, draw_static, render

@@ -6,18 +6,29 @@ What stands behind both is a manager as the flags want it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from contract.errors import ResourceExhaustedError
 from contract.servable import ServableId
 from serving.addresses import Addresses, log_addresses, write_port_file
 from serving.api.handlers import Manager
 from serving.config.server import ServerConfig
-from serving.engines.loading import Guard, Trials, check_version, load_servable, unguarded
+from serving.engines.loading import (
+    Findings,
+    Guard,
+    Trials,
+    check_version,
+    load_servable,
+    unguarded,
+)
 from serving.engines.servable import Servable
 from serving.monitoring.metrics import Metrics
+from serving.observer import Observer
+from serving.versions.entries import Fingerprint, take_fingerprint
 from serving.versions.manager import ServableManager
 from serving.versions.routing import Tally
 
@@ -25,6 +36,9 @@ if TYPE_CHECKING:
     from contract.shadow import ShadowFigures, ShadowRow
     from serving.api.shadow import Shadow, ShadowOrder
     from serving.config.models import ModelConfig
+
+
+_log = logging.getLogger(__name__)
 
 
 class Front(Manager, Protocol):
@@ -137,6 +151,38 @@ class SingleProcess:
         return shadow.take_state().figures, ()
 
 
+class EarlyTrials:
+    """Trials of versions before there is room for them: what one found is kept for the load.
+
+    Args:
+        trials: Where versions are tried.
+    """
+
+    def __init__(self, trials: Trials) -> None:
+        self._trials = trials
+        self._found: dict[Path, tuple[Fingerprint, Findings]] = {}
+
+    def try_early(self, servable_id: ServableId, version_dir: Path, observer: Observer) -> None:
+        """Raises a PlumblineError for what a trial finds wrong."""
+        fingerprint = take_fingerprint(version_dir)
+        self._found.pop(version_dir, None)
+        found = self._trials.examine(servable_id, version_dir, observer)
+        self._found[version_dir] = (fingerprint, found)
+
+    def examine(self, servable_id: ServableId, version_dir: Path, observer: Observer) -> Findings:
+        """See `Trials`; what was found early is taken once, and only of the same files."""
+        fingerprint, found = self._found.pop(version_dir, ((), None))
+        if found is not None and fingerprint and fingerprint == take_fingerprint(version_dir):
+            return found
+        return self._trials.examine(servable_id, version_dir, observer)
+
+    def try_tensorflow(
+        self, servable_id: ServableId, version_dir: Path, signature_names: Sequence[str]
+    ) -> None:
+        """See `Trials`; it is begun when TensorFlow is needed, and never early."""
+        self._trials.try_tensorflow(servable_id, version_dir, signature_names)
+
+
 def make_manager(
     config: ServerConfig,
     metrics: Metrics,
@@ -146,6 +192,7 @@ def make_manager(
     untally: Callable[[Tally], None] = lambda _: None,
 ) -> ServableManager:
     """A manager that loads with `serving.engines.loading`, after `trials`, and tells `metrics`."""
+    early = EarlyTrials(trials) if trials is not None and config.load_on_demand else None
 
     def load(servable_id: ServableId, version_dir: Path) -> Servable:
         begin = time.monotonic()
@@ -164,13 +211,19 @@ def make_manager(
             version_dir,
             config,
             metrics,
-            trials=trials,
+            trials=early or trials,
             guard=guard,
             is_serving=manager.is_serving,
         )
 
     def check(servable_id: ServableId, version_dir: Path) -> None:
+        if early is not None:
+            try:
+                return early.try_early(servable_id, version_dir, metrics)
+            except ResourceExhaustedError as error:
+                _log.info("%s is tried once others have left: %s", servable_id, error.message)
         check_version(servable_id, version_dir, config)
+        return None
 
     manager = ServableManager(
         load, config, tally=tally, untally=untally, observer=metrics, check=check

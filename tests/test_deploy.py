@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from tests.serving.server_process import ServerProcess
 ROOT = Path(__file__).resolve().parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 KSERVE = KUBERNETES / "kserve"
+SCORE = KUBERNETES / "score"
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 
 SERVERS = ["embedded", "tensorflow-serving", "embedded-fetch"]
@@ -359,7 +361,7 @@ def test_the_documented_command_confines_a_container_as_serving_container_does()
     assert "readonly" in next(one for one in given if one.startswith("--mount"))
     assert all("=127.0.0.1:" in one for one in given if one.startswith("--publish"))
     containerfile = (ROOT / "deploy" / "Containerfile").read_text()
-    assert containerfile.count("USER 10001:10001") == 2
+    assert containerfile.count("USER 10001:10001") == 3  # servers, tools, nodes that score
 
 
 def test_compose_gives_flags_that_exist() -> None:
@@ -508,6 +510,96 @@ def test_a_pod_of_kserve_is_confined_and_has_the_memory_that_it_promises(
     check_memory(int(limit.removesuffix("Mi")) * 2**20, container["args"], monkeypatch)
 
 
+# KubeRay.
+
+
+def read_rayjob() -> Document:
+    """The manifest of a job that scores."""
+    document: Document = yaml.safe_load((SCORE / "rayjob.yaml").read_text())
+    return document
+
+
+def list_pods(document: Document) -> dict[str, Document]:
+    """The pods of a RayJob, by what they are."""
+    spec = document["spec"]
+    cluster = spec["rayClusterSpec"]
+    (group,) = cluster["workerGroupSpecs"]
+    groups = {"head": cluster["headGroupSpec"], "worker": group}
+    pods = {"submitter": spec["submitterPodTemplate"]["spec"]}
+    return pods | {name: one["template"]["spec"] for name, one in groups.items()}
+
+
+def read_versions(lock: str) -> dict[str, str]:
+    """Package to version, of a lock."""
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def test_the_rayjob_fits_the_schema() -> None:
+    check_custom(read_rayjob())
+
+
+def test_a_field_that_kuberay_does_not_know_is_found() -> None:
+    document = read_rayjob()
+    document["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParameters"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="rayStartParameters"):
+        check_custom(document)
+
+
+def test_pods_of_a_rayjob_are_confined_as_the_restricted_standard_wants_it() -> None:
+    for pod in list_pods(read_rayjob()).values():
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        (container,) = pod["containers"]
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["allowPrivilegeEscalation"] is False
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+        assert "memory" in container["resources"]["limits"]
+        assert container["image"] == "plumbline:score"
+
+
+def test_a_rayjob_runs_a_command_that_exists() -> None:
+    from clients.cli import build_parser
+
+    words = shlex.split(read_rayjob()["spec"]["entrypoint"])
+    assert words[:3] == ["python", "-m", "clients"]
+    assert build_parser().parse_args(words[3:]).cluster == "", "RAY_ADDRESS says which"
+
+
+def test_a_cluster_has_the_versions_that_are_tested_here() -> None:
+    cluster, here = (
+        read_versions("requirements-ray-cluster.lock"),
+        read_versions("requirements.lock"),
+    )
+    assert {"ray", "pyarrow", "numpy", "ai-edge-litert", "s3fs"} <= cluster.keys() & here.keys()
+    assert {name: here[name] for name in cluster.keys() & here.keys()}.items() <= cluster.items()
+    assert read_rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == cluster["ray"]
+
+
+def test_the_documented_overlay_scores_on_a_volume(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "score.md").read_text()
+    (overlay,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    place = os.path.relpath(SCORE, tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(overlay.replace("../score", place))
+    (document,) = render(str(tmp_path))
+    check_custom(document)
+    words = shlex.split(document["spec"]["entrypoint"])
+    pods = list_pods(document)
+    for name in ("head", "worker"):
+        (container,) = pods[name]["containers"]
+        mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+        volumes = {one["name"]: one for one in pods[name]["volumes"]}
+        assert volumes.keys() == mounts.keys() == {"tmp", "data"}
+        assert "persistentVolumeClaim" in volumes["data"]
+        assert all(word.startswith(mounts["data"]) for word in words if "/" in word)
+    assert [one["name"] for one in pods["submitter"]["volumes"]] == ["tmp"]
+    images = {pod["containers"][0]["image"] for pod in pods.values()}
+    assert images == {"registry.example.org/plumbline:score"}
+
+
 def roll_out(tmp_path: Path, *, succeeded: str, status: int = 0) -> tuple[int, list[str]]:
     """Runs roll-out with a kubectl that notes what it is asked, and answers as told."""
     kubectl = tmp_path / "kubectl"
@@ -580,18 +672,21 @@ def test_every_package_is_installed_into_images() -> None:
     assert listed == found
 
 
-def select_locked(*arguments: str) -> dict[str, str]:
+def select_locked(*arguments: str, folder: Path = ROOT) -> dict[str, str]:
     """The lock's entries that an image installs, by package."""
     done = subprocess.run(
-        [sys.executable, "deploy/locked.py", *arguments],
-        cwd=ROOT,
+        [sys.executable, ROOT / "deploy/locked.py", *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    entries = re.split(r"^(?=\w)", done.stdout, flags=re.MULTILINE)[1:]
-    return {entry.partition("==")[0]: entry for entry in entries}
+    chosen: dict[str, str] = {}
+    for entry in re.split(r"^(?=\w)", done.stdout, flags=re.MULTILINE)[1:]:
+        name = entry.partition("==")[0]
+        chosen[name] = chosen.get(name, "") + entry
+    return chosen
 
 
 def test_images_install_what_they_need_of_the_lock_and_no_more() -> None:
@@ -607,6 +702,18 @@ def test_images_install_what_they_need_of_the_lock_and_no_more() -> None:
 
 def test_images_choose_packages_by_name_alone_too() -> None:
     assert set(select_locked("setuptools")) == {"setuptools"}
+
+
+def test_a_package_with_an_entry_for_each_python_is_installed_on_all(tmp_path: Path) -> None:
+    (tmp_path / "requirements.lock").write_text(
+        "one==1 ; python_full_version < '3.12' \\\n    --hash=sha256:a\n    # via two\n"
+        "one==2 ; python_full_version >= '3.12' \\\n    --hash=sha256:b\n    # via two\n"
+        "two==1 \\\n    --hash=sha256:c\n"
+    )
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    chosen = select_locked("two", folder=tmp_path)
+    assert set(chosen) == {"one", "two"}
+    assert chosen["one"].count("==1 ;") == chosen["one"].count("==2 ;") == 1
 
 
 def test_a_package_that_is_not_locked_is_named() -> None:

@@ -23,7 +23,7 @@ from clients.doctor.probe import Address, parse_address
 from clients.doctor.server import Asked, check_server, find_models
 from clients.doctor.silence import Given
 from clients.doctor.version import check_inputs, check_version
-from clients.files.predict import add_adjustment_flags, find_adjustment
+from clients.files.predict import add_adjustment_flags, find_adjustment, list_adjustment_flags
 from clients.targets import (
     add_server_flags,
     choose_model_name,
@@ -54,8 +54,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--run",
         action="store_true",
         dest="runs_signatures",
-        help="run the server's signatures with random numbers, and with a large batch: changes a "
-        "model that keeps state",
+        help="run the server's signatures with random numbers and empty strings, and with a large "
+        "batch: changes a model that keeps state",
     )
     parser.add_argument(
         "--signature_name",
@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         args.model_name = manifest.model_name if manifest else ""
     for folder in folders:
         findings += check_version(folder, server_tensorflow=args.server_tensorflow)
-        findings.append(check_inputs(folder, args.inputs, find_adjustment(args)))
+        adjusted = list_adjustment_flags(args)
+        findings.append(check_inputs(folder, args.inputs, find_adjustment(args), adjusted))
     for target in targets:
         if not is_folder(target):
             given = Given(
@@ -167,10 +168,16 @@ def list_flags(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _list_own_flags(args: argparse.Namespace) -> tuple[str, ...]:
-    """The same, of those that doctor alone takes."""
+    """The same, of those that are about more than the server."""
     names = ("signature_name", "rest_server", "server_tensorflow")
     given = [f"--{name}={getattr(args, name)}" for name in names if getattr(args, name)]
-    return (*(["--run"] if args.runs_signatures else []), *given)
+    inputs = ["--inputs", *map(str, args.inputs)] if args.inputs else []
+    return (
+        *(["--run"] if args.runs_signatures else []),
+        *inputs,
+        *list_adjustment_flags(args),
+        *given,
+    )
 
 
 def is_folder(target: str) -> bool:

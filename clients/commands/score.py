@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -32,7 +31,7 @@ from clients.score.output import (
     refuse_stale,
     sweep,
 )
-from clients.score.sources import Unit, holds, list_folders, list_units, open_address, read_unit
+from clients.score.sources import Unit, holds, list_folders, list_units, read_unit
 from clients.score.verify import Verdict, choose_units, draw_sample, judge, open_judges
 from clients.score.worker import Done, Task, Version, make_fingerprint
 from clients.targets import (
@@ -45,8 +44,8 @@ from contract.console.exits import ExitCode
 from contract.console.progress import Progress, format_seconds, show_progress
 from contract.console.terminal import keep_stderr, print_json, print_table, remark, say
 from contract.errors import ConfigError, DatasetError
-from contract.layout import find_version_dir
 from contract.manifest import Manifest, read_manifest
+from contract.remote import open_version
 from contract.statistics import Shift, join_sketches, measure_shift
 
 DEFAULT_MAX_BAD = 100
@@ -193,37 +192,6 @@ def run(args: argparse.Namespace) -> ExitCode:
         _print(args, job, result)
     is_good = result.verdict.passed and result.num_scored
     return ExitCode.DONE if is_good else ExitCode.FAILED
-
-
-@contextmanager
-def open_version(address: str) -> Iterator[Path]:
-    """A version on this machine: where it is, or fetched for as long as it is needed.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if "://" not in address:
-        yield find_version_dir(Path(address))
-        return
-    system, path = open_address(address)
-    name = path.rstrip("/").rpartition("/")[2]
-    if layout.parse_version(name) is None:
-        found = [
-            str(one).rstrip("/")
-            for one in system.ls(path, detail=False)
-            if layout.parse_version(str(one).rstrip("/").rpartition("/")[2]) is not None
-        ]
-        if not found:
-            raise ConfigError(f"{address} has no version: no folder named by a number")
-        path = max(found, key=lambda one: int(one.rpartition("/")[2]))
-        name = path.rpartition("/")[2]
-    with tempfile.TemporaryDirectory(prefix="plumbline-score-") as folder:
-        place = Path(folder, name)
-        for file in map(str, system.find(path)):
-            target = place / file[len(path) :].lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            system.get_file(file, str(target))
-        yield place
 
 
 def _choose_engine(args: argparse.Namespace, version_dir: Path, manifest: Manifest) -> EngineChoice:

@@ -29,6 +29,7 @@ from clients.options import ConnectionOptions, TlsOptions
 from clients.results import VersionStatus
 from contract.errors import (
     Code,
+    DeadlineExceededError,
     PlumblineError,
     RequestError,
     ServableNotFoundError,
@@ -350,33 +351,50 @@ def _check_answers(
     address: Address,
     asked: Asked,
 ) -> Finding:
-    failed, refused, answered = [], [], []
+    outcomes: dict[type[PlumblineError] | None, list[str]] = {}
     for name, signature in signatures.items():
-        # What a server has to load for strings may take a minute: nothing to be done unasked.
-        if _is_numeric(signature) or (name == asked.signature_name and _has_strings(signature)):
-            try:
-                client.predict(_make_row(signature), signature_name=name, **_pin(asked))
-                answered.append(name)
-            except UnimplementedError as error:
-                if name == asked.signature_name:
-                    return Check.ANSWERS.fails(
-                        f"{name} is there, and this server cannot run it: {error.message}",
-                        "install TensorFlow where the server runs, or ask another signature",
-                    )
-            except RequestError as error:
-                refused.append(f"{name}: {error.message}")
-            except PlumblineError as error:
-                failed.append(f"{name}: {error.message}")
-    if failed:
-        status = asked.given.advise_other("status", address.text)
-        return Check.ANSWERS.fails("; ".join(failed), f"compare with: {status}")
-    if refused:
-        text = f"refused a row of random numbers, which may not suit it: {'; '.join(refused)}"
-        own = asked.given.advise_other("predict FILE", address.text)
-        return Check.ANSWERS.warns(text, f"send a row of your own: {own}")
-    if not answered:
-        return Check.ANSWERS.is_not_checked("no signature takes numbers alone")
-    return Check.ANSWERS.passes(f"one row was answered by {', '.join(answered)}")
+        if _has_strings(signature) or _is_numeric(signature):
+            kind, text = _run(client, signature, name, asked)
+            outcomes.setdefault(kind, []).append(text)
+    texts = {kind: "; ".join(found) for kind, found in outcomes.items()}
+    advise = functools.partial(asked.given.advise_other, address=address.text)
+    if text := texts.get(PlumblineError, ""):
+        return Check.ANSWERS.fails(text, f"compare with: {advise('status')}")
+    if text := texts.get(UnimplementedError, ""):
+        find = Check.ANSWERS.fails if asked.signature_name else Check.ANSWERS.warns
+        text = f"this server lists what it cannot run: {text}"
+        return find(text, "install TensorFlow where the server runs, or ask another signature")
+    if text := texts.get(RequestError, ""):
+        text = f"refused a row of random numbers, which may not suit it: {text}"
+        return Check.ANSWERS.warns(text, f"send a row of your own: {advise('predict FILE')}")
+    if text := texts.get(DeadlineExceededError, ""):
+        text = f"no answer in time, which strings may take once: {text}"
+        return Check.ANSWERS.warns(text, asked.given.advise(address.text, "--timeout_s=120"))
+    if None not in outcomes:
+        return Check.ANSWERS.is_not_checked("no signature takes numbers or strings alone")
+    return Check.ANSWERS.passes(f"one row was answered by {', '.join(outcomes[None])}")
+
+
+def _run(
+    client: BlockingClient, signature: Signature, name: str, asked: Asked
+) -> tuple[type[PlumblineError] | None, str]:
+    """What comes of a row: its kind, None for an answer; and the words for it."""
+    is_unasked = _has_strings(signature) and name != asked.signature_name
+    try:
+        client.predict(_make_row(signature), signature_name=name, **_pin(asked))
+    except UnimplementedError as error:
+        return UnimplementedError, f"{name}: {error.message}"
+    except RequestError as error:
+        # An empty string is no example and no picture: whoever says so has read it.
+        if is_unasked:
+            return None, f"{name} (which refused an empty string)"
+        return RequestError, f"{name}: {error.message}"
+    except DeadlineExceededError as error:
+        # What a server has to load for strings may take a minute.
+        return DeadlineExceededError if is_unasked else PlumblineError, f"{name}: {error.message}"
+    except PlumblineError as error:
+        return PlumblineError, f"{name}: {error.message}"
+    return None, name
 
 
 def _check_limit(

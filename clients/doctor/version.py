@@ -70,8 +70,13 @@ def check_version(path: Path, *, server_tensorflow: str = "") -> list[Finding]:
     return [*findings, check_names(signatures), *_check_specs(signatures)]
 
 
-def check_inputs(path: Path, inputs: Sequence[Path], adjustment: Adjustment) -> Finding:
-    """Whether files that somebody means to send look like what a version was made with."""
+def check_inputs(
+    path: Path, inputs: Sequence[Path], adjustment: Adjustment, flags: Sequence[str] = ()
+) -> Finding:
+    """Whether files that somebody means to send look like what a version was made with.
+
+    `flags` are those that `adjustment` was read from, for advice that repeats them.
+    """
     if not inputs:
         return Check.INPUTS.is_not_checked("")
     try:
@@ -88,12 +93,13 @@ def check_inputs(path: Path, inputs: Sequence[Path], adjustment: Adjustment) -> 
         )
     except PlumblineError as error:
         return Check.INPUTS.fails(str(error))
-    listed = " ".join(map(str, inputs))
+    listed = shlex.join(map(str, inputs))
     if reader.remarks:
-        flags = " ".join(dict.fromkeys(one.flag for one in reader.remarks))
+        mends = " ".join(dict.fromkeys(one.flag for one in reader.remarks)).split()
+        kept = [flag for flag in flags if flag.partition("=")[0] not in mends]
         return Check.INPUTS.warns(
             "; ".join(one.text for one in reader.remarks),
-            f"python -m clients predict {listed} {flags}",
+            f"python -m clients predict {listed} {' '.join([*kept, *mends])}",
         )
     return Check.INPUTS.passes(f"{listed} look like what the version was made with")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clients.files.images import decode_image
 from clients.files.read import (
     UNNAMED,
     FileRows,
@@ -20,7 +21,6 @@ from clients.files.read import (
     to_array,
 )
 from clients.files.table import AUTO, Table
-from clients.images import decode_image
 from contract.console.terminal import remark
 from contract.errors import ConfigError, DatasetError, PlumblineError, TensorMismatchError
 from contract.manifest import InputStatistics
@@ -128,6 +128,7 @@ class InputReader:
         self._adjustment = adjustment
         self._pixel_shape = find_pixel_shape(signatures)
         self._hints = Hints(frozenset(signatures))
+        self._told: set[str] = set()
         self._files, self._array_name = list_files(paths), array_name
         blocks = read_files(
             self._files,
@@ -180,7 +181,7 @@ class InputReader:
             yield from (one for one in fitted if one.num_rows)
 
     def _fit(self, rows: FileRows) -> list[FileRows]:
-        return fit_rows(
+        fitted = fit_rows(
             rows,
             self.signature,
             given=self._given,
@@ -189,6 +190,14 @@ class InputReader:
             on_skipped=self._skip,
             hints=self._hints,
         )
+        names = [name for name in find_surplus(rows, self.signature) if name not in self._told]
+        if names:  # labels beside the rows, or a name that was misspelt
+            self._told.update(names)
+            remark(
+                f"{rows.source}: left out {', '.join(names)}; signature {self.signature.name!r} "
+                f"takes {', '.join(self.signature.inputs)}"
+            )
+        return fitted
 
     def _skip(self, skipped: Skipped) -> None:
         self.skipped.append(skipped)
@@ -434,7 +443,7 @@ def _name_arrays(
     names = [name for name in signature.inputs if name not in constants]
     if UNNAMED not in batch:
         if len(batch) > len(names) and set(names) <= batch.keys():
-            batch = {name: batch[name] for name in names}  # labels beside the images
+            batch = {name: batch[name] for name in names}  # see `find_surplus`
         return batch, rows
     if rows.table is not None:
         return _read_table(rows, rows.table, [signature.inputs[name] for name in names], on_skipped)
@@ -444,6 +453,17 @@ def _name_arrays(
         f"{rows.source} holds one unnamed array, and signature {signature.name!r} has the inputs "
         f"{', '.join(names)}; give an npz, jsonl or csv with these names"
     )
+
+
+def find_surplus(rows: FileRows, signature: Signature) -> list[str]:
+    """Arrays, or columns of a table, that stand beside the inputs and are none."""
+    inputs = signature.inputs
+    if UNNAMED not in rows.batch:
+        return [name for name in rows.batch if name not in inputs]
+    if rows.table is None:
+        return []
+    used = {place for name in inputs for place in rows.table.find_columns(name)}
+    return [name for place, name in enumerate(rows.table.columns) if used and place not in used]
 
 
 def _read_table(

@@ -171,6 +171,13 @@ def find_adjustment(args: argparse.Namespace) -> Adjustment:
     return Adjustment(invert=args.invert, scale=args.scale, shift=args.shift)
 
 
+def list_adjustment_flags(args: argparse.Namespace) -> tuple[str, ...]:
+    """Those of `add_adjustment_flags` that were given, for advice that repeats them."""
+    numbers = [f"--{name}={getattr(args, name)!r}" for name in ("scale", "shift")]
+    given = [one for one in numbers if not one.endswith("=0.0")]
+    return (*(["--invert"] if args.invert else []), *given)
+
+
 def find_scaling(
     path: Path | None, signatures: Mapping[str, Signature], signature_name: str = ""
 ) -> PixelScaling | None:

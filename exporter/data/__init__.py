@@ -1,1 +1,1 @@
-"""Data sets: readers of files, checks, splits and fingerprints."""
+"""Data sets: checks, splits and fingerprints of what `readers` have read."""

@@ -20,14 +20,14 @@ from contract.errors import DatasetError
 from contract.heads import Head
 from contract.signature import Array
 from exporter.config import DataConfig, InMemoryKind
-from exporter.data.examples import Examples, ExportExamples, choose_rows, spread_rows
-from exporter.data.image_folder import read_image_folder
+from exporter.data.examples import Examples, ExportExamples, RawData, choose_rows, spread_rows
 from exporter.data.inputs import clean_input, fill_missing, find_fillings
 from exporter.data.pixels import ZERO_TO_ONE, PixelScale
-from exporter.data.readers import RawData, read_digits, read_mnist, read_npz
+from exporter.data.readers.arrays import read_digits, read_mnist, read_npz
+from exporter.data.readers.image_folder import read_image_folder
+from exporter.data.readers.stream import Stream, StreamedData, open_tfrecords
+from exporter.data.readers.tables import read_table, read_texts
 from exporter.data.statistics import warn_of_odd_splits
-from exporter.data.stream import Stream, StreamedData, open_tfrecords
-from exporter.data.tables import read_table, read_texts
 from exporter.tasks.targets import clean_target
 
 _RANDOM_FEATURES = 784
@@ -146,7 +146,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     if config.kind == "tfrecord":
         return _stream_dataset(open_tfrecords(config), config)
     if config.kind == "loader":
-        from exporter.data.loader import read_loader
+        from exporter.data.readers.loader import read_loader
 
         read = read_loader(config)
         if isinstance(read, StreamedData):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -152,3 +153,48 @@ class ExportExamples:
         """Of the first target that has classes, else as given."""
         found = (one.class_names for one in self.targets.values() if one.has_classes)
         return next(found, ()) or self.given_names
+
+
+@dataclasses.dataclass(frozen=True)
+class RawData:
+    """Arrays as read, before they are checked and split.
+
+    Attributes:
+        name: What the data are called in outputs.
+        source: What to call them in an error, usually a path.
+        train: Inputs and targets by name; "" where there is only one, unnamed.
+        test: Likewise, or None when the data bring no test split.
+        validation: Likewise.
+        class_names: Target name to its classes, where the data name them.
+        columns: Of the only input's last axis, where it has names.
+        by_column: Inputs and targets are columns of a table, and are called so in errors.
+        is_sequence: Inputs are numbers of (rows, time, features), never pixels.
+        num_skipped: Files that could not be read and were left out.
+        dummy: The data mean nothing.
+    """
+
+    name: str
+    source: str
+    train: Examples
+    test: Examples | None = None
+    validation: Examples | None = None
+    class_names: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    by_column: bool = False
+    is_sequence: bool = False
+    num_skipped: int = 0
+    dummy: bool = False
+
+    @property
+    def splits(self) -> dict[str, Examples]:
+        """Those that the data bring; `train` is the first."""
+        given = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in given.items() if split is not None}
+
+    def call_array(self, letter: Literal["x", "y"], split: str, name: str) -> str:
+        """What an error calls an input (`x`) or a target (`y`)."""
+        if self.by_column and name:
+            return f"{self.source}: column {name!r}"
+        if self.by_column:
+            return f"{self.source}: the columns" if letter == "x" else f"{self.source}: the target"
+        return f"{self.source}: {letter}_{split}" + (f"/{name}" if name else "")

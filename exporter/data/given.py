@@ -23,9 +23,9 @@ from exporter.data.examples import (
     spread_rows,
     to_bytes,
 )
-from exporter.data.image_folder import read_example_pictures
 from exporter.data.pixels import PixelScale
-from exporter.data.tables import read_arrow, read_columns
+from exporter.data.readers.image_folder import read_example_pictures
+from exporter.data.readers.tables import read_arrow, read_columns
 from exporter.tasks.targets import clean_class_names
 
 ExamplesLike: TypeAlias = Any

@@ -8,7 +8,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
 from contract import layout
@@ -24,7 +24,19 @@ ModelFileKind: TypeAlias = Literal["keras", "saved_model", "tflite"]
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _ZIP_MAGIC = b"PK\x03\x04"
 _LITE_IDENTIFIER = b"TFL3"
+_TORCH_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46"
+"""How `torch.save` began before it wrote archives."""
 _KINDS = "a .keras, .h5 or .tflite file, or the folder of a SavedModel"
+_FOREIGN = {
+    "torch": "is a file of PyTorch; litert-torch makes a .tflite file of its model, which can be "
+    "given here",
+    "onnx": "is a file of ONNX; onnx2tf makes a SavedModel of it, which can be given here",
+    "pickle": "is a pickle, which is never loaded, for it may run any code; give the model itself "
+    "to exporter.export(), or save it",
+    "npz": "holds arrays and no model; load them into a model of Keras, and save that",
+    "safetensors": "holds weights and no model; load them into a model of Keras, and save that",
+}
+"""What files of others are, and what becomes of them."""
 
 
 def tell_file_kind(path: Path) -> ModelFileKind:
@@ -39,11 +51,13 @@ def tell_file_kind(path: Path) -> ModelFileKind:
         raise ConfigError(f"{path} is a folder without {layout.SAVED_MODEL}; give {_KINDS}")
     try:
         with path.open("rb") as file:
-            head = file.read(8)
+            head = file.read(16)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; give {_KINDS}") from error
     if head.startswith(_HDF5_MAGIC):
         return "keras"
+    if foreign := _tell_foreign(path, head):
+        raise ConfigError(f"{path} {_FOREIGN[foreign]}; give {_KINDS}")
     if head.startswith(_ZIP_MAGIC):
         return "keras"
     if head[4:8] == _LITE_IDENTIFIER:
@@ -51,8 +65,33 @@ def tell_file_kind(path: Path) -> ModelFileKind:
     if path.name == layout.SAVED_MODEL:
         raise ConfigError(f"{path} is the graph alone; give the folder around it")
     raise ConfigError(
-        f"{path} is no model (it begins with {head.hex() or 'nothing'}); give {_KINDS}"
+        f"{path} is no model (it begins with {head[:8].hex() or 'nothing'}); give {_KINDS}"
     )
+
+
+def _tell_foreign(path: Path, head: bytes) -> str:
+    """The kind of a file that other tools write, a key of `_FOREIGN`; "" where it is none."""
+    if head.startswith(_ZIP_MAGIC):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [PurePosixPath(name).name for name in archive.namelist()]
+        except (OSError, zipfile.BadZipFile):
+            return ""  # cut off: Keras's, as far as anybody can tell
+        if {"data.pkl", "constants.pkl", "archive_format"} & set(names):
+            return "torch"
+        return "npz" if all(name.endswith(".npy") for name in names) else ""
+    if head.startswith(_TORCH_MAGIC):
+        return "torch"
+    if len(head) < 10:
+        return ""
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
+        return "pickle"
+    if head[8:10] == b'{"':
+        return "safetensors"
+    # A ModelProto: its version, 3 or higher, then its producer, graph or operators; a SavedModel's
+    # version is 1.
+    is_onnx = head[:1] == b"\x08" and 3 <= head[1] <= 32 and head[2] in b"\x12\x1a\x3a\x42"
+    return "onnx" if is_onnx else ""
 
 
 def load_keras(

@@ -20,13 +20,12 @@ from pathlib import Path
 from contract import layout
 from contract.errors import ConfigError, ExportError, PlumblineError, VersionExistsError
 from contract.manifest import Manifest, check_files
+from contract.remote import is_full
 
 _LOG = logging.getLogger(__name__)
 
 WRITER = ".writer"
 """File inside a stage that its living writer holds locked."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a disk without room, a quota and a limit on files say."""
 
 
 @contextlib.contextmanager
@@ -151,11 +150,6 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an error says that nothing more can be written."""
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
 def sync_path(path: Path) -> None:
     """Waits until a file's or folder's content is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -214,7 +208,7 @@ def explain_os_errors(base_path: Path) -> Iterator[None]:
         where = error.filename or base_path
         told: PlumblineError
         match error.errno:
-            case number if number in _FULL:
+            case _ if is_full(error):
                 told = ExportError(
                     f"{base_path}: the disk is full or a quota is reached ({error.strerror}); the "
                     "base path is as it was; free some space, or retire old versions with --keep"

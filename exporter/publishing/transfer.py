@@ -20,32 +20,29 @@ import logging
 import os
 import tempfile
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from contract import layout
 from contract.errors import (
     ConfigError,
     ManifestError,
-    ServableNotFoundError,
     UntrustedVersionError,
     VersionExistsError,
 )
 from contract.manifest import (
     MAX_BYTES,
     FileEntry,
-    Manifest,
     check_files,
     hash_file,
     read_manifest,
 )
+from contract.remote import OnBytes, RemoteBasePath, download_files, find_complete, is_full
 from contract.signing import check_public_key, verify_version
-from exporter.publishing.remote import OnBytes, RemoteBasePath
 from exporter.publishing.staging import (
     WRITER,
     explain_os_errors,
     hold_base_path,
     is_alive,
-    is_full,
     mark_alive,
     opened,
     remove_tree,
@@ -220,7 +217,7 @@ def fetch_version(
     if key is not None:
         check_public_key(key)
     remote = RemoteBasePath(url)
-    folder, sealed = _find_complete(remote, version)
+    folder, sealed = find_complete(remote, version)
     signature = _read_signature(remote, folder)
     target = base_path / str(int(folder))
     stage = base_path / f"{layout.STAGE_PREFIX}fetch-{target.name}"
@@ -278,24 +275,6 @@ def fetch_version(
     )
 
 
-def _find_complete(remote: RemoteBasePath, version: int | None) -> tuple[str, bytes]:
-    """A version's folder and the bytes of its manifest, which make it complete."""
-    found = remote.find_versions()
-    wanted = sorted(found, reverse=True) if version is None else [version]
-    for number in wanted:
-        sealed = remote.read_file(f"{found[number]}/{layout.MANIFEST}") if number in found else None
-        if sealed:
-            return found[number], sealed
-        if number in found:
-            _LOG.warning("%s/%s: no manifest, so not complete", remote.url, found[number])
-    there = ", ".join(map(str, found)) or "none"
-    asked = "no complete version" if version is None else f"no complete version {version}"
-    raise ServableNotFoundError(
-        f"{remote.url}: {asked} (versions there: {there}); one without "
-        f"{layout.MANIFEST} is still being written, or was not copied by Plumbline"
-    )
-
-
 def _open_stage(stage: Path, target: Path) -> int | None:
     """Marks our stage, with what an earlier fetch left in it, alive; None if the version is here.
 
@@ -336,26 +315,10 @@ def _fill(
     beside = len(sealed) + len(signature)
     on_total(beside + sum(one.num_bytes for one in manifest.files.values()))
     on_bytes(beside)
-    _check_entries(manifest, remote, folder)
     for name in set(layout.list_files(stage)) - manifest.files.keys() - {layout.MANIFEST, WRITER}:
         (stage / name).unlink()
     _place_signature(signature, stage)
-    num_present = 0
-    for name, entry in manifest.files.items():
-        path = stage / name
-        if path.is_file() and hash_file(path) == entry:
-            num_present += 1
-            on_bytes(entry.num_bytes)
-            continue
-        _LOG.debug("fetching %s", name)
-        remote.download(f"{folder}/{name}", path, num_bytes=entry.num_bytes, on_bytes=on_bytes)
-    try:
-        check_files(stage, manifest)
-    except ManifestError as error:
-        raise ManifestError(
-            f"{remote.url}/{folder} is damaged, or changed while it was fetched: {error.message}"
-        ) from error
-    return num_present
+    return download_files(remote, folder, stage, manifest, on_bytes=on_bytes)
 
 
 def _read_signature(remote: RemoteBasePath, folder: str) -> bytes:
@@ -395,19 +358,3 @@ def _check_signing(stage: Path, key: Path, source: str) -> None:
             )
         problem = problem.replace(str(stage), source)
         raise UntrustedVersionError(f"{problem}; it is not fetched; {advice}") from error
-
-
-def _check_entries(manifest: Manifest, remote: RemoteBasePath, folder: str) -> None:
-    # The manifest comes from elsewhere: its names must not lead out of the stage.
-    for name in manifest.files:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
-            raise ManifestError(f"{remote.url}: its manifest names {name!r}, no path of a version")
-    sizes = remote.list_files(folder)
-    wrong = [name for name, one in manifest.files.items() if sizes.get(name) != one.num_bytes]
-    if wrong:
-        names = ", ".join(sorted(wrong)[:5])
-        raise ManifestError(
-            f"{remote.url}/{folder}: missing or cut short: {names}; copy the version there again "
-            "with `publish --to`"
-        )

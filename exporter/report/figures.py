@@ -19,16 +19,15 @@ import numpy as np
 from contract.console.plots import (
     BAD,
     GOOD,
-    GRID,
     INK,
     MUTED,
-    PAPER,
     label_ends,
     set_count_ticks,
     styled,
     to_svg,
 )
 from contract.manifest import TrainingEntry
+from exporter.report.confusions import draw_confusions
 from exporter.report.evaluation import Calibration, ClassFacts, Confusion, ValueFacts
 
 if TYPE_CHECKING:
@@ -38,12 +37,7 @@ if TYPE_CHECKING:
 WIDTH = 324.0
 """Of a figure, in points."""
 
-MAX_DRAWN_CLASSES = 24
-"""Of a confusion matrix: of more classes the cells are too small to read on a telephone."""
-
 _DOTTED = (0, (2, 2))
-_FAINTEST = 0.18
-"""A single wrong row out of hundreds must still be seen."""
 _LARGEST_CELL = 56.0
 _LETTER = 5.6
 """Points that a letter of a tick takes, at most."""
@@ -100,7 +94,7 @@ def draw_curves(
         return to_svg(figure, name=name, title=title)
 
 
-def draw_confusions(
+def draw_matrix(
     classes: Sequence[ClassFacts], confusions: Sequence[Confusion], *, name: str, title: str
 ) -> str:
     """A row for each labelled class: right answers in one colour, wrong ones in another."""
@@ -118,50 +112,15 @@ def draw_confusions(
     for wrong in confusions:
         if 0 <= wrong.answer < count:
             counts[wrong.truth, wrong.answer] = wrong.count
-    totals = np.maximum([one.num_rows for one in classes], 1)
     with _drawing():
         height = side + bottom + 6
         right = WIDTH - left - side
         figure, axes = _open(WIDTH, height, left=left, right=right, top=6, bottom=bottom)
-        _draw_cells(axes, counts, totals, cell)
-        axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
-        axes.set_xticks(range(count), names, rotation=90 if is_turned else 0)
-        axes.set_yticks(range(count), names)
-        axes.tick_params(length=0, pad=3)
-        axes.grid(visible=False)
-        axes.spines["bottom"].set_visible(False)
+        draw_confusions(axes, counts, names, cell_pt=cell, is_turned=is_turned)
+        axes.tick_params(pad=3)
         axes.set_xlabel("answered", labelpad=3)
         axes.set_ylabel("true class", labelpad=3)
         return to_svg(figure, name=name, title=title)
-
-
-def _draw_cells(axes: Axes, counts: np.ndarray, totals: np.ndarray, cell: float) -> None:
-    from matplotlib.collections import PatchCollection
-    from matplotlib.patches import Rectangle
-
-    size = 0.93
-    cells = {
-        (int(row), int(column)): Rectangle((column - size / 2, row - size / 2), size, size)
-        for row, column in np.ndindex(counts.shape)
-    }
-    empty = [patch for place, patch in cells.items() if not counts[place]]
-    axes.add_collection(PatchCollection(empty, facecolors=GRID, alpha=0.35, linewidths=0))
-    for (row, column), patch in cells.items():
-        number = int(counts[row, column])
-        if not number:
-            continue
-        weight = max(_FAINTEST, float(number / totals[row]))
-        patch.set(color=GOOD if row == column else BAD, alpha=weight, linewidth=0)
-        axes.add_patch(patch)
-        if cell >= 11:
-            text = f"{number:,}"
-            axes.text(
-                *(column, row, text),
-                ha="center",
-                va="center",
-                color=PAPER if weight > 0.55 else INK,
-                fontsize=min(10.0, 1.5 * cell / max(2, len(text))),
-            )
 
 
 def draw_calibration(calibration: Calibration, *, name: str, title: str) -> str:

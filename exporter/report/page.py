@@ -16,6 +16,7 @@ from contract import layout
 from contract.console.plots import PLOT_CSS
 from contract.manifest import DataEntry, Manifest
 from contract.signature import UINT8, TensorSpec
+from exporter.report.confusions import MOST_WRITTEN
 from exporter.report.evaluation import NUM_WORST, ClassFacts, HeadFacts, WorstRow
 from exporter.report.facts import CopyFacts, Facts
 from exporter.report.rows import ShownInput, shorten, show_row
@@ -427,9 +428,9 @@ def _draw_head(head: HeadFacts, anchor: str) -> list[Figure]:
 
     drawn = []
     is_matrix = head.task in ("multiclass", "binary") and head.has_truth
-    if is_matrix and head.num_classes <= figures.MAX_DRAWN_CLASSES:
+    if is_matrix and head.num_classes <= MOST_WRITTEN:
         title = f"{head.num_right:,} of {head.num_places:,} {_places(head)} are right"
-        svg = figures.draw_confusions(
+        svg = figures.draw_matrix(
             head.classes, head.confusions, name=f"{anchor}-matrix", title=title
         )
         note = "Rows are the true class, columns what was answered; the diagonal is right."
@@ -463,9 +464,7 @@ def _places(head: HeadFacts) -> str:
 
 
 def _list_confusions(head: HeadFacts) -> tuple[tuple[str, str, int], ...]:
-    from exporter.report.figures import MAX_DRAWN_CLASSES
-
-    if head.num_classes <= MAX_DRAWN_CLASSES:
+    if head.num_classes <= MOST_WRITTEN:
         return ()
     return tuple(
         (
@@ -504,9 +503,8 @@ def _list_head_notes(facts: Facts, head: HeadFacts, *, is_full: bool) -> list[st
                 "matrix and no reliability; export with labels to have them."
             )
         return notes
-    from exporter.report.figures import MAX_DRAWN_CLASSES
 
-    if head.task in ("multiclass", "binary") and head.num_classes > MAX_DRAWN_CLASSES:
+    if head.task in ("multiclass", "binary") and head.num_classes > MOST_WRITTEN:
         notes.append(
             f"A matrix of {head.num_classes:,} classes cannot be read, so the most frequent "
             "confusions are listed instead."

@@ -18,7 +18,7 @@ from contract.errors import ConfigError
 from contract.heads import Head
 from contract.signature import Array
 from exporter.data.examples import Examples
-from exporter.data.stream import Stream
+from exporter.data.readers.stream import Stream
 from exporter.training.heads import ModelHeads, Structure, Tensors
 from exporter.training.losses import weigh_targets
 

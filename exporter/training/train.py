@@ -11,7 +11,7 @@ from pathlib import Path
 from contract.errors import ConfigError
 from exporter.config import Config
 from exporter.data.dataset import Dataset
-from exporter.data.stream import explain_read_errors
+from exporter.data.readers.stream import explain_read_errors
 from exporter.training.run import (
     EpochListener,
     EpochRecorder,

@@ -18,7 +18,7 @@ class Phase(enum.Enum):
     """Where a version stands."""
 
     NEW = enum.auto()
-    CHECKING = enum.auto()  # its files, before others leave to make room for it
+    CHECKING = enum.auto()  # before others leave to make room for it
     LOADING = enum.auto()
     WAITING = enum.auto()  # between two tries of a load
     READY = enum.auto()
@@ -41,7 +41,7 @@ class VersionEntry:
         fingerprint: Of the files as they were when the last load began.
         error: Why the last load failed.
         handle: While READY or UNLOADING.
-        is_checked: Whether its files were found to be in order, so that others may leave for it.
+        is_checked: Whether it was found to be fit, so that others may leave for it.
         num_bytes: Of memory that it counts for while it is loaded; 0 where nobody counts.
     """
 

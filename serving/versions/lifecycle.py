@@ -75,7 +75,7 @@ class Lifecycle:
         tally: Where others read how many users a version has, given its directory.
         untally: Is told that a version which counted there was unloaded.
         observer: Is told what is loaded on demand, and unloaded to make room.
-        check: Raises a PlumblineError for a version whose files are unfit, without loading any;
+        check: Raises a PlumblineError for a version that is unfit, without loading it here;
             blocks. It is asked before another model leaves to make room.
     """
 
@@ -376,9 +376,9 @@ class Lifecycle:
         ).start()
 
     def _check(self, entry: VersionEntry) -> None:
-        """Looks at the files of a version that has no room yet: whoever would leave for it need
-        not, where they are unfit."""
-        logger.info("Checking the files of %s before others leave to make room", entry.id)
+        """Looks at a version that has no room yet: whoever would leave for it need not, where it
+        is unfit."""
+        logger.info("Checking %s before others leave to make room", entry.id)
         is_fit = try_check(self._check_files, entry)
         with self._changed:
             self._num_loading -= 1
@@ -524,7 +524,7 @@ def try_load(load: LoadFunction, entry: VersionEntry) -> Servable | None:
 
 
 def try_check(check: CheckFunction, entry: VersionEntry) -> bool:
-    """Whether the files of the entry's version are in order; else the reason is in `error`."""
+    """Whether the entry's version is fit to be loaded; else the reason is in `error`."""
     _try(check, entry, "checking")
     return entry.error is None
 

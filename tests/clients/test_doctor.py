@@ -22,10 +22,15 @@ from clients.doctor.findings import Check, check_package
 from clients.doctor.probe import parse_address
 from clients.doctor.server import find_rest_servers
 from contract import layout
-from contract.errors import ResourceExhaustedError, UnimplementedError
+from contract.errors import (
+    DeadlineExceededError,
+    RequestError,
+    ResourceExhaustedError,
+    UnimplementedError,
+)
 from contract.manifest import InputStatistics, read_manifest, write_manifest
-from contract.signature import TensorSpec
-from tests.clients.grpc_servers import ModelServer, make_signature
+from contract.signature import Batch, TensorSpec
+from tests.clients.grpc_servers import ModelServer, answer_sums, make_signature
 from tests.clients.serving_mlp import serve_mlp
 from tests.lite_models import FOLDER
 
@@ -156,18 +161,63 @@ def test_a_command_is_never_broken_in_a_narrow_terminal(
     assert f"  {command}" in capsys.readouterr().out.splitlines()
 
 
-def test_a_signature_that_the_server_cannot_run_is_found_where_it_is_named(diagnose: Any) -> None:
-    def refuse(_: Any) -> Any:
-        raise UnimplementedError("classify needs TensorFlow")
+def add_strings(server: ModelServer, error: Exception) -> None:
+    """A signature that takes strings, and what the server makes of it."""
+    text = TensorSpec("inputs", "string", (None,))
+    server.signatures["classify"] = make_signature("classify", inputs={"inputs": text})
 
+    def answer(inputs: Batch) -> Any:
+        if "inputs" in inputs:
+            raise error
+        return answer_sums(inputs)
+
+    server.answer = answer
+
+
+@pytest.mark.parametrize(
+    ("named", "status", "verdict"),
+    [((), 0, "warning"), (("--signature_name", "classify"), 1, "fails")],
+)
+def test_a_signature_that_the_server_cannot_run_is_found_named_or_not(
+    named: tuple[str, ...], status: int, verdict: str, diagnose: Any
+) -> None:
     with ModelServer() as server:
-        text = TensorSpec("inputs", "string", (None,))
-        server.signatures["classify"] = make_signature("classify", inputs={"inputs": text})
-        server.answer = refuse
-        flags = ("--run", "--signature_name", "classify")
-        status, findings = diagnose(server.address, *flags)
-    assert status == 1
+        add_strings(server, UnimplementedError("classify needs TensorFlow"))
+        found, findings = diagnose(server.address, "--run", *named)
+    assert (found, findings["answers"]["verdict"]) == (status, verdict)
     assert "classify needs TensorFlow" in findings["answers"]["explanation"]
+
+
+def test_a_signature_that_refuses_an_empty_string_is_one_that_runs(diagnose: Any) -> None:
+    with ModelServer() as server:
+        add_strings(server, RequestError("Could not parse example input"))
+        status, findings = diagnose(server.address, "--run")
+        assert server.calls["Predict"] == 2
+    assert (status, findings["answers"]["verdict"]) == (0, "ok")
+
+
+def test_a_signature_that_takes_long_over_strings_is_no_fault(diagnose: Any) -> None:
+    with ModelServer() as server:
+        add_strings(server, DeadlineExceededError("too late"))
+        status, findings = diagnose(server.address, "--run")
+    assert (status, findings["answers"]["verdict"]) == (0, "warning")
+    assert findings["answers"]["fix"].endswith("--run --timeout_s=120")
+
+
+def test_advice_repeats_inputs_and_what_is_done_to_them(
+    copied: Path, tmp_path: Path, diagnose: Any
+) -> None:
+    known = InputStatistics(min=0, max=1, mean=0.1, std=0.3, num_rows=64)
+    write_manifest(copied, msgspec.structs.replace(read_manifest(copied), inputs={"": known}))
+    np.save(tmp_path / "two words.npy", np.full((8, 28, 28, 1), 200, np.float32))
+    given = ("--inputs", tmp_path / "two words.npy", "--shift=0.5")
+    with ModelServer() as server:
+        _, findings = diagnose(server.address, copied, *given, "--signature_name", "nothing")
+    listed = f"'{tmp_path}/two words.npy'"
+    assert f"--inputs {listed} --shift=0.5 " in findings["signature names"]["fix"]
+    assert findings["inputs"]["fix"] == (
+        f"python -m clients predict {listed} --shift=0.5 --scale 255"
+    )
 
 
 def test_a_folder_of_base_paths_is_told_from_an_empty_one(copied: Path, diagnose: Any) -> None:

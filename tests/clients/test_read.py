@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clients.files.fit import Adjustment, InputReader
+from clients.files.images import decode_image
 from clients.files.read import BLOCK_ROWS
-from clients.images import decode_image
 from contract.errors import ConfigError, DatasetError, SignatureNotFoundError, TensorMismatchError
 from contract.golden import Golden, GoldenExamples, write_golden
 from contract.manifest import InputStatistics
@@ -381,3 +381,22 @@ def test_a_column_of_numbers_in_quotes_and_whole_floats_are_read(tmp_path: Path)
     (tmp_path / "x.jsonl").write_text('{"n": 3, "on": true}\n{"n": 4, "on": false}\n')
     (rows,) = InputReader([tmp_path / "x.jsonl"], {"serving_default": signature})
     assert (rows.batch["n"].dtype, rows.batch["on"].dtype) == (np.int32, np.bool_)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "jsonl", "csv"])
+def test_what_stands_beside_the_inputs_is_left_out_and_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    rows, labels = np.ones((2, 3), np.float32), np.array([7, 8])
+    if suffix == "npz":
+        np.savez(path, x=rows, label=labels)
+    elif suffix == "jsonl":
+        path.write_text('{"x": [1, 1, 1], "label": 7}\n' * 2)
+    else:
+        path.write_text("x_0,x_1,x_2,label\n1,1,1,7\n1,1,1,8\n")
+    signature = Signature("serving_default", {"x": TensorSpec("x", "float32", (None, 3))}, {})
+    first, second = InputReader([path, path], {"serving_default": signature})
+    assert first.batch.keys() == second.batch.keys() == {"x"}
+    told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert told == [f"{path}: left out label; signature 'serving_default' takes x"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -60,6 +62,29 @@ def list_containers(engine: ContainerEngine) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+def check_contents(engine: ContainerEngine, image: str) -> None:
+    """The image's own list of what is in it names every package that is installed, and licences."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    path = "/opt/plumbline/plumbline.cdx.json"
+    run = ("run", "--rm", "--network=none")
+    text = engine.call(*run, "--entrypoint=cat", image, path).stdout
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    listed = {normalise(one["name"]): one for one in json.loads(text)["components"]}
+    folders = engine.call(*run, "--entrypoint=ls", image, "/opt/plumbline").stdout.split()
+    installed = {
+        normalise(name.partition("-")[0]) for name in folders if name.endswith(".dist-info")
+    }
+    assert installed == listed.keys() | {"plumbline-tf"}
+    assert [name for name, one in listed.items() if not one["licenses"]] == []
+
+
+def normalise(package: str) -> str:
+    """One spelling for all of a package's."""
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def copy_version(published: Path, base_path: Path, version: int = 1) -> Path:

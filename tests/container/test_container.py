@@ -38,11 +38,6 @@ def inspect(engine: ContainerEngine, name: str) -> dict[str, Any]:
     return facts
 
 
-def normalise(package: str) -> str:
-    """One spelling for all of a package's."""
-    return re.sub(r"[-_.]+", "-", package).lower()
-
-
 def test_golden_examples_come_back_through_every_hop(
     server: ContainerProcess, mlp_base_path: Path
 ) -> None:
@@ -72,21 +67,7 @@ def test_a_version_that_nobody_signed_ends_in_a_container_too(
 
 
 def test_the_image_lists_what_is_in_it(engine: ContainerEngine, embedded_image: str) -> None:
-    """As installed: every package, with its licence."""
-    from cyclonedx.schema import SchemaVersion
-    from cyclonedx.validation.json import JsonStrictValidator
-
-    path = "/opt/plumbline/plumbline.cdx.json"
-    run = ("run", "--rm", "--network=none")
-    text = engine.call(*run, "--entrypoint=cat", embedded_image, path).stdout
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
-    listed = {normalise(one["name"]): one for one in json.loads(text)["components"]}
-    folders = engine.call(*run, "--entrypoint=ls", embedded_image, "/opt/plumbline").stdout.split()
-    installed = {
-        normalise(name.partition("-")[0]) for name in folders if name.endswith(".dist-info")
-    }
-    assert installed == listed.keys() | {"plumbline-tf"}
-    assert all(one["licenses"] for one in listed.values())
+    images.check_contents(engine, embedded_image)
 
 
 def test_the_image_serves_with_the_options_that_the_documentation_names(

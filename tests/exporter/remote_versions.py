@@ -76,9 +76,9 @@ class Bucket:
 
 
 @contextmanager
-def serve_s3() -> Iterator[str]:
+def serve_s3(host: str = "127.0.0.1") -> Iterator[str]:
     """A moto server on a free port; yields its address."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address=host, port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()

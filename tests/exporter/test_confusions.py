@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from contract.console.plots import make_figure, styled
-from exporter.confusions import (
+from exporter.report.confusions import (
     count_confusions,
     describe_confusions,
     draw_confusions,

@@ -21,7 +21,7 @@ from exporter.data.dataset import (
     split_stratified,
     to_float32,
 )
-from exporter.data.readers import IDX_FILES
+from exporter.data.readers.arrays import IDX_FILES
 
 ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
@@ -321,7 +321,7 @@ def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr("exporter.data.readers.URL", "http://127.0.0.1:9/mnist.npz")
+    monkeypatch.setattr("exporter.data.readers.arrays.URL", "http://127.0.0.1:9/mnist.npz")
     with pytest.raises(DatasetError, match="cannot download"):
         load_dataset(data_config("mnist", download=True))
     assert not list((tmp_path / "datasets").iterdir())
@@ -332,7 +332,7 @@ def test_a_download_that_is_not_mnist_is_refused(
 ) -> None:
     (tmp_path / "other").write_text("an error page")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr("exporter.data.readers.URL", (tmp_path / "other").as_uri())
+    monkeypatch.setattr("exporter.data.readers.arrays.URL", (tmp_path / "other").as_uri())
     with pytest.raises(DatasetError, match=r"not mnist\.npz"):
         load_dataset(data_config("mnist", download=True))
     assert not list((tmp_path / "datasets").iterdir())

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from clients.images import decode_image
+from clients.files.images import decode_image
 from contract.pictures import EXIF_MAGIC, HEAD_BYTES, MAX_SEGMENTS, PNG_MAGIC, read_orientation
 
 if TYPE_CHECKING:

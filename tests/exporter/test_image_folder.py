@@ -12,7 +12,7 @@ import pytest
 from contract.errors import DatasetError
 from exporter.config import DataConfig
 from exporter.data.dataset import Dataset, load_dataset
-from exporter.data.image_folder import read_picture
+from exporter.data.readers.image_folder import read_picture
 
 RNG = np.random.default_rng(2)
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -70,7 +71,40 @@ def folder_of_nothing(folder: Path) -> Case:
 
 def pickled_model(folder: Path) -> Case:
     (folder / "model.pkl").write_bytes(pickle.dumps({"a": 1}))
-    return folder / "model.pkl", given(), "is no model"
+    return folder / "model.pkl", given(), "is a pickle, which is never loaded"
+
+
+def model_of_torch(folder: Path) -> Case:
+    # What torch.save writes, without torch, of which hundreds of MB are needed.
+    with zipfile.ZipFile(folder / "model.pt", "w") as archive:
+        archive.writestr("model/data.pkl", pickle.dumps({}))
+        archive.writestr("model/version", "3\n")
+        archive.writestr("model/data/0", bytes(64))
+    return folder / "model.pt", given(), "is a file of PyTorch; litert-torch .* give a .keras"
+
+
+def old_model_of_torch(folder: Path) -> Case:
+    magic = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+    (folder / "model.pth").write_bytes(magic + pickle.dumps(1001, protocol=2))
+    return folder / "model.pth", given(), "is a file of PyTorch"
+
+
+def model_of_onnx(folder: Path) -> Case:
+    content = b"\x08\x08\x12\x07pytorch\x1a\x052.4.0:\x00"  # ir_version, producer_name, its version
+    (folder / "model.onnx").write_bytes(content)
+    return folder / "model.onnx", given(), "is a file of ONNX; onnx2tf makes a SavedModel"
+
+
+def weights_of_safetensors(folder: Path) -> Case:
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    content = len(header).to_bytes(8, "little") + header + bytes(4)
+    (folder / "model.safetensors").write_bytes(content)
+    return folder / "model.safetensors", given(), "holds weights and no model"
+
+
+def arrays_for_a_model(folder: Path) -> Case:
+    np.savez(folder / "model.npz", w=ROWS)
+    return folder / "model.npz", given(), "holds arrays and no model"
 
 
 def model_of_scikit_learn(folder: Path) -> Case:

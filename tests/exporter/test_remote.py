@@ -23,8 +23,8 @@ from contract.errors import (
     VersionExistsError,
 )
 from contract.manifest import check_files, read_manifest, write_manifest
+from contract.remote import RemoteBasePath
 from contract.signing import sign_version, verify_version
-from exporter.publishing.remote import RemoteBasePath
 from exporter.publishing.transfer import copy_to_remote, fetch_version
 from tests.exporter.file_limit import limit_files, small_disk
 from tests.exporter.remote_versions import (

@@ -23,7 +23,7 @@ from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import frame_record, read_records, write_records
 from exporter.config import DataConfig
 from exporter.data.dataset import Dataset, draw_export_examples, load_dataset
-from exporter.data.stream import Stream, explain_read_errors
+from exporter.data.readers.stream import Stream, explain_read_errors
 
 ROWS = 300
 

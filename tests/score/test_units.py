@@ -406,7 +406,7 @@ def test_pixels_that_moved_are_counted_in_other_bins(tmp_path: Path, version: Pa
 
 def test_rows_of_training_have_not_moved(version: Path) -> None:
     from contract.statistics import measure_columns, measure_shift, sketch_columns
-    from exporter.data.readers import read_digits
+    from exporter.data.readers.arrays import read_digits
 
     manifest = read_manifest(version)
     if not manifest.distributions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -145,6 +146,31 @@ def open_rollout(
     """What the commands make of their flags."""
     servers = Servers([Server(one) for one in addresses], timeout_s=timeout_s)
     return Rollout(ModelConfigFile(config), servers, options or RolloutOptions())
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A server that follows a models.config, and what commands are told to roll out on it."""
+
+    config: Path
+    server: ServerProcess
+    more_flags: tuple[str, ...] = ()
+
+    @property
+    def flags(self) -> list[str]:
+        return [
+            f"--model_config_file={self.config}",
+            "--model_name=mlp",
+            f"--server={self.server.address}",
+            "--timeout_s=20",
+            *self.more_flags,
+        ]
+
+    def find_label(self, label: str = "stable") -> int | None:
+        return Server(self.server.address).find_label("mlp", label)
+
+    def list_states(self) -> dict[int, str]:
+        return self.server.list_states("mlp")
 
 
 class ModelServerProcess(ServerProcess):

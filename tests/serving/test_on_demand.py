@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import numpy as np
 import psutil
 import pytest
 
 from clients.cli import main
+from contract import layout
 from contract.errors import (
     Code,
     ConfigError,
@@ -29,6 +31,7 @@ from contract.errors import (
     PlumblineError,
     ServableNotFoundError,
 )
+from contract.manifest import hash_files, read_manifest, write_manifest
 from contract.servable import All, ModelSpec, ServableId, VersionState
 from contract.wire.open_inference import MODEL_INFER, MODEL_METADATA, MODEL_READY
 from contract.wire.plumbline_wire import metadata_pb2, predict_pb2
@@ -689,6 +692,51 @@ def test_a_damaged_model_and_a_start_move_nothing_that_is_good(
         assert b"sha256" in refused.value.read()
         assert server.list_states("m0") == {1: "AVAILABLE"}
         assert "name: m1" not in server.log
+
+
+def test_a_version_that_fails_its_trial_moves_nothing_that_is_good(
+    tmp_path: Path, published_mlp: Path
+) -> None:
+    size = serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 1)
+    unfit = rollout_scene.copy_version(
+        published_mlp / "mlp" / "1", tmp_path / "models" / "unfit" / "2"
+    )
+    (unfit / layout.TFLITE).write_bytes(b"no model")  # and the manifest is true to it
+    manifest = read_manifest(unfit)
+    write_manifest(unfit, msgspec.structs.replace(manifest, files=hash_files(unfit)))
+    with ServerProcess(
+        tmp_path,
+        f"--models_base_path={tmp_path / 'models'}",
+        "--load_on_demand",
+        f"--max_resident_bytes={size}",
+        "--engine=litert",
+        rest=True,
+    ) as server:
+        server.wait_until_ready()
+        assert predict(server.url, "m0")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            predict(server.url, "unfit")
+        assert b"model.tflite" in refused.value.read()
+        assert server.list_states("m0") == {1: "AVAILABLE"}
+        assert read_metric(server, "plumbline_evictions_total") == 0
+
+
+def test_who_leaves_leaves_for_a_version_that_was_tried_once(
+    tmp_path: Path, published_mlp: Path
+) -> None:
+    size = serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 2)
+    with ServerProcess(
+        tmp_path,
+        f"--models_base_path={tmp_path / 'models'}",
+        "--load_on_demand",
+        f"--max_resident_bytes={size}",
+        rest=True,
+    ) as server:
+        server.wait_until_ready()
+        assert predict(server.url, "m0")
+        assert predict(server.url, "m1")
+        assert server.list_states("m0") == {1: "START"}
+        assert server.log.count("name: m1 version: 1}: serving_default by litert") == 1
 
 
 def test_memory_stays_flat_over_many_loads(tmp_path: Path, published_mlp: Path) -> None:

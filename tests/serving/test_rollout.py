@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import signal
 import time
@@ -30,6 +29,7 @@ from serving.rollout.rollout import (
 from serving.rollout.servers import Server
 from tests.serving.rollout_scene import (
     SERVERS,
+    Scene,
     answer_labels_wrongly,
     copy_version,
     open_rollout,
@@ -41,27 +41,6 @@ from tests.serving.rollout_scene import (
 )
 from tests.serving.server_process import ServerProcess
 from tests.versions import write_tolerances
-
-
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    config: Path
-    server: ServerProcess
-
-    @property
-    def flags(self) -> list[str]:
-        return [
-            f"--model_config_file={self.config}",
-            "--model_name=mlp",
-            f"--server={self.server.address}",
-            "--timeout_s=20",
-        ]
-
-    def find_label(self, label: str) -> int | None:
-        return Server(self.server.address).find_label("mlp", label)
-
-    def list_states(self) -> dict[int, str]:
-        return self.server.list_states("mlp")
 
 
 @pytest.fixture(scope="module", params=SERVERS)
@@ -90,7 +69,7 @@ def scene(running: tuple[Path, ServerProcess]) -> Scene:
     scene = Scene(config, server)
     server.wait_for(
         lambda: (
-            scene.find_label("stable") == 1
+            scene.find_label() == 1
             and scene.find_label("canary") is None
             and scene.list_states().get(1) == "AVAILABLE"
             and scene.list_states().get(2) in (None, "END")
@@ -107,7 +86,7 @@ def test_promote_serves_a_version_and_points_the_label_at_it(scene: Scene) -> No
         "serving_default",
         "serving_uint8",
     }
-    assert scene.find_label("stable") == 2
+    assert scene.find_label() == 2
     assert scene.list_states()[1] == "AVAILABLE"  # and the way back is short
 
 
@@ -123,7 +102,7 @@ def test_a_version_that_fails_to_load_changes_nothing(scene: Scene) -> None:
     assert (code, document["is_restored"]) == (1, True)
     assert "failed to load" in document["problem"]
     assert scene.config.read_text() == text
-    assert scene.find_label("stable") == 1
+    assert scene.find_label() == 1
 
 
 def test_a_version_that_disagrees_with_golden_never_gets_the_label(
@@ -148,7 +127,7 @@ def test_a_label_whose_answers_disagree_with_golden_goes_back_by_itself(scene: S
         outcome = promote(open_rollout(scene.config, address), "mlp", version=2, label="stable")
     assert not outcome.passed and outcome.is_restored
     assert scene.config.read_text() == text
-    assert scene.find_label("stable") == 1
+    assert scene.find_label() == 1
     labels = [line.labels["stable"] for line in read_lines(scene.config) if line.labels]
     assert labels == [(1, 2), (2, 1)]
     assert any(line.action == RESTORE for line in read_lines(scene.config))
@@ -168,7 +147,7 @@ def test_rollback_brings_back_a_version_that_was_retired_meanwhile(scene: Scene)
     assert scene.list_states()[1] == "END"
     code, document = run_json("rollback", *scene.flags)
     assert (code, document["label"], document["version"]) == (0, "stable", 1)
-    assert scene.find_label("stable") == 1
+    assert scene.find_label() == 1
     with pytest.raises(ConfigError, match="knows no version"):
         rollback(rollout, "mlp", label="stable")
 
@@ -178,7 +157,7 @@ def test_rollback_stays_back_even_when_golden_disagrees(scene: Scene) -> None:
     with answer_labels_wrongly(scene.server.address) as address:
         outcome = rollback(open_rollout(scene.config, address), "mlp")
     assert not outcome.passed
-    assert scene.find_label("stable") == 1
+    assert scene.find_label() == 1
 
 
 def test_retire_leaves_a_labelled_version_and_the_last_one(scene: Scene) -> None:

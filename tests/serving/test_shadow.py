@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import re
 import signal
 import stat
@@ -39,6 +38,7 @@ from serving.transport.admission import MemoryBudget
 from tests.conformance.servers import find_model_server
 from tests.serving.numpy_servables import NumpyEngine, OneModelManager, make_servable
 from tests.serving.rollout_scene import (
+    Scene,
     change_weights,
     copy_version,
     run_json,
@@ -50,28 +50,6 @@ from tests.serving.rollout_scene import (
 from tests.serving.server_process import ServerProcess
 
 CALLERS = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """Version 1 under the label stable; 2 is equal to it, 3 has other weights."""
-
-    config: Path
-    server: ServerProcess
-
-    @property
-    def flags(self) -> list[str]:
-        return [
-            f"--model_config_file={self.config}",
-            "--model_name=mlp",
-            f"--server={self.server.address}",
-            "--label=stable",
-            "--timeout_s=20",
-            "--shadow_sample=1",
-        ]
-
-    def find_label(self) -> int | None:
-        return Server(self.server.address).find_label("mlp", "stable")
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +80,10 @@ def server(request: pytest.FixtureRequest, versions: Path) -> Iterator[ServerPro
 
 @pytest.fixture
 def scene(versions: Path, server: ServerProcess) -> Scene:
-    scene = Scene(write_config(versions), server)
-    server.wait_for(lambda: scene.find_label() == 1 and server.list_states("mlp")[1] == "AVAILABLE")
-    server.wait_for(
-        lambda: {server.list_states("mlp").get(number) for number in (2, 3)} <= {None, "END"}
-    )
+    """Version 1 under the label stable; 2 is equal to it, 3 has other weights."""
+    scene = Scene(write_config(versions), server, ("--label=stable", "--shadow_sample=1"))
+    server.wait_for(lambda: scene.find_label() == 1 and scene.list_states()[1] == "AVAILABLE")
+    server.wait_for(lambda: {scene.list_states().get(number) for number in (2, 3)} <= {None, "END"})
     return scene
 
 

@@ -1,4 +1,4 @@
-// A picture of any size as the pixels of the signature, as `clients/images.py` does it in Python.
+// A picture of any size as the pixels of the signature; in Python `clients/files/images.py`.
 
 const MOST_PIXELS = 16 * 1024 * 1024; // contract/pictures.py
 const GREY = [0.299, 0.587, 0.114];

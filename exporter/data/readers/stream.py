@@ -26,7 +26,7 @@ from contract.heads import Head
 from contract.signature import Array
 from exporter.config import DataConfig
 from exporter.data.examples import Examples
-from exporter.data.tfrecord import (
+from exporter.data.readers.tfrecord import (
     Feature,
     Records,
     find_shards,

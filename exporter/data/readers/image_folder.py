@@ -28,8 +28,7 @@ from contract.pictures import (
 )
 from contract.signature import Array
 from exporter.config import DataConfig
-from exporter.data.examples import Examples
-from exporter.data.readers import RawData
+from exporter.data.examples import Examples, RawData
 
 if TYPE_CHECKING:
     import PIL.Image

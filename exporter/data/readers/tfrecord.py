@@ -26,8 +26,8 @@ from contract.pictures import JPEG_MAGIC, PNG_MAGIC
 from contract.signature import Array
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import frame_record, iterate_records
-from exporter.data.compressed import CutOffError, is_compressed, open_compressed
-from exporter.data.image_folder import decode_picture, explain_fault, find_fault
+from exporter.data.readers.compressed import CutOffError, is_compressed, open_compressed
+from exporter.data.readers.image_folder import decode_picture, explain_fault, find_fault
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -21,10 +21,9 @@ from contract.signature import Array
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import frame_record
 from exporter.config import DataConfig, import_function
-from exporter.data.examples import Examples, count_bytes
-from exporter.data.readers import RawData
-from exporter.data.stream import StreamedData, open_records
-from exporter.data.tfrecord import Feature
+from exporter.data.examples import Examples, RawData, count_bytes
+from exporter.data.readers.stream import StreamedData, open_records
+from exporter.data.readers.tfrecord import Feature
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -20,8 +20,8 @@ from contract.console.extras import import_extra
 from contract.errors import DatasetError
 from contract.signature import Array
 from exporter.config import DataConfig
-from exporter.data.examples import Examples
-from exporter.data.readers import RawData, read_npz
+from exporter.data.examples import Examples, RawData
+from exporter.data.readers.arrays import read_npz
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 _FAINTEST = 0.18
 """A single wrong row out of hundreds must still be seen."""
-_MOST_WRITTEN, _MOST_NAMED = 24, 60
+MOST_WRITTEN, _MOST_NAMED = 24, 60
 """Classes up to which cells hold their counts, and up to which rows and columns have names."""
+_NARROWEST_PT = 11.0
+"""Of a cell that holds its count."""
 _LONGEST_NAME = 14
 
 
@@ -73,8 +75,23 @@ def write_confusions(path: Path, counts: Array, class_names: Sequence[str], *, n
         save_plot(figure, path)
 
 
-def draw_confusions(axes: Axes, counts: Array, names: Sequence[str]) -> None:
-    """Draws a row for each labelled class: right answers blue, wrong ones red, by their share."""
+def draw_confusions(
+    axes: Axes,
+    counts: Array,
+    names: Sequence[str],
+    *,
+    cell_pt: float | None = None,
+    is_turned: bool | None = None,
+) -> None:
+    """Draws a row for each labelled class: right answers blue, wrong ones red, by their share.
+
+    Args:
+        axes: Where.
+        counts: int64 (labelled class, predicted class).
+        names: Of the classes.
+        cell_pt: Width of a cell, in points; measured where it is not known.
+        is_turned: Whether names of columns are written upwards; default: where they are long.
+    """
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -104,16 +121,25 @@ def draw_confusions(axes: Axes, counts: Array, names: Sequence[str]) -> None:
     if not is_small:
         axes.hlines(np.arange(size + 1) - 0.5, -0.5, size - 0.5, colors=GRID, linewidth=0.6)
         axes.vlines(np.arange(size + 1) - 0.5, -0.5, size - 0.5, colors=GRID, linewidth=0.6)
-        turned = max(map(len, names)) > 3 if size > 8 else max(map(len, names)) > 6
-        letters = 9.0 if size <= _MOST_WRITTEN else 6.5
-        axes.set_xticks(range(size), names, rotation=90 if turned else 0, fontsize=letters)
+        if is_turned is None:
+            is_turned = max(map(len, names)) > (3 if size > 8 else 6)
+        letters = 9.0 if size <= MOST_WRITTEN else 6.5
+        axes.set_xticks(range(size), names, rotation=90 if is_turned else 0, fontsize=letters)
         axes.set_yticks(range(size), names, fontsize=letters)
-    if size > _MOST_WRITTEN:
-        return
+    if size <= MOST_WRITTEN:
+        _write_counts(axes, counts, weights, cell_pt or _measure_cell(axes, size))
+
+
+def _measure_cell(axes: Axes, size: int) -> float:
     figure = find_figure(axes)
     figure.draw_without_rendering()  # lays out, so that cells have a width
-    width_pt = axes.get_window_extent().width / size * 72 / figure.dpi
-    for row, column in cells:
+    return float(axes.get_window_extent().width / size * 72 / figure.dpi)
+
+
+def _write_counts(axes: Axes, counts: Array, weights: Array, cell_pt: float) -> None:
+    if cell_pt < _NARROWEST_PT:
+        return
+    for row, column in np.argwhere(counts > 0).tolist():
         text = f"{counts[row, column]:,}"
         axes.text(
             column,
@@ -122,7 +148,7 @@ def draw_confusions(axes: Axes, counts: Array, names: Sequence[str]) -> None:
             ha="center",
             va="center",
             color=PAPER if weights[row, column] > 0.55 else INK,
-            fontsize=min(10.0, 1.2 * width_pt / max(2, len(text))),
+            fontsize=min(10.0, 1.3 * cell_pt / max(2, len(text))),
         )
 
 

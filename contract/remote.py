@@ -1,4 +1,4 @@
-"""A base path at an fsspec address: S3, Google Cloud Storage, another file system.
+"""A base path at an fsspec address, S3, Google Cloud Storage, another file system; its versions.
 
 Nothing here locks or renames: object stores do neither. What makes a version whole there is
 its manifest, which is written last. Credentials and addresses of services come from the
@@ -8,11 +8,14 @@ environment, as each file system's own documentation says (AWS_ENDPOINT_URL and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib
+import logging
 import re
+import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 from contract import layout
@@ -20,18 +23,24 @@ from contract.console.extras import import_extra
 from contract.errors import (
     ConfigError,
     ExportError,
+    ManifestError,
     PlumblineError,
+    ServableNotFoundError,
     ServableUnavailableError,
     UnimplementedError,
 )
-from contract.manifest import FileEntry
-from exporter.publishing.staging import is_full
+from contract.manifest import FileEntry, Manifest, check_files, hash_file, read_manifest
 
 if TYPE_CHECKING:
     import fsspec
 
+_LOG = logging.getLogger(__name__)
+
 OnBytes: TypeAlias = Callable[[int], None]
 """Told how many more bytes have been moved."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk without room, a quota and a limit on files say."""
 
 _READ_BYTES = 8 * 2**20
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs"}
@@ -161,6 +170,128 @@ class RemoteBasePath:
         # Each file system raises its own library's errors, which share no root but this one.
         except Exception as error:
             raise _describe(error, self.url) from error
+
+
+def find_complete(remote: RemoteBasePath, version: int | None) -> tuple[str, bytes]:
+    """A version that is complete there.
+
+    Args:
+        remote: The base path.
+        version: Its number; the highest that is complete without one.
+
+    Returns:
+        The name of its folder, and the bytes of its manifest, which make it complete.
+
+    Raises:
+        ServableNotFoundError: No such version, or none that is complete.
+    """
+    found = remote.find_versions()
+    wanted = sorted(found, reverse=True) if version is None else [version]
+    for number in wanted:
+        sealed = remote.read_file(f"{found[number]}/{layout.MANIFEST}") if number in found else None
+        if sealed:
+            return found[number], sealed
+        if number in found:
+            _LOG.warning("%s/%s: no manifest, so not complete", remote.url, found[number])
+    there = ", ".join(map(str, found)) or "none"
+    asked = "no complete version" if version is None else f"no complete version {version}"
+    raise ServableNotFoundError(
+        f"{remote.url}: {asked} (versions there: {there}); one without "
+        f"{layout.MANIFEST} is still being written, or was not copied by Plumbline"
+    )
+
+
+def download_files(
+    remote: RemoteBasePath,
+    folder: str,
+    target: Path,
+    manifest: Manifest,
+    *,
+    on_bytes: OnBytes = lambda _: None,
+) -> int:
+    """Fetches the files that a manifest names and `target` lacks, and checks all of them.
+
+    Args:
+        remote: The base path.
+        folder: Of the version, as `find_complete` has it.
+        target: The folder here, which exists.
+        manifest: Of the version.
+        on_bytes: Told of progress; bytes that were here already count as well.
+
+    Returns:
+        How many files were here already.
+
+    Raises:
+        ManifestError: A file is missing there, or is not what the manifest says.
+    """
+    _check_entries(manifest, remote, folder)
+    num_present = 0
+    for name, entry in manifest.files.items():
+        path = target / name
+        if path.is_file() and hash_file(path) == entry:
+            num_present += 1
+            on_bytes(entry.num_bytes)
+            continue
+        _LOG.debug("fetching %s", name)
+        remote.download(f"{folder}/{name}", path, num_bytes=entry.num_bytes, on_bytes=on_bytes)
+    try:
+        check_files(target, manifest)
+    except ManifestError as error:
+        raise ManifestError(
+            f"{remote.url}/{folder} is damaged, or changed while it was fetched: {error.message}"
+        ) from error
+    return num_present
+
+
+@contextlib.contextmanager
+def open_version(address: str) -> Iterator[Path]:
+    """A version directory on this machine: where it is, or fetched for as long as it is needed.
+
+    Args:
+        address: A version directory, or a base path for its newest version; a path, or an fsspec
+            address such as `s3://bucket/models/mlp/3`.
+
+    Raises:
+        ConfigError: There is none, or the address cannot be used.
+        ServableNotFoundError: There is none that is complete.
+        ManifestError: It is damaged there.
+        ServableUnavailableError: The address cannot be reached.
+        UnimplementedError: A package is missing; says which.
+    """
+    if "://" not in address:
+        yield layout.find_version_dir(Path(address))
+        return
+    base, _, name = address.rstrip("/").rpartition("/")
+    version = layout.parse_version(name)
+    remote = RemoteBasePath(address if version is None else base)
+    folder, sealed = find_complete(remote, version)
+    with tempfile.TemporaryDirectory(prefix="plumbline-version-") as made:
+        target = Path(made, folder)
+        (target / layout.EXTRA).mkdir(parents=True)
+        (target / layout.MANIFEST).write_bytes(sealed)
+        download_files(remote, folder, target, read_manifest(target))
+        yield target
+
+
+def _check_entries(manifest: Manifest, remote: RemoteBasePath, folder: str) -> None:
+    # The manifest comes from elsewhere: its names must not lead out of the stage.
+    for name in manifest.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+            raise ManifestError(f"{remote.url}: its manifest names {name!r}, no path of a version")
+    sizes = remote.list_files(folder)
+    wrong = [name for name, one in manifest.files.items() if sizes.get(name) != one.num_bytes]
+    if wrong:
+        names = ", ".join(sorted(wrong)[:5])
+        raise ManifestError(
+            f"{remote.url}/{folder}: missing or cut short: {names}; copy the version there again "
+            "with `publish --to`"
+        )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def _open_file_system(url: str, shown: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -1,8 +1,7 @@
-"""Readers of each kind of data: scikit-learn's digits, MNIST, the user's own npz."""
+"""Data sets that are arrays: scikit-learn's digits, MNIST and its kind, the user's own npz."""
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import hashlib
 import importlib.util
@@ -12,9 +11,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +19,7 @@ from numpy.typing import NDArray
 from contract.console.extras import advise_extra
 from contract.errors import DatasetError
 from contract.signature import Array
-from exporter.data.examples import Examples
+from exporter.data.examples import Examples, RawData
 
 _DIGITS_SIDE = 28
 
@@ -49,51 +46,6 @@ _CLASS_NAMES = re.compile(r"class_names([/.](?P<name>.+))?")
 
 _IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP_MAGIC = b"\x1f\x8b"
-
-
-@dataclasses.dataclass(frozen=True)
-class RawData:
-    """Arrays as read, before they are checked and split.
-
-    Attributes:
-        name: What the data are called in outputs.
-        source: What to call them in an error, usually a path.
-        train: Inputs and targets by name; "" where there is only one, unnamed.
-        test: Likewise, or None when the data bring no test split.
-        validation: Likewise.
-        class_names: Target name to its classes, where the data name them.
-        columns: Of the only input's last axis, where it has names.
-        by_column: Inputs and targets are columns of a table, and are called so in errors.
-        is_sequence: Inputs are numbers of (rows, time, features), never pixels.
-        num_skipped: Files that could not be read and were left out.
-        dummy: The data mean nothing.
-    """
-
-    name: str
-    source: str
-    train: Examples
-    test: Examples | None = None
-    validation: Examples | None = None
-    class_names: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict)
-    columns: tuple[str, ...] = ()
-    by_column: bool = False
-    is_sequence: bool = False
-    num_skipped: int = 0
-    dummy: bool = False
-
-    @property
-    def splits(self) -> dict[str, Examples]:
-        """Those that the data bring; `train` is the first."""
-        given = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: split for name, split in given.items() if split is not None}
-
-    def call_array(self, letter: Literal["x", "y"], split: str, name: str) -> str:
-        """What an error calls an input (`x`) or a target (`y`)."""
-        if self.by_column and name:
-            return f"{self.source}: column {name!r}"
-        if self.by_column:
-            return f"{self.source}: the columns" if letter == "x" else f"{self.source}: the target"
-        return f"{self.source}: {letter}_{split}" + (f"/{name}" if name else "")
 
 
 def read_digits() -> RawData:

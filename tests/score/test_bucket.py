@@ -1,0 +1,87 @@
+"""Scoring from a bucket into a bucket, with the version in one: a real S3-speaking server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import fsspec
+import pyarrow as pa
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow import parquet
+
+from clients.cli import main
+from tests.score.jobs import make_table_version
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The address of an empty bucket; all servers of a process have the same ones."""
+    name = hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for variable, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+        monkeypatch.setenv(variable, value)
+    boto3.client("s3").create_bucket(Bucket=name)
+    try:
+        yield f"s3://{name}"
+    finally:
+        fsspec.filesystem("s3").clear_instance_cache()
+        server.stop()
+
+
+def put(address: str, first: int, *, age: float = 1.0) -> None:
+    table = pa.table({"id": range(first, first + 5), "age": [age] * 5, "color": ["red"] * 5})
+    with fsspec.open(address, "wb") as file:
+        parquet.write_table(table, file, row_group_size=2)
+
+
+def read_ids(address: str) -> list[int]:
+    system = fsspec.filesystem("s3")
+    system.invalidate_cache()
+    tables = [parquet.read_table(system.open(one)) for one in system.ls(address, detail=False)]
+    ids: list[int] = pa.concat_tables(tables)["id"].to_pylist()
+    return sorted(ids)
+
+
+def test_rows_and_version_in_a_bucket_are_scored_into_it_once(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fsspec.filesystem("s3").put(
+        str(make_table_version(tmp_path)), f"{bucket}/people/", recursive=True
+    )
+    put(f"{bucket}/in/a.parquet", 0)
+    put(f"{bucket}/in/day=2/b.parquet", 5)
+    command = ["score", f"{bucket}/in", f"{bucket}/out", "--version_dir", f"{bucket}/people"]
+    assert main([*command, "--workers=1"]) == 0
+    assert read_ids(f"{bucket}/out/version=1") == list(range(10))
+    capsys.readouterr()
+    assert main([*command, "--workers=1", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["num_parts"], again["num_parts_before"]) == (6, 6)
+    assert read_ids(f"{bucket}/out/version=1") == list(range(10))
+
+
+def test_a_file_of_a_bucket_that_was_replaced_is_refused_beside_its_answers(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = str(make_table_version(tmp_path))
+    put(f"{bucket}/in/a.parquet", 0)
+    command = ["score", f"{bucket}/in", f"{bucket}/out", "--version_dir", version, "--workers=1"]
+    assert main(command) == 0
+    put(f"{bucket}/in/a.parquet", 0, age=2.0)
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "as it was" in capsys.readouterr().err
+    assert read_ids(f"{bucket}/out/version=1") == list(range(5))
