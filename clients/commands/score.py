@@ -324,14 +324,19 @@ def _start(
 ) -> Iterator[Iterator[Done]]:
     """Units as they are finished, by Ray's workers; here, where one worker would have them all."""
     is_alone = args.workers == 1 or len(units) == 1
-    if is_alone and not (args.cluster or os.environ.get("RAY_ADDRESS")):
-        with closing(run_here(units, job.task, job.plan, job.version_dir)) as finished:
-            yield finished
-        return
-    progress.note = "Ray starts"
-    with open_cluster(args.cluster, args.workers) as num_workers:
-        progress.note = "workers start"
-        yield run_units(units, job.task, job.plan, job.version_dir, num_workers)
+    try:
+        if is_alone and not (args.cluster or os.environ.get("RAY_ADDRESS")):
+            with closing(run_here(units, job.task, job.plan, job.version_dir)) as finished:
+                yield finished
+            return
+        progress.note = "Ray starts"
+        with open_cluster(args.cluster, args.workers) as num_workers:
+            progress.note = "workers start"
+            yield run_units(units, job.task, job.plan, job.version_dir, num_workers)
+    except KeyboardInterrupt as interruption:
+        raise KeyboardInterrupt(
+            "what is scored stays, and the same command goes on from there"
+        ) from interruption
 
 
 def _judge(job: _Job, engine: Engine, parts: Mapping[str, str]) -> Verdict:
