@@ -137,6 +137,16 @@ def test_missing_values_are_no_news_to_a_model_that_was_trained_with_them(
     assert not age["has_moved"]
 
 
+def test_nan_is_a_missing_value_where_those_are_filled(
+    tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = parquet.read_table(write_people(tmp_path / "x.parquet", share_missing=0.3))
+    ages = table["age"].to_numpy()
+    assert np.isnan(ages).any()
+    parquet.write_table(table.set_column(1, "age", pa.array(ages)), tmp_path / "x.parquet")
+    assert list_moved(tmp_path / "x.parquet", tmp_path, people, capsys) == {"age"}
+
+
 def test_dark_pictures_have_moved(
     tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from clients.cli import main
-from clients.score.output import Destination, name_place
+from clients.score.output import Destination, name_place, sweep
 from clients.score.sources import Unit, list_units
 from tests.score.jobs import ROOT, make_job, make_table_version
 
@@ -248,6 +249,27 @@ def test_two_jobs_at_a_time_write_each_row_once(tmp_path: Path, version: Path) -
     assert [job.returncode for job in jobs] == [0, 0], said
     assert read_ids(tmp_path / "out") == list(range(600))
     assert not list((tmp_path / "out").rglob(".part-*"))
+
+
+def test_a_job_that_begins_takes_nothing_from_one_at_work(tmp_path: Path, version: Path) -> None:
+    write(tmp_path / "in" / "x.parquet", 0, 300, group=1)
+    job = make_job(tmp_path / "in", tmp_path / "out", version)
+    is_done = threading.Event()
+
+    def begin_again_and_again() -> None:
+        while not is_done.is_set():
+            sweep(job.task.destination)
+
+    others = [threading.Thread(target=begin_again_and_again) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        job.run()
+    finally:
+        is_done.set()
+        for other in others:
+            other.join()
+    assert read_ids(tmp_path / "out") == list(range(300))
 
 
 def test_a_job_that_is_killed_leaves_whole_parts_and_goes_on(
