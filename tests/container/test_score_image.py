@@ -260,7 +260,7 @@ def test_the_rayjob_scores_each_row_once_however_often_it_is_tried(cluster: Clus
         facts, log = cluster.submit(cluster.entrypoint)
         assert facts["status"] == "SUCCEEDED", log
         assert said in log
-        assert re.search(r"^Verdict: \d+ rows of the sample agree", log, re.MULTILINE)
+        assert re.search(r"^Verdict: [\d,]+ rows .* agree with", log, re.MULTILINE)
         assert sorted(cluster.read_scores()["id"].to_pylist()) == list(range(NUM_ROWS))
 
 
