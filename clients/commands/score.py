@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from clients.files.predict import find_adjustment, find_scaling
+from clients.files.predict import add_adjustment_flags, find_adjustment, find_scaling
 from clients.score.columns import ColumnPlan, parse_map, plan_columns
 from clients.score.engines import (
     LITERT,
@@ -93,9 +93,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="N",
         help="give up after more than N rows that cannot be scored (default %(default)s)",
     )
-    rows.add_argument("--invert", action="store_true", help="dark ink on paper to light on dark")
-    rows.add_argument("--scale", default="", metavar="N", help="divide numbers by N, such as 255")
-    rows.add_argument("--shift", type=float, default=0.0, metavar="N", help="then add N")
+    add_adjustment_flags(rows)
     rows.add_argument("--allow_non_finite", action="store_true", help="score NaN and infinity")
     engine = parser.add_argument_group("engine")
     engine.add_argument(
@@ -177,7 +175,7 @@ class _Job:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    """Scores; 1 when the sample differs or too many rows are bad."""
+    """Scores; 1 when the sample differs, or no row could be scored."""
     with open_version(args.version_dir) as version_dir:
         manifest = read_manifest(version_dir)
         choice = _choose_engine(args, version_dir, manifest)
@@ -192,13 +190,19 @@ def run(args: argparse.Namespace) -> ExitCode:
         print_json(_to_document(args, job, result))
     else:
         _print(args, job, result)
-    return ExitCode.DONE if result.verdict.passed else ExitCode.FAILED
+    is_good = result.verdict.passed and result.num_scored
+    return ExitCode.DONE if is_good else ExitCode.FAILED
 
 
 def _choose_engine(args: argparse.Namespace, version_dir: Path, manifest: Manifest) -> EngineChoice:
+    if args.server and args.engine:
+        raise ConfigError("give --server or --engine, not both")
+    if args.variant != layout.FLOAT32 and (args.server or args.engine == TENSORFLOW):
+        raise ConfigError(
+            f"--variant {args.variant} is a TFLite file, which LiteRT runs: give it without "
+            "--server and --engine tensorflow"
+        )
     if args.server:
-        if args.engine:
-            raise ConfigError("give --server or --engine, not both")
         return EngineChoice(
             kind=SERVER,
             addresses=tuple(args.server.split(",")),
@@ -320,14 +324,19 @@ def _start(
 ) -> Iterator[Iterator[Done]]:
     """Units as they are finished, by Ray's workers; here, where one worker would have them all."""
     is_alone = args.workers == 1 or len(units) == 1
-    if is_alone and not (args.cluster or os.environ.get("RAY_ADDRESS")):
-        with closing(run_here(units, job.task, job.plan, job.version_dir)) as finished:
-            yield finished
-        return
-    progress.note = "Ray starts"
-    with open_cluster(args.cluster, args.workers) as num_workers:
-        progress.note = "workers start"
-        yield run_units(units, job.task, job.plan, job.version_dir, num_workers)
+    try:
+        if is_alone and not (args.cluster or os.environ.get("RAY_ADDRESS")):
+            with closing(run_here(units, job.task, job.plan, job.version_dir)) as finished:
+                yield finished
+            return
+        progress.note = "Ray starts"
+        with open_cluster(args.cluster, args.workers) as num_workers:
+            progress.note = "workers start"
+            yield run_units(units, job.task, job.plan, job.version_dir, num_workers)
+    except KeyboardInterrupt as interruption:
+        raise KeyboardInterrupt(
+            "what is scored stays, and the same command goes on from there"
+        ) from interruption
 
 
 def _judge(job: _Job, engine: Engine, parts: Mapping[str, str]) -> Verdict:
@@ -420,7 +429,7 @@ def _print_verdict(job: _Job, result: Result) -> None:
             "machine lacks: install plumbline-tf[serving,tensorflow], and run the same command"
         )
     else:
-        say("Verdict: none, since no row was scored")
+        say("Verdict: no row could be scored")
 
 
 def _print_shifts(job: _Job, result: Result) -> None:
@@ -428,6 +437,12 @@ def _print_shifts(job: _Job, result: Result) -> None:
         say(
             "Drift: unknown, since the version was exported before manifests told how inputs are "
             "spread; export it again"
+        )
+        return
+    if not result.shifts:
+        say(
+            f"Drift: not measured, since the manifest does not say how what signature "
+            f"{job.plan.signature.name} takes is spread"
         )
         return
     moved = {key: one for key, one in result.shifts.items() if one.has_moved}

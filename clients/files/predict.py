@@ -124,7 +124,7 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_adjustment_flags(parser: argparse.ArgumentParser) -> None:
+def add_adjustment_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Adds the flags of what is done to numbers before they are sent."""
     parser.add_argument(
         "--invert",

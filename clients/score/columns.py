@@ -27,13 +27,25 @@ from clients.score.sources import EXAMPLE, Block, Unit, read_unit
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, TensorMismatchError
 from contract.manifest import DataEntry
-from contract.signature import STRING, Array, Hints, Signature, TensorSpec, find_signature
+from contract.signature import (
+    CLASSIFY_METHOD,
+    REGRESS_METHOD,
+    STRING,
+    Array,
+    Hints,
+    Signature,
+    TensorSpec,
+    find_signature,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _PURPOSE = "scoring files"
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
+
+_OF_EXAMPLES = (CLASSIFY_METHOD, REGRESS_METHOD)
+"""Methods that take serialized tf.Examples."""
 
 _INFERRED_ROWS = 1000
 _FEW = 0.1
@@ -247,26 +259,42 @@ def _choose(
         ]
         if len(found) == len(signature.inputs):
             return found
+    unknown = [one for one in mapped if one and not any(one in s.inputs for s in candidates)]
+    takes = "; ".join(f"{one.name}: {', '.join(one.inputs)}" for one in candidates)
+    if unknown:
+        raise ConfigError(f"--map names {', '.join(unknown)}; the inputs are {takes}")
     if any(len(signature.inputs) == 1 for signature in candidates):
-        # Signatures of one model call their only input differently (`pixels`, `images`).
-        if mapped:
-            columns = next(iter(mapped.values()))
-            return [InputColumns(UNNAMED, columns)]
-        if data is not None and data.columns and (known := _match_training(table, data)):
-            return [known]
-        values = [name for name in table.column_names if not _is_single(table.schema.field(name))]
-        if len(values) > 1 and EXAMPLE in values:
-            values.remove(EXAMPLE)
-        if len(values) == 1 or len(table.column_names) == 1:
-            return [InputColumns(UNNAMED, ((values or table.column_names)[0],))]
-        if numbers := _match_all(table, candidates):
-            return [InputColumns(UNNAMED, numbers)]
-    inputs = "; ".join(f"{one.name}: {', '.join(one.inputs)}" for one in candidates)
+        only = _choose_only(table, candidates, mapped, data)
+        if only is not None:
+            return [only]
     raise ConfigError(
-        f"no columns for the inputs of a signature ({inputs}); the columns are "
+        f"no columns for the inputs of a signature ({takes}); the columns are "
         f"{', '.join(table.column_names)}; say which is which with --map INPUT=COLUMN, or "
         "--map INPUT=COLUMN,COLUMN,..."
     )
+
+
+def _choose_only(
+    table: pa.Table,
+    candidates: Sequence[Signature],
+    mapped: dict[str, tuple[str, ...]],
+    data: DataEntry | None,
+) -> InputColumns | None:
+    """The columns of an only input; signatures of one model call it differently."""
+    if mapped:
+        return InputColumns(UNNAMED, next(iter(mapped.values())))
+    names = table.column_names
+    if EXAMPLE in names and all(one.method_name in _OF_EXAMPLES for one in candidates):
+        return InputColumns(UNNAMED, (EXAMPLE,))
+    if data is not None and data.columns and (known := _match_training(table, data)):
+        return known
+    values = [name for name in names if not _is_single(table.schema.field(name))]
+    if len(values) > 1 and EXAMPLE in values:
+        values.remove(EXAMPLE)
+    if len(values) == 1 or len(names) == 1:
+        return InputColumns(UNNAMED, ((values or names)[0],))
+    numbers = _match_all(table, candidates)
+    return InputColumns(UNNAMED, numbers) if numbers else None
 
 
 def _match_training(table: pa.Table, data: DataEntry) -> InputColumns | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import random
 import subprocess
 import sys
 import tempfile
@@ -19,17 +20,27 @@ import msgspec
 import numpy as np
 
 from clients.blocking import PredictionClient
+from clients.core.retry import DEFAULT_RETRY
 from clients.on_device import OnDevicePredictor, find_variant
 from clients.options import ConnectionOptions
-from clients.results import flatten, join_parts
+from clients.results import UnansweredRowsError, flatten, join_parts
 from contract import layout
-from contract.errors import InternalError, PlumblineError, RequestError, ServableUnavailableError
+from contract.errors import (
+    Code,
+    InternalError,
+    PlumblineError,
+    RequestError,
+    ServableUnavailableError,
+)
 from contract.lite.runtime import hide_delegate_notes
 from contract.manifest import read_manifest
 from contract.parity import Tolerance, read_tolerances
 from contract.signature import Array, Batch, Signature
 
 LITERT, TENSORFLOW, SERVER = "litert", "tensorflow", "server"
+
+PATIENCE_S = DEFAULT_RETRY.patience_s
+"""How long a server that has answered is waited for, when it is busy or restarts."""
 
 _READY_S = 120.0
 _IN_FLIGHT = 4
@@ -138,10 +149,33 @@ class ServerEngine(Engine):
             choice.addresses, model_name=choice.model_name, connection=choice.connection
         )
         self._version = choice.version
+        self._addresses = ", ".join(choice.addresses)
+        self._has_answers = False
         self.signatures = self._client.metadata(version=self._version).signatures
         self.tolerance = read_tolerances(version_dir).of_server
 
     def answer(self, batch: Batch, signature_name: str) -> Answers:
+        end, attempts = time.monotonic() + PATIENCE_S, 0
+        while True:
+            try:
+                return self._ask(batch, signature_name)
+            except UnansweredRowsError as ended:
+                error = ended.__cause__ if isinstance(ended.__cause__, PlumblineError) else ended
+            except PlumblineError as found:
+                error = found
+            # Blocks are short runs; as one long run, a job is as patient as a `predict_many`.
+            helps = DEFAULT_RETRY.repeats(error) or error.code is Code.NOT_FOUND
+            if not self._has_answers or not helps:
+                raise error
+            if time.monotonic() > end:
+                raise ServableUnavailableError(
+                    f"{self._addresses}: {error.message}; waited {PATIENCE_S:g} s; what is scored "
+                    "stays: run the same command again"
+                ) from error
+            attempts += 1
+            time.sleep(DEFAULT_RETRY.pause_s(error, attempts, random.random()))
+
+    def _ask(self, batch: Batch, signature_name: str) -> Answers:
         parts = self._client.predict_many(
             batch,
             signature_name=signature_name,
@@ -153,6 +187,7 @@ class ServerEngine(Engine):
         for one in whole.failed:
             if not isinstance(one.error, RequestError):
                 raise one.error  # the server's fault: the rows are good, and are asked again
+        self._has_answers = True
         return Answers(whole.outputs, whole.indices, failed)
 
     def close(self) -> None:
@@ -228,12 +263,19 @@ def open_engine(version_dir: Path, choice: EngineChoice) -> Engine:
 
 
 def choose_kind(version_dir: Path, variant: str, signature_name: str) -> str:
-    """LiteRT, unless the version has no such file or signature there: then TensorFlow."""
+    """LiteRT, unless the version has no float32 variant, or no such signature there: then
+    TensorFlow.
+
+    Raises:
+        ConfigError: There is no such variant.
+    """
     try:
         path = find_variant(version_dir, variant)
     except PlumblineError:
+        if variant != layout.FLOAT32:
+            raise
         return TENSORFLOW
-    if not signature_name:
+    if not signature_name or variant != layout.FLOAT32:
         return LITERT
     with hide_delegate_notes(), OnDevicePredictor(path) as predictor:
         found = signature_name in predictor.signatures

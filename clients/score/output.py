@@ -327,6 +327,9 @@ class PartWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            with suppress(OSError, ValueError):  # it would complain of a closed file otherwise
+                self._writer.close()
         if self._temporary:
             with suppress(OSError):
                 self._temporary.unlink()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from clients.cli import main
-from clients.score.output import Destination, name_place
+from clients.score.output import Destination, name_place, sweep
 from clients.score.sources import Unit, list_units
 from tests.score.jobs import ROOT, make_job, make_table_version
 
@@ -230,7 +231,15 @@ def start(tmp_path: Path, version: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Of a shell's background job, SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def wait_for_parts(tmp_path: Path, count: int, job: subprocess.Popen[str]) -> None:
+    while len(list((tmp_path / "out").rglob("part-*.parquet"))) < count:
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.01)
 
 
 def test_two_jobs_at_a_time_write_each_row_once(tmp_path: Path, version: Path) -> None:
@@ -242,15 +251,34 @@ def test_two_jobs_at_a_time_write_each_row_once(tmp_path: Path, version: Path) -
     assert not list((tmp_path / "out").rglob(".part-*"))
 
 
+def test_a_job_that_begins_takes_nothing_from_one_at_work(tmp_path: Path, version: Path) -> None:
+    write(tmp_path / "in" / "x.parquet", 0, 300, group=1)
+    job = make_job(tmp_path / "in", tmp_path / "out", version)
+    is_done = threading.Event()
+
+    def begin_again_and_again() -> None:
+        while not is_done.is_set():
+            sweep(job.task.destination)
+
+    others = [threading.Thread(target=begin_again_and_again) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        job.run()
+    finally:
+        is_done.set()
+        for other in others:
+            other.join()
+    assert read_ids(tmp_path / "out") == list(range(300))
+
+
 def test_a_job_that_is_killed_leaves_whole_parts_and_goes_on(
     tmp_path: Path, version: Path, score: Score, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "in" / "x.parquet", 0, 3000, group=3)
     job = start(tmp_path, version)
     folder = tmp_path / "out" / "version=1"
-    while len(list(folder.glob("part-*"))) < 20:
-        assert job.poll() is None, job.communicate()
-        time.sleep(0.01)
+    wait_for_parts(tmp_path, 20, job)
     job.send_signal(signal.SIGKILL)
     job.communicate()
     before = list(folder.glob("part-*"))
@@ -259,6 +287,21 @@ def test_a_job_that_is_killed_leaves_whole_parts_and_goes_on(
     assert score("--json") == 0
     assert json.loads(capsys.readouterr().out)["num_parts_before"] == len(before)
     assert {path: path.stat().st_mtime_ns for path in before} == ages
+    assert read_ids(tmp_path / "out") == list(range(3000))
+
+
+def test_an_interrupted_job_says_how_to_go_on_and_leaves_no_half_part(
+    tmp_path: Path, version: Path, score: Score
+) -> None:
+    write(tmp_path / "in" / "x.parquet", 0, 3000, group=3)
+    job = start(tmp_path, version)
+    wait_for_parts(tmp_path, 20, job)
+    job.send_signal(signal.SIGINT)
+    out, err = job.communicate()
+    assert (job.returncode, out) == (130, "")
+    assert "the same command goes on from there" in err and "Traceback" not in err
+    assert not list((tmp_path / "out").rglob(".part-*"))
+    assert score() == 0
     assert read_ids(tmp_path / "out") == list(range(3000))
 
 

@@ -1,0 +1,196 @@
+"""`clients score --server`: real servers, that are busy, go away and come back."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from clients import OnDevicePredictor
+from clients.cli import main
+from contract.errors import ResourceExhaustedError
+from contract.signature import Batch
+from tests.clients.grpc_servers import ModelServer
+from tests.score.jobs import write_images
+from tests.serving.server_process import ServerProcess
+
+ROWS = 1000
+
+
+@pytest.fixture(scope="session")
+def version(published_mlp: Path) -> Path:
+    return published_mlp / "mlp" / "1"
+
+
+@pytest.fixture
+def server(version: Path) -> Iterator[ModelServer]:
+    """Answers as the version does, and can be told to do otherwise."""
+    with OnDevicePredictor(version) as predictor, ModelServer() as server:
+        server.signatures = dict(predictor.signatures)
+
+        def answer(inputs: Batch) -> Batch:
+            (array,) = inputs.values()
+            name = "serving_uint8" if array.dtype == np.uint8 else "serving_default"
+            return predictor.predict(inputs, signature_name=name)
+
+        server.answer = answer
+        yield server
+
+
+Score = Callable[..., int]
+
+
+@pytest.fixture
+def score(tmp_path: Path, version: Path) -> Score:
+    write_images(tmp_path / "in.parquet", ROWS, group=250)
+
+    def run(*arguments: str) -> int:
+        where = [str(tmp_path / "in.parquet"), str(tmp_path / "out")]
+        return main(["score", *where, "--version_dir", str(version), "--workers=1", *arguments])
+
+    return run
+
+
+def read_ids(tmp_path: Path) -> list[int]:
+    ids: list[int] = parquet.read_table(tmp_path / "out" / "version=1")["id"].to_pylist()
+    return sorted(ids)
+
+
+def is_noise(inputs: Batch) -> bool:
+    """Whether it is asked for rows of ours, and not for golden examples."""
+    (array,) = inputs.values()
+    return array.dtype == np.uint8 and array.mean() > 100
+
+
+def test_an_embedded_server_scores_and_litert_confirms(
+    tmp_path: Path, version: Path, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--model_name=mlp", f"--model_base_path={version.parent}")
+    with ServerProcess(tmp_path, *flags) as server:
+        server.wait_until_ready()
+        assert score("--server", server.address, "--model_name=mlp", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["num_scored"] == ROWS
+    assert document["sample"]["compared_with"] == ["LiteRT float32 in process"]
+    assert read_ids(tmp_path) == list(range(ROWS))
+
+
+def test_two_servers_share_the_rows(tmp_path: Path, score: Score, server: ModelServer) -> None:
+    write_images(tmp_path / "in.parquet", 10 * ROWS, group=ROWS)
+    with ModelServer() as other:
+        other.signatures, other.answer = server.signatures, server.answer
+        assert score("--server", f"{server.address},{other.address}") == 0
+        assert min(sum(one.batch_sizes) for one in (server, other)) > ROWS
+    assert read_ids(tmp_path) == list(range(10 * ROWS))
+
+
+def test_a_server_that_goes_away_and_comes_back_costs_nothing(
+    tmp_path: Path, score: Score, server: ModelServer
+) -> None:
+    right, gone = server.answer, threading.Event()
+
+    def answer(inputs: Batch) -> Batch:
+        if is_noise(inputs) and not gone.is_set():
+            gone.set()
+            threading.Thread(target=restart).start()
+        return right(inputs)
+
+    def restart() -> None:
+        server.stop()
+        threading.Event().wait(3)  # longer than the tries of one call
+        server.start()
+
+    server.answer = answer
+    assert score("--server", server.address) == 0
+    assert gone.is_set()
+    assert read_ids(tmp_path) == list(range(ROWS))
+
+
+def test_a_server_that_stays_away_ends_the_job_which_goes_on_later(
+    tmp_path: Path,
+    score: Score,
+    server: ModelServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("clients.score.engines.PATIENCE_S", 0.5)
+    right = server.answer
+    asked = 0
+
+    def answer(inputs: Batch) -> Batch:
+        nonlocal asked
+        asked += len(next(iter(inputs.values()))) if is_noise(inputs) else 0
+        if asked > 600:
+            threading.Thread(target=server.stop).start()
+        return right(inputs)
+
+    server.answer = answer
+    assert score("--server", server.address) == 3
+    said = capsys.readouterr().err
+    assert server.address in said and "what is scored stays" in said
+    parts = list((tmp_path / "out").rglob("part-*.parquet"))
+    assert 0 < len(parts) < 4
+    server.stop()
+    server.answer = right
+    server.start()
+    assert score("--server", server.address, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["num_parts_before"] == len(parts)
+    assert read_ids(tmp_path) == list(range(ROWS))
+
+
+def test_a_busy_servers_hints_are_heeded(tmp_path: Path, score: Score, server: ModelServer) -> None:
+    right = server.answer
+    refused = 0
+
+    def answer(inputs: Batch) -> Batch:
+        nonlocal refused
+        if is_noise(inputs) and refused < 20:
+            refused += 1
+            raise ResourceExhaustedError("the queue is full", retry_after_s=0.05)
+        return right(inputs)
+
+    server.answer = answer
+    assert score("--server", server.address) == 0
+    assert refused == 20
+    assert read_ids(tmp_path) == list(range(ROWS))
+
+
+def test_an_address_where_nobody_answers_is_told_at_once(
+    score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score("--server", "127.0.0.1:9") == 3
+    assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_rows_that_a_server_refuses_are_bad_rows(
+    tmp_path: Path, score: Score, server: ModelServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from contract.errors import RequestError
+
+    right = server.answer
+
+    def answer(inputs: Batch) -> Batch:
+        (array,) = inputs.values()
+        if is_noise(inputs) and (array.reshape(len(array), -1)[:, 0] == 7).any():
+            raise RequestError("a pixel is 7")
+        return right(inputs)
+
+    server.answer = answer
+    assert score("--server", server.address, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert 0 < document["num_bad"] < 20
+    assert document["num_scored"] + document["num_bad"] == ROWS
+    assert document["sample"]["passed"]
+    assert len(read_ids(tmp_path)) == document["num_scored"]
+
+
+def test_a_server_and_an_engine_are_not_both_taken(
+    score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score("--server", "x:1", "--engine", "litert") == 2
+    assert "--server or --engine" in capsys.readouterr().err
