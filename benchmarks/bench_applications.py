@@ -11,19 +11,16 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
+from benchmarks.bench_export import run_watched
 from contract.layout import VARIANTS
 from contract.signature import Array
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SAMPLE_S = 0.1
 CLASSES = ("stripes", "checks", "rings", "noise")
 MODELS = {
     # name: (height and width, what the pixels 0 and 255 become)
@@ -87,19 +84,8 @@ def run_export(name: str, folder: Path) -> dict[str, object]:
         *("--labels", str(folder / "labels.npy"), "--class_names", ",".join(CLASSES)),
         *("--scale", str(low), str(high), "--base_path", str(folder / name.lower())),
     ]
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    peak = {"mib": 0.0, "cpu": 0.0}
-    watcher = threading.Thread(target=watch, args=(process, peak))
-    watcher.start()
-    out, log = process.communicate()
-    seconds = time.perf_counter() - start
-    watcher.join()
-    if process.returncode:
-        sys.exit(f"{name} failed:\n{log[-3000:]}")
-    verification = json.loads(out)["verification"]
+    watched = run_watched(command)
+    verification = json.loads(watched.output)["verification"]
     copies = {one["name"]: one for one in verification["measurements"]}
     verdicts = {}
     for variant in (one for one in VARIANTS if one in copies or one in verification["failures"]):
@@ -109,27 +95,11 @@ def run_export(name: str, folder: Path) -> dict[str, object]:
         verdicts[variant] = "; ".join(problems) if problems else agreement
     return {
         "accuracy": copies["in_process"]["accuracy"],
-        "seconds": seconds,
-        "cpu_seconds": peak["cpu"],
-        "peak_mib": peak["mib"],
+        "seconds": watched.seconds,
+        "cpu_seconds": watched.cpu_s,
+        "peak_mib": watched.total_mib,
         "copies": verdicts,
     }
-
-
-def watch(process: "subprocess.Popen[str]", peak: dict[str, float]) -> None:
-    """Samples the resident memory of a process and all its children, and their CPU time."""
-    root = psutil.Process(process.pid)
-    while process.poll() is None:
-        mib = cpu = 0.0
-        for one in [root, *root.children(recursive=True)]:
-            try:
-                mib += one.memory_info().rss / 2**20
-                times = one.cpu_times()
-                cpu += times.user + times.system
-            except psutil.NoSuchProcess:
-                continue
-        peak["mib"], peak["cpu"] = max(peak["mib"], mib), max(peak["cpu"], cpu)
-        time.sleep(SAMPLE_S)
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ given by file and by object)
 """
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import statistics
@@ -21,34 +23,71 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE_S = 0.02
 
 
-def run_once(command: list[str]) -> tuple[float, float]:
-    """Wall seconds, and resident MiB of the largest process the command started."""
+@dataclasses.dataclass
+class Watched:
+    """A command that has ended well.
+
+    Attributes:
+        seconds: Wall time.
+        output: What it wrote to stdout.
+        largest_mib: Resident memory of its largest process.
+        total_mib: Of all its processes together, at their most.
+        cpu_s: Processor time of all of them.
+    """
+
+    seconds: float = 0.0
+    output: str = ""
+    largest_mib: float = 0.0
+    total_mib: float = 0.0
+    cpu_s: float = 0.0
+
+
+def run_watched(command: list[str]) -> Watched:
+    """Runs a command, and looks at its memory and processor time meanwhile."""
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    watched = Watched()
     start = time.perf_counter()
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    largest = [0.0]
-    watcher = threading.Thread(target=watch_memory, args=(process, largest))
+    watcher = threading.Thread(target=_watch, args=(process, watched))
     watcher.start()
-    _, log = process.communicate()
-    seconds = time.perf_counter() - start
+    watched.output, log = process.communicate()
+    watched.seconds = time.perf_counter() - start
     watcher.join()
     if process.returncode:
-        sys.exit(f"{command} failed:\n{log.decode()[-2000:]}")
-    return seconds, largest[0]
+        sys.exit(f"{command} failed:\n{log[-3000:]}")
+    return watched
 
 
-def watch_memory(process: "subprocess.Popen[bytes]", largest: list[float]) -> None:
-    """Samples the resident memory of a process and its children until it ends."""
+def _watch(process: "subprocess.Popen[str]", watched: Watched) -> None:
+    """Samples a process and its children until it ends."""
     root = psutil.Process(process.pid)
     while process.poll() is None:
-        try:
-            for one in [root, *root.children(recursive=True)]:
-                largest[0] = max(largest[0], one.memory_info().rss / 2**20)
-        except psutil.NoSuchProcess:
-            pass
+        mib, cpu_s = [0.0], 0.0
+        processes = [root]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes += root.children(recursive=True)
+        for one in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                mib.append(one.memory_info().rss / 2**20)
+                times = one.cpu_times()
+                cpu_s += times.user + times.system
+        watched.largest_mib = max(watched.largest_mib, *mib)
+        watched.total_mib = max(watched.total_mib, sum(mib))
+        watched.cpu_s = max(watched.cpu_s, cpu_s)
         time.sleep(SAMPLE_S)
+
+
+def run_once(command: list[str]) -> tuple[float, float]:
+    """Wall seconds, and resident MiB of the largest process the command started."""
+    watched = run_watched(command)
+    return watched.seconds, watched.largest_mib
 
 
 def measure(model: str, rounds: int) -> dict[str, list[tuple[float, float]]]:

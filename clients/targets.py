@@ -19,7 +19,9 @@ from clients.options import (
     read_metadata,
 )
 from contract import layout
+from contract.console import flags
 from contract.console.extras import import_extra
+from contract.console.flags import positive_number, read_token
 from contract.errors import ConfigError, ManifestError
 from contract.manifest import Manifest, read_manifest
 from contract.signature import Batch
@@ -66,18 +68,10 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_credential_flags(group: argparse._ArgumentGroup) -> None:
-    """Adds the flags of TLS and of the bearer token."""
-    group.add_argument("--tls", action="store_true", help="encrypt; trust the system's CAs")
-    group.add_argument(
-        "--ca_file", metavar="FILE", help="PEM: who may sign the server's certificate"
-    )
-    group.add_argument("--cert_file", metavar="FILE", help="PEM: our own certificate (mutual TLS)")
-    group.add_argument("--key_file", metavar="FILE", help="PEM: its private key")
+    """Adds the flags of TLS, of the bearer token, and of what else goes with every call."""
+    flags.add_credential_flags(group)
     group.add_argument(
         "--tls_server_name", metavar="NAME", help="the name in the server's certificate"
-    )
-    group.add_argument(
-        "--auth_token_file", type=Path, metavar="FILE", help="a file that holds a bearer token"
     )
     group.add_argument(
         "--header",
@@ -108,13 +102,7 @@ def connection_options(args: argparse.Namespace) -> ConnectionOptions:
         if wants_tls
         else None
     )
-    token, path = None, args.auth_token_file
-    if path is not None:
-        try:
-            token = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--auth_token_file {path} cannot be read: {error}") from error
-    return ConnectionOptions(tls=tls, token=token, metadata=args.header)
+    return ConnectionOptions(tls=tls, token=read_token(args), metadata=args.header)
 
 
 def read_header(text: str) -> tuple[str, str | bytes]:
@@ -229,14 +217,6 @@ class Pinned:
 def is_rest(address: str) -> bool:
     """Whether an address is one of REST."""
     return address.startswith(("http://", "https://"))
-
-
-def positive_number(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-    return value
 
 
 def positive_count(text: str) -> int:

@@ -25,8 +25,8 @@ from contract.wire.rpc import PREDICT
 from serving.monitoring.metrics import Metrics
 from serving.versions.on_demand import Residency
 from tests.prometheus_process import PrometheusProcess, run_promtool
+from tests.serving.mlp_calls import make_request
 from tests.serving.server_process import ServerProcess, call
-from tests.serving.test_workers import make_request
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "deploy" / "prometheus"

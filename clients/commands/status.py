@@ -11,9 +11,9 @@ from clients.targets import (
     is_rest,
     open_client,
     open_rest_client,
-    positive_number,
 )
 from contract.console.exits import ExitCode
+from contract.console.flags import positive_number
 from contract.console.terminal import print_json, print_table
 from contract.servable import VersionState
 from contract.signature import Signature

@@ -21,7 +21,7 @@ from contract.errors import RequestError, TensorMismatchError
 from contract.signature import Array
 from contract.wire.plumbline_wire import open_inference_pb2
 from contract.wire.rpc import Method
-from contract.wire.tensors import Piece, count_elements, join_pieces
+from contract.wire.tensors import Piece, count_elements, join_pieces, to_bytes
 from contract.wire.varints import Buffer, scan_message, write_varint
 
 if TYPE_CHECKING:
@@ -187,25 +187,6 @@ def encode_raw(array: Array) -> Piece:
         return b""
     native = array.dtype.newbyteorder("=")
     return np.ascontiguousarray(array, native)
-
-
-def to_bytes(value: object) -> bytes:
-    """An element of BYTES; str is UTF-8.
-
-    Raises:
-        TensorMismatchError: It is neither bytes nor str, or no valid Unicode.
-    """
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        try:
-            return value.encode()
-        except UnicodeEncodeError as error:
-            raise TensorMismatchError(f"a string is no valid Unicode: {error}") from error
-    raise TensorMismatchError(
-        f"got an array of objects that holds a {type(value).__name__}; "
-        "a tensor of strings holds bytes or str"
-    )
 
 
 def size_of(piece: Piece) -> int:

@@ -415,14 +415,19 @@ def _tag(layout: Layout) -> bytes:
 
 
 def _encode_strings(array: Array, as_content: bool) -> bytes:
-    values = [_to_bytes(value) for value in array.reshape(-1).tolist()]
+    values = [to_bytes(value) for value in array.reshape(-1).tolist()]
     if not as_content:
         return b"".join(b"\x42" + write_varint(len(value)) + value for value in values)
     content = b"".join([*(write_varint(len(value)) for value in values), *values])
     return _CONTENT_TAG + write_varint(len(content)) + content
 
 
-def _to_bytes(value: object) -> bytes:
+def to_bytes(value: object) -> bytes:
+    """An element of a tensor of strings; str is UTF-8.
+
+    Raises:
+        TensorMismatchError: It is neither bytes nor str, or no valid Unicode.
+    """
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):

@@ -25,12 +25,11 @@ from contract.wire.open_inference import (
     find_dtype,
     join_response,
     split_request,
-    to_bytes,
 )
 from contract.wire.plumbline_wire import open_inference_pb2
 from contract.wire.predict import QUICK_BYTES, TakesLongError
 from contract.wire.rpc import Method as Rpc
-from contract.wire.tensors import count_elements
+from contract.wire.tensors import count_elements, to_bytes
 from contract.wire.varints import Buffer
 from serving.api.handlers import LARGE_BYTES
 from serving.context import RequestContext

@@ -36,9 +36,8 @@ from contract.wire.open_inference import (
     encode_raw,
     find_dtype,
     size_of,
-    to_bytes,
 )
-from contract.wire.tensors import Piece, count_elements, join_pieces
+from contract.wire.tensors import Piece, count_elements, join_pieces, to_bytes
 from serving.config.server import ServerConfig
 from serving.context import RequestContext
 from serving.open_inference.inference import (

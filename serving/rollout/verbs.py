@@ -17,10 +17,15 @@ import grpc
 import msgspec
 
 from contract.console.exits import ExitCode, exit_code_of
+from contract.console.flags import (
+    add_credential_flags,
+    positive_number,
+    read_tls_files,
+    read_token,
+)
 from contract.console.terminal import print_json, print_table, remark, say
 from contract.errors import ConfigError, DeadlineExceededError, PlumblineError
 from contract.shadow import MAX_ROWS
-from contract.wire.text_format import read_text
 from serving.rollout.audit import PROMOTE
 from serving.rollout.config_file import ModelConfigFile
 from serving.rollout.rollout import (
@@ -122,17 +127,13 @@ def _add_shared_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout_s",
-        type=_positive_number,
+        type=positive_number,
         default=60.0,
         help="how long the servers may take for each step (default: %(default)g)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     safety = parser.add_argument_group("credentials")
-    safety.add_argument("--tls", action="store_true", help="encrypt; trust the system's CAs")
-    safety.add_argument("--ca_file", type=Path, help="PEM: who may sign the servers' certificates")
-    safety.add_argument("--cert_file", type=Path, help="PEM: our own certificate (mutual TLS)")
-    safety.add_argument("--key_file", type=Path, help="PEM: its private key")
-    safety.add_argument("--auth_token_file", type=Path, help="a file that holds a bearer token")
+    add_credential_flags(safety)
 
 
 def _add_version_flag(parser: argparse.ArgumentParser, description: str) -> None:
@@ -173,7 +174,7 @@ def _add_shadow_flags(parser: argparse.ArgumentParser) -> None:
     )
     shadow.add_argument(
         "--shadow_s",
-        type=_positive_number,
+        type=positive_number,
         metavar="SECONDS",
         help="how long; the embedded server runs a sample of its calls on both versions "
         "(--enable_reload_config)",
@@ -207,7 +208,7 @@ def _add_shadow_flags(parser: argparse.ArgumentParser) -> None:
     )
     shadow.add_argument(
         "--max_shadow_difference",
-        type=_positive_number,
+        type=positive_number,
         metavar="DIFFERENCE",
         help="the largest of any output (default: any)",
     )
@@ -270,13 +271,6 @@ def _read_shadow(arguments: argparse.Namespace) -> ShadowOptions | None:
     )
 
 
-def _positive_number(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-    return value
-
-
 def _open_rollout(arguments: argparse.Namespace) -> Rollout:
     """The file and the servers of the flags."""
     options = RolloutOptions(
@@ -295,14 +289,10 @@ def _open_servers(arguments: argparse.Namespace) -> Servers:
     if not addresses:
         raise ConfigError("--server: give at least one address, such as 127.0.0.1:8500")
     credentials = None
-    files = (arguments.ca_file, arguments.key_file, arguments.cert_file)
-    if arguments.tls or any(files):
-        root, key, chain = (None if one is None else read_text(one).encode() for one in files)
-        credentials = grpc.ssl_channel_credentials(root, key, chain)
-    metadata: list[tuple[str, str]] = []
-    if arguments.auth_token_file:
-        token = read_text(arguments.auth_token_file).strip()
-        metadata.append(("authorization", f"Bearer {token}"))
+    if tls := read_tls_files(arguments):
+        credentials = grpc.ssl_channel_credentials(tls.trusted, tls.key, tls.certificate)
+    token = read_token(arguments)
+    metadata = [("authorization", f"Bearer {token}")] if token else []
     found = [Server(one, credentials=credentials, metadata=metadata) for one in addresses]
     return Servers(found, timeout_s=arguments.timeout_s)
 

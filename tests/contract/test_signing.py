@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from contract import layout
 from contract.errors import ConfigError, ManifestError, UntrustedVersionError
-from contract.manifest import Manifest, hash_files, read_manifest, write_manifest
+from contract.manifest import read_manifest
 from contract.signing import (
     MAKE_KEY,
     MAKE_PUBLIC_KEY,
@@ -36,6 +36,7 @@ from contract.signing import (
     verify_version,
 )
 from tests.signing_keys import Keys, make_keys, write_keys
+from tests.versions import seal
 
 FILES = {
     layout.SAVED_MODEL: b"graph",
@@ -73,18 +74,6 @@ def write_version(version_dir: Path) -> Path:
         path.write_bytes(content)
     seal(version_dir)
     return version_dir
-
-
-def seal(version_dir: Path) -> None:
-    """A manifest that is true of the files as they are now."""
-    manifest = Manifest(
-        model_name="mlp",
-        version=int(version_dir.name),
-        created="2026-01-01T00:00:00Z",
-        signatures={},
-        files=hash_files(version_dir),
-    )
-    write_manifest(version_dir, manifest)
 
 
 def refuse(version_dir: Path, keys: Keys) -> str:

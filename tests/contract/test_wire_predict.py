@@ -34,30 +34,19 @@ from contract.wire.predict import (
 )
 from contract.wire.tensors import decode_tensor, from_tensor_proto, to_tensor_proto
 from contract.wire.varints import write_varint
+from tests.contract.drawn import draw_array, shapes
 from tests.growth import measure_growth
 
 SPEC = ModelSpec("mlp", version=7, signature_name="serving_default")
 NUMERIC = ["f4", "f8", "c8", "c16", "f2", "?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 
-shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 names = st.text(max_size=6)
 
 
 @st.composite
 def arrays(draw: st.DrawFn) -> np.ndarray:
-    shape = draw(shapes)
     kind = draw(st.sampled_from([*NUMERIC, "O"]))
-    count = int(np.prod(shape))
-    if kind == "O":
-        strings = draw(st.lists(st.binary(max_size=5), min_size=count, max_size=count))
-        array = np.empty(count, object)
-        array[:] = strings
-        return array.reshape(shape)
-    dtype = np.dtype(kind)
-    raw = draw(st.binary(min_size=count * dtype.itemsize, max_size=count * dtype.itemsize))
-    if kind == "?":
-        return (np.frombuffer(raw, np.uint8) % 2).astype(bool).reshape(shape)
-    return np.frombuffer(raw, dtype).reshape(shape)
+    return draw_array(draw, draw(shapes), kind, longest=5)
 
 
 batches = st.dictionaries(names, arrays(), max_size=3)

@@ -17,13 +17,13 @@ from contract.wire.predict import (
     encode_predict_response,
 )
 from contract.wire.tensors import LAYOUTS, decode_tensor, from_tensor_proto, to_tensor_proto
+from tests.contract.drawn import draw_array, shapes
 
 pytestmark = pytest.mark.tensorflow
 
 PLAIN = ["f4", "f8", "c8", "c16", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 SMALL = [ml_dtypes.bfloat16, ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fn]
 INT4 = [ml_dtypes.int4, ml_dtypes.uint4]
-shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +35,12 @@ def tf():
 
 @st.composite
 def arrays(draw: st.DrawFn) -> np.ndarray:
-    shape = draw(shapes)
-    count = int(np.prod(shape))
     kind = draw(st.sampled_from([*PLAIN, *SMALL, *INT4, "?", "O"]))
-    if kind == "O":
-        strings = draw(st.lists(st.binary(max_size=200), min_size=count, max_size=count))
-        array = np.empty(count, object)
-        array[:] = strings
-        return array.reshape(shape)
-    dtype = np.dtype(kind)
-    raw = draw(st.binary(min_size=count * dtype.itemsize, max_size=count * dtype.itemsize))
-    if kind == "?":
-        return (np.frombuffer(raw, np.uint8) % 2).astype(bool).reshape(shape)
-    if kind in INT4:
-        low = -8 if kind is ml_dtypes.int4 else 0
-        return (
-            (np.frombuffer(raw, np.uint8).astype(np.int16) % 16 + low)
-            .astype(np.int8)
-            .astype(dtype)
-            .reshape(shape)
-        )
-    return np.frombuffer(raw, dtype).reshape(shape)
+    if kind not in INT4:
+        return draw_array(draw, draw(shapes), kind, longest=200)
+    low = -8 if kind is ml_dtypes.int4 else 0
+    values = draw_array(draw, draw(shapes), "u1", longest=0)
+    return (values.astype(np.int16) % 16 + low).astype(np.int8).astype(kind)
 
 
 def quieted(array: np.ndarray) -> np.ndarray:

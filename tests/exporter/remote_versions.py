@@ -14,7 +14,7 @@ import boto3
 from moto.server import ThreadedMotoServer
 
 from contract import layout
-from contract.manifest import Manifest, hash_files, write_manifest
+from tests.versions import seal
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -38,14 +38,7 @@ def write_version(version_dir: Path, *, num_shards: int = 3, seed: str = "a") ->
         path = version_dir / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    manifest = Manifest(
-        model_name="mlp",
-        version=int(version_dir.name),
-        created="2026-01-01T00:00:00Z",
-        signatures={},
-        files=hash_files(version_dir),
-    )
-    write_manifest(version_dir, manifest)
+    seal(version_dir)
     return version_dir
 
 

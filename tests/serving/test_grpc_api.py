@@ -20,28 +20,11 @@ from contract.wire.rpc import (
 from contract.wire.status_codes import ERROR_KEY
 from serving.config.server import ServerConfig
 from serving.grpc.protocol import CRASH_TEXT, TRUNCATED, cut_text
-from serving.observer import Observer
 from tests.serving.numpy_servables import OneModelManager, make_servable
+from tests.serving.seen import Seen
 from tests.serving.servers import Faces, serve
 
 X = np.array([1, 2], np.float32)
-
-
-class Seen(Observer):
-    """Remembers what requests ended how."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, str]] = []
-        self.latencies: list[tuple[str, str, str]] = []
-
-    def observe_request(self, model_name: str, status: str) -> None:
-        self.requests.append((model_name, status))
-
-    def observe_request_latency(
-        self, model_name: str, api: str, entrypoint: str, latency_us: float
-    ) -> None:
-        assert latency_us > 0
-        self.latencies.append((model_name, api, entrypoint))
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 
 from contract.wire.plumbline_wire import predict_pb2, status_pb2, tensor_pb2
 from contract.wire.rpc import GET_MODEL_STATUS, PREDICT
+from tests.serving.mlp_calls import make_request
 from tests.serving.server_process import ServerProcess, call
-from tests.serving.test_server import make_request
 
 MEBIBYTE = 2**20
 MAX_INFLATED_BYTES = 16 * MEBIBYTE

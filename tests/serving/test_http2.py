@@ -28,8 +28,8 @@ from hyperframe.frame import (
 from contract.wire.plumbline_wire import predict_pb2
 from contract.wire.rpc import PREDICT
 from tests.serving import http2_peer as h2
+from tests.serving.mlp_calls import make_request
 from tests.serving.server_process import ServerProcess
-from tests.serving.test_server import make_request
 
 Address = tuple[str, int]
 OTHER_SERVER = os.environ.get("HTTP2_SERVER", "")
@@ -1200,7 +1200,7 @@ def test_6_9_1_the_window_of_the_connection_holds_for_all_streams(address: Addre
         pytest.skip("its answers are small")
     with h2.Peer(address, [(h2.INITIAL_WINDOW_SIZE, 2**20)]) as peer:
         calls = 5
-        body = h2.grpc_message(make_request(500).SerializeToString())
+        body = h2.grpc_message(make_request(num_rows=500).SerializeToString())
         for stream in range(1, 2 * calls, 2):
             peer.send(GRPC.open(stream))
             peer.send_body(stream, body)
@@ -1234,7 +1234,7 @@ def test_4_2_no_frame_is_larger_than_the_peer_allows(address: Address) -> None:
         pytest.skip("its answers are small")
     with h2.Peer(address, [(h2.INITIAL_WINDOW_SIZE, 2**20)]) as peer:
         peer.send(h2.window_update(0, 2**20))
-        body = h2.grpc_message(make_request(1000).SerializeToString())
+        body = h2.grpc_message(make_request(num_rows=1000).SerializeToString())
         peer.send(GRPC.open(1))
         peer.send_body(1, body)
         answer = peer.read_answer(1)
@@ -1247,7 +1247,7 @@ def test_6_9_the_server_gives_back_what_it_took(address: Address) -> None:
     if OTHER_SERVER:
         pytest.skip("nghttpd has no limit to show")
     with h2.Peer(address) as peer:
-        body = h2.grpc_message(make_request(600).SerializeToString())
+        body = h2.grpc_message(make_request(num_rows=600).SerializeToString())
         for stream in range(1, 2 * (LARGE_WINDOW // len(body)) + 1, 2):
             peer.send(GRPC.open(stream))
             peer.send_body(stream, body)

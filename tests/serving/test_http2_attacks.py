@@ -21,10 +21,10 @@ import pytest
 
 from contract.wire.rpc import PREDICT
 from tests.serving import http2_peer as h2
+from tests.serving.mlp_calls import make_request
 from tests.serving.server_process import ServerProcess
 from tests.serving.test_hostile_requests import read_peak_bytes
 from tests.serving.test_http2 import GRPC, MESSAGE, PLAIN
-from tests.serving.test_server import make_request
 
 MEBIBYTE = 2**20
 MAX_GROWTH_BYTES = 64 * MEBIBYTE
@@ -239,7 +239,7 @@ def test_an_answer_is_pulled_octet_by_octet(address: tuple[str, int]) -> None:
     """CVE-2019-9511: a window of one octet at a time."""
     with h2.Peer(address, [(h2.INITIAL_WINDOW_SIZE, 0)]) as peer:
         peer.send(GRPC.open(1))
-        peer.send_body(1, h2.grpc_message(make_request(200).SerializeToString()))
+        peer.send_body(1, h2.grpc_message(make_request(num_rows=200).SerializeToString()))
         for _ in range(2000):
             peer.send(h2.window_update(1, 1))
         peer.read_until(lambda one: sum(peer.answers[1].sizes) == 2000 if peer.answers else False)
@@ -249,7 +249,7 @@ def test_an_answer_is_pulled_octet_by_octet(address: tuple[str, int]) -> None:
 
 def test_answers_that_nobody_reads(address: tuple[str, int]) -> None:
     """As many streams as there may be, each with an answer that has no window."""
-    body = h2.grpc_message(make_request(50).SerializeToString())
+    body = h2.grpc_message(make_request(num_rows=50).SerializeToString())
     with contextlib.ExitStack() as stack:
         peers = [
             stack.enter_context(h2.Peer(address, [(h2.INITIAL_WINDOW_SIZE, 0)])) for _ in range(3)

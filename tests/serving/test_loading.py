@@ -23,30 +23,11 @@ from serving.engines.loading import load_servable
 from serving.engines.servable import LITERT, TENSORFLOW
 from serving.observer import EngineChoice, Observer
 from tests.conformance.recordings import MODELS
+from tests.serving.seen import Seen
 from tests.versions import write_tolerances
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ID = ServableId("mlp", 1)
-
-
-class Seen(Observer):
-    """Remembers choices and results."""
-
-    def __init__(self) -> None:
-        self.choices: dict[str, EngineChoice] = {}
-        self.results: dict[str, str] = {}
-        self.warmups = 0
-
-    def observe_engine(
-        self, servable_id: ServableId, signature_name: str, choice: EngineChoice
-    ) -> None:
-        self.choices[signature_name] = choice
-
-    def observe_self_test(self, servable_id: ServableId, signature_name: str, result: str) -> None:
-        self.results[signature_name] = result
-
-    def observe_warmup(self, servable_id: ServableId, latency_us: float) -> None:
-        self.warmups += 1
 
 
 @pytest.fixture

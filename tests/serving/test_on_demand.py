@@ -47,6 +47,7 @@ from serving.versions.lifecycle import LoadFunction
 from serving.versions.manager import ServableManager
 from serving.versions.on_demand import NOT_LOADED, NotLoadedError, estimate_bytes
 from tests.serving import rollout_scene
+from tests.serving.mlp_calls import NUM_PIXELS, make_request
 from tests.serving.numpy_servables import make_servable
 from tests.serving.offset_servables import WEIGHTS, Loads, put_version
 from tests.serving.server_process import ServerProcess, call
@@ -55,7 +56,6 @@ from tests.serving.test_discovery import fetch
 from tests.serving.test_lifecycle import link_version, replace_file
 
 WAIT_S = 20
-NUM_PIXELS = 784
 Make = Callable[..., ServableManager]
 
 
@@ -471,17 +471,6 @@ def predict(url: str, name: str, timeout_s: float = 60) -> Any:
     request = urllib.request.Request(f"{url}/v1/models/{name}:predict", body)
     with urllib.request.urlopen(request, timeout=timeout_s) as response:
         return json.load(response)["predictions"]
-
-
-def make_request(name: str) -> Any:
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = name
-    tensor = request.inputs["images"]
-    tensor.dtype = 1
-    for size in (1, NUM_PIXELS):
-        tensor.tensor_shape.dim.add(size=size)
-    tensor.tensor_content = bytes(4 * NUM_PIXELS)
-    return request
 
 
 def read_metric(server: ServerProcess, name: str) -> float:

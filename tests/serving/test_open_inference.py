@@ -50,6 +50,7 @@ from serving.context import NO_CONTEXT, RequestContext
 from serving.engines.servable import LITERT, Engine, Servable
 from serving.observer import EngineChoice, Observer
 from tests.serving.numpy_servables import OneModelManager, make_servable
+from tests.serving.seen import Seen
 from tests.serving.servers import Answer, Faces, serve
 
 METHODS = (*(SERVER_LIVE, SERVER_READY, MODEL_READY, SERVER_METADATA, MODEL_METADATA, MODEL_INFER),)
@@ -588,24 +589,8 @@ def test_messages_of_too_many_parts_are_refused(faces: Faces) -> None:
     assert str(MAX_PARTS) in text
 
 
-class Recorder(Observer):
-    """Keeps what it is told of requests."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, str]] = []
-        self.latencies: list[tuple[str, str, str]] = []
-
-    def observe_request(self, model_name: str, status: str) -> None:
-        self.requests.append((model_name, status))
-
-    def observe_request_latency(
-        self, model_name: str, api: str, entrypoint: str, latency_us: float
-    ) -> None:
-        self.latencies.append((model_name, api, entrypoint))
-
-
 def test_calls_are_counted_with_their_model() -> None:
-    recorder = Recorder()
+    recorder = Seen()
     with serve(OneModelManager(make_servable()), observer=recorder) as faces:
         message = ModelInferRequest(model_name="m")
         message.inputs.add(name="x", datatype="FP32", shape=[1])

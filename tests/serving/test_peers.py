@@ -33,11 +33,11 @@ from contract.wire.rpc import HEALTH_CHECK, HEALTH_WATCH, PREDICT
 from serving.config.server import ServerConfig
 from tests.serving import http2_peer as h2
 from tests.serving.certificates import Authority
+from tests.serving.mlp_calls import make_request
 from tests.serving.numpy_servables import OneModelManager, make_servable
 from tests.serving.server_process import ServerProcess
 from tests.serving.servers import Faces, serve
 from tests.serving.test_security import write_ssl_config
-from tests.serving.test_server import make_request
 
 PEERS = Path(__file__).resolve().parents[1] / "peers"
 NO_LIMITS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
@@ -292,7 +292,7 @@ def test_a_deadline_that_passes_is_told_and_the_next_call_is_answered(
 ) -> None:
     with face.open_channel() as channel:
         call = channel.unary_unary(PREDICT.path)
-        large = make_request(4000).SerializeToString()
+        large = make_request(num_rows=4000).SerializeToString()
         assert call(MESSAGE, timeout=TIMEOUT_S) == expected
         for timeout_s in (0, 0.003, 0.003, 0.003):
             with pytest.raises(grpc.RpcError) as caught:
@@ -507,7 +507,9 @@ def test_curl_gets_the_answer(face: Face, body_file: Path, expected: bytes) -> N
 
 def test_curl_sends_an_upload_in_pieces(face: Face, tmp_path: Path) -> None:
     """Without content-length, larger than any window, and refused by the model, not by HTTP."""
-    (tmp_path / "body").write_bytes(h2.grpc_message(make_request(2000).SerializeToString()))
+    (tmp_path / "body").write_bytes(
+        h2.grpc_message(make_request(num_rows=2000).SerializeToString())
+    )
     done = run_curl(face, *list_headers(), "-T", str(tmp_path / "body"), "-X", "POST", "--verbose")
     assert b"grpc-status: 0" in done.stderr, done.stderr
     assert done.stdout[:1] == b"\0"

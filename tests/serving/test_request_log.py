@@ -26,10 +26,10 @@ from contract.wire.tfrecord import read_records
 from serving.api.request_log import MAX_QUEUED_BYTES, LogFiles, RequestLog
 from serving.config.models import ModelConfig, RequestLogging
 from serving.config.server import ServerConfig
+from tests.serving.mlp_calls import make_request
 from tests.serving.numpy_servables import OneModelManager, make_servable
 from tests.serving.server_process import ROOT, ServerProcess, call
 from tests.serving.servers import serve
-from tests.serving.test_server import make_request
 
 ROW = np.arange(3, dtype=np.float32)
 
@@ -177,7 +177,7 @@ def test_a_recorded_sample_replays_without_a_difference(
         server.wait_until_ready()
         with grpc.insecure_channel(server.address) as channel:
             for num_rows in (1, 3):
-                call(channel, PREDICT, make_request(num_rows))
+                call(channel, PREDICT, make_request(num_rows=num_rows))
         body = json.dumps({"instances": [[0.5] * 784]}).encode()
         urllib.request.urlopen(f"{server.url}/v1/models/mlp:predict", body).close()
         server.signal(signal.SIGTERM)

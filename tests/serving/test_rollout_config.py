@@ -313,3 +313,18 @@ def test_what_our_own_printer_writes_is_edited_in_place(
     text = "# kept\n" + text_format.MessageToString(config)
     model = config.model_config_list.config[0]
     assert "# kept" in edit_text(text, ModelEdit(model.name, {"stable": version}), "f")
+
+
+@pytest.mark.parametrize("flag", ["--cert_file", "--auth_token_file"])
+def test_credentials_that_cannot_be_are_refused_in_a_sentence(path: Path, flag: str) -> None:
+    two_lines = path.with_name("two lines")
+    two_lines.write_text("a\nb\n")
+    flags = ("--server=127.0.0.1:1", "--model_name=mlp", f"--model_config_file={path}")
+    done = subprocess.run(
+        [sys.executable, "-m", "serving", "labels", *flags, f"{flag}={two_lines}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert flag in done.stderr and len(done.stderr.splitlines()) == 1

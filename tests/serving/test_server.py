@@ -15,13 +15,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 
-from contract.wire.plumbline_wire import health_pb2, predict_pb2, status_pb2
+from contract.wire.plumbline_wire import health_pb2, status_pb2
 from contract.wire.rpc import (
     GET_MODEL_STATUS,
     HANDLE_RELOAD_CONFIG,
@@ -29,22 +27,10 @@ from contract.wire.rpc import (
     HEALTH_WATCH,
     PREDICT,
 )
+from tests.serving.mlp_calls import NUM_PIXELS, Callers, make_request
 from tests.serving.server_process import ServerProcess, call, run_embedded
 
-NUM_PIXELS = 784
 MLP = "--model_name=mlp"
-
-
-def make_request(num_rows: int = 1) -> Any:
-    """A PredictRequest of zeros."""
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = "mlp"
-    tensor = request.inputs["images"]
-    tensor.dtype = 1
-    for size in (num_rows, NUM_PIXELS):
-        tensor.tensor_shape.dim.add(size=size)
-    tensor.tensor_content = np.zeros((num_rows, NUM_PIXELS), np.float32).tobytes()
-    return request
 
 
 def get(url: str, **headers: str) -> tuple[int, str]:
@@ -73,7 +59,7 @@ def server(
 def test_predict_is_answered_over_tcp_and_over_a_unix_socket(server: ServerProcess) -> None:
     for address in (server.address, f"unix:{server.addresses['socket_path']}"):
         with grpc.insecure_channel(address) as channel:
-            answer = call(channel, PREDICT, make_request(3))
+            answer = call(channel, PREDICT, make_request(num_rows=3))
         assert answer.model_spec.version.value == 1
         assert {tensor.tensor_shape.dim[0].size for tensor in answer.outputs.values()} == {3}
 
@@ -355,27 +341,12 @@ def test_a_second_signal_ends_it_at_once(published_mlp: Path, tmp_path: Path) ->
 def test_sigterm_under_load_answers_every_call_it_took(published_mlp: Path, tmp_path: Path) -> None:
     with ServerProcess(tmp_path, MLP, f"--model_base_path={published_mlp / 'mlp'}") as server:
         server.wait_until_ready()
-        codes: set[grpc.StatusCode] = set()
-        num_answers = [0, 0, 0, 0]
-
-        def keep_calling(index: int) -> None:
-            with grpc.insecure_channel(server.address) as channel:
-                try:
-                    while True:
-                        call(channel, PREDICT, make_request())
-                        num_answers[index] += 1
-                except grpc.RpcError as error:
-                    codes.add(error.code())
-
-        callers = [threading.Thread(target=keep_calling, args=(i,)) for i in range(4)]
-        for caller in callers:
-            caller.start()
-        server.wait_for(lambda: min(num_answers) > 20)
-        server.signal(signal.SIGTERM)
-        assert server.wait() == 0
-        for caller in callers:
-            caller.join()
-        assert codes == {grpc.StatusCode.UNAVAILABLE}
+        with Callers(server.address, 4, pause_s=0) as callers:
+            server.wait_for(lambda: min(callers.num_answers) > 20)
+            server.signal(signal.SIGTERM)
+            assert server.wait() == 0
+            callers.join()
+        assert {fault.code() for fault in callers.faults} == {grpc.StatusCode.UNAVAILABLE}
 
 
 def test_an_unknown_model_is_not_found(server: ServerProcess) -> None:

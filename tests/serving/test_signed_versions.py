@@ -22,8 +22,8 @@ from exporter.publishing.publish import PublishOptions, publish_version
 from serving.config.server import ServerConfig, parse_config
 from serving.engines.loading import Findings, Trials, examine_version, load_servable
 from serving.observer import Observer
+from tests.serving.mlp_calls import make_request
 from tests.serving.server_process import ServerProcess, call, run_embedded
-from tests.serving.test_server import make_request
 from tests.signing_keys import Keys, make_keys
 
 

@@ -27,9 +27,10 @@ from contract.wire.rpc import GET_MODEL_STATUS, PREDICT
 from contract.wire.tensors import to_tensor_proto
 from serving.config.server import ServerConfig
 from serving.engines.trial_load import SpawnedTrials
-from serving.observer import EngineChoice, Observer
+from serving.observer import Observer
+from tests.serving.mlp_calls import make_request
+from tests.serving.seen import Seen
 from tests.serving.server_process import ROOT, ServerProcess, call
-from tests.serving.test_server import make_request
 
 ENDLESS = ROOT / "tests" / "recorded" / "endless.tflite"
 """`images` to `probabilities`, by a `tf.while_loop` whose condition stays true."""
@@ -282,22 +283,6 @@ def test_a_trial_ends_with_its_server(tmp_path: Path, base: Path, source: Path) 
         server.wait()
         _, alive = psutil.wait_procs([zygote, *family], timeout=30)
         assert not alive
-
-
-class Seen(Observer):
-    """Keeps the choices."""
-
-    def __init__(self) -> None:
-        self.choices: dict[str, EngineChoice] = {}
-        self.results: dict[str, str] = {}
-
-    def observe_engine(
-        self, servable_id: ServableId, signature_name: str, choice: EngineChoice
-    ) -> None:
-        self.choices[signature_name] = choice
-
-    def observe_self_test(self, servable_id: ServableId, signature_name: str, result: str) -> None:
-        self.results[signature_name] = result
 
 
 def test_where_there_is_no_fork_an_interpreter_of_its_own_tries_a_version(

@@ -14,8 +14,8 @@ import pytest
 
 from contract.wire.plumbline_wire import predict_pb2, tensor_pb2
 from contract.wire.rpc import PREDICT
+from tests.serving.mlp_calls import make_request
 from tests.serving.server_process import ROOT, ServerProcess, call
-from tests.serving.test_server import make_request
 
 HEAVY = ("tensorflow", "keras", "tf_keras", "tensorflow_serving")
 
@@ -84,7 +84,10 @@ def bare_server(
 
 
 def test_it_serves_where_tensorflow_is_not_installed(bare_server: ServerProcess) -> None:
-    assert ask(bare_server, make_request(3)).outputs["probabilities"].tensor_shape.dim[0].size == 3
+    assert (
+        ask(bare_server, make_request(num_rows=3)).outputs["probabilities"].tensor_shape.dim[0].size
+        == 3
+    )
 
 
 def test_the_load_says_which_signatures_lack_tensorflow(bare_server: ServerProcess) -> None:
