@@ -366,7 +366,8 @@ def _fit_signature(
     by_width = _match_width(masked, signatures, chosen)
     if by_width is not None:
         return by_width
-    rows = _to_rows(masked, chosen, None)
+    specs = (spec for one in signatures.values() for spec in one.inputs.values())
+    rows = _to_rows(masked, chosen, None, counts={_count_values(spec) for spec in specs})
     return choose_signature(
         signatures, rows, is_scaled=adjustment.scales or bool(adjustment.pixels)
     )
@@ -624,24 +625,24 @@ def _to_rows(
     inputs: Sequence[InputColumns],
     signature: Signature | None,
     skipped: list[Skipped] | None = None,
+    *,
+    counts: Collection[int] = (),
 ) -> FileRows:
     """Arrays of the columns, before they are made to fit; rows without nulls.
 
     Rows that are of another length than the signature's are named by number in `skipped`, and left
-    out of every array.
+    out of every array. Without a signature, `counts` are the values that a row may have.
     """
     specs = signature.inputs if signature else {}
     arrays: dict[str, Array | list[Any]] = {}
     for one in inputs:
         spec = specs.get(one.input) or (next(iter(specs.values())) if len(specs) == 1 else None)
-        arrays[one.input] = (
-            _stack(table, one) if one.is_stacked else _convert(table.column(one.columns[0]), spec)
-        )
+        arrays[one.input] = _read_input(table, one, spec)
     bad: set[int] = set()
     for name, ragged in arrays.items():
         if isinstance(ragged, list):
             spec = specs.get(name) or (next(iter(specs.values())) if len(specs) == 1 else None)
-            found = _find_odd(ragged, spec)
+            found = _find_odd(ragged, [_count_values(spec)] if spec is not None else counts)
             bad |= found.keys()
             if skipped is not None:
                 skipped += [Skipped(str(row), text) for row, text in found.items()]
@@ -657,6 +658,21 @@ def _to_rows(
     num_rows = len(next(iter(whole.values())))
     names = tuple(str(row) for row in range(num_rows)) if is_image or bad else ()
     return FileRows("table", whole, names=names, is_text=True, is_image=is_image)
+
+
+def _read_input(table: pa.Table, one: InputColumns, spec: TensorSpec | None) -> Array | list[Any]:
+    """What an input is made of: an array, or a list of rows some of which are to be left out."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    if one.is_stacked:
+        return _stack(table, one)
+    column = table.column(one.columns[0])
+    values = _convert(column, spec)
+    is_free = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if is_free and spec is not None and isinstance(values, np.ndarray):
+        wanted = _count_values(spec)
+        if wanted and len(values) and values[0].size != wanted:
+            return list(values)  # that all are of one length is chance
+    return values
 
 
 def _holds_pictures(array: Array) -> bool:
@@ -782,17 +798,16 @@ def _to_array(value: Any) -> Any:
         return np.empty(0)
 
 
-def _find_odd(rows: list[Any], spec: TensorSpec | None) -> dict[int, str]:
-    """Rows of another shape than the signature's, or than most."""
+def _find_odd(rows: list[Any], counts: Collection[int]) -> dict[int, str]:
+    """Rows of another shape than one of so many values, or than most."""
     shapes = [np.shape(row) for row in rows]
-    wanted = max(set(shapes), key=shapes.count)
-    if spec is not None and _count_values(spec):
-        wanted = next(
-            (shape for shape in shapes if int(np.prod(shape)) == _count_values(spec)),
-            tuple(size or 0 for size in (spec.shape or ())[1:]),
-        )
+    fitting = [shape for shape in shapes if 0 < int(np.prod(shape)) in counts]
+    wanted = max(set(fitting or shapes), key=(fitting or shapes).count)
+    size = int(np.prod(wanted))
+    if not fitting and len(only := [count for count in counts if count]) == 1:
+        wanted, (size,) = (-1,), only
     return {
-        row: f"it has {int(np.prod(shape))} values and not {int(np.prod(wanted))}"
+        row: f"it has {int(np.prod(shape))} values and not {size}"
         for row, shape in enumerate(shapes)
         if shape != wanted
     }

@@ -399,3 +399,83 @@ def test_the_command_stops_at_too_many_bad_rows_and_says_where_they_are(
 def test_an_address_that_is_no_file_system_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere://"):
         list_units("nowhere://x")
+
+
+# Any columns -----------------------------------------------------------------------------
+
+NUMBERS = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
+ROWS = st.lists(
+    st.one_of(
+        st.none(),
+        st.lists(NUMBERS, min_size=3, max_size=3),
+        st.lists(st.one_of(NUMBERS, st.none()), min_size=3, max_size=3),
+        st.lists(NUMBERS, max_size=5),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=ROWS,
+    kind=st.sampled_from(["list", "large list", "fixed list", "fixed binary", "doubles"]),
+    group=st.integers(1, 40),
+)
+def test_rows_of_any_column_come_out_as_they_went_in_or_are_refused(
+    rows: list[list[float | None] | None],
+    kind: str,
+    group: int,
+    version: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("columns")
+    rows = [[1.0, 2.0, 3.0], *rows]
+    if kind.startswith("fixed"):
+        rows = [row if row is None or len(row) == 3 else [*row, 0, 0, 0][:3] for row in rows]
+    if kind == "fixed binary":
+        rows = [None if row is None or None in row else row for row in rows]
+        cells = [None if row is None else np.float32(row).tobytes() for row in rows]
+        column = pa.array(cells, pa.binary(12))
+    else:
+        types = {
+            "list": pa.list_(pa.float32()),
+            "large list": pa.large_list(pa.float32()),
+            "fixed list": pa.list_(pa.float32(), 3),
+            "doubles": pa.list_(pa.float64()),
+        }
+        column = pa.array(rows, types[kind])
+    table = pa.table({"id": range(len(rows)), "x": column})
+    parquet.write_table(table, folder / "x.parquet", row_group_size=group)
+    job = score(folder / "x.parquet", folder, version)
+    good = {n: row for n, row in enumerate(rows) if row and len(row) == 3 and None not in row}
+    read = job.read()
+    found = dict(zip(read["id"].to_pylist(), read["total"].to_pylist(), strict=True))
+    assert found == {n: [float(np.float32(one)) for one in row] for n, row in good.items()}  # type: ignore[arg-type]
+    assert len(read_bad(job)) == len(rows) - len(good)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lines=st.lists(st.integers(0, 60), max_size=40),
+    ends=st.sampled_from(["\n", "\r\n", "\n\n"]),
+    ends_last=st.booleans(),
+    piece_bytes=st.integers(1, 300),
+)
+def test_pieces_of_json_lines_have_each_line_once(
+    lines: list[int],
+    ends: str,
+    ends_last: bool,
+    piece_bytes: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("pieces") / "x.jsonl"
+    texts = [json.dumps({"id": n, "text": "x" * size}) for n, size in enumerate(lines)]
+    path.write_bytes((ends.join(texts) + (ends if ends_last else "")).encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clients.score.sources.PIECE_BYTES", piece_bytes)
+        units = list_units(str(path))
+    assert [unit.number for unit in units] == list(range(len(units)))
+    found = [row for unit in units for block in read_unit(unit) for row in block.table.to_pylist()]
+    assert [row["id"] for row in found] == list(range(len(lines)))
+    assert [len(row["text"]) for row in found] == lines

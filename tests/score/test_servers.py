@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from clients import OnDevicePredictor
 from clients.cli import main
 from contract.errors import ResourceExhaustedError
-from contract.signature import Batch
+from contract.signature import Array, Batch
+from contract.wire.plumbline_wire import example_pb2
+from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
 from tests.score.jobs import write_images
 from tests.serving.server_process import ServerProcess
@@ -194,3 +198,38 @@ def test_a_server_and_an_engine_are_not_both_taken(
 ) -> None:
     assert score("--server", "x:1", "--engine", "litert") == 2
     assert "--server or --engine" in capsys.readouterr().err
+
+
+def test_tensorflow_scores_what_litert_lacks_and_judges_it(
+    tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = []
+    for number in range(6):
+        example = example_pb2.Example()
+        example.features.feature["id"].int64_list.value.append(number)
+        example.features.feature["image/encoded"].bytes_list.value.append(make_png(number))
+        records.append(example.SerializeToString())
+    records[2] = b"\xff\xff"
+    write_records(tmp_path / "in.tfrecord", records)
+    where = [str(tmp_path / "in.tfrecord"), str(tmp_path / "out"), "--version_dir", str(version)]
+    assert main(["score", *where, "--signature_name=classify", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["num_scored"], document["num_bad"]) == (5, 1)
+    assert document["sample"]["compared_with"] == ["TensorFlow on this machine"]
+    assert document["sample"]["passed"] is True
+    table = parquet.read_table(tmp_path / "out" / "version=1")
+    assert table["id"].to_pylist() == [0, 1, 3, 4, 5]
+    with OnDevicePredictor(version) as predictor:
+        pixels = np.stack([make_pixels(number) for number in table["id"].to_pylist()])
+        golden = predictor.predict(pixels, signature_name="serving_uint8")["probabilities"]
+    np.testing.assert_allclose(table["scores"].to_pylist(), golden, atol=1e-5)
+
+
+def make_pixels(number: int) -> Array:
+    return np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
+
+
+def make_png(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(make_pixels(number)).save(file, "PNG")
+    return file.getvalue()

@@ -17,8 +17,10 @@ from clients.cli import main
 from clients.score.sources import list_units
 from clients.score.verify import choose_units
 from contract.signature import Batch
+from contract.wire.plumbline_wire import example_pb2
+from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import make_images, write_images
+from tests.score.jobs import make_images, make_table_version, write_images
 
 
 @pytest.fixture(scope="session")
@@ -267,3 +269,56 @@ def test_a_server_of_another_model_scores_nothing(
     said = capsys.readouterr().err
     assert server.address in said and "golden" in said
     assert list_parts(tmp_path) == []
+
+
+# Every kind of file ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version that answers with the three numbers that it is given."""
+    return make_table_version(tmp_path_factory.mktemp("people"))
+
+
+def write_rows(folder: Path, kind: str) -> Path:
+    """Rows of which some are bad, in several units where the kind has any."""
+    path = folder / f"x.{kind}"
+    if kind == "csv":
+        lines = [f"{n},{n},red" if n % 7 else f"{n},{n}" for n in range(100)]
+        path.write_text("\n".join(["id,age,color", *lines]))
+    elif kind == "jsonl":
+        rows = [json.dumps({"id": n, "age": n, "color": "red"}) for n in range(100)]
+        path.write_text("\n".join(row if n % 7 else row[:-3] for n, row in enumerate(rows)))
+    else:
+        records = []
+        for number in range(100):
+            example = example_pb2.Example()
+            example.features.feature["id"].int64_list.value.append(number)
+            example.features.feature["x"].float_list.value.extend(
+                [number] * (3 if number % 7 else 2)
+            )
+            records.append(example.SerializeToString())
+        write_records(path, records)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "tfrecord"])
+def test_the_verdict_knows_the_rows_of_every_kind_of_file(
+    tmp_path: Path,
+    people: Path,
+    kind: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("clients.score.sources.PIECE_BYTES", 500)
+    monkeypatch.setattr("clients.score.sources.BLOCK_ROWS", 16)
+    source = write_rows(tmp_path, kind)
+    arguments = ["score", str(source), str(tmp_path / "out"), "--version_dir", str(people)]
+    assert main([*arguments, "--workers=1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["num_bad"], document["sample"]["passed"]) == (15, True)
+    assert document["sample"]["num_rows"] >= 8
+    for part in list_parts(tmp_path):
+        change(part, lambda table: table.take(pa.array(range(len(table)))[::-1]))
+    assert main([*arguments, "--workers=1"]) == 1
+    assert "is of other rows than" in capsys.readouterr().out
