@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _CPUS = 0.75
 """Of a core, for a worker: what is left is for what Ray Data itself runs. With whole ones, workers
 on all cores would wait for work that nobody is left to hand out."""
+
+_CONNECT_S = 10.0
 
 _STORE_BYTES = 256 * 2**20
 """Of Ray's object store on a machine of one's own: units are numbers, rows never pass through."""
@@ -92,6 +95,7 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
     """
     os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
     cluster = address or os.environ.get("RAY_ADDRESS", "")
+    _check_reachable(cluster)
     if cluster and _has_token():  # which heads ask for, and drivers forget; read as Ray is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     ray = import_extra("ray", "scoring")
@@ -112,9 +116,7 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
     except Exception as error:  # a bare one, where its processes take too long to start
         reason = " ".join(str(error).split())
         raise ServableUnavailableError(
-            f"no Ray cluster answers at {cluster}: {reason}; start one with `ray start --head`, or "
-            "leave --cluster and RAY_ADDRESS out; a cluster of another machine may want its token "
-            "in ~/.ray/auth_token"
+            _describe_silence(cluster, reason)
             if cluster
             else f"Ray did not start on this machine: {reason}"
         ) from error
@@ -123,6 +125,31 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
             yield num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
+
+
+def _check_reachable(cluster: str) -> None:
+    """Whether anybody listens at HOST:PORT; Ray would try for minutes.
+
+    Raises:
+        ServableUnavailableError: Nobody.
+    """
+    host, _, port = cluster.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except OSError as error:
+        raise ServableUnavailableError(
+            _describe_silence(cluster, error.strerror or str(error))
+        ) from error
+
+
+def _describe_silence(cluster: str, reason: str) -> str:
+    return (
+        f"no Ray cluster answers at {cluster}: {reason}; start one with `ray start --head`, or "
+        "leave --cluster and RAY_ADDRESS out; a cluster of another machine may want its token in "
+        "~/.ray/auth_token"
+    )
 
 
 def _has_token() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -358,3 +359,15 @@ def test_the_answers_are_the_models(tmp_path: Path, digits: Path) -> None:
         pixels = images.reshape(-1, 28, 28)
         golden = predictor.predict(pixels, signature_name="serving_uint8")["probabilities"]
     np.testing.assert_allclose(table["probabilities"].to_pylist(), golden, atol=1e-5)
+
+
+def test_a_cluster_that_is_not_there_is_a_sentence_before_ray_is_asked(
+    tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_people(tmp_path / "in.parquet")
+    with socket.socket() as bound:  # and does not listen
+        bound.bind(("127.0.0.1", 0))
+        cluster = f"127.0.0.1:{bound.getsockname()[1]}"
+        code = score(tmp_path / "in.parquet", tmp_path / "out", people, "--cluster", cluster)
+    assert code == 3
+    assert f"no Ray cluster answers at {cluster}: Connection refused" in capsys.readouterr().err
