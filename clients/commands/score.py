@@ -330,9 +330,9 @@ def _start(
                 yield finished
             return
         progress.note = "Ray starts"
-        with open_cluster(args.cluster, args.workers) as num_workers:
+        with open_cluster(args.cluster, args.workers) as cluster:
             progress.note = "workers start"
-            yield run_units(units, job.task, job.plan, job.version_dir, num_workers)
+            yield run_units(units, job.task, job.plan, job.version_dir, cluster)
     except KeyboardInterrupt as interruption:
         raise KeyboardInterrupt(
             "what is scored stays, and the same command goes on from there"

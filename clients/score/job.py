@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import socket
@@ -78,16 +79,26 @@ class _Worker:
         return {"outcome": [msgspec.json.encode(outcome)]}
 
 
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Where a job runs.
+
+    Attributes:
+        num_workers: How many there will be.
+        is_here: Of this machine alone, and for this job.
+    """
+
+    num_workers: int
+    is_here: bool
+
+
 @contextmanager
-def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
+def open_cluster(address: str, num_workers: int | None) -> Iterator[Cluster]:
     """Ray, on this machine or on a cluster.
 
     Args:
         address: Of a cluster; "" takes `RAY_ADDRESS`, else this machine's cores.
         num_workers: As many as there are cores without it.
-
-    Yields:
-        How many workers there will be.
 
     Raises:
         ServableUnavailableError: The cluster does not answer.
@@ -122,7 +133,8 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[int]:
         ) from error
     try:
         with redirect_stdout(sys.stderr):  # where Ray would tell of workers that died
-            yield num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+            count = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+            yield Cluster(num_workers=count, is_here=not cluster)
     finally:
         ray.shutdown()
 
@@ -195,7 +207,7 @@ def run_here(
 
 
 def run_units(
-    units: Sequence[Unit], task: Task, plan: ColumnPlan, version_dir: Path, num_workers: int
+    units: Sequence[Unit], task: Task, plan: ColumnPlan, version_dir: Path, cluster: Cluster
 ) -> Iterator[Done]:
     """Scores units; a worker that dies is replaced, and its unit scored by another.
 
@@ -203,8 +215,8 @@ def run_units(
         units: What is to be done, in any order.
         task: What the job is.
         plan: How rows become batches.
-        version_dir: The version; it reaches every node through Ray.
-        num_workers: How many at a time.
+        version_dir: The version; it reaches other nodes through Ray.
+        cluster: As `open_cluster` gave it.
 
     Yields:
         What came of each unit, as it ends.
@@ -216,9 +228,9 @@ def run_units(
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    files = ray.put(pack_version(version_dir))
+    files = ray.put({} if cluster.is_here else pack_version(version_dir))
     rows = [{"unit": msgspec.json.encode(unit)} for unit in units]
-    count = min(num_workers, len(units))
+    count = min(cluster.num_workers, len(units))
     outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Worker,
         fn_constructor_args=(task, plan, files),
