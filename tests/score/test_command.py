@@ -224,6 +224,23 @@ def test_a_file_without_rows_is_refused(
     assert "has no rows" in capsys.readouterr().err
 
 
+def test_a_file_with_a_damaged_page_is_named_and_the_others_stay(
+    tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        write_people(tmp_path / "in" / f"{name}.parquet")
+    damaged = tmp_path / "in" / "b.parquet"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:4] + b"\xff" * 60 + content[64:])
+    assert score(tmp_path / "in", tmp_path / "out", people) == 2
+    said = capsys.readouterr().err
+    assert "b.parquet cannot be read" in said and "what is scored stays" in said
+    assert len(list((tmp_path / "out").rglob("part-*"))) == 1
+    damaged.unlink()
+    assert score(tmp_path / "in", tmp_path / "out", people) == 0
+
+
 def test_a_job_whose_rows_are_all_bad_has_failed(
     tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
