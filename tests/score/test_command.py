@@ -197,6 +197,17 @@ def test_what_cannot_be_is_refused_in_a_sentence_before_anything_is_written(
     assert not list((tmp_path / "out").rglob("part-*"))
 
 
+def test_names_that_are_given_twice_are_meant_once(
+    tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_people(tmp_path / "in.parquet")
+    arguments = ["--keys=id,color,id", "--outputs=total,total"]
+    assert score(source, tmp_path / "out", people, *arguments) == 0
+    table = parquet.read_table(tmp_path / "out" / "version=1")
+    assert table.column_names[:3] == ["id", "color", "total"]
+    assert "agree with LiteRT" in capsys.readouterr().out
+
+
 def test_a_version_that_is_not_there_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
