@@ -240,13 +240,13 @@ def _prepare(
         engine.signatures,
         signature_name=args.signature_name,
         mapped=parse_map(args.map),
-        keys=None if args.keys is None else [key for key in args.keys.split(",") if key],
+        keys=None if args.keys is None else _split(args.keys),
         data=manifest.data,
         folders={name for unit in units for name in list_folders(unit)},
         adjustment=adjustment,
         allow_non_finite=args.allow_non_finite,
     )
-    outputs = tuple(name for name in args.outputs.split(",") if name)
+    outputs = tuple(_split(args.outputs))
     unknown = [name for name in outputs if name not in plan.signature.outputs]
     if unknown:
         raise ConfigError(
@@ -316,6 +316,11 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
         _limit_bad(args, destination, sum(one.num_bad for one in summaries))
     _add_up(result, summaries, job.manifest)
     return result
+
+
+def _split(names: str) -> list[str]:
+    """Names between commas, each once."""
+    return list(dict.fromkeys(name for name in names.split(",") if name))
 
 
 @contextmanager

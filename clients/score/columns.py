@@ -405,9 +405,9 @@ def _infer_types(block: Block) -> tuple[Block, set[str]]:
     if not block.is_text:
         return block, set()
     pa = import_extra("pyarrow", _PURPOSE)
-    table, mixed = block.table, set()
-    for place, name in enumerate(table.column_names):
-        column = table.column(name)
+    columns = dict(zip(block.table.column_names, block.table.columns, strict=True))
+    mixed = set()
+    for name, column in columns.items():
         head = column.slice(0, _INFERRED_ROWS)
         for kind in (pa.int64(), pa.float64(), pa.bool_()):
             found, odd = _cast(head, kind)
@@ -416,10 +416,10 @@ def _infer_types(block: Block) -> tuple[Block, set[str]]:
             settled, odd = _cast(column, kind)
             if odd and kind != pa.float64():
                 continue
-            table = table.set_column(place, name, settled)
+            columns[name] = settled
             mixed |= {name} if odd else set()
             break
-    return dataclasses.replace(block, table=table), mixed
+    return dataclasses.replace(block, table=pa.table(columns)), mixed
 
 
 def _plan_types(
@@ -456,7 +456,8 @@ def read_planned(unit: Unit, plan: ColumnPlan) -> Iterator[Block]:
         DatasetError: As `read_unit`, or a column is missing.
     """
     for block in read_unit(unit, plan.columns, plan.types):
-        missing = [name for name in plan.columns if name not in block.table.column_names]
+        there = set(block.table.column_names)
+        missing = [name for name in plan.columns if name not in there]
         if missing:
             raise DatasetError(
                 f"{unit.name} has no column {', '.join(missing)}; the first file has"
@@ -465,16 +466,18 @@ def read_planned(unit: Unit, plan: ColumnPlan) -> Iterator[Block]:
 
 
 def _settle(block: Block, plan: ColumnPlan) -> Block:
-    table, wrong = block.table, dict(block.wrong)
+    pa = import_extra("pyarrow", _PURPOSE)
+    wrong = dict(block.wrong)
     inputs = {column for one in plan.inputs for column in one.columns}
-    for name, kind in plan.types.items():
-        column = table.column(name)
-        if column.type == kind:
-            continue
-        settled, odd = _cast(column, kind, is_input=name in inputs)
-        table = table.set_column(table.column_names.index(name), name, settled)
+    columns = dict(zip(block.table.column_names, block.table.columns, strict=True))
+    changed = [name for name, kind in plan.types.items() if columns[name].type != kind]
+    if not changed:
+        return block
+    for name in changed:
+        kind = plan.types[name]
+        columns[name], odd = _cast(columns[name], kind, is_input=name in inputs)
         wrong = {row: f"{name} is {text!r}, and not {kind}" for row, text in odd.items()} | wrong
-    return dataclasses.replace(block, table=table, wrong=wrong)
+    return dataclasses.replace(block, table=pa.table(columns), wrong=wrong)
 
 
 def _cast(
@@ -483,6 +486,8 @@ def _cast(
     """A column of another type, null where a value has none there; and what stood there."""
     pa = import_extra("pyarrow", _PURPOSE)
     pc = import_extra("pyarrow.compute", _PURPOSE)
+    with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pc.cast(column, kind), {}
     if pa.types.is_string(column.type) and not pa.types.is_string(kind):
         column = pc.utf8_trim_whitespace(column)
         is_empty = pc.is_in(column, pa.array(_EMPTY))

@@ -193,17 +193,19 @@ def run_here(
     units: Sequence[Unit], task: Task, plan: ColumnPlan, version_dir: Path
 ) -> Generator[Done]:
     """Scores units in this very process, without Ray; as `run_units` otherwise."""
+    where = ""
     try:
         scorer = Scorer(task, plan, version_dir)
         try:
             for unit in units:
+                where = unit.describe()
                 yield scorer.score(unit)
         finally:
             scorer.close()
     except (PlumblineError, GeneratorExit):
         raise
     except Exception as error:
-        raise WorkerFault.of(error).rebuild() from error
+        raise WorkerFault.of(error, where).rebuild() from error
 
 
 def run_units(

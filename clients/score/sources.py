@@ -365,8 +365,7 @@ def read_unit(
         types: Of columns of JSON lines, where they are known.
 
     Raises:
-        DatasetError: Damaged, or not what its name says.
-        OSError: It cannot be read.
+        DatasetError: It cannot be read: damaged, gone, or not what its name says.
     """
     pa = import_extra("pyarrow", _PURPOSE)
     try:
@@ -375,9 +374,12 @@ def read_unit(
             table = _add_folders(block.table, unit, columns)
             yield dataclasses.replace(block, table=table, first_row=first)
             first += table.num_rows
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # of a damaged page, pyarrow raises the latter
         reason = " ".join(str(error).split())
-        raise DatasetError(f"{unit.address} cannot be read: {reason}") from error
+        raise DatasetError(
+            f"{unit.address} cannot be read: {reason}; mend it or leave it out, and run again: "
+            "what is scored stays"
+        ) from error
     except DatasetError as error:
         if error.message.startswith(unit.address):
             raise

@@ -197,6 +197,17 @@ def test_what_cannot_be_is_refused_in_a_sentence_before_anything_is_written(
     assert not list((tmp_path / "out").rglob("part-*"))
 
 
+def test_names_that_are_given_twice_are_meant_once(
+    tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_people(tmp_path / "in.parquet")
+    arguments = ["--keys=id,color,id", "--outputs=total,total"]
+    assert score(source, tmp_path / "out", people, *arguments) == 0
+    table = parquet.read_table(tmp_path / "out" / "version=1")
+    assert table.column_names[:3] == ["id", "color", "total"]
+    assert "agree with LiteRT" in capsys.readouterr().out
+
+
 def test_a_version_that_is_not_there_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +233,23 @@ def test_a_file_without_rows_is_refused(
     (tmp_path / "x.csv").write_text("id,age,color\n")
     assert score(tmp_path / "x.csv", tmp_path / "out", people) == 2
     assert "has no rows" in capsys.readouterr().err
+
+
+def test_a_file_with_a_damaged_page_is_named_and_the_others_stay(
+    tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        write_people(tmp_path / "in" / f"{name}.parquet")
+    damaged = tmp_path / "in" / "b.parquet"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:4] + b"\xff" * 60 + content[64:])
+    assert score(tmp_path / "in", tmp_path / "out", people) == 2
+    said = capsys.readouterr().err
+    assert "b.parquet cannot be read" in said and "what is scored stays" in said
+    assert len(list((tmp_path / "out").rglob("part-*"))) == 1
+    damaged.unlink()
+    assert score(tmp_path / "in", tmp_path / "out", people) == 0
 
 
 def test_a_job_whose_rows_are_all_bad_has_failed(
