@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import os
 import posixpath
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +36,7 @@ from contract.statistics import Sketch
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from fsspec import AbstractFileSystem
 
 SUMMARY = "plumbline.summary"
 _PART = "plumbline.part"
@@ -43,6 +45,8 @@ _TEMPORARY = ".part-"
 _BAD = "_bad_rows"
 _PURPOSE = "writing scores"
 _READ_ROWS = 8192
+_WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
+"""Protocols of stores where an object is there when all of it has come."""
 
 
 class UnitSummary(msgspec.Struct, kw_only=True):
@@ -202,6 +206,87 @@ def sweep(destination: Destination) -> int:
     return removed
 
 
+class WholeFile:
+    """A file that comes to its place whole, or not at all. A context manager.
+
+    Args:
+        system: Where.
+        path: Its place.
+        folder: Where it is written if that is seen by others: what `sweep` looks at.
+    """
+
+    def __init__(self, system: AbstractFileSystem, path: str, folder: str) -> None:
+        self._system = system
+        self._path = path
+        name = posixpath.basename(path).removeprefix("part-").partition(".")[0]
+        self._temporary = posixpath.join(folder, f"{_TEMPORARY}{name}.{uuid.uuid4().hex[:8]}")
+        self._is_local = is_local(system)
+        system.makedirs(folder, exist_ok=True)
+        self.file = self._open()
+
+    def _open(self) -> IO[bytes]:
+        if not self._is_local:
+            return tempfile.TemporaryFile()
+        while True:
+            file = Path(self._temporary).open("w+b")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if Path(self._temporary).exists():
+                return file
+            file.close()  # another job swept it before it was locked
+
+    def place(self) -> None:
+        """Puts it there, over what is there already."""
+        self._system.makedirs(posixpath.dirname(self._path), exist_ok=True)
+        self.file.flush()
+        if self._is_local:
+            os.fsync(self.file.fileno())
+            Path(self._temporary).replace(self._path)
+            return
+        self.file.seek(0)
+        is_whole = not _WHOLE.isdisjoint(_list_protocols(self._system))
+        path = self._path if is_whole else self._temporary
+        target = self._system.open(path, "wb")
+        try:
+            shutil.copyfileobj(self.file, target, 2**22)
+            target.close()
+            if not is_whole:
+                self._move()
+        except BaseException:
+            # `close`, and the end of its life, would make an object of what was written.
+            with suppress(Exception):
+                target.discard()
+            with suppress(Exception):
+                target.closed = True
+            if not is_whole:
+                with suppress(Exception):
+                    target.close()
+                with suppress(Exception):
+                    self._system.rm_file(path)
+            raise
+
+    def _move(self) -> None:
+        try:
+            self._system.mv(self._temporary, self._path)
+        except OSError:  # some do not move over a file that is there
+            if not self._system.exists(self._path):
+                raise
+            self._system.rm_file(self._path)
+            self._system.mv(self._temporary, self._path)
+
+    def __enter__(self) -> WholeFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_local:
+            with suppress(OSError):  # it is not there where it was placed
+                Path(self._temporary).unlink()
+        self.file.close()
+
+
+def _list_protocols(system: AbstractFileSystem) -> tuple[str, ...]:
+    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
+
+
 class PartWriter:
     """Writes the part of one unit. A context manager; without `finish` nothing stays.
 
@@ -217,31 +302,19 @@ class PartWriter:
         self._heads = heads
         self._system, root = open_address(destination.address)
         self._name = destination.name_part(unit)
-        self._path = posixpath.join(root, destination.folder, f"{self._name}.parquet")
+        folder = posixpath.join(root, destination.folder)
         self._bad_path = posixpath.join(root, _BAD, destination.folder, f"{self._name}.jsonl")
         self._bad: list[dict[str, object]] = []
         self._writer: pa.parquet.ParquetWriter | None = None
         self._schema: pa.Schema | None = None
-        self._temporary: Path | None = None
         try:
-            self._file = self._open()
+            self._part = WholeFile(
+                self._system, posixpath.join(folder, f"{self._name}.parquet"), folder
+            )
         except OSError as error:
             raise ConfigError(
                 f"{destination.address} cannot be written: {error.strerror or error}"
             ) from error
-
-    def _open(self) -> IO[bytes]:
-        self._system.makedirs(posixpath.dirname(self._path), exist_ok=True)
-        if not is_local(self._system):
-            return tempfile.TemporaryFile()
-        while True:
-            name = f"{_TEMPORARY}{self._name[5:]}.{uuid.uuid4().hex[:8]}"
-            self._temporary = Path(self._path).with_name(name)
-            file = self._temporary.open("w+b")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if self._temporary.exists():
-                return file
-            file.close()  # another job swept it before it was locked
 
     def write(
         self, block: Block, rows: Array, keys: Sequence[str], outputs: Mapping[str, Array]
@@ -273,7 +346,7 @@ class PartWriter:
             self._schema = part.schema
             facts = {f"{_PREFIX}{key}": value for key, value in self._destination.facts.items()}
             self._writer = parquet.ParquetWriter(
-                self._file,
+                self._part.file,
                 part.schema.with_metadata(facts),
                 use_dictionary=[name for name in part.column_names if name.endswith("_class")],
             )
@@ -303,7 +376,7 @@ class PartWriter:
         if self._writer is None:  # no row was answered
             facts = {f"{_PREFIX}{key}": value for key, value in self._destination.facts.items()}
             empty = pa.schema([]).with_metadata(facts)
-            self._writer = parquet.ParquetWriter(self._file, empty)
+            self._writer = parquet.ParquetWriter(self._part.file, empty)
         self._writer.add_key_value_metadata(
             {SUMMARY: msgspec.json.encode(summary).decode(), _PART: self._name}
         )
@@ -312,28 +385,16 @@ class PartWriter:
             self._system.makedirs(posixpath.dirname(self._bad_path), exist_ok=True)
             lines = b"".join(msgspec.json.encode(row) + b"\n" for row in self._bad)
             self._system.pipe_file(self._bad_path, lines)
-        self._file.flush()
-        if self._temporary:
-            os.fsync(self._file.fileno())
-            self._temporary.replace(self._path)
-            self._temporary = None
-        else:
-            self._file.seek(0)
-            with self._system.open(self._path, "wb") as target:
-                while piece := self._file.read(2**22):
-                    target.write(piece)
+        self._part.place()
 
     def __enter__(self) -> PartWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._writer is not None:
             with suppress(OSError, ValueError):  # it would complain of a closed file otherwise
                 self._writer.close()
-        if self._temporary:
-            with suppress(OSError):
-                self._temporary.unlink()
-        self._file.close()
+        self._part.__exit__(*error)
 
 
 def name_columns(keys: Iterable[str], outputs: Iterable[str]) -> dict[str, str]:

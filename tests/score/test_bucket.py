@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
 from clients.cli import main
+from clients.score.output import WholeFile
 from tests.score.jobs import make_table_version
 
 CREDENTIALS = {
@@ -85,3 +88,45 @@ def test_a_file_of_a_bucket_that_was_replaced_is_refused_beside_its_answers(
     assert main(command) == 2
     assert "as it was" in capsys.readouterr().err
     assert read_ids(f"{bucket}/out/version=1") == list(range(5))
+
+
+class Interrupted(io.BytesIO):
+    """Bytes of which the first ones can be read before somebody presses Ctrl-C."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() > 11 * 2**20:
+            raise KeyboardInterrupt
+        return super().read(size)
+
+
+@pytest.mark.parametrize("protocol", ["s3", "memory"])
+def test_what_is_interrupted_on_its_way_to_a_store_is_not_there(bucket: str, protocol: str) -> None:
+    system = fsspec.filesystem(protocol, default_block_size=5 * 2**20)
+    root = f"{bucket.removeprefix('s3://')}/out"
+    path = f"{root}/part-x.parquet"
+    with WholeFile(system, path, root) as whole:
+        whole.file = Interrupted(bytes(20 * 2**20))
+        with pytest.raises(KeyboardInterrupt):
+            whole.place()
+    gc.collect()
+    system.invalidate_cache()
+    assert system.find(root) == []
+    if protocol == "s3":
+        uploads = boto3.client("s3").list_multipart_uploads(Bucket=root.partition("/")[0])
+        assert not uploads.get("Uploads")
+
+
+@pytest.mark.parametrize("protocol", ["s3", "memory"])
+def test_what_comes_to_a_store_is_whole_and_replaces_what_is_there(
+    bucket: str, protocol: str
+) -> None:
+    system = fsspec.filesystem(protocol)
+    root = f"{bucket.removeprefix('s3://')}/out"
+    path = f"{root}/part-x.parquet"
+    for text in (b"half", b"all of it"):
+        with WholeFile(system, path, root) as whole:
+            whole.file.write(text)
+            whole.place()
+    system.invalidate_cache()
+    assert [one.strip("/") for one in system.find(root)] == [path]
+    assert system.cat_file(path) == b"all of it"
