@@ -171,7 +171,7 @@ class _Job:
     plan: ColumnPlan
     version_dir: Path
     manifest: Manifest
-    done: dict[str, str]
+    done: dict[str, UnitSummary]
 
 
 def run(args: argparse.Namespace) -> ExitCode:
@@ -276,16 +276,15 @@ def _prepare(
         path=str(version_dir.resolve()), digest=manifest.digest, number=manifest.version
     )
     task = Task(version=version, engine=choice, destination=destination, outputs=outputs)
-    return _Job(units, task, plan, version_dir, manifest, parts)
+    done = read_summaries(destination, units, parts)
+    return _Job(units, task, plan, version_dir, manifest, done)
 
 
 def _run(args: argparse.Namespace, job: _Job) -> Result:
     destination = job.task.destination
     left = [unit for unit in job.units if destination.name_part(unit) not in job.done]
     before = [unit for unit in job.units if destination.name_part(unit) in job.done]
-    summaries = read_summaries(
-        destination, [job.done[destination.name_part(one)] for one in before]
-    )
+    summaries = [job.done[destination.name_part(one)] for one in before]
     result = Result(num_units=len(job.units), num_before=len(before))
     if before:
         remark(f"{len(before):,} of {len(job.units):,} parts are there already")

@@ -29,6 +29,7 @@ import numpy as np
 from clients.score.columns import BadRow
 from clients.score.sources import REQUESTS, ROW, SOURCE, Block, Unit, is_local, open_address
 from contract.console.extras import import_extra
+from contract.console.terminal import remark
 from contract.errors import ConfigError, DatasetError, ServableUnavailableError
 from contract.heads import Head
 from contract.signature import STRING, Array, dtype_name
@@ -137,10 +138,31 @@ def refuse_stale(units: Sequence[Unit], destination: Destination, parts: Mapping
             )
 
 
-def read_summaries(destination: Destination, paths: Sequence[str]) -> list[UnitSummary]:
-    """What parts say of their units; errors as of `read_summary`."""
+def read_summaries(
+    destination: Destination, units: Sequence[Unit], parts: Mapping[str, str]
+) -> dict[str, UnitSummary]:
+    """What parts say of their units, by their names. One that was cut off, by a file system that
+    lost its end, is as good as not there: it is written again.
+
+    Raises:
+        DatasetError: One is of another command, has another one's name, or fewer rows than it had.
+    """
+
+    def read(name: str) -> UnitSummary | None:
+        try:
+            return read_summary(destination, parts[name])
+        except _DamagedError as error:
+            remark(f"{error.message}: it is written again")
+            return None
+
+    names = [name for name in map(destination.name_part, units) if name in parts]
     with ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(lambda path: read_summary(destination, path), paths))
+        found = dict(zip(names, pool.map(read, names), strict=True))
+    return {name: one for name, one in found.items() if one is not None}
+
+
+class _DamagedError(DatasetError):
+    """A part is no whole Parquet file."""
 
 
 def read_summary(destination: Destination, path: str) -> UnitSummary:
@@ -158,7 +180,10 @@ def read_summary(destination: Destination, path: str) -> UnitSummary:
         metadata = described.metadata or {}
         summary = msgspec.json.decode(metadata[SUMMARY.encode()], type=UnitSummary)
         written_as = metadata[_PART.encode()].decode()
-    except (pa.ArrowException, OSError, KeyError, msgspec.MsgspecError) as error:
+    except pa.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise _DamagedError(f"{path} is damaged or cut off ({reason})") from error
+    except (OSError, KeyError, msgspec.MsgspecError) as error:
         raise DatasetError(
             f"{path} is no part that this command wrote ({error}); remove it, and run again"
         ) from error
@@ -227,10 +252,11 @@ class WholeFile:
     def _open(self) -> IO[bytes]:
         if not self._is_local:
             return tempfile.TemporaryFile()
+        path = Path(self._temporary)
         while True:
-            file = Path(self._temporary).open("w+b")
+            file = path.open("w+b")
             fcntl.flock(file, fcntl.LOCK_EX)
-            if Path(self._temporary).exists():
+            if path.exists():
                 return file
             file.close()  # another job swept it before it was locked
 

@@ -197,6 +197,38 @@ def test_parts_of_files_that_are_gone_are_told(
     assert "4 more parts lie there, of files that are not in" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("num_bytes", [0, 300])
+def test_a_part_that_was_cut_off_is_written_again_and_no_other(
+    tmp_path: Path, score: Score, num_bytes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "x.parquet", 0)
+    assert score() == 0
+    first, *others = (tmp_path / "out" / "version=1").iterdir()
+    first.write_bytes(first.read_bytes()[:num_bytes])
+    ages = [path.stat().st_mtime_ns for path in others]
+    capsys.readouterr()
+    assert score("--json") == 0
+    said = capsys.readouterr()
+    assert f"{first} is damaged or cut off" in said.err
+    assert json.loads(said.out)["num_parts_before"] == 2
+    assert [path.stat().st_mtime_ns for path in others] == ages
+    assert read_ids(tmp_path / "out") == list(range(5))
+
+
+def test_a_part_of_another_question_under_a_part_s_name_is_kept_and_refused(
+    tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "x.parquet", 0)
+    assert score() == 0
+    assert score("--keys", "color", out=tmp_path / "other") == 0
+    other = next((tmp_path / "other" / "version=1").iterdir())
+    part = next((tmp_path / "out" / "version=1").iterdir())
+    shutil.copy(other, part)
+    assert score() == 2
+    assert f"was written as {other.name}" in capsys.readouterr().err
+    assert part.read_bytes() == other.read_bytes()
+
+
 # IN and OUT ------------------------------------------------------------------------------
 
 
