@@ -205,11 +205,11 @@ def read_bad_rows(destination: Destination, unit: Unit) -> list[int | None]:
     """
     system, root = open_address(destination.address)
     path = posixpath.join(root, _BAD, destination.folder, f"{destination.name_part(unit)}.jsonl")
-    if not system.exists(path):
-        return []
     try:
         rows = [msgspec.json.decode(line) for line in system.cat_file(path).splitlines()]
         return [None if row[ROW] is None else int(row[ROW]) for row in rows]
+    except FileNotFoundError:
+        return []
     except (OSError, KeyError, TypeError, ValueError, msgspec.MsgspecError) as error:
         raise DatasetError(f"{path} is no side file that this command wrote ({error})") from error
 
@@ -309,6 +309,15 @@ class WholeFile:
         self.file.close()
 
 
+def _remove(system: AbstractFileSystem, path: str) -> None:
+    """Removes a file that may be there."""
+    try:
+        system.rm_file(path)
+    except Exception:  # each has its own words for nothing being there
+        if system.exists(path):
+            raise
+
+
 def _list_protocols(system: AbstractFileSystem) -> tuple[str, ...]:
     return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
@@ -329,8 +338,9 @@ class PartWriter:
         self._system, root = open_address(destination.address)
         self._name = destination.name_part(unit)
         folder = posixpath.join(root, destination.folder)
+        self._folder = folder
         self._bad_path = posixpath.join(root, _BAD, destination.folder, f"{self._name}.jsonl")
-        self._bad: list[dict[str, object]] = []
+        self._bad: WholeFile | None = None
         self._writer: pa.parquet.ParquetWriter | None = None
         self._schema: pa.Schema | None = None
         try:
@@ -380,20 +390,25 @@ class PartWriter:
 
     def refuse(self, block: Block, bad: Sequence[BadRow], keys: Sequence[str]) -> None:
         """Adds bad rows to the side file."""
+        source = _name_source(self._unit)
         for reason in block.lost:
-            source = _name_source(self._unit)
-            self._bad.append({SOURCE: source, ROW: None, "reason": reason, "keys": {}})
+            self._tell({SOURCE: source, ROW: None, "reason": reason, "keys": {}})
         for one in bad:
             row = block.table.slice(one.row, 1).select(list(keys)).to_pylist()[0] if keys else {}
-            number = block.first_row + one.row
-            self._bad.append(
+            self._tell(
                 {
-                    SOURCE: block.names[one.row] if block.names else _name_source(self._unit),
-                    ROW: number,
+                    SOURCE: block.names[one.row] if block.names else source,
+                    ROW: block.first_row + one.row,
                     "reason": one.reason,
                     "keys": {key: _to_plain(value) for key, value in row.items()},
                 }
             )
+
+    def _tell(self, row: dict[str, object]) -> None:
+        """A line of the side file."""
+        if self._bad is None:
+            self._bad = WholeFile(self._system, self._bad_path, self._folder)
+        self._bad.file.write(msgspec.json.encode(row) + b"\n")
 
     def finish(self, summary: UnitSummary) -> None:
         """Puts the part in its place."""
@@ -407,10 +422,10 @@ class PartWriter:
             {SUMMARY: msgspec.json.encode(summary).decode(), _PART: self._name}
         )
         self._writer.close()
-        if self._bad:
-            self._system.makedirs(posixpath.dirname(self._bad_path), exist_ok=True)
-            lines = b"".join(msgspec.json.encode(row) + b"\n" for row in self._bad)
-            self._system.pipe_file(self._bad_path, lines)
+        if self._bad is not None:
+            self._bad.place()
+        else:
+            _remove(self._system, self._bad_path)  # of an attempt that ended before its part
         self._part.place()
 
     def __enter__(self) -> PartWriter:
@@ -420,7 +435,9 @@ class PartWriter:
         if self._writer is not None:
             with suppress(OSError, ValueError):  # it would complain of a closed file otherwise
                 self._writer.close()
-        self._part.__exit__(*error)
+        for file in (self._part, self._bad):
+            if file is not None:
+                file.__exit__(*error)
 
 
 def name_columns(keys: Iterable[str], outputs: Iterable[str]) -> dict[str, str]:

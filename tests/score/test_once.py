@@ -21,8 +21,16 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from clients.cli import main
-from clients.score.output import Destination, name_place, sweep
-from clients.score.sources import Unit, list_units
+from clients.score.columns import BadRow
+from clients.score.output import (
+    Destination,
+    PartWriter,
+    UnitSummary,
+    name_place,
+    read_bad_rows,
+    sweep,
+)
+from clients.score.sources import Unit, list_units, read_unit
 from tests.score.jobs import ROOT, make_job, make_table_version
 
 
@@ -195,6 +203,34 @@ def test_parts_of_files_that_are_gone_are_told(
     capsys.readouterr()
     assert score() == 0
     assert "4 more parts lie there, of files that are not in" in capsys.readouterr().out
+
+
+def test_the_side_file_of_an_attempt_that_was_lost_goes_with_the_next_one(
+    tmp_path: Path, version: Path
+) -> None:
+    write(tmp_path / "in.parquet", 0)
+    job = make_job(tmp_path / "in.parquet", tmp_path / "out", version)
+    destination, unit = job.task.destination, job.units[0]
+    block = next(read_unit(unit))
+    with PartWriter(destination, unit, {}) as writer:
+        writer.refuse(block, [BadRow(1, "nobody answered")], ["id"])
+        writer.finish(UnitSummary(num_rows=1, num_bad=1))
+    assert read_bad_rows(destination, unit) == [1]
+    job.run([unit])
+    assert read_bad_rows(destination, unit) == []
+
+
+def test_of_an_attempt_that_fails_no_bad_row_is_told(tmp_path: Path, version: Path) -> None:
+    write(tmp_path / "in.parquet", 0)
+    job = make_job(tmp_path / "in.parquet", tmp_path / "out", version)
+    block = next(read_unit(job.units[0]))
+    with (
+        pytest.raises(KeyboardInterrupt),
+        PartWriter(job.task.destination, job.units[0], {}) as writer,
+    ):
+        writer.refuse(block, [BadRow(1, "nobody answered")], ["id"])
+        raise KeyboardInterrupt
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("num_bytes", [0, 300])
