@@ -16,6 +16,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ _TEMPORARY = ".part-"
 _BAD = "_bad_rows"
 _PURPOSE = "writing scores"
 _READ_ROWS = 8192
+_LONG_AGO_S = 24 * 60 * 60
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 """Protocols of stores where an object is there when all of it has come."""
 
@@ -217,18 +219,43 @@ def read_bad_rows(destination: Destination, unit: Unit) -> list[int | None]:
 def sweep(destination: Destination) -> int:
     """Removes what dead workers left half written; how many there were.
 
-    A worker that lives holds a lock on its file. On object stores nothing is ever half written.
+    A worker that lives holds a lock on its file. Where there are no locks, what was not written to
+    for a day is a dead one's. In object stores nothing is ever half written.
     """
     system, root = open_address(destination.address)
-    if not is_local(system):
+    folder = posixpath.join(root, destination.folder)
+    if is_local(system):
+        return sum(_sweep_file(path) for path in Path(folder).glob(f"{_TEMPORARY}*"))
+    if not _WHOLE.isdisjoint(_list_protocols(system)):
         return 0
     removed = 0
-    for path in Path(root, destination.folder).glob(f"{_TEMPORARY}*"):
-        with suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-            removed += 1
+    with suppress(OSError, NotImplementedError):
+        for path in map(str, system.ls(folder, detail=False)):
+            if posixpath.basename(path).startswith(_TEMPORARY) and _is_old(
+                system.modified(path).timestamp()
+            ):
+                system.rm_file(path)
+                removed += 1
     return removed
+
+
+def _sweep_file(path: Path) -> bool:
+    # To be locked on NFS, a file must be open for writing.
+    with suppress(OSError), path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            if not _is_old(path.stat().st_mtime):
+                return False
+        path.unlink()
+        return True
+    return False
+
+
+def _is_old(seconds: float) -> bool:
+    return time.time() - seconds > _LONG_AGO_S
 
 
 class WholeFile:
@@ -255,7 +282,8 @@ class WholeFile:
         path = Path(self._temporary)
         while True:
             file = path.open("w+b")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(OSError):  # some file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             if path.exists():
                 return file
             file.close()  # another job swept it before it was locked

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import boto3
@@ -17,7 +18,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
 from clients.cli import main
-from clients.score.output import WholeFile
+from clients.score.output import Destination, WholeFile, sweep
 from tests.score.jobs import make_table_version
 
 CREDENTIALS = {
@@ -130,3 +131,16 @@ def test_what_comes_to_a_store_is_whole_and_replaces_what_is_there(
     system.invalidate_cache()
     assert [one.strip("/") for one in system.find(root)] == [path]
     assert system.cat_file(path) == b"all of it"
+
+
+def test_what_was_cut_off_at_a_file_system_without_locks_goes_after_a_day(tmp_path: Path) -> None:
+    system = fsspec.filesystem("memory")
+    folder = f"/{tmp_path.name}/version=1"
+    for name in (".part-new", ".part-old"):
+        system.pipe_file(f"{folder}/{name}", b"half")
+    old = datetime.now(UTC) - timedelta(days=2)
+    system.store[f"{folder}/.part-old"].modified = old
+    address = f"memory://{tmp_path.name}"
+    destination = Destination(address=address, version=1, digest="", fingerprint="", facts={})
+    assert sweep(destination) == 1
+    assert system.ls(folder, detail=False) == [f"{folder}/.part-new"]

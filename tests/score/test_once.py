@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -78,8 +80,10 @@ UNITS = st.builds(
 )
 
 
-def make_destination(fingerprint: str) -> Destination:
-    return Destination(address="x", version=1, digest="", fingerprint=fingerprint, facts={})
+def make_destination(fingerprint: str, *, address: object = "x") -> Destination:
+    return Destination(
+        address=str(address), version=1, digest="", fingerprint=fingerprint, facts={}
+    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -338,6 +342,36 @@ def test_a_job_that_begins_takes_nothing_from_one_at_work(tmp_path: Path, versio
         for other in others:
             other.join()
     assert read_ids(tmp_path / "out") == list(range(300))
+
+
+def test_what_a_dead_worker_left_on_nfs_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcntl.flock", fcntl.lockf)  # what NFS makes of it
+    destination = make_destination("", address=tmp_path)
+    left = tmp_path / "version=1" / ".part-left"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    assert sweep(destination) == 1
+    assert not left.exists()
+
+
+def test_without_locks_parts_are_written_and_only_what_is_a_day_old_is_swept(
+    tmp_path: Path, score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    write(tmp_path / "in" / "x.parquet", 0)
+    folder = tmp_path / "out" / "version=1"
+    folder.mkdir(parents=True)
+    (folder / ".part-new").write_bytes(b"half")
+    (folder / ".part-old").write_bytes(b"half")
+    os.utime(folder / ".part-old", (1, 1))
+    assert score() == 0
+    assert read_ids(tmp_path / "out") == list(range(5))
+    assert [path.name for path in folder.glob(".part-*")] == [".part-new"]
 
 
 def test_a_job_that_is_killed_leaves_whole_parts_and_goes_on(
