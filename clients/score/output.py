@@ -111,9 +111,9 @@ def find_parts(destination: Destination) -> dict[str, str]:
     """Name without suffix to path, of the parts that are there."""
     system, root = open_address(destination.address)
     folder = posixpath.join(root, destination.folder)
+    system.invalidate_cache()
     if not system.exists(folder):
         return {}
-    system.invalidate_cache()
     return {
         posixpath.basename(path).removesuffix(".parquet"): path
         for path in map(str, system.ls(folder, detail=False))

@@ -18,7 +18,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
 from clients.cli import main
-from clients.score.output import Destination, WholeFile, sweep
+from clients.score.output import Destination, WholeFile, find_parts, sweep
 from tests.score.jobs import make_table_version
 
 CREDENTIALS = {
@@ -144,3 +144,14 @@ def test_what_was_cut_off_at_a_file_system_without_locks_goes_after_a_day(tmp_pa
     destination = Destination(address=address, version=1, digest="", fingerprint="", facts={})
     assert sweep(destination) == 1
     assert system.ls(folder, detail=False) == [f"{folder}/.part-new"]
+
+
+def test_parts_of_workers_elsewhere_are_found_in_a_folder_that_was_looked_for(bucket: str) -> None:
+    destination = Destination(
+        address=f"{bucket}/out", version=1, digest="", fingerprint="", facts={}
+    )
+    boto3.client("s3").put_object(Bucket=bucket[5:], Key="out/version=2/part-x.parquet", Body=b"x")
+    assert fsspec.filesystem("s3").ls(f"{bucket}/out") and find_parts(destination) == {}
+    fsspec.filesystem("s3").ls(f"{bucket}/out")
+    boto3.client("s3").put_object(Bucket=bucket[5:], Key="out/version=1/part-x.parquet", Body=b"x")
+    assert list(find_parts(destination)) == ["part-x"]
