@@ -34,7 +34,7 @@ from contract.console.terminal import remark
 from contract.errors import ConfigError, DatasetError, ServableUnavailableError
 from contract.heads import Head
 from contract.signature import STRING, Array, dtype_name
-from contract.statistics import Sketch
+from contract.statistics import Sketch, join_sketches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +47,7 @@ _TEMPORARY = ".part-"
 _BAD = "_bad_rows"
 _PURPOSE = "writing scores"
 _READ_ROWS = 8192
+_READ_AT_ONCE = 1000
 _LONG_AGO_S = 24 * 60 * 60
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 """Protocols of stores where an object is there when all of it has come."""
@@ -68,6 +69,14 @@ class UnitSummary(msgspec.Struct, kw_only=True):
     num_judged: int = 0
     num_unsure: int = 0
     sketches: dict[str, dict[str, Sketch]] = {}
+
+    def add(self, other: UnitSummary) -> None:
+        """Counts another unit in."""
+        self.num_rows += other.num_rows
+        self.num_bad += other.num_bad
+        self.num_judged += other.num_judged
+        self.num_unsure += other.num_unsure
+        self.sketches = join_sketches([self.sketches, other.sketches])
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,11 +149,11 @@ def refuse_stale(units: Sequence[Unit], destination: Destination, parts: Mapping
             )
 
 
-def read_summaries(
-    destination: Destination, units: Sequence[Unit], parts: Mapping[str, str]
-) -> dict[str, UnitSummary]:
-    """What parts say of their units, by their names. One that was cut off, by a file system that
-    lost its end, is as good as not there: it is written again.
+def count_parts(
+    destination: Destination, units: Iterable[Unit], parts: Mapping[str, str]
+) -> tuple[dict[str, str], UnitSummary]:
+    """Those of the parts that are there which answer units, and what they say together. One that
+    was cut off, by a file system that lost its end, is as good as not there: it is written again.
 
     Raises:
         DatasetError: One is of another command, has another one's name, or fewer rows than it had.
@@ -158,9 +167,16 @@ def read_summaries(
             return None
 
     names = [name for name in map(destination.name_part, units) if name in parts]
+    whole: dict[str, str] = {}
+    tally = UnitSummary()
     with ThreadPoolExecutor(REQUESTS) as pool:
-        found = dict(zip(names, pool.map(read, names), strict=True))
-    return {name: one for name, one in found.items() if one is not None}
+        for start in range(0, len(names), _READ_AT_ONCE):
+            some = names[start : start + _READ_AT_ONCE]
+            for name, summary in zip(some, pool.map(read, some), strict=True):
+                if summary is not None:
+                    whole[name] = parts[name]
+                    tally.add(summary)
+    return whole, tally
 
 
 class _DamagedError(DatasetError):
