@@ -373,9 +373,16 @@ class PartWriter:
         destination: Where to.
         unit: What is answered.
         heads: Output name to what it means; where that is classes, the class is written beside it.
+        max_bad_rows: With more of them the unit fails; None = any number.
     """
 
-    def __init__(self, destination: Destination, unit: Unit, heads: Mapping[str, Head]) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        unit: Unit,
+        heads: Mapping[str, Head],
+        max_bad_rows: int | None = None,
+    ) -> None:
         self._destination = destination
         self._unit = unit
         self._heads = heads
@@ -385,12 +392,13 @@ class PartWriter:
         self._folder = folder
         self._bad_path = posixpath.join(root, _BAD, destination.folder, f"{self._name}.jsonl")
         self._bad: WholeFile | None = None
+        self._num_bad = 0
+        self._max_bad_rows = max_bad_rows
         self._writer: pa.parquet.ParquetWriter | None = None
         self._schema: pa.Schema | None = None
+        self._path = posixpath.join(folder, f"{self._name}.parquet")
         try:
-            self._part = WholeFile(
-                self._system, posixpath.join(folder, f"{self._name}.parquet"), folder
-            )
+            self._part = WholeFile(self._system, self._path, folder)
         except OSError as error:
             raise ConfigError(
                 f"{destination.address} cannot be written: {error.strerror or error}"
@@ -433,7 +441,11 @@ class PartWriter:
         self._writer.write_table(part.cast(self._schema))
 
     def refuse(self, block: Block, bad: Sequence[BadRow], keys: Sequence[str]) -> None:
-        """Adds bad rows to the side file."""
+        """Adds bad rows to the side file.
+
+        Raises:
+            DatasetError: They are too many; the side file stays, to say why.
+        """
         source = _name_source(self._unit)
         for reason in block.lost:
             self._tell({SOURCE: source, ROW: None, "reason": reason, "keys": {}})
@@ -453,6 +465,15 @@ class PartWriter:
         if self._bad is None:
             self._bad = WholeFile(self._system, self._bad_path, self._folder)
         self._bad.file.write(msgspec.json.encode(row) + b"\n")
+        self._num_bad += 1
+        if self._max_bad_rows is not None and self._num_bad > self._max_bad_rows:
+            if not self._system.exists(self._path):  # another job's, with a larger limit
+                self._bad.place()
+            raise DatasetError(
+                f"more than {self._max_bad_rows:,} rows of {self._unit.describe()} cannot be "
+                f"scored, and --max_bad_rows is {self._max_bad_rows:,}; {self._bad_path} says why; "
+                "what is scored stays, and the same command with a larger one goes on"
+            )
 
     def finish(self, summary: UnitSummary) -> None:
         """Puts the part in its place."""

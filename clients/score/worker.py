@@ -105,7 +105,8 @@ class Scorer:
         """
         summary = UnitSummary()
         heads = self._manifest.heads
-        with PartWriter(self._task.destination, unit, heads) as writer:
+        limit = self._task.max_bad_rows
+        with PartWriter(self._task.destination, unit, heads, limit) as writer:
             for block in read_planned(unit, self._plan):
                 try:
                     prepared = prepare(block, self._plan)

@@ -28,11 +28,13 @@ from clients.score.output import (
     Destination,
     PartWriter,
     UnitSummary,
+    find_parts,
     name_place,
     read_bad_rows,
     sweep,
 )
 from clients.score.sources import Unit, list_units, read_unit
+from contract.errors import DatasetError
 from tests.score.jobs import ROOT, make_job, make_table_version
 
 
@@ -235,6 +237,22 @@ def test_of_an_attempt_that_fails_no_bad_row_is_told(tmp_path: Path, version: Pa
         writer.refuse(block, [BadRow(1, "nobody answered")], ["id"])
         raise KeyboardInterrupt
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_more_bad_rows_than_are_allowed_end_their_unit_at_once(
+    tmp_path: Path, version: Path
+) -> None:
+    write(tmp_path / "in.parquet", 0, 900, group=900)
+    job = make_job(tmp_path / "in.parquet", tmp_path / "out", version)
+    destination, unit = job.task.destination, job.units[0]
+    block = next(read_unit(unit))
+    bad = [BadRow(row, "nobody answered") for row in range(900)]
+    with PartWriter(destination, unit, {}, 3) as writer:
+        writer.refuse(block, bad[:3], ["id"])
+        with pytest.raises(DatasetError, match=r"more than 3 rows of .*in\.parquet"):
+            writer.refuse(block, bad[3:], ["id"])
+    assert read_bad_rows(destination, unit) == [0, 1, 2, 3]
+    assert find_parts(destination) == {}
 
 
 @pytest.mark.parametrize("num_bytes", [0, 300])

@@ -391,7 +391,10 @@ def test_the_command_stops_at_too_many_bad_rows_and_says_where_they_are(
     source = write_csv(tmp_path / "x.csv", "id,age,color\n" + "0,1,red\n" * 500 + lines)
     arguments = [str(source), str(tmp_path / "out"), "--version_dir", str(version)]
     assert main(["score", *arguments, "--max_bad_rows=9"]) == 2
-    assert "10 rows cannot be scored" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "more than 9 rows" in said and "x.csv cannot be scored" in said
+    (side,) = (tmp_path / "out" / "_bad_rows").rglob("*.jsonl")
+    assert str(side) in said and len(side.read_text().splitlines()) == 10
     assert main(["score", *arguments, "--max_bad_rows=10"]) == 0
     assert "_bad_rows/version=1" in capsys.readouterr().out
 
