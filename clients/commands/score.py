@@ -7,7 +7,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from clients.files.predict import add_adjustment_flags, find_adjustment, find_scaling
@@ -26,6 +26,7 @@ from clients.score.output import (
     Destination,
     UnitSummary,
     check_writable,
+    claim,
     count_parts,
     find_parts,
     refuse_stale,
@@ -186,8 +187,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     with open_version(args.version_dir) as version_dir:
         manifest = read_manifest(version_dir)
         choice = _choose_engine(args, version_dir, manifest)
-        with open_engine(version_dir, choice) as engine:
-            job = _prepare(args, version_dir, manifest, choice, engine)
+        with open_engine(version_dir, choice) as engine, ExitStack() as held:
+            job = _prepare(args, version_dir, manifest, choice, engine, held)
             result = _run(args, job)
             parts = find_parts(job.task.destination)
             refuse_stale(job.units, job.task.destination, parts)  # which came meanwhile
@@ -227,6 +228,7 @@ def _prepare(
     manifest: Manifest,
     choice: EngineChoice,
     engine: Engine,
+    held: ExitStack,
 ) -> _Job:
     if holds(args.input, args.output):
         raise ConfigError(
@@ -276,6 +278,7 @@ def _prepare(
         facts=facts,
     )
     check_writable(destination)
+    held.enter_context(claim(destination))
     sweep(destination)
     parts = find_parts(destination)
     refuse_stale(units, destination, parts)

@@ -2,6 +2,7 @@
 
     OUT/version=3/part-<file>-<number>-<content>.parquet
     OUT/_bad_rows/version=3/part-<file>-<number>-<content>.jsonl
+    OUT/_asked/version=3/<question>-<job>               while a job is at work
 
 A part's name is made of the file and the number of the unit, and of what the unit holds, the
 manifest's digest and what was asked: who finds the name need not do the work again. Its metadata
@@ -18,9 +19,9 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -45,6 +46,7 @@ _PART = "plumbline.part"
 _PREFIX = "plumbline."
 _TEMPORARY = ".part-"
 _BAD = "_bad_rows"
+_ASKED = "_asked"
 _PURPOSE = "writing scores"
 _READ_ROWS = 8192
 _READ_AT_ONCE = 1000
@@ -245,13 +247,10 @@ def sweep(destination: Destination) -> int:
     if not _WHOLE.isdisjoint(_list_protocols(system)):
         return 0
     removed = 0
-    with suppress(OSError, NotImplementedError):
+    with suppress(OSError):
         for path in map(str, system.ls(folder, detail=False)):
-            if posixpath.basename(path).startswith(_TEMPORARY) and _is_old(
-                system.modified(path).timestamp()
-            ):
-                system.rm_file(path)
-                removed += 1
+            if posixpath.basename(path).startswith(_TEMPORARY):
+                removed += _remove_dead(system, path)
     return removed
 
 
@@ -599,6 +598,54 @@ def check_writable(destination: Destination) -> None:
         raise ServableUnavailableError(
             f"{destination.address} cannot be written: {error}"
         ) from error
+
+
+@contextmanager
+def claim(destination: Destination) -> Iterator[None]:
+    """Keeps jobs that ask otherwise out of a folder while this one is at work there: of two that
+    begin together at least one sees the other. Dead jobs' claims are removed as `sweep` would.
+
+    Raises:
+        ConfigError: Another is at work.
+    """
+    system, root = open_address(destination.address)
+    folder = posixpath.join(root, _ASKED, destination.folder)
+    asked = _hash(destination.fingerprint)
+    path = posixpath.join(folder, f"{asked}-{uuid.uuid4().hex[:8]}")
+    system.makedirs(folder, exist_ok=True)
+    with ExitStack() as stack:
+        if is_local(system):
+            file = stack.enter_context(Path(path).open("xb"))
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            system.pipe_file(path, asked.encode())
+        stack.callback(_remove, system, path)
+        system.invalidate_cache()
+        for other in map(str, system.ls(folder, detail=False)):
+            name = posixpath.basename(other)
+            if not name or name.startswith(asked) or _remove_dead(system, other):
+                continue
+            raise ConfigError(
+                f"another job is at work in {destination.address}/{destination.folder}, with other "
+                "options, columns or another manifest; both together would count rows twice: give "
+                f"another OUT, or wait for it (if it has died, remove {other})"
+            )
+        yield
+
+
+def _remove_dead(system: AbstractFileSystem, path: str) -> bool:
+    if is_local(system):
+        return _sweep_file(Path(path)) or not Path(path).exists()
+    try:
+        if _is_old(system.modified(path).timestamp()):
+            _remove(system, path)
+            return True
+    except FileNotFoundError:
+        return True
+    except NotImplementedError:
+        pass
+    return False
 
 
 def read_rows(destination: Destination, path: str, rows: Array) -> pa.Table:

@@ -19,7 +19,8 @@ from pyarrow import parquet
 from s3fs import S3FileSystem
 
 from clients.cli import main
-from clients.score.output import Destination, WholeFile, find_parts, sweep
+from clients.score.output import Destination, WholeFile, claim, find_parts, sweep
+from contract.errors import ConfigError
 from tests.score.jobs import make_table_version
 
 CREDENTIALS = {
@@ -157,3 +158,33 @@ def test_parts_of_workers_elsewhere_are_found_in_a_folder_that_was_looked_for(bu
     fsspec.filesystem("s3").ls(f"{bucket}/out")
     boto3.client("s3").put_object(Bucket=bucket[5:], Key="out/version=1/part-x.parquet", Body=b"x")
     assert list(find_parts(destination)) == ["part-x"]
+
+
+def test_of_two_other_questions_to_one_bucket_one_is_refused(bucket: str) -> None:
+    one, other = (
+        Destination(address=f"{bucket}/out", version=1, digest="", fingerprint=name, facts={})
+        for name in ("one", "other")
+    )
+    with (
+        claim(one),
+        claim(one),
+        pytest.raises(ConfigError, match="another job is at work"),
+        claim(other),
+    ):
+        pass
+    with claim(other):
+        pass
+
+
+def test_what_a_dead_job_asked_of_a_store_is_forgotten_after_a_day(tmp_path: Path) -> None:
+    system = fsspec.filesystem("memory")
+    address = f"memory://{tmp_path.name}"
+    destination = Destination(address=address, version=1, digest="", fingerprint="", facts={})
+    left = f"/{tmp_path.name}/_asked/version=1/0123-abcd"
+    system.pipe_file(left, b"")
+    with pytest.raises(ConfigError, match="0123-abcd"), claim(destination):
+        pass
+    system.store[left].modified = datetime.now(UTC) - timedelta(days=2)
+    with claim(destination):
+        pass
+    assert system.find(f"/{tmp_path.name}") == []

@@ -28,13 +28,14 @@ from clients.score.output import (
     Destination,
     PartWriter,
     UnitSummary,
+    claim,
     find_parts,
     name_place,
     read_bad_rows,
     sweep,
 )
 from clients.score.sources import Unit, list_units, read_unit
-from contract.errors import DatasetError
+from contract.errors import ConfigError, DatasetError
 from tests.score.jobs import ROOT, make_job, make_table_version
 
 
@@ -423,6 +424,38 @@ def test_an_interrupted_job_says_how_to_go_on_and_leaves_no_half_part(
     assert not list((tmp_path / "out").rglob(".part-*"))
     assert score() == 0
     assert read_ids(tmp_path / "out") == list(range(3000))
+
+
+def test_while_a_job_is_at_work_another_question_is_refused_and_writes_nothing(
+    tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "x.parquet", 0)
+    with claim(make_destination("other", address=tmp_path / "out")):
+        assert score() == 2
+        assert "another job is at work" in capsys.readouterr().err
+        assert list((tmp_path / "out" / "version=1").iterdir()) == []
+    assert score() == 0
+    assert read_ids(tmp_path / "out") == list(range(5))
+    assert [path for path in (tmp_path / "out" / "_asked").rglob("*") if path.is_file()] == []
+
+
+def test_of_two_other_questions_at_a_time_one_is_refused(tmp_path: Path) -> None:
+    one, other = (make_destination(name, address=tmp_path) for name in ("one", "other"))
+    with claim(one), claim(one):
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="another job is at work"), claim(other):
+                pass
+    with claim(other):
+        pass
+
+
+def test_a_job_that_died_keeps_no_other_question_out(tmp_path: Path, score: Score) -> None:
+    write(tmp_path / "in" / "x.parquet", 0)
+    left = tmp_path / "out" / "_asked" / "version=1" / "0123-abcd"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert score() == 0
+    assert not left.exists()
 
 
 def test_another_question_that_came_meanwhile_is_found(
