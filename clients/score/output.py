@@ -624,7 +624,9 @@ def claim(destination: Destination) -> Iterator[None]:
         system.invalidate_cache()
         for other in map(str, system.ls(folder, detail=False)):
             name = posixpath.basename(other)
-            if not name or name.startswith(asked) or _remove_dead(system, other):
+            if "-" not in name or name.startswith(asked):  # the folder's own marker, or the same
+                continue
+            if _remove_dead(system, other):
                 continue
             raise ConfigError(
                 f"another job is at work in {destination.address}/{destination.folder}, with other "
