@@ -123,5 +123,5 @@ def test_few_rows_of_the_same_kind_have_seldom_moved_and_others_mostly_have(
         sketch = sketch_columns(sample(num_rows, mean), known)["age"]
         return measure_shift(sketch, known["age"]).has_moved
 
-    assert np.mean([has_moved(0.0) for _ in range(300)]) < 0.03
+    assert np.mean([has_moved(0.0) for _ in range(300)]) < 0.05
     assert np.mean([has_moved(1.0) for _ in range(100)]) >= least
