@@ -336,7 +336,7 @@ class WholeFile:
     def _move(self) -> None:
         try:
             self._system.mv(self._temporary, self._path)
-        except OSError:  # some do not move over a file that is there
+        except Exception:  # some do not move over a file that is there, each in its own words
             if not self._system.exists(self._path):
                 raise
             self._system.rm_file(self._path)

@@ -14,6 +14,7 @@ import boto3
 import fsspec
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 from s3fs import S3FileSystem
@@ -134,6 +135,25 @@ def test_what_comes_to_a_store_is_whole_and_replaces_what_is_there(
     system.invalidate_cache()
     assert [one.strip("/") for one in system.find(root)] == [path]
     assert system.cat_file(path) == b"all of it"
+
+
+class Careful(MemoryFileSystem):  # type: ignore[misc]
+    """Moves over nothing that is there, as HDFS and SMB do."""
+
+    def mv(self, path1: str, path2: str, **_: object) -> None:
+        if self.exists(path2):
+            raise RuntimeError("550 it exists")
+        super().mv(path1, path2)
+
+
+def test_where_nothing_is_moved_over_a_file_it_is_removed_first(tmp_path: Path) -> None:
+    system, root = Careful(), f"/{tmp_path.name}"
+    for text in (b"half", b"all of it"):
+        with WholeFile(system, f"{root}/part-x.parquet", root) as whole:
+            whole.file.write(text)
+            whole.place()
+    assert system.find(root) == [f"{root}/part-x.parquet"]
+    assert system.cat_file(f"{root}/part-x.parquet") == b"all of it"
 
 
 def test_what_was_cut_off_at_a_file_system_without_locks_goes_after_a_day(tmp_path: Path) -> None:
