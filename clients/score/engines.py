@@ -22,7 +22,7 @@ import numpy as np
 from clients.blocking import PredictionClient
 from clients.core.retry import DEFAULT_RETRY
 from clients.on_device import OnDevicePredictor, find_variant
-from clients.options import ConnectionOptions
+from clients.options import Checks, ConnectionOptions
 from clients.results import UnansweredRowsError, flatten, join_parts
 from contract import layout
 from contract.errors import (
@@ -41,6 +41,9 @@ LITERT, TENSORFLOW, SERVER = "litert", "tensorflow", "server"
 
 PATIENCE_S = DEFAULT_RETRY.patience_s
 """How long a server that has answered is waited for, when it is busy or restarts."""
+
+_CHECKS = Checks(allow_non_finite=True)
+"""Which rows may hold NaN is said where they are read; LiteRT does not look for it again either."""
 
 _READY_S = 120.0
 _IN_FLIGHT = 4
@@ -146,7 +149,10 @@ class ServerEngine(Engine):
         self, version_dir: Path, choice: EngineChoice, *, client: PredictionClient | None = None
     ) -> None:
         self._client = client or PredictionClient(
-            choice.addresses, model_name=choice.model_name, connection=choice.connection
+            choice.addresses,
+            model_name=choice.model_name,
+            checks=_CHECKS,
+            connection=choice.connection,
         )
         self._version = choice.version
         self._addresses = ", ".join(choice.addresses)
@@ -214,7 +220,7 @@ class OwnServerEngine(ServerEngine):
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             port = self._await_port(ports)
-            client = PredictionClient(f"127.0.0.1:{port}", model_name="model")
+            client = PredictionClient(f"127.0.0.1:{port}", model_name="model", checks=_CHECKS)
             client.wait_until_available(timeout_s=_READY_S)
             super().__init__(version_dir, EngineChoice(kind=SERVER, version=version), client=client)
         except BaseException:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
@@ -20,7 +21,7 @@ from contract.signature import Array, Batch
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import write_images
+from tests.score.jobs import make_images, write_images
 from tests.serving.server_process import ServerProcess
 
 ROWS = 1000
@@ -191,6 +192,29 @@ def test_rows_that_a_server_refuses_are_bad_rows(
     assert document["num_scored"] + document["num_bad"] == ROWS
     assert document["sample"]["passed"]
     assert len(read_ids(tmp_path)) == document["num_scored"]
+
+
+@pytest.mark.parametrize(
+    ("allow", "num_bad"), [(["--allow_non_finite"], 0), ([], 1)], ids=["allowed", "refused"]
+)
+def test_a_server_is_sent_nan_where_it_is_allowed(
+    tmp_path: Path,
+    score: Score,
+    server: ModelServer,
+    capsys: pytest.CaptureFixture[str],
+    allow: list[str],
+    num_bad: int,
+) -> None:
+    rows = (make_images(20) / 255).astype(np.float32)
+    rows[3, 5] = np.nan
+    table = pa.table({"id": range(20), "x": pa.array(rows.tolist(), pa.list_(pa.float32()))})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    assert score("--server", server.address, "--json", *allow) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["num_bad"], document["num_scored"]) == (num_bad, 20 - num_bad)
+    assert document["sample"]["passed"]
+    written = parquet.read_table(tmp_path / "out" / "version=1")
+    assert written["id"].to_pylist() == [row for row in range(20) if row != 3 or not num_bad]
 
 
 def test_a_server_and_an_engine_are_not_both_taken(
