@@ -157,6 +157,7 @@ class ServerEngine(Engine):
         self._version = choice.version
         self._addresses = ", ".join(choice.addresses)
         self._has_answers = False
+        self._witness: dict[str, Array] | None = None
         self.signatures = self._client.metadata(version=self._version).signatures
         self.tolerance = read_tolerances(version_dir).of_server
 
@@ -189,12 +190,26 @@ class ServerEngine(Engine):
             max_in_flight=_IN_FLIGHT,
         )
         whole = join_parts(parts)
-        failed = {one.index: flatten(one.error) for one in whole.failed}
+        if len(whole.indices):
+            row = whole.indices[:1]
+            self._witness = {name: array[row] for name, array in batch.items()}
         for one in whole.failed:
             if not isinstance(one.error, RequestError):
-                raise one.error  # the server's fault: the rows are good, and are asked again
+                self._ask_witness(one.error, signature_name)
+                break
+        failed = {one.index: flatten(one.error) for one in whole.failed}
         self._has_answers = True
         return Answers(whole.outputs, whole.indices, failed)
+
+    def _ask_witness(self, error: PlumblineError, signature_name: str) -> None:
+        """Whether rows made a server fail, which one alone can: then it answers others still.
+
+        Raises:
+            PlumblineError: It answers none any more, or never has.
+        """
+        if self._witness is None:
+            raise error
+        self._client.predict(self._witness, signature_name=signature_name, version=self._version)
 
     def close(self) -> None:
         self._client.close()

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from clients import OnDevicePredictor
 from clients.cli import main
-from contract.errors import ResourceExhaustedError
+from contract.errors import Code, InternalError, PlumblineError, ResourceExhaustedError
 from contract.signature import Array, Batch
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
@@ -192,6 +192,58 @@ def test_rows_that_a_server_refuses_are_bad_rows(
     assert document["num_scored"] + document["num_bad"] == ROWS
     assert document["sample"]["passed"]
     assert len(read_ids(tmp_path)) == document["num_scored"]
+
+
+@pytest.mark.parametrize("code", [Code.INTERNAL, Code.UNKNOWN, Code.OUT_OF_RANGE])
+@pytest.mark.parametrize("group", [250, 1])
+def test_rows_at_which_a_server_fails_are_bad_rows(
+    tmp_path: Path,
+    score: Score,
+    server: ModelServer,
+    capsys: pytest.CaptureFixture[str],
+    code: Code,
+    group: int,
+) -> None:
+    right, images = server.answer, write_images(tmp_path / "in.parquet", 20, group=group)
+
+    def answer(inputs: Batch) -> Batch:
+        (array,) = inputs.values()
+        if (array.reshape(len(array), -1) == images[7]).all(axis=1).any():
+            raise PlumblineError("index 12 is not in [0, 10)", code=code)
+        return right(inputs)
+
+    server.answer = answer
+    assert score("--server", server.address, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["num_scored"], document["num_bad"]) == (19, 1)
+    assert read_ids(tmp_path) == [row for row in range(20) if row != 7]
+    (bad,) = (tmp_path / "out" / "_bad_rows").rglob("*.jsonl")
+    assert "index 12 is not in" in bad.read_text()
+
+
+@pytest.mark.parametrize("num_answered", [0, 300])
+def test_a_server_that_fails_at_all_rows_costs_none(
+    tmp_path: Path,
+    score: Score,
+    server: ModelServer,
+    capsys: pytest.CaptureFixture[str],
+    num_answered: int,
+) -> None:
+    right, asked = server.answer, 0
+
+    def answer(inputs: Batch) -> Batch:
+        nonlocal asked
+        asked += len(next(iter(inputs.values()))) if is_noise(inputs) else 0
+        if asked > num_answered:
+            raise InternalError("out of memory")
+        return right(inputs)
+
+    server.answer = answer
+    assert score("--server", server.address) != 0
+    assert "out of memory" in capsys.readouterr().err
+    server.answer = right
+    assert score("--server", server.address) == 0
+    assert read_ids(tmp_path) == list(range(ROWS))
 
 
 @pytest.mark.parametrize(
