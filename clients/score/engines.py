@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -36,6 +37,8 @@ from contract.lite.runtime import hide_delegate_notes
 from contract.manifest import read_manifest
 from contract.parity import Tolerance, read_tolerances
 from contract.signature import Array, Batch, Signature
+
+T = TypeVar("T")
 
 LITERT, TENSORFLOW, SERVER = "litert", "tensorflow", "server"
 
@@ -146,7 +149,12 @@ class ServerEngine(Engine):
     """Servers that run already, TensorFlow Serving's or ours; batches go to all of them."""
 
     def __init__(
-        self, version_dir: Path, choice: EngineChoice, *, client: PredictionClient | None = None
+        self,
+        version_dir: Path,
+        choice: EngineChoice,
+        *,
+        client: PredictionClient | None = None,
+        is_patient: bool = False,
     ) -> None:
         self._client = client or PredictionClient(
             choice.addresses,
@@ -156,23 +164,33 @@ class ServerEngine(Engine):
         )
         self._version = choice.version
         self._addresses = ", ".join(choice.addresses)
-        self._has_answers = False
+        self._is_patient = is_patient
         self._witness: dict[str, Array] | None = None
-        self.signatures = self._client.metadata(version=self._version).signatures
+        try:
+            found = self._wait(lambda: self._client.metadata(version=self._version))
+        except BaseException:
+            self._client.close()
+            raise
+        self._is_patient = True  # it has answered
+        self.signatures = found.signatures
         self.tolerance = read_tolerances(version_dir).of_server
 
     def answer(self, batch: Batch, signature_name: str) -> Answers:
+        return self._wait(lambda: self._ask(batch, signature_name))
+
+    def _wait(self, ask: Callable[[], T]) -> T:
+        """What a server answers in the end."""
         end, attempts = time.monotonic() + PATIENCE_S, 0
         while True:
             try:
-                return self._ask(batch, signature_name)
+                return ask()
             except UnansweredRowsError as ended:
                 error = ended.__cause__ if isinstance(ended.__cause__, PlumblineError) else ended
             except PlumblineError as found:
                 error = found
             # Blocks are short runs; as one long run, a job is as patient as a `predict_many`.
             helps = DEFAULT_RETRY.repeats(error) or error.code is Code.NOT_FOUND
-            if not self._has_answers or not helps:
+            if not self._is_patient or not helps:
                 raise error
             if time.monotonic() > end:
                 raise ServableUnavailableError(
@@ -198,7 +216,6 @@ class ServerEngine(Engine):
                 self._ask_witness(one.error, signature_name)
                 break
         failed = {one.index: flatten(one.error) for one in whole.failed}
-        self._has_answers = True
         return Answers(whole.outputs, whole.indices, failed)
 
     def _ask_witness(self, error: PlumblineError, signature_name: str) -> None:
@@ -270,8 +287,14 @@ class OwnServerEngine(ServerEngine):
         self._folder.cleanup()
 
 
-def open_engine(version_dir: Path, choice: EngineChoice) -> Engine:
+def open_engine(version_dir: Path, choice: EngineChoice, *, is_patient: bool = False) -> Engine:
     """The engine of a choice.
+
+    Args:
+        version_dir: The version.
+        choice: Which engine.
+        is_patient: Whether servers are waited for that do not answer yet: they have answered
+            others of the same job.
 
     Raises:
         PlumblineError: The variant is missing, a package is, or the server does not answer.
@@ -280,7 +303,7 @@ def open_engine(version_dir: Path, choice: EngineChoice) -> Engine:
         return LiteEngine(version_dir, choice.variant)
     if choice.kind == TENSORFLOW:
         return OwnServerEngine(version_dir)
-    return ServerEngine(version_dir, choice)
+    return ServerEngine(version_dir, choice, is_patient=is_patient)
 
 
 def choose_kind(version_dir: Path, variant: str, signature_name: str) -> str:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -163,6 +164,48 @@ def test_a_busy_servers_hints_are_heeded(tmp_path: Path, score: Score, server: M
     assert score("--server", server.address) == 0
     assert refused == 20
     assert read_ids(tmp_path) == list(range(ROWS))
+
+
+class BusyServer(ModelServer):
+    """Refuses calls, counted over all of them, after the first `num_free`."""
+
+    def __init__(self, num_free: int, num_refused: int) -> None:
+        super().__init__()
+        self._num_free, self._num_left, self._guard = num_free, num_refused, threading.Lock()
+
+    def serve(self, path: str, body: bytes, context: grpc.ServicerContext) -> bytes:
+        with self._guard:
+            self._num_free -= 1
+            is_refused = self._num_free < 0 < self._num_left
+            self._num_left -= is_refused
+        if is_refused:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the server restarts")
+        return super().serve(path, body, context)
+
+    @property
+    def num_left(self) -> int:
+        """Calls that it is still to refuse."""
+        return self._num_left
+
+
+@pytest.mark.parametrize("num_free", [1, 2, 3], ids=["metadata", "golden", "golden's rows"])
+def test_a_worker_that_starts_waits_for_a_server(
+    tmp_path: Path, score: Score, server: ModelServer, num_free: int
+) -> None:
+    with BusyServer(num_free, num_refused=8) as busy:  # more than one call's tries
+        busy.signatures, busy.answer = server.signatures, server.answer
+        assert score("--server", busy.address) == 0
+        assert busy.num_left == 0
+    assert read_ids(tmp_path) == list(range(ROWS))
+
+
+def test_a_server_that_is_busy_at_first_contact_is_told_at_once(
+    score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with BusyServer(0, num_refused=1000) as busy:
+        assert score("--server", busy.address) == 3
+        assert busy.num_left >= 990
+    assert "the server restarts" in capsys.readouterr().err
 
 
 def test_an_address_where_nobody_answers_is_told_at_once(
