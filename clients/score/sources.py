@@ -118,6 +118,12 @@ def open_address(address: str) -> tuple[AbstractFileSystem, str]:
     return system, str(path)
 
 
+def find_place(address: str) -> str:
+    """An address that means the same in every process: of a local path the absolute one."""
+    system, path = open_address(address)
+    return path if is_local(system) else str(system.unstrip_protocol(path))
+
+
 def is_local(system: AbstractFileSystem) -> bool:
     """Whether its files are files of this machine."""
     protocol = system.protocol

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import parquet
+from s3fs import S3FileSystem
 
 from clients.cli import main
 from tests.score.jobs import make_table_version
@@ -30,6 +31,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     name = hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    S3FileSystem.clear_instance_cache()  # of a server of another test
     host, port = server.get_host_and_port()
     for variable, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
         monkeypatch.setenv(variable, value)
@@ -37,7 +39,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     try:
         yield f"s3://{name}"
     finally:
-        fsspec.filesystem("s3").clear_instance_cache()
+        S3FileSystem.clear_instance_cache()
         server.stop()
 
 
