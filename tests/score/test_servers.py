@@ -344,6 +344,38 @@ def test_tensorflow_scores_what_litert_lacks_and_judges_it(
     np.testing.assert_allclose(table["scores"].to_pylist(), golden, atol=1e-5)
 
 
+def test_rows_that_fit_only_what_litert_lacks_are_scored_by_tensorflow(
+    tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = []
+    for number in range(6):
+        example = example_pb2.Example()
+        features = example.features.feature
+        features["image/encoded"].bytes_list.value.append(make_png(number))
+        features["thumbnail"].bytes_list.value.append(make_png(number))  # which one is it?
+        records.append(example.SerializeToString())
+    write_records(tmp_path / "in.tfrecord", records)
+    where = [str(tmp_path / "in.tfrecord"), str(tmp_path / "out"), "--version_dir", str(version)]
+    assert main(["score", *where, "--engine=litert"]) == 2
+    capsys.readouterr()
+    assert main(["score", *where, "--json"]) == 0
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert "signature classify, which LiteRT lacks" in said.err
+    assert (document["signature_name"], document["num_scored"]) == ("classify", 6)
+    assert document["sample"]["passed"] is True
+
+
+def test_rows_that_fit_nothing_are_told_of_litert_and_start_no_tensorflow(
+    tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.csv").write_text("id,text\n1,hello\n2,world\n")
+    where = [str(tmp_path / "in.csv"), str(tmp_path / "out"), "--version_dir", str(version)]
+    assert main(["score", *where]) == 2
+    said = capsys.readouterr().err
+    assert "serving_default: images" in said and "TensorFlow" not in said
+
+
 def make_pixels(number: int) -> Array:
     return np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
 
