@@ -25,6 +25,7 @@ from clients.core.retry import DEFAULT_RETRY
 from clients.on_device import OnDevicePredictor, find_variant
 from clients.options import Checks, ConnectionOptions
 from clients.results import UnansweredRowsError, flatten, join_parts
+from clients.score import tether
 from contract import layout
 from contract.errors import (
     Code,
@@ -236,7 +237,9 @@ class OwnServerEngine(ServerEngine):
     """An embedded server as a process of this worker's own, with TensorFlow in it."""
 
     def __init__(self, version_dir: Path) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="plumbline-score-")
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="plumbline-score-", ignore_cleanup_errors=True
+        )
         base_path = Path(self._folder.name, "model")
         base_path.mkdir()
         version = layout.parse_version(version_dir.name) or 1
@@ -248,13 +251,17 @@ class OwnServerEngine(ServerEngine):
             *("--rest_api_port=0", f"--port_file={ports}", "--model_name=model"),
             f"--model_base_path={base_path}",
         ]
+        tethered = [sys.executable, "-I", "-S", tether.__file__, self._folder.name, *command]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                tethered, stdin=subprocess.PIPE, stdout=log, stderr=log
+            )
         try:
             port = self._await_port(ports)
             client = PredictionClient(f"127.0.0.1:{port}", model_name="model", checks=_CHECKS)
             client.wait_until_available(timeout_s=_READY_S)
-            super().__init__(version_dir, EngineChoice(kind=SERVER, version=version), client=client)
+            choice = EngineChoice(kind=SERVER, addresses=(f"127.0.0.1:{port}",), version=version)
+            super().__init__(version_dir, choice, client=client)
         except BaseException:
             self._stop()
             raise
@@ -278,12 +285,9 @@ class OwnServerEngine(ServerEngine):
         )
 
     def _stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # which ends the server, as this process's end would
+        self._process.wait()
         self._folder.cleanup()
 
 

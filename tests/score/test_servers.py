@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import select
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +26,7 @@ from contract.signature import Array, Batch
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import make_images, write_images
+from tests.score.jobs import ROOT, make_images, write_images
 from tests.serving.server_process import ServerProcess
 
 ROWS = 1000
@@ -374,6 +378,43 @@ def test_rows_that_fit_nothing_are_told_of_litert_and_start_no_tensorflow(
     assert main(["score", *where]) == 2
     said = capsys.readouterr().err
     assert "serving_default: images" in said and "TensorFlow" not in said
+
+
+_OPENS_AND_WAITS = """
+import sys
+from pathlib import Path
+from clients.score.engines import TENSORFLOW, EngineChoice, open_engine
+engine = open_engine(Path(sys.argv[1]), EngineChoice(kind=TENSORFLOW))
+print(engine._process.pid, engine._folder.name, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_worker_that_is_killed_leaves_no_server_and_no_folder(version: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _OPENS_AND_WAITS, str(version)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        assert worker.stdout is not None
+        pid, folder = worker.stdout.readline().split()
+        left = [int(pid), *list_children(int(pid))]
+        assert len(left) > 1 and Path(folder).is_dir()
+        watched = [os.pidfd_open(one) for one in left]
+        worker.kill()
+    for one in watched:
+        assert select.select([one], [], [], 60)[0], "it runs on"
+        os.close(one)
+    assert not Path(folder).exists()
+
+
+def list_children(pid: int) -> list[int]:
+    """Processes that a process has started, and those that they have."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    found = [int(one) for thread in threads for one in (thread / "children").read_text().split()]
+    return [*found, *(one for child in found for one in list_children(child))]
 
 
 def make_pixels(number: int) -> Array:
