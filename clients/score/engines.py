@@ -59,6 +59,7 @@ class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kind: `litert`, `tensorflow` or `server`.
         variant: Of `litert`, the TFLite variant.
+        num_threads: Of `tensorflow`, its threads; 0 lets it take all cores.
         addresses: Of `server`, where it answers.
         model_name: Of `server`.
         version: Of `server`, the version that must answer.
@@ -67,6 +68,7 @@ class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: str = LITERT
     variant: str = layout.FLOAT32
+    num_threads: int = 0
     addresses: tuple[str, ...] = ()
     model_name: str = ""
     version: int | None = None
@@ -236,7 +238,7 @@ class ServerEngine(Engine):
 class OwnServerEngine(ServerEngine):
     """An embedded server as a process of this worker's own, with TensorFlow in it."""
 
-    def __init__(self, version_dir: Path) -> None:
+    def __init__(self, version_dir: Path, *, num_threads: int = 0) -> None:
         self._folder = tempfile.TemporaryDirectory(
             prefix="plumbline-score-", ignore_cleanup_errors=True
         )
@@ -249,7 +251,7 @@ class OwnServerEngine(ServerEngine):
         command = [
             *(sys.executable, "-m", "serving", "embedded", "--host=127.0.0.1", "--port=-1"),
             *("--rest_api_port=0", f"--port_file={ports}", "--model_name=model"),
-            f"--model_base_path={base_path}",
+            *(f"--model_base_path={base_path}", f"--tensorflow_session_parallelism={num_threads}"),
         ]
         tethered = [sys.executable, "-I", "-S", tether.__file__, self._folder.name, *command]
         with self._log.open("wb") as log:
@@ -306,7 +308,7 @@ def open_engine(version_dir: Path, choice: EngineChoice, *, is_patient: bool = F
     if choice.kind == LITERT:
         return LiteEngine(version_dir, choice.variant)
     if choice.kind == TENSORFLOW:
-        return OwnServerEngine(version_dir)
+        return OwnServerEngine(version_dir, num_threads=choice.num_threads)
     return ServerEngine(version_dir, choice, is_patient=is_patient)
 
 

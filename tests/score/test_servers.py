@@ -21,6 +21,7 @@ from pyarrow import parquet
 
 from clients import OnDevicePredictor
 from clients.cli import main
+from clients.score.engines import TENSORFLOW, EngineChoice, OwnServerEngine, open_engine
 from contract.errors import Code, InternalError, PlumblineError, ResourceExhaustedError
 from contract.signature import Array, Batch
 from contract.wire.plumbline_wire import example_pb2
@@ -378,6 +379,27 @@ def test_rows_that_fit_nothing_are_told_of_litert_and_start_no_tensorflow(
     assert main(["score", *where]) == 2
     said = capsys.readouterr().err
     assert "serving_default: images" in said and "TensorFlow" not in said
+
+
+def test_a_server_beside_a_worker_takes_no_more_threads_than_it_is_given(version: Path) -> None:
+    choice = EngineChoice(kind=TENSORFLOW, num_threads=1)
+    with open_engine(version, choice) as engine:
+        assert isinstance(engine, OwnServerEngine)
+        pictures = np.array([make_png(number) for number in range(50)], object)
+        engine.predict({"image_bytes": pictures}, signature_name="serving_image_bytes")
+        names = [
+            (thread / "comm").read_text().strip()
+            for pid in list_children(engine._process.pid)
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+        ]
+    assert names.count("tf_Compute") == 1
+
+
+def test_a_server_beside_a_worker_is_sent_nan(version: Path) -> None:
+    rows = np.full((2, 784), np.nan, np.float32)
+    with open_engine(version, EngineChoice(kind=TENSORFLOW)) as engine:
+        outputs = engine.predict({"images": rows}, signature_name="serving_default")
+    assert np.isnan(outputs["probabilities"]).all()
 
 
 _OPENS_AND_WAITS = """
