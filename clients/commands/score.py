@@ -7,7 +7,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from clients.files.predict import add_adjustment_flags, find_adjustment, find_scaling
@@ -32,7 +32,16 @@ from clients.score.output import (
     refuse_stale,
     sweep,
 )
-from clients.score.sources import Unit, find_place, holds, list_folders, list_units, read_unit
+from clients.score.sources import (
+    EXAMPLE,
+    Block,
+    Unit,
+    find_place,
+    holds,
+    list_folders,
+    list_units,
+    read_unit,
+)
 from clients.score.verify import Verdict, choose_units, draw_sample, judge, open_judges
 from clients.score.worker import Task, Version, make_fingerprint
 from clients.targets import (
@@ -45,9 +54,10 @@ from contract import layout
 from contract.console.exits import ExitCode
 from contract.console.progress import Progress, format_seconds, show_progress
 from contract.console.terminal import keep_stderr, print_json, print_table, remark, say
-from contract.errors import ConfigError, DatasetError
-from contract.manifest import Manifest, read_manifest
+from contract.errors import ConfigError, DatasetError, PlumblineError
+from contract.manifest import Manifest, from_entries, read_manifest
 from contract.remote import open_version
+from contract.signature import IMAGE_BYTES, PREDICT_METHOD, UINT8, Signature
 from contract.statistics import Shift, measure_shift
 
 DEFAULT_MAX_BAD = 100
@@ -187,8 +197,18 @@ def run(args: argparse.Namespace) -> ExitCode:
     with open_version(args.version_dir) as version_dir:
         manifest = read_manifest(version_dir)
         choice = _choose_engine(args, version_dir, manifest)
-        with open_engine(version_dir, choice) as engine, ExitStack() as held:
-            job = _prepare(args, version_dir, manifest, choice, engine, held)
+        rows = _find_rows(args)
+        with ExitStack() as stack:
+            engine = stack.enter_context(open_engine(version_dir, choice))
+            plan = _plan_by_engine(args, version_dir, manifest, engine, rows)
+            if plan.signature.name not in engine.signatures:
+                remark(
+                    f"the rows fit signature {plan.signature.name}, which LiteRT lacks: TensorFlow "
+                    "scores them"
+                )
+                choice = EngineChoice(kind=TENSORFLOW)
+                engine = stack.enter_context(open_engine(version_dir, choice))
+            job = _prepare(args, version_dir, manifest, choice, rows, plan, stack)
             result = _run(args, job)
             parts = find_parts(job.task.destination)
             refuse_stale(job.units, job.task.destination, parts)  # which came meanwhile
@@ -222,14 +242,15 @@ def _choose_engine(args: argparse.Namespace, version_dir: Path, manifest: Manife
     return EngineChoice(kind=kind, variant=args.variant)
 
 
-def _prepare(
-    args: argparse.Namespace,
-    version_dir: Path,
-    manifest: Manifest,
-    choice: EngineChoice,
-    engine: Engine,
-    held: ExitStack,
-) -> _Job:
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """What IN holds: its units, and the first block of rows."""
+
+    units: list[Unit]
+    block: Block
+
+
+def _find_rows(args: argparse.Namespace) -> _Rows:
     if holds(args.input, args.output):
         raise ConfigError(
             f"{args.output} lies in {args.input}, where the next run would take answers for rows; "
@@ -240,21 +261,79 @@ def _prepare(
     block = next((block for unit in units for block in read_unit(unit)), None)
     if block is None:
         raise DatasetError(f"{args.input} has no rows")
+    return _Rows(units, block)
+
+
+def _plan_by_engine(
+    args: argparse.Namespace, version_dir: Path, manifest: Manifest, engine: Engine, rows: _Rows
+) -> ColumnPlan:
+    """How rows become batches: of a signature of the engine's; where rows that name none fit none
+    of LiteRT's, of one that the version has beside those.
+    """
+    name = args.signature_name
+    try:
+        return _plan(args, version_dir, manifest, engine.signatures, name, rows)
+    except PlumblineError:
+        others = _list_others(manifest, engine, rows)
+        if name or args.engine or args.server or args.variant != layout.FLOAT32 or not others:
+            raise
+        with suppress(PlumblineError):
+            one = next(iter(others.values()))
+            if len(others) == 1 and one.method_name != PREDICT_METHOD:
+                name = one.name  # nothing else chooses one that takes tf.Examples
+            return _plan(args, version_dir, manifest, others, name, rows)
+        raise
+
+
+def _list_others(manifest: Manifest, engine: Engine, rows: _Rows) -> dict[str, Signature]:
+    """Signatures that the engine lacks, and that rows of this kind are meant for."""
+    others = {
+        name: one
+        for name, one in from_entries(manifest.signatures).items()
+        # What that one decodes is decoded here for the other.
+        if name not in engine.signatures
+        and not (name == IMAGE_BYTES and UINT8 in engine.signatures)
+    }
+    of_examples = {name: one for name, one in others.items() if one.method_name != PREDICT_METHOD}
+    if EXAMPLE in rows.block.table.column_names and of_examples:
+        return of_examples
+    return {name: one for name, one in others.items() if name not in of_examples}
+
+
+def _plan(
+    args: argparse.Namespace,
+    version_dir: Path,
+    manifest: Manifest,
+    signatures: Mapping[str, Signature],
+    signature_name: str,
+    rows: _Rows,
+) -> ColumnPlan:
     adjustment = dataclasses.replace(
         find_adjustment(args),
-        pixels=find_scaling(version_dir, engine.signatures, args.signature_name),
+        pixels=find_scaling(version_dir, signatures, signature_name),
     )
-    plan = plan_columns(
-        block,
-        engine.signatures,
-        signature_name=args.signature_name,
+    return plan_columns(
+        rows.block,
+        signatures,
+        signature_name=signature_name,
         mapped=parse_map(args.map),
         keys=None if args.keys is None else _split(args.keys),
         data=manifest.data,
-        folders={name for unit in units for name in list_folders(unit)},
+        folders={name for unit in rows.units for name in list_folders(unit)},
         adjustment=adjustment,
         allow_non_finite=args.allow_non_finite,
     )
+
+
+def _prepare(
+    args: argparse.Namespace,
+    version_dir: Path,
+    manifest: Manifest,
+    choice: EngineChoice,
+    rows: _Rows,
+    plan: ColumnPlan,
+    held: ExitStack,
+) -> _Job:
     outputs = tuple(_split(args.outputs))
     unknown = [name for name in outputs if name not in plan.signature.outputs]
     if unknown:
@@ -281,7 +360,7 @@ def _prepare(
     held.enter_context(claim(destination))
     sweep(destination)
     parts = find_parts(destination)
-    refuse_stale(units, destination, parts)
+    refuse_stale(rows.units, destination, parts)
     version = Version(
         path=str(version_dir.resolve()), digest=manifest.digest, number=manifest.version
     )
@@ -292,8 +371,8 @@ def _prepare(
         outputs=outputs,
         max_bad_rows=args.max_bad_rows,
     )
-    done, tally = count_parts(destination, units, parts)
-    return _Job(units, task, plan, version_dir, manifest, done, tally)
+    done, tally = count_parts(destination, rows.units, parts)
+    return _Job(rows.units, task, plan, version_dir, manifest, done, tally)
 
 
 def _run(args: argparse.Namespace, job: _Job) -> Result:

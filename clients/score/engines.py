@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -22,8 +23,9 @@ import numpy as np
 from clients.blocking import PredictionClient
 from clients.core.retry import DEFAULT_RETRY
 from clients.on_device import OnDevicePredictor, find_variant
-from clients.options import ConnectionOptions
+from clients.options import Checks, ConnectionOptions
 from clients.results import UnansweredRowsError, flatten, join_parts
+from clients.score import tether
 from contract import layout
 from contract.errors import (
     Code,
@@ -37,10 +39,15 @@ from contract.manifest import read_manifest
 from contract.parity import Tolerance, read_tolerances
 from contract.signature import Array, Batch, Signature
 
+T = TypeVar("T")
+
 LITERT, TENSORFLOW, SERVER = "litert", "tensorflow", "server"
 
 PATIENCE_S = DEFAULT_RETRY.patience_s
 """How long a server that has answered is waited for, when it is busy or restarts."""
+
+_CHECKS = Checks(allow_non_finite=True)
+"""Which rows may hold NaN is said where they are read; LiteRT does not look for it again either."""
 
 _READY_S = 120.0
 _IN_FLIGHT = 4
@@ -52,6 +59,7 @@ class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kind: `litert`, `tensorflow` or `server`.
         variant: Of `litert`, the TFLite variant.
+        num_threads: Of `tensorflow`, its threads; 0 lets it take all cores.
         addresses: Of `server`, where it answers.
         model_name: Of `server`.
         version: Of `server`, the version that must answer.
@@ -60,6 +68,7 @@ class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: str = LITERT
     variant: str = layout.FLOAT32
+    num_threads: int = 0
     addresses: tuple[str, ...] = ()
     model_name: str = ""
     version: int | None = None
@@ -143,29 +152,48 @@ class ServerEngine(Engine):
     """Servers that run already, TensorFlow Serving's or ours; batches go to all of them."""
 
     def __init__(
-        self, version_dir: Path, choice: EngineChoice, *, client: PredictionClient | None = None
+        self,
+        version_dir: Path,
+        choice: EngineChoice,
+        *,
+        client: PredictionClient | None = None,
+        is_patient: bool = False,
     ) -> None:
         self._client = client or PredictionClient(
-            choice.addresses, model_name=choice.model_name, connection=choice.connection
+            choice.addresses,
+            model_name=choice.model_name,
+            checks=_CHECKS,
+            connection=choice.connection,
         )
         self._version = choice.version
         self._addresses = ", ".join(choice.addresses)
-        self._has_answers = False
-        self.signatures = self._client.metadata(version=self._version).signatures
+        self._is_patient = is_patient
+        self._witness: dict[str, Array] | None = None
+        try:
+            found = self._wait(lambda: self._client.metadata(version=self._version))
+        except BaseException:
+            self._client.close()
+            raise
+        self._is_patient = True  # it has answered
+        self.signatures = found.signatures
         self.tolerance = read_tolerances(version_dir).of_server
 
     def answer(self, batch: Batch, signature_name: str) -> Answers:
+        return self._wait(lambda: self._ask(batch, signature_name))
+
+    def _wait(self, ask: Callable[[], T]) -> T:
+        """What a server answers in the end."""
         end, attempts = time.monotonic() + PATIENCE_S, 0
         while True:
             try:
-                return self._ask(batch, signature_name)
+                return ask()
             except UnansweredRowsError as ended:
                 error = ended.__cause__ if isinstance(ended.__cause__, PlumblineError) else ended
             except PlumblineError as found:
                 error = found
             # Blocks are short runs; as one long run, a job is as patient as a `predict_many`.
             helps = DEFAULT_RETRY.repeats(error) or error.code is Code.NOT_FOUND
-            if not self._has_answers or not helps:
+            if not self._is_patient or not helps:
                 raise error
             if time.monotonic() > end:
                 raise ServableUnavailableError(
@@ -183,12 +211,25 @@ class ServerEngine(Engine):
             max_in_flight=_IN_FLIGHT,
         )
         whole = join_parts(parts)
-        failed = {one.index: flatten(one.error) for one in whole.failed}
+        if len(whole.indices):
+            row = whole.indices[:1]
+            self._witness = {name: array[row] for name, array in batch.items()}
         for one in whole.failed:
             if not isinstance(one.error, RequestError):
-                raise one.error  # the server's fault: the rows are good, and are asked again
-        self._has_answers = True
+                self._ask_witness(one.error, signature_name)
+                break
+        failed = {one.index: flatten(one.error) for one in whole.failed}
         return Answers(whole.outputs, whole.indices, failed)
+
+    def _ask_witness(self, error: PlumblineError, signature_name: str) -> None:
+        """Whether rows made a server fail, which one alone can: then it answers others still.
+
+        Raises:
+            PlumblineError: It answers none any more, or never has.
+        """
+        if self._witness is None:
+            raise error
+        self._client.predict(self._witness, signature_name=signature_name, version=self._version)
 
     def close(self) -> None:
         self._client.close()
@@ -197,8 +238,10 @@ class ServerEngine(Engine):
 class OwnServerEngine(ServerEngine):
     """An embedded server as a process of this worker's own, with TensorFlow in it."""
 
-    def __init__(self, version_dir: Path) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="plumbline-score-")
+    def __init__(self, version_dir: Path, *, num_threads: int = 0) -> None:
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="plumbline-score-", ignore_cleanup_errors=True
+        )
         base_path = Path(self._folder.name, "model")
         base_path.mkdir()
         version = layout.parse_version(version_dir.name) or 1
@@ -208,15 +251,19 @@ class OwnServerEngine(ServerEngine):
         command = [
             *(sys.executable, "-m", "serving", "embedded", "--host=127.0.0.1", "--port=-1"),
             *("--rest_api_port=0", f"--port_file={ports}", "--model_name=model"),
-            f"--model_base_path={base_path}",
+            *(f"--model_base_path={base_path}", f"--tensorflow_session_parallelism={num_threads}"),
         ]
+        tethered = [sys.executable, "-I", "-S", tether.__file__, self._folder.name, *command]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                tethered, stdin=subprocess.PIPE, stdout=log, stderr=log
+            )
         try:
             port = self._await_port(ports)
-            client = PredictionClient(f"127.0.0.1:{port}", model_name="model")
+            client = PredictionClient(f"127.0.0.1:{port}", model_name="model", checks=_CHECKS)
             client.wait_until_available(timeout_s=_READY_S)
-            super().__init__(version_dir, EngineChoice(kind=SERVER, version=version), client=client)
+            choice = EngineChoice(kind=SERVER, addresses=(f"127.0.0.1:{port}",), version=version)
+            super().__init__(version_dir, choice, client=client)
         except BaseException:
             self._stop()
             raise
@@ -240,17 +287,20 @@ class OwnServerEngine(ServerEngine):
         )
 
     def _stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # which ends the server, as this process's end would
+        self._process.wait()
         self._folder.cleanup()
 
 
-def open_engine(version_dir: Path, choice: EngineChoice) -> Engine:
+def open_engine(version_dir: Path, choice: EngineChoice, *, is_patient: bool = False) -> Engine:
     """The engine of a choice.
+
+    Args:
+        version_dir: The version.
+        choice: Which engine.
+        is_patient: Whether servers are waited for that do not answer yet: they have answered
+            others of the same job.
 
     Raises:
         PlumblineError: The variant is missing, a package is, or the server does not answer.
@@ -258,8 +308,8 @@ def open_engine(version_dir: Path, choice: EngineChoice) -> Engine:
     if choice.kind == LITERT:
         return LiteEngine(version_dir, choice.variant)
     if choice.kind == TENSORFLOW:
-        return OwnServerEngine(version_dir)
-    return ServerEngine(version_dir, choice)
+        return OwnServerEngine(version_dir, num_threads=choice.num_threads)
+    return ServerEngine(version_dir, choice, is_patient=is_patient)
 
 
 def choose_kind(version_dir: Path, variant: str, signature_name: str) -> str:

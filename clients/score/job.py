@@ -246,6 +246,8 @@ def run_units(
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
+    # As many threads as each asks Ray for: TensorFlow would take all cores for every worker.
+    task = msgspec.structs.replace(task, engine=msgspec.structs.replace(task.engine, num_threads=1))
     files = ray.put({} if cluster.is_here else pack_version(version_dir))
     rows = [{"unit": msgspec.json.encode(unit)} for unit in units]
     count = min(cluster.num_workers, len(units))

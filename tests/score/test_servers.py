@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import select
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
 
 from clients import OnDevicePredictor
 from clients.cli import main
-from contract.errors import ResourceExhaustedError
+from clients.score.engines import TENSORFLOW, EngineChoice, OwnServerEngine, open_engine
+from contract.errors import Code, InternalError, PlumblineError, ResourceExhaustedError
 from contract.signature import Array, Batch
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import write_images
+from tests.score.jobs import ROOT, make_images, write_images
 from tests.serving.server_process import ServerProcess
 
 ROWS = 1000
@@ -164,6 +171,48 @@ def test_a_busy_servers_hints_are_heeded(tmp_path: Path, score: Score, server: M
     assert read_ids(tmp_path) == list(range(ROWS))
 
 
+class BusyServer(ModelServer):
+    """Refuses calls, counted over all of them, after the first `num_free`."""
+
+    def __init__(self, num_free: int, num_refused: int) -> None:
+        super().__init__()
+        self._num_free, self._num_left, self._guard = num_free, num_refused, threading.Lock()
+
+    def serve(self, path: str, body: bytes, context: grpc.ServicerContext) -> bytes:
+        with self._guard:
+            self._num_free -= 1
+            is_refused = self._num_free < 0 < self._num_left
+            self._num_left -= is_refused
+        if is_refused:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the server restarts")
+        return super().serve(path, body, context)
+
+    @property
+    def num_left(self) -> int:
+        """Calls that it is still to refuse."""
+        return self._num_left
+
+
+@pytest.mark.parametrize("num_free", [1, 2, 3], ids=["metadata", "golden", "golden's rows"])
+def test_a_worker_that_starts_waits_for_a_server(
+    tmp_path: Path, score: Score, server: ModelServer, num_free: int
+) -> None:
+    with BusyServer(num_free, num_refused=8) as busy:  # more than one call's tries
+        busy.signatures, busy.answer = server.signatures, server.answer
+        assert score("--server", busy.address) == 0
+        assert busy.num_left == 0
+    assert read_ids(tmp_path) == list(range(ROWS))
+
+
+def test_a_server_that_is_busy_at_first_contact_is_told_at_once(
+    score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with BusyServer(0, num_refused=1000) as busy:
+        assert score("--server", busy.address) == 3
+        assert busy.num_left >= 990
+    assert "the server restarts" in capsys.readouterr().err
+
+
 def test_an_address_where_nobody_answers_is_told_at_once(
     score: Score, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +240,81 @@ def test_rows_that_a_server_refuses_are_bad_rows(
     assert document["num_scored"] + document["num_bad"] == ROWS
     assert document["sample"]["passed"]
     assert len(read_ids(tmp_path)) == document["num_scored"]
+
+
+@pytest.mark.parametrize("code", [Code.INTERNAL, Code.UNKNOWN, Code.OUT_OF_RANGE])
+@pytest.mark.parametrize("group", [250, 1])
+def test_rows_at_which_a_server_fails_are_bad_rows(
+    tmp_path: Path,
+    score: Score,
+    server: ModelServer,
+    capsys: pytest.CaptureFixture[str],
+    code: Code,
+    group: int,
+) -> None:
+    right, images = server.answer, write_images(tmp_path / "in.parquet", 20, group=group)
+
+    def answer(inputs: Batch) -> Batch:
+        (array,) = inputs.values()
+        if (array.reshape(len(array), -1) == images[7]).all(axis=1).any():
+            raise PlumblineError("index 12 is not in [0, 10)", code=code)
+        return right(inputs)
+
+    server.answer = answer
+    assert score("--server", server.address, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["num_scored"], document["num_bad"]) == (19, 1)
+    assert read_ids(tmp_path) == [row for row in range(20) if row != 7]
+    (bad,) = (tmp_path / "out" / "_bad_rows").rglob("*.jsonl")
+    assert "index 12 is not in" in bad.read_text()
+
+
+@pytest.mark.parametrize("num_answered", [0, 300])
+def test_a_server_that_fails_at_all_rows_costs_none(
+    tmp_path: Path,
+    score: Score,
+    server: ModelServer,
+    capsys: pytest.CaptureFixture[str],
+    num_answered: int,
+) -> None:
+    right, asked = server.answer, 0
+
+    def answer(inputs: Batch) -> Batch:
+        nonlocal asked
+        asked += len(next(iter(inputs.values()))) if is_noise(inputs) else 0
+        if asked > num_answered:
+            raise InternalError("out of memory")
+        return right(inputs)
+
+    server.answer = answer
+    assert score("--server", server.address) != 0
+    assert "out of memory" in capsys.readouterr().err
+    server.answer = right
+    assert score("--server", server.address) == 0
+    assert read_ids(tmp_path) == list(range(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("allow", "num_bad"), [(["--allow_non_finite"], 0), ([], 1)], ids=["allowed", "refused"]
+)
+def test_a_server_is_sent_nan_where_it_is_allowed(
+    tmp_path: Path,
+    score: Score,
+    server: ModelServer,
+    capsys: pytest.CaptureFixture[str],
+    allow: list[str],
+    num_bad: int,
+) -> None:
+    rows = (make_images(20) / 255).astype(np.float32)
+    rows[3, 5] = np.nan
+    table = pa.table({"id": range(20), "x": pa.array(rows.tolist(), pa.list_(pa.float32()))})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    assert score("--server", server.address, "--json", *allow) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["num_bad"], document["num_scored"]) == (num_bad, 20 - num_bad)
+    assert document["sample"]["passed"]
+    written = parquet.read_table(tmp_path / "out" / "version=1")
+    assert written["id"].to_pylist() == [row for row in range(20) if row != 3 or not num_bad]
 
 
 def test_a_server_and_an_engine_are_not_both_taken(
@@ -223,6 +347,96 @@ def test_tensorflow_scores_what_litert_lacks_and_judges_it(
         pixels = np.stack([make_pixels(number) for number in table["id"].to_pylist()])
         golden = predictor.predict(pixels, signature_name="serving_uint8")["probabilities"]
     np.testing.assert_allclose(table["scores"].to_pylist(), golden, atol=1e-5)
+
+
+def test_rows_that_fit_only_what_litert_lacks_are_scored_by_tensorflow(
+    tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = []
+    for number in range(6):
+        example = example_pb2.Example()
+        features = example.features.feature
+        features["image/encoded"].bytes_list.value.append(make_png(number))
+        features["thumbnail"].bytes_list.value.append(make_png(number))  # which one is it?
+        records.append(example.SerializeToString())
+    write_records(tmp_path / "in.tfrecord", records)
+    where = [str(tmp_path / "in.tfrecord"), str(tmp_path / "out"), "--version_dir", str(version)]
+    assert main(["score", *where, "--engine=litert"]) == 2
+    capsys.readouterr()
+    assert main(["score", *where, "--json"]) == 0
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert "signature classify, which LiteRT lacks" in said.err
+    assert (document["signature_name"], document["num_scored"]) == ("classify", 6)
+    assert document["sample"]["passed"] is True
+
+
+def test_rows_that_fit_nothing_are_told_of_litert_and_start_no_tensorflow(
+    tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.csv").write_text("id,text\n1,hello\n2,world\n")
+    where = [str(tmp_path / "in.csv"), str(tmp_path / "out"), "--version_dir", str(version)]
+    assert main(["score", *where]) == 2
+    said = capsys.readouterr().err
+    assert "serving_default: images" in said and "TensorFlow" not in said
+
+
+def test_a_server_beside_a_worker_takes_no_more_threads_than_it_is_given(version: Path) -> None:
+    choice = EngineChoice(kind=TENSORFLOW, num_threads=1)
+    with open_engine(version, choice) as engine:
+        assert isinstance(engine, OwnServerEngine)
+        pictures = np.array([make_png(number) for number in range(50)], object)
+        engine.predict({"image_bytes": pictures}, signature_name="serving_image_bytes")
+        names = [
+            (thread / "comm").read_text().strip()
+            for pid in list_children(engine._process.pid)
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+        ]
+    assert names.count("tf_Compute") == 1
+
+
+def test_a_server_beside_a_worker_is_sent_nan(version: Path) -> None:
+    rows = np.full((2, 784), np.nan, np.float32)
+    with open_engine(version, EngineChoice(kind=TENSORFLOW)) as engine:
+        outputs = engine.predict({"images": rows}, signature_name="serving_default")
+    assert np.isnan(outputs["probabilities"]).all()
+
+
+_OPENS_AND_WAITS = """
+import sys
+from pathlib import Path
+from clients.score.engines import TENSORFLOW, EngineChoice, open_engine
+engine = open_engine(Path(sys.argv[1]), EngineChoice(kind=TENSORFLOW))
+print(engine._process.pid, engine._folder.name, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_worker_that_is_killed_leaves_no_server_and_no_folder(version: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _OPENS_AND_WAITS, str(version)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        assert worker.stdout is not None
+        pid, folder = worker.stdout.readline().split()
+        left = [int(pid), *list_children(int(pid))]
+        assert len(left) > 1 and Path(folder).is_dir()
+        watched = [os.pidfd_open(one) for one in left]
+        worker.kill()
+    for one in watched:
+        assert select.select([one], [], [], 60)[0], "it runs on"
+        os.close(one)
+    assert not Path(folder).exists()
+
+
+def list_children(pid: int) -> list[int]:
+    """Processes that a process has started, and those that they have."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    found = [int(one) for thread in threads for one in (thread / "children").read_text().split()]
+    return [*found, *(one for child in found for one in list_children(child))]
 
 
 def make_pixels(number: int) -> Array:
