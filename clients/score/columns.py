@@ -519,17 +519,29 @@ def prepare(block: Block, plan: ColumnPlan) -> Prepared:
         TensorMismatchError: The columns do not fit the signature.
     """
     table, bad = _drop_missing(block.table, plan.inputs, block.wrong)
-    kept = np.delete(np.arange(block.table.num_rows), [one.row for one in bad])
-    if not table.num_rows:
-        return Prepared({}, kept, bad)
+    kept = np.delete(np.arange(block.table.num_rows), list(bad))
+    batch: dict[str, Array] = {}
+    if len(kept):
+        batch, kept = _fit(table, kept, plan, bad)
+    if len(kept) and not plan.allow_non_finite:
+        batch, kept = _drop_non_finite(batch, kept, bad)
+    refused = [BadRow(row, bad[row]) for row in sorted(bad)]
+    if not len(kept):
+        return Prepared({}, kept, refused)
+    absent, unseen = _count_odd(block.table, plan)
+    return Prepared(batch, kept, refused, block.table.num_rows, absent, unseen)
+
+
+def _fit(
+    table: pa.Table, kept: Array, plan: ColumnPlan, bad: dict[int, str]
+) -> tuple[dict[str, Array], Array]:
+    """The batch of rows without nulls, and their numbers; those that do not fit join `bad`."""
     skipped: list[Skipped] = []
     rows = _to_rows(table, plan.inputs, plan.signature, skipped)
-    refused = {int(one.name): one.reason for one in skipped}
-    if refused:
-        bad += [BadRow(int(kept[row]), reason) for row, reason in refused.items()]
-        kept = np.delete(kept, list(refused))
+    if skipped:
+        kept = _refuse(kept, skipped, bad)
         if not len(kept):
-            return Prepared({}, kept, bad)
+            return {}, kept
         names = tuple(str(row) for row in range(len(kept)))
         rows = dataclasses.replace(rows, names=names)
     skipped.clear()
@@ -541,15 +553,14 @@ def prepare(block: Block, plan: ColumnPlan) -> Prepared:
         on_skipped=skipped.append,
         hints=Hints(frozenset({plan.signature.name})),
     )
-    batch = dict(fitted.batch)
-    if skipped:
-        bad += [BadRow(int(kept[int(one.name)]), one.reason) for one in skipped]
-        kept = np.delete(kept, [int(one.name) for one in skipped])
-    if not plan.allow_non_finite:
-        batch, kept = _drop_non_finite(batch, kept, bad)
-    absent, unseen = _count_odd(block.table, plan)
-    bad.sort(key=lambda one: one.row)
-    return Prepared(batch, kept, bad, block.table.num_rows, absent, unseen)
+    return dict(fitted.batch), _refuse(kept, skipped, bad)
+
+
+def _refuse(kept: Array, skipped: Sequence[Skipped], bad: dict[int, str]) -> Array:
+    """The rows without those that were skipped, which join `bad`, each once."""
+    reasons = {int(one.name): one.reason for one in skipped}
+    bad |= {int(kept[place]): reason for place, reason in reasons.items()}
+    return np.delete(kept, list(reasons))
 
 
 def _count_odd(table: pa.Table, plan: ColumnPlan) -> tuple[dict[str, int], dict[str, int]]:
@@ -586,8 +597,10 @@ def _count_odd(table: pa.Table, plan: ColumnPlan) -> tuple[dict[str, int], dict[
 
 def _drop_missing(
     table: pa.Table, inputs: Sequence[InputColumns], wrong: Mapping[int, str]
-) -> tuple[pa.Table, list[BadRow]]:
-    """The rows that could be read, and have a value in every column of an input that needs one."""
+) -> tuple[pa.Table, dict[int, str]]:
+    """The rows that could be read, and have a value in every column of an input that needs one;
+    and the others, to their reasons.
+    """
     pc = import_extra("pyarrow.compute", _PURPOSE)
     bad: dict[int, str] = {}
     for one in inputs:
@@ -603,26 +616,27 @@ def _drop_missing(
         keep = np.ones(table.num_rows, bool)
         keep[list(bad)] = False
         table = table.filter(keep)
-    return table, [BadRow(row, reason) for row, reason in bad.items()]
+    return table, bad
 
 
 def _drop_non_finite(
-    batch: dict[str, Array], kept: Array, bad: list[BadRow]
+    batch: dict[str, Array], kept: Array, bad: dict[int, str]
 ) -> tuple[dict[str, Array], Array]:
-    wrong = np.zeros(len(kept), bool)
+    found: dict[int, str] = {}
     for name, array in batch.items():
         try:
             check_finite(name, array)
         except TensorMismatchError:
-            rows = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
-            wrong |= rows
-            bad += [
-                BadRow(int(kept[row]), f"{name} holds NaN or infinity")
-                for row in np.flatnonzero(rows)
-            ]
-    if not wrong.any():
+            wrong = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+            found |= dict.fromkeys(np.flatnonzero(wrong).tolist(), f"{name} holds NaN or infinity")
+    if not found:
         return batch, kept
-    return {name: array[~wrong] for name, array in batch.items()}, kept[~wrong]
+    bad |= {int(kept[place]): reason for place, reason in found.items()}
+    places = list(found)
+    return (
+        {name: np.delete(array, places, axis=0) for name, array in batch.items()},
+        np.delete(kept, places),
+    )
 
 
 def _to_rows(

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from clients.cli import main
+from clients.files.fit import Adjustment
+from clients.score.columns import plan_columns, prepare
 from clients.score.output import find_parts
-from clients.score.sources import list_units, read_unit
+from clients.score.sources import Block, list_units, read_unit
 from contract.errors import ConfigError, DatasetError
+from contract.signature import Signature, TensorSpec
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import frame_record
 from tests.score.jobs import Job, make_job, make_table_version
@@ -347,6 +350,31 @@ def test_pictures_of_any_name_are_scored_and_a_broken_one_is_named(
     job = make_job(tmp_path / "in", tmp_path / "out", published_mlp / "mlp" / "1")
     assert job.run() == 1
     assert set(job.read()["source"].to_pylist()) == {"a b.png", "ü#?.PNG", "été 1/x.jpg"}
+
+
+# Two inputs ------------------------------------------------------------------------------
+
+
+def make_signature(name: str, **inputs: int) -> Signature:
+    """float32 inputs of so many values a row, and one output."""
+    return Signature(
+        name,
+        {key: TensorSpec(key, "float32", (None, size)) for key, size in inputs.items()},
+        {"y": TensorSpec("y", "float32", (None, 1))},
+    )
+
+
+@pytest.mark.parametrize("wrong", [[float("nan"), 0], [float("nan")], None])
+def test_a_row_that_is_bad_in_two_inputs_is_refused_once(wrong: list[float] | None) -> None:
+    kind = pa.list_(pa.float32())
+    columns = {name: pa.array([[1, 2], wrong, [3, 4]], kind) for name in "ab"}
+    block = Block(pa.table({"id": [1, 2, 3], **columns}), 0)
+    signature = make_signature("serving_default", a=2, b=2)
+    plan = plan_columns(block, {signature.name: signature}, adjustment=Adjustment())
+    prepared = prepare(block, plan)
+    assert [one.row for one in prepared.bad] == [1]
+    assert prepared.rows.tolist() == [0, 2]
+    assert [len(array) for array in prepared.batch.values()] == [2, 2]
 
 
 # Any rows --------------------------------------------------------------------------------
