@@ -382,12 +382,11 @@ def _match_width(
     if not all(pa.types.is_fixed_size_binary(kind) for kind in kinds.values()):
         return None
     for signature in sorted(signatures.values(), key=lambda one: one.name != "serving_default"):
-        specs = list(signature.inputs.values())
-        if len(specs) == len(kinds) and all(
-            _row_bytes(spec) == (kinds.get(spec.name) or kinds[UNNAMED]).byte_width
-            for spec in specs
-            if spec.name in kinds or UNNAMED in kinds
-        ):
+        if kinds.keys() == {UNNAMED} and len(signature.inputs) == 1:
+            widths = dict.fromkeys(signature.inputs, kinds[UNNAMED].byte_width)
+        else:
+            widths = {name: kind.byte_width for name, kind in kinds.items()}
+        if widths == {name: _row_bytes(spec) for name, spec in signature.inputs.items()}:
             return signature
     return None
 

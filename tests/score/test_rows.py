@@ -377,6 +377,17 @@ def test_a_row_that_is_bad_in_two_inputs_is_refused_once(wrong: list[float] | No
     assert [len(array) for array in prepared.batch.values()] == [2, 2]
 
 
+def test_columns_of_bytes_ask_the_signature_whose_inputs_they_are() -> None:
+    cells = [np.zeros(2, np.float32).tobytes()] * 3
+    block = Block(pa.table({name: pa.array(cells, pa.binary(8)) for name in "ab"}), 0)
+    signatures = {
+        "other": make_signature("other", c=9, d=9),
+        "ours": make_signature("ours", a=2, b=2),
+    }
+    plan = plan_columns(block, signatures, adjustment=Adjustment())
+    assert plan.signature.name == "ours"
+
+
 # Any rows --------------------------------------------------------------------------------
 
 CELLS = st.one_of(
