@@ -16,6 +16,7 @@ import posixpath
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -25,6 +26,7 @@ from clients.files.read import IMAGE_SUFFIXES
 from clients.score.lines import check_names, cut, read_csv, read_json
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, ManifestError
+from contract.remote import explain_errors, open_address
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,6 +62,9 @@ _TELL_TALES = (
     *("mtime", "LastModified", "last_modified"),
 )
 """What file systems say of a file, checksums before ages."""
+
+_SILENCE = (ConnectionError, TimeoutError)
+"""Errors of who cannot be reached, which say nothing of a file."""
 
 _Info = dict[str, Any]
 """What a file system says of a file, as fsspec has it."""
@@ -101,23 +106,6 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name}, {what} {self.number}" if what else self.name
 
 
-def open_address(address: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of an address, and its path there.
-
-    Raises:
-        ConfigError: Of no protocol that is known.
-        UnimplementedError: fsspec, or the driver of the protocol, is not installed.
-    """
-    fsspec = import_extra("fsspec", f"{_PURPOSE} at {address}")
-    try:
-        system, path = fsspec.core.url_to_fs(address)
-    except ImportError as error:
-        raise ConfigError(f"{address}: {error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{address}: {error}; give a path, or s3://, gs://, ...") from error
-    return system, str(path)
-
-
 def is_local(system: AbstractFileSystem) -> bool:
     """Whether its files are files of this machine."""
     protocol = system.protocol
@@ -136,8 +124,10 @@ def holds(address: str, other: str) -> bool:
         return False
     if "**" in path:
         path = path[: path.index("**")].rstrip("/")
-    elif not system.isdir(path):
-        return False
+    else:
+        with explain_errors(address):
+            if not system.isdir(path):
+                return False
     if is_local(system):
         path, inner = os.path.realpath(path), os.path.realpath(inner)
     return f"{inner}/".startswith(path.rstrip("/") + "/")
@@ -152,8 +142,10 @@ def list_units(address: str, on_listed: Callable[[], None] = lambda: None) -> li
         on_listed: Called for each table whose units are known: of Parquet the footer is read.
 
     Raises:
-        ConfigError: Nothing there, or nothing of a kind that is known.
+        ConfigError: Nothing there, nothing of a kind that is known, or access is refused.
         DatasetError: A Parquet file that cannot be read.
+        ServableUnavailableError: The address cannot be reached.
+        UnimplementedError: A package is missing; says which.
     """
     system, path = open_address(address)
     root, files = _list_files(system, path, address)
@@ -187,7 +179,7 @@ def _list_files(
 ) -> tuple[str, dict[str, _Info]]:
     """The folder that names are relative to, and what the file system says of each file."""
     found: dict[str, _Info]
-    try:
+    with explain_errors(address):
         if any(char in path for char in "*?["):
             found = system.glob(path, detail=True)
             folder = posixpath.dirname(path[: min(path.find(c) for c in "*?[" if c in path)])
@@ -196,8 +188,6 @@ def _list_files(
         else:
             found = system.find(path, detail=True) if system.isdir(path) else {}
             folder = path
-    except OSError as error:
-        raise ConfigError(f"{address} cannot be listed: {error}") from error
     files = {
         path: info
         for path, info in sorted(found.items())
@@ -249,13 +239,18 @@ def _list_row_groups(
 ) -> list[Unit]:
     parquet = import_extra("pyarrow.parquet", _PURPOSE)
     pa = import_extra("pyarrow", _PURPOSE)
-    try:
-        with system.open(path, "rb") as file:
-            footer = _read_footer(file)
-            described = parquet.read_metadata(io.BytesIO(_MAGIC + footer))
-    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{address} is no Parquet file that can be read: {reason}") from error
+    with explain_errors(address):
+        try:
+            with system.open(path, "rb") as file:
+                footer = _read_footer(file)
+                described = parquet.read_metadata(io.BytesIO(_MAGIC + footer))
+        except (PermissionError, *_SILENCE):
+            raise
+        except (pa.ArrowException, OSError, ValueError, struct.error) as error:
+            reason = " ".join(str(error).split())
+            raise DatasetError(
+                f"{address} is no Parquet file that can be read: {reason}"
+            ) from error
     identity = hashlib.sha256(footer).hexdigest()
     if _may_hide_changes(described):
         identity += _identify(info)
@@ -366,24 +361,34 @@ def read_unit(
 
     Raises:
         DatasetError: It cannot be read: damaged, gone, or not what its name says.
+        ConfigError: Access is refused.
+        ServableUnavailableError: The address cannot be reached.
     """
     pa = import_extra("pyarrow", _PURPOSE)
-    try:
-        first = max(unit.first_row, 0)
-        for block in _READERS[unit.kind](unit, columns, types or {}):
-            table = _add_folders(block.table, unit, columns)
-            yield dataclasses.replace(block, table=table, first_row=first)
-            first += table.num_rows
-    except (pa.ArrowException, OSError) as error:  # of a damaged page, pyarrow raises the latter
-        reason = " ".join(str(error).split())
-        raise DatasetError(
-            f"{unit.address} cannot be read: {reason}; mend it or leave it out, and run again: "
-            "what is scored stays"
-        ) from error
-    except DatasetError as error:
-        if error.message.startswith(unit.address):
+    system, _ = open_address(unit.address)
+    # Of a driver's errors only it knows the kinds; a file of this machine has none of them.
+    with nullcontext() if is_local(system) else explain_errors(unit.address):
+        try:
+            first = max(unit.first_row, 0)
+            for block in _READERS[unit.kind](unit, columns, types or {}):
+                table = _add_folders(block.table, unit, columns)
+                yield dataclasses.replace(block, table=table, first_row=first)
+                first += table.num_rows
+        except _SILENCE:
             raise
-        raise DatasetError(f"{unit.address}: {error.message}") from error
+        except (
+            pa.ArrowException,
+            OSError,
+        ) as error:  # of a damaged page, pyarrow raises the latter
+            reason = " ".join(str(error).split())
+            raise DatasetError(
+                f"{unit.address} cannot be read: {reason}; mend it or leave it out, and run again: "
+                "what is scored stays"
+            ) from error
+        except DatasetError as error:
+            if error.message.startswith(unit.address):
+                raise
+            raise DatasetError(f"{unit.address}: {error.message}") from error
 
 
 def _add_folders(table: pa.Table, unit: Unit, columns: Sequence[str] | None) -> pa.Table:
@@ -541,6 +546,8 @@ def _read_pictures(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iter
             system, path = open_address(file)
             try:
                 contents.append(system.cat_file(path))
+            except _SILENCE:
+                raise
             except OSError as error:  # a bad row, not the end of the others
                 contents.append(None)
                 wrong[row] = f"it cannot be read: {error}"

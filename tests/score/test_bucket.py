@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -15,6 +15,8 @@ from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
 from clients.cli import main
+from clients.score.sources import list_units, read_unit
+from contract.errors import ConfigError, ServableUnavailableError
 from tests.score.jobs import make_table_version
 
 CREDENTIALS = {
@@ -85,3 +87,42 @@ def test_a_file_of_a_bucket_that_was_replaced_is_refused_beside_its_answers(
     assert main(command) == 2
     assert "as it was" in capsys.readouterr().err
     assert read_ids(f"{bucket}/out/version=1") == list(range(5))
+
+
+@pytest.fixture
+def silent(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Makes the store one that nobody runs."""
+
+    def stop() -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        fsspec.filesystem("s3").clear_instance_cache()
+
+    yield stop
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.jsonl", "x.tfrecord", "x.png"])
+def test_a_store_that_falls_silent_is_told_and_no_file_is_called_damaged(
+    bucket: str, silent: Callable[[], None], name: str
+) -> None:
+    if name == "x.parquet":
+        put(f"{bucket}/in/{name}", 0)
+    else:
+        fsspec.filesystem("s3").pipe_file(f"{bucket}/in/{name}", b"{}")
+    (unit, *_) = list_units(f"{bucket}/in")
+    silent()
+    for ask in (lambda: list_units(f"{bucket}/in"), lambda: list(read_unit(unit))):
+        with pytest.raises(ServableUnavailableError, match="cannot be reached"):
+            ask()
+
+
+def test_a_store_without_credentials_says_to_check_them(
+    bucket: str, silent: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent()
+    for variable in CREDENTIALS:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(ConfigError, match="check the credentials"):
+        list_units(f"{bucket}/in")
