@@ -190,7 +190,7 @@ def plan_columns(
         SignatureNotFoundError: No such signature.
         TensorMismatchError: The rows fit no signature.
     """
-    block, mixed = _infer_types(block)
+    block = _infer_types(block)
     table, mapped = block.table, dict(mapped or {})
     names = table.column_names
     wanted = [column for columns in mapped.values() for column in columns]
@@ -211,7 +211,7 @@ def plan_columns(
         pixel_shape=find_pixel_shape(signatures),
         adjustment=adjustment,
         allow_non_finite=allow_non_finite,
-        types=_plan_types(block, chosen, keys, mixed),
+        types=_plan_types(block, chosen, keys),
     )
     fixed = [spec.name for spec in plan.signature.inputs.values() if not has_rows(spec)]
     if fixed:
@@ -397,15 +397,12 @@ def _row_bytes(spec: TensorSpec) -> int:
     return _count_values(spec) * spec.numpy_dtype.itemsize
 
 
-def _infer_types(block: Block) -> tuple[Block, set[str]]:
-    """Texts of a CSV file as the numbers that they are, whole or not; and which of these columns
-    hold something else now and then.
-    """
+def _infer_types(block: Block) -> Block:
+    """Texts of a CSV file as the numbers that they are, whole or not."""
     if not block.is_text:
-        return block, set()
+        return block
     pa = import_extra("pyarrow", _PURPOSE)
     columns = dict(zip(block.table.column_names, block.table.columns, strict=True))
-    mixed = set()
     for name, column in columns.items():
         head = column.slice(0, _INFERRED_ROWS)
         for kind in (pa.int64(), pa.float64(), pa.bool_()):
@@ -416,15 +413,16 @@ def _infer_types(block: Block) -> tuple[Block, set[str]]:
             if odd and kind != pa.float64():
                 continue
             columns[name] = settled
-            mixed |= {name} if odd else set()
             break
-    return dataclasses.replace(block, table=pa.table(columns)), mixed
+    return dataclasses.replace(block, table=pa.table(columns))
 
 
 def _plan_types(
-    block: Block, chosen: Sequence[InputColumns], keys: Sequence[str], mixed: Collection[str]
+    block: Block, chosen: Sequence[InputColumns], keys: Sequence[str]
 ) -> dict[str, pa.DataType]:
-    """What `_settle` makes of columns: categories are texts, and so is a key that is empty yet."""
+    """What `_settle` makes of columns: categories are texts, and so are keys of CSV files, in which
+    007 is not 7, and keys that are empty yet.
+    """
     pa = import_extra("pyarrow", _PURPOSE)
     types = pa.types
     found = {}
@@ -441,8 +439,7 @@ def _plan_types(
         kind = block.table.schema.field(name).type
         if types.is_dictionary(kind):
             kind = kind.value_type
-        is_text = types.is_null(kind) or name in mixed
-        found.setdefault(name, pa.string() if is_text else kind)
+        found.setdefault(name, pa.string() if block.is_text or types.is_null(kind) else kind)
     return found
 
 

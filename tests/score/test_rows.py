@@ -66,7 +66,7 @@ def write_csv(path: Path, text: str) -> Path:
 def test_a_csv_line_of_too_few_cells_is_one_bad_row(tmp_path: Path, version: Path) -> None:
     source = write_csv(tmp_path / "x.csv", "id,age,color\n1,20,red\n2,30\n3,40,blue\n")
     job = score(source, tmp_path, version)
-    assert read_ages(job) == {1: 20, 3: 40}
+    assert read_ages(job) == {"1": 20, "3": 40}
     assert read_bad(job) == [(None, "it has 2 cells and the header 3: 2,30")]
 
 
@@ -74,7 +74,7 @@ def test_a_csv_cell_that_is_no_number_is_one_bad_row(tmp_path: Path, version: Pa
     lines = "".join(f"{n},{n}.5,red\n" for n in range(60))
     source = write_csv(tmp_path / "x.csv", f"id,age,color\n{lines}60,old,red\n61,3,red\n")
     job = score(source, tmp_path, version)
-    assert read_ages(job) == {n: n + 0.5 for n in range(60)} | {61: 3}
+    assert read_ages(job) == {str(n): n + 0.5 for n in range(60)} | {"61": 3}
     assert read_bad(job) == [(60, "age is 'old', and not double")]
 
 
@@ -84,13 +84,13 @@ def test_ages_that_are_whole_at_first_may_have_fractions_later(
     monkeypatch.setattr("clients.score.sources.BLOCK_ROWS", 4)
     lines = "".join(f"{n},{n if n < 4 else n + 0.5},red\n" for n in range(9))
     job = score(write_csv(tmp_path / "x.csv", f"id,age,color\n{lines}"), tmp_path, version)
-    assert read_ages(job)[8] == 8.5 and read_bad(job) == []
+    assert read_ages(job)["8"] == 8.5 and read_bad(job) == []
 
 
 def test_an_empty_csv_cell_is_a_missing_value(tmp_path: Path, version: Path) -> None:
     source = write_csv(tmp_path / "x.csv", "id,age,color\n1,,red\n2,NA,\n3,40,blue\n")
     job = score(source, tmp_path, version)
-    assert read_ages(job) == {1: 30, 2: 30, 3: 40}
+    assert read_ages(job) == {"1": 30, "2": 30, "3": 40}
     assert job.read()["total"].to_pylist()[1] == [30, 0, 0]
 
 
@@ -101,14 +101,17 @@ def test_csv_keys_are_carried_as_they_stand(tmp_path: Path, version: Path) -> No
     assert list(read_ages(job)) == ["a,1", 'say "x"', "two\nlines", "NA", "007"]
 
 
-def test_csv_keys_have_the_type_of_the_first_rows_in_every_part(
+def test_csv_keys_are_texts_in_every_part_and_in_the_side_file(
     tmp_path: Path, version: Path
 ) -> None:
+    keys = ["02139", "7", "007", " 7", "18446744073709551616", "1e3", "1.50", "true", "A17", ""]
+    rows = "".join(f"{key},20,red\n" for key in keys)
     write_csv(tmp_path / "in" / "a.csv", "id,age,color\n1,20,red\n")
-    write_csv(tmp_path / "in" / "b.csv", "id,age,color\n2,21,red\nA17,22,red\n")
+    write_csv(tmp_path / "in" / "b.csv", f"id,age,color\n{rows}{'00,inf,red'}\n")
     job = score(tmp_path / "in", tmp_path, version)
-    assert read_ages(job) == {1: 20, 2: 21}
-    assert read_bad(job) == [(1, "id is 'A17', and not int64")]
+    assert sorted(job.read()["id"].to_pylist()) == sorted(["1", *keys])
+    (side,) = Path(job.task.destination.address, "_bad_rows").rglob("*.jsonl")
+    assert json.loads(side.read_text())["keys"] == {"id": "00"}
 
 
 def test_csv_files_whose_columns_stand_in_another_order_are_scored_alike(
@@ -118,7 +121,7 @@ def test_csv_files_whose_columns_stand_in_another_order_are_scored_alike(
     write_csv(tmp_path / "in" / "b.csv", "color,more,age,id\nred,x,21,2\n")
     write_csv(tmp_path / "in" / "c.csv", "")
     write_csv(tmp_path / "in" / "d.csv", "id,age,color\n")
-    assert read_ages(score(tmp_path / "in", tmp_path, version)) == {1: 20, 2: 21}
+    assert read_ages(score(tmp_path / "in", tmp_path, version)) == {"1": 20, "2": 21}
 
 
 def test_a_csv_file_that_lacks_a_column_is_named(tmp_path: Path, version: Path) -> None:
@@ -134,8 +137,8 @@ def test_csv_with_blank_lines_a_mark_at_its_head_and_any_line_ends(
 ) -> None:
     text = ends.join(["\ufeffid,age,color", "1,20,red", "", "2,21,red"])
     assert read_ages(score(write_csv(tmp_path / "x.csv", text), tmp_path, version)) == {
-        1: 20,
-        2: 21,
+        "1": 20,
+        "2": 21,
     }
 
 
@@ -413,7 +416,8 @@ def test_every_row_is_answered_or_refused_never_both(
         rows = [{"id": n, "age": a, "color": "red"} for n, a in enumerate([*numbers, *ages])]
         source.write_text("\n".join(map(json.dumps, rows)))
     job = score(source, folder, version)
-    found, bad = read_ages(job), {row for row, _ in read_bad(job)}
+    found = {int(str(key)): age for key, age in read_ages(job).items()}
+    bad = {row for row, _ in read_bad(job)}
     expected_bad = {300 + n for n, age in enumerate(ages) if age == "old"}
     assert bad == expected_bad
     assert set(found) == set(range(300 + len(ages))) - bad
