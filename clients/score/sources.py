@@ -16,8 +16,8 @@ import posixpath
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from typing import IO, TYPE_CHECKING, Any
+from contextlib import contextmanager, nullcontext
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
 
 import msgspec
@@ -43,6 +43,8 @@ PICTURES = 1024
 
 PIECE_BYTES = 64 * 2**20
 """Of a JSON lines file, in a unit."""
+
+_BUFFER_BYTES = 2**20
 
 REQUESTS = 16
 """To a file system at a time: one that is far away takes long to answer each."""
@@ -412,8 +414,8 @@ def _read_row_group(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Ite
     pa = import_extra("pyarrow", _PURPOSE)
     system, path = open_address(unit.address)
     # A local file is mapped: pyarrow reads it without asking Python for every piece.
-    source = path if is_local(system) else system.open(path, "rb")
-    with parquet.ParquetFile(source, memory_map=is_local(system)) as file:
+    opened = nullcontext(path) if is_local(system) else system.open(path, "rb")
+    with opened as source, parquet.ParquetFile(source, memory_map=is_local(system)) as file:
         chosen = None if columns is None else list(columns)
         check_names([name for name in file.schema_arrow.names if not chosen or name in chosen])
         count = _count_rows(file.metadata.row_group(unit.number), chosen)
@@ -445,12 +447,19 @@ def _read_csv(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[
                 yield Block(table.slice(0, 0), 0, lost=tuple(lost), is_text=True)
 
 
+@contextmanager
+def _open_buffered(address: str) -> Iterator[BinaryIO]:
+    """A file to read line by line: fsspec's own would copy a block of 50 MiB for each."""
+    system, path = open_address(address)
+    with system.open(path, "rb") as file, io.BufferedReader(file, _BUFFER_BYTES) as buffered:
+        yield buffered
+
+
 def _read_jsonl(unit: Unit, columns: Sequence[str] | None, types: _Types) -> Iterator[Block]:
-    system, path = open_address(unit.address)
     folders = list_folders(unit)
     chosen = None if columns is None else [name for name in columns if name not in folders]
     kinds = {name: kind for name, kind in types.items() if name not in folders}
-    with system.open(path, "rb") as file:
+    with _open_buffered(unit.address) as file:
         lines = _list_lines(file, unit.start, unit.stop)
         for table, wrong in read_json(
             lines, columns=chosen, types=kinds, block_rows=BLOCK_ROWS, block_bytes=BLOCK_BYTES
@@ -461,11 +470,12 @@ def _read_jsonl(unit: Unit, columns: Sequence[str] | None, types: _Types) -> Ite
 def _list_lines(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
     """Lines that begin in [start, stop): one that begins before is its piece's before."""
     if start:
-        file.seek(start - 1)
-        file.readline()
+        place = file.seek(start - 1)
+        place += len(file.readline())
     else:
-        file.seek(0)
-    while file.tell() < stop and (line := file.readline()):
+        place = 0
+    while place < stop and (line := file.readline()):
+        place += len(line)
         if line.strip():
             yield line if line.endswith(b"\n") else line + b"\n"
 
@@ -473,9 +483,8 @@ def _list_lines(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
 def _read_tfrecord(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
     from contract.wire.tfrecord import iterate_records
 
-    system, path = open_address(unit.address)
     damaged: dict[int, str] = {}
-    with system.open(path, "rb") as file:
+    with _open_buffered(unit.address) as file:
         records = iterate_records(
             file, unit.name, on_damaged=lambda number, reason: damaged.update({number: reason})
         )

@@ -11,6 +11,7 @@ import boto3
 import fsspec
 import pyarrow as pa
 import pytest
+from fsspec.spec import AbstractBufferedFile
 from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
@@ -87,6 +88,46 @@ def test_a_file_of_a_bucket_that_was_replaced_is_refused_beside_its_answers(
     assert main(command) == 2
     assert "as it was" in capsys.readouterr().err
     assert read_ids(f"{bucket}/out/version=1") == list(range(5))
+
+
+def test_lines_of_a_bucket_are_read_once_and_not_once_for_each_line(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.dumps({"id": number, "text": "x" * (number % 97)}) for number in range(2000)]
+    data = "\n".join(lines).encode()
+    fsspec.filesystem("s3").pipe_file(f"{bucket}/x.jsonl", data)
+    monkeypatch.setattr("clients.score.sources.PIECE_BYTES", len(data) // 3)
+    num_bytes = 0
+    read = AbstractBufferedFile.read
+
+    def count(file: AbstractBufferedFile, length: int = -1) -> bytes:
+        nonlocal num_bytes
+        found: bytes = read(file, length)
+        num_bytes += len(found)
+        return found
+
+    monkeypatch.setattr(AbstractBufferedFile, "read", count)
+    units = list_units(f"{bucket}/x.jsonl")
+    found = [row for unit in units for block in read_unit(unit) for row in block.table.to_pylist()]
+    assert [row["id"] for row in found] == list(range(2000))
+    assert 0 < num_bytes <= len(units) * len(data)
+
+
+def test_a_parquet_file_of_a_bucket_is_closed_again(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(f"{bucket}/x.parquet", 0)
+    opened: list[AbstractBufferedFile] = []
+    begin = AbstractBufferedFile.__init__
+
+    def note(file: AbstractBufferedFile, *args: object, **options: object) -> None:
+        opened.append(file)
+        begin(file, *args, **options)
+
+    (unit, *_) = list_units(f"{bucket}/x.parquet")
+    monkeypatch.setattr(AbstractBufferedFile, "__init__", note)
+    assert sum(block.table.num_rows for block in read_unit(unit)) == 2
+    assert opened and all(file.closed for file in opened)
 
 
 @pytest.fixture
