@@ -13,6 +13,7 @@ import io
 import itertools
 import os
 import posixpath
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,9 @@ SOURCE, ROW = "source", "source_row"
 IMAGE = "image"
 EXAMPLE = "example"
 """Names of the only column of pictures and of serialized tf.Examples."""
+
+_WILD = "*?["
+_SOME_PART = "version=1/part-0123456789abcdef-000000-0123456789abcdef.parquet"
 
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
@@ -124,15 +128,36 @@ def holds(address: str, other: str) -> bool:
     (system, path), (other_system, inner) = open_address(address), open_address(other)
     if system.protocol != other_system.protocol:
         return False
-    if "**" in path:
-        path = path[: path.index("**")].rstrip("/")
-    else:
-        with explain_errors(address):
-            if not system.isdir(path):
-                return False
+    if _is_pattern(path):
+        root = _find_root(path)
+        rest = path[len(root) :].lstrip("/")
+        if is_local(system):
+            root, inner = os.path.realpath(root or "."), os.path.realpath(inner)
+        pattern = _translate(f"{root.rstrip('/')}/" if root else "", rest, address)
+        return pattern.match(f"{inner}/{_SOME_PART}") is not None
+    with explain_errors(address):
+        if not system.isdir(path):
+            return False
     if is_local(system):
         path, inner = os.path.realpath(path), os.path.realpath(inner)
     return f"{inner}/".startswith(path.rstrip("/") + "/")
+
+
+def _is_pattern(path: str) -> bool:
+    return any(char in path for char in _WILD)
+
+
+def _find_root(pattern: str) -> str:
+    """The folder that holds all that a pattern may match, as far as it is named."""
+    return posixpath.dirname(pattern[: min(pattern.find(c) for c in _WILD if c in pattern)])
+
+
+def _translate(root: str, rest: str, address: str) -> re.Pattern[str]:
+    utils = import_extra("fsspec.utils", f"{_PURPOSE} at {address}")
+    try:
+        return re.compile(re.escape(root) + utils.glob_translate(rest))
+    except ValueError as error:
+        raise ConfigError(f"{address}: {error}") from error
 
 
 def list_units(address: str, on_listed: Callable[[], None] = lambda: None) -> list[Unit]:
@@ -182,9 +207,9 @@ def _list_files(
     """The folder that names are relative to, and what the file system says of each file."""
     found: dict[str, _Info]
     with explain_errors(address):
-        if any(char in path for char in "*?["):
+        if _is_pattern(path):
             found = system.glob(path, detail=True)
-            folder = posixpath.dirname(path[: min(path.find(c) for c in "*?[" if c in path)])
+            folder = _find_root(path)
         elif system.isfile(path):
             return posixpath.dirname(path), {path: system.info(path)}
         else:

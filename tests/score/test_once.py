@@ -22,7 +22,8 @@ from pyarrow import parquet
 
 from clients.cli import main
 from clients.score.output import Destination, name_place, sweep
-from clients.score.sources import Unit, list_units
+from clients.score.sources import Unit, holds, list_units
+from contract.errors import ConfigError
 from tests.score.jobs import ROOT, make_job, make_table_version
 
 
@@ -224,6 +225,28 @@ def test_a_file_and_its_answers_may_lie_side_by_side(tmp_path: Path, score: Scor
     for source in (path, f"{tmp_path}/in/*.parquet"):
         assert score(source=source, out=tmp_path / "in" / "out") == 0
     assert read_ids(tmp_path / "in" / "out") == list(range(5))
+
+
+@pytest.mark.parametrize("pattern", ["*/*/*.parquet", "**/*.parquet", "*/version=?/part-*", "**"])
+def test_a_pattern_that_would_find_the_answers_is_refused(
+    tmp_path: Path, score: Score, pattern: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "a" / "version=0" / "part-x.parquet", 0)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in (tmp_path / "in" / "out", tmp_path / "link" / "out"):
+        assert score(source=f"{tmp_path}/in/{pattern}", out=out) == 2
+        assert "give an OUT beside IN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pattern", ["*/*.parquet", "a/**/*.parquet", "[a]/*", "**/*.csv"])
+def test_a_pattern_that_does_not_find_the_answers_is_taken(tmp_path: Path, pattern: str) -> None:
+    assert not holds(f"{tmp_path}/in/{pattern}", str(tmp_path / "in" / "out"))
+    assert not holds(f"memory://in/{pattern}", "memory://in/out")
+
+
+def test_a_pattern_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a\*\*b: .*entire path component"):
+        holds(f"{tmp_path}/a**b", str(tmp_path / "out"))
 
 
 # Others at work --------------------------------------------------------------------------
