@@ -89,7 +89,8 @@ class ColumnPlan:
         pixel_shape: (height, width[, channels]) of decoded pictures; () where nothing says.
         adjustment: What is done to numbers and pixels.
         allow_non_finite: Whether NaN and infinity are taken.
-        types: Of keys, so that they are the same in every part; and of what CSV files hold.
+        types: Of keys, so that they are the same in every part; and of what CSV files and records
+            hold.
     """
 
     signature: Signature
@@ -426,9 +427,13 @@ def _plan_types(
     pa = import_extra("pyarrow", _PURPOSE)
     types = pa.types
     found = {}
-    for one in chosen if block.is_text else ():
+    for one in chosen if block.is_text or block.is_record else ():
         for column, category in itertools.zip_longest(one.columns, one.encodings):
             kind = block.table.schema.field(column).type
+            if block.is_record:
+                if not types.is_null(kind):
+                    found[column] = kind
+                continue
             is_number = types.is_integer(kind) or types.is_floating(kind)
             if category:
                 kind = pa.string()

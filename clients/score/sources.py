@@ -15,6 +15,7 @@ import os
 import posixpath
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -352,6 +353,7 @@ class Block:
         wrong: Rows of the table that could not be read, to the reason; nothing stands in them.
         lost: Reasons of rows that have no place in the table.
         is_text: All is text, whatever it means.
+        is_record: Columns are features of records, each of which may hold what it likes.
     """
 
     table: pa.Table
@@ -360,6 +362,7 @@ class Block:
     wrong: Mapping[int, str] = dataclasses.field(default_factory=dict)
     lost: tuple[str, ...] = ()
     is_text: bool = False
+    is_record: bool = False
 
 
 def read_unit(
@@ -372,7 +375,7 @@ def read_unit(
     Args:
         unit: As `list_units` gave it.
         columns: Those to read; None = all.
-        types: Of columns of JSON lines, where they are known.
+        types: Of columns of JSON lines and records, where they are known.
 
     Raises:
         DatasetError: It cannot be read: damaged, gone, or not what its name says.
@@ -505,10 +508,12 @@ def _list_lines(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
             yield line if line.endswith(b"\n") else line + b"\n"
 
 
-def _read_tfrecord(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
+def _read_tfrecord(unit: Unit, columns: Sequence[str] | None, types: _Types) -> Iterator[Block]:
     from contract.wire.tfrecord import iterate_records
 
     damaged: dict[int, str] = {}
+    known = set(itertools.chain.from_iterable(_list_feature_types().values()))
+    kinds = {name: kind for name, kind in types.items() if kind in known}
     with _open_buffered(unit.address) as file:
         records = iterate_records(
             file, unit.name, on_damaged=lambda number, reason: damaged.update({number: reason})
@@ -517,45 +522,88 @@ def _read_tfrecord(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iter
         try:
             for block in cut(records, BLOCK_ROWS, BLOCK_BYTES):
                 rows = range(first, first + len(block))
-                wrong = {row - first: damaged.pop(row) for row in rows if row in damaged}
-                yield Block(_tabulate(block, columns), 0, wrong=wrong)
+                table, wrong = _tabulate(block, columns, kinds)
+                wrong |= {row - first: damaged.pop(row) for row in rows if row in damaged}
+                yield Block(table, 0, wrong=wrong, is_record=True)
                 first += len(block)
         except ManifestError as error:
             raise DatasetError(str(error)) from error
 
 
-def _tabulate(records: list[bytes], wanted: Sequence[str] | None) -> pa.Table:
-    """Serialized tf.Examples, and a column for each of their features; null where one lacks it."""
+def _list_feature_types() -> dict[str, tuple[pa.DataType, pa.DataType]]:
+    """Of each kind of a feature, the types of a column of single values and of one of lists."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    values = {"bytes_list": pa.binary(), "float_list": pa.float32(), "int64_list": pa.int64()}
+    return {kind: (value, pa.list_(value)) for kind, value in values.items()}
+
+
+def _tabulate(
+    records: list[bytes], wanted: Sequence[str] | None, types: dict[str, pa.DataType]
+) -> tuple[pa.Table, dict[int, str]]:
+    """Serialized tf.Examples, and a column for each of their features; null where one lacks it.
+
+    Args:
+        records: Of one block.
+        wanted: Features; None = all.
+        types: Of features that are known; those that this block is the first to have join them.
+
+    Returns:
+        The table, and its rows whose features are of another kind than their columns.
+    """
     pa = import_extra("pyarrow", _PURPOSE)
     from google.protobuf.message import DecodeError
 
     from contract.wire.plumbline_wire import example_pb2
 
-    columns: dict[str, list[list[Any] | None]] = {}
+    found: dict[str, dict[int, tuple[str, list[Any]]]] = {}
     for row, record in enumerate(records):
         try:
             features = example_pb2.Example.FromString(record).features.feature
         except DecodeError:
             continue  # what is asked of it will be missing
         for name, feature in features.items():
-            if wanted is not None and name not in wanted:
-                continue
             kind = feature.WhichOneof("kind")
-            values = list(getattr(feature, kind).value) if kind else None
-            column = columns.setdefault(name, [])
-            column += [None] * (row - len(column))
-            column.append(values)
+            if kind and (wanted is None or name in wanted):
+                cells = found.setdefault(name, {})
+                cells[row] = kind, list(getattr(feature, kind).value)
     arrays = {EXAMPLE: pa.array(records, pa.binary())}
-    for name, column in columns.items():
-        column += [None] * (len(records) - len(column))
-        if all(
-            values is None or (isinstance(values, list) and len(values) == 1) for values in column
-        ):
-            column = [values[0] if isinstance(values, list) else None for values in column]
-        arrays[name] = pa.array(column)
+    wrong: dict[int, str] = {}
+    for name, cells in found.items():
+        if name not in types:
+            types[name] = _choose_feature_type(list(cells.values()))
+        arrays[name], odd = _collect_feature(name, cells, types[name], len(records))
+        wrong |= odd
     for name in wanted or ():
-        arrays.setdefault(name, pa.nulls(len(records)))
-    return pa.table(arrays)
+        arrays.setdefault(name, pa.nulls(len(records), types.get(name, pa.null())))
+    return pa.table(arrays), wrong
+
+
+def _choose_feature_type(cells: list[tuple[str, list[Any]]]) -> pa.DataType:
+    """Of the kind of most; of single values where all of that kind are some."""
+    most = Counter(kind for kind, _ in cells).most_common(1)[0][0]
+    single, several = _list_feature_types()[most]
+    return single if all(len(values) == 1 for kind, values in cells if kind == most) else several
+
+
+def _collect_feature(
+    name: str, cells: Mapping[int, tuple[str, list[Any]]], type_: pa.DataType, num_rows: int
+) -> tuple[pa.Array, dict[int, str]]:
+    """A column, null where a feature is not there or does not fit; and where it does not fit."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    wanted = next(kind for kind, types in _list_feature_types().items() if type_ in types)
+    is_single = not pa.types.is_list(type_)
+    column: list[Any] = [None] * num_rows
+    wrong = {}
+    for row, (kind, values) in cells.items():
+        if kind != wanted:
+            wrong[row] = f"feature {name} holds a {kind}, unlike others: {wanted}"
+        elif not is_single:
+            column[row] = values
+        elif len(values) > 1:
+            wrong[row] = f"feature {name} has {len(values)} values, and one in others"
+        elif values:
+            column[row] = values[0]
+    return pa.array(column, type_), wrong
 
 
 def _read_pictures(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:

@@ -234,6 +234,51 @@ def test_a_file_whose_records_cannot_be_found_any_more_is_named(
         score(tmp_path / "x.tfrecord", tmp_path, version)
 
 
+def make_features(**features: object) -> bytes:
+    """A record of features: lists of ints, floats or bytes."""
+    example = example_pb2.Example()
+    for name, values in features.items():
+        assert isinstance(values, list)
+        kind = {int: "int64_list", float: "float_list", bytes: "bytes_list"}[type(values[0])]
+        getattr(example.features.feature[name], kind).value.extend(values)
+    return bytes(frame_record(example.SerializeToString()))
+
+
+def test_a_feature_of_another_kind_than_others_is_one_bad_row(
+    tmp_path: Path, version: Path
+) -> None:
+    records = [make_features(id=[n], x=[float(n), 0.0, 1.0]) for n in range(6)]
+    records[2] = make_features(id=[2], x=[b"old"])
+    records[4] = make_features(id=[b"four"], x=[4.0, 0.0, 1.0])
+    (tmp_path / "x.tfrecord").write_bytes(b"".join(records))
+    job = score(tmp_path / "x.tfrecord", tmp_path, version)
+    assert read_ages(job) == {0: 0, 1: 1, 3: 3, 5: 5}
+    assert read_bad(job) == [
+        (2, "feature x holds a bytes_list, unlike others: float_list"),
+        (4, "feature id holds a bytes_list, unlike others: int64_list"),
+    ]
+
+
+def test_features_have_the_type_of_the_first_rows_in_every_block_and_file(
+    tmp_path: Path, version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clients.score.sources.BLOCK_ROWS", 2)
+    rows = [(0, [1.0, 0.0, 1.0]), (1, [1.0, 0.0, 1.0]), (2, [7.0]), (3, [8.0])]
+    records = [make_features(id=[n], x=values) for n, values in rows]
+    more = [make_features(id=[4, 4], x=[1.0, 0.0, 1.0]), make_features(id=[5], x=[2.0, 0.0, 1.0])]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tfrecord").write_bytes(b"".join(records))
+    (tmp_path / "in" / "b.tfrecord").write_bytes(more[0] * 2)
+    (tmp_path / "in" / "c.tfrecord").write_bytes(b"".join(more))
+    (tmp_path / "in" / "d.tfrecord").write_bytes(make_features(id=[6], x=[9.0]))
+    job = score(tmp_path / "in", tmp_path, version)
+    assert read_ages(job) == {0: 1, 1: 1, 5: 2}
+    assert sorted(reason for _, reason in read_bad(job)) == [
+        *["feature id has 2 values, and one in others"] * 3,
+        *["it has 1 values and not 3"] * 3,
+    ]
+
+
 # Parquet ---------------------------------------------------------------------------------
 
 
