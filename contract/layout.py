@@ -146,8 +146,8 @@ def find_version_dir(path: Path) -> Path:
     """
     if not path.is_dir():
         raise ConfigError(
-            f"{path} is no folder that exists; give a version directory, or a base path that holds "
-            "one"
+            f"{path} is no folder that exists; {_suggest_versions(path.parent)}give a version "
+            "directory, or a base path that holds one"
         )
     held = (MANIFEST, SAVED_MODEL, *map(variant_path, VARIANTS))
     if any((path / name).is_file() for name in held):
@@ -162,8 +162,25 @@ def find_version_dir(path: Path) -> Path:
         return path
     raise ConfigError(
         f"{path} is no version directory and has no version below it (a folder named by a number, "
-        f"such as {path / '1'}); make one with: python -m exporter export"
+        f"such as {path / '1'}); {_suggest_base_path(path)}"
     )
+
+
+def _suggest_versions(base_path: Path) -> str:
+    """What is there where somebody asked for another version."""
+    try:
+        versions = sorted(find_versions(base_path))
+    except OSError:
+        return ""
+    return f"{base_path} has {', '.join(map(str, versions))}; " if versions else ""
+
+
+def _suggest_base_path(path: Path) -> str:
+    """A folder one deeper, where that holds versions."""
+    deeper = [one for one in sorted(path.iterdir()) if one.is_dir() and find_versions(one)]
+    if deeper:
+        return f"did you mean {deeper[0]}?"
+    return "make one with: python -m exporter export"
 
 
 def list_files(directory: Path) -> list[str]:

@@ -226,7 +226,8 @@ def measure_shift(sketch: Sketch, known: Distribution) -> Shift:
         known: From the manifest.
 
     Returns:
-        PSI = sum over the bins of (p - q) ln(p / q), no share being below 1e-4. Its noise is the
+        PSI = sum over the bins of (p - q) ln(p / q), no share being below half a row of its sample or
+        1e-4: an empty bin of few rows is no news. Its noise is the
         mean and three standard deviations of what two samples of one population give, which is
         (1/n + 1/m) times a chi-square of as many degrees of freedom as there are edges (B. Yurdakul
         and J. Naranjo, Statistical Properties of the Population Stability Index, 2020).
@@ -234,8 +235,8 @@ def measure_shift(sketch: Sketch, known: Distribution) -> Shift:
     total, freedom = sum(sketch.counts), len(known.edges)
     psi = noise = 0.0
     if total and known.num_rows and len(sketch.counts) == len(known.shares):
-        seen = np.maximum(np.array(sketch.counts) / total, _SMALLEST_SHARE)
-        made = np.maximum(np.array(known.shares), _SMALLEST_SHARE)
+        seen = np.maximum(np.array(sketch.counts) / total, max(_SMALLEST_SHARE, 0.5 / total))
+        made = np.maximum(np.array(known.shares), max(_SMALLEST_SHARE, 0.5 / known.num_rows))
         psi = float(np.sum((seen - made) * np.log(seen / made)))
         noise = (1 / total + 1 / known.num_rows) * (freedom + 3 * math.sqrt(2 * freedom))
     rows = max(sketch.num_rows, 1)

@@ -22,6 +22,7 @@ from exporter.artifacts.exportable import Exportable
 from exporter.config import Config
 from exporter.data.examples import ExportExamples
 from exporter.data.statistics import describe_distributions, describe_inputs
+from exporter.models.inputs import find_vector
 from exporter.report.evaluation import Evaluation
 from exporter.training.run import TrainResult
 from exporter.verification.measurement import Measurement
@@ -110,6 +111,17 @@ def describe_candidate(
     `calibration_fingerprint` is "" where nothing was calibrated.
     """
     metrics = {f"test_{name}": value for name, value in in_process.metrics.items()}
+    columns, distributions = examples.columns, describe_distributions(examples)
+    served = next(iter(model.signatures.values())).inputs
+    if vector := find_vector(examples.test.inputs, {name: name for name in served}):
+        columns = vector
+        distributions = {
+            "": {
+                name: next(iter(distributions[name].values()))
+                for name in vector
+                if name in distributions
+            }
+        }
     return Manifest(
         model_name=origin.model_name,
         version=0,
@@ -124,11 +136,11 @@ def describe_candidate(
             class_names=examples.class_names,
             num_examples=dict(examples.num_examples),
             dummy=examples.dummy,
-            columns=examples.columns,
+            columns=columns,
             fillings={name: tuple(one.tolist()) for name, one in examples.fillings.items()},
         ),
         inputs=describe_inputs(examples),
-        distributions=describe_distributions(examples),
+        distributions=distributions,
         seed=origin.seed or 0,
         training=origin.training,
         tool_versions=_list_tool_versions(),

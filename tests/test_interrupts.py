@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from contract.console.interrupts import held_back
+
 ROOT = Path(__file__).resolve().parents[1]
 ONCE_STARTED = """
 import os, runpy, signal, sys
@@ -180,3 +182,19 @@ def test_the_commands_that_are_installed_go_the_same_way(name: str) -> None:
 
     (found,) = entry_points(group="console_scripts", name=f"plumbline-{name}")
     assert found.value == f"{name}.__main__:main"
+
+
+def test_ctrl_c_is_held_back_until_a_library_has_forked() -> None:
+    went_on = False
+    with pytest.raises(KeyboardInterrupt), held_back():
+        signal.raise_signal(signal.SIGINT)
+        went_on = True
+    assert went_on
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_is_not_held_back() -> None:
+    with pytest.raises(KeyboardInterrupt), held_back():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second came too late")

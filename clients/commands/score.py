@@ -31,12 +31,13 @@ from clients.score.output import (
     refuse_stale,
     sweep,
 )
-from clients.score.sources import Unit, holds, list_folders, list_units, read_unit
+from clients.score.sources import Unit, find_place, holds, list_folders, list_units, read_unit
 from clients.score.verify import Verdict, choose_units, draw_sample, judge, open_judges
-from clients.score.worker import Done, Task, Version, make_fingerprint
+from clients.score.worker import Task, Version, make_fingerprint
 from clients.targets import (
     add_credential_flags,
     connection_options,
+    count,
     positive_count,
 )
 from contract import layout
@@ -46,9 +47,11 @@ from contract.console.terminal import keep_stderr, print_json, print_table, rema
 from contract.errors import ConfigError, DatasetError
 from contract.manifest import Manifest, read_manifest
 from contract.remote import open_version
-from contract.statistics import Shift, join_sketches, measure_shift
+from contract.statistics import Shift, measure_shift
 
 DEFAULT_MAX_BAD = 100
+_READ_AT_ONCE = 1000
+_LONG_S = 2.0
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -88,7 +91,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     rows.add_argument(
         "--max_bad_rows",
-        type=int,
+        type=count,
         default=DEFAULT_MAX_BAD,
         metavar="N",
         help="give up after more than N rows that cannot be scored (default %(default)s)",
@@ -106,7 +109,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     engine.add_argument(
         "--engine",
         default="",
-        choices=("", LITERT, TENSORFLOW),
+        choices=(LITERT, TENSORFLOW),
         metavar="ENGINE",
         help="litert or tensorflow (default: LiteRT, unless it lacks the signature)",
     )
@@ -142,8 +145,10 @@ class Result:
         num_units: Parts in OUT.
         num_before: Of them, those that an earlier run had written.
         num_others: Parts in OUT of files that are not in IN.
-        seconds: Of this run, from the first unit handed out.
+        seconds: Of this run, with the start of Ray and of workers.
+        first_s: Of them, until the first part was there.
         rows_per_s: Of this run.
+        is_steady: Whether `rows_per_s` is counted from the first part on.
         unsure: Share of answers whose class has a score below 0.5; None without classes.
         shifts: (input, column) to how far it moved.
         verdict: Of a sample of what lies in OUT.
@@ -156,7 +161,9 @@ class Result:
     num_before: int = 0
     num_others: int = 0
     seconds: float = 0.0
+    first_s: float = 0.0
     rows_per_s: float = 0.0
+    is_steady: bool = False
     unsure: float | None = None
     shifts: dict[tuple[str, str], Shift] = dataclasses.field(default_factory=dict)
     verdict: Verdict = dataclasses.field(default_factory=Verdict)
@@ -262,7 +269,7 @@ def _prepare(
     }
     asked = {"digest": manifest.digest, "outputs": outputs, "variant": choice.variant}
     destination = Destination(
-        address=args.output,
+        address=find_place(args.output),
         version=manifest.version,
         digest=manifest.digest,
         fingerprint=make_fingerprint(asked, plan),
@@ -275,7 +282,13 @@ def _prepare(
     version = Version(
         path=str(version_dir.resolve()), digest=manifest.digest, number=manifest.version
     )
-    task = Task(version=version, engine=choice, destination=destination, outputs=outputs)
+    task = Task(
+        version=version,
+        engine=choice,
+        destination=destination,
+        outputs=outputs,
+        max_bad_rows=args.max_bad_rows,
+    )
     return _Job(units, task, plan, version_dir, manifest, parts)
 
 
@@ -283,38 +296,45 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     destination = job.task.destination
     left = [unit for unit in job.units if destination.name_part(unit) not in job.done]
     before = [unit for unit in job.units if destination.name_part(unit) in job.done]
-    summaries = read_summaries(
-        destination, [job.done[destination.name_part(one)] for one in before]
-    )
+    tally = UnitSummary()
+    for start in range(0, len(before), _READ_AT_ONCE):
+        paths = [job.done[destination.name_part(one)] for one in before[start:][:_READ_AT_ONCE]]
+        for summary in read_summaries(destination, paths):
+            tally.add(summary)
     result = Result(num_units=len(job.units), num_before=len(before))
     if before:
         remark(f"{len(before):,} of {len(job.units):,} parts are there already")
+    _limit_bad(args, destination, tally.num_bad, "give a larger one, or another OUT")
+    num_rows_before = tally.num_rows
     if left:
         known = [unit.num_rows for unit in left]
         total = sum(known) if min(known) >= 0 else None
+        began = first = time.perf_counter()
+        num_first = 0
         with (
             keep_stderr() as shown,
             show_progress("score", total=total, is_kept=False, stream=shown) as progress,
             _start(args, job, left, progress) as finished,
         ):
-            started = time.perf_counter()
-            num_bad = sum(one.num_bad for one in summaries)
-            for done in finished:
-                summaries.append(done.summary)
-                num_bad += done.summary.num_bad
-                if progress.count:
-                    progress.advance(done.summary.num_rows)
-                else:
-                    progress.begin(done.summary.num_rows)
-                progress.note = f"{num_bad:,} bad" if num_bad else ""
-                _limit_bad(args, destination, num_bad)
-            result.seconds = time.perf_counter() - started
-        result.rows_per_s = sum(one.num_rows for one in summaries[len(before) :]) / max(
-            result.seconds, 1e-9
-        )
-    else:
-        _limit_bad(args, destination, sum(one.num_bad for one in summaries))
-    _add_up(result, summaries, job.manifest)
+            for summary in finished:
+                tally.add(summary)
+                if not progress.count:
+                    first, num_first = time.perf_counter(), summary.num_rows
+                progress.advance(summary.num_rows)
+                progress.note = f"{tally.num_bad:,} bad" if tally.num_bad else ""
+                _limit_bad(
+                    args,
+                    destination,
+                    tally.num_bad,
+                    "what is scored stays, and the same command with a larger one goes on",
+                )
+            result.seconds = time.perf_counter() - began
+            result.first_s = first - began
+        result.rows_per_s = (tally.num_rows - num_rows_before) / max(result.seconds, 1e-9)
+        if (steady_s := result.seconds - result.first_s) > _LONG_S < result.first_s:
+            result.is_steady = True
+            result.rows_per_s = (tally.num_rows - num_rows_before - num_first) / steady_s
+    _add_up(result, tally, job.manifest)
     return result
 
 
@@ -326,7 +346,7 @@ def _split(names: str) -> list[str]:
 @contextmanager
 def _start(
     args: argparse.Namespace, job: _Job, units: Sequence[Unit], progress: Progress
-) -> Iterator[Iterator[Done]]:
+) -> Iterator[Iterator[UnitSummary]]:
     """Units as they are finished, by Ray's workers; here, where one worker would have them all."""
     is_alone = args.workers == 1 or len(units) == 1
     try:
@@ -337,6 +357,7 @@ def _start(
         progress.note = "Ray starts"
         with open_cluster(args.cluster, args.workers) as cluster:
             progress.note = "workers start"
+            progress.begin()
             yield run_units(units, job.task, job.plan, job.version_dir, cluster)
     except KeyboardInterrupt as interruption:
         raise KeyboardInterrupt(
@@ -364,23 +385,23 @@ def _judge(job: _Job, engine: Engine, parts: Mapping[str, str]) -> Verdict:
         return judge(sample, judges, signature_name)
 
 
-def _limit_bad(args: argparse.Namespace, destination: Destination, num_bad: int) -> None:
+def _limit_bad(
+    args: argparse.Namespace, destination: Destination, num_bad: int, advice: str
+) -> None:
     if num_bad > args.max_bad_rows:
         raise DatasetError(
             f"{num_bad:,} rows cannot be scored, and --max_bad_rows is {args.max_bad_rows:,}; "
-            f"{destination.address}/_bad_rows says why; what is scored stays, and the same "
-            "command goes on from there"
+            f"{destination.address}/_bad_rows says why; {advice}"
         )
 
 
-def _add_up(result: Result, summaries: Sequence[UnitSummary], manifest: Manifest) -> None:
-    result.num_rows = sum(one.num_rows for one in summaries)
-    result.num_bad = sum(one.num_bad for one in summaries)
+def _add_up(result: Result, tally: UnitSummary, manifest: Manifest) -> None:
+    result.num_rows = tally.num_rows
+    result.num_bad = tally.num_bad
     result.num_scored = result.num_rows - result.num_bad
-    judged = sum(one.num_judged for one in summaries)
-    if judged:
-        result.unsure = sum(one.num_unsure for one in summaries) / judged
-    for name, columns in join_sketches(one.sketches for one in summaries).items():
+    if tally.num_judged:
+        result.unsure = tally.num_unsure / tally.num_judged
+    for name, columns in tally.sketches.items():
         known = manifest.distributions.get(name, {})
         for column, sketch in columns.items():
             if column in known:
@@ -396,7 +417,7 @@ def _print(args: argparse.Namespace, job: _Job, result: Result) -> None:
     speed = f"{result.rows_per_s:,.0f}" if result.rows_per_s else "–"
     unsure = "–" if result.unsure is None else f"{result.unsure:.2%}"
     print_table(
-        ["rows", "scored", "bad", "parts", "of before", "seconds", "rows/s", "unsure"],
+        ["rows", "scored", "bad", "parts", "from before", "seconds", "rows/s", "unsure"],
         [
             [
                 f"{result.num_rows:,}",
@@ -410,6 +431,8 @@ def _print(args: argparse.Namespace, job: _Job, result: Result) -> None:
             ]
         ],
     )
+    if result.is_steady:
+        say(f"The first part took {format_seconds(result.first_s)}; rows/s are those from then on")
     if result.num_others > 0:
         say(f"{result.num_others:,} more parts lie there, of files that are not in {args.input}")
     if result.num_bad:
@@ -486,6 +509,7 @@ def _to_document(args: argparse.Namespace, job: _Job, result: Result) -> Mapping
         "num_parts_before": result.num_before,
         "num_parts_of_others": result.num_others,
         "seconds": result.seconds,
+        "first_part_seconds": result.first_s,
         "rows_per_s": result.rows_per_s,
         "unsure": result.unsure,
         "drift": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import logging
 import os
@@ -17,8 +18,9 @@ import msgspec
 from clients.score.columns import ColumnPlan
 from clients.score.output import UnitSummary
 from clients.score.sources import Unit
-from clients.score.worker import Done, Scorer, Task, WorkerFault, pack_version, place_version
+from clients.score.worker import Scorer, Task, WorkerFault, pack_version, place_version
 from contract.console.extras import import_extra
+from contract.console.interrupts import held_back
 from contract.console.terminal import keep_stderr
 from contract.errors import PlumblineError, ServableUnavailableError
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 _CPUS = 0.75
 """Of a core, for a worker: what is left is for what Ray Data itself runs. With whole ones, workers
 on all cores would wait for work that nobody is left to hand out."""
+
+_RETRIES = 3
+"""Of a unit whose worker died: one that kills each of them is no accident."""
 
 _CONNECT_S = 10.0
 
@@ -46,7 +51,6 @@ _QUIET = {
 class _Outcome(msgspec.Struct, kw_only=True):
     """What a worker hands back."""
 
-    unit: Unit
     summary: UnitSummary | None = None
     fault: WorkerFault | None = None
 
@@ -64,16 +68,17 @@ class _Worker:
         try:
             version_dir = place_version(task.version, lambda: ray.get(files))
             self._scorer = Scorer(task, plan, version_dir)
+            atexit.register(self._scorer.close)
         except Exception as error:
             self._fault = WorkerFault.of(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One unit, as Ray Data gives and takes rows."""
         unit = msgspec.json.decode(bytes(batch["unit"][0]), type=Unit)
-        outcome = _Outcome(unit=unit, fault=self._fault)
+        outcome = _Outcome(fault=self._fault)
         if self._scorer is not None:
             try:
-                outcome.summary = self._scorer.score(unit).summary
+                outcome.summary = self._scorer.score(unit)
             except Exception as error:
                 outcome.fault = WorkerFault.of(error, unit.describe())
         return {"outcome": [msgspec.json.encode(outcome)]}
@@ -122,8 +127,11 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[Cluster]:
             "object_store_memory": _STORE_BYTES,
         }
     try:
-        with _hide_stderr():
+        with _hide_stderr(), held_back():
             ray.init(address=cluster or "local", **options)
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
     except Exception as error:  # a bare one, where its processes take too long to start
         reason = " ".join(str(error).split())
         raise ServableUnavailableError(
@@ -191,7 +199,7 @@ def _count_cores() -> int:
 
 def run_here(
     units: Sequence[Unit], task: Task, plan: ColumnPlan, version_dir: Path
-) -> Generator[Done]:
+) -> Generator[UnitSummary]:
     """Scores units in this very process, without Ray; as `run_units` otherwise."""
     where = ""
     try:
@@ -210,7 +218,7 @@ def run_here(
 
 def run_units(
     units: Sequence[Unit], task: Task, plan: ColumnPlan, version_dir: Path, cluster: Cluster
-) -> Iterator[Done]:
+) -> Iterator[UnitSummary]:
     """Scores units; a worker that dies is replaced, and its unit scored by another.
 
     Args:
@@ -238,6 +246,7 @@ def run_units(
         fn_constructor_args=(task, plan, files),
         batch_size=1,
         num_cpus=_CPUS,
+        max_task_retries=_RETRIES,
         compute=ray.data.ActorPoolStrategy(size=count),
     )
     for row in _iterate(outcomes):
@@ -245,7 +254,7 @@ def run_units(
         if outcome.fault is not None:
             raise outcome.fault.rebuild()
         assert outcome.summary is not None, "a unit ends with a summary or a fault"
-        yield Done(outcome.unit, outcome.summary)
+        yield outcome.summary
 
 
 def _iterate(outcomes: ray.data.Dataset) -> Iterator[dict[str, Any]]:
@@ -257,5 +266,7 @@ def _iterate(outcomes: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     except ray.exceptions.RayError as error:
         first = str(error).strip().splitlines()[0]
         raise ServableUnavailableError(
-            f"Ray gave up: {first}; what is scored stays: run the same command again"
+            f"Ray gave up: {first}; what is scored stays: run the same command again; if a worker "
+            "dies each time, as one does that takes more memory than there is, take fewer "
+            "--workers, or cut the files into smaller row groups"
         ) from error

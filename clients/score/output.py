@@ -32,7 +32,7 @@ from contract.errors import ConfigError, DatasetError, ServableUnavailableError
 from contract.heads import Head
 from contract.remote import open_address
 from contract.signature import STRING, Array, dtype_name
-from contract.statistics import Sketch
+from contract.statistics import Sketch, join_sketches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,6 +62,14 @@ class UnitSummary(msgspec.Struct, kw_only=True):
     num_judged: int = 0
     num_unsure: int = 0
     sketches: dict[str, dict[str, Sketch]] = {}
+
+    def add(self, other: UnitSummary) -> None:
+        """Counts another unit in."""
+        self.num_rows += other.num_rows
+        self.num_bad += other.num_bad
+        self.num_judged += other.num_judged
+        self.num_unsure += other.num_unsure
+        self.sketches = join_sketches([self.sketches, other.sketches])
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):

@@ -113,6 +113,12 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name}, {what} {self.number}" if what else self.name
 
 
+def find_place(address: str) -> str:
+    """An address that means the same in every process: of a local path the absolute one."""
+    system, path = open_address(address)
+    return path if is_local(system) else str(system.unstrip_protocol(path))
+
+
 def is_local(system: AbstractFileSystem) -> bool:
     """Whether its files are files of this machine."""
     protocol = system.protocol

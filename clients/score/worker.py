@@ -67,25 +67,14 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         engine: What scores.
         destination: Where the answers go.
         outputs: Those that are written; () = all.
+        max_bad_rows: Of a unit; with more of them the job ends.
     """
 
     version: Version
     engine: EngineChoice
     destination: Destination
     outputs: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass
-class Done:
-    """A unit that is finished.
-
-    Attributes:
-        unit: It.
-        summary: What came of it.
-    """
-
-    unit: Unit
-    summary: UnitSummary
+    max_bad_rows: int | None = None
 
 
 class Scorer:
@@ -108,7 +97,7 @@ class Scorer:
         signature_name = plan.signature.name
         self._engine = open_checked_engine(version_dir, self._manifest, task.engine, signature_name)
 
-    def score(self, unit: Unit) -> Done:
+    def score(self, unit: Unit) -> UnitSummary:
         """Reads, scores and writes one unit.
 
         Raises:
@@ -129,7 +118,7 @@ class Scorer:
             if summary.num_rows == summary.num_bad:
                 self._write_nothing(writer)
             writer.finish(summary)
-        return Done(unit, summary)
+        return summary
 
     def _write_nothing(self, writer: PartWriter) -> None:
         """Gives a part without rows the columns of the others, as far as the signature tells."""
@@ -293,23 +282,36 @@ def place_version(version: Version, load: Callable[[], Mapping[str, bytes]]) -> 
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not place.is_dir():
-                _unpack(load(), place)
+            if not _is_whole(place, version):
+                shutil.rmtree(place, ignore_errors=True)
+                _unpack(load(), place, version)
     except OSError as error:
-        raise InternalError(f"{name_node()} has no room for the version: {error}") from error
-    found = read_manifest(place)
-    if found.digest != version.digest:
-        raise ManifestError(f"{place} holds another version; remove it, and run again")
+        raise InternalError(
+            f"{name_node()} cannot keep the version in {folder}: {error}"
+        ) from error
     return place
 
 
-def _unpack(files: Mapping[str, bytes], place: Path) -> None:
+def _is_whole(place: Path, version: Version) -> bool:
+    try:
+        found = read_manifest(place)
+        check_files(place, found)
+    except (ManifestError, OSError):
+        return False
+    return found.digest == version.digest
+
+
+def _unpack(files: Mapping[str, bytes], place: Path, version: Version) -> None:
     stage = Path(tempfile.mkdtemp(prefix=".stage-", dir=place.parent))
     try:
         for name, data in files.items():
             path = stage / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+        if not _is_whole(stage, version):
+            raise ManifestError(
+                f"{version.path} is no longer the version that the job began with; run again"
+            )
         stage.rename(place)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)

@@ -84,6 +84,30 @@ class left_to_asyncio:  # noqa: N801 - as contextlib's, whose import it saves
             signal.signal(signal.SIGINT, self._handler)
 
 
+class held_back:  # noqa: N801 - as above
+    """Holds Ctrl-C back until the end of the block, where a library forks: what is raised in a hook
+    of fork is dropped by Python, together with the locks that the hook has taken. A second one is
+    not held back."""
+
+    def __enter__(self) -> None:
+        self._is_pending = False
+        self._handler = signal.getsignal(signal.SIGINT)
+        self._is_ours = self._handler in (_interrupt, signal.default_int_handler)
+        if self._is_ours:
+            signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self._is_pending:
+            raise KeyboardInterrupt
+        self._is_pending = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            signal.signal(signal.SIGINT, self._handler)
+        if self._is_pending:
+            raise KeyboardInterrupt
+
+
 def _find_main(name: str) -> Callable[[], int]:
     import importlib
 

@@ -31,9 +31,8 @@ def name_rows(inputs: Mapping[str, Array], wanted: Mapping[str, str]) -> dict[st
         return dict.fromkeys(wanted, rows)
     if len(inputs) == len(wanted) and all(name.startswith(PLACE) for name in inputs):
         return dict(zip(wanted, inputs.values(), strict=True))
-    is_table = all(one.ndim == 1 and one.dtype.kind in "fiub" for one in inputs.values())
-    if len(wanted) == 1 and is_table and not inputs.keys() & {*wanted, *wanted.values()}:
-        rows = np.stack([one.astype(np.float32) for one in inputs.values()], axis=1)
+    if columns := find_vector(inputs, wanted):
+        rows = np.stack([inputs[name].astype(np.float32) for name in columns], axis=1)
         return dict.fromkeys(wanted, rows)
     found = {}
     for served, own in wanted.items():
@@ -46,6 +45,19 @@ def name_rows(inputs: Mapping[str, Array], wanted: Mapping[str, str]) -> dict[st
             )
         found[served] = inputs[name]
     return found
+
+
+def find_vector(inputs: Mapping[str, Array], wanted: Mapping[str, str]) -> tuple[str, ...]:
+    """The columns that are one vector for a model of one input, in their order; () for others.
+
+    Args:
+        inputs: The data's name to rows.
+        wanted: Served name to the model's own.
+    """
+    is_table = all(one.ndim == 1 and one.dtype.kind in "fiub" for one in inputs.values())
+    if len(wanted) != 1 or len(inputs) < 2 or not is_table:
+        return ()
+    return () if inputs.keys() & {*wanted, *wanted.values()} else tuple(inputs)
 
 
 def _suggest_labels(inputs: Mapping[str, Array]) -> str:

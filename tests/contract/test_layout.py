@@ -69,3 +69,16 @@ def test_files_are_listed_as_sorted_relative_paths(tmp_path: Path) -> None:
     (tmp_path / "b" / "c").write_text("")
     (tmp_path / "a").write_text("")
     assert list_files(tmp_path) == ["a", "b/c"]
+
+
+def test_a_version_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    for version in ("1", "12"):
+        (tmp_path / "mlp" / version).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"mlp has 1, 12; give"):
+        layout.find_version_dir(tmp_path / "mlp" / "9")
+
+
+def test_a_folder_of_base_paths_is_answered_with_one_of_them(tmp_path: Path) -> None:
+    (tmp_path / "mlp" / "1").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"did you mean {tmp_path / 'mlp'}"):
+        layout.find_version_dir(tmp_path)

@@ -7,7 +7,15 @@ import pytest
 
 from contract.manifest import InputStatistics
 from contract.signature import Array
-from contract.statistics import compare_inputs, find_scaling, measure_input
+from contract.statistics import (
+    compare_inputs,
+    describe_columns,
+    find_scaling,
+    measure_columns,
+    measure_input,
+    measure_shift,
+    sketch_columns,
+)
 
 RNG = np.random.default_rng(4)
 SHAPE = (12, 12, 1)
@@ -98,3 +106,22 @@ def test_the_scale_of_pixels_is_as_stated_else_as_the_range_tells(
 def test_numbers_on_no_scale_of_pixels_say_nothing_of_it() -> None:
     known = InputStatistics(min=-300, max=900, mean=0, std=9, num_rows=9)
     assert find_scaling(known) is None
+
+
+@pytest.mark.parametrize(("num_rows", "least"), [(20, 0.3), (50, 0.95), (1000, 1.0)])
+def test_few_rows_of_the_same_kind_have_seldom_moved_and_others_mostly_have(
+    num_rows: int, least: float
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def sample(count: int, mean: float = 0.0) -> dict[str, Array]:
+        return measure_columns(rng.normal(mean, size=(count, 1)), names=["age"])
+
+    known = describe_columns(rng.normal(size=(1000, 1)), names=["age"])
+
+    def has_moved(mean: float) -> bool:
+        sketch = sketch_columns(sample(num_rows, mean), known)["age"]
+        return measure_shift(sketch, known["age"]).has_moved
+
+    assert np.mean([has_moved(0.0) for _ in range(300)]) < 0.05
+    assert np.mean([has_moved(1.0) for _ in range(100)]) >= least

@@ -332,6 +332,14 @@ def test_examples_and_labels_are_taken_as_people_have_them(
     assert version.manifest.heads["probabilities"].task == "multiclass"
 
 
+def test_columns_that_are_one_vector_are_known_by_name_and_in_their_order(
+    dense: Any, tmp_path: Path
+) -> None:
+    manifest = publish(dense, tmp_path, **give_series(tmp_path)).manifest
+    assert manifest.data is not None and manifest.data.columns == tuple("pqrs")
+    assert {name: set(found) for name, found in manifest.distributions.items()} == {"": set("pqrs")}
+
+
 def test_a_folder_of_pictures_gives_rows_labels_and_the_names_of_the_classes(
     k: Keras, tmp_path: Path
 ) -> None:

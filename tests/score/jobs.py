@@ -77,7 +77,7 @@ class Job:
             done = [scorer.score(unit) for unit in units or self.units]
         finally:
             scorer.close()
-        return sum(one.summary.num_bad for one in done)
+        return sum(one.num_bad for one in done)
 
     def read(self) -> pa.Table:
         """What lies in OUT, in the order of the files' names."""

@@ -14,6 +14,7 @@ import pytest
 from fsspec.spec import AbstractBufferedFile
 from moto.server import ThreadedMotoServer
 from pyarrow import parquet
+from s3fs import S3FileSystem
 
 from clients.cli import main
 from clients.score.sources import list_units, read_unit
@@ -33,6 +34,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     name = hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    S3FileSystem.clear_instance_cache()  # of a server of another test
     host, port = server.get_host_and_port()
     for variable, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
         monkeypatch.setenv(variable, value)
@@ -40,7 +42,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     try:
         yield f"s3://{name}"
     finally:
-        fsspec.filesystem("s3").clear_instance_cache()
+        S3FileSystem.clear_instance_cache()
         server.stop()
 
 

@@ -398,7 +398,7 @@ def test_pixels_that_moved_are_counted_in_other_bins(tmp_path: Path, version: Pa
 
     job = make_job(tmp_path / "in.parquet", tmp_path / "out", version)
     scorer = Scorer(job.task, job.plan, version)
-    sketches = scorer.score(job.units[0]).summary.sketches
+    sketches = scorer.score(job.units[0]).sketches
     scorer.close()
     known = manifest.distributions[""]
     assert measure_shift(sketches[""]["mean"], known["mean"]).has_moved
