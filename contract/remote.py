@@ -42,6 +42,9 @@ OnBytes: TypeAlias = Callable[[int], None]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk without room, a quota and a limit on files say."""
 
+_FULL_WORDS = "the disk there is full or a quota is reached"
+_REFUSED = (401, 403)
+
 _READ_BYTES = 8 * 2**20
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs"}
 # Their folders are only a way of speaking, and making one may make a bucket.
@@ -67,8 +70,8 @@ class RemoteBasePath:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = re.sub(r"(?<=[^:/])/+$", "", re.sub(r"//[^/@]*@", "//", url))
-        self._files, self._root = _open_file_system(url, self.url)
+        self.url = re.sub(r"(?<=[^:/])/+$", "", _hide_password(url))
+        self._files, self._root = _open_base_path(url, self.url)
 
     def find_versions(self) -> dict[int, str]:
         """Version number to the name of its folder, ascending; complete or not."""
@@ -165,11 +168,16 @@ class RemoteBasePath:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        # Each file system raises its own library's errors, which share no root but this one.
-        except Exception as error:
-            raise _describe(error, self.url) from error
+        with explain_errors(self.url):
+            try:
+                yield
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                raise ExportError(
+                    f"{self.url}: {_FULL_WORDS} ({_shorten(error)}); the copy is incomplete and "
+                    "stays; make room and run the same command again, or delete its folder"
+                ) from error
 
 
 def find_complete(remote: RemoteBasePath, version: int | None) -> tuple[str, bytes]:
@@ -294,41 +302,96 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
-def _open_file_system(url: str, shown: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_address(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of an address, and its path there. Nothing is asked of it yet.
+
+    Args:
+        address: A path, or an fsspec address such as `s3://bucket/rows`.
+
+    Raises:
+        ConfigError: No address that fsspec knows.
+        UnimplementedError: A package is missing; says which.
+    """
+    shown = _hide_password(address)
+    fsspec = import_extra("fsspec", f"the address {shown}")
+    protocol = address.partition("://")[0]
+    with explain_errors(address):
+        try:
+            files, path = fsspec.core.url_to_fs(address)
+        except ImportError as error:
+            package = _PACKAGES.get(protocol)
+            hint = f"pip install {package}" if package else str(error)
+            raise UnimplementedError(
+                f"{shown}: addresses of {protocol}:// need a package that is not installed: {hint}"
+            ) from None
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{shown}: not an address that fsspec knows: {error}; give a path, or s3://, "
+                "gs://, ..."
+            ) from None
+    return files, str(path)
+
+
+@contextlib.contextmanager
+def explain_errors(address: str) -> Iterator[None]:
+    """Turns what a file system raises into a sentence with the right advice.
+
+    Whatever is an error of ours already stays as it is. Who knows better of an error (that a
+    missing file is none, for example) catches it within.
+
+    Args:
+        address: What was asked for; passwords in it are not shown.
+
+    Raises:
+        ConfigError: Not allowed, not there, or nothing that this kind of address can do.
+        ServableUnavailableError: It cannot be reached, is full, or failed.
+    """
+    try:
+        yield
+    except PlumblineError:
+        raise
+    # Each file system raises its own library's errors, which share no root but this one.
+    except Exception as error:
+        raise _describe(error, _hide_password(address)) from error
+
+
+def _hide_password(address: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", address)
+
+
+def _open_base_path(url: str, shown: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if not re.match(r"[a-z][a-z0-9+.-]*:", url):
         raise ConfigError(
             f"{shown}: not a remote address; give one such as s3://bucket/models/NAME or "
             "file:///mnt/models/NAME"
         )
-    fsspec = import_extra("fsspec", f"the remote base path {shown}")
-    protocol = url.partition("://")[0]
-    try:
-        files, root = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        package = _PACKAGES.get(protocol)
-        hint = f"pip install {package}" if package else str(error)
-        raise UnimplementedError(
-            f"{shown}: addresses of {protocol}:// need a package that is not installed: {hint}"
-        ) from None
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{shown}: not an address that fsspec knows: {error}") from None
+    files, root = open_address(url)
     if not root.strip("/"):
         raise ConfigError(f"{shown}: names no folder; give the model's own, such as …/models/NAME")
     return files, root.rstrip("/")
 
 
 def _describe(error: Exception, url: str) -> PlumblineError:
-    kind = type(error).__name__
-    text = f"{error or kind}".splitlines()[0] if f"{error}" else kind
-    if isinstance(error, PermissionError) or "Credential" in kind:
-        return ConfigError(f"{url}: access is refused ({text}); check the credentials")
+    kind, text = type(error).__name__, _shorten(error)
+    status = getattr(error, "status", None)  # of aiohttp, for http:// and gs://
+    if (
+        isinstance(error, PermissionError)
+        or status in _REFUSED
+        or "Credential" in kind
+        or "Authentication" in kind
+    ):
+        what = "credentials" if "://" in url and not url.startswith("file:") else "permissions"
+        return ConfigError(f"{url}: access is refused ({text}); check the {what}")
     if isinstance(error, FileNotFoundError):
         return ConfigError(f"{url}: not found ({text}); check the address")
     if is_full(error):
-        return ExportError(
-            f"{url}: the disk there is full or a quota is reached ({text}); the copy is incomplete "
-            "and stays; make room and run the same command again, or delete its folder"
+        return ServableUnavailableError(
+            f"{url}: {_FULL_WORDS} ({text}); make room and run the same command again"
         )
     if isinstance(error, NotImplementedError):
         return ConfigError(f"{url}: this kind of address cannot do that ({text})")
     return ServableUnavailableError(f"{url}: cannot be reached or failed ({kind}: {text})")
+
+
+def _shorten(error: Exception) -> str:
+    return _hide_password(f"{error}".splitlines()[0]) if f"{error}" else type(error).__name__

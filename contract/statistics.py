@@ -226,11 +226,11 @@ def measure_shift(sketch: Sketch, known: Distribution) -> Shift:
         known: From the manifest.
 
     Returns:
-        PSI = sum over the bins of (p - q) ln(p / q), no share being below half a row of its sample or
-        1e-4: an empty bin of few rows is no news. Its noise is the
-        mean and three standard deviations of what two samples of one population give, which is
-        (1/n + 1/m) times a chi-square of as many degrees of freedom as there are edges (B. Yurdakul
-        and J. Naranjo, Statistical Properties of the Population Stability Index, 2020).
+        PSI = sum over the bins of (p - q) ln(p / q), no share being below half a row of its sample
+        or 1e-4: an empty bin of few rows is no news. Its noise is the mean and three standard
+        deviations of what two samples of one population give, which is (1/n + 1/m) times a
+        chi-square of as many degrees of freedom as there are edges (B. Yurdakul and J. Naranjo,
+        Statistical Properties of the Population Stability Index, 2020).
     """
     total, freedom = sum(sketch.counts), len(known.edges)
     psi = noise = 0.0

@@ -23,6 +23,7 @@ from clients.files.fit import (
 )
 from clients.files.read import UNNAMED, FileRows, Skipped
 from clients.on_device import check_finite
+from clients.score.arrays import convert, count_bytes, count_values, find_odd
 from clients.score.sources import EXAMPLE, Block, Unit, read_unit
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, TensorMismatchError
@@ -30,7 +31,6 @@ from contract.manifest import DataEntry
 from contract.signature import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
-    STRING,
     Array,
     Hints,
     Signature,
@@ -89,7 +89,8 @@ class ColumnPlan:
         pixel_shape: (height, width[, channels]) of decoded pictures; () where nothing says.
         adjustment: What is done to numbers and pixels.
         allow_non_finite: Whether NaN and infinity are taken.
-        types: Of keys, so that they are the same in every part; and of what CSV files hold.
+        types: Of keys, so that they are the same in every part; and of what CSV files and records
+            hold.
     """
 
     signature: Signature
@@ -190,7 +191,7 @@ def plan_columns(
         SignatureNotFoundError: No such signature.
         TensorMismatchError: The rows fit no signature.
     """
-    block, mixed = _infer_types(block)
+    block = _infer_types(block)
     table, mapped = block.table, dict(mapped or {})
     names = table.column_names
     wanted = [column for columns in mapped.values() for column in columns]
@@ -211,7 +212,7 @@ def plan_columns(
         pixel_shape=find_pixel_shape(signatures),
         adjustment=adjustment,
         allow_non_finite=allow_non_finite,
-        types=_plan_types(block, chosen, keys, mixed),
+        types=_plan_types(block, chosen, keys),
     )
     fixed = [spec.name for spec in plan.signature.inputs.values() if not has_rows(spec)]
     if fixed:
@@ -323,16 +324,9 @@ def _match_all(table: pa.Table, candidates: Sequence[Signature]) -> tuple[str, .
         if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
     )
     sizes = {
-        _count_values(next(iter(one.inputs.values()))) for one in candidates if len(one.inputs) == 1
+        count_values(next(iter(one.inputs.values()))) for one in candidates if len(one.inputs) == 1
     }
     return numbers if len(numbers) == len(table.column_names) and len(numbers) in sizes else ()
-
-
-def _count_values(spec: TensorSpec) -> int:
-    """Values of a row; 0 where that varies."""
-    if not spec.shape or any(size is None for size in spec.shape[1:]):
-        return 0
-    return int(np.prod([size or 0 for size in spec.shape[1:]], dtype=np.int64))
 
 
 def _is_single(field: pa.Field) -> bool:
@@ -367,7 +361,7 @@ def _fit_signature(
     if by_width is not None:
         return by_width
     specs = (spec for one in signatures.values() for spec in one.inputs.values())
-    rows = _to_rows(masked, chosen, None, counts={_count_values(spec) for spec in specs})
+    rows = _to_rows(masked, chosen, None, counts={count_values(spec) for spec in specs})
     return choose_signature(
         signatures, rows, is_scaled=adjustment.scales or bool(adjustment.pixels)
     )
@@ -382,31 +376,21 @@ def _match_width(
     if not all(pa.types.is_fixed_size_binary(kind) for kind in kinds.values()):
         return None
     for signature in sorted(signatures.values(), key=lambda one: one.name != "serving_default"):
-        specs = list(signature.inputs.values())
-        if len(specs) == len(kinds) and all(
-            _row_bytes(spec) == (kinds.get(spec.name) or kinds[UNNAMED]).byte_width
-            for spec in specs
-            if spec.name in kinds or UNNAMED in kinds
-        ):
+        if kinds.keys() == {UNNAMED} and len(signature.inputs) == 1:
+            widths = dict.fromkeys(signature.inputs, kinds[UNNAMED].byte_width)
+        else:
+            widths = {name: kind.byte_width for name, kind in kinds.items()}
+        if widths == {name: count_bytes(spec) for name, spec in signature.inputs.items()}:
             return signature
     return None
 
 
-def _row_bytes(spec: TensorSpec) -> int:
-    if spec.dtype == STRING:
-        return 0
-    return _count_values(spec) * spec.numpy_dtype.itemsize
-
-
-def _infer_types(block: Block) -> tuple[Block, set[str]]:
-    """Texts of a CSV file as the numbers that they are, whole or not; and which of these columns
-    hold something else now and then.
-    """
+def _infer_types(block: Block) -> Block:
+    """Texts of a CSV file as the numbers that they are, whole or not."""
     if not block.is_text:
-        return block, set()
+        return block
     pa = import_extra("pyarrow", _PURPOSE)
     columns = dict(zip(block.table.column_names, block.table.columns, strict=True))
-    mixed = set()
     for name, column in columns.items():
         head = column.slice(0, _INFERRED_ROWS)
         for kind in (pa.int64(), pa.float64(), pa.bool_()):
@@ -417,21 +401,26 @@ def _infer_types(block: Block) -> tuple[Block, set[str]]:
             if odd and kind != pa.float64():
                 continue
             columns[name] = settled
-            mixed |= {name} if odd else set()
             break
-    return dataclasses.replace(block, table=pa.table(columns)), mixed
+    return dataclasses.replace(block, table=pa.table(columns))
 
 
 def _plan_types(
-    block: Block, chosen: Sequence[InputColumns], keys: Sequence[str], mixed: Collection[str]
+    block: Block, chosen: Sequence[InputColumns], keys: Sequence[str]
 ) -> dict[str, pa.DataType]:
-    """What `_settle` makes of columns: categories are texts, and so is a key that is empty yet."""
+    """What `_settle` makes of columns: categories are texts, and so are keys of CSV files, in which
+    007 is not 7, and keys that are empty yet.
+    """
     pa = import_extra("pyarrow", _PURPOSE)
     types = pa.types
     found = {}
-    for one in chosen if block.is_text else ():
+    for one in chosen if block.is_text or block.is_record else ():
         for column, category in itertools.zip_longest(one.columns, one.encodings):
             kind = block.table.schema.field(column).type
+            if block.is_record:
+                if not types.is_null(kind):
+                    found[column] = kind
+                continue
             is_number = types.is_integer(kind) or types.is_floating(kind)
             if category:
                 kind = pa.string()
@@ -442,8 +431,7 @@ def _plan_types(
         kind = block.table.schema.field(name).type
         if types.is_dictionary(kind):
             kind = kind.value_type
-        is_text = types.is_null(kind) or name in mixed
-        found.setdefault(name, pa.string() if is_text else kind)
+        found.setdefault(name, pa.string() if block.is_text or types.is_null(kind) else kind)
     return found
 
 
@@ -519,17 +507,29 @@ def prepare(block: Block, plan: ColumnPlan) -> Prepared:
         TensorMismatchError: The columns do not fit the signature.
     """
     table, bad = _drop_missing(block.table, plan.inputs, block.wrong)
-    kept = np.delete(np.arange(block.table.num_rows), [one.row for one in bad])
-    if not table.num_rows:
-        return Prepared({}, kept, bad)
+    kept = np.delete(np.arange(block.table.num_rows), list(bad))
+    batch: dict[str, Array] = {}
+    if len(kept):
+        batch, kept = _fit(table, kept, plan, bad)
+    if len(kept) and not plan.allow_non_finite:
+        batch, kept = _drop_non_finite(batch, kept, bad)
+    refused = [BadRow(row, bad[row]) for row in sorted(bad)]
+    if not len(kept):
+        return Prepared({}, kept, refused)
+    absent, unseen = _count_odd(block.table, plan)
+    return Prepared(batch, kept, refused, block.table.num_rows, absent, unseen)
+
+
+def _fit(
+    table: pa.Table, kept: Array, plan: ColumnPlan, bad: dict[int, str]
+) -> tuple[dict[str, Array], Array]:
+    """The batch of rows without nulls, and their numbers; those that do not fit join `bad`."""
     skipped: list[Skipped] = []
     rows = _to_rows(table, plan.inputs, plan.signature, skipped)
-    refused = {int(one.name): one.reason for one in skipped}
-    if refused:
-        bad += [BadRow(int(kept[row]), reason) for row, reason in refused.items()]
-        kept = np.delete(kept, list(refused))
+    if skipped:
+        kept = _refuse(kept, skipped, bad)
         if not len(kept):
-            return Prepared({}, kept, bad)
+            return {}, kept
         names = tuple(str(row) for row in range(len(kept)))
         rows = dataclasses.replace(rows, names=names)
     skipped.clear()
@@ -541,15 +541,14 @@ def prepare(block: Block, plan: ColumnPlan) -> Prepared:
         on_skipped=skipped.append,
         hints=Hints(frozenset({plan.signature.name})),
     )
-    batch = dict(fitted.batch)
-    if skipped:
-        bad += [BadRow(int(kept[int(one.name)]), one.reason) for one in skipped]
-        kept = np.delete(kept, [int(one.name) for one in skipped])
-    if not plan.allow_non_finite:
-        batch, kept = _drop_non_finite(batch, kept, bad)
-    absent, unseen = _count_odd(block.table, plan)
-    bad.sort(key=lambda one: one.row)
-    return Prepared(batch, kept, bad, block.table.num_rows, absent, unseen)
+    return dict(fitted.batch), _refuse(kept, skipped, bad)
+
+
+def _refuse(kept: Array, skipped: Sequence[Skipped], bad: dict[int, str]) -> Array:
+    """The rows without those that were skipped, which join `bad`, each once."""
+    reasons = {int(one.name): one.reason for one in skipped}
+    bad |= {int(kept[place]): reason for place, reason in reasons.items()}
+    return np.delete(kept, list(reasons))
 
 
 def _count_odd(table: pa.Table, plan: ColumnPlan) -> tuple[dict[str, int], dict[str, int]]:
@@ -586,8 +585,10 @@ def _count_odd(table: pa.Table, plan: ColumnPlan) -> tuple[dict[str, int], dict[
 
 def _drop_missing(
     table: pa.Table, inputs: Sequence[InputColumns], wrong: Mapping[int, str]
-) -> tuple[pa.Table, list[BadRow]]:
-    """The rows that could be read, and have a value in every column of an input that needs one."""
+) -> tuple[pa.Table, dict[int, str]]:
+    """The rows that could be read, and have a value in every column of an input that needs one;
+    and the others, to their reasons.
+    """
     pc = import_extra("pyarrow.compute", _PURPOSE)
     bad: dict[int, str] = {}
     for one in inputs:
@@ -603,26 +604,27 @@ def _drop_missing(
         keep = np.ones(table.num_rows, bool)
         keep[list(bad)] = False
         table = table.filter(keep)
-    return table, [BadRow(row, reason) for row, reason in bad.items()]
+    return table, bad
 
 
 def _drop_non_finite(
-    batch: dict[str, Array], kept: Array, bad: list[BadRow]
+    batch: dict[str, Array], kept: Array, bad: dict[int, str]
 ) -> tuple[dict[str, Array], Array]:
-    wrong = np.zeros(len(kept), bool)
+    found: dict[int, str] = {}
     for name, array in batch.items():
         try:
             check_finite(name, array)
         except TensorMismatchError:
-            rows = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
-            wrong |= rows
-            bad += [
-                BadRow(int(kept[row]), f"{name} holds NaN or infinity")
-                for row in np.flatnonzero(rows)
-            ]
-    if not wrong.any():
+            wrong = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+            found |= dict.fromkeys(np.flatnonzero(wrong).tolist(), f"{name} holds NaN or infinity")
+    if not found:
         return batch, kept
-    return {name: array[~wrong] for name, array in batch.items()}, kept[~wrong]
+    bad |= {int(kept[place]): reason for place, reason in found.items()}
+    places = list(found)
+    return (
+        {name: np.delete(array, places, axis=0) for name, array in batch.items()},
+        np.delete(kept, places),
+    )
 
 
 def _to_rows(
@@ -647,7 +649,7 @@ def _to_rows(
     for name, ragged in arrays.items():
         if isinstance(ragged, list):
             spec = specs.get(name) or (next(iter(specs.values())) if len(specs) == 1 else None)
-            found = _find_odd(ragged, [_count_values(spec)] if spec is not None else counts)
+            found = find_odd(ragged, [count_values(spec)] if spec is not None else counts)
             bad |= found.keys()
             if skipped is not None:
                 skipped += [Skipped(str(row), text) for row, text in found.items()]
@@ -671,10 +673,10 @@ def _read_input(table: pa.Table, one: InputColumns, spec: TensorSpec | None) -> 
     if one.is_stacked:
         return _stack(table, one)
     column = table.column(one.columns[0])
-    values = _convert(column, spec)
+    values = convert(column, spec)
     is_free = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
     if is_free and spec is not None and isinstance(values, np.ndarray):
-        wanted = _count_values(spec)
+        wanted = count_values(spec)
         if wanted and len(values) and values[0].size != wanted:
             return list(values)  # that all are of one length is chance
     return values
@@ -703,116 +705,3 @@ def _stack(table: pa.Table, one: InputColumns) -> Array:
         filling = one.fillings[place] if place < len(one.fillings) else np.nan
         stacked[:, place] = np.where(np.isnan(numbers), filling, numbers)
     return stacked
-
-
-def _convert(column: pa.ChunkedArray, spec: TensorSpec | None) -> Array | list[Any]:
-    """One column that holds whole rows, as an array; a list of arrays where lengths differ."""
-    pa = import_extra("pyarrow", _PURPOSE)
-    types = pa.types
-    array = _unwrap(column)
-    kind = array.type
-    if types.is_fixed_size_binary(kind):
-        return _view_bytes(array, kind.byte_width, spec)
-    if types.is_fixed_size_list(kind):
-        return _flatten_fixed(array)
-    if types.is_list(kind) or types.is_large_list(kind):
-        return _flatten_lists(array)
-    if types.is_binary(kind) or types.is_large_binary(kind):
-        return _take_objects(array.to_pylist())
-    if types.is_string(kind) or types.is_large_string(kind):
-        return _take_objects([text.encode() for text in array.to_pylist()])
-    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
-        return np.asarray(array.to_numpy(zero_copy_only=False))
-    raise DatasetError(f"a column of {kind} is no input; give numbers, lists, bytes or texts")
-
-
-def _unwrap(column: pa.ChunkedArray) -> Any:
-    """One array of plain values: categories decoded, pictures out of Hugging Face's structs."""
-    pa = import_extra("pyarrow", _PURPOSE)
-    # One chunk is there already, and would be copied.
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0) if array.num_chunks else pa.array([], column.type)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if not pa.types.is_struct(array.type):
-        return array
-    if array.type.get_field_index("bytes") < 0:
-        raise DatasetError(f"a column of {array.type} is no input; give a column of its own")
-    return array.field("bytes")
-
-
-def convert_column(column: pa.ChunkedArray) -> Array:
-    """A column that this product wrote, as an array: (rows, ...)."""
-    array = _convert(column, None)
-    return np.array(array) if isinstance(array, list) else array
-
-
-def _take_objects(values: list[Any]) -> Array:
-    objects = np.empty(len(values), dtype=object)
-    objects[:] = values
-    return objects
-
-
-def _view_bytes(array: pa.FixedSizeBinaryArray, width: int, spec: TensorSpec | None) -> Array:
-    data = array.buffers()[1]
-    whole = np.frombuffer(data, np.uint8)[
-        array.offset * width : (array.offset + len(array)) * width
-    ]
-    rows: Array = whole.reshape(len(array), width)
-    if spec is not None and _row_bytes(spec) == width:
-        rows = rows.view(spec.numpy_dtype).reshape(len(array), *(spec.shape or ())[1:])
-    return rows
-
-
-def _flatten_fixed(array: Any) -> Array:
-    pa = import_extra("pyarrow", _PURPOSE)
-    num_rows, shape = len(array), []
-    while pa.types.is_fixed_size_list(array.type):
-        shape.append(array.type.list_size)
-        array = array.flatten()
-    flat = np.asarray(array.to_numpy(zero_copy_only=False))
-    return flat.reshape(num_rows, *shape)
-
-
-def _flatten_lists(array: Any) -> Array | list[Any]:
-    pa = import_extra("pyarrow", _PURPOSE)
-    pc = import_extra("pyarrow.compute", _PURPOSE)
-    num_rows, shape, inner = len(array), [], array
-    while pa.types.is_list(inner.type) or pa.types.is_large_list(inner.type):
-        sizes = pc.unique(pc.list_value_length(inner)).to_pylist()
-        if len(sizes) != 1 or sizes[0] is None:
-            return [_to_array(value) for value in array.to_pylist()]
-        shape.append(sizes[0])
-        inner = inner.flatten()
-    if pa.types.is_string(inner.type) or pa.types.is_binary(inner.type):
-        values = [
-            value.encode() if isinstance(value, str) else value for value in inner.to_pylist()
-        ]
-        return _take_objects(values).reshape(num_rows, *shape)
-    if not (pa.types.is_floating(inner.type) or pa.types.is_integer(inner.type)):
-        raise DatasetError(f"a column of {array.type} is no input; give lists of numbers")
-    flat = np.asarray(inner.to_numpy(zero_copy_only=False))
-    return flat.reshape(num_rows, *shape)
-
-
-def _to_array(value: Any) -> Any:
-    try:
-        return np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        return np.empty(0)
-
-
-def _find_odd(rows: list[Any], counts: Collection[int]) -> dict[int, str]:
-    """Rows of another shape than one of so many values, or than most."""
-    shapes = [np.shape(row) for row in rows]
-    fitting = [shape for shape in shapes if 0 < int(np.prod(shape)) in counts]
-    wanted = max(set(fitting or shapes), key=(fitting or shapes).count)
-    size = int(np.prod(wanted))
-    if not fitting and len(only := [count for count in counts if count]) == 1:
-        wanted, (size,) = (-1,), only
-    return {
-        row: f"it has {int(np.prod(shape))} values and not {size}"
-        for row, shape in enumerate(shapes)
-        if shape != wanted
-    }

@@ -1,7 +1,7 @@
 """Rows of CSV and JSON lines: one that cannot be read is no end of those after it.
 
 pyarrow reads what is as it should be. A JSON line that is none is found by reading its block line
-by line; cells of CSV stay texts, whose kinds are those of the first rows (`columns.settle`).
+by line; cells of CSV stay texts, whose kinds are those of the first rows (`columns.read_planned`).
 """
 
 from __future__ import annotations

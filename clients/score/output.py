@@ -29,11 +29,12 @@ import msgspec
 import numpy as np
 
 from clients.score.columns import BadRow
-from clients.score.sources import REQUESTS, ROW, SOURCE, Block, Unit, is_local, open_address
+from clients.score.sources import REQUESTS, ROW, SOURCE, Block, Unit, is_local
 from contract.console.extras import import_extra
 from contract.console.terminal import remark
 from contract.errors import ConfigError, DatasetError, ServableUnavailableError
 from contract.heads import Head
+from contract.remote import open_address
 from contract.signature import STRING, Array, dtype_name
 from contract.statistics import Sketch, join_sketches
 

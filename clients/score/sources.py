@@ -13,10 +13,13 @@ import io
 import itertools
 import os
 import posixpath
+import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, TYPE_CHECKING, Any
+from contextlib import contextmanager, nullcontext
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
 
 import msgspec
@@ -25,6 +28,7 @@ from clients.files.read import IMAGE_SUFFIXES
 from clients.score.lines import check_names, cut, read_csv, read_json
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, ManifestError
+from contract.remote import explain_errors, open_address
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +46,8 @@ PICTURES = 1024
 PIECE_BYTES = 64 * 2**20
 """Of a JSON lines file, in a unit."""
 
+_BUFFER_BYTES = 2**20
+
 REQUESTS = 16
 """To a file system at a time: one that is far away takes long to answer each."""
 
@@ -52,6 +58,9 @@ IMAGE = "image"
 EXAMPLE = "example"
 """Names of the only column of pictures and of serialized tf.Examples."""
 
+_WILD = "*?["
+_SOME_PART = "version=1/part-0123456789abcdef-000000-0123456789abcdef.parquet"
+
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 _PURPOSE = "scoring files"
@@ -60,6 +69,9 @@ _TELL_TALES = (
     *("mtime", "LastModified", "last_modified"),
 )
 """What file systems say of a file, checksums before ages."""
+
+_SILENCE = (ConnectionError, TimeoutError)
+"""Errors of who cannot be reached, which say nothing of a file."""
 
 _Info = dict[str, Any]
 """What a file system says of a file, as fsspec has it."""
@@ -101,23 +113,6 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name}, {what} {self.number}" if what else self.name
 
 
-def open_address(address: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of an address, and its path there.
-
-    Raises:
-        ConfigError: Of no protocol that is known.
-        UnimplementedError: fsspec, or the driver of the protocol, is not installed.
-    """
-    fsspec = import_extra("fsspec", f"{_PURPOSE} at {address}")
-    try:
-        system, path = fsspec.core.url_to_fs(address)
-    except ImportError as error:
-        raise ConfigError(f"{address}: {error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{address}: {error}; give a path, or s3://, gs://, ...") from error
-    return system, str(path)
-
-
 def find_place(address: str) -> str:
     """An address that means the same in every process: of a local path the absolute one."""
     system, path = open_address(address)
@@ -140,13 +135,36 @@ def holds(address: str, other: str) -> bool:
     (system, path), (other_system, inner) = open_address(address), open_address(other)
     if system.protocol != other_system.protocol:
         return False
-    if "**" in path:
-        path = path[: path.index("**")].rstrip("/")
-    elif not system.isdir(path):
-        return False
+    if _is_pattern(path):
+        root = _find_root(path)
+        rest = path[len(root) :].lstrip("/")
+        if is_local(system):
+            root, inner = os.path.realpath(root or "."), os.path.realpath(inner)
+        pattern = _translate(f"{root.rstrip('/')}/" if root else "", rest, address)
+        return pattern.match(f"{inner}/{_SOME_PART}") is not None
+    with explain_errors(address):
+        if not system.isdir(path):
+            return False
     if is_local(system):
         path, inner = os.path.realpath(path), os.path.realpath(inner)
     return f"{inner}/".startswith(path.rstrip("/") + "/")
+
+
+def _is_pattern(path: str) -> bool:
+    return any(char in path for char in _WILD)
+
+
+def _find_root(pattern: str) -> str:
+    """The folder that holds all that a pattern may match, as far as it is named."""
+    return posixpath.dirname(pattern[: min(pattern.find(c) for c in _WILD if c in pattern)])
+
+
+def _translate(root: str, rest: str, address: str) -> re.Pattern[str]:
+    utils = import_extra("fsspec.utils", f"{_PURPOSE} at {address}")
+    try:
+        return re.compile(re.escape(root) + utils.glob_translate(rest))
+    except ValueError as error:
+        raise ConfigError(f"{address}: {error}") from error
 
 
 def list_units(address: str, on_listed: Callable[[], None] = lambda: None) -> list[Unit]:
@@ -158,8 +176,10 @@ def list_units(address: str, on_listed: Callable[[], None] = lambda: None) -> li
         on_listed: Called for each table whose units are known: of Parquet the footer is read.
 
     Raises:
-        ConfigError: Nothing there, or nothing of a kind that is known.
+        ConfigError: Nothing there, nothing of a kind that is known, or access is refused.
         DatasetError: A Parquet file that cannot be read.
+        ServableUnavailableError: The address cannot be reached.
+        UnimplementedError: A package is missing; says which.
     """
     system, path = open_address(address)
     root, files = _list_files(system, path, address)
@@ -193,17 +213,15 @@ def _list_files(
 ) -> tuple[str, dict[str, _Info]]:
     """The folder that names are relative to, and what the file system says of each file."""
     found: dict[str, _Info]
-    try:
-        if any(char in path for char in "*?["):
+    with explain_errors(address):
+        if _is_pattern(path):
             found = system.glob(path, detail=True)
-            folder = posixpath.dirname(path[: min(path.find(c) for c in "*?[" if c in path)])
+            folder = _find_root(path)
         elif system.isfile(path):
             return posixpath.dirname(path), {path: system.info(path)}
         else:
             found = system.find(path, detail=True) if system.isdir(path) else {}
             folder = path
-    except OSError as error:
-        raise ConfigError(f"{address} cannot be listed: {error}") from error
     files = {
         path: info
         for path, info in sorted(found.items())
@@ -255,16 +273,19 @@ def _list_row_groups(
 ) -> list[Unit]:
     parquet = import_extra("pyarrow.parquet", _PURPOSE)
     pa = import_extra("pyarrow", _PURPOSE)
-    try:
-        with system.open(path, "rb") as file:
-            footer = _read_footer(file)
-            described = parquet.read_metadata(io.BytesIO(_MAGIC + footer))
-    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{address} is no Parquet file that can be read: {reason}") from error
-    identity = hashlib.sha256(footer).hexdigest()
-    if _may_hide_changes(described):
-        identity += _identify(info)
+    with explain_errors(address):
+        try:
+            with system.open(path, "rb") as file:
+                footer = _read_footer(file)
+                described = parquet.read_metadata(io.BytesIO(_MAGIC + footer))
+        except (PermissionError, *_SILENCE):
+            raise
+        except (pa.ArrowException, OSError, ValueError, struct.error) as error:
+            reason = " ".join(str(error).split())
+            raise DatasetError(
+                f"{address} is no Parquet file that can be read: {reason}"
+            ) from error
+    identity = hashlib.sha256(footer).hexdigest() + _identify(info)
     counts = [described.row_group(number).num_rows for number in range(described.num_row_groups)]
     firsts = itertools.accumulate(counts, initial=0)
     return [
@@ -281,20 +302,10 @@ def _list_row_groups(
     ]
 
 
-def _may_hide_changes(described: pa.parquet.FileMetaData) -> bool:
-    """Whether other values may have the same footer: as many bytes, where nothing is compressed."""
-    groups = (described.row_group(number) for number in range(min(described.num_row_groups, 1)))
-    return any(
-        group.column(place).compression == "UNCOMPRESSED"
-        for group in groups
-        for place in range(group.num_columns)
-    )
-
-
 def _read_footer(file: IO[bytes]) -> bytes:
     """The end of a Parquet file: where every column lies, of which size and with which statistics.
 
-    A file of other rows has another one.
+    A file of other rows may have the same one: two values have changed places.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - 8))
@@ -348,6 +359,7 @@ class Block:
         wrong: Rows of the table that could not be read, to the reason; nothing stands in them.
         lost: Reasons of rows that have no place in the table.
         is_text: All is text, whatever it means.
+        is_record: Columns are features of records, each of which may hold what it likes.
     """
 
     table: pa.Table
@@ -356,6 +368,7 @@ class Block:
     wrong: Mapping[int, str] = dataclasses.field(default_factory=dict)
     lost: tuple[str, ...] = ()
     is_text: bool = False
+    is_record: bool = False
 
 
 def read_unit(
@@ -368,28 +381,38 @@ def read_unit(
     Args:
         unit: As `list_units` gave it.
         columns: Those to read; None = all.
-        types: Of columns of JSON lines, where they are known.
+        types: Of columns of JSON lines and records, where they are known.
 
     Raises:
         DatasetError: It cannot be read: damaged, gone, or not what its name says.
+        ConfigError: Access is refused.
+        ServableUnavailableError: The address cannot be reached.
     """
     pa = import_extra("pyarrow", _PURPOSE)
-    try:
-        first = max(unit.first_row, 0)
-        for block in _READERS[unit.kind](unit, columns, types or {}):
-            table = _add_folders(block.table, unit, columns)
-            yield dataclasses.replace(block, table=table, first_row=first)
-            first += table.num_rows
-    except (pa.ArrowException, OSError) as error:  # of a damaged page, pyarrow raises the latter
-        reason = " ".join(str(error).split())
-        raise DatasetError(
-            f"{unit.address} cannot be read: {reason}; mend it or leave it out, and run again: "
-            "what is scored stays"
-        ) from error
-    except DatasetError as error:
-        if error.message.startswith(unit.address):
+    system, _ = open_address(unit.address)
+    # Of a driver's errors only it knows the kinds; a file of this machine has none of them.
+    with nullcontext() if is_local(system) else explain_errors(unit.address):
+        try:
+            first = max(unit.first_row, 0)
+            for block in _READERS[unit.kind](unit, columns, types or {}):
+                table = _add_folders(block.table, unit, columns)
+                yield dataclasses.replace(block, table=table, first_row=first)
+                first += table.num_rows
+        except _SILENCE:
             raise
-        raise DatasetError(f"{unit.address}: {error.message}") from error
+        except (
+            pa.ArrowException,
+            OSError,
+        ) as error:  # of a damaged page, pyarrow raises the latter
+            reason = " ".join(str(error).split())
+            raise DatasetError(
+                f"{unit.address} cannot be read: {reason}; mend it or leave it out, and run again: "
+                "what is scored stays"
+            ) from error
+        except DatasetError as error:
+            if error.message.startswith(unit.address):
+                raise
+            raise DatasetError(f"{unit.address}: {error.message}") from error
 
 
 def _add_folders(table: pa.Table, unit: Unit, columns: Sequence[str] | None) -> pa.Table:
@@ -425,8 +448,8 @@ def _read_row_group(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Ite
     pa = import_extra("pyarrow", _PURPOSE)
     system, path = open_address(unit.address)
     # A local file is mapped: pyarrow reads it without asking Python for every piece.
-    source = path if is_local(system) else system.open(path, "rb")
-    with parquet.ParquetFile(source, memory_map=is_local(system)) as file:
+    opened = nullcontext(path) if is_local(system) else system.open(path, "rb")
+    with opened as source, parquet.ParquetFile(source, memory_map=is_local(system)) as file:
         chosen = None if columns is None else list(columns)
         check_names([name for name in file.schema_arrow.names if not chosen or name in chosen])
         count = _count_rows(file.metadata.row_group(unit.number), chosen)
@@ -458,12 +481,19 @@ def _read_csv(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[
                 yield Block(table.slice(0, 0), 0, lost=tuple(lost), is_text=True)
 
 
+@contextmanager
+def _open_buffered(address: str) -> Iterator[BinaryIO]:
+    """A file to read line by line: fsspec's own would copy a block of 50 MiB for each."""
+    system, path = open_address(address)
+    with system.open(path, "rb") as file, io.BufferedReader(file, _BUFFER_BYTES) as buffered:
+        yield buffered
+
+
 def _read_jsonl(unit: Unit, columns: Sequence[str] | None, types: _Types) -> Iterator[Block]:
-    system, path = open_address(unit.address)
     folders = list_folders(unit)
     chosen = None if columns is None else [name for name in columns if name not in folders]
     kinds = {name: kind for name, kind in types.items() if name not in folders}
-    with system.open(path, "rb") as file:
+    with _open_buffered(unit.address) as file:
         lines = _list_lines(file, unit.start, unit.stop)
         for table, wrong in read_json(
             lines, columns=chosen, types=kinds, block_rows=BLOCK_ROWS, block_bytes=BLOCK_BYTES
@@ -474,21 +504,23 @@ def _read_jsonl(unit: Unit, columns: Sequence[str] | None, types: _Types) -> Ite
 def _list_lines(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
     """Lines that begin in [start, stop): one that begins before is its piece's before."""
     if start:
-        file.seek(start - 1)
-        file.readline()
+        place = file.seek(start - 1)
+        place += len(file.readline())
     else:
-        file.seek(0)
-    while file.tell() < stop and (line := file.readline()):
+        place = 0
+    while place < stop and (line := file.readline()):
+        place += len(line)
         if line.strip():
             yield line if line.endswith(b"\n") else line + b"\n"
 
 
-def _read_tfrecord(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
+def _read_tfrecord(unit: Unit, columns: Sequence[str] | None, types: _Types) -> Iterator[Block]:
     from contract.wire.tfrecord import iterate_records
 
-    system, path = open_address(unit.address)
     damaged: dict[int, str] = {}
-    with system.open(path, "rb") as file:
+    known = set(itertools.chain.from_iterable(_list_feature_types().values()))
+    kinds = {name: kind for name, kind in types.items() if kind in known}
+    with _open_buffered(unit.address) as file:
         records = iterate_records(
             file, unit.name, on_damaged=lambda number, reason: damaged.update({number: reason})
         )
@@ -496,45 +528,88 @@ def _read_tfrecord(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iter
         try:
             for block in cut(records, BLOCK_ROWS, BLOCK_BYTES):
                 rows = range(first, first + len(block))
-                wrong = {row - first: damaged.pop(row) for row in rows if row in damaged}
-                yield Block(_tabulate(block, columns), 0, wrong=wrong)
+                table, wrong = _tabulate(block, columns, kinds)
+                wrong |= {row - first: damaged.pop(row) for row in rows if row in damaged}
+                yield Block(table, 0, wrong=wrong, is_record=True)
                 first += len(block)
         except ManifestError as error:
             raise DatasetError(str(error)) from error
 
 
-def _tabulate(records: list[bytes], wanted: Sequence[str] | None) -> pa.Table:
-    """Serialized tf.Examples, and a column for each of their features; null where one lacks it."""
+def _list_feature_types() -> dict[str, tuple[pa.DataType, pa.DataType]]:
+    """Of each kind of a feature, the types of a column of single values and of one of lists."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    values = {"bytes_list": pa.binary(), "float_list": pa.float32(), "int64_list": pa.int64()}
+    return {kind: (value, pa.list_(value)) for kind, value in values.items()}
+
+
+def _tabulate(
+    records: list[bytes], wanted: Sequence[str] | None, types: dict[str, pa.DataType]
+) -> tuple[pa.Table, dict[int, str]]:
+    """Serialized tf.Examples, and a column for each of their features; null where one lacks it.
+
+    Args:
+        records: Of one block.
+        wanted: Features; None = all.
+        types: Of features that are known; those that this block is the first to have join them.
+
+    Returns:
+        The table, and its rows whose features are of another kind than their columns.
+    """
     pa = import_extra("pyarrow", _PURPOSE)
     from google.protobuf.message import DecodeError
 
     from contract.wire.plumbline_wire import example_pb2
 
-    columns: dict[str, list[list[Any] | None]] = {}
+    found: dict[str, dict[int, tuple[str, list[Any]]]] = {}
     for row, record in enumerate(records):
         try:
             features = example_pb2.Example.FromString(record).features.feature
         except DecodeError:
             continue  # what is asked of it will be missing
         for name, feature in features.items():
-            if wanted is not None and name not in wanted:
-                continue
             kind = feature.WhichOneof("kind")
-            values = list(getattr(feature, kind).value) if kind else None
-            column = columns.setdefault(name, [])
-            column += [None] * (row - len(column))
-            column.append(values)
+            if kind and (wanted is None or name in wanted):
+                cells = found.setdefault(name, {})
+                cells[row] = kind, list(getattr(feature, kind).value)
     arrays = {EXAMPLE: pa.array(records, pa.binary())}
-    for name, column in columns.items():
-        column += [None] * (len(records) - len(column))
-        if all(
-            values is None or (isinstance(values, list) and len(values) == 1) for values in column
-        ):
-            column = [values[0] if isinstance(values, list) else None for values in column]
-        arrays[name] = pa.array(column)
+    wrong: dict[int, str] = {}
+    for name, cells in found.items():
+        if name not in types:
+            types[name] = _choose_feature_type(list(cells.values()))
+        arrays[name], odd = _collect_feature(name, cells, types[name], len(records))
+        wrong |= odd
     for name in wanted or ():
-        arrays.setdefault(name, pa.nulls(len(records)))
-    return pa.table(arrays)
+        arrays.setdefault(name, pa.nulls(len(records), types.get(name, pa.null())))
+    return pa.table(arrays), wrong
+
+
+def _choose_feature_type(cells: list[tuple[str, list[Any]]]) -> pa.DataType:
+    """Of the kind of most; of single values where all of that kind are some."""
+    most = Counter(kind for kind, _ in cells).most_common(1)[0][0]
+    single, several = _list_feature_types()[most]
+    return single if all(len(values) == 1 for kind, values in cells if kind == most) else several
+
+
+def _collect_feature(
+    name: str, cells: Mapping[int, tuple[str, list[Any]]], type_: pa.DataType, num_rows: int
+) -> tuple[pa.Array, dict[int, str]]:
+    """A column, null where a feature is not there or does not fit; and where it does not fit."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    wanted = next(kind for kind, types in _list_feature_types().items() if type_ in types)
+    is_single = not pa.types.is_list(type_)
+    column: list[Any] = [None] * num_rows
+    wrong = {}
+    for row, (kind, values) in cells.items():
+        if kind != wanted:
+            wrong[row] = f"feature {name} holds a {kind}, unlike others: {wanted}"
+        elif not is_single:
+            column[row] = values
+        elif len(values) > 1:
+            wrong[row] = f"feature {name} has {len(values)} values, and one in others"
+        elif values:
+            column[row] = values[0]
+    return pa.array(column, type_), wrong
 
 
 def _read_pictures(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
@@ -547,6 +622,8 @@ def _read_pictures(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iter
             system, path = open_address(file)
             try:
                 contents.append(system.cat_file(path))
+            except _SILENCE:
+                raise
             except OSError as error:  # a bad row, not the end of the others
                 contents.append(None)
                 wrong[row] = f"it cannot be read: {error}"

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clients.on_device import find_variant
-from clients.score.columns import ColumnPlan, convert_column, prepare, read_planned
+from clients.score.arrays import convert_column
+from clients.score.columns import ColumnPlan, prepare, read_planned
 from clients.score.engines import (
     LITERT,
     SERVER,

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from contract import layout
-from contract.errors import ManifestError, ServableNotFoundError
-from contract.remote import open_version
+from contract.errors import (
+    ConfigError,
+    ManifestError,
+    ServableNotFoundError,
+    ServableUnavailableError,
+    UnimplementedError,
+)
+from contract.remote import explain_errors, open_address, open_version
 from tests.exporter.remote_versions import write_version
 
 pytest.importorskip("fsspec")
@@ -66,3 +75,47 @@ def test_a_base_path_without_versions_says_so(base_path: Path, tmp_path: Path) -
             open_version(address.as_uri()),
         ):
             pass
+
+
+@pytest.mark.parametrize(
+    ("status", "expected", "words"),
+    [
+        (401, ConfigError, "check the credentials"),
+        (403, ConfigError, "check the credentials"),
+        (404, ConfigError, "check the address"),
+        (500, ServableUnavailableError, "cannot be reached or failed"),
+    ],
+)
+def test_what_a_driver_raises_becomes_advice(
+    status: int, expected: type[Exception], words: str
+) -> None:
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuse) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"http://someone:hunter2@127.0.0.1:{server.server_port}/x"
+            files, path = open_address(address)
+            with pytest.raises(expected, match=words) as caught, explain_errors(address):
+                files.cat_file(path)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_errors_of_ours_are_not_explained_twice() -> None:
+    with pytest.raises(ManifestError, match=r"^mine$"), explain_errors("s3://bucket"):
+        raise ManifestError("mine")
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UnimplementedError, match="pip install gcsfs"):
+        open_address("gs://bucket/rows")

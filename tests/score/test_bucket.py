@@ -6,7 +6,7 @@ import gc
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,13 +15,15 @@ import fsspec
 import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 from s3fs import S3FileSystem
 
 from clients.cli import main
 from clients.score.output import Destination, WholeFile, claim, find_parts, sweep
-from contract.errors import ConfigError
+from clients.score.sources import list_units, read_unit
+from contract.errors import ConfigError, ServableUnavailableError
 from tests.score.jobs import make_table_version
 
 CREDENTIALS = {
@@ -208,3 +210,82 @@ def test_what_a_dead_job_asked_of_a_store_is_forgotten_after_a_day(tmp_path: Pat
     with claim(destination):
         pass
     assert system.find(f"/{tmp_path.name}") == []
+
+
+def test_lines_of_a_bucket_are_read_once_and_not_once_for_each_line(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.dumps({"id": number, "text": "x" * (number % 97)}) for number in range(2000)]
+    data = "\n".join(lines).encode()
+    fsspec.filesystem("s3").pipe_file(f"{bucket}/x.jsonl", data)
+    monkeypatch.setattr("clients.score.sources.PIECE_BYTES", len(data) // 3)
+    num_bytes = 0
+    read = AbstractBufferedFile.read
+
+    def count(file: AbstractBufferedFile, length: int = -1) -> bytes:
+        nonlocal num_bytes
+        found: bytes = read(file, length)
+        num_bytes += len(found)
+        return found
+
+    monkeypatch.setattr(AbstractBufferedFile, "read", count)
+    units = list_units(f"{bucket}/x.jsonl")
+    found = [row for unit in units for block in read_unit(unit) for row in block.table.to_pylist()]
+    assert [row["id"] for row in found] == list(range(2000))
+    assert 0 < num_bytes <= len(units) * len(data)
+
+
+def test_a_parquet_file_of_a_bucket_is_closed_again(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(f"{bucket}/x.parquet", 0)
+    opened: list[AbstractBufferedFile] = []
+    begin = AbstractBufferedFile.__init__
+
+    def note(file: AbstractBufferedFile, *args: object, **options: object) -> None:
+        opened.append(file)
+        begin(file, *args, **options)
+
+    (unit, *_) = list_units(f"{bucket}/x.parquet")
+    monkeypatch.setattr(AbstractBufferedFile, "__init__", note)
+    assert sum(block.table.num_rows for block in read_unit(unit)) == 2
+    assert opened and all(file.closed for file in opened)
+
+
+@pytest.fixture
+def silent(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Makes the store one that nobody runs."""
+
+    def stop() -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        fsspec.filesystem("s3").clear_instance_cache()
+
+    yield stop
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.jsonl", "x.tfrecord", "x.png"])
+def test_a_store_that_falls_silent_is_told_and_no_file_is_called_damaged(
+    bucket: str, silent: Callable[[], None], name: str
+) -> None:
+    if name == "x.parquet":
+        put(f"{bucket}/in/{name}", 0)
+    else:
+        fsspec.filesystem("s3").pipe_file(f"{bucket}/in/{name}", b"{}")
+    (unit, *_) = list_units(f"{bucket}/in")
+    silent()
+    for ask in (lambda: list_units(f"{bucket}/in"), lambda: list(read_unit(unit))):
+        with pytest.raises(ServableUnavailableError, match="cannot be reached"):
+            ask()
+
+
+def test_a_store_without_credentials_says_to_check_them(
+    bucket: str, silent: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent()
+    for variable in CREDENTIALS:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(ConfigError, match="check the credentials"):
+        list_units(f"{bucket}/in")

@@ -34,7 +34,7 @@ from clients.score.output import (
     read_bad_rows,
     sweep,
 )
-from clients.score.sources import Unit, list_units, read_unit
+from clients.score.sources import Unit, holds, list_units, read_unit
 from contract.errors import ConfigError, DatasetError
 from tests.score.jobs import ROOT, make_job, make_table_version
 
@@ -164,25 +164,31 @@ def test_a_file_that_was_replaced_is_refused_and_nothing_is_written(
     assert sorted((tmp_path / "out").rglob("*")) == before
 
 
-def test_other_numbers_of_as_many_bytes_are_other_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_rows_that_have_changed_places_are_other_rows(tmp_path: Path, compression: str) -> None:
     path = tmp_path / "x.parquet"
-    identities = set()
+    units, footers = [], set()
     for age in (1, 2):
-        values = np.zeros((4, 3), np.float32)
-        values[1, 1] = 0.25 * age
-        values[2] = 1
+        values = np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3)
+        if age == 2:
+            values[[1, 2]] = values[[2, 1]]
         table = pa.table({"x": pa.array(values.tolist(), pa.list_(pa.float32()))})
-        parquet.write_table(table, path, compression="none", use_dictionary=False)
+        parquet.write_table(table, path, compression=compression, use_dictionary=False)
         os.utime(path, (age, age))
-        identities.add(list_units(str(path))[0].identity)
-    assert len(identities) == 2
+        units.append(list_units(str(path))[0])
+        data = path.read_bytes()
+        footers.add(data[-8 - int.from_bytes(data[-8:-4], "little") :])
+    assert len(footers) == 1, "this test is of files that only their values tell apart"
+    assert units[0] != units[1]
 
 
-def test_a_parquet_file_that_was_only_touched_is_the_same(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.parquet", 0)
-    before = list_units(str(path))
+def test_a_file_that_was_copied_with_its_age_is_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path / "a" / "x.parquet", 0)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    found = [list_units(str(tmp_path / one))[0].identity for one in "ab"]
+    assert found[0] == found[1]
     os.utime(path, (1, 1))
-    assert list_units(str(path)) == before
+    assert list_units(str(path))[0].identity != found[0]
 
 
 @pytest.mark.parametrize(
@@ -309,6 +315,28 @@ def test_a_file_and_its_answers_may_lie_side_by_side(tmp_path: Path, score: Scor
     for source in (path, f"{tmp_path}/in/*.parquet"):
         assert score(source=source, out=tmp_path / "in" / "out") == 0
     assert read_ids(tmp_path / "in" / "out") == list(range(5))
+
+
+@pytest.mark.parametrize("pattern", ["*/*/*.parquet", "**/*.parquet", "*/version=?/part-*", "**"])
+def test_a_pattern_that_would_find_the_answers_is_refused(
+    tmp_path: Path, score: Score, pattern: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "a" / "version=0" / "part-x.parquet", 0)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in (tmp_path / "in" / "out", tmp_path / "link" / "out"):
+        assert score(source=f"{tmp_path}/in/{pattern}", out=out) == 2
+        assert "give an OUT beside IN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pattern", ["*/*.parquet", "a/**/*.parquet", "[a]/*", "**/*.csv"])
+def test_a_pattern_that_does_not_find_the_answers_is_taken(tmp_path: Path, pattern: str) -> None:
+    assert not holds(f"{tmp_path}/in/{pattern}", str(tmp_path / "in" / "out"))
+    assert not holds(f"memory://in/{pattern}", "memory://in/out")
+
+
+def test_a_pattern_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a\*\*b: .*entire path component"):
+        holds(f"{tmp_path}/a**b", str(tmp_path / "out"))
 
 
 # Others at work --------------------------------------------------------------------------

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from clients.cli import main
+from clients.files.fit import Adjustment
+from clients.score.columns import plan_columns, prepare
 from clients.score.output import find_parts
-from clients.score.sources import list_units, read_unit
+from clients.score.sources import Block, list_units, read_unit
 from contract.errors import ConfigError, DatasetError
+from contract.signature import Signature, TensorSpec
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import frame_record
 from tests.score.jobs import Job, make_job, make_table_version
@@ -63,7 +66,7 @@ def write_csv(path: Path, text: str) -> Path:
 def test_a_csv_line_of_too_few_cells_is_one_bad_row(tmp_path: Path, version: Path) -> None:
     source = write_csv(tmp_path / "x.csv", "id,age,color\n1,20,red\n2,30\n3,40,blue\n")
     job = score(source, tmp_path, version)
-    assert read_ages(job) == {1: 20, 3: 40}
+    assert read_ages(job) == {"1": 20, "3": 40}
     assert read_bad(job) == [(None, "it has 2 cells and the header 3: 2,30")]
 
 
@@ -71,7 +74,7 @@ def test_a_csv_cell_that_is_no_number_is_one_bad_row(tmp_path: Path, version: Pa
     lines = "".join(f"{n},{n}.5,red\n" for n in range(60))
     source = write_csv(tmp_path / "x.csv", f"id,age,color\n{lines}60,old,red\n61,3,red\n")
     job = score(source, tmp_path, version)
-    assert read_ages(job) == {n: n + 0.5 for n in range(60)} | {61: 3}
+    assert read_ages(job) == {str(n): n + 0.5 for n in range(60)} | {"61": 3}
     assert read_bad(job) == [(60, "age is 'old', and not double")]
 
 
@@ -81,13 +84,13 @@ def test_ages_that_are_whole_at_first_may_have_fractions_later(
     monkeypatch.setattr("clients.score.sources.BLOCK_ROWS", 4)
     lines = "".join(f"{n},{n if n < 4 else n + 0.5},red\n" for n in range(9))
     job = score(write_csv(tmp_path / "x.csv", f"id,age,color\n{lines}"), tmp_path, version)
-    assert read_ages(job)[8] == 8.5 and read_bad(job) == []
+    assert read_ages(job)["8"] == 8.5 and read_bad(job) == []
 
 
 def test_an_empty_csv_cell_is_a_missing_value(tmp_path: Path, version: Path) -> None:
     source = write_csv(tmp_path / "x.csv", "id,age,color\n1,,red\n2,NA,\n3,40,blue\n")
     job = score(source, tmp_path, version)
-    assert read_ages(job) == {1: 30, 2: 30, 3: 40}
+    assert read_ages(job) == {"1": 30, "2": 30, "3": 40}
     assert job.read()["total"].to_pylist()[1] == [30, 0, 0]
 
 
@@ -98,14 +101,17 @@ def test_csv_keys_are_carried_as_they_stand(tmp_path: Path, version: Path) -> No
     assert list(read_ages(job)) == ["a,1", 'say "x"', "two\nlines", "NA", "007"]
 
 
-def test_csv_keys_have_the_type_of_the_first_rows_in_every_part(
+def test_csv_keys_are_texts_in_every_part_and_in_the_side_file(
     tmp_path: Path, version: Path
 ) -> None:
+    keys = ["02139", "7", "007", " 7", "18446744073709551616", "1e3", "1.50", "true", "A17", ""]
+    rows = "".join(f"{key},20,red\n" for key in keys)
     write_csv(tmp_path / "in" / "a.csv", "id,age,color\n1,20,red\n")
-    write_csv(tmp_path / "in" / "b.csv", "id,age,color\n2,21,red\nA17,22,red\n")
+    write_csv(tmp_path / "in" / "b.csv", f"id,age,color\n{rows}{'00,inf,red'}\n")
     job = score(tmp_path / "in", tmp_path, version)
-    assert read_ages(job) == {1: 20, 2: 21}
-    assert read_bad(job) == [(1, "id is 'A17', and not int64")]
+    assert sorted(job.read()["id"].to_pylist()) == sorted(["1", *keys])
+    (side,) = Path(job.task.destination.address, "_bad_rows").rglob("*.jsonl")
+    assert json.loads(side.read_text())["keys"] == {"id": "00"}
 
 
 def test_csv_files_whose_columns_stand_in_another_order_are_scored_alike(
@@ -115,7 +121,7 @@ def test_csv_files_whose_columns_stand_in_another_order_are_scored_alike(
     write_csv(tmp_path / "in" / "b.csv", "color,more,age,id\nred,x,21,2\n")
     write_csv(tmp_path / "in" / "c.csv", "")
     write_csv(tmp_path / "in" / "d.csv", "id,age,color\n")
-    assert read_ages(score(tmp_path / "in", tmp_path, version)) == {1: 20, 2: 21}
+    assert read_ages(score(tmp_path / "in", tmp_path, version)) == {"1": 20, "2": 21}
 
 
 def test_a_csv_file_that_lacks_a_column_is_named(tmp_path: Path, version: Path) -> None:
@@ -131,8 +137,8 @@ def test_csv_with_blank_lines_a_mark_at_its_head_and_any_line_ends(
 ) -> None:
     text = ends.join(["\ufeffid,age,color", "1,20,red", "", "2,21,red"])
     assert read_ages(score(write_csv(tmp_path / "x.csv", text), tmp_path, version)) == {
-        1: 20,
-        2: 21,
+        "1": 20,
+        "2": 21,
     }
 
 
@@ -226,6 +232,51 @@ def test_a_file_whose_records_cannot_be_found_any_more_is_named(
     (tmp_path / "x.tfrecord").write_bytes(data[: len(record)] + b"\xff" + data[len(record) + 1 :])
     with pytest.raises(DatasetError, match=r"x\.tfrecord.*checksum of its length"):
         score(tmp_path / "x.tfrecord", tmp_path, version)
+
+
+def make_features(**features: object) -> bytes:
+    """A record of features: lists of ints, floats or bytes."""
+    example = example_pb2.Example()
+    for name, values in features.items():
+        assert isinstance(values, list)
+        kind = {int: "int64_list", float: "float_list", bytes: "bytes_list"}[type(values[0])]
+        getattr(example.features.feature[name], kind).value.extend(values)
+    return bytes(frame_record(example.SerializeToString()))
+
+
+def test_a_feature_of_another_kind_than_others_is_one_bad_row(
+    tmp_path: Path, version: Path
+) -> None:
+    records = [make_features(id=[n], x=[float(n), 0.0, 1.0]) for n in range(6)]
+    records[2] = make_features(id=[2], x=[b"old"])
+    records[4] = make_features(id=[b"four"], x=[4.0, 0.0, 1.0])
+    (tmp_path / "x.tfrecord").write_bytes(b"".join(records))
+    job = score(tmp_path / "x.tfrecord", tmp_path, version)
+    assert read_ages(job) == {0: 0, 1: 1, 3: 3, 5: 5}
+    assert read_bad(job) == [
+        (2, "feature x holds a bytes_list, unlike others: float_list"),
+        (4, "feature id holds a bytes_list, unlike others: int64_list"),
+    ]
+
+
+def test_features_have_the_type_of_the_first_rows_in_every_block_and_file(
+    tmp_path: Path, version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clients.score.sources.BLOCK_ROWS", 2)
+    rows = [(0, [1.0, 0.0, 1.0]), (1, [1.0, 0.0, 1.0]), (2, [7.0]), (3, [8.0])]
+    records = [make_features(id=[n], x=values) for n, values in rows]
+    more = [make_features(id=[4, 4], x=[1.0, 0.0, 1.0]), make_features(id=[5], x=[2.0, 0.0, 1.0])]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tfrecord").write_bytes(b"".join(records))
+    (tmp_path / "in" / "b.tfrecord").write_bytes(more[0] * 2)
+    (tmp_path / "in" / "c.tfrecord").write_bytes(b"".join(more))
+    (tmp_path / "in" / "d.tfrecord").write_bytes(make_features(id=[6], x=[9.0]))
+    job = score(tmp_path / "in", tmp_path, version)
+    assert read_ages(job) == {0: 1, 1: 1, 5: 2}
+    assert sorted(reason for _, reason in read_bad(job)) == [
+        *["feature id has 2 values, and one in others"] * 3,
+        *["it has 1 values and not 3"] * 3,
+    ]
 
 
 # Parquet ---------------------------------------------------------------------------------
@@ -349,6 +400,42 @@ def test_pictures_of_any_name_are_scored_and_a_broken_one_is_named(
     assert set(job.read()["source"].to_pylist()) == {"a b.png", "ü#?.PNG", "été 1/x.jpg"}
 
 
+# Two inputs ------------------------------------------------------------------------------
+
+
+def make_signature(name: str, **inputs: int) -> Signature:
+    """float32 inputs of so many values a row, and one output."""
+    return Signature(
+        name,
+        {key: TensorSpec(key, "float32", (None, size)) for key, size in inputs.items()},
+        {"y": TensorSpec("y", "float32", (None, 1))},
+    )
+
+
+@pytest.mark.parametrize("wrong", [[float("nan"), 0], [float("nan")], None])
+def test_a_row_that_is_bad_in_two_inputs_is_refused_once(wrong: list[float] | None) -> None:
+    kind = pa.list_(pa.float32())
+    columns = {name: pa.array([[1, 2], wrong, [3, 4]], kind) for name in "ab"}
+    block = Block(pa.table({"id": [1, 2, 3], **columns}), 0)
+    signature = make_signature("serving_default", a=2, b=2)
+    plan = plan_columns(block, {signature.name: signature}, adjustment=Adjustment())
+    prepared = prepare(block, plan)
+    assert [one.row for one in prepared.bad] == [1]
+    assert prepared.rows.tolist() == [0, 2]
+    assert [len(array) for array in prepared.batch.values()] == [2, 2]
+
+
+def test_columns_of_bytes_ask_the_signature_whose_inputs_they_are() -> None:
+    cells = [np.zeros(2, np.float32).tobytes()] * 3
+    block = Block(pa.table({name: pa.array(cells, pa.binary(8)) for name in "ab"}), 0)
+    signatures = {
+        "other": make_signature("other", c=9, d=9),
+        "ours": make_signature("ours", a=2, b=2),
+    }
+    plan = plan_columns(block, signatures, adjustment=Adjustment())
+    assert plan.signature.name == "ours"
+
+
 # Any rows --------------------------------------------------------------------------------
 
 CELLS = st.one_of(
@@ -374,7 +461,8 @@ def test_every_row_is_answered_or_refused_never_both(
         rows = [{"id": n, "age": a, "color": "red"} for n, a in enumerate([*numbers, *ages])]
         source.write_text("\n".join(map(json.dumps, rows)))
     job = score(source, folder, version)
-    found, bad = read_ages(job), {row for row, _ in read_bad(job)}
+    found = {int(str(key)): age for key, age in read_ages(job).items()}
+    bad = {row for row, _ in read_bad(job)}
     expected_bad = {300 + n for n, age in enumerate(ages) if age == "old"}
     assert bad == expected_bad
     assert set(found) == set(range(300 + len(ages))) - bad
