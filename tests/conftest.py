@@ -92,8 +92,10 @@ def _publish_once(shared_tmp: Path, kind: str, *overrides: str) -> Path:
     folder = shared_tmp / f"published-{kind}"
     models = Path(given).absolute() if given else folder / "models"
     models.mkdir(parents=True, exist_ok=True)
-    # In the folder itself: several sessions at a time may share one that is given.
-    with (models / f".published-{kind}.lock").open("w") as lock:
+    # In a folder that is given, which several sessions may share; else beside the one made here,
+    # which goes with what an export that failed has left.
+    locks = models if given else shared_tmp
+    with (locks / f".published-{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (models / kind / "1").exists():
             shutil.rmtree(folder, ignore_errors=True)
