@@ -56,7 +56,7 @@ from contract.console.progress import Progress, format_seconds, show_progress
 from contract.console.terminal import keep_stderr, print_json, print_table, remark, say
 from contract.errors import ConfigError, DatasetError, PlumblineError
 from contract.manifest import Manifest, from_entries, read_manifest
-from contract.remote import open_version
+from contract.remote import explain_errors, open_version
 from contract.signature import IMAGE_BYTES, PREDICT_METHOD, UINT8, Signature
 from contract.statistics import Shift, measure_shift
 
@@ -210,7 +210,8 @@ def run(args: argparse.Namespace) -> ExitCode:
                 engine = stack.enter_context(open_engine(version_dir, choice))
             job = _prepare(args, version_dir, manifest, choice, rows, plan, stack)
             result = _run(args, job)
-            parts = find_parts(job.task.destination)
+            with explain_errors(args.output):
+                parts = find_parts(job.task.destination)
             refuse_stale(job.units, job.task.destination, parts)  # which came meanwhile
             result.num_others = len(parts) - len(job.units)
             result.verdict = _judge(job, engine, parts)
@@ -356,11 +357,13 @@ def _prepare(
         fingerprint=make_fingerprint(asked, plan),
         facts=facts,
     )
-    check_writable(destination)
-    held.enter_context(claim(destination))
-    sweep(destination)
-    parts = find_parts(destination)
-    refuse_stale(rows.units, destination, parts)
+    with explain_errors(args.output):
+        check_writable(destination)
+        held.enter_context(claim(destination))
+        sweep(destination)
+        parts = find_parts(destination)
+        refuse_stale(rows.units, destination, parts)
+        done, tally = count_parts(destination, rows.units, parts)
     version = Version(
         path=str(version_dir.resolve()), digest=manifest.digest, number=manifest.version
     )
@@ -371,7 +374,6 @@ def _prepare(
         outputs=outputs,
         max_bad_rows=args.max_bad_rows,
     )
-    done, tally = count_parts(destination, rows.units, parts)
     return _Job(rows.units, task, plan, version_dir, manifest, done, tally)
 
 

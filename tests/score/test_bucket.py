@@ -289,3 +289,21 @@ def test_a_store_without_credentials_says_to_check_them(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(ConfigError, match="check the credentials"):
         list_units(f"{bucket}/in")
+
+
+def test_an_out_without_credentials_is_a_sentence(
+    bucket: str,
+    silent: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    version = str(make_table_version(tmp_path / "version"))
+    put(f"file://{tmp_path}/in.parquet", 0)
+    silent()
+    for variable in CREDENTIALS:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    command = ["score", f"{tmp_path}/in.parquet", f"{bucket}/out", "--version_dir", version]
+    assert main([*command, "--workers=1"]) == 2
+    assert "check the credentials" in capsys.readouterr().err
