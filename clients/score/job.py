@@ -33,8 +33,9 @@ _CPUS = 0.75
 """Of a core, for a worker: what is left is for what Ray Data itself runs. With whole ones, workers
 on all cores would wait for work that nobody is left to hand out."""
 
-_RETRIES = 3
-"""Of a unit whose worker died: one that kills each of them is no accident."""
+_RETRIES = 100
+"""Of a unit whose worker died: one that kills each of them is no accident. A node that died takes
+some by itself, until Ray has noticed."""
 
 _CONNECT_S = 10.0
 
