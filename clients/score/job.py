@@ -33,7 +33,7 @@ _CPUS = 0.75
 """Of a core, for a worker: what is left is for what Ray Data itself runs. With whole ones, workers
 on all cores would wait for work that nobody is left to hand out."""
 
-_RETRIES = 100
+_RETRIES = 30
 """Of a unit whose worker died: one that kills each of them is no accident. A node that died takes
 some by itself, until Ray has noticed."""
 
