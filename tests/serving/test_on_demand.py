@@ -655,7 +655,13 @@ def test_a_model_that_appears_in_the_folder_is_served(tmp_path: Path, published_
     with ServerProcess(tmp_path, *flags, rest=True) as server:
         server.wait_until_ready()
         link_version(source, tmp_path / "models" / "new", 1)
-        server.wait_for(lambda: len(fetch(server.url)["models"]) == 2)
+        # Its folder may be seen before its version.
+        server.wait_for(
+            lambda: (
+                [bool(one["model_version_status"]) for one in fetch(server.url)["models"]]
+                == [True, True]
+            )
+        )
         assert predict(server.url, "new")
         shutil.rmtree(tmp_path / "models" / "m0")
         server.wait_for(lambda: [one["name"] for one in fetch(server.url)["models"]] == ["new"])

@@ -53,14 +53,23 @@ def serve(folder: Path, base: Path, keys: Keys, *flags: str) -> ServerProcess:
     )
 
 
+END = status_pb2.ModelVersionStatus.END
+
+
 def wait_for_end(server: ServerProcess, version: int) -> status_pb2.ModelVersionStatus:
-    """Waits until a version has ended, in every worker; what is said of it."""
-    server.wait_for(lambda: server.list_states("mlp").get(version) == "END")
+    """Waits until a version has ended, in the worker that says so; what it says of it."""
     request = status_pb2.GetModelStatusRequest()
     request.model_spec.name = "mlp"
-    with grpc.insecure_channel(server.address) as channel:
-        found = call(channel, GET_MODEL_STATUS, request).model_version_status
-    return next(one for one in found if one.version == version)
+    ended: list[status_pb2.ModelVersionStatus] = []
+
+    def has_ended() -> bool:  # of several workers each call may ask another
+        with grpc.insecure_channel(server.address) as channel:
+            found = call(channel, GET_MODEL_STATUS, request).model_version_status
+        ended[:] = [one for one in found if one.version == version and one.state == END]
+        return bool(ended)
+
+    server.wait_for(has_ended)
+    return ended[0]
 
 
 def ask(server: ServerProcess) -> int:
