@@ -219,14 +219,6 @@ def is_rest(address: str) -> bool:
     return address.startswith(("http://", "https://"))
 
 
-def count(text: str) -> int:
-    """An argparse type: a whole number of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
-
-
 def positive_count(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
     value = int(text)

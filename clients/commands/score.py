@@ -47,11 +47,11 @@ from clients.score.worker import Task, Version, make_fingerprint
 from clients.targets import (
     add_credential_flags,
     connection_options,
-    count,
     positive_count,
 )
 from contract import layout
 from contract.console.exits import ExitCode
+from contract.console.flags import whole_number
 from contract.console.progress import Progress, format_seconds, show_progress
 from contract.console.terminal import keep_stderr, print_json, print_table, remark, say
 from contract.errors import ConfigError, DatasetError, PlumblineError
@@ -101,7 +101,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     rows.add_argument(
         "--max_bad_rows",
-        type=count,
+        type=whole_number,
         default=DEFAULT_MAX_BAD,
         metavar="N",
         help="give up after more than N rows that cannot be scored (default %(default)s)",

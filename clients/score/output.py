@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 
 from clients.score.columns import BadRow
-from clients.score.sources import REQUESTS, ROW, SOURCE, Block, Unit, is_local
+from clients.score.sources import REQUESTS, ROW, SOURCE, Block, Unit, is_local, list_protocols
 from contract.console.extras import import_extra
 from contract.console.terminal import remark
 from contract.errors import ConfigError, DatasetError, ServableUnavailableError
@@ -245,7 +245,7 @@ def sweep(destination: Destination) -> int:
     folder = posixpath.join(root, destination.folder)
     if is_local(system):
         return sum(_sweep_file(path) for path in Path(folder).glob(f"{_TEMPORARY}*"))
-    if not _WHOLE.isdisjoint(_list_protocols(system)):
+    if not _WHOLE.isdisjoint(list_protocols(system)):
         return 0
     removed = 0
     with suppress(OSError):
@@ -313,7 +313,7 @@ class WholeFile:
             Path(self._temporary).replace(self._path)
             return
         self.file.seek(0)
-        is_whole = not _WHOLE.isdisjoint(_list_protocols(self._system))
+        is_whole = not _WHOLE.isdisjoint(list_protocols(self._system))
         path = self._path if is_whole else self._temporary
         target = self._system.open(path, "wb")
         try:
@@ -360,10 +360,6 @@ def _remove(system: AbstractFileSystem, path: str) -> None:
     except Exception:  # each has its own words for nothing being there
         if system.exists(path):
             raise
-
-
-def _list_protocols(system: AbstractFileSystem) -> tuple[str, ...]:
-    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
 class PartWriter:

@@ -121,8 +121,12 @@ def find_place(address: str) -> str:
 
 def is_local(system: AbstractFileSystem) -> bool:
     """Whether its files are files of this machine."""
-    protocol = system.protocol
-    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+    return "file" in list_protocols(system)
+
+
+def list_protocols(system: AbstractFileSystem) -> tuple[str, ...]:
+    """What addresses of a file system begin with."""
+    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
 def holds(address: str, other: str) -> bool:

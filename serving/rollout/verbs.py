@@ -22,6 +22,7 @@ from contract.console.flags import (
     positive_number,
     read_tls_files,
     read_token,
+    whole_number,
 )
 from contract.console.terminal import print_json, print_table, remark, say
 from contract.errors import ConfigError, DeadlineExceededError, PlumblineError
@@ -201,7 +202,7 @@ def _add_shadow_flags(parser: argparse.ArgumentParser) -> None:
     )
     shadow.add_argument(
         "--max_shadow_failures",
-        type=_count,
+        type=whole_number,
         default=0,
         metavar="N",
         help="calls that the new version alone may fail (default: %(default)d)",
@@ -214,26 +215,19 @@ def _add_shadow_flags(parser: argparse.ArgumentParser) -> None:
     )
     shadow.add_argument(
         "--min_shadow_rows",
-        type=_count,
+        type=whole_number,
         default=MIN_ROWS,
         metavar="N",
         help="fewer prove too little, and the label stays (default: %(default)d)",
     )
     shadow.add_argument(
         "--shadow_rows",
-        type=_count,
+        type=whole_number,
         default=20,
         metavar="N",
         help="how many of the worst rows are kept beside the audit, as people sent them; 0 for "
         f"none, at most {MAX_ROWS} (default: %(default)d)",
     )
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
 
 
 def _share_or_none(text: str) -> float:

@@ -29,8 +29,9 @@ from contract.manifest import (
     to_entries,
     write_manifest,
 )
-from contract.signature import Array
+from contract.signature import Array, Batch
 from contract.statistics import describe_columns
+from tests.clients.grpc_servers import ModelServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PIXELS = 784
@@ -169,3 +170,18 @@ def make_table_version(base_path: Path, *, fills: bool = True) -> Path:
     )
     write_manifest(version_dir, manifest)
     return version_dir
+
+
+@contextmanager
+def serve_answers(version: Path) -> Iterator[ModelServer]:
+    """A server that answers as a version of digits does, and can be told to do otherwise."""
+    with OnDevicePredictor(version) as predictor, ModelServer() as server:
+        server.signatures = dict(predictor.signatures)
+
+        def answer(inputs: Batch) -> Batch:
+            (array,) = inputs.values()
+            name = "serving_uint8" if array.dtype == np.uint8 else "serving_default"
+            return predictor.predict(inputs, signature_name=name)
+
+        server.answer = answer
+        yield server

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
-from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 from s3fs import S3FileSystem
 
@@ -24,31 +23,23 @@ from clients.cli import main
 from clients.score.output import Destination, WholeFile, claim, find_parts, sweep
 from clients.score.sources import list_units, read_unit
 from contract.errors import ConfigError, ServableUnavailableError
+from tests.exporter.remote_versions import CREDENTIALS, serve_s3
 from tests.score.jobs import make_table_version
-
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": "testing",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """The address of an empty bucket; all servers of a process have the same ones."""
     name = hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
     S3FileSystem.clear_instance_cache()  # of a server of another test
-    host, port = server.get_host_and_port()
-    for variable, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
-        monkeypatch.setenv(variable, value)
-    boto3.client("s3").create_bucket(Bucket=name)
-    try:
-        yield f"s3://{name}"
-    finally:
-        S3FileSystem.clear_instance_cache()
-        server.stop()
+    with serve_s3() as endpoint:
+        for variable, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
+            monkeypatch.setenv(variable, value)
+        boto3.client("s3").create_bucket(Bucket=name)
+        try:
+            yield f"s3://{name}"
+        finally:
+            S3FileSystem.clear_instance_cache()
 
 
 def put(address: str, first: int, *, age: float = 1.0) -> None:

@@ -27,7 +27,7 @@ from contract.signature import Array, Batch
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import ROOT, make_images, write_images
+from tests.score.jobs import ROOT, make_images, serve_answers, write_images
 from tests.serving.server_process import ServerProcess
 
 ROWS = 1000
@@ -40,16 +40,7 @@ def version(published_mlp: Path) -> Path:
 
 @pytest.fixture
 def server(version: Path) -> Iterator[ModelServer]:
-    """Answers as the version does, and can be told to do otherwise."""
-    with OnDevicePredictor(version) as predictor, ModelServer() as server:
-        server.signatures = dict(predictor.signatures)
-
-        def answer(inputs: Batch) -> Batch:
-            (array,) = inputs.values()
-            name = "serving_uint8" if array.dtype == np.uint8 else "serving_default"
-            return predictor.predict(inputs, signature_name=name)
-
-        server.answer = answer
+    with serve_answers(version) as server:
         yield server
 
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from clients import OnDevicePredictor
 from clients.cli import main
 from clients.score.sources import list_units
 from clients.score.verify import choose_units
@@ -20,7 +19,7 @@ from contract.signature import Batch
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import make_images, make_table_version, write_images
+from tests.score.jobs import make_images, make_table_version, serve_answers, write_images
 
 
 @pytest.fixture(scope="session")
@@ -212,16 +211,7 @@ def test_a_variant_is_held_to_itself_and_to_float32(
 
 @pytest.fixture
 def server(version: Path) -> Iterator[ModelServer]:
-    """Answers as the version does."""
-    with OnDevicePredictor(version) as predictor, ModelServer() as server:
-        server.signatures = dict(predictor.signatures)
-
-        def answer(inputs: Batch) -> Batch:
-            (array,) = inputs.values()
-            name = "serving_uint8" if array.dtype == np.uint8 else "serving_default"
-            return predictor.predict(inputs, signature_name=name)
-
-        server.answer = answer
+    with serve_answers(version) as server:
         yield server
 
 

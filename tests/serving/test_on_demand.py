@@ -459,6 +459,12 @@ def test_flags_that_cannot_be_used_are_refused(flags: tuple[str, ...], word: str
 # Real servers, real versions.
 
 
+def serve_on_demand(tmp_path: Path, *flags: str) -> ServerProcess:
+    """A server of the models in a folder, which loads each when it is asked for."""
+    base = f"--models_base_path={tmp_path / 'models'}"
+    return ServerProcess(tmp_path, base, "--load_on_demand", *flags, rest=True)
+
+
 def serve_many(folder: Path, source: Path, num_models: int) -> int:
     """So many models of one version; what each counts for."""
     for number in range(num_models):
@@ -485,13 +491,10 @@ def test_a_server_loads_and_unloads_as_it_is_asked(
     tmp_path: Path, published_mlp: Path, workers: int
 ) -> None:
     size = serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 4)
-    with ServerProcess(
+    with serve_on_demand(
         tmp_path,
-        f"--models_base_path={tmp_path / 'models'}",
-        "--load_on_demand",
         f"--max_resident_bytes={2 * size}",
         f"--workers={workers}",
-        rest=True,
     ) as server:
         server.wait_until_ready()
         models = fetch(server.url)["models"]
@@ -620,8 +623,7 @@ def test_a_damaged_version_tells_its_reason_and_costs_no_other(
     damaged = tmp_path / "models" / "m0" / "1" / "model.tflite"
     damaged.unlink()
     damaged.write_bytes(b"no model")
-    flags = (f"--models_base_path={tmp_path / 'models'}", "--load_on_demand")
-    with ServerProcess(tmp_path, *flags, rest=True) as server:
+    with serve_on_demand(tmp_path) as server:
         server.wait_until_ready()
         with pytest.raises(urllib.error.HTTPError) as failed:
             predict(server.url, "m0")
@@ -651,8 +653,7 @@ def test_a_folder_of_no_models_says_which_one_is_meant(tmp_path: Path) -> None:
 def test_a_model_that_appears_in_the_folder_is_served(tmp_path: Path, published_mlp: Path) -> None:
     source = published_mlp / "mlp" / "1"
     serve_many(tmp_path / "models", source, 1)
-    flags = (f"--models_base_path={tmp_path / 'models'}", "--load_on_demand")
-    with ServerProcess(tmp_path, *flags, rest=True) as server:
+    with serve_on_demand(tmp_path) as server:
         server.wait_until_ready()
         link_version(source, tmp_path / "models" / "new", 1)
         # Its folder may be seen before its version.
@@ -673,12 +674,9 @@ def test_a_damaged_model_and_a_start_move_nothing_that_is_good(
     size = serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 3)
     graph = tmp_path / "models" / "m2" / "1" / "saved_model.pb"
     replace_file(graph, graph.read_bytes()[:-1] + b"?")
-    with ServerProcess(
+    with serve_on_demand(
         tmp_path,
-        f"--models_base_path={tmp_path / 'models'}",
-        "--load_on_demand",
         f"--max_resident_bytes={size}",
-        rest=True,
     ) as server:
         server.wait_until_ready()
         assert predict(server.url, "m0")
@@ -699,13 +697,10 @@ def test_a_version_that_fails_its_trial_moves_nothing_that_is_good(
     (unfit / layout.TFLITE).write_bytes(b"no model")  # and the manifest is true to it
     manifest = read_manifest(unfit)
     write_manifest(unfit, msgspec.structs.replace(manifest, files=hash_files(unfit)))
-    with ServerProcess(
+    with serve_on_demand(
         tmp_path,
-        f"--models_base_path={tmp_path / 'models'}",
-        "--load_on_demand",
         f"--max_resident_bytes={size}",
         "--engine=litert",
-        rest=True,
     ) as server:
         server.wait_until_ready()
         assert predict(server.url, "m0")
@@ -720,12 +715,9 @@ def test_who_leaves_leaves_for_a_version_that_was_tried_once(
     tmp_path: Path, published_mlp: Path
 ) -> None:
     size = serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 2)
-    with ServerProcess(
+    with serve_on_demand(
         tmp_path,
-        f"--models_base_path={tmp_path / 'models'}",
-        "--load_on_demand",
         f"--max_resident_bytes={size}",
-        rest=True,
     ) as server:
         server.wait_until_ready()
         assert predict(server.url, "m0")
@@ -736,13 +728,10 @@ def test_who_leaves_leaves_for_a_version_that_was_tried_once(
 
 def test_memory_stays_flat_over_many_loads(tmp_path: Path, published_mlp: Path) -> None:
     size = serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 3)
-    with ServerProcess(
+    with serve_on_demand(
         tmp_path,
-        f"--models_base_path={tmp_path / 'models'}",
-        "--load_on_demand",
         f"--max_resident_bytes={size}",
         "--log_level=warning",
-        rest=True,
     ) as server:
         server.wait_until_ready()
         process = psutil.Process(server.process.pid)
@@ -773,13 +762,10 @@ def test_a_rollout_loads_the_version_that_it_promotes(tmp_path: Path, published_
 
 def test_callers_lose_no_call_while_models_come_and_go(tmp_path: Path, published_mlp: Path) -> None:
     size = serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 5)
-    with ServerProcess(
+    with serve_on_demand(
         tmp_path,
-        f"--models_base_path={tmp_path / 'models'}",
-        "--load_on_demand",
         f"--max_resident_bytes={2 * size}",
         "--log_level=warning",
-        rest=True,
     ) as server:
         server.wait_until_ready()
 
@@ -801,12 +787,9 @@ def test_a_client_that_waits_for_a_version_has_it_loaded(
     tmp_path: Path, published_mlp: Path, workers: int
 ) -> None:
     serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 2)
-    with ServerProcess(
+    with serve_on_demand(
         tmp_path,
-        f"--models_base_path={tmp_path / 'models'}",
-        "--load_on_demand",
         f"--workers={workers}",
-        rest=True,
     ) as server:
         server.wait_until_ready()
         for where in (server.address, server.url):
@@ -819,8 +802,7 @@ def test_doctor_knows_a_model_that_is_loaded_on_demand_and_leaves_it_alone(
     tmp_path: Path, published_mlp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve_many(tmp_path / "models", published_mlp / "mlp" / "1", 1)
-    flags = (f"--models_base_path={tmp_path / 'models'}", "--load_on_demand")
-    with ServerProcess(tmp_path, *flags, rest=True) as server:
+    with serve_on_demand(tmp_path) as server:
         server.wait_until_ready()
         assert main(["doctor", server.address, "--model_name", "m0", "--json"]) == 0
         assert NOT_LOADED in capsys.readouterr().out
