@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -150,6 +151,19 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[Cluster]:
             yield Cluster(num_workers=count, is_here=not cluster)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end a job as Ctrl-C does: what it holds is given back, no half part stays."""
+    if threading.current_thread() is not threading.main_thread():  # no other may say what ends it
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _end(number: int, _: object) -> None:

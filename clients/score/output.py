@@ -621,9 +621,9 @@ def claim(destination: Destination) -> Iterator[None]:
         system.invalidate_cache()
         for other in map(str, system.ls(folder, detail=False)):
             name = posixpath.basename(other)
-            if "-" not in name or name.startswith(asked):  # the folder's own marker, or the same
+            if "-" not in name or name == posixpath.basename(path):  # the folder's own marker
                 continue
-            if _remove_dead(system, other):
+            if _remove_dead(system, other) or name.startswith(asked):
                 continue
             raise ConfigError(
                 f"another job is at work in {destination.address}/{destination.folder}, with other "

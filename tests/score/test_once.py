@@ -454,6 +454,26 @@ def test_an_interrupted_job_says_how_to_go_on_and_leaves_no_half_part(
     assert read_ids(tmp_path / "out") == list(range(3000))
 
 
+def test_what_ended_jobs_had_asked_is_told_by_nothing_that_stays(
+    tmp_path: Path, version: Path, score: Score
+) -> None:
+    write(tmp_path / "in" / "x.parquet", 0, 3000, group=3)
+    asked = tmp_path / "out" / "_asked" / "version=1"
+    job = start(tmp_path, version)
+    wait_for_parts(tmp_path, 20, job)
+    job.send_signal(signal.SIGTERM)
+    out, err = job.communicate()
+    assert (job.returncode, out, err) == (143, "", "")
+    assert not list(asked.iterdir()) and not list((tmp_path / "out").rglob(".part-*"))
+    job = start(tmp_path, version)
+    wait_for_parts(tmp_path, 40, job)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    assert len(list(asked.iterdir())) == 1
+    assert score() == 0
+    assert not list(asked.iterdir())
+
+
 def test_while_a_job_is_at_work_another_question_is_refused_and_writes_nothing(
     tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]
 ) -> None:
