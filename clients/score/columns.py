@@ -23,7 +23,7 @@ from clients.files.fit import (
 )
 from clients.files.read import UNNAMED, FileRows, Skipped
 from clients.on_device import check_finite
-from clients.score.arrays import convert, count_bytes, count_values, find_odd
+from clients.score.arrays import convert, count_bytes, count_values, find_gaps, find_odd
 from clients.score.sources import EXAMPLE, Block, Unit, read_unit
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, TensorMismatchError
@@ -321,7 +321,9 @@ def _match_all(table: pa.Table, candidates: Sequence[Signature]) -> tuple[str, .
     numbers = tuple(
         field.name
         for field in table.schema
-        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+        if pa.types.is_floating(field.type)
+        or pa.types.is_integer(field.type)
+        or pa.types.is_decimal(field.type)
     )
     sizes = {
         count_values(next(iter(one.inputs.values()))) for one in candidates if len(one.inputs) == 1
@@ -333,6 +335,8 @@ def _is_single(field: pa.Field) -> bool:
     """Whether a column holds one value a row, which can be a key."""
     pa = import_extra("pyarrow", _PURPOSE)
     kind, types = field.type, pa.types
+    if isinstance(kind, pa.BaseExtensionType) and types.is_nested(kind.storage_type):
+        return False  # a tensor
     return not (
         types.is_nested(kind)
         or types.is_binary(kind)
@@ -589,16 +593,18 @@ def _drop_missing(
     """The rows that could be read, and have a value in every column of an input that needs one;
     and the others, to their reasons.
     """
-    pc = import_extra("pyarrow.compute", _PURPOSE)
     bad: dict[int, str] = {}
     for one in inputs:
         for column in dict.fromkeys(one.columns):
             filled = bool(one.fillings) or (
                 one.encodings and one.encodings[one.columns.index(column)]
             )
-            if table.column(column).null_count and not filled:
-                empty = np.flatnonzero(pc.is_null(table.column(column)).to_numpy())
-                bad |= {int(row): f"{column} is missing" for row in empty}
+            if filled:
+                continue
+            values = table.column(column)
+            for row in np.flatnonzero(find_gaps(values)).tolist():
+                is_there = values[row].is_valid
+                bad[row] = f"{column} lacks a value" if is_there else f"{column} is missing"
     bad |= wrong
     if bad:
         keep = np.ones(table.num_rows, bool)

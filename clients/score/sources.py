@@ -458,7 +458,28 @@ def _read_row_group(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Ite
         check_names([name for name in file.schema_arrow.names if not chosen or name in chosen])
         count = _count_rows(file.metadata.row_group(unit.number), chosen)
         for batch in file.iter_batches(count, row_groups=[unit.number], columns=chosen):
-            yield Block(pa.Table.from_batches([batch]), 0)
+            yield Block(_replace_views(pa.Table.from_batches([batch])), 0)
+
+
+def _replace_views(table: pa.Table) -> pa.Table:
+    """With views of texts and bytes, which few functions of Arrow take, as texts and bytes."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    fields = [field.with_type(_replace_view(field.type)) for field in table.schema]
+    schema = pa.schema(fields, table.schema.metadata)
+    return table if schema == table.schema else table.cast(schema)
+
+
+def _replace_view(kind: pa.DataType) -> pa.DataType:
+    pa = import_extra("pyarrow", _PURPOSE)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_replace_view(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_replace_view(kind.value_type)))
+    return kind
 
 
 def _count_rows(group: pa.parquet.RowGroupMetaData, chosen: Sequence[str] | None) -> int:
