@@ -454,6 +454,49 @@ def test_an_interrupted_job_says_how_to_go_on_and_leaves_no_half_part(
     assert read_ids(tmp_path / "out") == list(range(3000))
 
 
+ENDS = """
+import os, signal
+from clients.score.job import ended_by_sigterm
+
+def main():
+    with ended_by_sigterm():
+        try:
+            import swallows
+            signal.pause()
+        finally:
+            print("given back")
+"""
+SWALLOWS = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except BaseException:
+    print("swallowed")
+"""
+
+
+@pytest.mark.parametrize("ignores_sigint", [False, True])
+def test_sigterm_waits_for_imports_as_ctrl_c_does(tmp_path: Path, ignores_sigint: bool) -> None:
+    (tmp_path / "ends.py").write_text(ENDS)
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
+    (tmp_path / "swallows.py").write_text(kill if ignores_sigint else SWALLOWS)
+    job = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "from contract.console.interrupts import run_main; raise SystemExit(run_main('ends'))",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_IGN if ignores_sigint else signal.SIG_DFL
+        ),
+    )
+    assert (job.returncode, job.stdout, job.stderr) == (143, "given back\n", "")
+
+
 def test_what_ended_jobs_had_asked_is_told_by_nothing_that_stays(
     tmp_path: Path, version: Path, score: Score
 ) -> None:
