@@ -34,7 +34,7 @@ from contract.console.extras import import_extra
 from contract.console.terminal import remark
 from contract.errors import ConfigError, DatasetError, ServableUnavailableError
 from contract.heads import Head
-from contract.remote import open_address
+from contract.remote import explain_errors, open_address
 from contract.signature import STRING, Array, dtype_name
 from contract.statistics import Sketch, join_sketches
 
@@ -350,7 +350,8 @@ class WholeFile:
         if self._is_local:
             with suppress(OSError):  # it is not there where it was placed
                 Path(self._temporary).unlink()
-        self.file.close()
+        with suppress(OSError):  # what a full disk did not take is tried again
+            self.file.close()
 
 
 def _remove(system: AbstractFileSystem, path: str) -> None:
@@ -434,7 +435,9 @@ class PartWriter:
                 part.schema.with_metadata(facts),
                 use_dictionary=[name for name in part.column_names if name.endswith("_class")],
             )
-        self._writer.write_table(part.cast(self._schema))
+        whole = part.cast(self._schema)
+        with explain_errors(self._destination.address):
+            self._writer.write_table(whole)
 
     def refuse(self, block: Block, bad: Sequence[BadRow], keys: Sequence[str]) -> None:
         """Adds bad rows to the side file.
@@ -458,9 +461,10 @@ class PartWriter:
 
     def _tell(self, row: dict[str, object]) -> None:
         """A line of the side file."""
-        if self._bad is None:
-            self._bad = WholeFile(self._system, self._bad_path, self._folder)
-        self._bad.file.write(msgspec.json.encode(row) + b"\n")
+        with explain_errors(self._destination.address):
+            if self._bad is None:
+                self._bad = WholeFile(self._system, self._bad_path, self._folder)
+            self._bad.file.write(msgspec.json.encode(row) + b"\n")
         self._num_bad += 1
         if self._max_bad_rows is not None and self._num_bad > self._max_bad_rows:
             if not self._system.exists(self._path):  # another job's, with a larger limit
@@ -482,12 +486,13 @@ class PartWriter:
         self._writer.add_key_value_metadata(
             {SUMMARY: msgspec.json.encode(summary).decode(), _PART: self._name}
         )
-        self._writer.close()
-        if self._bad is not None:
-            self._bad.place()
-        else:
-            _remove(self._system, self._bad_path)  # of an attempt that ended before its part
-        self._part.place()
+        with explain_errors(self._destination.address):
+            self._writer.close()
+            if self._bad is not None:
+                self._bad.place()
+            else:
+                _remove(self._system, self._bad_path)  # of an attempt that ended before its part
+            self._part.place()
 
     def __enter__(self) -> PartWriter:
         return self

@@ -70,6 +70,9 @@ _TELL_TALES = (
 )
 """What file systems say of a file, checksums before ages."""
 
+_SAYS_THE_SAME = frozenset({"file", "local", "s3", "s3a"})
+"""Protocols of file systems that say the same of a file alone and in the list of a folder."""
+
 _SILENCE = (ConnectionError, TimeoutError)
 """Errors of who cannot be reached, which say nothing of a file."""
 
@@ -388,7 +391,8 @@ def read_unit(
         types: Of columns of JSON lines and records, where they are known.
 
     Raises:
-        DatasetError: It cannot be read: damaged, gone, or not what its name says.
+        DatasetError: It cannot be read: damaged, gone, not what its name says, or not what it was
+            when it was listed, before or after it was read.
         ConfigError: Access is refused.
         ServableUnavailableError: The address cannot be reached.
     """
@@ -397,11 +401,13 @@ def read_unit(
     # Of a driver's errors only it knows the kinds; a file of this machine has none of them.
     with nullcontext() if is_local(system) else explain_errors(unit.address):
         try:
+            _refuse_changed(unit)
             first = max(unit.first_row, 0)
             for block in _READERS[unit.kind](unit, columns, types or {}):
                 table = _add_folders(block.table, unit, columns)
                 yield dataclasses.replace(block, table=table, first_row=first)
                 first += table.num_rows
+            _refuse_changed(unit)
         except _SILENCE:
             raise
         except (
@@ -417,6 +423,22 @@ def read_unit(
             if error.message.startswith(unit.address):
                 raise
             raise DatasetError(f"{unit.address}: {error.message}") from error
+
+
+def _refuse_changed(unit: Unit) -> None:
+    """Refuses a file that is not the one that was listed: its answers would have the name of those
+    to the other. Only of file systems that are known to say the same of a file however they are
+    asked; of pictures each is a row of its own.
+    """
+    system, path = open_address(unit.address)
+    if unit.kind == "pictures" or _SAYS_THE_SAME.isdisjoint(list_protocols(system)):
+        return
+    system.invalidate_cache(path)
+    if not unit.identity.endswith(_identify(system.info(path))):
+        raise DatasetError(
+            f"{unit.address} has changed since the job began; run again when nobody writes to it: "
+            "where OUT has answers to it as it was, that run says so"
+        )
 
 
 def _add_folders(table: pa.Table, unit: Unit, columns: Sequence[str] | None) -> pa.Table:

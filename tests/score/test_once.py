@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,8 @@ from clients.score.output import (
 )
 from clients.score.sources import Unit, holds, list_units, read_unit
 from contract.errors import ConfigError, DatasetError
+from contract.wire.plumbline_wire import example_pb2
+from contract.wire.tfrecord import frame_record
 from tests.score.jobs import ROOT, make_job, make_table_version
 
 
@@ -162,6 +165,45 @@ def test_a_file_that_was_replaced_is_refused_and_nothing_is_written(
     assert score() == 2
     assert "count its rows twice" in capsys.readouterr().err
     assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.jsonl", "x.tfrecord"])
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_file_that_changes_while_a_job_is_at_work_gets_no_answers_under_its_old_name(
+    tmp_path: Path, version: Path, name: str, is_begun: bool
+) -> None:
+    path = tmp_path / "in" / name
+
+    def put(age: int) -> None:
+        path.parent.mkdir(exist_ok=True)
+        if name.endswith("parquet"):
+            write(path, 0, age=age)
+        elif name.endswith("csv"):
+            path.write_text(f"id,age,color\n1,{age},red\n")
+        elif name.endswith("jsonl"):
+            path.write_text(json.dumps({"id": 1, "age": age, "color": "red"}))
+        else:
+            example = example_pb2.Example()
+            features = example.features.feature
+            features["id"].int64_list.value.append(1)
+            features["age"].float_list.value.append(age)
+            features["color"].bytes_list.value.append(b"red")
+            path.write_bytes(frame_record(example.SerializeToString()))
+        os.utime(path, (age, age))
+
+    put(20)
+    job = make_job(path.parent, tmp_path / "out", version)
+    if is_begun:
+        blocks = read_unit(job.units[0])
+        next(blocks)
+        put(30)
+        with pytest.raises(DatasetError, match="has changed since the job began"):
+            list(blocks)
+    else:
+        put(30)
+        with pytest.raises(DatasetError, match="has changed since the job began"):
+            job.run()
+        assert find_parts(job.task.destination) == {}
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
@@ -359,6 +401,31 @@ def wait_for_parts(tmp_path: Path, count: int, job: subprocess.Popen[str]) -> No
     while len(list((tmp_path / "out").rglob("part-*.parquet"))) < count:
         assert job.poll() is None, job.communicate()
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("limit", [100, 5000])
+def test_a_full_disk_is_a_sentence_and_the_next_run_goes_on(
+    tmp_path: Path, version: Path, score: Score, limit: int
+) -> None:
+    source = write(tmp_path / "in" / "x.parquet", 0, 1000, group=1000)
+    write(tmp_path / "in" / "a.parquet", 1000, 1, group=1)
+    out = tmp_path / "out"
+    job = subprocess.run(
+        [
+            *(sys.executable, "-m", "clients", "score", str(source.parent), str(out)),
+            *("--version_dir", str(version), "--workers=1"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert job.returncode == 3, job.stderr
+    assert job.stderr.endswith("make room and run the same command again\n")
+    assert len(list(out.rglob("*.parquet"))) == (limit == 5000)
+    assert not list(out.rglob(".part-*"))
+    assert score() == 0
+    assert read_ids(out) == list(range(1001))
 
 
 def test_two_jobs_at_a_time_write_each_row_once(tmp_path: Path, version: Path) -> None:
