@@ -182,7 +182,7 @@ def read_ids(out: Path) -> list[int]:
 def is_scoring(node: subprocess.Popen[bytes]) -> bool:
     """Whether a worker of ours runs on the node."""
     children = psutil.Process(node.pid).children(recursive=True)
-    return any("MapWorker" in " ".join(child.cmdline()) for child in children)
+    return any("ScoreWorker" in " ".join(child.cmdline()) for child in children)
 
 
 @pytest.mark.timeout(2 * LIMIT_S)
