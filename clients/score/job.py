@@ -133,12 +133,12 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[Cluster]:
             else f"Ray did not start on this machine: {reason}"
         ) from error
     signal.signal(signal.SIGTERM, _end)  # Ray's own says 15, and much besides
-    try:
-        with redirect_stdout(sys.stderr):  # where Ray would tell of workers that died
+    with redirect_stdout(sys.stderr):  # where Ray would tell of workers that died, as it ends too
+        try:
             count = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
             yield Cluster(num_workers=count, is_here=not cluster)
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _end(number: int, _: object) -> None:

@@ -18,9 +18,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.score.jobs import make_images, to_binary
+from tests.score.jobs import ROOT, make_images, read_ids, to_binary
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.ray
 GROUPS, GROUP_ROWS = 60, 1500
 LIMIT_S = 240
@@ -126,11 +125,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def version(published_mlp: Path) -> Path:
-    return published_mlp / "mlp" / "1"
-
-
-@pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     images = make_images(GROUP_ROWS)
@@ -172,11 +166,6 @@ def wait_for_parts(out: Path, count: int, job: subprocess.Popen[str]) -> None:
         assert job.poll() is None, job.communicate()[1]
         assert time.monotonic() < end, "too few parts"
         time.sleep(0.05)
-
-
-def read_ids(out: Path) -> list[int]:
-    ids: list[int] = parquet.read_table(out / "version=1")["id"].to_pylist()
-    return sorted(ids)
 
 
 def is_scoring(node: subprocess.Popen[bytes]) -> bool:
