@@ -54,13 +54,22 @@ class _Outcome(msgspec.Struct, kw_only=True):
 
 
 class ScoreWorker:
-    """What Ray runs one of for each worker."""
+    """What Ray runs one of for each worker.
 
-    def __init__(self, task: Task, plan: ColumnPlan, files: dict[str, bytes]) -> None:
+    Args:
+        task: What the job is.
+        plan: How rows become batches.
+        files: Ray's reference to the files of the version; in a list, since one that is given bare
+            is fetched by every worker, whether its node has them or not.
+    """
+
+    def __init__(self, task: Task, plan: ColumnPlan, files: list[Any]) -> None:
+        import ray
+
         self._scorer: Scorer | None = None
         self._fault: WorkerFault | None = None
         try:
-            version_dir = place_version(task.version, lambda: files)
+            version_dir = place_version(task.version, lambda: ray.get(files[0]))
             self._scorer = Scorer(task, plan, version_dir)
             atexit.register(self._scorer.close)
         except Exception as error:
@@ -239,7 +248,7 @@ def run_units(
     files = ray.put({} if cluster.is_here else pack_version(version_dir))
     worker = ray.remote(num_cpus=1)(ScoreWorker)
     count = min(cluster.num_workers, len(units))
-    yield from _Crew(lambda: worker.remote(task, plan, files), units, count).iterate()
+    yield from _Crew(lambda: worker.remote(task, plan, [files]), units, count).iterate()
 
 
 class _Crew:
@@ -260,6 +269,7 @@ class _Crew:
         self._waiting = deque(units)
         self._count = count
         self._asked: dict[Any, tuple[Any, Unit | None]] = {}  # oldest first
+        self._idle: list[Any] = []
         self._deaths: Counter[Unit | None] = Counter()
         for _ in range(count):
             self._hire()
@@ -300,6 +310,9 @@ class _Crew:
         for _ in range(min(most - has, len(self._waiting))):
             unit = self._waiting.popleft()
             self._asked[worker.score.remote(unit)] = worker, unit
+            has += 1
+        if not has:  # until another one dies
+            self._idle.append(worker)
 
     def _replace(self, worker: Any, error: Exception) -> None:
         """Another worker for one that died; its units wait again.
@@ -324,3 +337,6 @@ class _Crew:
         self._waiting.extendleft(unit for unit in reversed(units) if unit)
         ray.kill(worker)  # one that is only out of reach would go on
         self._hire()
+        idle, self._idle = self._idle, []
+        for one in idle:
+            self._hand_out(one)
