@@ -595,10 +595,8 @@ def _to_plain(value: object) -> object:
 def name_classes(head: Head, array: Array) -> pa.Array | None:
     """The class of each row; None where a row has several, or none."""
     pa = import_extra("pyarrow", _PURPOSE)
-    if head.task not in ("multiclass", "binary") or array.dtype.kind != "f":
-        return None
-    decided = head.decide(array)
-    if decided.ndim != 1:
+    decided = head.decide_rows(array)
+    if decided is None:
         return None
     names = head.class_names
     if not names:

@@ -311,7 +311,11 @@ def _read_outputs(
         head = heads.get(output)
         decided = name_classes(head, array) if head is not None else None
         column = f"{names[output]}_class"
-        if decided is not None and found.column(column).to_pylist() != decided.to_pylist():
+        if decided is None:
+            continue
+        if column not in found.column_names:
+            raise _Wrong(f"{part} has no column {column}")
+        if found.column(column).to_pylist() != decided.to_pylist():
             raise _Wrong(f"{part}: {column} is not the class of {names[output]}")
     return outputs
 

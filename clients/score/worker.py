@@ -30,7 +30,6 @@ from contract.errors import (
     VerificationError,
 )
 from contract.golden import read_golden
-from contract.heads import Head
 from contract.manifest import Manifest, check_files, read_manifest
 from contract.parity import replay
 from contract.signature import Array, Batch
@@ -156,7 +155,7 @@ class Scorer:
         found = sketch_batch(prepared, self._manifest)
         summary.sketches = join_sketches([summary.sketches, found])
         for name, head in self._manifest.heads.items():
-            if name in outputs and (scores := _find_best(head, outputs[name])) is not None:
+            if name in outputs and (scores := head.find_confidence(outputs[name])) is not None:
                 summary.num_judged += len(scores)
                 summary.num_unsure += int((scores < _UNSURE).sum())
                 break
@@ -164,16 +163,6 @@ class Scorer:
     def close(self) -> None:
         """Ends the engine."""
         self._engine.close()
-
-
-def _find_best(head: Head, scores: Array) -> Array | None:
-    """Of each row, the score of its class; None where scores are no probabilities."""
-    if head.task not in ("multiclass", "binary") or head.from_logits or scores.dtype.kind != "f":
-        return None
-    if head.task == "binary":
-        one = scores.reshape(len(scores), -1)
-        return np.asarray(np.maximum(one, 1 - one)[:, 0]) if one.shape[1] == 1 else None
-    return np.asarray(scores.max(axis=1)) if scores.ndim == 2 else None
 
 
 def sketch_batch(prepared: Prepared, manifest: Manifest) -> dict[str, dict[str, Sketch]]:
