@@ -43,7 +43,7 @@ from clients.score.sources import (
     read_unit,
 )
 from clients.score.verify import Verdict, choose_units, draw_sample, judge, open_judges
-from clients.score.worker import Task, Version, make_fingerprint
+from clients.score.worker import Task, make_task
 from clients.targets import (
     add_credential_flags,
     connection_options,
@@ -337,28 +337,23 @@ def _prepare(
     plan: ColumnPlan,
     held: ExitStack,
 ) -> _Job:
-    outputs = tuple(_split(args.outputs))
+    outputs = _split(args.outputs)
     unknown = [name for name in outputs if name not in plan.signature.outputs]
     if unknown:
         raise ConfigError(
             f"--outputs names {', '.join(unknown)}; signature {plan.signature.name!r} has "
             f"{', '.join(plan.signature.outputs)}"
         )
-    facts = {
-        "model_name": manifest.model_name,
-        "version": str(manifest.version),
-        "manifest_digest": manifest.digest,
-        "signature_name": plan.signature.name,
-        "engine": f"{choice.kind} {choice.variant}" if choice.kind == LITERT else choice.kind,
-    }
-    asked = {"digest": manifest.digest, "outputs": outputs, "variant": choice.variant}
-    destination = Destination(
-        address=find_place(args.output),
-        version=manifest.version,
-        digest=manifest.digest,
-        fingerprint=make_fingerprint(asked, plan),
-        facts=facts,
+    task = make_task(
+        version_dir,
+        manifest,
+        choice,
+        plan,
+        find_place(args.output),
+        outputs=outputs,
+        max_bad_rows=args.max_bad_rows,
     )
+    destination = task.destination
     with explain_errors(args.output):
         check_writable(destination)
         held.enter_context(claim(destination))
@@ -366,16 +361,6 @@ def _prepare(
         parts = find_parts(destination)
         refuse_stale(rows.units, destination, parts)
         done, tally = count_parts(destination, rows.units, parts)
-    version = Version(
-        path=str(version_dir.resolve()), digest=manifest.digest, number=manifest.version
-    )
-    task = Task(
-        version=version,
-        engine=choice,
-        destination=destination,
-        outputs=outputs,
-        max_bad_rows=args.max_bad_rows,
-    )
     return _Job(rows.units, task, plan, version_dir, manifest, done, tally)
 
 

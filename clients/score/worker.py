@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from clients.results import flatten
 from clients.score.columns import BadRow, ColumnPlan, Prepared, prepare, read_planned
-from clients.score.engines import Engine, EngineChoice, open_engine
+from clients.score.engines import LITERT, Engine, EngineChoice, open_engine
 from clients.score.output import Destination, PartWriter, UnitSummary
 from clients.score.sources import Block, Unit
 from contract import layout
@@ -321,11 +321,49 @@ def pack_version(version_dir: Path) -> dict[str, bytes]:
     return {name: (version_dir / name).read_bytes() for name in layout.list_files(version_dir)}
 
 
-def make_fingerprint(task_facts: Mapping[str, object], plan: ColumnPlan) -> str:
+def make_task(
+    version_dir: Path,
+    manifest: Manifest,
+    engine: EngineChoice,
+    plan: ColumnPlan,
+    address: str,
+    *,
+    outputs: Sequence[str] = (),
+    max_bad_rows: int | None = None,
+) -> Task:
+    """What every worker is told of a job that writes to `address`; as `Task` otherwise."""
+    facts = {
+        "model_name": manifest.model_name,
+        "version": str(manifest.version),
+        "manifest_digest": manifest.digest,
+        "signature_name": plan.signature.name,
+        "engine": f"{engine.kind} {engine.variant}" if engine.kind == LITERT else engine.kind,
+    }
+    asked = {"digest": manifest.digest, "outputs": outputs, "variant": engine.variant}
+    destination = Destination(
+        address=address,
+        version=manifest.version,
+        digest=manifest.digest,
+        fingerprint=_make_fingerprint(asked, plan),
+        facts=facts,
+    )
+    version = Version(
+        path=str(version_dir.resolve()), digest=manifest.digest, number=manifest.version
+    )
+    return Task(
+        version=version,
+        engine=engine,
+        destination=destination,
+        outputs=tuple(outputs),
+        max_bad_rows=max_bad_rows,
+    )
+
+
+def _make_fingerprint(asked: Mapping[str, object], plan: ColumnPlan) -> str:
     """A hash of what an answer hangs on: the manifest, the signature, and how rows are made."""
     described = msgspec.json.encode(
         {
-            **task_facts,
+            **asked,
             "signature": plan.signature.name,
             "inputs": [dataclasses.astuple(one) for one in plan.inputs],
             "keys": [(name, str(plan.types[name])) for name in plan.keys],

@@ -17,9 +17,8 @@ from clients import OnDevicePredictor
 from clients.files.fit import Adjustment
 from clients.score.columns import ColumnPlan, plan_columns
 from clients.score.engines import EngineChoice, open_engine
-from clients.score.output import Destination
 from clients.score.sources import Block, Unit, list_folders, list_units, read_unit
-from clients.score.worker import Scorer, Task, Version, make_fingerprint
+from clients.score.worker import Scorer, Task, make_task
 from contract import layout
 from contract.manifest import (
     DataEntry,
@@ -117,15 +116,7 @@ def make_job(
             adjustment=Adjustment(),
             allow_non_finite=allow_non_finite,
         )
-    destination = Destination(
-        address=str(out),
-        version=manifest.version,
-        digest=manifest.digest,
-        fingerprint=make_fingerprint({"digest": manifest.digest}, plan),
-        facts={"model_name": manifest.model_name, "manifest_digest": manifest.digest},
-    )
-    version = Version(path=str(version_dir), digest=manifest.digest, number=manifest.version)
-    task = Task(version=version, engine=choice, destination=destination)
+    task = make_task(version_dir, manifest, choice, plan, str(out))
     return Job(units, plan, task, version_dir)
 
 
