@@ -210,7 +210,8 @@ def run_here(
     """Scores units in this very process, without Ray; as `run_units` otherwise."""
     where = ""
     try:
-        scorer = Scorer(task, plan, version_dir)
+        place = place_version(task.version, lambda: pack_version(version_dir))
+        scorer = Scorer(task, plan, place)
         try:
             for unit in units:
                 where = unit.describe()
