@@ -14,6 +14,7 @@ from clients.files.predict import add_adjustment_flags, find_adjustment, find_sc
 from clients.score.columns import ColumnPlan, parse_map, plan_columns
 from clients.score.engines import (
     LITERT,
+    NEEDS_OF_TENSORFLOW,
     SERVER,
     TENSORFLOW,
     Engine,
@@ -51,16 +52,21 @@ from clients.targets import (
 )
 from contract import layout
 from contract.console.exits import ExitCode
+from contract.console.extras import find_extra, is_installed, require_packages
 from contract.console.flags import whole_number
 from contract.console.progress import Progress, format_seconds, show_progress
 from contract.console.terminal import keep_stderr, print_json, print_table, remark, say
 from contract.errors import ConfigError, DatasetError, PlumblineError
+from contract.lite.runtime import has_runtime
 from contract.manifest import Manifest, from_entries, read_manifest
-from contract.remote import explain_errors, open_version
+from contract.remote import explain_errors, find_driver, open_version
 from contract.signature import IMAGE_BYTES, PREDICT_METHOD, UINT8, Signature
 from contract.statistics import Shift, measure_shift
 
 DEFAULT_MAX_BAD = 100
+BATCH = "batch"
+"""The extra that has what scoring needs, but for drivers of addresses and TensorFlow."""
+
 _LONG_S = 2.0
 
 
@@ -194,6 +200,7 @@ class _Job:
 
 def run(args: argparse.Namespace) -> ExitCode:
     """Scores; 1 when the sample differs, or no row could be scored."""
+    _require_packages(args)
     with open_version(args.version_dir) as version_dir:
         manifest = read_manifest(version_dir)
         choice = _choose_engine(args, version_dir, manifest)
@@ -221,6 +228,26 @@ def run(args: argparse.Namespace) -> ExitCode:
         _print(args, job, result)
     is_good = result.verdict.passed and result.num_scored
     return ExitCode.DONE if is_good else ExitCode.FAILED
+
+
+def _require_packages(args: argparse.Namespace) -> None:
+    """Names at once all that this command line needs and this machine lacks.
+
+    Ray is asked for only once it is clear that one process is not enough; but where something is
+    missing, one command is to bring it, too.
+    """
+    needs = dict.fromkeys(("fsspec", "pyarrow"), BATCH)
+    if not has_runtime():
+        needs["ai_edge_litert"] = BATCH
+    if args.cluster or os.environ.get("RAY_ADDRESS"):
+        needs["ray"] = BATCH
+    for address in (args.input, args.output, args.version_dir):
+        if driver := find_driver(address):
+            needs[driver] = find_extra(driver)
+    if args.engine == TENSORFLOW:
+        needs |= NEEDS_OF_TENSORFLOW
+    is_whole = all(map(is_installed, ("PIL", *(["ray"] if args.workers != 1 else []))))
+    require_packages(needs, "scoring", likely=() if is_whole else (BATCH,))
 
 
 def _choose_engine(args: argparse.Namespace, version_dir: Path, manifest: Manifest) -> EngineChoice:

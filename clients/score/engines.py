@@ -27,6 +27,7 @@ from clients.options import Checks, ConnectionOptions
 from clients.results import UnansweredRowsError, flatten, join_parts
 from clients.score import tether
 from contract import layout
+from contract.console.extras import require_packages
 from contract.errors import (
     Code,
     InternalError,
@@ -42,6 +43,9 @@ from contract.signature import Array, Batch, Signature
 T = TypeVar("T")
 
 LITERT, TENSORFLOW, SERVER = "litert", "tensorflow", "server"
+
+NEEDS_OF_TENSORFLOW = {"httptools": "serving", "orjson": "serving", "tensorflow": "tensorflow"}
+"""What the embedded server beside a worker needs to run a version, to the extras that bring it."""
 
 PATIENCE_S = DEFAULT_RETRY.patience_s
 """How long a server that has answered is waited for, when it is busy or restarts."""
@@ -239,6 +243,7 @@ class OwnServerEngine(ServerEngine):
     """An embedded server as a process of this worker's own, with TensorFlow in it."""
 
     def __init__(self, version_dir: Path, *, num_threads: int = 0) -> None:
+        require_packages(NEEDS_OF_TENSORFLOW, "scoring with TensorFlow")
         self._folder = tempfile.TemporaryDirectory(
             prefix="plumbline-score-", ignore_cleanup_errors=True
         )
