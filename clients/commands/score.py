@@ -19,6 +19,7 @@ from clients.score.engines import (
     TENSORFLOW,
     Engine,
     EngineChoice,
+    Wait,
     choose_kind,
     open_engine,
 )
@@ -415,27 +416,25 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     _limit_bad(args, destination, tally.num_bad, "give a larger one, or another OUT")
     num_rows_before = tally.num_rows
     if left:
-        known = [unit.num_rows for unit in left]
-        total = sum(known) if min(known) >= 0 else None
         began = first = time.perf_counter()
         num_first = 0
         with (
             keep_stderr() as shown,
-            show_progress("score", total=total, is_kept=False, stream=shown) as progress,
-            _start(args, job, left, progress) as finished,
+            show_progress("score", is_kept=False, stream=shown) as progress,
         ):
-            for summary in finished:
-                tally.add(summary)
-                if not progress.count:
-                    first, num_first = time.perf_counter(), summary.num_rows
-                progress.advance(summary.num_rows)
-                progress.note = f"{tally.num_bad:,} bad" if tally.num_bad else ""
-                _limit_bad(
-                    args,
-                    destination,
-                    tally.num_bad,
-                    "what is scored stays, and the same command with a larger one goes on",
-                )
+            course = Course(progress, left, tally)
+            with _start(args, job, left, course) as finished:
+                for summary in finished:
+                    tally.add(summary)
+                    if first == began:
+                        first, num_first = time.perf_counter(), summary.num_rows
+                    course.tell()
+                    _limit_bad(
+                        args,
+                        destination,
+                        tally.num_bad,
+                        "what is scored stays, and the same command with a larger one goes on",
+                    )
             result.seconds = time.perf_counter() - began
             result.first_s = first - began
         result.rows_per_s = (tally.num_rows - num_rows_before) / max(result.seconds, 1e-9)
@@ -446,6 +445,51 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     return result
 
 
+class Course:
+    """How far a job is: by rows where all are known before, else by the bytes of its files.
+
+    Args:
+        progress: Shows it.
+        units: What is to be done.
+        tally: Of the units that are finished, whose rows are added by others.
+
+    Attributes:
+        wait: Knows who is waited for.
+    """
+
+    def __init__(self, progress: Progress, units: Sequence[Unit], tally: UnitSummary) -> None:
+        self.wait = Wait()
+        progress.find_wait = self.wait.describe
+        self._progress = progress
+        self._tally = tally
+        self._num_rows_before, self._num_bytes_before = tally.num_rows, tally.num_bytes
+        self._num_bytes = 0
+        if min(unit.num_rows for unit in units) >= 0:
+            progress.expect(sum(unit.num_rows for unit in units))
+        elif min(unit.num_bytes for unit in units) >= 0:
+            self._num_bytes = sum(unit.num_bytes for unit in units)
+
+    def begin(self, step: str) -> None:
+        """Names what comes before the first row; what it takes says nothing of the speed."""
+        self._progress.note = step
+        self._progress.begin()
+
+    def tell(self, now: UnitSummary | None = None, num_bytes: int = 0) -> None:
+        """Shows what is finished.
+
+        Args:
+            now: With what came of a unit that is not finished yet.
+            num_bytes: And how many of its bytes were read.
+        """
+        now = now or UnitSummary()
+        num_bad = self._tally.num_bad + now.num_bad
+        self._progress.note = f"{num_bad:,} bad" if num_bad else ""
+        self._progress.reach(self._tally.num_rows - self._num_rows_before + now.num_rows)
+        if self._num_bytes:
+            num_bytes += self._tally.num_bytes - self._num_bytes_before
+            self._progress.share = min(1.0, num_bytes / self._num_bytes)
+
+
 def _split(names: str) -> list[str]:
     """Names between commas, each once."""
     return list(dict.fromkeys(name for name in names.split(",") if name))
@@ -453,19 +497,26 @@ def _split(names: str) -> list[str]:
 
 @contextmanager
 def _start(
-    args: argparse.Namespace, job: _Job, units: Sequence[Unit], progress: Progress
+    args: argparse.Namespace, job: _Job, units: Sequence[Unit], course: Course
 ) -> Iterator[Iterator[UnitSummary]]:
     """Units as they are finished, by Ray's workers; here, where one worker would have them all."""
     is_alone = args.workers == 1 or len(units) == 1
     try:
         if is_alone and not (args.cluster or os.environ.get("RAY_ADDRESS")):
-            with closing(run_here(units, job.task, job.plan, job.version_dir)) as finished:
+            done = run_here(
+                units,
+                job.task,
+                job.plan,
+                job.version_dir,
+                on_block=course.tell,
+                wait=course.wait,
+            )
+            with closing(done) as finished:
                 yield finished
             return
-        progress.note = "Ray starts"
+        course.begin("Ray starts")
         with open_cluster(args.cluster, args.workers) as cluster:
-            progress.note = "workers start"
-            progress.begin()
+            course.begin("workers start")
             yield run_units(units, job.task, job.plan, job.version_dir, cluster)
     except KeyboardInterrupt as interruption:
         raise KeyboardInterrupt(
