@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from clients.files.predict import add_adjustment_flags, find_adjustment, find_scaling
-from clients.score.columns import ColumnPlan, parse_map, plan_columns
+from clients.score.columns import ColumnPlan, describe_order, parse_map, plan_columns
 from clients.score.engines import (
     LITERT,
     NEEDS_OF_TENSORFLOW,
@@ -209,6 +209,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         with ExitStack() as stack:
             engine = stack.enter_context(open_engine(version_dir, choice))
             plan = _plan_by_engine(args, version_dir, manifest, engine, rows)
+            if words := describe_order(rows.block, plan, manifest.data):
+                remark(words)
             if plan.signature.name not in engine.signatures:
                 remark(
                     f"the rows fit signature {plan.signature.name}, which LiteRT lacks: TensorFlow "

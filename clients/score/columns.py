@@ -47,6 +47,9 @@ _MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
 _OF_EXAMPLES = (CLASSIFY_METHOD, REGRESS_METHOD)
 """Methods that take serialized tf.Examples."""
 
+_NAMED = 8
+"""Columns that a remark names, at most."""
+
 _INFERRED_ROWS = 1000
 _FEW = 0.1
 """A column of texts holds numbers where no more of its first rows are none."""
@@ -313,6 +316,43 @@ def _match_training(table: pa.Table, data: DataEntry) -> InputColumns | None:
         encodings.append(category)
     fillings = next(iter(data.fillings.values()), ())
     return InputColumns(UNNAMED, tuple(columns), tuple(encodings), tuple(fillings))
+
+
+def describe_order(block: Block, plan: ColumnPlan, data: DataEntry | None) -> str:
+    """What to say of columns that stand at other places than in training; "" where none does.
+
+    Args:
+        block: Rows of the first unit.
+        plan: As `plan_columns` made it.
+        data: What the version says of the columns that it was trained on.
+    """
+    if data is None or not data.columns or len(plan.inputs) != 1:
+        return ""
+    (one,) = plan.inputs
+    places = {name: place for place, name in enumerate(data.columns)}
+    if one.encodings or len(one.columns) != len(data.columns):
+        return ""
+    moved = [
+        (place, name) for place, name in enumerate(one.columns) if places.get(name, place) != place
+    ]
+    if not moved:
+        return ""
+    place, name = moved[0]
+    advice = (
+        "without --map they are taken as in training"
+        if _match_training(block.table, data)
+        else f"training had {_list_some(data.columns)}: say which is which with --map"
+    )
+    return (
+        f"columns {_list_some(one.columns)}: {len(moved)} of {len(one.columns)} stand at another "
+        f"place than in training (number {place + 1} is {name}, and was {data.columns[place]}), "
+        f"and the model goes by places alone; {advice}"
+    )
+
+
+def _list_some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _match_all(table: pa.Table, candidates: Sequence[Signature]) -> tuple[str, ...]:

@@ -180,6 +180,53 @@ def test_the_summary_names_drift_in_a_table(
     assert [line.split()[1] for line in text.splitlines() if line.startswith("–")] == ["age"]
 
 
+# Remarks ---------------------------------------------------------------------------------
+
+
+def write_encoded(path: Path, names: tuple[str, ...] = COLUMNS) -> Path:
+    """Rows that are encoded already, in columns of these names."""
+    numbers = dict(zip(names, make_training_rows(seed=1).T, strict=True))
+    parquet.write_table(pa.table({"id": range(2000), **numbers}), path)
+    return path
+
+
+def list_order_remarks(said: str) -> list[str]:
+    return [line for line in said.splitlines() if "another place" in line]
+
+
+@pytest.mark.parametrize(
+    ("mapped", "remarked"),
+    [
+        ("color=red,color=blue,age", "2 of 3 stand at another place than in training (number 1 is"),
+        ("age,color=red,color=blue", "(number 2 is color=red, and was color=blue)"),
+        ("age,color=blue,color=red", ""),
+        ("", ""),
+    ],
+)
+def test_columns_in_another_order_than_in_training_are_remarked_once(
+    mapped: str, remarked: str, tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_encoded(tmp_path / "in.parquet")
+    arguments = [f"--map=x={mapped}"] if mapped else []
+    assert score(source, tmp_path / "out", people, *arguments) == 0
+    found = list_order_remarks(capsys.readouterr().err)
+    assert len(found) == bool(remarked)
+    assert all(remarked in one and "without --map" in one for one in found)
+
+
+def test_columns_of_other_names_are_remarked_where_one_of_training_has_moved(
+    tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_encoded(tmp_path / "in.parquet", ("color=red", "blue", "age"))
+    arguments = ["--map=x=color=red,blue,age"]
+    assert score(source, tmp_path / "out", people, *arguments) == 0
+    (found,) = list_order_remarks(capsys.readouterr().err)
+    assert "training had age, color=blue, color=red: say which is which with --map" in found
+    source = write_encoded(tmp_path / "other.parquet", ("a", "b", "c"))
+    assert score(source, tmp_path / "out2", people, "--map=x=a,b,c") == 0
+    assert not list_order_remarks(capsys.readouterr().err)
+
+
 # Refusals --------------------------------------------------------------------------------
 
 
