@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
+from clients.files.fit import list_remarks
 from clients.files.predict import add_adjustment_flags, find_adjustment, find_scaling
-from clients.score.columns import ColumnPlan, describe_order, parse_map, plan_columns
+from clients.score.columns import ColumnPlan, describe_order, parse_map, plan_columns, try_first
 from clients.score.engines import (
     LITERT,
     NEEDS_OF_TENSORFLOW,
@@ -209,8 +210,6 @@ def run(args: argparse.Namespace) -> ExitCode:
         with ExitStack() as stack:
             engine = stack.enter_context(open_engine(version_dir, choice))
             plan = _plan_by_engine(args, version_dir, manifest, engine, rows)
-            if words := describe_order(rows.block, plan, manifest.data):
-                remark(words)
             if plan.signature.name not in engine.signatures:
                 remark(
                     f"the rows fit signature {plan.signature.name}, which LiteRT lacks: TensorFlow "
@@ -218,6 +217,7 @@ def run(args: argparse.Namespace) -> ExitCode:
                 )
                 choice = EngineChoice(kind=TENSORFLOW)
                 engine = stack.enter_context(open_engine(version_dir, choice))
+            _remark_rows(args, manifest, engine, rows, plan)
             job = _prepare(args, version_dir, manifest, choice, rows, plan, stack)
             result = _run(args, job)
             with explain_errors(args.output):
@@ -293,6 +293,17 @@ def _find_rows(args: argparse.Namespace) -> _Rows:
     if block is None:
         raise DatasetError(f"{args.input} has no rows")
     return _Rows(units, block)
+
+
+def _remark_rows(
+    args: argparse.Namespace, manifest: Manifest, engine: Engine, rows: _Rows, plan: ColumnPlan
+) -> None:
+    """Says what looks wrong about the first rows, and refuses those that do not fit at all."""
+    batch = try_first(rows.block, plan, engine.signatures, args.signature_name)
+    if words := describe_order(rows.block, plan, manifest.data):
+        remark(words)
+    for one in list_remarks(batch, manifest.inputs, plan.adjustment, engine.signatures):
+        remark(f"{one.text}: {one.flag} mends it" if one.flag else one.text)
 
 
 def _plan_by_engine(

@@ -16,6 +16,7 @@ import numpy as np
 
 from clients.files.fit import (
     Adjustment,
+    advise_signature,
     choose_signature,
     find_pixel_shape,
     fit_rows,
@@ -32,6 +33,7 @@ from contract.signature import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
     Array,
+    Batch,
     Hints,
     Signature,
     TensorSpec,
@@ -49,6 +51,8 @@ _OF_EXAMPLES = (CLASSIFY_METHOD, REGRESS_METHOD)
 
 _NAMED = 8
 """Columns that a remark names, at most."""
+
+_TRIED_ROWS = 512
 
 _INFERRED_ROWS = 1000
 _FEW = 0.1
@@ -318,6 +322,33 @@ def _match_training(table: pa.Table, data: DataEntry) -> InputColumns | None:
     return InputColumns(UNNAMED, tuple(columns), tuple(encodings), tuple(fillings))
 
 
+def try_first(
+    block: Block, plan: ColumnPlan, signatures: Mapping[str, Signature], signature_name: str
+) -> Batch:
+    """Some of the first rows as the batch that they become; without any where all are bad.
+
+    Args:
+        block: Rows of the first unit.
+        plan: As `plan_columns` made it.
+        signatures: Those that it chose from.
+        signature_name: As it was given.
+
+    Raises:
+        TensorMismatchError: They do not fit the signature that was named; says which they fit.
+    """
+    some = {row: reason for row, reason in block.wrong.items() if row < _TRIED_ROWS}
+    first = dataclasses.replace(block, table=block.table.slice(0, _TRIED_ROWS), wrong=some)
+    try:
+        return prepare(_settle(first, plan), plan).batch
+    except TensorMismatchError as error:
+        inferred = _infer_types(block)
+        raise advise_signature(
+            error,
+            plan.signature if signature_name else None,
+            lambda: _fit_signature(inferred, signatures, "", [*plan.inputs], plan.adjustment),
+        ) from error
+
+
 def describe_order(block: Block, plan: ColumnPlan, data: DataEntry | None) -> str:
     """What to say of columns that stand at other places than in training; "" where none does.
 
@@ -397,11 +428,18 @@ def _fit_signature(
         raise DatasetError(
             "the first 64 rows all lack a value; say which signature is meant with --signature_name"
         )
-    by_width = _match_width(masked, signatures, chosen)
+    # Numbers that flags divide are no bytes of pixels any more.
+    widths = {
+        name: one
+        for name, one in signatures.items()
+        if not adjustment.scales or all(spec.dtype == "float32" for spec in one.inputs.values())
+    }
+    by_width = _match_width(masked, widths, chosen)
     if by_width is not None:
         return by_width
     specs = (spec for one in signatures.values() for spec in one.inputs.values())
     rows = _to_rows(masked, chosen, None, counts={count_values(spec) for spec in specs})
+    rows = adjustment.apply(rows)
     return choose_signature(
         signatures, rows, is_scaled=adjustment.scales or bool(adjustment.pixels)
     )
