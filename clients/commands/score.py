@@ -46,7 +46,7 @@ from clients.score.sources import (
     read_unit,
 )
 from clients.score.verify import Verdict, choose_units, draw_sample, judge, open_judges
-from clients.score.worker import Task, Version, make_fingerprint
+from clients.score.worker import Task, make_task
 from clients.targets import (
     add_credential_flags,
     connection_options,
@@ -230,6 +230,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     else:
         _print(args, job, result)
     is_good = result.verdict.passed and result.num_scored
+    if is_good and result.verdict.unread:
+        return ExitCode.UNREACHABLE
     return ExitCode.DONE if is_good else ExitCode.FAILED
 
 
@@ -376,28 +378,23 @@ def _prepare(
     plan: ColumnPlan,
     held: ExitStack,
 ) -> _Job:
-    outputs = tuple(_split(args.outputs))
+    outputs = _split(args.outputs)
     unknown = [name for name in outputs if name not in plan.signature.outputs]
     if unknown:
         raise ConfigError(
             f"--outputs names {', '.join(unknown)}; signature {plan.signature.name!r} has "
             f"{', '.join(plan.signature.outputs)}"
         )
-    facts = {
-        "model_name": manifest.model_name,
-        "version": str(manifest.version),
-        "manifest_digest": manifest.digest,
-        "signature_name": plan.signature.name,
-        "engine": f"{choice.kind} {choice.variant}" if choice.kind == LITERT else choice.kind,
-    }
-    asked = {"digest": manifest.digest, "outputs": outputs, "variant": choice.variant}
-    destination = Destination(
-        address=find_place(args.output),
-        version=manifest.version,
-        digest=manifest.digest,
-        fingerprint=make_fingerprint(asked, plan),
-        facts=facts,
+    task = make_task(
+        version_dir,
+        manifest,
+        choice,
+        plan,
+        find_place(args.output),
+        outputs=outputs,
+        max_bad_rows=args.max_bad_rows,
     )
+    destination = task.destination
     with explain_errors(args.output):
         check_writable(destination)
         held.enter_context(claim(destination))
@@ -405,16 +402,6 @@ def _prepare(
         parts = find_parts(destination)
         refuse_stale(rows.units, destination, parts)
         done, tally = count_parts(destination, rows.units, parts)
-    version = Version(
-        path=str(version_dir.resolve()), digest=manifest.digest, number=manifest.version
-    )
-    task = Task(
-        version=version,
-        engine=choice,
-        destination=destination,
-        outputs=outputs,
-        max_bad_rows=args.max_bad_rows,
-    )
     return _Job(rows.units, task, plan, version_dir, manifest, done, tally)
 
 
@@ -617,6 +604,11 @@ def _print_verdict(job: _Job, result: Result) -> None:
     verdict = result.verdict
     if not verdict.passed:
         say(f"Verdict: OUT is NOT what the model answers: {'; '.join(verdict.problems)}")
+    elif verdict.unread:
+        say(
+            f"Verdict: not proved. Parts of the sample could not be looked at: "
+            f"{'; '.join(verdict.unread)}. All is scored: run the same command for a verdict"
+        )
     elif verdict.is_proof:
         say(
             f"Verdict: {verdict.num_rows:,} rows of a sample of OUT agree with "
@@ -694,5 +686,6 @@ def _to_document(args: argparse.Namespace, job: _Job, result: Result) -> Mapping
             "passed": verdict.passed if verdict.is_proof or verdict.problems else None,
             "max_abs_difference": verdict.max_abs_difference,
             "problems": list(verdict.problems),
+            "unread": list(verdict.unread),
         },
     }

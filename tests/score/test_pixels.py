@@ -110,8 +110,8 @@ class Asker:
 
 
 @pytest.fixture
-def asker(tmp_path: Path, published_mlp: Path, capsys: pytest.CaptureFixture[str]) -> Asker:
-    return Asker(tmp_path, published_mlp / "mlp" / "1", capsys)
+def asker(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> Asker:
+    return Asker(tmp_path, digits, capsys)
 
 
 def predict(version: Path, pixels: Array) -> Array:
@@ -125,7 +125,7 @@ def predict(version: Path, pixels: Array) -> Array:
 @pytest.mark.parametrize("signature", SIGNATURES)
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_who_does_as_told_gets_the_answers_of_the_pixels(
-    kind: str, signature: str, verb: str, asker: Asker, published_mlp: Path
+    kind: str, signature: str, verb: str, asker: Asker, digits: Path
 ) -> None:
     flags = [f"--signature_name={signature}"] if signature else []
     asked = asker.ask(verb, ARRAYS[kind], flags)
@@ -137,7 +137,7 @@ def test_who_does_as_told_gets_the_answers_of_the_pixels(
         flags = [*flags, *shlex.split(asked.advice)] if asked.advice.startswith("--") else flags
         asked = asker.ask(verb, ARRAYS[kind], flags) if asked.advice else asked
     assert (asked.code, asked.advice) == (0, "")
-    golden = predict(published_mlp / "mlp" / "1", MEANT.get(kind, PIXELS))
+    golden = predict(digits, MEANT.get(kind, PIXELS))
     np.testing.assert_allclose(asked.answers, golden, atol=0.02)
 
 

@@ -23,7 +23,6 @@ from contract.wire.tfrecord import write_records
 from tests.score.jobs import (
     ROOT,
     make_job,
-    make_table_version,
     make_training_rows,
     serve_answers,
     write_images,
@@ -31,12 +30,6 @@ from tests.score.jobs import (
 from tests.terminals import run_in_terminal
 
 ROWS = 2 * BLOCK_ROWS + 1000
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A version of a table."""
-    return make_table_version(tmp_path_factory.mktemp("people"))
 
 
 def write_csv(path: Path) -> None:
@@ -87,10 +80,10 @@ def test_where_rows_are_not_known_before_bytes_tell_how_far_a_job_is(
 
 
 def test_where_rows_are_known_a_unit_is_told_before_it_is_finished(
-    tmp_path: Path, published_mlp: Path
+    tmp_path: Path, digits: Path
 ) -> None:
     write_images(tmp_path / "in.parquet", ROWS, group=ROWS)
-    job = make_job(tmp_path / "in.parquet", tmp_path / "out", published_mlp / "mlp" / "1")
+    job = make_job(tmp_path / "in.parquet", tmp_path / "out", digits)
     progress, told = Progress("score", "rows"), []
     course = Course(progress, job.units, UnitSummary())
 
@@ -124,9 +117,9 @@ def test_a_job_that_goes_on_counts_what_is_left_alone(tmp_path: Path, people: Pa
 
 
 def test_a_line_says_that_a_server_is_waited_for_and_since_when(
-    tmp_path: Path, published_mlp: Path
+    tmp_path: Path, digits: Path
 ) -> None:
-    version = published_mlp / "mlp" / "1"
+    version = digits
     write_images(tmp_path / "in.parquet", 1000, group=250)
     with serve_answers(version) as server:
         right, gone = server.answer, threading.Event()
