@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import msgspec
 
 from clients.files.read import IMAGE_SUFFIXES
-from clients.score.lines import check_names, cut, read_csv, read_json
+from clients.score.lines import CSV_BLOCK_BYTES, check_names, cut, read_csv, read_json
 from clients.score.stores import explain_store, open_file
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, ManifestError
@@ -483,16 +483,15 @@ def _count_rows(group: pa.parquet.RowGroupMetaData, chosen: Sequence[str] | None
 
 def _read_csv(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
     with open_file(unit.address) as file:
-        before = 0
-        for table, lost in read_csv(file, columns):
-            size = file.tell() - before  # what is read at a time makes many blocks
+        for number, (table, lost) in enumerate(read_csv(file, columns)):
+            # Where the file is read is far ahead of what has been made of it.
+            place, end = (min(one * CSV_BLOCK_BYTES, file.tell()) for one in (number, number + 1))
             for start in range(0, table.num_rows, BLOCK_ROWS):
-                stop = min(start + BLOCK_ROWS, table.num_rows)
-                read = before + size * stop // table.num_rows
+                done = min(start + BLOCK_ROWS, table.num_rows) / table.num_rows
+                read = place + int((end - place) * done)
                 yield Block(table.slice(start, BLOCK_ROWS), 0, num_bytes=read, is_text=True)
-            before += size
             if lost:
-                yield Block(table.slice(0, 0), 0, lost=tuple(lost), num_bytes=before, is_text=True)
+                yield Block(table.slice(0, 0), 0, lost=tuple(lost), num_bytes=end, is_text=True)
 
 
 @contextmanager
