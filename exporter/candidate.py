@@ -374,10 +374,8 @@ def _draw_confusions(
     """Draws the confusions of the first output that says one class a row, if any."""
     for name, targets in held_out.targets.items():
         head: Head = held_out.heads[name]
-        if head.task not in ("multiclass", "binary") or targets.ndim != 1:
-            continue
-        predicted = head.decide(answers[name][: held_out.num_test])
-        if predicted.ndim != 1:
+        predicted = head.decide_rows(answers[name][: held_out.num_test])
+        if predicted is None or targets.ndim != 1:
             continue
         classes = 2 if head.task == "binary" else answers[name].shape[1]
         counts = count_confusions(targets, predicted, classes)

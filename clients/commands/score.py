@@ -220,6 +220,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     else:
         _print(args, job, result)
     is_good = result.verdict.passed and result.num_scored
+    if is_good and result.verdict.unread:
+        return ExitCode.UNREACHABLE
     return ExitCode.DONE if is_good else ExitCode.FAILED
 
 
@@ -511,6 +513,11 @@ def _print_verdict(job: _Job, result: Result) -> None:
     verdict = result.verdict
     if not verdict.passed:
         say(f"Verdict: OUT is NOT what the model answers: {'; '.join(verdict.problems)}")
+    elif verdict.unread:
+        say(
+            f"Verdict: not proved. Parts of the sample could not be looked at: "
+            f"{'; '.join(verdict.unread)}. All is scored: run the same command for a verdict"
+        )
     elif verdict.is_proof:
         say(
             f"Verdict: {verdict.num_rows:,} rows of a sample of OUT agree with "
@@ -588,5 +595,6 @@ def _to_document(args: argparse.Namespace, job: _Job, result: Result) -> Mapping
             "passed": verdict.passed if verdict.is_proof or verdict.problems else None,
             "max_abs_difference": verdict.max_abs_difference,
             "problems": list(verdict.problems),
+            "unread": list(verdict.unread),
         },
     }

@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -30,11 +30,17 @@ import numpy as np
 
 from clients.score.columns import BadRow
 from clients.score.sources import REQUESTS, ROW, SOURCE, Block, Unit, is_local, list_protocols
+from clients.score.stores import explain_store, open_file
 from contract.console.extras import import_extra
 from contract.console.terminal import remark
-from contract.errors import ConfigError, DatasetError, ServableUnavailableError
+from contract.errors import (
+    ConfigError,
+    DatasetError,
+    PlumblineError,
+    ServableUnavailableError,
+)
 from contract.heads import Head
-from contract.remote import open_address
+from contract.remote import explain_errors, open_address
 from contract.signature import STRING, Array, dtype_name
 from contract.statistics import Sketch, join_sketches
 
@@ -104,6 +110,11 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
         """Of the parts, below OUT."""
         return f"version={self.version}"
 
+    def find_address(self, path: str) -> str:
+        """The address of a path in OUT."""
+        system, _ = open_address(self.address)
+        return path if is_local(system) else str(system.unstrip_protocol(path))
+
     def name_part(self, unit: Unit) -> str:
         """The name of a unit's part, without its suffix."""
         content = _hash(unit.identity, self.fingerprint)
@@ -124,13 +135,19 @@ def find_parts(destination: Destination) -> dict[str, str]:
     system, root = open_address(destination.address)
     folder = posixpath.join(root, destination.folder)
     system.invalidate_cache()
-    if not system.exists(folder):
-        return {}
     return {
         posixpath.basename(path).removesuffix(".parquet"): path
-        for path in map(str, system.ls(folder, detail=False))
+        for path in _list_folder(system, folder)
         if path.endswith(".parquet")
     }
+
+
+def _list_folder(system: AbstractFileSystem, folder: str) -> list[str]:
+    """The paths in a folder that may not be there. `exists` takes any failure for a no."""
+    try:
+        return list(map(str, system.ls(folder, detail=False)))
+    except FileNotFoundError:
+        return []
 
 
 def refuse_stale(units: Sequence[Unit], destination: Destination, parts: Mapping[str, str]) -> None:
@@ -156,10 +173,13 @@ def count_parts(
     destination: Destination, units: Iterable[Unit], parts: Mapping[str, str]
 ) -> tuple[dict[str, str], UnitSummary]:
     """Those of the parts that are there which answer units, and what they say together. One that
-    was cut off, by a file system that lost its end, is as good as not there: it is written again.
+    was cut off, by a file system that lost its end, or whose end is damaged, is as good as not
+    there, since nothing in it can be read: it is written again.
 
     Raises:
         DatasetError: One is of another command, has another one's name, or fewer rows than it had.
+        ConfigError: The store refuses access to one.
+        ServableUnavailableError: The store failed.
     """
 
     def read(name: str) -> UnitSummary | None:
@@ -183,7 +203,7 @@ def count_parts(
 
 
 class _DamagedError(DatasetError):
-    """A part is no whole Parquet file."""
+    """A part has no end that can be read, and so no row."""
 
 
 def read_summary(destination: Destination, path: str) -> UnitSummary:
@@ -191,29 +211,36 @@ def read_summary(destination: Destination, path: str) -> UnitSummary:
 
     Raises:
         DatasetError: It is damaged, has another one's name, or not as many rows as it had.
+        ConfigError: The store refuses access to it.
+        ServableUnavailableError: The store failed.
     """
     parquet = import_extra("pyarrow.parquet", _PURPOSE)
     pa = import_extra("pyarrow", _PURPOSE)
-    system, _ = open_address(destination.address)
     try:
-        with system.open(path, "rb") as file:
+        with open_file(destination.find_address(path)) as file:
             described = parquet.read_metadata(file)
-        metadata = described.metadata or {}
-        summary = msgspec.json.decode(metadata[SUMMARY.encode()], type=UnitSummary)
-        written_as = metadata[_PART.encode()].decode()
-    except pa.ArrowException as error:
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is not there any more; run again") from error
+    except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise _DamagedError(f"{path} is damaged or cut off ({reason})") from error
-    except (OSError, KeyError, msgspec.MsgspecError) as error:
+    metadata = described.metadata or {}
+    try:
+        summary = msgspec.json.decode(metadata[SUMMARY.encode()], type=UnitSummary)
+        written_as = metadata[_PART.encode()].decode()
+    except (KeyError, ValueError, msgspec.MsgspecError) as error:
         raise DatasetError(
-            f"{path} is no part that this command wrote ({error}); remove it, and run again"
+            f"{path} is a Parquet file, but no part that this command wrote ({error}); move it "
+            "elsewhere, and run again"
         ) from error
     if written_as != posixpath.basename(path).removesuffix(".parquet"):
-        raise DatasetError(f"{path} was written as {written_as}.parquet; remove it, and run again")
+        raise DatasetError(
+            f"{path} was written as {written_as}.parquet; move it elsewhere, and run again"
+        )
     if described.num_rows != summary.num_rows - summary.num_bad:
         raise DatasetError(
             f"{path} has {described.num_rows} rows, and had {summary.num_rows - summary.num_bad}; "
-            "remove it, and run again"
+            "move it elsewhere, and run again"
         )
     return summary
 
@@ -223,15 +250,20 @@ def read_bad_rows(destination: Destination, unit: Unit) -> list[int | None]:
 
     Raises:
         DatasetError: It is damaged.
+        ConfigError: The store refuses access to it.
+        ServableUnavailableError: The store failed.
     """
     system, root = open_address(destination.address)
     path = posixpath.join(root, _BAD, destination.folder, f"{destination.name_part(unit)}.jsonl")
     try:
-        rows = [msgspec.json.decode(line) for line in system.cat_file(path).splitlines()]
-        return [None if row[ROW] is None else int(row[ROW]) for row in rows]
+        with explain_store(destination.find_address(path)):
+            lines = system.cat_file(path).splitlines()
     except FileNotFoundError:
         return []
-    except (OSError, KeyError, TypeError, ValueError, msgspec.MsgspecError) as error:
+    try:
+        rows = [msgspec.json.decode(line) for line in lines]
+        return [None if row[ROW] is None else int(row[ROW]) for row in rows]
+    except (KeyError, TypeError, ValueError, msgspec.MsgspecError) as error:
         raise DatasetError(f"{path} is no side file that this command wrote ({error})") from error
 
 
@@ -239,7 +271,8 @@ def sweep(destination: Destination) -> int:
     """Removes what dead workers left half written; how many there were.
 
     A worker that lives holds a lock on its file. Where there are no locks, what was not written to
-    for a day is a dead one's. In object stores nothing is ever half written.
+    for a day is a dead one's. In object stores nothing is ever half written. What a store raises
+    as it fails is the caller's to explain.
     """
     system, root = open_address(destination.address)
     folder = posixpath.join(root, destination.folder)
@@ -247,12 +280,9 @@ def sweep(destination: Destination) -> int:
         return sum(_sweep_file(path) for path in Path(folder).glob(f"{_TEMPORARY}*"))
     if not _WHOLE.isdisjoint(list_protocols(system)):
         return 0
-    removed = 0
-    with suppress(OSError):
-        for path in map(str, system.ls(folder, detail=False)):
-            if posixpath.basename(path).startswith(_TEMPORARY):
-                removed += _remove_dead(system, path)
-    return removed
+    found = _list_folder(system, folder)
+    left = [path for path in found if posixpath.basename(path).startswith(_TEMPORARY)]
+    return sum(_remove_dead(system, path) for path in left)
 
 
 def _sweep_file(path: Path) -> bool:
@@ -393,12 +423,11 @@ class PartWriter:
         self._writer: pa.parquet.ParquetWriter | None = None
         self._schema: pa.Schema | None = None
         self._path = posixpath.join(folder, f"{self._name}.parquet")
-        try:
+        with self._explained():
             self._part = WholeFile(self._system, self._path, folder)
-        except OSError as error:
-            raise ConfigError(
-                f"{destination.address} cannot be written: {error.strerror or error}"
-            ) from error
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return explain_errors(self._destination.address)
 
     def write(
         self, block: Block, rows: Array, keys: Sequence[str], outputs: Mapping[str, Array]
@@ -434,7 +463,9 @@ class PartWriter:
                 part.schema.with_metadata(facts),
                 use_dictionary=[name for name in part.column_names if name.endswith("_class")],
             )
-        self._writer.write_table(part.cast(self._schema))
+        part = part.cast(self._schema)
+        with self._explained():
+            self._writer.write_table(part)
 
     def refuse(self, block: Block, bad: Sequence[BadRow], keys: Sequence[str]) -> None:
         """Adds bad rows to the side file.
@@ -458,13 +489,15 @@ class PartWriter:
 
     def _tell(self, row: dict[str, object]) -> None:
         """A line of the side file."""
-        if self._bad is None:
-            self._bad = WholeFile(self._system, self._bad_path, self._folder)
-        self._bad.file.write(msgspec.json.encode(row) + b"\n")
+        with self._explained():
+            if self._bad is None:
+                self._bad = WholeFile(self._system, self._bad_path, self._folder)
+            self._bad.file.write(msgspec.json.encode(row) + b"\n")
         self._num_bad += 1
         if self._max_bad_rows is not None and self._num_bad > self._max_bad_rows:
-            if not self._system.exists(self._path):  # another job's, with a larger limit
-                self._bad.place()
+            with self._explained():
+                if not self._system.exists(self._path):  # another job's, with a larger limit
+                    self._bad.place()
             raise DatasetError(
                 f"more than {self._max_bad_rows:,} rows of {self._unit.describe()} cannot be "
                 f"scored, and --max_bad_rows is {self._max_bad_rows:,}; {self._bad_path} says why; "
@@ -482,12 +515,13 @@ class PartWriter:
         self._writer.add_key_value_metadata(
             {SUMMARY: msgspec.json.encode(summary).decode(), _PART: self._name}
         )
-        self._writer.close()
-        if self._bad is not None:
-            self._bad.place()
-        else:
-            _remove(self._system, self._bad_path)  # of an attempt that ended before its part
-        self._part.place()
+        with self._explained():
+            self._writer.close()
+            if self._bad is not None:
+                self._bad.place()
+            else:
+                _remove(self._system, self._bad_path)  # of an attempt that ended before its part
+            self._part.place()
 
     def __enter__(self) -> PartWriter:
         return self
@@ -561,10 +595,8 @@ def _to_plain(value: object) -> object:
 def name_classes(head: Head, array: Array) -> pa.Array | None:
     """The class of each row; None where a row has several, or none."""
     pa = import_extra("pyarrow", _PURPOSE)
-    if head.task not in ("multiclass", "binary") or array.dtype.kind != "f":
-        return None
-    decided = head.decide(array)
-    if decided.ndim != 1:
+    decided = head.decide_rows(array)
+    if decided is None:
         return None
     names = head.class_names
     if not names:
@@ -617,7 +649,7 @@ def claim(destination: Destination) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX)
         else:
             system.pipe_file(path, asked.encode())
-        stack.callback(_remove, system, path)
+        stack.callback(_withdraw, system, path)
         system.invalidate_cache()
         for other in map(str, system.ls(folder, detail=False)):
             name = posixpath.basename(other)
@@ -631,6 +663,15 @@ def claim(destination: Destination) -> Iterator[None]:
                 f"another OUT, or wait for it (if it has died, remove {other})"
             )
         yield
+
+
+def _withdraw(system: AbstractFileSystem, path: str) -> None:
+    """Removes a claim. What a job came to does not hang on it."""
+    try:
+        with explain_errors(path):
+            _remove(system, path)
+    except PlumblineError as error:
+        remark(f"{error.message}; other questions are refused there until that file is removed")
 
 
 def _remove_dead(system: AbstractFileSystem, path: str) -> bool:
@@ -656,14 +697,16 @@ def read_rows(destination: Destination, path: str, rows: Array) -> pa.Table:
         rows: int64 (count,): their numbers in it, ascending; those beyond its end are left out.
 
     Raises:
-        DatasetError: It is damaged.
+        DatasetError: It is damaged, or gone.
+        ConfigError: The store refuses access to it.
+        ServableUnavailableError: The store failed.
     """
     parquet = import_extra("pyarrow.parquet", _PURPOSE)
     pa = import_extra("pyarrow", _PURPOSE)
-    system, _ = open_address(destination.address)
+    address = destination.find_address(path)
     found, first = [], 0
     try:
-        with system.open(path, "rb") as file, parquet.ParquetFile(file) as part:
+        with open_file(address) as file, parquet.ParquetFile(file) as part:
             for batch in part.iter_batches(_READ_ROWS):
                 here = rows[(rows >= first) & (rows < first + batch.num_rows)] - first
                 found.append(pa.Table.from_batches([batch]).take(pa.array(here)))

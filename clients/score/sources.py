@@ -18,14 +18,15 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import unquote
 
 import msgspec
 
 from clients.files.read import IMAGE_SUFFIXES
 from clients.score.lines import check_names, cut, read_csv, read_json
+from clients.score.stores import explain_store, open_file
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, ManifestError
 from contract.remote import explain_errors, open_address
@@ -69,9 +70,6 @@ _TELL_TALES = (
     *("mtime", "LastModified", "last_modified"),
 )
 """What file systems say of a file, checksums before ages."""
-
-_SILENCE = (ConnectionError, TimeoutError)
-"""Errors of who cannot be reached, which say nothing of a file."""
 
 _Info = dict[str, Any]
 """What a file system says of a file, as fsspec has it."""
@@ -252,7 +250,7 @@ def _list_units_of(system: AbstractFileSystem, path: str, name: str, info: _Info
     kind = _KINDS[_suffix(path)]
     address = str(system.unstrip_protocol(path))
     if kind == "parquet":
-        return _list_row_groups(system, path, address, name, info)
+        return _list_row_groups(address, name, info)
     size, identity = int(info["size"] or 0), _identify(info)
     if kind != "jsonl":
         return [Unit(kind=kind, address=address, name=name, identity=identity)]
@@ -272,23 +270,16 @@ def _list_units_of(system: AbstractFileSystem, path: str, name: str, info: _Info
     ]
 
 
-def _list_row_groups(
-    system: AbstractFileSystem, path: str, address: str, name: str, info: _Info
-) -> list[Unit]:
+def _list_row_groups(address: str, name: str, info: _Info) -> list[Unit]:
     parquet = import_extra("pyarrow.parquet", _PURPOSE)
     pa = import_extra("pyarrow", _PURPOSE)
-    with explain_errors(address):
-        try:
-            with system.open(path, "rb") as file:
-                footer = _read_footer(file)
-                described = parquet.read_metadata(io.BytesIO(_MAGIC + footer))
-        except (PermissionError, *_SILENCE):
-            raise
-        except (pa.ArrowException, OSError, ValueError, struct.error) as error:
-            reason = " ".join(str(error).split())
-            raise DatasetError(
-                f"{address} is no Parquet file that can be read: {reason}"
-            ) from error
+    try:
+        with open_file(address) as file:
+            footer = _read_footer(file)
+        described = parquet.read_metadata(io.BytesIO(_MAGIC + footer))
+    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{address} is no Parquet file that can be read: {reason}") from error
     identity = hashlib.sha256(footer).hexdigest() + _identify(info)
     counts = [described.row_group(number).num_rows for number in range(described.num_row_groups)]
     firsts = itertools.accumulate(counts, initial=0)
@@ -393,30 +384,22 @@ def read_unit(
         ServableUnavailableError: The address cannot be reached.
     """
     pa = import_extra("pyarrow", _PURPOSE)
-    system, _ = open_address(unit.address)
-    # Of a driver's errors only it knows the kinds; a file of this machine has none of them.
-    with nullcontext() if is_local(system) else explain_errors(unit.address):
-        try:
-            first = max(unit.first_row, 0)
-            for block in _READERS[unit.kind](unit, columns, types or {}):
-                table = _add_folders(block.table, unit, columns)
-                yield dataclasses.replace(block, table=table, first_row=first)
-                first += table.num_rows
-        except _SILENCE:
+    try:
+        first = max(unit.first_row, 0)
+        for block in _READERS[unit.kind](unit, columns, types or {}):
+            table = _add_folders(block.table, unit, columns)
+            yield dataclasses.replace(block, table=table, first_row=first)
+            first += table.num_rows
+    except (pa.ArrowException, OSError) as error:  # of a damaged page, pyarrow raises the latter
+        reason = " ".join(str(error).split())
+        raise DatasetError(
+            f"{unit.address} cannot be read: {reason}; mend it or leave it out, and run again: "
+            "what is scored stays"
+        ) from error
+    except DatasetError as error:
+        if error.message.startswith(unit.address):
             raise
-        except (
-            pa.ArrowException,
-            OSError,
-        ) as error:  # of a damaged page, pyarrow raises the latter
-            reason = " ".join(str(error).split())
-            raise DatasetError(
-                f"{unit.address} cannot be read: {reason}; mend it or leave it out, and run again: "
-                "what is scored stays"
-            ) from error
-        except DatasetError as error:
-            if error.message.startswith(unit.address):
-                raise
-            raise DatasetError(f"{unit.address}: {error.message}") from error
+        raise DatasetError(f"{unit.address}: {error.message}") from error
 
 
 def _add_folders(table: pa.Table, unit: Unit, columns: Sequence[str] | None) -> pa.Table:
@@ -452,8 +435,9 @@ def _read_row_group(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Ite
     pa = import_extra("pyarrow", _PURPOSE)
     system, path = open_address(unit.address)
     # A local file is mapped: pyarrow reads it without asking Python for every piece.
-    opened = nullcontext(path) if is_local(system) else system.open(path, "rb")
-    with opened as source, parquet.ParquetFile(source, memory_map=is_local(system)) as file:
+    with explain_store(unit.address):
+        opened = pa.memory_map(path) if is_local(system) else open_file(unit.address)
+    with opened as source, parquet.ParquetFile(source) as file:
         chosen = None if columns is None else list(columns)
         check_names([name for name in file.schema_arrow.names if not chosen or name in chosen])
         count = _count_rows(file.metadata.row_group(unit.number), chosen)
@@ -476,8 +460,7 @@ def _count_rows(group: pa.parquet.RowGroupMetaData, chosen: Sequence[str] | None
 
 
 def _read_csv(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
-    system, path = open_address(unit.address)
-    with system.open(path, "rb") as file:
+    with open_file(unit.address) as file:
         for table, lost in read_csv(file, columns):
             for start in range(0, table.num_rows, BLOCK_ROWS):
                 yield Block(table.slice(start, BLOCK_ROWS), 0, is_text=True)
@@ -488,8 +471,10 @@ def _read_csv(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[
 @contextmanager
 def _open_buffered(address: str) -> Iterator[BinaryIO]:
     """A file to read line by line: fsspec's own would copy a block of 50 MiB for each."""
-    system, path = open_address(address)
-    with system.open(path, "rb") as file, io.BufferedReader(file, _BUFFER_BYTES) as buffered:
+    with (
+        open_file(address) as file,
+        io.BufferedReader(cast(io.RawIOBase, file), _BUFFER_BYTES) as buffered,
+    ):
         yield buffered
 
 
@@ -625,10 +610,9 @@ def _read_pictures(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iter
         for row, file in enumerate(files):
             system, path = open_address(file)
             try:
-                contents.append(system.cat_file(path))
-            except _SILENCE:
-                raise
-            except OSError as error:  # a bad row, not the end of the others
+                with explain_store(file):
+                    contents.append(system.cat_file(path))
+            except FileNotFoundError as error:  # a bad row, not the end of the others
                 contents.append(None)
                 wrong[row] = f"it cannot be read: {error}"
         names = tuple(_relate(file, unit.address) for file in files)

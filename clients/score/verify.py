@@ -43,7 +43,12 @@ from clients.score.output import (
 from clients.score.sources import Block, Unit
 from contract import layout
 from contract.console.extras import import_extra
-from contract.errors import DatasetError, PlumblineError
+from contract.errors import (
+    ConfigError,
+    DatasetError,
+    PlumblineError,
+    ServableUnavailableError,
+)
 from contract.heads import Head
 from contract.parity import FLOAT32, OutputParity, Tolerance, compare, read_tolerances
 from contract.signature import Array
@@ -80,12 +85,14 @@ class Sample:
         outputs: Output name to what OUT holds of the same rows, of each.
         places: What to call each row, over all parts.
         problems: What is wrong with parts, but for numbers.
+        unread: Why some could not be looked at: that says nothing of them.
     """
 
     batches: list[dict[str, Array]] = dataclasses.field(default_factory=list)
     outputs: list[dict[str, Array]] = dataclasses.field(default_factory=list)
     places: list[str] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
+    unread: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +104,14 @@ class Verdict:
         judges: Who answered again; () where nobody here can.
         max_abs_difference: Largest difference to the first of them.
         problems: A clause for each thing that is wrong.
+        unread: A clause for each part that could not be looked at.
     """
 
     num_rows: int = 0
     judges: tuple[str, ...] = ()
     max_abs_difference: float = 0.0
     problems: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -112,7 +121,7 @@ class Verdict:
     @property
     def is_proof(self) -> bool:
         """Whether answers were compared at all."""
-        return bool(self.judges and self.num_rows)
+        return bool(self.judges and self.num_rows and not self.unread)
 
 
 @contextmanager
@@ -217,6 +226,8 @@ def draw_sample(
             _sample_unit(sample, unit, parts[name], destination, plan, heads, outputs, count)
         except _Wrong as problem:
             sample.problems.append(str(problem))
+        except (ConfigError, ServableUnavailableError) as error:  # of a store
+            sample.unread.append(error.message)
     return sample
 
 
@@ -300,7 +311,11 @@ def _read_outputs(
         head = heads.get(output)
         decided = name_classes(head, array) if head is not None else None
         column = f"{names[output]}_class"
-        if decided is not None and found.column(column).to_pylist() != decided.to_pylist():
+        if decided is None:
+            continue
+        if column not in found.column_names:
+            raise _Wrong(f"{part} has no column {column}")
+        if found.column(column).to_pylist() != decided.to_pylist():
             raise _Wrong(f"{part}: {column} is not the class of {names[output]}")
     return outputs
 
@@ -334,7 +349,7 @@ def judge(sample: Sample, judges: Sequence[Judge], signature_name: str) -> Verdi
         PlumblineError: A judge cannot answer.
     """
     if not sample.batches:
-        return Verdict(problems=tuple(sample.problems))
+        return Verdict(problems=tuple(sample.problems), unread=tuple(sample.unread))
     got = {
         name: np.concatenate([one[name] for one in sample.outputs]) for name in sample.outputs[0]
     }
@@ -358,6 +373,7 @@ def judge(sample: Sample, judges: Sequence[Judge], signature_name: str) -> Verdi
         judges=tuple(one.name for one in judges),
         max_abs_difference=largest[0] if largest else 0.0,
         problems=tuple(problems),
+        unread=tuple(sample.unread),
     )
 
 

@@ -30,7 +30,6 @@ from contract.errors import (
     VerificationError,
 )
 from contract.golden import read_golden
-from contract.heads import Head
 from contract.manifest import Manifest, check_files, read_manifest
 from contract.parity import replay
 from contract.signature import Array, Batch
@@ -83,11 +82,10 @@ class Scorer:
     Args:
         task: What the job is.
         plan: How rows become batches.
-        version_dir: Where the version lies on this machine.
+        version_dir: Where `place_version` found it on this machine, or laid it.
 
     Raises:
-        PlumblineError: The version is not what the manifest says, or this machine's processor
-            answers its golden examples otherwise.
+        PlumblineError: This machine's processor answers the golden examples otherwise.
     """
 
     def __init__(self, task: Task, plan: ColumnPlan, version_dir: Path) -> None:
@@ -95,7 +93,7 @@ class Scorer:
         self._plan = plan
         self._manifest = read_manifest(version_dir)
         signature_name = plan.signature.name
-        self._engine = open_checked_engine(version_dir, self._manifest, task.engine, signature_name)
+        self._engine = open_checked_engine(version_dir, task.engine, signature_name)
 
     def score(self, unit: Unit) -> UnitSummary:
         """Reads, scores and writes one unit.
@@ -157,7 +155,7 @@ class Scorer:
         found = sketch_batch(prepared, self._manifest)
         summary.sketches = join_sketches([summary.sketches, found])
         for name, head in self._manifest.heads.items():
-            if name in outputs and (scores := _find_best(head, outputs[name])) is not None:
+            if name in outputs and (scores := head.find_confidence(outputs[name])) is not None:
                 summary.num_judged += len(scores)
                 summary.num_unsure += int((scores < _UNSURE).sum())
                 break
@@ -165,16 +163,6 @@ class Scorer:
     def close(self) -> None:
         """Ends the engine."""
         self._engine.close()
-
-
-def _find_best(head: Head, scores: Array) -> Array | None:
-    """Of each row, the score of its class; None where scores are no probabilities."""
-    if head.task not in ("multiclass", "binary") or head.from_logits or scores.dtype.kind != "f":
-        return None
-    if head.task == "binary":
-        one = scores.reshape(len(scores), -1)
-        return np.asarray(np.maximum(one, 1 - one)[:, 0]) if one.shape[1] == 1 else None
-    return np.asarray(scores.max(axis=1)) if scores.ndim == 2 else None
 
 
 def sketch_batch(prepared: Prepared, manifest: Manifest) -> dict[str, dict[str, Sketch]]:
@@ -207,16 +195,12 @@ def sketch_batch(prepared: Prepared, manifest: Manifest) -> dict[str, dict[str, 
     return found
 
 
-def open_checked_engine(
-    version_dir: Path, manifest: Manifest, choice: EngineChoice, signature_name: str
-) -> Engine:
+def open_checked_engine(version_dir: Path, choice: EngineChoice, signature_name: str) -> Engine:
     """An engine that has just answered the golden examples of a signature as the model did.
 
     Raises:
-        VerificationError: Another processor, or other files: names this machine.
-        ManifestError: The files are not those of the manifest.
+        VerificationError: Another processor: names this machine.
     """
-    check_files(version_dir, manifest)
     engine = open_engine(version_dir, choice, is_patient=True)
     try:
         _check_golden(engine, version_dir, signature_name, choice.addresses)
@@ -260,30 +244,32 @@ def name_node() -> str:
 
 
 def place_version(version: Version, load: Callable[[], Mapping[str, bytes]]) -> Path:
-    """Where a version lies on this machine; it is laid there first where it does not, once.
+    """Where a version lies on this machine, just checked; it is laid there first where it does
+    not. All its files are hashed, and once: a worker needs no other check.
 
     Args:
         version: Which.
         load: Its files, by their paths in it.
 
     Raises:
-        ManifestError: What was loaded is not the version.
+        ManifestError: Files where the job found the version are not those of its manifest; or
+            what was loaded is not the version.
         InternalError: No room.
     """
     path = Path(version.path)
-    try:
-        if read_manifest(path).digest == version.digest:
-            return path
-    except (ManifestError, OSError):
-        pass
+    if (manifest := _find_manifest(path, version)) is not None:
+        check_files(path, manifest)
+        return path
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(cache, "plumbline", "versions", version.digest)
     place = folder / str(version.number)
+    if _is_whole(place, version):  # before the lock: workers need not hash one after the other
+        return place
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_whole(place, version):
+            if not _is_whole(place, version):  # another worker may have laid it meanwhile
                 shutil.rmtree(place, ignore_errors=True)
                 _unpack(load(), place, version)
     except OSError as error:
@@ -293,13 +279,24 @@ def place_version(version: Version, load: Callable[[], Mapping[str, bytes]]) -> 
     return place
 
 
-def _is_whole(place: Path, version: Version) -> bool:
+def _find_manifest(place: Path, version: Version) -> Manifest | None:
+    """The manifest of what lies there, where it is that of the version."""
     try:
         found = read_manifest(place)
-        check_files(place, found)
+    except (ManifestError, OSError):
+        return None
+    return found if found.digest == version.digest else None
+
+
+def _is_whole(place: Path, version: Version) -> bool:
+    manifest = _find_manifest(place, version)
+    if manifest is None:
+        return False
+    try:
+        check_files(place, manifest)
     except (ManifestError, OSError):
         return False
-    return found.digest == version.digest
+    return True
 
 
 def _unpack(files: Mapping[str, bytes], place: Path, version: Version) -> None:

@@ -419,7 +419,7 @@ def _split(
         train, validation = train.take(kept), train.take(validated)
     for name, head in heads.items():
         labels = train.targets[name]
-        is_class = head.task in ("multiclass", "binary") and labels.ndim == 1
+        is_class = head.has_one_class and labels.ndim == 1
         if not len(train) or (is_class and len(np.unique(labels)) < len(head.class_names)):
             raise DatasetError(
                 f"{raw.source}: a class has too few training rows to split; give each class at "

@@ -52,7 +52,7 @@ def warn_of_doubts(
         return
     head, targets = model.heads[name], model.name_targets(examples.test.targets)
     ((key, rows),) = examples.test.inputs.items()
-    if name not in targets or head.task not in ("multiclass", "binary"):
+    if name not in targets or not head.has_one_class:
         return
     right = targets[name][: min(len(answers[name]), _MOST_ROWS)]
     if right.ndim != 1 or rows.dtype.kind not in "uif" or rows.ndim < 2:

@@ -48,10 +48,8 @@ def decide_classes(model: Exportable, answers: Mapping[str, Array]) -> Array | N
     """int64 (rows,): the class that the first output with one class a row says of each."""
     for name, answer in answers.items():
         head = model.heads.get(name)
-        if head is None or head.task not in ("multiclass", "binary"):
-            continue
-        decided = head.decide(answer)
-        if decided.ndim == 1:
+        decided = head.decide_rows(answer) if head is not None else None
+        if decided is not None:
             return decided
     return None
 

@@ -542,7 +542,7 @@ def _judge(
         except ValueError:
             return f"{value:.5g}", ""
         return f"{value:.5g}", "better" if gaps[1] < gaps[0] else "worse"
-    if head.task not in ("multiclass", "binary"):
+    if not head.has_one_class:
         return "", ""
     names = name_classes(head, 2 if head.task == "binary" else answers.shape[-1])
     at = int(truth[row])

@@ -374,7 +374,7 @@ def _describe_output(
             head = Head(task="embedding")
         return ModelOutput(answer.name, answer.shape, head, is_float=told is not None)
     rows, target = examples.targets[target_name], targets[target_name]
-    if target.task in ("multiclass", "binary"):
+    if target.has_one_class:
         head, form = _take_classes(answer, target, rows, loss)
     elif target.task == "multilabel":
         head, form = _take_labels(answer, target, rows, loss)

@@ -17,11 +17,12 @@ from pyarrow import parquet
 
 from clients import OnDevicePredictor
 from clients.score.columns import parse_map, plan_columns, prepare
+from clients.score.job import run_here
 from clients.score.output import find_parts, refuse_stale, sweep
 from clients.score.sources import Block, list_units, read_unit
-from clients.score.worker import pack_version, place_version
+from clients.score.worker import Scorer, Version, pack_version, place_version
 from contract.errors import ConfigError, DatasetError, ManifestError, VerificationError
-from contract.manifest import read_manifest
+from contract.manifest import FileEntry, hash_file, read_manifest
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.score.jobs import Job, make_images, make_job, to_binary, write_images
@@ -359,7 +360,43 @@ def test_a_version_with_a_changed_file_scores_nothing(tmp_path: Path, version: P
     with (copy / "assets" / "labels.txt").open("a") as labels:
         labels.write("more\n")
     with pytest.raises(ManifestError, match=r"labels\.txt"):
-        job.run()
+        list(run_here(job.units, job.task, job.plan, copy))
+
+
+def test_a_version_that_was_damaged_where_it_was_laid_is_laid_anew(
+    tmp_path: Path, version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    digest = read_manifest(version).digest
+    elsewhere = Version(path=str(tmp_path / "gone"), digest=digest, number=1)
+    place = place_version(elsewhere, lambda: pack_version(version))
+    with (place / "assets" / "labels.txt").open("a") as labels:
+        labels.write("more\n")
+    assert place_version(elsewhere, lambda: pack_version(version)) == place
+    assert pack_version(place) == pack_version(version)
+
+
+@pytest.mark.parametrize("where", ["laid", "found", "published"])
+def test_a_worker_hashes_each_file_of_its_version_once(
+    tmp_path: Path, version: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    job = make_job(write_and_name(tmp_path), tmp_path / "out", version)
+    manifest = read_manifest(version)
+    path = version if where == "published" else tmp_path / "gone"
+    known = Version(path=str(path), digest=manifest.digest, number=1)
+    if where == "found":
+        place_version(known, lambda: pack_version(version))
+    hashed: list[str] = []
+
+    def count(path: Path) -> FileEntry:
+        hashed.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr("contract.manifest.hash_file", count)
+    place = place_version(known, lambda: pack_version(version))
+    Scorer(job.task, job.plan, place).close()
+    assert sorted(hashed) == sorted(Path(name).name for name in manifest.files)
 
 
 def test_a_machine_that_answers_golden_otherwise_is_named(
@@ -388,7 +425,6 @@ def test_pixels_that_moved_are_counted_in_other_bins(tmp_path: Path, version: Pa
     if not manifest.distributions:
         pytest.skip("PUBLISHED_MODELS holds a version of an older exporter")
     write_images(tmp_path / "in.parquet", 100)  # noise: much brighter and flatter than digits
-    from clients.score.worker import Scorer
     from contract.statistics import measure_shift
 
     job = make_job(tmp_path / "in.parquet", tmp_path / "out", version)

@@ -98,6 +98,13 @@ def test_a_class_that_was_changed_is_found(score: Score, tmp_path: Path) -> None
     assert status == 1 and "is not the class of" in str(sample["problems"])
 
 
+def test_classes_that_are_gone_are_found(score: Score, tmp_path: Path) -> None:
+    score()
+    change(list_parts(tmp_path)[0], lambda table: table.drop_columns(["probabilities_class"]))
+    status, sample = score()
+    assert status == 1 and "has no column probabilities_class" in str(sample["problems"])
+
+
 def test_a_key_that_was_changed_is_found(score: Score, tmp_path: Path) -> None:
     score()
     change(
