@@ -68,6 +68,7 @@ class UnitSummary(msgspec.Struct, kw_only=True):
     Attributes:
         num_rows: Rows read.
         num_bad: Of them, those in the side file.
+        num_bytes: Of the unit.
         num_judged: Rows whose answer has classes, of the first output with classes.
         num_unsure: Of them, those whose best class has a score below 0.5.
         sketches: Input name to name of a column, or of a measure of pictures, to what it held.
@@ -75,6 +76,7 @@ class UnitSummary(msgspec.Struct, kw_only=True):
 
     num_rows: int = 0
     num_bad: int = 0
+    num_bytes: int = 0
     num_judged: int = 0
     num_unsure: int = 0
     sketches: dict[str, dict[str, Sketch]] = {}
@@ -83,6 +85,7 @@ class UnitSummary(msgspec.Struct, kw_only=True):
         """Counts another unit in."""
         self.num_rows += other.num_rows
         self.num_bad += other.num_bad
+        self.num_bytes += other.num_bytes
         self.num_judged += other.num_judged
         self.num_unsure += other.num_unsure
         self.sketches = join_sketches([self.sketches, other.sketches])

@@ -88,6 +88,8 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
         number: Of the unit within its file or folder, from 0.
         first_row: Number of its first row within the file; -1 where that is not known.
         num_rows: Its rows; -1 where that is not known before they are read.
+        num_bytes: Of the file or files, that it is; of Parquet, what it takes unpacked. -1 where
+            the file system does not say.
         start: Of a JSON lines file, the byte where it begins.
         stop: And where it ends.
         files: Of pictures, their addresses.
@@ -100,6 +102,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     number: int = 0
     first_row: int = 0
     num_rows: int = -1
+    num_bytes: int = -1
     start: int = 0
     stop: int = 0
     files: tuple[str, ...] = ()
@@ -253,7 +256,15 @@ def _list_units_of(system: AbstractFileSystem, path: str, name: str, info: _Info
         return _list_row_groups(address, name, info)
     size, identity = int(info["size"] or 0), _identify(info)
     if kind != "jsonl":
-        return [Unit(kind=kind, address=address, name=name, identity=identity)]
+        return [
+            Unit(
+                kind=kind,
+                address=address,
+                name=name,
+                num_bytes=_count_bytes([info]),
+                identity=identity,
+            )
+        ]
     starts = range(0, max(size, 1), PIECE_BYTES)
     return [
         Unit(
@@ -262,6 +273,7 @@ def _list_units_of(system: AbstractFileSystem, path: str, name: str, info: _Info
             name=name,
             number=number,
             first_row=0 if number == 0 else -1,
+            num_bytes=min(PIECE_BYTES, size - start),
             start=start,
             stop=min(start + PIECE_BYTES, size),
             identity=identity,
@@ -281,7 +293,8 @@ def _list_row_groups(address: str, name: str, info: _Info) -> list[Unit]:
         reason = " ".join(str(error).split())
         raise DatasetError(f"{address} is no Parquet file that can be read: {reason}") from error
     identity = hashlib.sha256(footer).hexdigest() + _identify(info)
-    counts = [described.row_group(number).num_rows for number in range(described.num_row_groups)]
+    groups = [described.row_group(number) for number in range(described.num_row_groups)]
+    counts = [group.num_rows for group in groups]
     firsts = itertools.accumulate(counts, initial=0)
     return [
         Unit(
@@ -291,6 +304,7 @@ def _list_row_groups(address: str, name: str, info: _Info) -> list[Unit]:
             number=number,
             first_row=first,
             num_rows=count,
+            num_bytes=groups[number].total_byte_size,
             identity=identity,
         )
         for number, (first, count) in enumerate(zip(firsts, counts, strict=False))
@@ -330,11 +344,17 @@ def _list_pictures(system: AbstractFileSystem, files: Mapping[str, _Info], root:
                 number=number,
                 first_row=start,
                 num_rows=len(block),
+                num_bytes=_count_bytes([files[file] for file in block]),
                 files=tuple(str(system.unstrip_protocol(file)) for file in block),
                 identity=digest.hexdigest(),
             )
         )
     return units
+
+
+def _count_bytes(infos: Sequence[_Info]) -> int:
+    sizes = [info.get("size") for info in infos]
+    return -1 if None in sizes else sum(int(size or 0) for size in sizes)
 
 
 def _identify(info: _Info) -> str:
@@ -353,6 +373,7 @@ class Block:
         names: What to call each row; empty: by number.
         wrong: Rows of the table that could not be read, to the reason; nothing stands in them.
         lost: Reasons of rows that have no place in the table.
+        num_bytes: Of the unit, read up to its end; 0 where rows are counted instead.
         is_text: All is text, whatever it means.
         is_record: Columns are features of records, each of which may hold what it likes.
     """
@@ -362,6 +383,7 @@ class Block:
     names: tuple[str, ...] = ()
     wrong: Mapping[int, str] = dataclasses.field(default_factory=dict)
     lost: tuple[str, ...] = ()
+    num_bytes: int = 0
     is_text: bool = False
     is_record: bool = False
 
@@ -461,11 +483,16 @@ def _count_rows(group: pa.parquet.RowGroupMetaData, chosen: Sequence[str] | None
 
 def _read_csv(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
     with open_file(unit.address) as file:
+        before = 0
         for table, lost in read_csv(file, columns):
+            size = file.tell() - before  # what is read at a time makes many blocks
             for start in range(0, table.num_rows, BLOCK_ROWS):
-                yield Block(table.slice(start, BLOCK_ROWS), 0, is_text=True)
+                stop = min(start + BLOCK_ROWS, table.num_rows)
+                read = before + size * stop // table.num_rows
+                yield Block(table.slice(start, BLOCK_ROWS), 0, num_bytes=read, is_text=True)
+            before += size
             if lost:
-                yield Block(table.slice(0, 0), 0, lost=tuple(lost), is_text=True)
+                yield Block(table.slice(0, 0), 0, lost=tuple(lost), num_bytes=before, is_text=True)
 
 
 @contextmanager
@@ -487,7 +514,7 @@ def _read_jsonl(unit: Unit, columns: Sequence[str] | None, types: _Types) -> Ite
         for table, wrong in read_json(
             lines, columns=chosen, types=kinds, block_rows=BLOCK_ROWS, block_bytes=BLOCK_BYTES
         ):
-            yield Block(table, 0, wrong=wrong)
+            yield Block(table, 0, wrong=wrong, num_bytes=max(0, file.tell() - unit.start))
 
 
 def _list_lines(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
@@ -519,7 +546,7 @@ def _read_tfrecord(unit: Unit, columns: Sequence[str] | None, types: _Types) -> 
                 rows = range(first, first + len(block))
                 table, wrong = _tabulate(block, columns, kinds)
                 wrong |= {row - first: damaged.pop(row) for row in rows if row in damaged}
-                yield Block(table, 0, wrong=wrong, is_record=True)
+                yield Block(table, 0, wrong=wrong, num_bytes=file.tell(), is_record=True)
                 first += len(block)
         except ManifestError as error:
             raise DatasetError(str(error)) from error

@@ -18,7 +18,7 @@ import numpy as np
 
 from clients.results import flatten
 from clients.score.columns import BadRow, ColumnPlan, Prepared, prepare, read_planned
-from clients.score.engines import LITERT, Engine, EngineChoice, open_engine
+from clients.score.engines import LITERT, Engine, EngineChoice, Wait, open_engine
 from clients.score.output import Destination, PartWriter, UnitSummary
 from clients.score.sources import Block, Unit
 from contract import layout
@@ -42,6 +42,10 @@ _SKETCHED_ROWS = 512
 """Of a block, at most."""
 
 _UNSURE = 0.5
+
+
+OnBlock = Callable[[UnitSummary, int], None]
+"""Told of a unit that is scored: what came of it so far, and how many of its bytes were read."""
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,25 +87,32 @@ class Scorer:
         task: What the job is.
         plan: How rows become batches.
         version_dir: Where `place_version` found it on this machine, or laid it.
+        wait: Told of servers that are waited for.
 
     Raises:
         PlumblineError: This machine's processor answers the golden examples otherwise.
     """
 
-    def __init__(self, task: Task, plan: ColumnPlan, version_dir: Path) -> None:
+    def __init__(
+        self, task: Task, plan: ColumnPlan, version_dir: Path, wait: Wait | None = None
+    ) -> None:
         self._task = task
         self._plan = plan
         self._manifest = read_manifest(version_dir)
         signature_name = plan.signature.name
-        self._engine = open_checked_engine(version_dir, task.engine, signature_name)
+        self._engine = open_checked_engine(version_dir, task.engine, signature_name, wait)
 
-    def score(self, unit: Unit) -> UnitSummary:
+    def score(self, unit: Unit, on_block: OnBlock = lambda *_: None) -> UnitSummary:
         """Reads, scores and writes one unit.
+
+        Args:
+            unit: What is to be done.
+            on_block: Told how far it is.
 
         Raises:
             PlumblineError: It cannot be read, scored or written; nothing of it stays.
         """
-        summary = UnitSummary()
+        summary = UnitSummary(num_bytes=unit.num_bytes)
         heads = self._manifest.heads
         limit = self._task.max_bad_rows
         with PartWriter(self._task.destination, unit, heads, limit) as writer:
@@ -114,6 +125,7 @@ class Scorer:
                 writer.refuse(block, bad, self._plan.keys)
                 summary.num_rows += block.table.num_rows + len(block.lost)
                 summary.num_bad += len(bad) + len(block.lost)
+                on_block(summary, block.num_bytes)
             if summary.num_rows == summary.num_bad:
                 self._write_nothing(writer)
             writer.finish(summary)
@@ -195,13 +207,15 @@ def sketch_batch(prepared: Prepared, manifest: Manifest) -> dict[str, dict[str, 
     return found
 
 
-def open_checked_engine(version_dir: Path, choice: EngineChoice, signature_name: str) -> Engine:
+def open_checked_engine(
+    version_dir: Path, choice: EngineChoice, signature_name: str, wait: Wait | None = None
+) -> Engine:
     """An engine that has just answered the golden examples of a signature as the model did.
 
     Raises:
         VerificationError: Another processor: names this machine.
     """
-    engine = open_engine(version_dir, choice, is_patient=True)
+    engine = open_engine(version_dir, choice, is_patient=True, wait=wait)
     try:
         _check_golden(engine, version_dir, signature_name, choice.addresses)
     except BaseException:
