@@ -84,7 +84,7 @@ def test_a_file_of_a_bucket_that_was_replaced_is_refused_beside_its_answers(
     put(f"{bucket}/in/a.parquet", 0, age=2.0)
     capsys.readouterr()
     assert main(command) == 2
-    assert "as it was" in capsys.readouterr().err
+    assert "but the file has changed since" in capsys.readouterr().err
     assert read_ids(f"{bucket}/out/version=1") == list(range(5))
 
 
