@@ -1,1 +1,1 @@
-"""Rows by the million, on Ray Data: units of files in, Parquet out, each row once."""
+"""Rows by the million, on Ray: units of files in, Parquet out, each row once."""

@@ -1,4 +1,4 @@
-"""A job on Ray Data: units to workers, what came of each back, as they end."""
+"""A job on Ray: units to workers, what came of each back, as they end."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import os
 import signal
 import socket
 import sys
-import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -26,16 +26,11 @@ from contract.console.interrupts import held_back
 from contract.console.terminal import keep_stderr
 from contract.errors import PlumblineError, ServableUnavailableError
 
-if TYPE_CHECKING:
-    import ray
+_QUEUED = 2
+"""Units at a worker: it begins the next one while the driver hears of the last."""
 
-_CPUS = 0.75
-"""Of a core, for a worker: what is left is for what Ray Data itself runs. With whole ones, workers
-on all cores would wait for work that nobody is left to hand out."""
-
-_RETRIES = 30
-"""Of a unit whose worker died: one that kills each of them is no accident. A node that died takes
-some by itself, until Ray has noticed."""
+_TRIES = 5
+"""Workers that may die of a unit: one that kills each of them is no accident."""
 
 _CONNECT_S = 10.0
 
@@ -47,7 +42,6 @@ _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_raylet_start_wait_time_s": "120",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it prints a stack for SIGTERM
 }
 
@@ -59,33 +53,39 @@ class _Outcome(msgspec.Struct, kw_only=True):
     fault: WorkerFault | None = None
 
 
-class _Worker:
-    """What Ray makes one of for each worker."""
+class ScoreWorker:
+    """What Ray runs one of for each worker.
 
-    def __init__(
-        self, task: Task, plan: ColumnPlan, files: ray.ObjectRef[dict[str, bytes]]
-    ) -> None:
+    Args:
+        task: What the job is.
+        plan: How rows become batches.
+        files: Ray's reference to the files of the version; in a list, since one that is given bare
+            is fetched by every worker, whether its node has them or not.
+    """
+
+    def __init__(self, task: Task, plan: ColumnPlan, files: list[Any]) -> None:
         import ray
 
         self._scorer: Scorer | None = None
         self._fault: WorkerFault | None = None
         try:
-            version_dir = place_version(task.version, lambda: ray.get(files))
+            version_dir = place_version(task.version, lambda: ray.get(files[0]))
             self._scorer = Scorer(task, plan, version_dir)
             atexit.register(self._scorer.close)
         except Exception as error:
             self._fault = WorkerFault.of(error)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One unit, as Ray Data gives and takes rows."""
-        unit = msgspec.json.decode(bytes(batch["unit"][0]), type=Unit)
-        outcome = _Outcome(fault=self._fault)
-        if self._scorer is not None:
-            try:
-                outcome.summary = self._scorer.score(unit)
-            except Exception as error:
-                outcome.fault = WorkerFault.of(error, unit.describe())
-        return {"outcome": [msgspec.json.encode(outcome)]}
+    def start(self) -> _Outcome:
+        """Nothing but a fault, where it cannot score."""
+        return _Outcome(fault=self._fault)
+
+    def score(self, unit: Unit) -> _Outcome:
+        """What came of a unit."""
+        assert self._scorer is not None, "a worker that cannot score gets no unit"
+        try:
+            return _Outcome(summary=self._scorer.score(unit))
+        except Exception as error:
+            return _Outcome(fault=WorkerFault.of(error, unit.describe()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,7 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[Cluster]:
     if cluster and _has_token():  # which heads ask for, and drivers forget; read as Ray is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     ray = import_extra("ray", "scoring")
-    import_extra("ray.data", "scoring")
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
     if not cluster:
         cores = num_workers or _count_cores()
@@ -144,12 +142,12 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[Cluster]:
             else f"Ray did not start on this machine: {reason}"
         ) from error
     signal.signal(signal.SIGTERM, _end)  # Ray's own says 15, and much besides
-    try:
-        with redirect_stdout(sys.stderr):  # where Ray would tell of workers that died
+    with redirect_stdout(sys.stderr):  # where Ray would tell of workers that died, as it ends too
+        try:
             count = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
             yield Cluster(num_workers=count, is_here=not cluster)
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _end(number: int, _: object) -> None:
@@ -245,41 +243,101 @@ def run_units(
         PlumblineError: The first that a worker met; what is finished stays.
     """
     import ray
-    import ray.data
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     # As many threads as each asks Ray for: TensorFlow would take all cores for every worker.
     task = msgspec.structs.replace(task, engine=msgspec.structs.replace(task.engine, num_threads=1))
     files = ray.put({} if cluster.is_here else pack_version(version_dir))
-    rows = [{"unit": msgspec.json.encode(unit)} for unit in units]
+    worker = ray.remote(num_cpus=1)(ScoreWorker)
     count = min(cluster.num_workers, len(units))
-    with warnings.catch_warnings(action="ignore"):  # nothing else bounds retries before Ray 2.64
-        outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _Worker,
-            fn_constructor_args=(task, plan, files),
-            batch_size=1,
-            num_cpus=_CPUS,
-            max_task_retries=_RETRIES,
-            compute=ray.data.ActorPoolStrategy(size=count),
-        )
-    for row in _iterate(outcomes):
-        outcome = msgspec.json.decode(bytes(row["outcome"]), type=_Outcome)
-        if outcome.fault is not None:
-            raise outcome.fault.rebuild()
-        assert outcome.summary is not None, "a unit ends with a summary or a fault"
-        yield outcome.summary
+    yield from _Crew(lambda: worker.remote(task, plan, [files]), units, count).iterate()
 
 
-def _iterate(outcomes: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """The rows of a data set; what Ray says of its own troubles, as a sentence."""
-    import ray
+class _Crew:
+    """Workers, and who was asked what.
 
-    try:
-        yield from outcomes.iter_rows()
-    except ray.exceptions.RayError as error:
-        first = str(error).strip().splitlines()[0]
-        raise ServableUnavailableError(
-            f"Ray gave up: {first}; what is scored stays: run the same command again; if a worker "
-            "dies each time, as one does that takes more memory than there is, take fewer "
-            "--workers, or cut the files into smaller row groups"
-        ) from error
+    Not Ray Data's pool: a unit that is at a worker that died would wait there until a node has
+    room for another one, and between two units a worker would do nothing for as long as a tenth
+    of a second of scoring.
+
+    Args:
+        start: Gives a worker of Ray's.
+        units: What is to be done.
+        count: How many workers there are at a time.
+    """
+
+    def __init__(self, start: Callable[[], Any], units: Iterable[Unit], count: int) -> None:
+        self._start = start
+        self._waiting = deque(units)
+        self._count = count
+        self._asked: dict[Any, tuple[Any, Unit | None]] = {}  # oldest first
+        self._idle: list[Any] = []
+        self._deaths: Counter[Unit | None] = Counter()
+        for _ in range(count):
+            self._hire()
+
+    def iterate(self) -> Iterator[UnitSummary]:
+        """What came of each unit, as it ends."""
+        import ray
+
+        num_left = len(self._waiting)
+        while num_left:
+            (answered,), _ = ray.wait(list(self._asked))
+            worker, _ = self._asked[answered]
+            try:
+                outcome: _Outcome = ray.get(answered)
+            except ray.exceptions.RayError as error:
+                self._replace(worker, error)
+                continue
+            del self._asked[answered]
+            if outcome.fault is not None:
+                raise outcome.fault.rebuild()
+            self._hand_out(worker)
+            self._deaths[None] = 0
+            if outcome.summary is not None:
+                num_left -= 1
+                yield outcome.summary
+
+    def _hire(self) -> None:
+        """One worker more: it gets its first unit when it has started, which may be never, where a
+        cluster has no room.
+        """
+        worker = self._start()
+        self._asked[worker.start.remote()] = worker, None
+
+    def _hand_out(self, worker: Any) -> None:
+        # No second unit near the end, when another worker may be free for it.
+        most = _QUEUED if len(self._waiting) >= self._count else 1
+        has = sum(one is worker for one, _ in self._asked.values())
+        for _ in range(min(most - has, len(self._waiting))):
+            unit = self._waiting.popleft()
+            self._asked[worker.score.remote(unit)] = worker, unit
+            has += 1
+        if not has:  # until another one dies
+            self._idle.append(worker)
+
+    def _replace(self, worker: Any, error: Exception) -> None:
+        """Another worker for one that died; its units wait again.
+
+        Raises:
+            ServableUnavailableError: Too many have died of the same unit.
+        """
+        import ray
+
+        lost = [call for call, (one, _) in self._asked.items() if one is worker]
+        units = [self._asked.pop(call)[1] for call in lost]
+        first = units[0]
+        self._deaths[first] += 1
+        if self._deaths[first] >= (_TRIES if first else _TRIES * self._count):
+            what = f"while they scored {first.describe()}" if first else "as they started"
+            reason = str(error).strip().splitlines()[0]
+            raise ServableUnavailableError(
+                f"{self._deaths[first]} workers died {what}: {reason}; what is scored stays: run "
+                "the same command again; if workers take more memory than there is, take fewer "
+                "--workers, or cut the files into smaller row groups"
+            ) from error
+        self._waiting.extendleft(unit for unit in reversed(units) if unit)
+        ray.kill(worker)  # one that is only out of reach would go on
+        self._hire()
+        idle, self._idle = self._idle, []
+        for one in idle:
+            self._hand_out(one)

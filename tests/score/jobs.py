@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from clients import OnDevicePredictor
+from clients.cli import main
 from clients.files.fit import Adjustment
 from clients.score.columns import ColumnPlan, plan_columns
 from clients.score.engines import EngineChoice, open_engine
@@ -35,6 +37,9 @@ from tests.clients.grpc_servers import ModelServer
 ROOT = Path(__file__).resolve().parents[2]
 PIXELS = 784
 LITE = EngineChoice()
+
+Score: TypeAlias = Callable[..., int]
+"""The command from the rows of a test to its `out`, given more arguments."""
 
 
 def make_images(num_rows: int, *, seed: int = 0) -> Array:
@@ -59,6 +64,18 @@ def write_images(path: Path, num_rows: int, *, group: int = 100, seed: int = 0) 
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(table, path, row_group_size=group)
     return images
+
+
+def score(source: object, out: object, version: object, *arguments: str) -> int:
+    """Runs the command in this process; its exit code."""
+    where = [str(source), str(out), "--version_dir", str(version)]
+    return main(["score", *where, "--workers=1", *arguments])
+
+
+def read_ids(out: Path) -> list[int]:
+    """The keys of what lies in OUT, in order."""
+    ids: list[int] = parquet.read_table(out / "version=1")["id"].to_pylist()
+    return sorted(ids)
 
 
 @dataclasses.dataclass
@@ -149,14 +166,18 @@ def make_table_version(base_path: Path, *, fills: bool = True) -> Path:
     spread["age"] = msgspec.structs.replace(spread["age"], missing=MISSING_AGE)
     with OnDevicePredictor(version_dir) as predictor:
         signatures = predictor.signatures
-    fillings = {"": (FILLED_AGE, 0.0, 0.0)} if fills else {}
     manifest = Manifest(
         model_name="people",
         version=1,
         created="2026-01-01T00:00:00Z",
         signatures=to_entries(signatures),
         files=hash_files(version_dir),
-        data=DataEntry("people", "", columns=COLUMNS, fillings=fillings),
+        data=DataEntry(
+            "people",
+            "",
+            columns=COLUMNS,
+            fillings={"": (FILLED_AGE, 0.0, 0.0)} if fills else {},
+        ),
         distributions={"": spread},
     )
     write_manifest(version_dir, manifest)

@@ -19,12 +19,11 @@ from fsspec.spec import AbstractBufferedFile
 from pyarrow import parquet
 from s3fs import S3FileSystem
 
-from clients.cli import main
 from clients.score.output import Destination, WholeFile, claim, find_parts, sweep
 from clients.score.sources import list_units, read_unit
 from contract.errors import ConfigError, ServableUnavailableError
 from tests.exporter.remote_versions import CREDENTIALS, serve_s3
-from tests.score.jobs import make_table_version
+from tests.score.jobs import score
 
 
 @pytest.fixture
@@ -57,33 +56,30 @@ def read_ids(address: str) -> list[int]:
 
 
 def test_rows_and_version_in_a_bucket_are_scored_into_it_once(
-    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bucket: str, people: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fsspec.filesystem("s3").put(
-        str(make_table_version(tmp_path)), f"{bucket}/people/", recursive=True
-    )
+    fsspec.filesystem("s3").put(str(people), f"{bucket}/people/", recursive=True)
     put(f"{bucket}/in/a.parquet", 0)
     put(f"{bucket}/in/day=2/b.parquet", 5)
-    command = ["score", f"{bucket}/in", f"{bucket}/out", "--version_dir", f"{bucket}/people"]
-    assert main([*command, "--workers=1"]) == 0
+    where = (f"{bucket}/in", f"{bucket}/out", f"{bucket}/people")
+    assert score(*where) == 0
     assert read_ids(f"{bucket}/out/version=1") == list(range(10))
     capsys.readouterr()
-    assert main([*command, "--workers=1", "--json"]) == 0
+    assert score(*where, "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert (again["num_parts"], again["num_parts_before"]) == (6, 6)
     assert read_ids(f"{bucket}/out/version=1") == list(range(10))
 
 
 def test_a_file_of_a_bucket_that_was_replaced_is_refused_beside_its_answers(
-    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bucket: str, people: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    version = str(make_table_version(tmp_path))
+    where = (f"{bucket}/in", f"{bucket}/out", people)
     put(f"{bucket}/in/a.parquet", 0)
-    command = ["score", f"{bucket}/in", f"{bucket}/out", "--version_dir", version, "--workers=1"]
-    assert main(command) == 0
+    assert score(*where) == 0
     put(f"{bucket}/in/a.parquet", 0, age=2.0)
     capsys.readouterr()
-    assert main(command) == 2
+    assert score(*where) == 2
     assert "but the file has changed since" in capsys.readouterr().err
     assert read_ids(f"{bucket}/out/version=1") == list(range(5))
 
@@ -287,14 +283,13 @@ def test_an_out_without_credentials_is_a_sentence(
     silent: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    people: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    version = str(make_table_version(tmp_path / "version"))
     put(f"file://{tmp_path}/in.parquet", 0)
     silent()
     for variable in CREDENTIALS:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    command = ["score", f"{tmp_path}/in.parquet", f"{bucket}/out", "--version_dir", version]
-    assert main([*command, "--workers=1"]) == 2
+    assert score(tmp_path / "in.parquet", f"{bucket}/out", people) == 2
     assert "check the credentials" in capsys.readouterr().err

@@ -18,27 +18,10 @@ import pytest
 from pyarrow import parquet
 
 from clients import OnDevicePredictor
-from clients.cli import main
 from contract.signature import Batch, Signature, TensorSpec
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import (
-    COLUMNS,
-    make_table_version,
-    make_training_rows,
-    write_images,
-)
+from tests.score.jobs import COLUMNS, make_training_rows, score, write_images
 from tests.terminals import run_in_terminal
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A version of a table."""
-    return make_table_version(tmp_path_factory.mktemp("people"))
-
-
-@pytest.fixture(scope="session")
-def digits(published_mlp: Path) -> Path:
-    return published_mlp / "mlp" / "1"
 
 
 def write_people(
@@ -56,11 +39,6 @@ def write_people(
     table = {"id": range(len(ages)), "age": pa.array(ages, mask=missing), "color": colors.tolist()}
     parquet.write_table(pa.table(table), path)
     return path
-
-
-def score(source: object, out: object, version: object, *arguments: str) -> int:
-    where = [str(source), str(out), "--version_dir", str(version)]
-    return main(["score", *where, "--workers=1", *arguments])
 
 
 # What it says ----------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from clients.cli import main
 from clients.score.columns import BadRow
 from clients.score.output import (
     Destination,
@@ -36,12 +34,12 @@ from clients.score.output import (
 )
 from clients.score.sources import Unit, holds, list_units, read_unit
 from contract.errors import ConfigError, DatasetError
-from tests.score.jobs import ROOT, make_job, make_table_version
+from tests.score.jobs import ROOT, Score, make_job, read_ids
 
 
 @pytest.fixture(scope="module")
-def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_table_version(tmp_path_factory.mktemp("people"))
+def version(people: Path) -> Path:
+    return people
 
 
 def write(path: Path, first: int, count: int = 5, *, group: int = 2, age: float = 1.0) -> Path:
@@ -50,25 +48,6 @@ def write(path: Path, first: int, count: int = 5, *, group: int = 2, age: float 
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(table, path, row_group_size=group)
     return path
-
-
-Score = Callable[..., int]
-
-
-@pytest.fixture
-def score(tmp_path: Path, version: Path) -> Score:
-    """Runs the command from `in` to `out`."""
-
-    def run(*arguments: str, source: object = None, out: object = None) -> int:
-        where = [str(source or tmp_path / "in"), str(out or tmp_path / "out")]
-        return main(["score", *where, "--version_dir", str(version), "--workers=1", *arguments])
-
-    return run
-
-
-def read_ids(out: Path) -> list[int]:
-    ids: list[int] = parquet.read_table(out / "version=1")["id"].to_pylist()
-    return sorted(ids)
 
 
 # Names -----------------------------------------------------------------------------------

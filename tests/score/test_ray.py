@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.score.jobs import make_images, to_binary
+from contract.console.exits import ExitCode
+from tests.score.jobs import ROOT, make_images, read_ids, to_binary
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.ray
-GROUPS, GROUP_ROWS = 60, 1500
+GROUPS, GROUP_ROWS = 60, 800
 LIMIT_S = 240
 
 
@@ -44,6 +45,10 @@ class Cluster:
         port = self.address.partition(":")[2]
         head = ("--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false")
         self._start_until_it_works(1, *head)
+
+    @property
+    def head(self) -> subprocess.Popen[bytes]:
+        return self._nodes[0]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -126,8 +131,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def version(published_mlp: Path) -> Path:
-    return published_mlp / "mlp" / "1"
+def version(published_cnn: Path) -> Path:
+    """A model slow enough to be caught at work."""
+    return published_cnn / "cnn" / "1"
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +148,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(cluster: Cluster, rows: Path, out: Path, version: Path) -> subprocess.Popen[str]:
-    arguments = [str(rows), str(out), "--version_dir", str(version), "--workers", "2", "--json"]
+def start(
+    cluster: Cluster, rows: Path, out: Path, version: Path, *, workers: int = 2
+) -> subprocess.Popen[str]:
+    arguments = [str(rows), str(out), f"--version_dir={version}", f"--workers={workers}", "--json"]
     return subprocess.Popen(
         [sys.executable, "-m", "clients", "score", *arguments],
         cwd=ROOT,
@@ -174,15 +182,14 @@ def wait_for_parts(out: Path, count: int, job: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def read_ids(out: Path) -> list[int]:
-    ids: list[int] = parquet.read_table(out / "version=1")["id"].to_pylist()
-    return sorted(ids)
-
-
-def is_scoring(node: subprocess.Popen[bytes]) -> bool:
-    """Whether a worker of ours runs on the node."""
-    children = psutil.Process(node.pid).children(recursive=True)
-    return any("MapWorker" in " ".join(child.cmdline()) for child in children)
+def find_workers(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Our workers on a node."""
+    found = []
+    for child in psutil.Process(node.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "ScoreWorker" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.mark.timeout(2 * LIMIT_S)
@@ -194,7 +201,7 @@ def test_a_node_that_dies_on_the_way_loses_no_row_and_writes_none_twice(
     job = start(cluster, rows, out, version)
     wait_for_parts(out, 3, job)
     end = time.monotonic() + 60
-    while not is_scoring(node):
+    while not find_workers(node):
         assert time.monotonic() < end and count_parts(out) < GROUPS, "the second node got no work"
         time.sleep(0.05)
     cluster.kill(node)
@@ -222,3 +229,21 @@ def test_a_job_that_is_killed_goes_on_where_it_stopped(
     again = finish(start(cluster, rows, out, version))
     assert again["num_parts_before"] == again["num_parts"] == GROUPS
     assert not list(out.rglob(".part-*"))
+
+
+@pytest.mark.timeout(2 * LIMIT_S)
+def test_workers_that_die_one_after_the_other_end_the_job_with_a_sentence(
+    cluster: Cluster, rows: Path, version: Path, tmp_path: Path
+) -> None:
+    job = start(cluster, rows, tmp_path / "out", version, workers=1)
+    end = time.monotonic() + LIMIT_S
+    while job.poll() is None:
+        assert time.monotonic() < end, "the job does not give up"
+        for worker in find_workers(cluster.head):
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        time.sleep(0.05)
+    said = job.communicate()[1]
+    assert job.returncode == ExitCode.UNREACHABLE, said
+    assert "5 workers died" in said and "run the same command again" in said
+    assert "Traceback" not in said

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from clients.cli import main
 from clients.files.fit import Adjustment
 from clients.score.columns import plan_columns, prepare
 from clients.score.output import find_parts
@@ -21,12 +20,13 @@ from contract.errors import ConfigError, DatasetError
 from contract.signature import Signature, TensorSpec
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import frame_record
-from tests.score.jobs import Job, make_job, make_table_version
+from tests.score import jobs
+from tests.score.jobs import Job, make_job
 
 
 @pytest.fixture(scope="module")
-def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_table_version(tmp_path_factory.mktemp("people"))
+def version(people: Path) -> Path:
+    return people
 
 
 def score(source: Path, tmp_path: Path, version: Path, keys: list[str] | None = None) -> Job:
@@ -387,7 +387,7 @@ def test_wide_rows_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_pictures_of_any_name_are_scored_and_a_broken_one_is_named(
-    tmp_path: Path, published_mlp: Path
+    tmp_path: Path, digits: Path
 ) -> None:
     from PIL import Image
 
@@ -395,7 +395,7 @@ def test_pictures_of_any_name_are_scored_and_a_broken_one_is_named(
     for name in ("a b.png", "ü#?.PNG", "été 1/x.jpg"):
         Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "in" / name)
     (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n....")
-    job = make_job(tmp_path / "in", tmp_path / "out", published_mlp / "mlp" / "1")
+    job = make_job(tmp_path / "in", tmp_path / "out", digits)
     assert job.run() == 1
     assert set(job.read()["source"].to_pylist()) == {"a b.png", "ü#?.PNG", "été 1/x.jpg"}
 
@@ -477,13 +477,13 @@ def test_the_command_stops_at_too_many_bad_rows_and_says_where_they_are(
 ) -> None:
     lines = "".join(f"{n},{n if n % 2 else 'x'},red\n" for n in range(20))
     source = write_csv(tmp_path / "x.csv", "id,age,color\n" + "0,1,red\n" * 500 + lines)
-    arguments = [str(source), str(tmp_path / "out"), "--version_dir", str(version)]
-    assert main(["score", *arguments, "--max_bad_rows=9"]) == 2
+    where = (source, tmp_path / "out", version)
+    assert jobs.score(*where, "--max_bad_rows=9") == 2
     said = capsys.readouterr().err
     assert "more than 9 rows" in said and "x.csv cannot be scored" in said
     (side,) = (tmp_path / "out" / "_bad_rows").rglob("*.jsonl")
     assert str(side) in said and len(side.read_text().splitlines()) == 10
-    assert main(["score", *arguments, "--max_bad_rows=10"]) == 0
+    assert jobs.score(*where, "--max_bad_rows=10") == 0
     assert "_bad_rows/version=1" in capsys.readouterr().out
 
 

@@ -9,7 +9,6 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -20,47 +19,23 @@ from PIL import Image
 from pyarrow import parquet
 
 from clients import OnDevicePredictor
-from clients.cli import main
 from clients.score.engines import TENSORFLOW, EngineChoice, OwnServerEngine, open_engine
 from contract.errors import Code, InternalError, PlumblineError, ResourceExhaustedError
 from contract.signature import Array, Batch
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import ROOT, make_images, serve_answers, write_images
+from tests.score.jobs import ROOT, Score, make_images, read_ids, write_images
 from tests.serving.server_process import ServerProcess
 
 ROWS = 1000
 
 
-@pytest.fixture(scope="session")
-def version(published_mlp: Path) -> Path:
-    return published_mlp / "mlp" / "1"
-
-
 @pytest.fixture
-def server(version: Path) -> Iterator[ModelServer]:
-    with serve_answers(version) as server:
-        yield server
-
-
-Score = Callable[..., int]
-
-
-@pytest.fixture
-def score(tmp_path: Path, version: Path) -> Score:
+def rows(tmp_path: Path) -> Path:
+    """A thousand rows in four row groups."""
     write_images(tmp_path / "in.parquet", ROWS, group=250)
-
-    def run(*arguments: str) -> int:
-        where = [str(tmp_path / "in.parquet"), str(tmp_path / "out")]
-        return main(["score", *where, "--version_dir", str(version), "--workers=1", *arguments])
-
-    return run
-
-
-def read_ids(tmp_path: Path) -> list[int]:
-    ids: list[int] = parquet.read_table(tmp_path / "out" / "version=1")["id"].to_pylist()
-    return sorted(ids)
+    return tmp_path / "in.parquet"
 
 
 def is_noise(inputs: Batch) -> bool:
@@ -79,7 +54,7 @@ def test_an_embedded_server_scores_and_litert_confirms(
     document = json.loads(capsys.readouterr().out)
     assert document["num_scored"] == ROWS
     assert document["sample"]["compared_with"] == ["LiteRT float32 in process"]
-    assert read_ids(tmp_path) == list(range(ROWS))
+    assert read_ids(tmp_path / "out") == list(range(ROWS))
 
 
 def test_two_servers_share_the_rows(tmp_path: Path, score: Score, server: ModelServer) -> None:
@@ -88,7 +63,7 @@ def test_two_servers_share_the_rows(tmp_path: Path, score: Score, server: ModelS
         other.signatures, other.answer = server.signatures, server.answer
         assert score("--server", f"{server.address},{other.address}") == 0
         assert min(sum(one.batch_sizes) for one in (server, other)) > ROWS
-    assert read_ids(tmp_path) == list(range(10 * ROWS))
+    assert read_ids(tmp_path / "out") == list(range(10 * ROWS))
 
 
 def test_a_server_that_goes_away_and_comes_back_costs_nothing(
@@ -110,7 +85,7 @@ def test_a_server_that_goes_away_and_comes_back_costs_nothing(
     server.answer = answer
     assert score("--server", server.address) == 0
     assert gone.is_set()
-    assert read_ids(tmp_path) == list(range(ROWS))
+    assert read_ids(tmp_path / "out") == list(range(ROWS))
 
 
 def test_a_server_that_stays_away_ends_the_job_which_goes_on_later(
@@ -142,7 +117,7 @@ def test_a_server_that_stays_away_ends_the_job_which_goes_on_later(
     server.start()
     assert score("--server", server.address, "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_parts_before"] == len(parts)
-    assert read_ids(tmp_path) == list(range(ROWS))
+    assert read_ids(tmp_path / "out") == list(range(ROWS))
 
 
 def test_a_busy_servers_hints_are_heeded(tmp_path: Path, score: Score, server: ModelServer) -> None:
@@ -159,7 +134,7 @@ def test_a_busy_servers_hints_are_heeded(tmp_path: Path, score: Score, server: M
     server.answer = answer
     assert score("--server", server.address) == 0
     assert refused == 20
-    assert read_ids(tmp_path) == list(range(ROWS))
+    assert read_ids(tmp_path / "out") == list(range(ROWS))
 
 
 class BusyServer(ModelServer):
@@ -192,7 +167,7 @@ def test_a_worker_that_starts_waits_for_a_server(
         busy.signatures, busy.answer = server.signatures, server.answer
         assert score("--server", busy.address) == 0
         assert busy.num_left == 0
-    assert read_ids(tmp_path) == list(range(ROWS))
+    assert read_ids(tmp_path / "out") == list(range(ROWS))
 
 
 def test_a_server_that_is_busy_at_first_contact_is_told_at_once(
@@ -230,7 +205,7 @@ def test_rows_that_a_server_refuses_are_bad_rows(
     assert 0 < document["num_bad"] < 20
     assert document["num_scored"] + document["num_bad"] == ROWS
     assert document["sample"]["passed"]
-    assert len(read_ids(tmp_path)) == document["num_scored"]
+    assert len(read_ids(tmp_path / "out")) == document["num_scored"]
 
 
 @pytest.mark.parametrize("code", [Code.INTERNAL, Code.UNKNOWN, Code.OUT_OF_RANGE])
@@ -255,7 +230,7 @@ def test_rows_at_which_a_server_fails_are_bad_rows(
     assert score("--server", server.address, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["num_scored"], document["num_bad"]) == (19, 1)
-    assert read_ids(tmp_path) == [row for row in range(20) if row != 7]
+    assert read_ids(tmp_path / "out") == [row for row in range(20) if row != 7]
     (bad,) = (tmp_path / "out" / "_bad_rows").rglob("*.jsonl")
     assert "index 12 is not in" in bad.read_text()
 
@@ -282,7 +257,7 @@ def test_a_server_that_fails_at_all_rows_costs_none(
     assert "out of memory" in capsys.readouterr().err
     server.answer = right
     assert score("--server", server.address) == 0
-    assert read_ids(tmp_path) == list(range(ROWS))
+    assert read_ids(tmp_path / "out") == list(range(ROWS))
 
 
 @pytest.mark.parametrize(
@@ -316,7 +291,7 @@ def test_a_server_and_an_engine_are_not_both_taken(
 
 
 def test_tensorflow_scores_what_litert_lacks_and_judges_it(
-    tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, version: Path, score: Score, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = []
     for number in range(6):
@@ -326,8 +301,8 @@ def test_tensorflow_scores_what_litert_lacks_and_judges_it(
         records.append(example.SerializeToString())
     records[2] = b"\xff\xff"
     write_records(tmp_path / "in.tfrecord", records)
-    where = [str(tmp_path / "in.tfrecord"), str(tmp_path / "out"), "--version_dir", str(version)]
-    assert main(["score", *where, "--signature_name=classify", "--json"]) == 0
+    source = tmp_path / "in.tfrecord"
+    assert score("--signature_name=classify", "--json", source=source) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["num_scored"], document["num_bad"]) == (5, 1)
     assert document["sample"]["compared_with"] == ["TensorFlow on this machine"]
@@ -341,7 +316,7 @@ def test_tensorflow_scores_what_litert_lacks_and_judges_it(
 
 
 def test_rows_that_fit_only_what_litert_lacks_are_scored_by_tensorflow(
-    tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = []
     for number in range(6):
@@ -351,10 +326,9 @@ def test_rows_that_fit_only_what_litert_lacks_are_scored_by_tensorflow(
         features["thumbnail"].bytes_list.value.append(make_png(number))  # which one is it?
         records.append(example.SerializeToString())
     write_records(tmp_path / "in.tfrecord", records)
-    where = [str(tmp_path / "in.tfrecord"), str(tmp_path / "out"), "--version_dir", str(version)]
-    assert main(["score", *where, "--engine=litert"]) == 2
+    assert score("--engine=litert", source=tmp_path / "in.tfrecord") == 2
     capsys.readouterr()
-    assert main(["score", *where, "--json"]) == 0
+    assert score("--json", source=tmp_path / "in.tfrecord") == 0
     said = capsys.readouterr()
     document = json.loads(said.out)
     assert "signature classify, which LiteRT lacks" in said.err
@@ -363,11 +337,10 @@ def test_rows_that_fit_only_what_litert_lacks_are_scored_by_tensorflow(
 
 
 def test_rows_that_fit_nothing_are_told_of_litert_and_start_no_tensorflow(
-    tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.csv").write_text("id,text\n1,hello\n2,world\n")
-    where = [str(tmp_path / "in.csv"), str(tmp_path / "out"), "--version_dir", str(version)]
-    assert main(["score", *where]) == 2
+    assert score(source=tmp_path / "in.csv") == 2
     said = capsys.readouterr().err
     assert "serving_default: images" in said and "TensorFlow" not in said
 

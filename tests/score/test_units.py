@@ -28,11 +28,6 @@ from contract.wire.tfrecord import write_records
 from tests.score.jobs import Job, make_images, make_job, to_binary, write_images
 
 
-@pytest.fixture(scope="session")
-def version(published_mlp: Path) -> Path:
-    return published_mlp / "mlp" / "1"
-
-
 def predict(version: Path, images: np.ndarray) -> np.ndarray:
     with OnDevicePredictor(version) as predictor:
         pixels = images.reshape(-1, 28, 28)

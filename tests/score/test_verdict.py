@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +12,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from clients.cli import main
 from clients.score.sources import list_units
 from clients.score.verify import choose_units
 from contract.signature import Batch
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import make_images, make_table_version, serve_answers, write_images
-
-
-@pytest.fixture(scope="session")
-def version(published_mlp: Path) -> Path:
-    return published_mlp / "mlp" / "1"
+from tests.score import jobs
+from tests.score.jobs import make_images, write_images
 
 
 @pytest.fixture
@@ -38,12 +33,11 @@ Score = Callable[..., tuple[int, dict[str, object]]]
 
 
 @pytest.fixture
-def score(rows: Path, tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]) -> Score:
-    """Runs the command into `out`; its exit code, and what it says of the sample."""
+def score(score: jobs.Score, capsys: pytest.CaptureFixture[str]) -> Score:
+    """Runs the command; its exit code, and what it says of the sample."""
 
     def run(*arguments: str) -> tuple[int, dict[str, object]]:
-        common = [str(rows), str(tmp_path / "out"), "--version_dir", str(version), "--workers=1"]
-        status = main(["score", *common, "--json", *arguments])
+        status = score("--json", *arguments)
         sample = json.loads(capsys.readouterr().out)["sample"]
         assert isinstance(sample, dict)
         return status, sample
@@ -136,8 +130,7 @@ def test_two_parts_that_changed_places_are_refused(
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
-    status = main(["score", str(rows), str(tmp_path / "out"), "--version_dir", str(version)])
-    assert status != 0
+    assert jobs.score(rows, tmp_path / "out", version) != 0
     assert "was written as" in capsys.readouterr().err
 
 
@@ -146,8 +139,7 @@ def test_a_part_that_lost_rows_is_refused(
 ) -> None:
     score()
     change(list_parts(tmp_path)[0], lambda table: table.slice(0, 90))
-    status = main(["score", str(rows), str(tmp_path / "out"), "--version_dir", str(version)])
-    assert status != 0
+    assert jobs.score(rows, tmp_path / "out", version) != 0
     assert "has 90 rows, and had 100" in capsys.readouterr().err
 
 
@@ -216,12 +208,6 @@ def test_a_variant_is_held_to_itself_and_to_float32(
     assert status == 1 and f"not as {variant} in process" in str(sample["problems"])
 
 
-@pytest.fixture
-def server(version: Path) -> Iterator[ModelServer]:
-    with serve_answers(version) as server:
-        yield server
-
-
 def test_what_a_server_answered_is_held_against_litert_and_not_against_the_server(
     score: Score, server: ModelServer
 ) -> None:
@@ -261,20 +247,13 @@ def test_a_server_of_another_model_scores_nothing(
     server.answer = lambda inputs: {
         name: np.roll(array, 1, axis=-1) for name, array in right(inputs).items()
     }
-    common = [str(rows), str(tmp_path / "out"), "--version_dir", str(version), "--workers=1"]
-    assert main(["score", *common, "--server", server.address]) != 0
+    assert jobs.score(rows, tmp_path / "out", version, "--server", server.address) != 0
     said = capsys.readouterr().err
     assert server.address in said and "golden" in said
     assert list_parts(tmp_path) == []
 
 
 # Every kind of file ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A version that answers with the three numbers that it is given."""
-    return make_table_version(tmp_path_factory.mktemp("people"))
 
 
 def write_rows(folder: Path, kind: str) -> Path:
@@ -310,12 +289,11 @@ def test_the_verdict_knows_the_rows_of_every_kind_of_file(
     monkeypatch.setattr("clients.score.sources.PIECE_BYTES", 500)
     monkeypatch.setattr("clients.score.sources.BLOCK_ROWS", 20)
     source = write_rows(tmp_path, kind)
-    arguments = ["score", str(source), str(tmp_path / "out"), "--version_dir", str(people)]
-    assert main([*arguments, "--workers=1", "--json"]) == 0
+    assert jobs.score(source, tmp_path / "out", people, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["num_bad"], document["sample"]["passed"]) == (15, True)
     assert document["sample"]["num_rows"] > 1
     for part in list_parts(tmp_path):
         change(part, lambda table: table.take(pa.array(range(len(table)))[::-1]))
-    assert main([*arguments, "--workers=1"]) == 1
+    assert jobs.score(source, tmp_path / "out", people) == 1
     assert "is of other rows than" in capsys.readouterr().out

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -182,14 +181,7 @@ class ModelServerProcess(ServerProcess):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        self.process = subprocess.Popen(
-            [binary, f"--port={port}", *self._arguments[2:]],
-            env=self._environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._start([binary, f"--port={port}", *self._arguments[2:]])
         self.addresses = {"grpc_port": port}
         return self
 

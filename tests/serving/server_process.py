@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,18 +55,12 @@ class ServerProcess:
         self._environment = os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {})
         self._python = python
         self._start_timeout_s = start_timeout_s
-        self._lines: list[str] = []
+        self._written = bytearray()
+        self._reading = threading.Lock()
         self.addresses: dict[str, Any] = {}
 
     def __enter__(self) -> ServerProcess:
-        self.process = subprocess.Popen(
-            [self._python, "-m", "serving", "embedded", *self._arguments],
-            env=self._environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._start([self._python, "-m", "serving", "embedded", *self._arguments])
         try:
             self.wait_for(self._port_file.exists, timeout_s=self._start_timeout_s)
             self.addresses = json.loads(self._port_file.read_text())
@@ -87,15 +82,37 @@ class ServerProcess:
         if self.process.stderr is not None:
             self.process.stderr.close()
 
-    def _read(self) -> None:
+    def _start(self, command: Sequence[str | os.PathLike[str]]) -> None:
+        self.process = subprocess.Popen(command, env=self._environment, stderr=subprocess.PIPE)
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._lines.append(line)
+        self._pipe = self.process.stderr.fileno()
+        self._reader = threading.Thread(target=self._keep_reading, daemon=True)
+        self._reader.start()
+
+    def _keep_reading(self) -> None:
+        """So that the pipe is never full."""
+        while self._read(timeout_ms=None):
+            pass
+
+    def _read(self, *, timeout_ms: int | None) -> bool:
+        """Takes over what is in the pipe; False at its end."""
+        poller = select.poll()
+        poller.register(self._pipe, select.POLLIN)
+        poller.poll(timeout_ms)
+        with self._reading:
+            while poller.poll(0):
+                chunk = os.read(self._pipe, 2**16)
+                if not chunk:
+                    return False
+                self._written += chunk
+        return True
 
     @property
     def log(self) -> str:
-        """What it wrote to stderr so far."""
-        return "".join(self._lines)
+        """All that it has written to stderr, up to now."""
+        if self._reader.is_alive():  # which may be a moment behind
+            self._read(timeout_ms=0)
+        return self._written.decode(errors="replace")
 
     @property
     def address(self) -> str:
