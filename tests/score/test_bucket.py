@@ -239,6 +239,15 @@ def test_a_parquet_file_of_a_bucket_is_closed_again(
     assert opened and all(file.closed for file in opened)
 
 
+def test_pictures_of_a_bucket_are_found_whatever_their_keys_are(bucket: str) -> None:
+    for key in ("in//a.png", "in/b.png", "in/c://d.png"):
+        boto3.client("s3").put_object(Bucket=bucket[5:], Key=key, Body=key.encode())
+    (unit,) = list_units(f"{bucket}/in")
+    (block,) = read_unit(unit)
+    found = block.table["image"].to_pylist()
+    assert sorted(found) == [b"in//a.png", b"in/b.png", b"in/c://d.png"]
+
+
 @pytest.fixture
 def silent(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Makes the store one that nobody runs."""
