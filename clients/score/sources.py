@@ -59,6 +59,7 @@ IMAGE = "image"
 EXAMPLE = "example"
 """Names of the only column of pictures and of serialized tf.Examples."""
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 _WILD = "*?["
 _SOME_PART = "version=1/part-0123456789abcdef-000000-0123456789abcdef.parquet"
 
@@ -92,7 +93,8 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
             the file system does not say.
         start: Of a JSON lines file, the byte where it begins.
         stop: And where it ends.
-        files: Of pictures, their addresses.
+        files: Of pictures, what their addresses have after the folder's: a unit holds many, and
+            travels; whole where an address does not begin with the folder's.
         identity: Hash of what the file holds, as far as can be told without reading it all.
     """
 
@@ -331,6 +333,7 @@ def _read_footer(file: IO[bytes]) -> bytes:
 def _list_pictures(system: AbstractFileSystem, files: Mapping[str, _Info], root: str) -> list[Unit]:
     units = []
     paths = list(files)
+    address = str(system.unstrip_protocol(root))
     for number, start in enumerate(range(0, len(paths), PICTURES)):
         block = paths[start : start + PICTURES]
         digest = hashlib.sha256()
@@ -339,13 +342,15 @@ def _list_pictures(system: AbstractFileSystem, files: Mapping[str, _Info], root:
         units.append(
             Unit(
                 kind="pictures",
-                address=str(system.unstrip_protocol(root)),
+                address=address,
                 name=posixpath.basename(root.rstrip("/")) or root,
                 number=number,
                 first_row=start,
                 num_rows=len(block),
                 num_bytes=_count_bytes([files[file] for file in block]),
-                files=tuple(str(system.unstrip_protocol(file)) for file in block),
+                files=tuple(
+                    str(system.unstrip_protocol(file)).removeprefix(address) for file in block
+                ),
                 identity=digest.hexdigest(),
             )
         )
@@ -627,6 +632,11 @@ def _collect_feature(
     return pa.array(column, type_), wrong
 
 
+def _find_picture(unit: Unit, file: str) -> str:
+    """The address of one of a unit's files."""
+    return file if _ADDRESS.match(file) else f"{unit.address}{file}"
+
+
 def _read_pictures(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
     pa = import_extra("pyarrow", _PURPOSE)
     for start in range(0, len(unit.files), 256):
@@ -634,14 +644,15 @@ def _read_pictures(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iter
         contents: list[bytes | None] = []
         wrong: dict[int, str] = {}
         for row, file in enumerate(files):
-            system, path = open_address(file)
+            address = _find_picture(unit, file)
+            system, path = open_address(address)
             try:
-                with explain_store(file):
+                with explain_store(address):
                     contents.append(system.cat_file(path))
             except FileNotFoundError as error:  # a bad row, not the end of the others
                 contents.append(None)
                 wrong[row] = f"it cannot be read: {error}"
-        names = tuple(_relate(file, unit.address) for file in files)
+        names = tuple(file.lstrip("/") for file in files)
         yield Block(pa.table({IMAGE: pa.array(contents, pa.binary())}), 0, names, wrong)
 
 

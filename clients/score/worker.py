@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
-import hashlib
 import os
 import shutil
 import socket
@@ -20,6 +18,7 @@ from clients.results import flatten
 from clients.score.columns import BadRow, ColumnPlan, Prepared, prepare, read_planned
 from clients.score.engines import LITERT, Engine, EngineChoice, Wait, open_engine
 from clients.score.output import Destination, PartWriter, UnitSummary
+from clients.score.questions import Question
 from clients.score.sources import Block, Unit
 from contract import layout
 from contract.console.extras import import_extra
@@ -353,12 +352,13 @@ def make_task(
         "signature_name": plan.signature.name,
         "engine": f"{engine.kind} {engine.variant}" if engine.kind == LITERT else engine.kind,
     }
-    asked = {"digest": manifest.digest, "outputs": outputs, "variant": engine.variant}
+    question = Question.of(plan, digest=manifest.digest, outputs=outputs, variant=engine.variant)
     destination = Destination(
         address=address,
         version=manifest.version,
         digest=manifest.digest,
-        fingerprint=_make_fingerprint(asked, plan),
+        fingerprint=question.fingerprint,
+        asked=question.describe(),
         facts=facts,
     )
     version = Version(
@@ -371,24 +371,6 @@ def make_task(
         outputs=tuple(outputs),
         max_bad_rows=max_bad_rows,
     )
-
-
-def _make_fingerprint(asked: Mapping[str, object], plan: ColumnPlan) -> str:
-    """A hash of what an answer hangs on: the manifest, the signature, and how rows are made."""
-    described = msgspec.json.encode(
-        {
-            **asked,
-            "signature": plan.signature.name,
-            "inputs": [dataclasses.astuple(one) for one in plan.inputs],
-            "keys": [(name, str(plan.types[name])) for name in plan.keys],
-            "invert": plan.adjustment.invert,
-            "scale": plan.adjustment.scale,
-            "shift": plan.adjustment.shift,
-            "allow_non_finite": plan.allow_non_finite,
-        },
-        order="sorted",
-    )
-    return hashlib.sha256(described).hexdigest()
 
 
 class WorkerFault(msgspec.Struct, kw_only=True):
