@@ -16,6 +16,7 @@ import numpy as np
 
 from clients.files.fit import (
     Adjustment,
+    advise_signature,
     choose_signature,
     find_pixel_shape,
     fit_rows,
@@ -32,6 +33,7 @@ from contract.signature import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
     Array,
+    Batch,
     Hints,
     Signature,
     TensorSpec,
@@ -46,6 +48,11 @@ _MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
 
 _OF_EXAMPLES = (CLASSIFY_METHOD, REGRESS_METHOD)
 """Methods that take serialized tf.Examples."""
+
+_NAMED = 8
+"""Columns that a remark names, at most."""
+
+_TRIED_ROWS = 512
 
 _INFERRED_ROWS = 1000
 _FEW = 0.1
@@ -315,6 +322,70 @@ def _match_training(table: pa.Table, data: DataEntry) -> InputColumns | None:
     return InputColumns(UNNAMED, tuple(columns), tuple(encodings), tuple(fillings))
 
 
+def try_first(
+    block: Block, plan: ColumnPlan, signatures: Mapping[str, Signature], signature_name: str
+) -> Batch:
+    """Some of the first rows as the batch that they become; without any where all are bad.
+
+    Args:
+        block: Rows of the first unit.
+        plan: As `plan_columns` made it.
+        signatures: Those that it chose from.
+        signature_name: As it was given.
+
+    Raises:
+        TensorMismatchError: They do not fit the signature that was named; says which they fit.
+    """
+    some = {row: reason for row, reason in block.wrong.items() if row < _TRIED_ROWS}
+    first = dataclasses.replace(block, table=block.table.slice(0, _TRIED_ROWS), wrong=some)
+    try:
+        return prepare(_settle(first, plan), plan).batch
+    except TensorMismatchError as error:
+        inferred = _infer_types(block)
+        raise advise_signature(
+            error,
+            plan.signature if signature_name else None,
+            lambda: _fit_signature(inferred, signatures, "", [*plan.inputs], plan.adjustment),
+        ) from error
+
+
+def describe_order(block: Block, plan: ColumnPlan, data: DataEntry | None) -> str:
+    """What to say of columns that stand at other places than in training; "" where none does.
+
+    Args:
+        block: Rows of the first unit.
+        plan: As `plan_columns` made it.
+        data: What the version says of the columns that it was trained on.
+    """
+    if data is None or not data.columns or len(plan.inputs) != 1:
+        return ""
+    (one,) = plan.inputs
+    places = {name: place for place, name in enumerate(data.columns)}
+    if one.encodings or len(one.columns) != len(data.columns):
+        return ""
+    moved = [
+        (place, name) for place, name in enumerate(one.columns) if places.get(name, place) != place
+    ]
+    if not moved:
+        return ""
+    place, name = moved[0]
+    advice = (
+        "without --map they are taken as in training"
+        if _match_training(block.table, data)
+        else f"training had {_list_some(data.columns)}: say which is which with --map"
+    )
+    return (
+        f"columns {_list_some(one.columns)}: {len(moved)} of {len(one.columns)} stand at another "
+        f"place than in training (number {place + 1} is {name}, and was {data.columns[place]}), "
+        f"and the model goes by places alone; {advice}"
+    )
+
+
+def _list_some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 def _match_all(table: pa.Table, candidates: Sequence[Signature]) -> tuple[str, ...]:
     """All columns of numbers, where they are just as many as a row has values."""
     pa = import_extra("pyarrow", _PURPOSE)
@@ -357,11 +428,18 @@ def _fit_signature(
         raise DatasetError(
             "the first 64 rows all lack a value; say which signature is meant with --signature_name"
         )
-    by_width = _match_width(masked, signatures, chosen)
+    # Numbers that flags divide are no bytes of pixels any more.
+    widths = {
+        name: one
+        for name, one in signatures.items()
+        if not adjustment.scales or all(spec.dtype == "float32" for spec in one.inputs.values())
+    }
+    by_width = _match_width(masked, widths, chosen)
     if by_width is not None:
         return by_width
     specs = (spec for one in signatures.values() for spec in one.inputs.values())
     rows = _to_rows(masked, chosen, None, counts={count_values(spec) for spec in specs})
+    rows = adjustment.apply(rows)
     return choose_signature(
         signatures, rows, is_scaled=adjustment.scales or bool(adjustment.pixels)
     )

@@ -202,6 +202,57 @@ def test_an_estimate_does_not_grow_while_a_unit_takes_as_long_as_those_before(
     assert all(b <= a for a, b in itertools.pairwise(told))
 
 
+def test_a_share_stands_in_for_a_total_that_nobody_knows() -> None:
+    progress = Progress("score", "rows")
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + 0.1:
+        pass
+    progress.advance(1000)
+    assert progress.left_s is None
+    progress.share = 0.25
+    assert progress.left_s == pytest.approx(0.3, rel=0.3)
+    assert "1,000 rows (25%), about 2 s left" in progress.describe()
+    line = "".join(piece for piece, _ in progress.draw(100, is_ascii=True))
+    assert line.startswith(f"score {'#' * 6}{'-' * 18} 1,000")
+
+
+def test_work_at_a_standstill_is_not_said_to_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STALLED_S", 0.05)
+    progress = Progress("score", "rows", 1000)
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + 0.02:
+        pass
+    progress.advance(990)
+    assert "about 2 s left" in progress.describe()
+    while time.perf_counter() < begin + 0.1:
+        pass
+    assert "nothing new for 0.1 s" in progress.describe()
+    progress.advance()
+    assert "about 2 s left" in progress.describe()
+
+
+def test_a_slow_unit_is_no_standstill_where_others_were_as_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_STALLED_S", 0.0)
+    progress = Progress("verify", "copies", 3)
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + 0.1:
+        pass
+    progress.advance()
+    while time.perf_counter() < begin + 0.2:
+        pass
+    assert "left" in progress.describe()
+
+
+def test_who_is_waited_for_stands_where_the_time_left_would() -> None:
+    progress = Progress("score", "rows", 1000)
+    progress.advance(990)
+    progress.find_wait = lambda: "waits for 127.0.0.1:8500, 12 s"
+    assert progress.describe().startswith("990 of 1,000 rows, waits for 127.0.0.1:8500, 12 s")
+    assert "left" not in progress.describe()
+
+
 def test_an_error_within_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError), show_progress("predict"):
         _ = 1 // 0
