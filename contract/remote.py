@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 from contract import layout
-from contract.console.extras import import_extra
+from contract.console.extras import advise_package, import_extra
 from contract.errors import (
     ConfigError,
     ExportError,
@@ -46,7 +46,12 @@ _FULL_WORDS = "the disk there is full or a quota is reached"
 _REFUSED = (401, 403)
 
 _READ_BYTES = 8 * 2**20
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs"}
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
+    **dict.fromkeys(("http", "https"), "aiohttp"),
+}
 # Their folders are only a way of speaking, and making one may make a bucket.
 _WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
 
@@ -302,6 +307,12 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
+def find_driver(address: str) -> str:
+    """The package that addresses of this kind need beside fsspec; "" where none is known."""
+    protocol, sign, _ = address.partition("://")
+    return _PACKAGES.get(protocol, "") if sign else ""
+
+
 def open_address(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of an address, and its path there. Nothing is asked of it yet.
 
@@ -319,8 +330,8 @@ def open_address(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
         try:
             files, path = fsspec.core.url_to_fs(address)
         except ImportError as error:
-            package = _PACKAGES.get(protocol)
-            hint = f"pip install {package}" if package else str(error)
+            package = find_driver(address)
+            hint = advise_package(package) if package else str(error)
             raise UnimplementedError(
                 f"{shown}: addresses of {protocol}:// need a package that is not installed: {hint}"
             ) from None

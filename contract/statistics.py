@@ -51,12 +51,19 @@ class Remark:
     Attributes:
         input: Its name.
         text: What was seen, and what the model was made with.
-        flag: The flag of `clients predict` that mends it.
+        flag: The flag of `clients predict` that mends it; "" where the text says what does.
+        scale: What the flag divides numbers by.
+        shift: What it then adds.
+        is_of_integers: Whether the numbers are integers, which a flag makes floats of: then a
+            signature that takes floats must have them.
     """
 
     input: str
     text: str
     flag: str
+    scale: float = 1.0
+    shift: float = 0.0
+    is_of_integers: bool = False
 
 
 def measure_input(array: Array, image_shape: tuple[int, ...] = ()) -> InputStatistics | None:
@@ -300,7 +307,8 @@ def compare_inputs(
         rows = array.astype(np.float64)
         if np.isfinite(rows).all():
             is_pixels = array.dtype.kind in "iu"
-            remarks += [] if is_pixels else _compare_scale(name, rows, one)
+            compare_scale = _compare_pixels if is_pixels else _compare_scale
+            remarks += compare_scale(name, rows, one)
             remarks += _compare_ink(name, rows, one)
     return remarks
 
@@ -311,14 +319,52 @@ def _compare_scale(name: str, rows: Array, known: InputStatistics) -> list[Remar
     made_with = f"the model was made with {known.min:g}..{known.max:g}"
     takes_unit = known.max <= _UNIT and known.min >= -_UNIT and known.max > known.min
     if takes_unit and lowest >= 0 and _PIXEL_RANGE[0] < highest <= _PIXEL_RANGE[1]:
-        flag = "--scale 255" if known.min >= 0 else "--scale 127.5 --shift -1"
-        return [Remark(name, f"{seen} look like pixels of 0..255, and {made_with}", flag)]
+        scale, shift = (255.0, 0.0) if known.min >= 0 else (127.5, -1.0)
+        flag = describe_scaling(scale, shift)
+        text = f"{seen} look like pixels of 0..255, and {made_with}"
+        return [Remark(name, text, flag, scale, shift)]
+    if known.image_shape and takes_unit and 0 <= lowest < highest <= _UNIT / 255 < known.max / 16:
+        text = f"{seen} look like pixels of 0..1 that were divided by 255, and {made_with}"
+        return [Remark(name, text, describe_scaling(1 / 255), 1 / 255)]
     takes_pixels = known.min >= 0 and _PIXEL_RANGE[0] < known.max <= _PIXEL_RANGE[1]
     is_unit = lowest >= 0 and 0 < highest <= 1 and rows.size >= _ENOUGH_VALUES
     if takes_pixels and is_unit and abs(float(rows.mean()) * 255 - known.mean) < 2 * known.std:
         text = f"{seen} look like pixels of 0..1, and {made_with}"
-        return [Remark(name, text, "--scale 1/255")]
+        return [Remark(name, text, describe_scaling(1 / 255), 1 / 255)]
     return []
+
+
+def _compare_pixels(name: str, rows: Array, known: InputStatistics) -> list[Remark]:
+    """Integers where the model takes pixels: 0 and 1 alone are black and white to whoever wrote
+    them, and two shades of black to the model.
+    """
+    scaling = find_scaling(known) if known.image_shape else None
+    if scaling is None or len(scaling.mean) > 1:
+        return []
+    (mean,), (std,) = scaling.mean, scaling.std
+    is_binary = rows.min() >= 0 and rows.max() == 1 and rows.size >= _ENOUGH_VALUES
+    if not is_binary or known.max * std + mean <= _PIXEL_RANGE[0]:
+        return []
+    scale, shift = std / 255, -mean / std
+    text = (
+        f"integers of 0..1 in {_call(name)} look like pixels of 0..1, and integers are taken for "
+        "pixels of 0..255"
+    )
+    return [Remark(name, text, describe_scaling(scale, shift), scale, shift, is_of_integers=True)]
+
+
+def describe_scaling(scale: float, shift: float = 0.0, *, has_shift: bool = False) -> str:
+    """The flags that divide numbers by `scale` and add `shift`, for example `--scale 1/255`.
+
+    Args:
+        scale: What numbers are divided by.
+        shift: Left out where it is 0, unless `has_shift`.
+        has_shift: Whether another one was given.
+    """
+    inverse = 1 / scale
+    is_fraction = 0 < scale < 1 and abs(inverse - round(inverse)) < 1e-9 * inverse
+    number = f"1/{round(inverse)}" if is_fraction else f"{scale:g}"
+    return f"--scale {number}" + (f" --shift {shift:g}" if shift or has_shift else "")
 
 
 def _compare_ink(name: str, rows: Array, known: InputStatistics) -> list[Remark]:

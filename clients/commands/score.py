@@ -10,14 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
+from clients.files.fit import check_adjustment, list_remarks
 from clients.files.predict import add_adjustment_flags, find_adjustment, find_scaling
-from clients.score.columns import ColumnPlan, parse_map, plan_columns
+from clients.score.columns import (
+    ColumnPlan,
+    describe_order,
+    holds_pictures,
+    parse_map,
+    plan_columns,
+    try_first,
+)
 from clients.score.engines import (
     LITERT,
+    NEEDS_OF_TENSORFLOW,
     SERVER,
     TENSORFLOW,
     Engine,
     EngineChoice,
+    Wait,
     choose_kind,
     open_engine,
 )
@@ -44,23 +54,24 @@ from clients.score.sources import (
 )
 from clients.score.verify import Verdict, choose_units, draw_sample, judge, open_judges
 from clients.score.worker import Task, make_task
-from clients.targets import (
-    add_credential_flags,
-    connection_options,
-    positive_count,
-)
+from clients.targets import add_credential_flags, connection_options
 from contract import layout
 from contract.console.exits import ExitCode
-from contract.console.flags import whole_number
+from contract.console.extras import advise_extra, find_extra, is_installed, require_packages
+from contract.console.flags import positive_count, whole_number
 from contract.console.progress import Progress, format_seconds, show_progress
 from contract.console.terminal import keep_stderr, print_json, print_table, remark, say
 from contract.errors import ConfigError, DatasetError, PlumblineError
+from contract.lite.runtime import has_runtime
 from contract.manifest import Manifest, from_entries, read_manifest
-from contract.remote import explain_errors, open_version
+from contract.remote import explain_errors, find_driver, open_version
 from contract.signature import IMAGE_BYTES, PREDICT_METHOD, UINT8, Signature
 from contract.statistics import Shift, measure_shift
 
 DEFAULT_MAX_BAD = 100
+BATCH = "batch"
+"""The extra that has what scoring needs, but for drivers of addresses and TensorFlow."""
+
 _LONG_S = 2.0
 
 
@@ -194,12 +205,13 @@ class _Job:
 
 def run(args: argparse.Namespace) -> ExitCode:
     """Scores; 1 when the sample differs, or no row could be scored."""
+    _require_packages(args)
     with ended_by_sigterm(), open_version(args.version_dir) as version_dir:
         manifest = read_manifest(version_dir)
         choice = _choose_engine(args, version_dir, manifest)
         rows = _find_rows(args)
         with ExitStack() as stack:
-            engine = stack.enter_context(open_engine(version_dir, choice))
+            engine = stack.enter_context(_open_engine(version_dir, choice))
             plan = _plan_by_engine(args, version_dir, manifest, engine, rows)
             if plan.signature.name not in engine.signatures:
                 remark(
@@ -207,7 +219,8 @@ def run(args: argparse.Namespace) -> ExitCode:
                     "scores them"
                 )
                 choice = EngineChoice(kind=TENSORFLOW)
-                engine = stack.enter_context(open_engine(version_dir, choice))
+                engine = stack.enter_context(_open_engine(version_dir, choice))
+            _remark_rows(args, manifest, engine, rows, plan)
             job = _prepare(args, version_dir, manifest, choice, rows, plan, stack)
             result = _run(args, job)
             with explain_errors(args.output):
@@ -223,6 +236,26 @@ def run(args: argparse.Namespace) -> ExitCode:
     if is_good and result.verdict.unread:
         return ExitCode.UNREACHABLE
     return ExitCode.DONE if is_good else ExitCode.FAILED
+
+
+def _require_packages(args: argparse.Namespace) -> None:
+    """Names at once all that this command line needs and this machine lacks.
+
+    Ray is asked for only once it is clear that one process is not enough; but where something is
+    missing, one command is to bring it, too.
+    """
+    needs = dict.fromkeys(("fsspec", "pyarrow"), BATCH)
+    if not has_runtime():
+        needs["ai_edge_litert"] = BATCH
+    if args.cluster or os.environ.get("RAY_ADDRESS"):
+        needs["ray"] = BATCH
+    for address in (args.input, args.output, args.version_dir):
+        if driver := find_driver(address):
+            needs[driver] = find_extra(driver)
+    if args.engine == TENSORFLOW:
+        needs |= NEEDS_OF_TENSORFLOW
+    is_whole = all(map(is_installed, ("PIL", *(["ray"] if args.workers != 1 else []))))
+    require_packages(needs, "scoring", likely=() if is_whole else (BATCH,))
 
 
 def _choose_engine(args: argparse.Namespace, version_dir: Path, manifest: Manifest) -> EngineChoice:
@@ -243,6 +276,14 @@ def _choose_engine(args: argparse.Namespace, version_dir: Path, manifest: Manife
         )
     kind = args.engine or choose_kind(version_dir, args.variant, args.signature_name)
     return EngineChoice(kind=kind, variant=args.variant)
+
+
+def _open_engine(version_dir: Path, choice: EngineChoice) -> Engine:
+    """The engine of this process; one that takes long to start is said to be waited for."""
+    wait = Wait()
+    with show_progress("score", unit="", is_kept=False) as progress:
+        progress.find_wait = wait.describe
+        return open_engine(version_dir, choice, wait=wait)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,6 +308,19 @@ def _find_rows(args: argparse.Namespace) -> _Rows:
             return _Rows(units, block)
         lost += block.lost
     raise DatasetError(f"{args.input} has no rows" + "".join(f"; {one}" for one in lost[:1]))
+
+
+def _remark_rows(
+    args: argparse.Namespace, manifest: Manifest, engine: Engine, rows: _Rows, plan: ColumnPlan
+) -> None:
+    """Says what looks wrong about the first rows, and refuses those that do not fit at all."""
+    batch = try_first(rows.block, plan, engine.signatures, args.signature_name)
+    if holds_pictures(rows.block, plan):
+        check_adjustment(plan.adjustment, plan.signature, engine.signatures)
+    if words := describe_order(rows.block, plan, manifest.data):
+        remark(words)
+    for one in list_remarks(batch, manifest.inputs, plan.adjustment, engine.signatures):
+        remark(f"{one.text}: {one.flag} mends it" if one.flag else one.text)
 
 
 def _plan_by_engine(
@@ -356,7 +410,8 @@ def _prepare(
         max_bad_rows=args.max_bad_rows,
     )
     destination = task.destination
-    with explain_errors(args.output):
+    shown = show_progress("score", unit="", note="looks at OUT", is_kept=False)
+    with explain_errors(args.output), shown:
         check_writable(destination)
         held.enter_context(claim(destination))
         sweep(destination)
@@ -377,27 +432,25 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     _limit_bad(args, destination, tally.num_bad, "give a larger one, or another OUT")
     num_rows_before = tally.num_rows
     if left:
-        known = [unit.num_rows for unit in left]
-        total = sum(known) if min(known) >= 0 else None
         began = first = time.perf_counter()
         num_first = 0
         with (
             keep_stderr() as shown,
-            show_progress("score", total=total, is_kept=False, stream=shown) as progress,
-            _start(args, job, left, progress) as finished,
+            show_progress("score", is_kept=False, stream=shown) as progress,
         ):
-            for summary in finished:
-                tally.add(summary)
-                if not progress.count:
-                    first, num_first = time.perf_counter(), summary.num_rows
-                progress.advance(summary.num_rows)
-                progress.note = f"{tally.num_bad:,} bad" if tally.num_bad else ""
-                _limit_bad(
-                    args,
-                    destination,
-                    tally.num_bad,
-                    "what is scored stays, and the same command with a larger one goes on",
-                )
+            course = Course(progress, left, tally)
+            with _start(args, job, left, course) as finished:
+                for summary in finished:
+                    tally.add(summary)
+                    if first == began:
+                        first, num_first = time.perf_counter(), summary.num_rows
+                    course.tell()
+                    _limit_bad(
+                        args,
+                        destination,
+                        tally.num_bad,
+                        "what is scored stays, and the same command with a larger one goes on",
+                    )
             result.seconds = time.perf_counter() - began
             result.first_s = first - began
         result.rows_per_s = (tally.num_rows - num_rows_before) / max(result.seconds, 1e-9)
@@ -408,6 +461,51 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     return result
 
 
+class Course:
+    """How far a job is: by rows where all are known before, else by the bytes of its files.
+
+    Args:
+        progress: Shows it.
+        units: What is to be done.
+        tally: Of the units that are finished, whose rows are added by others.
+
+    Attributes:
+        wait: Knows who is waited for.
+    """
+
+    def __init__(self, progress: Progress, units: Sequence[Unit], tally: UnitSummary) -> None:
+        self.wait = Wait()
+        progress.find_wait = self.wait.describe
+        self._progress = progress
+        self._tally = tally
+        self._num_rows_before, self._num_bytes_before = tally.num_rows, tally.num_bytes
+        self._num_bytes = 0
+        if min(unit.num_rows for unit in units) >= 0:
+            progress.expect(sum(unit.num_rows for unit in units))
+        elif min(unit.num_bytes for unit in units) >= 0:
+            self._num_bytes = sum(unit.num_bytes for unit in units)
+
+    def begin(self, step: str) -> None:
+        """Names what comes before the first row; what it takes says nothing of the speed."""
+        self._progress.note = step
+        self._progress.begin()
+
+    def tell(self, now: UnitSummary | None = None, num_bytes: int = 0) -> None:
+        """Shows what is finished.
+
+        Args:
+            now: With what came of a unit that is not finished yet.
+            num_bytes: And how many of its bytes were read.
+        """
+        now = now or UnitSummary()
+        num_bad = self._tally.num_bad + now.num_bad
+        self._progress.note = f"{num_bad:,} bad" if num_bad else ""
+        self._progress.reach(self._tally.num_rows - self._num_rows_before + now.num_rows)
+        if self._num_bytes:
+            num_bytes += self._tally.num_bytes - self._num_bytes_before
+            self._progress.share = min(1.0, num_bytes / self._num_bytes)
+
+
 def _split(names: str) -> list[str]:
     """Names between commas, each once."""
     return list(dict.fromkeys(name for name in names.split(",") if name))
@@ -415,19 +513,26 @@ def _split(names: str) -> list[str]:
 
 @contextmanager
 def _start(
-    args: argparse.Namespace, job: _Job, units: Sequence[Unit], progress: Progress
+    args: argparse.Namespace, job: _Job, units: Sequence[Unit], course: Course
 ) -> Iterator[Iterator[UnitSummary]]:
     """Units as they are finished, by Ray's workers; here, where one worker would have them all."""
     is_alone = args.workers == 1 or len(units) == 1
     try:
         if is_alone and not (args.cluster or os.environ.get("RAY_ADDRESS")):
-            with closing(run_here(units, job.task, job.plan, job.version_dir)) as finished:
+            done = run_here(
+                units,
+                job.task,
+                job.plan,
+                job.version_dir,
+                on_block=course.tell,
+                wait=course.wait,
+            )
+            with closing(done) as finished:
                 yield finished
             return
-        progress.note = "Ray starts"
+        course.begin("Ray starts")
         with open_cluster(args.cluster, args.workers) as cluster:
-            progress.note = "workers start"
-            progress.begin()
+            course.begin("workers start")
             yield run_units(units, job.task, job.plan, job.version_dir, cluster)
     except KeyboardInterrupt as interruption:
         raise KeyboardInterrupt(
@@ -443,16 +548,17 @@ def _judge(job: _Job, engine: Engine, parts: Mapping[str, str]) -> Verdict:
         [unit for unit in job.units if destination.name_part(unit) in job.done],
         f"{destination.fingerprint} {len(job.done)}",
     )
-    sample = draw_sample(
-        units,
-        parts,
-        destination,
-        job.plan,
-        job.manifest.heads,
-        outputs=job.task.outputs,
-    )
-    with open_judges(job.version_dir, job.task.engine, engine, signature_name) as judges:
-        return judge(sample, judges, signature_name)
+    with show_progress("verify", unit="", note="a sample of OUT", is_kept=False):
+        sample = draw_sample(
+            units,
+            parts,
+            destination,
+            job.plan,
+            job.manifest.heads,
+            outputs=job.task.outputs,
+        )
+        with open_judges(job.version_dir, job.task.engine, engine, signature_name) as judges:
+            return judge(sample, judges, signature_name)
 
 
 def _limit_bad(
@@ -521,15 +627,16 @@ def _print_verdict(job: _Job, result: Result) -> None:
             f"{'; '.join(verdict.unread)}. All is scored: run the same command for a verdict"
         )
     elif verdict.is_proof:
+        differs = verdict.max_abs_difference
         say(
             f"Verdict: {verdict.num_rows:,} rows of a sample of OUT agree with "
-            f"{' and '.join(verdict.judges)}, by {verdict.max_abs_difference:.1e}"
+            f"{' and '.join(verdict.judges)}, {f'within {differs:.1e}' if differs else 'exactly'}"
         )
     elif verdict.num_rows:
         say(
             f"Verdict: not proved. {verdict.num_rows:,} rows of a sample of OUT have the keys of "
             f"IN, but signature {job.plan.signature.name} runs in TensorFlow alone, which this "
-            "machine lacks: install plumbline-tf[serving,tensorflow], and run the same command"
+            f"machine lacks: {advise_extra('serving,tensorflow')}, and run the same command"
         )
     else:
         say("Verdict: no row could be scored")
@@ -538,8 +645,8 @@ def _print_verdict(job: _Job, result: Result) -> None:
 def _print_shifts(job: _Job, result: Result) -> None:
     if not job.manifest.distributions:
         say(
-            "Drift: unknown, since the version was exported before manifests told how inputs are "
-            "spread; export it again"
+            "Drift: unknown, since the manifest does not tell how inputs were spread: the version "
+            "is of an older exporter, or was made without examples; export it again, with examples"
         )
         return
     if not result.shifts:

@@ -96,7 +96,8 @@ def check_inputs(
     listed = shlex.join(map(str, inputs))
     if reader.remarks:
         mends = " ".join(dict.fromkeys(one.flag for one in reader.remarks)).split()
-        kept = [flag for flag in flags if flag.partition("=")[0] not in mends]
+        left_out = ["--invert"] if any(not one.flag for one in reader.remarks) else []
+        kept = [flag for flag in flags if flag.partition("=")[0] not in [*mends, *left_out]]
         return Check.INPUTS.warns(
             "; ".join(one.text for one in reader.remarks),
             f"python -m clients predict {listed} {' '.join([*kept, *mends])}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from contract.signature import (
     dtype_name,
     find_signature,
 )
-from contract.statistics import compare_inputs
+from contract.statistics import Remark, compare_inputs, describe_scaling
 
 _NOTHING: Mapping[str, str] = {}
 
@@ -152,11 +152,24 @@ class InputReader:
             given=self._given,
         )
         if first.is_image:
-            _check_adjustment(adjustment, self.signature, signatures)
-        self._first = self._fit(first)
-        self.remarks = compare_inputs(self._first[0].batch, known or {}) if self._first else []
+            check_adjustment(adjustment, self.signature, signatures)
+        try:
+            self._first = self._fit(first)
+        except TensorMismatchError as error:
+            raise advise_signature(
+                error,
+                self.signature if signature_name else None,
+                lambda: choose_signature(
+                    signatures,
+                    first,
+                    is_scaled=adjustment.scales or bool(adjustment.pixels),
+                    given=self._given,
+                ),
+            ) from error
+        batch = self._first[0].batch if self._first else {}
+        self.remarks = list_remarks(batch, known or {}, adjustment, signatures)
         for one in self.remarks:
-            remark(f"{one.text}: {one.flag} mends it")
+            remark(f"{one.text}: {one.flag} mends it" if one.flag else one.text)
 
     def count_rows(self) -> int | None:
         """About how many rows the files hold; None where they do not easily tell."""
@@ -204,7 +217,66 @@ class InputReader:
         remark(f"skipped {skipped.name}: {skipped.reason}")
 
 
-def _check_adjustment(
+def list_remarks(
+    batch: Mapping[str, Array],
+    known: Mapping[str, InputStatistics],
+    adjustment: Adjustment,
+    signatures: Mapping[str, Signature],
+) -> list[Remark]:
+    """What looks wrong about rows that were adjusted, with the flags that mend it in place of those
+    that were given.
+
+    Args:
+        batch: Input name to array, as a signature takes them.
+        known: Of the version's manifest.
+        adjustment: What was done to the rows.
+        signatures: Of the version.
+    """
+    return [_mend(one, adjustment, signatures) for one in compare_inputs(batch, known)]
+
+
+def _mend(one: Remark, adjustment: Adjustment, signatures: Mapping[str, Signature]) -> Remark:
+    if one.flag == "--invert":
+        if not adjustment.invert:
+            return one
+        return dataclasses.replace(one, text=f"{one.text}: leave --invert out", flag="")
+    flag = one.flag
+    if adjustment.scales:
+        scale = (adjustment.scale or 1) * one.scale
+        shift = adjustment.shift / one.scale + one.shift
+        flag = describe_scaling(scale, shift, has_shift=bool(adjustment.shift))
+    if one.is_of_integers:
+        default = signatures.get(DEFAULT_SIGNATURE_NAME)
+        if default is None or {spec.dtype for spec in default.inputs.values()} != {"float32"}:
+            return dataclasses.replace(one, text=f"{one.text}: multiply them by 255", flag="")
+        flag += f" --signature_name {DEFAULT_SIGNATURE_NAME}"
+    return dataclasses.replace(one, flag=flag)
+
+
+def advise_signature(
+    error: TensorMismatchError, named: Signature | None, choose: Callable[[], Signature]
+) -> TensorMismatchError:
+    """The error of rows that do not fit, with the signature that they fit without being told.
+
+    Args:
+        error: Of the rows.
+        named: The signature that --signature_name asked for; None where it was not given.
+        choose: Lets the rows choose.
+    """
+    if named is None:
+        return error
+    try:
+        other = choose()
+    except PlumblineError:
+        return error
+    if other.name == named.name:
+        return error
+    return TensorMismatchError(
+        f"{error.message}; or leave --signature_name out: they fit {other.name}"
+    )
+
+
+def check_adjustment(
     adjustment: Adjustment, signature: Signature, signatures: Mapping[str, Signature]
 ) -> None:
     """Says what is done to the pixels of pictures, and refuses what would not be done."""

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,9 +25,11 @@ from clients.blocking import PredictionClient
 from clients.core.retry import DEFAULT_RETRY
 from clients.on_device import OnDevicePredictor, find_variant
 from clients.options import Checks, ConnectionOptions
-from clients.results import UnansweredRowsError, flatten, join_parts
+from clients.results import Part, UnansweredRowsError, flatten, join_parts
 from clients.score import tether
 from contract import layout
+from contract.console.extras import require_packages
+from contract.console.progress import format_seconds
 from contract.errors import (
     Code,
     InternalError,
@@ -43,6 +46,9 @@ T = TypeVar("T")
 
 LITERT, TENSORFLOW, SERVER = "litert", "tensorflow", "server"
 
+NEEDS_OF_TENSORFLOW = {"httptools": "serving", "orjson": "serving", "tensorflow": "tensorflow"}
+"""What the embedded server beside a worker needs to run a version, to the extras that bring it."""
+
 PATIENCE_S = DEFAULT_RETRY.patience_s
 """How long a server that has answered is waited for, when it is busy or restarts."""
 
@@ -50,6 +56,8 @@ _CHECKS = Checks(allow_non_finite=True)
 """Which rows may hold NaN is said where they are read; LiteRT does not look for it again either."""
 
 _READY_S = 120.0
+_SILENT_S = 3.0
+"""An answer that takes longer is waited for."""
 _IN_FLIGHT = 4
 
 
@@ -88,6 +96,38 @@ class Answers:
     outputs: dict[str, Array]
     rows: Array
     failed: dict[int, str]
+
+
+class Wait:
+    """Who is waited for, and since when, for a progress line.
+
+    A server that answers a batch now and then is not waited for.
+    """
+
+    def __init__(self) -> None:
+        self._whom = ""
+        self._since: float | None = None
+
+    @contextmanager
+    def asking(self, whom: str) -> Iterator[None]:
+        """Somebody is asked within."""
+        self._whom, self._since = whom, time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def end(self) -> None:
+        """An answer has come; the next is waited for from now on."""
+        self._since = time.monotonic()
+
+    def describe(self) -> str:
+        """For example `waits for 127.0.0.1:8500, 12 s`; "" while answers come."""
+        since = self._since
+        waited_s = 0.0 if since is None else time.monotonic() - since
+        if waited_s < _SILENT_S:
+            return ""
+        return f"waits for {self._whom}, {format_seconds(waited_s)}"
 
 
 class Engine(abc.ABC):
@@ -158,6 +198,7 @@ class ServerEngine(Engine):
         *,
         client: PredictionClient | None = None,
         is_patient: bool = False,
+        wait: Wait | None = None,
     ) -> None:
         self._client = client or PredictionClient(
             choice.addresses,
@@ -166,7 +207,8 @@ class ServerEngine(Engine):
             connection=choice.connection,
         )
         self._version = choice.version
-        self._addresses = ", ".join(choice.addresses)
+        self._addresses = choice.addresses
+        self._waiting = wait or Wait()
         self._is_patient = is_patient
         self._witness: dict[str, Array] | None = None
         try:
@@ -183,6 +225,12 @@ class ServerEngine(Engine):
 
     def _wait(self, ask: Callable[[], T]) -> T:
         """What a server answers in the end."""
+        first, *others = self._addresses
+        whom = f"{first} and {len(others)} more" if others else first
+        with self._waiting.asking(whom):
+            return self._insist(ask)
+
+    def _insist(self, ask: Callable[[], T]) -> T:
         end, attempts = time.monotonic() + PATIENCE_S, 0
         while True:
             try:
@@ -197,8 +245,8 @@ class ServerEngine(Engine):
                 raise error
             if time.monotonic() > end:
                 raise ServableUnavailableError(
-                    f"{self._addresses}: {error.message}; waited {PATIENCE_S:g} s; what is scored "
-                    "stays: run the same command again"
+                    f"{', '.join(self._addresses)}: {error.message}; waited {PATIENCE_S:g} s; what "
+                    "is scored stays: run the same command again"
                 ) from error
             attempts += 1
             time.sleep(DEFAULT_RETRY.pause_s(error, attempts, random.random()))
@@ -210,7 +258,7 @@ class ServerEngine(Engine):
             version=self._version,
             max_in_flight=_IN_FLIGHT,
         )
-        whole = join_parts(parts)
+        whole = join_parts(self._hear(parts))
         if len(whole.indices):
             row = whole.indices[:1]
             self._witness = {name: array[row] for name, array in batch.items()}
@@ -220,6 +268,11 @@ class ServerEngine(Engine):
                 break
         failed = {one.index: flatten(one.error) for one in whole.failed}
         return Answers(whole.outputs, whole.indices, failed)
+
+    def _hear(self, parts: Iterator[Part]) -> Iterator[Part]:
+        for part in parts:
+            self._waiting.end()
+            yield part
 
     def _ask_witness(self, error: PlumblineError, signature_name: str) -> None:
         """Whether rows made a server fail, which one alone can: then it answers others still.
@@ -238,7 +291,10 @@ class ServerEngine(Engine):
 class OwnServerEngine(ServerEngine):
     """An embedded server as a process of this worker's own, with TensorFlow in it."""
 
-    def __init__(self, version_dir: Path, *, num_threads: int = 0) -> None:
+    def __init__(
+        self, version_dir: Path, *, num_threads: int = 0, wait: Wait | None = None
+    ) -> None:
+        require_packages(NEEDS_OF_TENSORFLOW, "scoring with TensorFlow")
         self._folder = tempfile.TemporaryDirectory(
             prefix="plumbline-score-", ignore_cleanup_errors=True
         )
@@ -251,6 +307,7 @@ class OwnServerEngine(ServerEngine):
         command = [
             *(sys.executable, "-m", "serving", "embedded", "--host=127.0.0.1", "--port=-1"),
             *("--rest_api_port=0", f"--port_file={ports}", "--model_name=model"),
+            "--preload_signatures",  # so that no call waits for TensorFlow, which may take long
             *(f"--model_base_path={base_path}", f"--tensorflow_session_parallelism={num_threads}"),
         ]
         tethered = [sys.executable, "-I", "-S", tether.__file__, self._folder.name, *command]
@@ -259,11 +316,12 @@ class OwnServerEngine(ServerEngine):
                 tethered, stdin=subprocess.PIPE, stdout=log, stderr=log
             )
         try:
-            port = self._await_port(ports)
-            client = PredictionClient(f"127.0.0.1:{port}", model_name="model", checks=_CHECKS)
-            client.wait_until_available(timeout_s=_READY_S)
+            with (wait or Wait()).asking("TensorFlow to start"):
+                port = self._await_port(ports)
+                client = PredictionClient(f"127.0.0.1:{port}", model_name="model", checks=_CHECKS)
+                client.wait_until_available(timeout_s=_READY_S)
             choice = EngineChoice(kind=SERVER, addresses=(f"127.0.0.1:{port}",), version=version)
-            super().__init__(version_dir, choice, client=client)
+            super().__init__(version_dir, choice, client=client, wait=wait)
         except BaseException:
             self._stop()
             raise
@@ -281,9 +339,10 @@ class OwnServerEngine(ServerEngine):
             if self._process.poll() is not None:
                 break
             time.sleep(0.05)
-        said = self._log.read_text(errors="replace").strip().splitlines()[-1:]
+        said = self._log.read_text(errors="replace").strip().splitlines()
         raise ServableUnavailableError(
-            f"the server that was to run the version with TensorFlow did not start: {said}"
+            "the server that was to run the version with TensorFlow did not start: "
+            f"{said[-1] if said else 'it said nothing'}"
         )
 
     def _stop(self) -> None:
@@ -293,7 +352,13 @@ class OwnServerEngine(ServerEngine):
         self._folder.cleanup()
 
 
-def open_engine(version_dir: Path, choice: EngineChoice, *, is_patient: bool = False) -> Engine:
+def open_engine(
+    version_dir: Path,
+    choice: EngineChoice,
+    *,
+    is_patient: bool = False,
+    wait: Wait | None = None,
+) -> Engine:
     """The engine of a choice.
 
     Args:
@@ -301,6 +366,7 @@ def open_engine(version_dir: Path, choice: EngineChoice, *, is_patient: bool = F
         choice: Which engine.
         is_patient: Whether servers are waited for that do not answer yet: they have answered
             others of the same job.
+        wait: Told of servers that are waited for.
 
     Raises:
         PlumblineError: The variant is missing, a package is, or the server does not answer.
@@ -308,8 +374,8 @@ def open_engine(version_dir: Path, choice: EngineChoice, *, is_patient: bool = F
     if choice.kind == LITERT:
         return LiteEngine(version_dir, choice.variant)
     if choice.kind == TENSORFLOW:
-        return OwnServerEngine(version_dir, num_threads=choice.num_threads)
-    return ServerEngine(version_dir, choice, is_patient=is_patient)
+        return OwnServerEngine(version_dir, num_threads=choice.num_threads, wait=wait)
+    return ServerEngine(version_dir, choice, is_patient=is_patient, wait=wait)
 
 
 def choose_kind(version_dir: Path, variant: str, signature_name: str) -> str:

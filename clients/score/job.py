@@ -19,9 +19,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from clients.score.columns import ColumnPlan
+from clients.score.engines import Wait
 from clients.score.output import UnitSummary
 from clients.score.sources import Unit
-from clients.score.worker import Scorer, Task, WorkerFault, pack_version, place_version
+from clients.score.worker import (
+    OnBlock,
+    Scorer,
+    Task,
+    WorkerFault,
+    pack_version,
+    place_version,
+)
 from contract.console.extras import import_extra
 from contract.console.interrupts import held_back
 from contract.console.terminal import keep_stderr
@@ -238,17 +246,32 @@ def _count_cores() -> int:
 
 
 def run_here(
-    units: Sequence[Unit], task: Task, plan: ColumnPlan, version_dir: Path
+    units: Sequence[Unit],
+    task: Task,
+    plan: ColumnPlan,
+    version_dir: Path,
+    *,
+    on_block: OnBlock = lambda *_: None,
+    wait: Wait | None = None,
 ) -> Generator[UnitSummary]:
-    """Scores units in this very process, without Ray; as `run_units` otherwise."""
+    """Scores units in this very process, without Ray; as `run_units` otherwise.
+
+    Args:
+        units: As of `run_units`.
+        task: Likewise.
+        plan: Likewise.
+        version_dir: The version.
+        on_block: Told how far a unit is.
+        wait: Knows of servers that are waited for.
+    """
     where = ""
     try:
         place = place_version(task.version, lambda: pack_version(version_dir))
-        scorer = Scorer(task, plan, place)
+        scorer = Scorer(task, plan, place, wait)
         try:
             for unit in units:
                 where = unit.describe()
-                yield scorer.score(unit)
+                yield scorer.score(unit, on_block)
         finally:
             scorer.close()
     except (PlumblineError, GeneratorExit):

@@ -29,6 +29,7 @@ import msgspec
 import numpy as np
 
 from clients.score.columns import BadRow
+from clients.score.questions import name_differences, shorten_digest
 from clients.score.sources import REQUESTS, ROW, SOURCE, Block, Unit, is_local, list_protocols
 from clients.score.stores import explain_store, open_file
 from contract.console.extras import import_extra
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "plumbline.summary"
 _PART = "plumbline.part"
+_QUESTION = "plumbline.question"
+_CONTENT = "plumbline.content"
 _PREFIX = "plumbline."
 _TEMPORARY = ".part-"
 _BAD = "_bad_rows"
@@ -68,6 +71,7 @@ class UnitSummary(msgspec.Struct, kw_only=True):
     Attributes:
         num_rows: Rows read.
         num_bad: Of them, those in the side file.
+        num_bytes: Of the unit.
         num_judged: Rows whose answer has classes, of the first output with classes.
         num_unsure: Of them, those whose best class has a score below 0.5.
         sketches: Input name to name of a column, or of a measure of pictures, to what it held.
@@ -75,6 +79,7 @@ class UnitSummary(msgspec.Struct, kw_only=True):
 
     num_rows: int = 0
     num_bad: int = 0
+    num_bytes: int = 0
     num_judged: int = 0
     num_unsure: int = 0
     sketches: dict[str, dict[str, Sketch]] = {}
@@ -83,6 +88,7 @@ class UnitSummary(msgspec.Struct, kw_only=True):
         """Counts another unit in."""
         self.num_rows += other.num_rows
         self.num_bad += other.num_bad
+        self.num_bytes += other.num_bytes
         self.num_judged += other.num_judged
         self.num_unsure += other.num_unsure
         self.sketches = join_sketches([self.sketches, other.sketches])
@@ -97,6 +103,7 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
         digest: The manifest's.
         fingerprint: Hash of the digest and of everything else that an answer hangs on.
         facts: What every part says of itself: metadata of the Parquet file.
+        asked: As `Question.describe` has it: so do parts, to say how another question differs.
     """
 
     address: str
@@ -104,6 +111,7 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     fingerprint: str
     facts: dict[str, str]
+    asked: dict[str, str] = {}
 
     @property
     def folder(self) -> str:
@@ -154,19 +162,54 @@ def refuse_stale(units: Sequence[Unit], destination: Destination, parts: Mapping
     """Refuses to write beside answers to other rows, or of another question.
 
     Raises:
-        ConfigError: Names the first file.
+        ConfigError: Names the first file, and what differs; or the store refuses access.
+        ServableUnavailableError: The store failed.
     """
     places: dict[str, set[str]] = {}
     for name in parts:
         place, sign, _ = name.rpartition("-")
         places.setdefault(place + sign, set()).add(name)
     for unit in units:
-        if places.get(name_place(unit), set()) - {destination.name_part(unit)}:
+        others = places.get(name_place(unit), set()) - {destination.name_part(unit)}
+        if others:
+            differences = _name_differences(destination, unit, parts[min(others)])
             raise ConfigError(
-                f"{destination.address} holds answers to {unit.describe()} as it was, or with "
-                "other options, columns or another manifest; both together would count its rows "
-                f"twice: give another OUT, or remove {destination.address}/{destination.folder}"
+                f"{destination.address} holds answers to {unit.describe()}, but "
+                f"{'; '.join(differences)}; both together would count its rows twice: give "
+                f"another OUT, or remove {destination.address}/{destination.folder}"
             )
+
+
+def _name_differences(destination: Destination, unit: Unit, path: str) -> list[str]:
+    """Why a part of a unit's place has another name: a clause for each reason."""
+    try:
+        metadata = _read_footer(destination, path).metadata or {}
+        facts = {key.decode(): value.decode() for key, value in metadata.items()}
+        asked = _read_question(facts)
+    except (DatasetError, ValueError, msgspec.MsgspecError):
+        return [f"how they differ cannot be told, since {path} is damaged"]
+    differences = name_differences(asked, destination.asked, "was {other} and is {ours} now")
+    content = facts.get(_CONTENT)
+    if content is not None and content != _hash(unit.identity):
+        what = "pictures came, went or have" if unit.kind == "pictures" else "the file has"
+        differences.append(f"{what} changed since")
+    return differences or [
+        "the file, an option or a column differs, and the part does not tell which"
+    ]
+
+
+def _read_question(facts: Mapping[str, str]) -> dict[str, str]:
+    """What was asked when a part was written, as far as it tells."""
+    if _QUESTION in facts:
+        return msgspec.json.decode(facts[_QUESTION], type=dict[str, str])
+    asked = {}
+    if digest := facts.get(f"{_PREFIX}manifest_digest"):
+        asked["digest"] = shorten_digest(digest)
+    if signature := facts.get(f"{_PREFIX}signature_name"):
+        asked["signature"] = signature
+    if variant := facts.get(f"{_PREFIX}engine", "").partition(" ")[2]:
+        asked["variant"] = variant
+    return asked
 
 
 def count_parts(
@@ -214,16 +257,7 @@ def read_summary(destination: Destination, path: str) -> UnitSummary:
         ConfigError: The store refuses access to it.
         ServableUnavailableError: The store failed.
     """
-    parquet = import_extra("pyarrow.parquet", _PURPOSE)
-    pa = import_extra("pyarrow", _PURPOSE)
-    try:
-        with open_file(destination.find_address(path)) as file:
-            described = parquet.read_metadata(file)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is not there any more; run again") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise _DamagedError(f"{path} is damaged or cut off ({reason})") from error
+    described = _read_footer(destination, path)
     metadata = described.metadata or {}
     try:
         summary = msgspec.json.decode(metadata[SUMMARY.encode()], type=UnitSummary)
@@ -243,6 +277,26 @@ def read_summary(destination: Destination, path: str) -> UnitSummary:
             "move it elsewhere, and run again"
         )
     return summary
+
+
+def _read_footer(destination: Destination, path: str) -> pa.parquet.FileMetaData:
+    """The end of a part, which says how many rows it has, and its metadata.
+
+    Raises:
+        DatasetError: It is gone, or damaged.
+        ConfigError: The store refuses access to it.
+        ServableUnavailableError: The store failed.
+    """
+    parquet = import_extra("pyarrow.parquet", _PURPOSE)
+    pa = import_extra("pyarrow", _PURPOSE)
+    try:
+        with open_file(destination.find_address(path)) as file:
+            return parquet.read_metadata(file)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is not there any more; run again") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise _DamagedError(f"{path} is damaged or cut off ({reason})") from error
 
 
 def read_bad_rows(destination: Destination, unit: Unit) -> list[int | None]:
@@ -514,7 +568,12 @@ class PartWriter:
             empty = pa.schema([]).with_metadata(facts)
             self._writer = parquet.ParquetWriter(self._part.file, empty)
         self._writer.add_key_value_metadata(
-            {SUMMARY: msgspec.json.encode(summary).decode(), _PART: self._name}
+            {
+                SUMMARY: msgspec.json.encode(summary).decode(),
+                _PART: self._name,
+                _QUESTION: msgspec.json.encode(self._destination.asked).decode(),
+                _CONTENT: _hash(self._unit.identity),
+            }
         )
         with self._explained():
             self._writer.close()
@@ -644,12 +703,14 @@ def claim(destination: Destination) -> Iterator[None]:
     path = posixpath.join(folder, f"{asked}-{uuid.uuid4().hex[:8]}")
     system.makedirs(folder, exist_ok=True)
     with ExitStack() as stack:
+        question = msgspec.json.encode(destination.asked)
         if is_local(system):
-            file = stack.enter_context(Path(path).open("xb"))
+            file = stack.enter_context(Path(path).open("xb", buffering=0))
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(question)
         else:
-            system.pipe_file(path, asked.encode())
+            system.pipe_file(path, question)
         stack.callback(_withdraw, system, path)
         system.invalidate_cache()
         for other in map(str, system.ls(folder, detail=False)):
@@ -658,12 +719,26 @@ def claim(destination: Destination) -> Iterator[None]:
                 continue
             if _remove_dead(system, other) or name.startswith(asked):
                 continue
+            differences = _name_other_question(system, other, destination)
             raise ConfigError(
-                f"another job is at work in {destination.address}/{destination.folder}, with other "
-                "options, columns or another manifest; both together would count rows twice: give "
-                f"another OUT, or wait for it (if it has died, remove {other})"
+                f"another job is at work in {destination.address}/{destination.folder}, "
+                f"{differences}; both together would count rows twice: give another OUT, or wait "
+                f"for it (if it has died, remove {other})"
             )
         yield
+
+
+def _name_other_question(system: AbstractFileSystem, path: str, destination: Destination) -> str:
+    """How what another job asks differs, as its claim tells; one that was made this moment may
+    not tell yet.
+    """
+    clauses = []
+    with suppress(FileNotFoundError, msgspec.MsgspecError):
+        asked = msgspec.json.decode(system.cat_file(path), type=dict[str, str])
+        clauses = name_differences(asked, destination.asked, "is {other} there and {ours} here")
+    if not clauses:
+        return "with other options, columns or another manifest"
+    return f"and asks otherwise: {'; '.join(clauses)}"
 
 
 def _withdraw(system: AbstractFileSystem, path: str) -> None:

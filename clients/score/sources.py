@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import msgspec
 
 from clients.files.read import IMAGE_SUFFIXES
-from clients.score.lines import check_names, cut, read_csv, read_json
+from clients.score.lines import CSV_BLOCK_BYTES, check_names, cut, read_csv, read_json
 from clients.score.stores import explain_store, open_file
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, ManifestError
@@ -61,6 +61,7 @@ EXAMPLE = "example"
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 _WILD = "*?["
 _SOME_PART = "version=1/part-0123456789abcdef-000000-0123456789abcdef.parquet"
 
@@ -93,9 +94,12 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
         number: Of the unit within its file or folder, from 0.
         first_row: Number of its first row within the file; -1 where that is not known.
         num_rows: Its rows; -1 where that is not known before they are read.
+        num_bytes: Of the file or files, that it is; of Parquet, what it takes unpacked. -1 where
+            the file system does not say.
         start: Of a JSON lines file, the byte where it begins.
         stop: And where it ends.
-        files: Of pictures, their addresses.
+        files: Of pictures, what their addresses have after the folder's: a unit holds many, and
+            travels; whole where an address does not begin with the folder's.
         identity: Hash of what the file holds, as far as can be told without reading it all.
     """
 
@@ -105,6 +109,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     number: int = 0
     first_row: int = 0
     num_rows: int = -1
+    num_bytes: int = -1
     start: int = 0
     stop: int = 0
     files: tuple[str, ...] = ()
@@ -270,7 +275,15 @@ def _list_units_of(system: AbstractFileSystem, path: str, name: str, info: _Info
         return _list_row_groups(address, name, info)
     size, identity = int(info["size"] or 0), _identify(info)
     if kind != "jsonl":
-        return [Unit(kind=kind, address=address, name=name, identity=identity)]
+        return [
+            Unit(
+                kind=kind,
+                address=address,
+                name=name,
+                num_bytes=_count_bytes([info]),
+                identity=identity,
+            )
+        ]
     starts = range(0, max(size, 1), PIECE_BYTES)
     return [
         Unit(
@@ -279,6 +292,7 @@ def _list_units_of(system: AbstractFileSystem, path: str, name: str, info: _Info
             name=name,
             number=number,
             first_row=0 if number == 0 else -1,
+            num_bytes=min(PIECE_BYTES, size - start),
             start=start,
             stop=min(start + PIECE_BYTES, size),
             identity=identity,
@@ -298,7 +312,8 @@ def _list_row_groups(address: str, name: str, info: _Info) -> list[Unit]:
         reason = " ".join(str(error).split())
         raise DatasetError(f"{address} is no Parquet file that can be read: {reason}") from error
     identity = hashlib.sha256(footer).hexdigest() + _identify(info)
-    counts = [described.row_group(number).num_rows for number in range(described.num_row_groups)]
+    groups = [described.row_group(number) for number in range(described.num_row_groups)]
+    counts = [group.num_rows for group in groups]
     firsts = itertools.accumulate(counts, initial=0)
     return [
         Unit(
@@ -308,6 +323,7 @@ def _list_row_groups(address: str, name: str, info: _Info) -> list[Unit]:
             number=number,
             first_row=first,
             num_rows=count,
+            num_bytes=groups[number].total_byte_size,
             identity=identity,
         )
         for number, (first, count) in enumerate(zip(firsts, counts, strict=False))
@@ -334,6 +350,7 @@ def _read_footer(file: IO[bytes]) -> bytes:
 def _list_pictures(system: AbstractFileSystem, files: Mapping[str, _Info], root: str) -> list[Unit]:
     units = []
     paths = list(files)
+    address = str(system.unstrip_protocol(root))
     for number, start in enumerate(range(0, len(paths), PICTURES)):
         block = paths[start : start + PICTURES]
         digest = hashlib.sha256()
@@ -342,16 +359,24 @@ def _list_pictures(system: AbstractFileSystem, files: Mapping[str, _Info], root:
         units.append(
             Unit(
                 kind="pictures",
-                address=str(system.unstrip_protocol(root)),
+                address=address,
                 name=posixpath.basename(root.rstrip("/")) or root,
                 number=number,
                 first_row=start,
                 num_rows=len(block),
-                files=tuple(str(system.unstrip_protocol(file)) for file in block),
+                num_bytes=_count_bytes([files[file] for file in block]),
+                files=tuple(
+                    str(system.unstrip_protocol(file)).removeprefix(address) for file in block
+                ),
                 identity=digest.hexdigest(),
             )
         )
     return units
+
+
+def _count_bytes(infos: Sequence[_Info]) -> int:
+    sizes = [info.get("size") for info in infos]
+    return -1 if None in sizes else sum(int(size or 0) for size in sizes)
 
 
 def _identify(info: _Info) -> str:
@@ -370,6 +395,7 @@ class Block:
         names: What to call each row; empty: by number.
         wrong: Rows of the table that could not be read, to the reason; nothing stands in them.
         lost: Reasons of rows that have no place in the table.
+        num_bytes: Of the unit, read up to its end; 0 where rows are counted instead.
         is_text: All is text, whatever it means.
         is_record: Columns are features of records, each of which may hold what it likes.
     """
@@ -379,6 +405,7 @@ class Block:
     names: tuple[str, ...] = ()
     wrong: Mapping[int, str] = dataclasses.field(default_factory=dict)
     lost: tuple[str, ...] = ()
+    num_bytes: int = 0
     is_text: bool = False
     is_record: bool = False
 
@@ -520,11 +547,15 @@ def _count_rows(group: pa.parquet.RowGroupMetaData, chosen: Sequence[str] | None
 
 def _read_csv(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
     with open_file(unit.address) as file:
-        for table, lost in read_csv(file, columns):
+        for number, (table, lost) in enumerate(read_csv(file, columns)):
+            # Where the file is read is far ahead of what has been made of it.
+            place, end = (min(one * CSV_BLOCK_BYTES, file.tell()) for one in (number, number + 1))
             for start in range(0, table.num_rows, BLOCK_ROWS):
-                yield Block(table.slice(start, BLOCK_ROWS), 0, is_text=True)
+                done = min(start + BLOCK_ROWS, table.num_rows) / table.num_rows
+                read = place + int((end - place) * done)
+                yield Block(table.slice(start, BLOCK_ROWS), 0, num_bytes=read, is_text=True)
             if lost:
-                yield Block(table.slice(0, 0), 0, lost=tuple(lost), is_text=True)
+                yield Block(table.slice(0, 0), 0, lost=tuple(lost), num_bytes=end, is_text=True)
 
 
 @contextmanager
@@ -546,7 +577,7 @@ def _read_jsonl(unit: Unit, columns: Sequence[str] | None, types: _Types) -> Ite
         for table, wrong in read_json(
             lines, columns=chosen, types=kinds, block_rows=BLOCK_ROWS, block_bytes=BLOCK_BYTES
         ):
-            yield Block(table, 0, wrong=wrong)
+            yield Block(table, 0, wrong=wrong, num_bytes=max(0, file.tell() - unit.start))
 
 
 def _list_lines(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
@@ -578,7 +609,7 @@ def _read_tfrecord(unit: Unit, columns: Sequence[str] | None, types: _Types) -> 
                 rows = range(first, first + len(block))
                 table, wrong = _tabulate(block, columns, kinds)
                 wrong |= {row - first: damaged.pop(row) for row in rows if row in damaged}
-                yield Block(table, 0, wrong=wrong, is_record=True)
+                yield Block(table, 0, wrong=wrong, num_bytes=file.tell(), is_record=True)
                 first += len(block)
         except ManifestError as error:
             raise DatasetError(str(error)) from error
@@ -660,6 +691,11 @@ def _collect_feature(
     return pa.array(column, type_), wrong
 
 
+def _find_picture(unit: Unit, file: str) -> str:
+    """The address of one of a unit's files."""
+    return file if _ADDRESS.match(file) else f"{unit.address}{file}"
+
+
 def _read_pictures(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
     pa = import_extra("pyarrow", _PURPOSE)
     for start in range(0, len(unit.files), 256):
@@ -667,14 +703,15 @@ def _read_pictures(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iter
         contents: list[bytes | None] = []
         wrong: dict[int, str] = {}
         for row, file in enumerate(files):
-            system, path = open_address(file)
+            address = _find_picture(unit, file)
+            system, path = open_address(address)
             try:
-                with explain_store(file):
+                with explain_store(address):
                     contents.append(system.cat_file(path))
             except FileNotFoundError as error:  # a bad row, not the end of the others
                 contents.append(None)
                 wrong[row] = f"it cannot be read: {error}"
-        names = tuple(_relate(file, unit.address) for file in files)
+        names = tuple(file.lstrip("/") for file in files)
         yield Block(pa.table({IMAGE: pa.array(contents, pa.binary())}), 0, names, wrong)
 
 

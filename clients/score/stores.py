@@ -40,16 +40,16 @@ def open_file(address: str) -> BinaryIO:
     Args:
         address: Of the file.
     """
-    return cast(BinaryIO, _StoreFile(address))
+    system, path = open_address(address)
+    with explain_store(address):
+        file = system.open(path, "rb")
+    return cast(BinaryIO, _StoreFile(file, address))
 
 
 class _StoreFile(io.RawIOBase):
-    def __init__(self, address: str) -> None:
+    def __init__(self, file: IO[bytes], address: str) -> None:
         super().__init__()
-        system, path = open_address(address)
-        self._address = address
-        with explain_store(address):
-            self._file: IO[bytes] = system.open(path, "rb")
+        self._file, self._address = file, address
 
     def readable(self) -> bool:
         """It is."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
-import hashlib
 import os
 import shutil
 import socket
@@ -18,8 +16,9 @@ import numpy as np
 
 from clients.results import flatten
 from clients.score.columns import BadRow, ColumnPlan, Prepared, prepare, read_planned
-from clients.score.engines import LITERT, Engine, EngineChoice, open_engine
+from clients.score.engines import LITERT, Engine, EngineChoice, Wait, open_engine
 from clients.score.output import Destination, PartWriter, UnitSummary
+from clients.score.questions import Question
 from clients.score.sources import Block, Unit
 from contract import layout
 from contract.console.extras import import_extra
@@ -42,6 +41,10 @@ _SKETCHED_ROWS = 512
 """Of a block, at most."""
 
 _UNSURE = 0.5
+
+
+OnBlock = Callable[[UnitSummary, int], None]
+"""Told of a unit that is scored: what came of it so far, and how many of its bytes were read."""
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,25 +86,32 @@ class Scorer:
         task: What the job is.
         plan: How rows become batches.
         version_dir: Where `place_version` found it on this machine, or laid it.
+        wait: Told of servers that are waited for.
 
     Raises:
         PlumblineError: This machine's processor answers the golden examples otherwise.
     """
 
-    def __init__(self, task: Task, plan: ColumnPlan, version_dir: Path) -> None:
+    def __init__(
+        self, task: Task, plan: ColumnPlan, version_dir: Path, wait: Wait | None = None
+    ) -> None:
         self._task = task
         self._plan = plan
         self._manifest = read_manifest(version_dir)
         signature_name = plan.signature.name
-        self._engine = open_checked_engine(version_dir, task.engine, signature_name)
+        self._engine = open_checked_engine(version_dir, task.engine, signature_name, wait)
 
-    def score(self, unit: Unit) -> UnitSummary:
+    def score(self, unit: Unit, on_block: OnBlock = lambda *_: None) -> UnitSummary:
         """Reads, scores and writes one unit.
+
+        Args:
+            unit: What is to be done.
+            on_block: Told how far it is.
 
         Raises:
             PlumblineError: It cannot be read, scored or written; nothing of it stays.
         """
-        summary = UnitSummary()
+        summary = UnitSummary(num_bytes=unit.num_bytes)
         heads = self._manifest.heads
         limit = self._task.max_bad_rows
         with PartWriter(self._task.destination, unit, heads, limit) as writer:
@@ -114,6 +124,7 @@ class Scorer:
                 writer.refuse(block, bad, self._plan.keys)
                 summary.num_rows += block.table.num_rows + len(block.lost)
                 summary.num_bad += len(bad) + len(block.lost)
+                on_block(summary, block.num_bytes)
             if summary.num_rows == summary.num_bad:
                 self._write_nothing(writer)
             writer.finish(summary)
@@ -195,13 +206,15 @@ def sketch_batch(prepared: Prepared, manifest: Manifest) -> dict[str, dict[str, 
     return found
 
 
-def open_checked_engine(version_dir: Path, choice: EngineChoice, signature_name: str) -> Engine:
+def open_checked_engine(
+    version_dir: Path, choice: EngineChoice, signature_name: str, wait: Wait | None = None
+) -> Engine:
     """An engine that has just answered the golden examples of a signature as the model did.
 
     Raises:
         VerificationError: Another processor: names this machine.
     """
-    engine = open_engine(version_dir, choice, is_patient=True)
+    engine = open_engine(version_dir, choice, is_patient=True, wait=wait)
     try:
         _check_golden(engine, version_dir, signature_name, choice.addresses)
     except BaseException:
@@ -339,12 +352,13 @@ def make_task(
         "signature_name": plan.signature.name,
         "engine": f"{engine.kind} {engine.variant}" if engine.kind == LITERT else engine.kind,
     }
-    asked = {"digest": manifest.digest, "outputs": outputs, "variant": engine.variant}
+    question = Question.of(plan, digest=manifest.digest, outputs=outputs, variant=engine.variant)
     destination = Destination(
         address=address,
         version=manifest.version,
         digest=manifest.digest,
-        fingerprint=_make_fingerprint(asked, plan),
+        fingerprint=question.fingerprint,
+        asked=question.describe(),
         facts=facts,
     )
     version = Version(
@@ -357,24 +371,6 @@ def make_task(
         outputs=tuple(outputs),
         max_bad_rows=max_bad_rows,
     )
-
-
-def _make_fingerprint(asked: Mapping[str, object], plan: ColumnPlan) -> str:
-    """A hash of what an answer hangs on: the manifest, the signature, and how rows are made."""
-    described = msgspec.json.encode(
-        {
-            **asked,
-            "signature": plan.signature.name,
-            "inputs": [dataclasses.astuple(one) for one in plan.inputs],
-            "keys": [(name, str(plan.types[name])) for name in plan.keys],
-            "invert": plan.adjustment.invert,
-            "scale": plan.adjustment.scale,
-            "shift": plan.adjustment.shift,
-            "allow_non_finite": plan.allow_non_finite,
-        },
-        order="sorted",
-    )
-    return hashlib.sha256(described).hexdigest()
 
 
 class WorkerFault(msgspec.Struct, kw_only=True):

@@ -42,6 +42,9 @@ _LAST_GAP_S = 60.0
 _WINDOW_S = 30.0
 """The rate is that of the last so many seconds: work is not equally fast from first to last."""
 _SAMPLE_S = 0.5
+_STALLED_S = 10.0
+"""Without anything new for so long, and for twice as long as ever, work is at a standstill: what is
+left of it cannot be told."""
 _FRAMES_S = 0.125
 _SPINNER, _ASCII_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "-\\|/"
 _MIN_BAR, _MAX_BAR = 6, 24
@@ -89,8 +92,12 @@ class Progress:
     Attributes:
         count: Units done so far.
         total: Of all; None while nobody knows.
+        share: Of the work, how much is done, in 0..1: stands in for the total where nobody knows
+            it; 0 = not known either.
         note: What it is at: the name of a file, a copy, an epoch.
         is_told: Whether anything was shown.
+        find_wait: Asked whenever something is shown: what is waited for, and since when; "" while
+            the work goes on.
     """
 
     def __init__(
@@ -104,18 +111,23 @@ class Progress:
         self.count = 0
         self.total = None if callable(total) else total
         self._find_total = total if callable(total) else lambda: None
+        self.share = 0.0
         self.note = note
         self.is_told = False
+        self.find_wait: Callable[[], str] = lambda: ""
         self._label = clean(label)
         self._unit = unit
         self._say = say
         self._start = self._changed = time.perf_counter()
+        self._longest_gap_s = 0.0
         self._samples = deque([(self._start, 0)])
 
     def advance(self, count: int = 1) -> None:
         """Adds what was done."""
         self.count += count
-        self._changed = time.perf_counter()
+        now = time.perf_counter()
+        self._longest_gap_s = max(self._longest_gap_s, now - self._changed)
+        self._changed = now
 
     def reach(self, count: int) -> None:
         """Says how much is done in all."""
@@ -126,6 +138,7 @@ class Progress:
         self.count = count
         self._changed = time.perf_counter()
         self._samples = deque([(self._changed, count)])
+        self._longest_gap_s = 0.0
 
     def expect(self, total: int) -> None:
         """Says how many there are."""
@@ -150,12 +163,21 @@ class Progress:
     @property
     def left_s(self) -> float | None:
         """Seconds that the rest will take at this rate; None where that cannot be told."""
-        rate = self.rate
-        if self.total is None or rate <= 0 or self.count >= self.total:
+        rate, total = self.rate, self.total
+        if total is None and self.share > 0:
+            total = round(self.count / self.share)
+        if total is None or rate <= 0 or self.count >= total:
             return None  # perhaps more than there should be: a total may be an estimate
-        left = (self.total - self.count) / rate
+        left = (total - self.count) / rate
         # Of a unit that takes long, some has been done; how much of a late one, nobody knows.
         return left - min(time.perf_counter() - self._changed, 1 / rate, left)
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds without anything new, where that is longer than usual; else 0."""
+        idle = time.perf_counter() - self._changed
+        is_stalled = self.count and idle > max(_STALLED_S, 2 * self._longest_gap_s)
+        return idle if is_stalled else 0.0
 
     def describe(self) -> str:
         """For example `12,800 of 60,000 rows, about 9 s left, 5,432 rows/s`."""
@@ -163,8 +185,12 @@ class Progress:
 
     def _list_parts(self, room: int | None = None) -> list[str]:
         """What is known; where room is short without the rate, then the note, then the count."""
-        left = self.left_s
-        if left is not None and self.count:
+        left, stalled_s = self.left_s, self.stalled_s
+        if wait := clean(self.find_wait()):
+            time_left = wait
+        elif stalled_s:
+            time_left = f"nothing new for {format_seconds(stalled_s)}"
+        elif left is not None and self.count:
             time_left = f"about {format_seconds(max(1.95, left))} left"
         else:
             time_left = f"{format_seconds(self.elapsed_s)} so far"
@@ -186,7 +212,9 @@ class Progress:
         if not self._unit:
             return ""
         total = f" of {self._format(self.total)}" if of_all and self.total is not None else ""
-        return f"{self._format(self.count)}{total} {'MB' if self._unit == 'bytes' else self._unit}"
+        unit = "MB" if self._unit == "bytes" else self._unit
+        share = f" ({self.share:.0%})" if of_all and self.total is None and self.share else ""
+        return f"{self._format(self.count)}{total} {unit}{share}"
 
     def _format(self, count: int) -> str:
         return f"{count / 1e6:,.1f}" if self._unit == "bytes" else f"{count:,}"
@@ -197,9 +225,16 @@ class Progress:
         # Nobody wants to know how many hundredths of a copy are made in a second.
         return f"{rate:,.0f} {self._unit}/s" if rate >= 2 else ""
 
+    def _find_share(self) -> float | None:
+        """How much is done, in 0..1 or more; None where that is not known."""
+        if self.total is not None:
+            return self.count / self.total if self.total else 1.0
+        return self.share or None
+
     def describe_end(self) -> str:
         """For example `60,000 rows, 11 s, 5,432 rows/s`."""
-        is_whole = self.total is not None and self.count >= 0.99 * self.total
+        done = self._find_share()
+        is_whole = done is not None and done >= 0.99
         parts = [self._describe_count(of_all=not is_whole), format_seconds(self.elapsed_s)]
         if self._unit and self.count:
             parts.append(self._describe_rate(self.count / max(self.elapsed_s, 1e-9)))
@@ -235,9 +270,10 @@ class Progress:
         label = cut(self._label, max(8, width - measure(text) - 4))
         text = cut(text, max(1, width - measure(label) - 3))
         room = width - measure(label) - measure(text) - 2
-        if self.total and room > _MIN_BAR:
+        share = self._find_share()
+        if share is not None and room > _MIN_BAR:
             size = min(room, _MAX_BAR)
-            done = min(size, int(size * self.count / self.total))
+            done = min(size, int(size * share))
             full, rest = (
                 ("#" * done, "-" * (size - done)) if is_ascii else ("━" * done, "━" * (size - done))
             )

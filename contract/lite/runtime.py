@@ -89,6 +89,11 @@ class Interpreter(Protocol):
     def set_tensor(self, tensor: int, value: Array) -> None: ...
 
 
+def has_runtime() -> bool:
+    """Whether any TFLite runtime is installed; imports none."""
+    return any(map(is_installed, (*_LIGHT_RUNTIMES, "tensorflow")))
+
+
 @functools.cache
 def find_interpreter() -> Callable[..., Interpreter]:
     """The Interpreter class of the first TFLite runtime that is installed.

@@ -29,6 +29,7 @@ from contract.wire.predict import (
 from contract.wire.rpc import UNLIMITED
 from contract.wire.signatures import metadata_response, signature_to_proto
 from contract.wire.status_codes import grpc_status, trailing_metadata_for
+from tests.ports import HeldPort
 
 
 def make_signature(name: str = "serving_default", **changes: Any) -> Signature:
@@ -57,7 +58,7 @@ class ModelServer:
         port: Where it listens on 127.0.0.1.
     """
 
-    def __init__(self, *, port: int = 0, address: str = "", max_message_bytes: int = -1) -> None:
+    def __init__(self, *, address: str = "", max_message_bytes: int = -1) -> None:
         self.answer: Callable[[Batch], Any] = answer_sums
         self.version = 1
         self.labels: dict[str, int] = {}
@@ -69,7 +70,8 @@ class ModelServer:
         self.metadata: list[dict[str, Any]] = []
         self.health = True
         self.trailing = True
-        self.port = port
+        self.port = 0
+        self._held: HeldPort | None = None
         self._address = address
         self._max_message_bytes = max_message_bytes
         self._lock = threading.Lock()
@@ -83,6 +85,8 @@ class ModelServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        if self._held is not None:
+            self._held.close()
 
     @property
     def address(self) -> str:
@@ -91,17 +95,17 @@ class ModelServer:
 
     def start(self, credentials: grpc.ServerCredentials | None = None) -> None:
         """Listens, on the same port as before after a stop."""
-        options = dict(UNLIMITED) | {"grpc.so_reuseport": 0}
+        if self._held is None and not self._address:
+            self._held = HeldPort()
+            self.port = self._held.number
+        options = dict(UNLIMITED) | {"grpc.so_reuseport": 1}
         options["grpc.max_receive_message_length"] = self._max_message_bytes
         self._server = grpc.server(futures.ThreadPoolExecutor(16), options=list(options.items()))
         self._server.add_generic_rpc_handlers((_Handler(self),))
-        where = self._address or f"127.0.0.1:{self.port}"
-        bound = (
-            self._server.add_insecure_port(where)
-            if credentials is None
-            else self._server.add_secure_port(where, credentials)
-        )
-        self.port = self.port or bound
+        if credentials is None:
+            self._server.add_insecure_port(self.address)
+        else:
+            self._server.add_secure_port(self.address, credentials)
         self._server.start()
 
     def stop(self, grace_s: float | None = None) -> None:

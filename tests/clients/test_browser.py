@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -61,7 +62,8 @@ def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
         monkeypatch.setenv("HOME", folder)
         yield Path(folder)
         assert list(Path(folder).iterdir()) == []
-        assert list_processes(folder) == []
+        while list_processes(folder):  # what was killed takes a moment to go
+            time.sleep(0.02)
 
 
 @pytest.fixture
@@ -201,7 +203,7 @@ def test_a_signature_that_the_file_lacks_is_told_of(predictor: BrowserPredictor)
         (
             "get('model.tflite'); time.sleep(600)",
             DeadlineExceededError,
-            "did not answer within 1 s and was ended",
+            "did not answer within 5 s and was ended",  # time to open it, however busy we are
         ),
         ("get('model.tflite'); post(b'{}')", InternalError, "no safetensors"),
     ],
@@ -212,10 +214,10 @@ def test_a_browser_that_does_not_answer_is_ended(
     body: str, error: type[PlumblineError], message: str, any_model: Path, temporary: Path
 ) -> None:
     browser = write_browser(any_model.parent / "browser", body)
-    timeout_s = 1.0 if "1 s" in message else 60.0
+    (timeout_s,) = re.findall(r"within (\d) s", message) or [60]
     with (
         pytest.raises(error, match=message),
-        BrowserPredictor(any_model, browser, timeout_s=timeout_s),
+        BrowserPredictor(any_model, browser, timeout_s=float(timeout_s)),
     ):
         pass
 

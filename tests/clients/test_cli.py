@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import pty
 import re
 import signal
 import socket
@@ -26,6 +24,7 @@ from contract.errors import DeadlineExceededError
 from contract.signature import Batch
 from tests.clients.grpc_servers import ModelServer
 from tests.clients.serving_mlp import serve_mlp
+from tests.terminals import run_in_terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("status", "predict", "parity", "load", "doctor", "replay")
@@ -260,12 +259,7 @@ def test_tables_and_files_work_without_rich(
 
 def test_a_terminal_gets_a_rich_table_and_a_pipe_gets_plain_lines(server: ModelServer) -> None:
     arguments = ["-m", "clients", "status", "--server", server.address, "--model_name", "mlp"]
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=theirs, stderr=theirs)
-    process.wait(timeout=60)
-    os.close(theirs)
-    shown = os.read(ours, 65536).decode()
-    os.close(ours)
+    shown = run_in_terminal([sys.executable, *arguments], cwd=ROOT).text
     assert "─" in shown
     assert "AVAILABLE" in shown
     assert "─" not in run(*arguments[2:]).stdout

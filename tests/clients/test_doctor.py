@@ -216,7 +216,7 @@ def test_advice_repeats_inputs_and_what_is_done_to_them(
     listed = f"'{tmp_path}/two words.npy'"
     assert f"--inputs {listed} --shift=0.5 " in findings["signature names"]["fix"]
     assert findings["inputs"]["fix"] == (
-        f"python -m clients predict {listed} --shift=0.5 --scale 255"
+        f"python -m clients predict {listed} --scale 255 --shift {0.5 / 255:g}"
     )
 
 

@@ -88,6 +88,8 @@ def test_a_restart_in_the_middle_loses_no_row(
 
     def on_part(part: Part) -> None:
         if part.rows.start in (400, 1200):
+            for thread in restarts:
+                thread.join()
             restarts.append(threading.Thread(target=restart))
             restarts[-1].start()
 
@@ -118,14 +120,25 @@ def test_a_server_that_stays_away_leaves_the_number_of_the_first_row_without_an_
 
 def test_one_of_two_replicas_dies_and_no_row_fails(predict_many: Run) -> None:
     with ModelServer() as first, ModelServer() as second:
+        has_answered, is_dead = threading.Event(), threading.Event()
+
+        def answer(batch: Batch) -> dict[str, Any]:
+            if first.calls.get("Predict", 0) > 5:
+                has_answered.set()
+            return answer_sums(batch)
+
+        def wait_and_answer(batch: Batch) -> dict[str, Any]:
+            has_answered.wait(1)  # else all rows may be answered before both are connected
+            return answer(batch)
 
         def on_part(part: Part) -> None:
-            if part.rows.start == 400:
+            if has_answered.is_set() and not is_dead.is_set():
+                is_dead.set()
                 first.stop()
 
+        first.answer, second.answer = answer, wait_and_answer
         assert_complete(predict_many(f"{first.address},{second.address}", on_part))
-        assert first.calls["Predict"] > 5
-        assert second.calls["Predict"] > 50
+        assert is_dead.is_set()
 
 
 def test_calls_are_spread_over_several_servers() -> None:
@@ -188,11 +201,12 @@ def hang(server: ModelServer) -> Iterator[threading.Event]:
 def test_the_deadline_holds_against_a_server_that_hangs(
     server: ModelServer, hang: threading.Event
 ) -> None:
-    with PredictionClient(server.address, model_name="m") as client:
-        start = time.monotonic()
-        with pytest.raises(errors.DeadlineExceededError, match=r"no answer within 0\.[0-9]+ s"):
-            client.predict(ROWS[:1], timeout_s=0.3)
-        assert time.monotonic() - start < 5
+    # In the end it would answer.
+    with (
+        PredictionClient(server.address, model_name="m") as client,
+        pytest.raises(errors.DeadlineExceededError, match=r"no answer within 0\.[0-9]+ s"),
+    ):
+        client.predict(ROWS[:1], timeout_s=0.3)
 
 
 def test_the_deadline_of_a_batch_holds_and_names_the_rows(
@@ -221,10 +235,9 @@ def test_retries_end_at_the_deadline(server: ModelServer) -> None:
     server.answer = refuse
     retry = RetryPolicy(max_attempts=1000)
     with PredictionClient(server.address, model_name="m", retry=retry) as client:
-        start = time.monotonic()
         with pytest.raises(errors.ServableUnavailableError, match="loading"):
             client.predict(ROWS[:1], timeout_s=0.5)
-        assert time.monotonic() - start < 5
+        assert server.calls["Predict"] < 100
 
 
 def reply(**outputs: Any) -> bytes:

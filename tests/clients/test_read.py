@@ -311,6 +311,28 @@ def test_rows_on_another_scale_than_the_version_s_are_remarked(tmp_path: Path) -
     assert mended.remarks == []
 
 
+def test_an_inversion_too_many_is_to_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {
+        "": InputStatistics(
+            min=0, max=1, mean=0.2, std=0.3, num_rows=9, image_shape=(28, 28, 1), light_borders=0.0
+        )
+    }
+    light = np.zeros((3, 28, 28), np.uint8)
+    light[:, 10:18, 10:18] = 255
+    np.save(tmp_path / "x.npy", light)
+    signatures = {"serving_uint8": make_signature("serving_uint8", "uint8", (None, 28, 28))}
+    assert InputReader([tmp_path / "x.npy"], signatures, known=known).remarks == []
+    capsys.readouterr()
+    inverted = InputReader(
+        [tmp_path / "x.npy"], signatures, known=known, adjustment=Adjustment(invert=True)
+    )
+    assert [one.flag for one in inverted.remarks] == [""]
+    said = capsys.readouterr().err
+    assert "leave --invert out" in said and "mends it" not in said
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_images_of_every_mode_become_grey_pixels(mode: str) -> None:
     stream = io.BytesIO()

@@ -22,7 +22,13 @@ from rich.cells import cell_len
 
 from contract import errors
 from contract.console.exits import ExitCode, exit_code_of
-from contract.console.extras import advise_extra, import_extra, require_extra
+from contract.console.extras import (
+    advise_extra,
+    advise_package,
+    import_extra,
+    require_extra,
+    require_packages,
+)
 from contract.console.terminal import (
     fold,
     print_json,
@@ -323,6 +329,24 @@ def test_a_missing_extra_is_one_sentence_that_names_it(monkeypatch: pytest.Monke
         "this command needs tensorflow, tf_keras, Pillow, which are not installed: "
         f"{advise_extra('tensorflow')}"
     )
+
+
+def test_all_that_is_missing_is_named_with_one_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = {"json": "cli", "pyarrow": "batch", "s3fs": "remote", "gcsfs": ""}
+    for name in ("pyarrow", "s3fs", "gcsfs"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UnimplementedError) as caught:
+        require_packages(needs, "scoring")
+    advice = advise_extra("batch,remote", beside=["gcsfs"])
+    assert advice.endswith("[batch,remote]' gcsfs")
+    assert caught.value.message == (
+        f"scoring needs pyarrow, s3fs, gcsfs, which are not installed: {advice}"
+    )
+    with pytest.raises(UnimplementedError, match=re.escape("[batch,remote]'")):
+        require_packages({"s3fs": "remote"}, "scoring", likely=["batch"])
+    require_packages({"json": "cli"}, "scoring", likely=["batch"])
+    assert advise_package("gcsfs") == "pip install gcsfs"
+    assert advise_package("s3fs") == advise_extra("remote")
 
 
 def test_a_clone_installs_an_extra_from_itself(

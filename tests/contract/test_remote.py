@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from contract import layout
+from contract.console.extras import advise_extra
 from contract.errors import (
     ConfigError,
     ManifestError,
@@ -115,7 +117,13 @@ def test_errors_of_ours_are_not_explained_twice() -> None:
         raise ManifestError("mine")
 
 
-def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UnimplementedError, match="pip install gcsfs"):
-        open_address("gs://bucket/rows")
+@pytest.mark.parametrize(
+    ("scheme", "package", "advice"),
+    [("gs", "gcsfs", "pip install gcsfs"), ("s3", "s3fs", advise_extra("remote"))],
+)
+def test_a_driver_that_is_not_installed_is_named(
+    scheme: str, package: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnimplementedError, match=re.escape(advice)):
+        open_address(f"{scheme}://bucket/rows")

@@ -10,6 +10,7 @@ from contract.signature import Array
 from contract.statistics import (
     compare_inputs,
     describe_columns,
+    describe_scaling,
     find_scaling,
     measure_columns,
     measure_input,
@@ -57,6 +58,40 @@ def test_floats_of_0_to_1_for_a_model_of_0_to_255_are_remarked() -> None:
     known = measure(draw_digits() * 255)
     assert flags(draw_digits(5), known) == ["--scale 1/255"]
     assert flags(draw_digits(5) * 255, known) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "flag"),
+    [(0, 1, "--scale 1"), (-1, 1, "--scale 1/2 --shift -1"), (0, 255, "--scale 1/255")],
+)
+def test_integers_of_0_and_1_for_a_model_of_pictures_are_remarked(
+    low: float, high: float, flag: str
+) -> None:
+    known = measure(draw_digits() * (high - low) + low)
+    bits = (draw_digits() > 0.5).astype(np.uint8)
+    assert flags(bits, known) == [flag]
+    assert flags(bits * 255, known) == flags(bits * 0, known) == []
+    (found,) = compare_inputs({"images": bits}, known)
+    numbers = bits / found.scale + found.shift
+    assert (numbers.min(), numbers.max()) == pytest.approx((low, high))
+    assert flags(numbers.astype(np.float32), known) == []
+
+
+def test_integers_that_are_no_pixels_get_no_remark() -> None:
+    words = measure(RNG.integers(0, 200, (200, 8)), image=False)
+    assert flags(np.tile(np.array([0, 1], np.int64), (40, 4)), words) == []
+
+
+def test_pixels_that_were_divided_twice_are_remarked() -> None:
+    known = measure(draw_digits())
+    assert flags(draw_digits(5) / 255, known) == ["--scale 1/255"]
+    assert flags(draw_digits(5) / 3, known) == []
+
+
+def test_flags_of_a_scaling_are_what_it_does() -> None:
+    found = [describe_scaling(*one) for one in ((255.0,), (1 / 255,), (127.5, -1.0), (0.4,))]
+    assert found == ["--scale 255", "--scale 1/255", "--scale 127.5 --shift -1", "--scale 0.4"]
+    assert describe_scaling(1.0, has_shift=True) == "--scale 1 --shift 0"
 
 
 @pytest.mark.parametrize("as_bytes", [True, False])

@@ -93,7 +93,7 @@ def test_a_file_of_a_bucket_that_was_replaced_is_refused_beside_its_answers(
     put(f"{bucket}/in/a.parquet", 0, age=2.0)
     capsys.readouterr()
     assert score(*where) == 2
-    assert "as it was" in capsys.readouterr().err
+    assert "but the file has changed since" in capsys.readouterr().err
     assert read_ids(f"{bucket}/out/version=1") == list(range(5))
 
 
@@ -250,6 +250,15 @@ def test_a_parquet_file_of_a_bucket_is_closed_again(
     monkeypatch.setattr(AbstractBufferedFile, "__init__", note)
     assert sum(block.table.num_rows for block in read_unit(unit)) == 2
     assert opened and all(file.closed for file in opened)
+
+
+def test_pictures_of_a_bucket_are_found_whatever_their_keys_are(bucket: str) -> None:
+    for key in ("in//a.png", "in/b.png", "in/c://d.png"):
+        boto3.client("s3").put_object(Bucket=bucket[5:], Key=key, Body=key.encode())
+    (unit,) = list_units(f"{bucket}/in")
+    (block,) = read_unit(unit)
+    found = block.table["image"].to_pylist()
+    assert sorted(found) == [b"in//a.png", b"in/b.png", b"in/c://d.png"]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import json
 import socket
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,12 +16,18 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from packaging.requirements import Requirement
+from PIL import Image
 from pyarrow import parquet
 
 from clients import OnDevicePredictor
+from clients.cli import main
+from clients.commands.score import BATCH
+from clients.score.engines import NEEDS_OF_TENSORFLOW
+from contract.console.extras import advise_extra
 from contract.signature import Batch, Signature, TensorSpec
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import COLUMNS, make_training_rows, score, write_images
+from tests.score.jobs import COLUMNS, ROOT, make_images, make_training_rows, score, write_images
 from tests.terminals import run_in_terminal
 
 
@@ -152,6 +159,53 @@ def test_the_summary_names_drift_in_a_table(
     assert [line.split()[1] for line in text.splitlines() if line.startswith("–")] == ["age"]
 
 
+# Remarks ---------------------------------------------------------------------------------
+
+
+def write_encoded(path: Path, names: tuple[str, ...] = COLUMNS) -> Path:
+    """Rows that are encoded already, in columns of these names."""
+    numbers = dict(zip(names, make_training_rows(seed=1).T, strict=True))
+    parquet.write_table(pa.table({"id": range(2000), **numbers}), path)
+    return path
+
+
+def list_order_remarks(said: str) -> list[str]:
+    return [line for line in said.splitlines() if "another place" in line]
+
+
+@pytest.mark.parametrize(
+    ("mapped", "remarked"),
+    [
+        ("color=red,color=blue,age", "2 of 3 stand at another place than in training (number 1 is"),
+        ("age,color=red,color=blue", "(number 2 is color=red, and was color=blue)"),
+        ("age,color=blue,color=red", ""),
+        ("", ""),
+    ],
+)
+def test_columns_in_another_order_than_in_training_are_remarked_once(
+    mapped: str, remarked: str, tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_encoded(tmp_path / "in.parquet")
+    arguments = [f"--map=x={mapped}"] if mapped else []
+    assert score(source, tmp_path / "out", people, *arguments) == 0
+    found = list_order_remarks(capsys.readouterr().err)
+    assert len(found) == bool(remarked)
+    assert all(remarked in one and "without --map" in one for one in found)
+
+
+def test_columns_of_other_names_are_remarked_where_one_of_training_has_moved(
+    tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_encoded(tmp_path / "in.parquet", ("color=red", "blue", "age"))
+    arguments = ["--map=x=color=red,blue,age"]
+    assert score(source, tmp_path / "out", people, *arguments) == 0
+    (found,) = list_order_remarks(capsys.readouterr().err)
+    assert "training had age, color=blue, color=red: say which is which with --map" in found
+    source = write_encoded(tmp_path / "other.parquet", ("a", "b", "c"))
+    assert score(source, tmp_path / "out2", people, "--map=x=a,b,c") == 0
+    assert not list_order_remarks(capsys.readouterr().err)
+
+
 # Refusals --------------------------------------------------------------------------------
 
 
@@ -162,6 +216,7 @@ def test_the_summary_names_drift_in_a_table(
         (["--map=x=nobody"], "--map names nobody"),
         (["--map=wrong=age,id,id"], "--map names wrong; the inputs are serving_default: x"),
         (["--map=x"], "give INPUT=COLUMN"),
+        (["--map=x=id"], "of column id: got"),
         (["--outputs=nobody"], "--outputs names nobody; signature 'serving_default' has total"),
         (["--signature_name=nobody"], "nobody"),
         (["--variant=int8"], "int8"),
@@ -182,6 +237,60 @@ def test_what_cannot_be_is_refused_in_a_sentence_before_anything_is_written(
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said
     assert not list((tmp_path / "out").rglob("part-*"))
+
+
+def test_hundreds_of_columns_are_not_all_named_but_what_to_do_is(
+    tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = make_images(20)
+    table = {"id": range(20), "label": [7] * 20}
+    table |= {f"p{place}": pixels[:, place] for place in range(784)}
+    parquet.write_table(pa.table(table), tmp_path / "in.parquet")
+    assert score(tmp_path / "in.parquet", tmp_path / "out", digits) == 2
+    said = capsys.readouterr().err
+    assert "id, label, p0, p1, p2, p3, p4, p5 and 778 more" in said and "p6" not in said
+    assert "a row has 784 values, and 786 columns are numbers" in said and "--keys" in said
+    assert score(tmp_path / "in.parquet", tmp_path / "out", digits, "--keys=id,label") == 0
+    found = parquet.read_table(tmp_path / "out" / "version=1").sort_by("id")
+    assert found.column_names[:2] == ["id", "label"]
+    with OnDevicePredictor(digits) as predictor:
+        batch = pixels.reshape(-1, 28, 28)
+        golden = predictor.predict(batch, signature_name="serving_uint8")["probabilities"]
+    np.testing.assert_allclose(found["probabilities"].to_pylist(), golden, atol=1e-5)
+
+
+def test_a_column_of_training_that_is_not_there_is_named(
+    tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parquet.write_table(pa.table({"id": [1], "age": [40.0], "note": ["a"]}), tmp_path / "x.parquet")
+    assert score(tmp_path / "x.parquet", tmp_path / "out", people) == 2
+    assert "the version was trained on age, color: add color" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--scale=255"], 0, "--scale and --shift are left out: serving_uint8 takes raw pixels"),
+        (["--signature_name=serving_default"], 0, ""),
+        ([], 0, ""),
+    ],
+)
+def test_flags_that_pictures_do_not_need_are_said_to_be_left_out(
+    flags: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    digits: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "in").mkdir()
+    picture = np.zeros((28, 28), np.uint8)
+    picture[8:20, 12:16] = 255
+    for number in range(3):
+        Image.fromarray(picture).save(tmp_path / "in" / f"{number}.png")
+    assert score(tmp_path / "in", tmp_path / "out", digits, *flags) == code
+    said = capsys.readouterr().err
+    assert words in said and (words or not said)
 
 
 def test_names_that_are_given_twice_are_meant_once(
@@ -270,6 +379,55 @@ def test_what_only_a_server_can_answer_is_said_to_be_unproved(
         assert "Verdict: not proved. 20 rows" in capsys.readouterr().out
         assert score(tmp_path / "in.parquet", tmp_path / "out", digits, *arguments, "--json") == 0
     assert json.loads(capsys.readouterr().out)["sample"]["passed"] is None
+
+
+# Missing packages ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "missing", "extras"),
+    [
+        ("s3://bucket/rows", [], "fsspec pyarrow ai_edge_litert tensorflow s3fs", "batch,remote"),
+        ("s3://bucket/rows", [], "s3fs ray", "batch,remote"),
+        ("s3://bucket/rows", ["--workers=1"], "s3fs ray", "remote"),
+        ("in.parquet", [], "pyarrow", "batch"),
+        ("in.parquet", ["--cluster=127.0.0.1:1"], "ray", "batch"),
+        (
+            "in.parquet",
+            ["--engine=tensorflow"],
+            "tensorflow httptools PIL",
+            "batch,serving,tensorflow",
+        ),
+    ],
+)
+def test_all_that_a_command_line_lacks_is_named_at_once(
+    source: str,
+    arguments: list[str],
+    missing: str,
+    extras: str,
+    tmp_path: Path,
+    people: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (*missing.split(), "tflite_runtime"):
+        for module in (name, f"{name}.interpreter"):
+            monkeypatch.setitem(sys.modules, module, None)
+    where = [source, str(tmp_path / "out"), "--version_dir", str(people)]
+    assert main(["score", *where, *arguments]) == 2
+    said = capsys.readouterr().err
+    assert f"not installed: {advise_extra(extras)}" in said
+
+
+def test_the_extras_that_are_advised_bring_what_is_missing() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    brought = {
+        extra: {Requirement(line).name for line in lines}
+        for extra, lines in project["optional-dependencies"].items()
+    }
+    assert {"fsspec", "pyarrow", "ai-edge-litert", "ray", "Pillow"} <= brought[BATCH]
+    assert "s3fs" in brought["remote"]
+    assert all(package in brought[extra] for package, extra in NEEDS_OF_TENSORFLOW.items())
 
 
 # Addresses -------------------------------------------------------------------------------

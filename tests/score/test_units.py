@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import fsspec
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -310,6 +311,36 @@ def test_a_folder_of_pictures_is_scored_by_name(tmp_path: Path, version: Path) -
     assert job.read()["source"].to_pylist() == ["0.png", "1.png", "2.png"]
     got = np.array(job.read()["probabilities"].to_pylist(), np.float32)
     np.testing.assert_allclose(got, predict(version, images), atol=1e-5)
+
+
+PICTURE_NAMES = ("a.png", "b/c d.jpg", "b/x#1%41.png", "ü.jpeg")
+
+
+def test_pictures_are_told_apart_as_ever_and_each_is_found(tmp_path: Path) -> None:
+    for name in PICTURE_NAMES:
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+        os.utime(path, (5, 5))
+    for address in (f"{tmp_path}/in", f"{tmp_path}/in/", f"{tmp_path}/in/**/*"):
+        (unit,) = list_units(address)
+        assert (unit.name, unit.identity) == (
+            "in",
+            "b3ea6464216a650ed81b74c354402d0662827b11603490634201e1b94f7e85ba",
+        )
+        (block,) = read_unit(unit)
+        assert block.names == PICTURE_NAMES
+        assert block.table["image"].to_pylist() == [name.encode() for name in PICTURE_NAMES]
+
+
+def test_a_unit_of_pictures_names_their_folder_once(tmp_path: Path) -> None:
+    folder = tmp_path / ("deep" * 20)
+    folder.mkdir()
+    for number in range(100):
+        (folder / f"{number}.png").write_bytes(b"")
+    (unit,) = list_units(str(folder))
+    assert msgspec.json.encode(unit.files).count(b"deep") == 0
+    assert len(msgspec.json.encode(unit)) < 3000
 
 
 def test_any_address_of_fsspec_will_do(tmp_path: Path, version: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
 import threading
 import time
 import urllib.request
@@ -17,6 +16,7 @@ from contract import layout
 from contract.errors import PlumblineError
 from contract.golden import read_golden
 from contract.signature import Batch
+from tests.ports import HeldPort
 from tests.serving.rollout_scene import CONFIG, PINNED, POLLING
 from tests.serving.server_process import ServerProcess
 
@@ -31,14 +31,15 @@ class Replica:
         self.folder = folder
         self.config = folder / "models.config"
         self.config.write_text(CONFIG.format(base_path=base_path, fields=PINNED))
-        self.port = find_free_port()
-        self.address = f"127.0.0.1:{self.port}"
+        self._port = HeldPort()
+        self.address = f"127.0.0.1:{self._port.number}"
         self._stack = contextlib.ExitStack()
         self.server: ServerProcess
 
     def start(self) -> None:
         """Starts it, and waits until it is ready."""
-        flags = (f"--model_config_file={self.config}", f"--port={self.port}", *POLLING)
+        port = (f"--port={self._port.number}", "--grpc_channel_arguments=grpc.so_reuseport=1")
+        flags = (f"--model_config_file={self.config}", *port, *POLLING)
         self.server = self._stack.enter_context(ServerProcess(self.folder, *flags, rest=True))
         self.server.wait_until_ready()
 
@@ -50,6 +51,7 @@ class Replica:
     def close(self) -> None:
         """Ends it, and whatever ran in its place before."""
         self._stack.close()
+        self._port.close()
 
     def count_requests(self) -> int:
         """Calls that it answered since its start, as its own metrics say."""
@@ -139,10 +141,3 @@ def wait_for(predicate: Callable[[], bool], *, timeout_s: float = 60) -> None:
     while not predicate():
         assert time.monotonic() < deadline, f"not within {timeout_s} s"
         time.sleep(0.02)
-
-
-def find_free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])

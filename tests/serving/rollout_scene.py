@@ -59,10 +59,17 @@ POLLING = (
 )
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Puts another text there at once: a server that looks meanwhile reads no half of it."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 def write_config(folder: Path, *, fields: str = PINNED) -> Path:
     """`folder/models.config` for the versions in `folder/mlp`."""
     path = folder / "models.config"
-    path.write_text(CONFIG.format(base_path=folder / "mlp", fields=fields))
+    replace_text(path, CONFIG.format(base_path=folder / "mlp", fields=fields))
     return path
 
 

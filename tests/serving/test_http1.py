@@ -591,9 +591,9 @@ def test_a_connection_without_a_request_is_closed_after_the_idle_time() -> None:
 
 
 def test_an_old_connection_is_told_to_close() -> None:
-    with serve(TimeLimits(max_age_s=0.05)) as server, server.connect() as connection:
+    with serve(TimeLimits(max_age_s=0.5)) as server, server.connect() as connection:
         connection.sendall(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
-        time.sleep(0.1)
+        time.sleep(0.6)
         server.call(server.service.go.set)
         assert read_answer(connection)[1]["connection"] == "close"
         assert read_all(connection) == b""

@@ -422,12 +422,15 @@ def test_a_hundred_swaps_under_load_lose_no_call_and_close_every_old_version(
     for version in range(2, 102):
         put_version(base_path, version, version)
         wait_for_state(manager, ServableId("m", version), VersionState.AVAILABLE)
+        seen = [len(mine) for mine in answers]
+        while not faults and any(len(mine) == old for mine, old in zip(answers, seen, strict=True)):
+            stop.wait(0.0005)
     wait_for_state(manager, ServableId("m", 100), VersionState.END)
     stop.set()
     for caller in callers:
         caller.join()
     assert not faults
-    assert all(mine == sorted(mine) and len(mine) > 100 for mine in answers)
+    assert all(mine == sorted(mine) and len(mine) >= 100 for mine in answers)
     assert [one.is_closed for one in loads.made] == [True] * 100 + [False]
 
 

@@ -16,7 +16,7 @@ from tests.serving.replica_set import (
     run_replicas,
     wait_for,
 )
-from tests.serving.rollout_scene import copy_version, open_rollout
+from tests.serving.rollout_scene import copy_version, open_rollout, replace_text
 
 MIN_SHARE = 0.2
 """Of three replicas, each has a third; threads that retry shift it a little."""
@@ -61,11 +61,8 @@ def test_replicas_that_are_replaced_one_by_one_lose_no_call(
     with PredictionClient(addresses, model_name="mlp") as client, Load(client, batch) as load:
         for replica in replicas:
             load.wait_for_calls(30)
-            replica.config.write_text(
-                replica.config.read_text()
-                .replace("versions: 1", "versions: 2")
-                .replace("value: 1", "value: 2")
-            )
+            text = replica.config.read_text().replace("versions: 1", "versions: 2")
+            replace_text(replica.config, text.replace("value: 1", "value: 2"))
             replica.server.signal()  # SIGTERM: it drains, as a rolling update has it
             assert replica.server.wait() == 0
             replica.start()

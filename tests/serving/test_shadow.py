@@ -41,6 +41,7 @@ from tests.serving.rollout_scene import (
     Scene,
     change_weights,
     copy_version,
+    replace_text,
     run_json,
     run_serving,
     serve,
@@ -157,10 +158,10 @@ def load(server: ServerProcess, scene: Scene, version: int) -> Iterator[None]:
     """A version beside version 1, without a promotion."""
     text = scene.config.read_text()
     wanted = f"versions: 1 versions: {version} "
-    scene.config.write_text(text.replace("versions: 1 ", wanted))
+    replace_text(scene.config, text.replace("versions: 1 ", wanted))
     server.wait_for(lambda: server.list_states("mlp").get(version) == "AVAILABLE")
     yield
-    scene.config.write_text(text)
+    replace_text(scene.config, text)
 
 
 def test_a_version_that_answers_otherwise_never_gets_the_label(scene: Scene) -> None:
@@ -209,7 +210,7 @@ def test_no_rows_are_kept_where_none_are_wanted(scene: Scene) -> None:
 def test_a_version_that_answers_alike_gets_the_label_and_no_caller_notices(scene: Scene) -> None:
     with call_by_label(scene) as faults:
         code, out, err = run_serving(
-            "promote", *scene.flags, "--version=2", "--shadow_s=2", "--min_shadow_rows=20"
+            "promote", *scene.flags, "--version=2", "--shadow_s=2", "--min_shadow_rows=1"
         )
     assert faults == []
     assert code == 0, err

@@ -156,7 +156,7 @@ def test_a_server_that_has_no_other_version_says_why_it_serves_nothing(
 def test_a_graph_that_never_ends_is_given_up_and_its_process_ended(
     tmp_path: Path, base: Path, source: Path
 ) -> None:
-    with serve(tmp_path, base, "--trial_timeout_s=1") as server:
+    with serve(tmp_path, base, "--trial_timeout_s=5") as server:  # time enough for version 1
         server.wait_until_ready()
         draft = Draft(source, base, 2)
         draft.never_end()

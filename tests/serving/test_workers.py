@@ -641,7 +641,9 @@ def test_files_that_are_damaged_count_as_missing(tmp_path: Path, damage: bytes) 
 
 @pytest.fixture
 def judged(request: pytest.FixtureRequest) -> Iterator[psutil.Process]:
-    with subprocess.Popen([sys.executable, "-c", request.param]) as process:
+    code = f"print(flush=True)\n{request.param}"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()  # it has started
         yield psutil.Process(process.pid)
         process.kill()
 

@@ -1,0 +1,150 @@
+"""How far a job is, as its line says: by rows or by bytes, and whom it waits for."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from clients.commands.score import Course
+from clients.score.job import run_here
+from clients.score.output import UnitSummary
+from clients.score.sources import BLOCK_ROWS, PIECE_BYTES, list_units
+from contract.console.progress import Progress
+from contract.signature import Batch
+from contract.wire.plumbline_wire import example_pb2
+from contract.wire.tfrecord import write_records
+from tests.score.jobs import (
+    ROOT,
+    make_job,
+    make_training_rows,
+    serve_answers,
+    write_images,
+)
+from tests.terminals import run_in_terminal
+
+ROWS = 2 * BLOCK_ROWS + 1000
+
+
+def write_csv(path: Path) -> None:
+    note = "n" * 1000  # so that the file is no single block
+    lines = [
+        f"{age},{'blue' if blue else 'red'},{note}" for age, blue, _ in make_training_rows(ROWS)
+    ]
+    path.write_text("\n".join(["age,color,note", *lines]))
+
+
+def write_jsonl(path: Path) -> None:
+    rows = [
+        {"age": float(age), "color": "blue" if blue else "red"}
+        for age, blue, _ in make_training_rows(ROWS)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+
+def write_tfrecord(path: Path) -> None:
+    records = []
+    for row in make_training_rows(ROWS):
+        example = example_pb2.Example()
+        example.features.feature["x"].float_list.value.extend(row.tolist())
+        records.append(example.SerializeToString())
+    write_records(path, records)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("x.csv", write_csv), ("x.jsonl", write_jsonl), ("x.tfrecord", write_tfrecord)],
+)
+def test_where_rows_are_not_known_before_bytes_tell_how_far_a_job_is(
+    name: str, write: Callable[[Path], None], tmp_path: Path, people: Path
+) -> None:
+    write(tmp_path / name)
+    job = make_job(tmp_path / name, tmp_path / "out", people, keys=[])
+    assert [unit.num_bytes for unit in job.units] == [(tmp_path / name).stat().st_size]
+    progress, tally, shares = Progress("score", "rows"), UnitSummary(), []
+    course = Course(progress, job.units, tally)
+
+    def tell(now: UnitSummary, num_bytes: int) -> None:
+        course.tell(now, num_bytes)
+        shares.append(progress.share)
+
+    for summary in run_here(job.units, job.task, job.plan, job.version_dir, on_block=tell):
+        tally.add(summary)
+        course.tell()
+    assert len(shares) >= 3 and shares == sorted(shares) and 0 < shares[0] < 0.6
+    assert (progress.count, progress.share) == (ROWS, 1.0)
+    assert f"{ROWS:,} rows (100%)" in progress.describe()
+
+
+def test_where_rows_are_known_a_unit_is_told_before_it_is_finished(
+    tmp_path: Path, digits: Path
+) -> None:
+    write_images(tmp_path / "in.parquet", ROWS, group=ROWS)
+    job = make_job(tmp_path / "in.parquet", tmp_path / "out", digits)
+    progress, told = Progress("score", "rows"), []
+    course = Course(progress, job.units, UnitSummary())
+
+    def tell(now: UnitSummary, num_bytes: int) -> None:
+        course.tell(now, num_bytes)
+        told.append(progress.count)
+
+    list(run_here(job.units, job.task, job.plan, job.version_dir, on_block=tell))
+    assert progress.total == ROWS
+    assert told == [BLOCK_ROWS, 2 * BLOCK_ROWS, ROWS]
+
+
+def test_pieces_of_a_file_are_as_large_as_it_is(tmp_path: Path) -> None:
+    with (tmp_path / "x.jsonl").open("wb") as file:
+        file.truncate(PIECE_BYTES + 100)
+    assert [unit.num_bytes for unit in list_units(str(tmp_path))] == [PIECE_BYTES, 100]
+
+
+def test_a_job_that_goes_on_counts_what_is_left_alone(tmp_path: Path, people: Path) -> None:
+    for name in "ab":
+        write_csv(tmp_path / f"{name}.csv")
+    first, second = list_units(str(tmp_path))
+    tally = UnitSummary(num_rows=ROWS, num_bytes=first.num_bytes)
+    progress = Progress("score", "rows")
+    course = Course(progress, [second], tally)
+    course.tell()
+    assert (progress.count, progress.share) == (0, 0.0)
+    course.tell(UnitSummary(num_rows=ROWS // 2), second.num_bytes // 2)
+    assert progress.count == ROWS // 2
+    assert progress.share == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_line_says_that_a_server_is_waited_for_and_since_when(
+    tmp_path: Path, digits: Path
+) -> None:
+    version = digits
+    write_images(tmp_path / "in.parquet", 1000, group=250)
+    with serve_answers(version) as server:
+        right, gone = server.answer, threading.Event()
+
+        def answer(inputs: Batch) -> Batch:
+            (array,) = inputs.values()
+            if array.dtype == np.uint8 and array.mean() > 100 and not gone.is_set():
+                gone.set()
+                threading.Thread(target=server.stop).start()
+            return right(inputs)
+
+        server.answer = answer
+        arguments = [str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--workers=1"]
+        arguments += ["--version_dir", str(version), "--server", server.address]
+        seen = run_in_terminal(
+            [sys.executable, "-m", "clients", "score", *arguments],
+            cwd=ROOT,
+            until=f"waits for {server.address}, ",
+            then=lambda _: server.start(),
+        )
+    assert seen.returncode == 0 and gone.is_set()
+    (waited, *_) = (line for line in seen.lines if "waits for" in line)
+    assert "left" not in waited and " s" in waited.partition("waits for")[2]
+    assert max(map(len, seen.lines)) <= 80
+    assert parquet.read_table(tmp_path / "out" / "version=1").num_rows == 1000
