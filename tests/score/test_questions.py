@@ -48,7 +48,10 @@ def refuse(tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]) ->
         where = [str(tmp_path / "in"), str(tmp_path / "out"), "--version_dir", str(version_dir)]
         capsys.readouterr()
         assert main(["score", *where, "--workers=1", *arguments]) == 2
-        return capsys.readouterr().err
+        (error,) = (
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")
+        )
+        return error
 
     return run
 
