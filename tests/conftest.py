@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,10 @@ Run: TypeAlias = Callable[..., "subprocess.CompletedProcess[str]"]
 # Spares whatever a test starts, that imports TensorFlow, a second for a Keras that no test takes
 # from there.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+# Of a shell's background job SIGINT is ignored, and of all that it starts; tests interrupt some.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def make_newcomers_environment() -> dict[str, str]:

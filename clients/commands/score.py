@@ -31,7 +31,7 @@ from clients.score.engines import (
     choose_kind,
     open_engine,
 )
-from clients.score.job import open_cluster, run_here, run_units
+from clients.score.job import ended_by_sigterm, open_cluster, run_here, run_units
 from clients.score.output import (
     Destination,
     UnitSummary,
@@ -218,7 +218,7 @@ class _Job:
 def run(args: argparse.Namespace) -> ExitCode:
     """Scores; 1 when the sample differs, or no row could be scored."""
     _require_packages(args)
-    with open_version(args.version_dir) as version_dir:
+    with ended_by_sigterm(), open_version(args.version_dir) as version_dir:
         manifest = read_manifest(version_dir)
         choice = _choose_engine(args, version_dir, manifest)
         rows = _find_rows(args)

@@ -24,7 +24,7 @@ from clients.files.fit import (
 )
 from clients.files.read import UNNAMED, FileRows, Skipped
 from clients.on_device import check_finite
-from clients.score.arrays import convert, count_bytes, count_values, find_odd
+from clients.score.arrays import convert, count_bytes, count_values, find_gaps, find_odd
 from clients.score.sources import EXAMPLE, Block, Unit, read_unit
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, TensorMismatchError
@@ -429,7 +429,8 @@ def _match_all(
     """All columns but keys, where they are numbers, and just as many as a row has values."""
     pa = import_extra("pyarrow", _PURPOSE)
     fields = [field for field in table.schema if field.name not in keys]
-    if not all(pa.types.is_floating(one.type) or pa.types.is_integer(one.type) for one in fields):
+    kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal)
+    if not all(any(is_kind(one.type) for is_kind in kinds) for one in fields):
         return ()
     return tuple(one.name for one in fields) if len(fields) in _list_sizes(candidates) else ()
 
@@ -444,6 +445,8 @@ def _is_single(field: pa.Field) -> bool:
     """Whether a column holds one value a row, which can be a key."""
     pa = import_extra("pyarrow", _PURPOSE)
     kind, types = field.type, pa.types
+    if isinstance(kind, pa.BaseExtensionType) and types.is_nested(kind.storage_type):
+        return False  # a tensor
     return not (
         types.is_nested(kind)
         or types.is_binary(kind)
@@ -725,16 +728,18 @@ def _drop_missing(
     """The rows that could be read, and have a value in every column of an input that needs one;
     and the others, to their reasons.
     """
-    pc = import_extra("pyarrow.compute", _PURPOSE)
     bad: dict[int, str] = {}
     for one in inputs:
         for column in dict.fromkeys(one.columns):
             filled = bool(one.fillings) or (
                 one.encodings and one.encodings[one.columns.index(column)]
             )
-            if table.column(column).null_count and not filled:
-                empty = np.flatnonzero(pc.is_null(table.column(column)).to_numpy())
-                bad |= {int(row): f"{column} is missing" for row in empty}
+            if filled:
+                continue
+            values = table.column(column)
+            for row in np.flatnonzero(find_gaps(values)).tolist():
+                is_there = values[row].is_valid
+                bad[row] = f"{column} lacks a value" if is_there else f"{column} is missing"
     bad |= wrong
     if bad:
         keep = np.ones(table.num_rows, bool)

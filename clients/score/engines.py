@@ -312,6 +312,7 @@ class OwnServerEngine(ServerEngine):
         command = [
             *(sys.executable, "-m", "serving", "embedded", "--host=127.0.0.1", "--port=-1"),
             *("--rest_api_port=0", f"--port_file={ports}", "--model_name=model"),
+            "--preload_signatures",  # so that no call waits for TensorFlow, which may take long
             *(f"--model_base_path={base_path}", f"--tensorflow_session_parallelism={num_threads}"),
         ]
         tethered = [sys.executable, "-I", "-S", tether.__file__, self._folder.name, *command]

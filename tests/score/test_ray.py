@@ -89,14 +89,14 @@ class Cluster:
     def _start_until_it_works(self, count: int, *arguments: str) -> subprocess.Popen[bytes]:
         """Starts a node, and again where it gives up: on a busy machine Ray's helpers are late."""
         end = time.monotonic() + LIMIT_S
-        while True:
+        while time.monotonic() < end:
             node = self.start_node(*arguments, auth_mode="token" if count > 1 else "")
-            while node.poll() is None:
+            while node.poll() is None and time.monotonic() < end:
                 if self.count_nodes() >= count:
                     return node
-                assert time.monotonic() < end, "the cluster does not start"
                 time.sleep(0.5)
-            self._nodes.remove(node)
+            self.kill(node) if node.poll() is None else self._nodes.remove(node)
+        raise AssertionError("the cluster does not start")
 
     def count_nodes(self) -> int:
         """Nodes that take work; 0 while there is no head."""
@@ -117,7 +117,8 @@ class Cluster:
         """Kills a node and all that runs on it, at once."""
         doomed = psutil.Process(node.pid).children(recursive=True)
         for process in [*doomed, psutil.Process(node.pid)]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # some end with those before them
+                process.kill()
         node.wait()
 
     def close(self) -> None:

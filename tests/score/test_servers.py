@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -20,12 +22,18 @@ from pyarrow import parquet
 
 from clients import OnDevicePredictor
 from clients.score.engines import TENSORFLOW, EngineChoice, OwnServerEngine, open_engine
-from contract.errors import Code, InternalError, PlumblineError, ResourceExhaustedError
+from contract.errors import (
+    Code,
+    InternalError,
+    PlumblineError,
+    ResourceExhaustedError,
+    ServableUnavailableError,
+)
 from contract.signature import Array, Batch
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import ROOT, Score, make_images, read_ids, write_images
+from tests.score.jobs import ROOT, Score, is_noise, make_images, read_ids, write_images
 from tests.serving.server_process import ServerProcess
 
 ROWS = 1000
@@ -36,12 +44,6 @@ def rows(tmp_path: Path) -> Path:
     """A thousand rows in four row groups."""
     write_images(tmp_path / "in.parquet", ROWS, group=250)
     return tmp_path / "in.parquet"
-
-
-def is_noise(inputs: Batch) -> bool:
-    """Whether it is asked for rows of ours, and not for golden examples."""
-    (array,) = inputs.values()
-    return array.dtype == np.uint8 and array.mean() > 100
 
 
 def test_an_embedded_server_scores_and_litert_confirms(
@@ -60,7 +62,16 @@ def test_an_embedded_server_scores_and_litert_confirms(
 def test_two_servers_share_the_rows(tmp_path: Path, score: Score, server: ModelServer) -> None:
     write_images(tmp_path / "in.parquet", 10 * ROWS, group=ROWS)
     with ModelServer() as other:
-        other.signatures, other.answer = server.signatures, server.answer
+        other.signatures, right = server.signatures, server.answer
+        are_known = threading.Event()
+
+        def answer(inputs: Batch) -> Batch:
+            if server.batch_sizes and other.batch_sizes:
+                are_known.set()
+            are_known.wait(1)  # else one may answer all before the other is connected
+            return right(inputs)
+
+        server.answer = other.answer = answer
         assert score("--server", f"{server.address},{other.address}") == 0
         assert min(sum(one.batch_sizes) for one in (server, other)) > ROWS
     assert read_ids(tmp_path / "out") == list(range(10 * ROWS))
@@ -96,15 +107,17 @@ def test_a_server_that_stays_away_ends_the_job_which_goes_on_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("clients.score.engines.PATIENCE_S", 0.5)
-    right = server.answer
-    asked = 0
+    right, asked, stops = server.answer, 0, list[threading.Thread]()
 
     def answer(inputs: Batch) -> Batch:
         nonlocal asked
         asked += len(next(iter(inputs.values()))) if is_noise(inputs) else 0
-        if asked > 600:
-            threading.Thread(target=server.stop).start()
-        return right(inputs)
+        if asked <= 600:
+            return right(inputs)
+        if not stops:
+            stops.append(threading.Thread(target=server.stop))
+            stops[0].start()
+        raise ServableUnavailableError("the server stops")
 
     server.answer = answer
     assert score("--server", server.address) == 3
@@ -112,7 +125,7 @@ def test_a_server_that_stays_away_ends_the_job_which_goes_on_later(
     assert server.address in said and "what is scored stays" in said
     parts = list((tmp_path / "out").rglob("part-*.parquet"))
     assert 0 < len(parts) < 4
-    server.stop()
+    stops[0].join()
     server.answer = right
     server.start()
     assert score("--server", server.address, "--json") == 0
@@ -351,11 +364,11 @@ def test_a_server_beside_a_worker_takes_no_more_threads_than_it_is_given(version
         assert isinstance(engine, OwnServerEngine)
         pictures = np.array([make_png(number) for number in range(50)], object)
         engine.predict({"image_bytes": pictures}, signature_name="serving_image_bytes")
-        names = [
-            (thread / "comm").read_text().strip()
-            for pid in list_children(engine._process.pid)
-            for thread in Path(f"/proc/{pid}/task").iterdir()
-        ]
+        names = []
+        for process in psutil.Process(engine._process.pid).children(recursive=True):
+            for thread in Path(f"/proc/{process.pid}/task").iterdir():
+                with contextlib.suppress(OSError):  # it has ended
+                    names.append((thread / "comm").read_text().strip())
     assert names.count("tf_Compute") == 1
 
 
@@ -386,21 +399,15 @@ def test_a_worker_that_is_killed_leaves_no_server_and_no_folder(version: Path) -
     ) as worker:
         assert worker.stdout is not None
         pid, folder = worker.stdout.readline().split()
-        left = [int(pid), *list_children(int(pid))]
+        tether = psutil.Process(int(pid))
+        left = [tether, *tether.children(recursive=True)]
         assert len(left) > 1 and Path(folder).is_dir()
-        watched = [os.pidfd_open(one) for one in left]
+        watched = [os.pidfd_open(one.pid) for one in left]
         worker.kill()
     for one in watched:
         assert select.select([one], [], [], 60)[0], "it runs on"
         os.close(one)
     assert not Path(folder).exists()
-
-
-def list_children(pid: int) -> list[int]:
-    """Processes that a process has started, and those that they have."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    found = [int(one) for thread in threads for one in (thread / "children").read_text().split()]
-    return [*found, *(one for child in found for one in list_children(child))]
 
 
 def make_pixels(number: int) -> Array:

@@ -43,8 +43,6 @@ def serve_page(version_dir: Path, server: str, *arguments: str) -> Iterator[str]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # As in a terminal: what starts a process in the background lets it ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     try:
