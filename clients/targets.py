@@ -217,11 +217,3 @@ class Pinned:
 def is_rest(address: str) -> bool:
     """Whether an address is one of REST."""
     return address.startswith(("http://", "https://"))
-
-
-def positive_count(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value

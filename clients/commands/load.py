@@ -25,12 +25,11 @@ from clients.targets import (
     choose_model_name,
     connection_options,
     open_client,
-    positive_count,
 )
 from clients.transport.channel import explain_failure, open_channel
 from contract.console.exits import ExitCode
 from contract.console.extras import import_extra
-from contract.console.flags import positive_number
+from contract.console.flags import positive_count, positive_number
 from contract.console.interrupts import left_to_asyncio
 from contract.console.plots import (
     COLOURS,

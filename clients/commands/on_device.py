@@ -18,9 +18,9 @@ import numpy as np
 from clients.core.rows import make_random_batch
 from clients.files.predict import add_input_flags, answer_one_by_one, predict_files
 from clients.on_device import OnDevicePredictor, list_variants
-from clients.targets import positive_count
 from contract import layout
 from contract.console.exits import ExitCode
+from contract.console.flags import positive_count
 from contract.console.terminal import print_json, print_table, say
 from contract.lite.runtime import (
     Interpreter,

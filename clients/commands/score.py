@@ -10,9 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
-from clients.files.fit import list_remarks
+from clients.files.fit import check_adjustment, list_remarks
 from clients.files.predict import add_adjustment_flags, find_adjustment, find_scaling
-from clients.score.columns import ColumnPlan, describe_order, parse_map, plan_columns, try_first
+from clients.score.columns import (
+    ColumnPlan,
+    describe_order,
+    holds_pictures,
+    parse_map,
+    plan_columns,
+    try_first,
+)
 from clients.score.engines import (
     LITERT,
     NEEDS_OF_TENSORFLOW,
@@ -24,7 +31,7 @@ from clients.score.engines import (
     choose_kind,
     open_engine,
 )
-from clients.score.job import open_cluster, run_here, run_units
+from clients.score.job import ended_by_sigterm, open_cluster, run_here, run_units
 from clients.score.output import (
     Destination,
     UnitSummary,
@@ -47,15 +54,11 @@ from clients.score.sources import (
 )
 from clients.score.verify import Verdict, choose_units, draw_sample, judge, open_judges
 from clients.score.worker import Task, make_task
-from clients.targets import (
-    add_credential_flags,
-    connection_options,
-    positive_count,
-)
+from clients.targets import add_credential_flags, connection_options
 from contract import layout
 from contract.console.exits import ExitCode
-from contract.console.extras import find_extra, is_installed, require_packages
-from contract.console.flags import whole_number
+from contract.console.extras import advise_extra, find_extra, is_installed, require_packages
+from contract.console.flags import positive_count, whole_number
 from contract.console.progress import Progress, format_seconds, show_progress
 from contract.console.terminal import keep_stderr, print_json, print_table, remark, say
 from contract.errors import ConfigError, DatasetError, PlumblineError
@@ -203,12 +206,12 @@ class _Job:
 def run(args: argparse.Namespace) -> ExitCode:
     """Scores; 1 when the sample differs, or no row could be scored."""
     _require_packages(args)
-    with open_version(args.version_dir) as version_dir:
+    with ended_by_sigterm(), open_version(args.version_dir) as version_dir:
         manifest = read_manifest(version_dir)
         choice = _choose_engine(args, version_dir, manifest)
         rows = _find_rows(args)
         with ExitStack() as stack:
-            engine = stack.enter_context(open_engine(version_dir, choice))
+            engine = stack.enter_context(_open_engine(version_dir, choice))
             plan = _plan_by_engine(args, version_dir, manifest, engine, rows)
             if plan.signature.name not in engine.signatures:
                 remark(
@@ -216,7 +219,7 @@ def run(args: argparse.Namespace) -> ExitCode:
                     "scores them"
                 )
                 choice = EngineChoice(kind=TENSORFLOW)
-                engine = stack.enter_context(open_engine(version_dir, choice))
+                engine = stack.enter_context(_open_engine(version_dir, choice))
             _remark_rows(args, manifest, engine, rows, plan)
             job = _prepare(args, version_dir, manifest, choice, rows, plan, stack)
             result = _run(args, job)
@@ -275,6 +278,14 @@ def _choose_engine(args: argparse.Namespace, version_dir: Path, manifest: Manife
     return EngineChoice(kind=kind, variant=args.variant)
 
 
+def _open_engine(version_dir: Path, choice: EngineChoice) -> Engine:
+    """The engine of this process; one that takes long to start is said to be waited for."""
+    wait = Wait()
+    with show_progress("score", unit="", is_kept=False) as progress:
+        progress.find_wait = wait.describe
+        return open_engine(version_dir, choice, wait=wait)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Rows:
     """What IN holds: its units, and the first block of rows."""
@@ -302,6 +313,8 @@ def _remark_rows(
 ) -> None:
     """Says what looks wrong about the first rows, and refuses those that do not fit at all."""
     batch = try_first(rows.block, plan, engine.signatures, args.signature_name)
+    if holds_pictures(rows.block, plan):
+        check_adjustment(plan.adjustment, plan.signature, engine.signatures)
     if words := describe_order(rows.block, plan, manifest.data):
         remark(words)
     for one in list_remarks(batch, manifest.inputs, plan.adjustment, engine.signatures):
@@ -395,7 +408,8 @@ def _prepare(
         max_bad_rows=args.max_bad_rows,
     )
     destination = task.destination
-    with explain_errors(args.output):
+    shown = show_progress("score", unit="", note="looks at OUT", is_kept=False)
+    with explain_errors(args.output), shown:
         check_writable(destination)
         held.enter_context(claim(destination))
         sweep(destination)
@@ -532,16 +546,17 @@ def _judge(job: _Job, engine: Engine, parts: Mapping[str, str]) -> Verdict:
         [unit for unit in job.units if destination.name_part(unit) in job.done],
         f"{destination.fingerprint} {len(job.done)}",
     )
-    sample = draw_sample(
-        units,
-        parts,
-        destination,
-        job.plan,
-        job.manifest.heads,
-        outputs=job.task.outputs,
-    )
-    with open_judges(job.version_dir, job.task.engine, engine, signature_name) as judges:
-        return judge(sample, judges, signature_name)
+    with show_progress("verify", unit="", note="a sample of OUT", is_kept=False):
+        sample = draw_sample(
+            units,
+            parts,
+            destination,
+            job.plan,
+            job.manifest.heads,
+            outputs=job.task.outputs,
+        )
+        with open_judges(job.version_dir, job.task.engine, engine, signature_name) as judges:
+            return judge(sample, judges, signature_name)
 
 
 def _limit_bad(
@@ -610,15 +625,16 @@ def _print_verdict(job: _Job, result: Result) -> None:
             f"{'; '.join(verdict.unread)}. All is scored: run the same command for a verdict"
         )
     elif verdict.is_proof:
+        differs = verdict.max_abs_difference
         say(
             f"Verdict: {verdict.num_rows:,} rows of a sample of OUT agree with "
-            f"{' and '.join(verdict.judges)}, by {verdict.max_abs_difference:.1e}"
+            f"{' and '.join(verdict.judges)}, {f'within {differs:.1e}' if differs else 'exactly'}"
         )
     elif verdict.num_rows:
         say(
             f"Verdict: not proved. {verdict.num_rows:,} rows of a sample of OUT have the keys of "
             f"IN, but signature {job.plan.signature.name} runs in TensorFlow alone, which this "
-            "machine lacks: install plumbline-tf[serving,tensorflow], and run the same command"
+            f"machine lacks: {advise_extra('serving,tensorflow')}, and run the same command"
         )
     else:
         say("Verdict: no row could be scored")
@@ -627,8 +643,8 @@ def _print_verdict(job: _Job, result: Result) -> None:
 def _print_shifts(job: _Job, result: Result) -> None:
     if not job.manifest.distributions:
         say(
-            "Drift: unknown, since the version was exported before manifests told how inputs are "
-            "spread; export it again"
+            "Drift: unknown, since the manifest does not tell how inputs were spread: the version "
+            "is of an older exporter, or was made without examples; export it again, with examples"
         )
         return
     if not result.shifts:

@@ -152,7 +152,7 @@ class InputReader:
             given=self._given,
         )
         if first.is_image:
-            _check_adjustment(adjustment, self.signature, signatures)
+            check_adjustment(adjustment, self.signature, signatures)
         try:
             self._first = self._fit(first)
         except TensorMismatchError as error:
@@ -276,7 +276,7 @@ def advise_signature(
     )
 
 
-def _check_adjustment(
+def check_adjustment(
     adjustment: Adjustment, signature: Signature, signatures: Mapping[str, Signature]
 ) -> None:
     """Says what is done to the pixels of pictures, and refuses what would not be done."""

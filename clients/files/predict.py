@@ -159,8 +159,10 @@ def _read_assignment(text: str) -> tuple[str, str]:
 def _read_number(text: str) -> float:
     """An argparse type: a number, or a fraction of two."""
     above, _, below = text.partition("/")
-    divisor = float(below or 1)
-    value = float(above) / divisor if divisor else float("inf")
+    try:
+        value = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        value = float("inf")
     if not abs(value) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number")
     return value

@@ -42,23 +42,51 @@ def convert(column: pa.ChunkedArray, spec: TensorSpec | None) -> Array | list[An
     kind = array.type
     if types.is_fixed_size_binary(kind):
         return _view_bytes(array, kind.byte_width, spec)
-    if types.is_fixed_size_list(kind):
-        return _flatten_fixed(array)
-    if types.is_list(kind) or types.is_large_list(kind):
-        return _flatten_lists(array)
-    if types.is_binary(kind) or types.is_large_binary(kind):
-        return _take_objects(array.to_pylist())
-    if types.is_string(kind) or types.is_large_string(kind):
-        return _take_objects([text.encode() for text in array.to_pylist()])
-    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
-        return np.asarray(array.to_numpy(zero_copy_only=False))
-    raise DatasetError(f"a column of {kind} is no input; give numbers, lists, bytes or texts")
+    if is_list(kind):
+        return _flatten(array)
+    return _to_values(array)
 
 
 def convert_column(column: pa.ChunkedArray) -> Array:
     """A column that this product wrote, as an array: (rows, ...)."""
     array = convert(column, None)
     return np.array(array) if isinstance(array, list) else array
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists, of a fixed size or of their own."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    types = pa.types
+    return bool(types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind))
+
+
+def find_gaps(column: pa.ChunkedArray) -> Array:
+    """bool (rows,): where there is no value, or one is missing in a list. NaN stands for a float
+    that is missing in a list, which is looked for elsewhere.
+    """
+    found = np.zeros(len(column), bool)
+    first = 0
+    for chunk in column.chunks:
+        if (gaps := _find_nulls(_get_storage(chunk))) is not None:
+            found[first : first + len(chunk)] = gaps
+        first += len(chunk)
+    return found
+
+
+def _find_nulls(array: Any, *, is_inner: bool = False) -> Array | None:
+    """bool (count,); None where nothing is missing, as in most blocks."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    pc = import_extra("pyarrow.compute", _PURPOSE)
+    if pa.types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:
+        array = pc.struct_field(array, "bytes")
+    nulls = None
+    if array.null_count and not (is_inner and pa.types.is_floating(array.type)):
+        nulls = np.array(pc.is_null(array))
+    if is_list(array.type) and (below := _find_nulls(array.flatten(), is_inner=True)) is not None:
+        nulls = np.zeros(len(array), bool) if nulls is None else nulls
+        sizes = pc.fill_null(pc.list_value_length(array), 0)
+        nulls[np.repeat(np.arange(len(array)), np.array(sizes))[below]] = True
+    return nulls
 
 
 def _unwrap(column: pa.ChunkedArray) -> Any:
@@ -68,6 +96,7 @@ def _unwrap(column: pa.ChunkedArray) -> Any:
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], column.type)
+    array = _get_storage(array)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if not pa.types.is_struct(array.type):
@@ -75,6 +104,30 @@ def _unwrap(column: pa.ChunkedArray) -> Any:
     if array.type.get_field_index("bytes") < 0:
         raise DatasetError(f"a column of {array.type} is no input; give a column of its own")
     return array.field("bytes")
+
+
+def _get_storage(array: Any) -> Any:
+    """What an extension type is kept as: the lists of tensors."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
+
+
+def _to_values(array: Any) -> Array:
+    """(count,) single values: numbers as they are, decimals as float64, texts as bytes."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    types, kind = pa.types, array.type
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return _take_objects(array.to_pylist())
+    if types.is_string(kind) or types.is_large_string(kind):
+        return _take_objects([text.encode() for text in array.to_pylist()])
+    if types.is_decimal(kind):
+        array = array.cast(pa.float64())
+    elif not (types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind)):
+        raise DatasetError(
+            f"a column of {kind}, or of lists of it, is no input; give numbers, bytes or texts, or "
+            "lists of them"
+        )
+    return np.asarray(array.to_numpy(zero_copy_only=False))
 
 
 def _take_objects(values: list[Any]) -> Array:
@@ -94,35 +147,21 @@ def _view_bytes(array: pa.FixedSizeBinaryArray, width: int, spec: TensorSpec | N
     return rows
 
 
-def _flatten_fixed(array: Any) -> Array:
-    pa = import_extra("pyarrow", _PURPOSE)
-    num_rows, shape = len(array), []
-    while pa.types.is_fixed_size_list(array.type):
-        shape.append(array.type.list_size)
-        array = array.flatten()
-    flat = np.asarray(array.to_numpy(zero_copy_only=False))
-    return flat.reshape(num_rows, *shape)
-
-
-def _flatten_lists(array: Any) -> Array | list[Any]:
+def _flatten(array: Any) -> Array | list[Any]:
+    """Lists of lists as an array; as a list where their lengths differ."""
     pa = import_extra("pyarrow", _PURPOSE)
     pc = import_extra("pyarrow.compute", _PURPOSE)
     num_rows, shape, inner = len(array), [], array
-    while pa.types.is_list(inner.type) or pa.types.is_large_list(inner.type):
-        sizes = pc.unique(pc.list_value_length(inner)).to_pylist()
+    while is_list(inner.type):
+        if pa.types.is_fixed_size_list(inner.type) and not inner.null_count:
+            sizes = [inner.type.list_size]
+        else:
+            sizes = pc.unique(pc.list_value_length(inner)).to_pylist()
         if len(sizes) != 1 or sizes[0] is None:
             return [_to_array(value) for value in array.to_pylist()]
         shape.append(sizes[0])
         inner = inner.flatten()
-    if pa.types.is_string(inner.type) or pa.types.is_binary(inner.type):
-        values = [
-            value.encode() if isinstance(value, str) else value for value in inner.to_pylist()
-        ]
-        return _take_objects(values).reshape(num_rows, *shape)
-    if not (pa.types.is_floating(inner.type) or pa.types.is_integer(inner.type)):
-        raise DatasetError(f"a column of {array.type} is no input; give lists of numbers")
-    flat = np.asarray(inner.to_numpy(zero_copy_only=False))
-    return flat.reshape(num_rows, *shape)
+    return _to_values(inner).reshape(num_rows, *shape)
 
 
 def _to_array(value: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from clients.files.fit import (
 )
 from clients.files.read import UNNAMED, FileRows, Skipped
 from clients.on_device import check_finite
-from clients.score.arrays import convert, count_bytes, count_values, find_odd
+from clients.score.arrays import convert, count_bytes, count_values, find_gaps, find_odd
 from clients.score.sources import EXAMPLE, Block, Unit, read_unit
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, TensorMismatchError
@@ -204,7 +204,7 @@ def plan_columns(
     wanted = [column for columns in mapped.values() for column in columns]
     _require(table, wanted, "--map")
     _require(table, keys or (), "--keys")
-    chosen = _choose(table, signatures, signature_name, mapped, data)
+    chosen = _choose(table, signatures, signature_name, mapped, data, keys or ())
     taken = {column for one in chosen for column in one.columns}
     if keys is None:
         keys = [
@@ -240,7 +240,7 @@ def _require(table: pa.Table, columns: Sequence[str], flag: str) -> None:
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise ConfigError(
-            f"{flag} names {', '.join(missing)}; the columns are {', '.join(table.column_names)}"
+            f"{flag} names {list_some(missing)}; the columns are {list_some(table.column_names)}"
         )
 
 
@@ -250,6 +250,7 @@ def _choose(
     signature_name: str,
     mapped: dict[str, tuple[str, ...]],
     data: DataEntry | None,
+    keys: Sequence[str],
 ) -> list[InputColumns]:
     """The columns of each input: those that are mapped, those of its name, those of training."""
     candidates = (
@@ -272,14 +273,38 @@ def _choose(
     if unknown:
         raise ConfigError(f"--map names {', '.join(unknown)}; the inputs are {takes}")
     if any(len(signature.inputs) == 1 for signature in candidates):
-        only = _choose_only(table, candidates, mapped, data)
+        only = _choose_only(table, candidates, mapped, data, keys)
         if only is not None:
             return [only]
     raise ConfigError(
         f"no columns for the inputs of a signature ({takes}); the columns are "
-        f"{', '.join(table.column_names)}; say which is which with --map INPUT=COLUMN, or "
-        "--map INPUT=COLUMN,COLUMN,..."
+        f"{list_some(table.column_names)}; {_advise_columns(table, candidates, data)}"
     )
+
+
+def _advise_columns(
+    table: pa.Table, candidates: Sequence[Signature], data: DataEntry | None
+) -> str:
+    """What to do about columns that are no input."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    names = set(table.column_names)
+    trained = data.columns if data is not None else ()
+    columns = dict.fromkeys(one if one in names else one.partition("=")[0] for one in trained)
+    lacking = [name for name in columns if name not in names]
+    if lacking and len(lacking) < len(columns):
+        return f"the version was trained on {list_some([*columns])}: add {list_some(lacking)}"
+    numbers = [
+        field.name
+        for field in table.schema
+        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+    ]
+    if fewer := [size for size in _list_sizes(candidates) if size < len(numbers)]:
+        return (
+            f"a row has {max(fewer):,} values, and {len(numbers):,} columns are numbers: name "
+            "those that are none of them with --keys, or say which are with --map "
+            "INPUT=COLUMN,COLUMN,..."
+        )
+    return "say which is which with --map INPUT=COLUMN, or --map INPUT=COLUMN,COLUMN,..."
 
 
 def _choose_only(
@@ -287,6 +312,7 @@ def _choose_only(
     candidates: Sequence[Signature],
     mapped: dict[str, tuple[str, ...]],
     data: DataEntry | None,
+    keys: Sequence[str],
 ) -> InputColumns | None:
     """The columns of an only input; signatures of one model call it differently."""
     if mapped:
@@ -301,7 +327,7 @@ def _choose_only(
         values.remove(EXAMPLE)
     if len(values) == 1 or len(names) == 1:
         return InputColumns(UNNAMED, ((values or names)[0],))
-    numbers = _match_all(table, candidates)
+    numbers = _match_all(table, candidates, keys)
     return InputColumns(UNNAMED, numbers) if numbers else None
 
 
@@ -349,6 +375,16 @@ def try_first(
         ) from error
 
 
+def holds_pictures(block: Block, plan: ColumnPlan) -> bool:
+    """Whether the first rows are files of pictures, which are decoded here or by the model."""
+    (one, *others) = plan.inputs
+    if others or one.is_stacked:
+        return False
+    first = block.table.column(one.columns[0]).drop_null().slice(0, 1)
+    array = convert(first, None)
+    return isinstance(array, np.ndarray) and _holds_pictures(array)
+
+
 def describe_order(block: Block, plan: ColumnPlan, data: DataEntry | None) -> str:
     """What to say of columns that stand at other places than in training; "" where none does.
 
@@ -372,38 +408,45 @@ def describe_order(block: Block, plan: ColumnPlan, data: DataEntry | None) -> st
     advice = (
         "without --map they are taken as in training"
         if _match_training(block.table, data)
-        else f"training had {_list_some(data.columns)}: say which is which with --map"
+        else f"training had {list_some(data.columns)}: say which is which with --map"
     )
     return (
-        f"columns {_list_some(one.columns)}: {len(moved)} of {len(one.columns)} stand at another "
+        f"columns {list_some(one.columns)}: {len(moved)} of {len(one.columns)} stand at another "
         f"place than in training (number {place + 1} is {name}, and was {data.columns[place]}), "
         f"and the model goes by places alone; {advice}"
     )
 
 
-def _list_some(names: Sequence[str]) -> str:
+def list_some(names: Sequence[str]) -> str:
+    """Names for a sentence, which has no room for hundreds of them."""
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _match_all(table: pa.Table, candidates: Sequence[Signature]) -> tuple[str, ...]:
-    """All columns of numbers, where they are just as many as a row has values."""
+def _match_all(
+    table: pa.Table, candidates: Sequence[Signature], keys: Sequence[str]
+) -> tuple[str, ...]:
+    """All columns but keys, where they are numbers, and just as many as a row has values."""
     pa = import_extra("pyarrow", _PURPOSE)
-    numbers = tuple(
-        field.name
-        for field in table.schema
-        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
-    )
-    sizes = {
-        count_values(next(iter(one.inputs.values()))) for one in candidates if len(one.inputs) == 1
-    }
-    return numbers if len(numbers) == len(table.column_names) and len(numbers) in sizes else ()
+    fields = [field for field in table.schema if field.name not in keys]
+    kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal)
+    if not all(any(is_kind(one.type) for is_kind in kinds) for one in fields):
+        return ()
+    return tuple(one.name for one in fields) if len(fields) in _list_sizes(candidates) else ()
+
+
+def _list_sizes(candidates: Iterable[Signature]) -> set[int]:
+    """Values of a row, of signatures that have an only input."""
+    inputs = [next(iter(one.inputs.values())) for one in candidates if len(one.inputs) == 1]
+    return {count_values(spec) for spec in inputs} - {0}
 
 
 def _is_single(field: pa.Field) -> bool:
     """Whether a column holds one value a row, which can be a key."""
     pa = import_extra("pyarrow", _PURPOSE)
     kind, types = field.type, pa.types
+    if isinstance(kind, pa.BaseExtensionType) and types.is_nested(kind.storage_type):
+        return False  # a tensor
     return not (
         types.is_nested(kind)
         or types.is_binary(kind)
@@ -440,9 +483,15 @@ def _fit_signature(
     specs = (spec for one in signatures.values() for spec in one.inputs.values())
     rows = _to_rows(masked, chosen, None, counts={count_values(spec) for spec in specs})
     rows = adjustment.apply(rows)
-    return choose_signature(
-        signatures, rows, is_scaled=adjustment.scales or bool(adjustment.pixels)
-    )
+    try:
+        return choose_signature(
+            signatures, rows, is_scaled=adjustment.scales or bool(adjustment.pixels)
+        )
+    except TensorMismatchError as error:
+        columns = list_some([column for one in chosen for column in one.columns])
+        raise TensorMismatchError(
+            f"of column {columns}: {error.message}; --map says which columns are meant"
+        ) from error
 
 
 def _match_width(
@@ -526,7 +575,8 @@ def read_planned(unit: Unit, plan: ColumnPlan) -> Iterator[Block]:
         missing = [name for name in plan.columns if name not in there]
         if missing:
             raise DatasetError(
-                f"{unit.name} has no column {', '.join(missing)}; the first file has"
+                f"{unit.name} has no column {list_some(missing)}, and the first file has; leave it "
+                "out, or give --map and --keys that all files have"
             )
         yield _settle(block, plan)
 
@@ -542,8 +592,19 @@ def _settle(block: Block, plan: ColumnPlan) -> Block:
     for name in changed:
         kind = plan.types[name]
         columns[name], odd = _cast(columns[name], kind, is_input=name in inputs)
-        wrong = {row: f"{name} is {text!r}, and not {kind}" for row, text in odd.items()} | wrong
+        what = _describe_type(kind)
+        wrong = {row: f"{name} is {text!r}, and {what}" for row, text in odd.items()} | wrong
     return dataclasses.replace(block, table=pa.table(columns), wrong=wrong)
+
+
+def _describe_type(kind: pa.DataType) -> str:
+    """What a cell is not."""
+    types = import_extra("pyarrow", _PURPOSE).types
+    if types.is_integer(kind):
+        return "no whole number"
+    if types.is_floating(kind):
+        return "no number"
+    return "neither true nor false" if types.is_boolean(kind) else f"not {kind}"
 
 
 def _cast(
@@ -667,16 +728,18 @@ def _drop_missing(
     """The rows that could be read, and have a value in every column of an input that needs one;
     and the others, to their reasons.
     """
-    pc = import_extra("pyarrow.compute", _PURPOSE)
     bad: dict[int, str] = {}
     for one in inputs:
         for column in dict.fromkeys(one.columns):
             filled = bool(one.fillings) or (
                 one.encodings and one.encodings[one.columns.index(column)]
             )
-            if table.column(column).null_count and not filled:
-                empty = np.flatnonzero(pc.is_null(table.column(column)).to_numpy())
-                bad |= {int(row): f"{column} is missing" for row in empty}
+            if filled:
+                continue
+            values = table.column(column)
+            for row in np.flatnonzero(find_gaps(values)).tolist():
+                is_there = values[row].is_valid
+                bad[row] = f"{column} lacks a value" if is_there else f"{column} is missing"
     bad |= wrong
     if bad:
         keep = np.ones(table.num_rows, bool)
@@ -779,7 +842,9 @@ def _stack(table: pa.Table, one: InputColumns) -> Array:
         try:
             numbers = pc.cast(column, pa.float64(), safe=False).to_numpy()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise DatasetError(f"column {name} is {column.type} and no number") from error
+            raise DatasetError(
+                f"column {name} is {column.type} and no number; give --map with columns of numbers"
+            ) from error
         filling = one.fillings[place] if place < len(one.fillings) else np.nan
         stacked[:, place] = np.where(np.isnan(numbers), filling, numbers)
     return stacked

@@ -339,9 +339,10 @@ class OwnServerEngine(ServerEngine):
             if self._process.poll() is not None:
                 break
             time.sleep(0.05)
-        said = self._log.read_text(errors="replace").strip().splitlines()[-1:]
+        said = self._log.read_text(errors="replace").strip().splitlines()
         raise ServableUnavailableError(
-            f"the server that was to run the version with TensorFlow did not start: {said}"
+            "the server that was to run the version with TensorFlow did not start: "
+            f"{said[-1] if said else 'it said nothing'}"
         )
 
     def _stop(self) -> None:

@@ -9,11 +9,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -33,6 +34,9 @@ from contract.console.extras import import_extra
 from contract.console.interrupts import held_back
 from contract.console.terminal import keep_stderr
 from contract.errors import PlumblineError, ServableUnavailableError
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 _QUEUED = 2
 """Units at a worker: it begins the next one while the driver hears of the last."""
@@ -136,6 +140,7 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[Cluster]:
             "include_dashboard": False,
             "object_store_memory": _STORE_BYTES,
         }
+    sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _hide_stderr(), held_back():
             ray.init(address=cluster or "local", **options)
@@ -149,7 +154,7 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[Cluster]:
             if cluster
             else f"Ray did not start on this machine: {reason}"
         ) from error
-    signal.signal(signal.SIGTERM, _end)  # Ray's own says 15, and much besides
+    signal.signal(signal.SIGTERM, sigterm or signal.SIG_DFL)  # Ray's own says 15, and much besides
     with redirect_stdout(sys.stderr):  # where Ray would tell of workers that died, as it ends too
         try:
             count = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -158,8 +163,36 @@ def open_cluster(address: str, num_workers: int | None) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def _end(number: int, _: object) -> None:
-    raise SystemExit(128 + number)
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end a job as Ctrl-C does, which waits for imports: what the job holds is given
+    back, and no half part stays.
+
+    Raises:
+        SystemExit: With 143, where SIGTERM came.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other may say what ends it
+        yield
+        return
+    code = 0
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal code
+        code = 128 + number
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # it is ignored
+            raise KeyboardInterrupt
+        interrupt(number, frame)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not code:
+            raise
+        raise SystemExit(code) from None
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _check_reachable(cluster: str) -> None:

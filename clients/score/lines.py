@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _PURPOSE = "scoring files"
-_CSV_BLOCK_BYTES = 8 * 2**20
-"""A line must fit in it."""
+CSV_BLOCK_BYTES = 8 * 2**20
+"""Of a file, in a block of texts. A line must fit in it."""
 
 _SHOWN = 60
 """Characters of a wrong row that its reason shows."""
@@ -54,7 +54,7 @@ def read_csv(
 
     reader = csv.open_csv(
         pa.PythonFile(file, mode="r"),
-        read_options=csv.ReadOptions(block_size=_CSV_BLOCK_BYTES, use_threads=False),
+        read_options=csv.ReadOptions(block_size=CSV_BLOCK_BYTES, use_threads=False),
         parse_options=csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
         convert_options=csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),

@@ -434,7 +434,8 @@ class WholeFile:
         if self._is_local:
             with suppress(OSError):  # it is not there where it was placed
                 Path(self._temporary).unlink()
-        self.file.close()
+        with suppress(OSError):  # what a full disk did not take is tried again
+            self.file.close()
 
 
 def _remove(system: AbstractFileSystem, path: str) -> None:
@@ -714,9 +715,9 @@ def claim(destination: Destination) -> Iterator[None]:
         system.invalidate_cache()
         for other in map(str, system.ls(folder, detail=False)):
             name = posixpath.basename(other)
-            if "-" not in name or name.startswith(asked):  # the folder's own marker, or the same
+            if "-" not in name or name == posixpath.basename(path):  # the folder's own marker
                 continue
-            if _remove_dead(system, other):
+            if _remove_dead(system, other) or name.startswith(asked):
                 continue
             differences = _name_other_question(system, other, destination)
             raise ConfigError(

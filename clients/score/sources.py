@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import msgspec
 
 from clients.files.read import IMAGE_SUFFIXES
-from clients.score.lines import check_names, cut, read_csv, read_json
+from clients.score.lines import CSV_BLOCK_BYTES, check_names, cut, read_csv, read_json
 from clients.score.stores import explain_store, open_file
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, ManifestError
@@ -71,6 +71,9 @@ _TELL_TALES = (
     *("mtime", "LastModified", "last_modified"),
 )
 """What file systems say of a file, checksums before ages."""
+
+_SAYS_THE_SAME = frozenset({"file", "local", "s3", "s3a"})
+"""Protocols of file systems that say the same of a file alone and in the list of a folder."""
 
 _Info = dict[str, Any]
 """What a file system says of a file, as fsspec has it."""
@@ -406,17 +409,20 @@ def read_unit(
         types: Of columns of JSON lines and records, where they are known.
 
     Raises:
-        DatasetError: It cannot be read: damaged, gone, or not what its name says.
+        DatasetError: It cannot be read: damaged, gone, not what its name says, or not what it was
+            when it was listed, before or after it was read.
         ConfigError: Access is refused.
         ServableUnavailableError: The address cannot be reached.
     """
     pa = import_extra("pyarrow", _PURPOSE)
     try:
+        _refuse_changed(unit)
         first = max(unit.first_row, 0)
         for block in _READERS[unit.kind](unit, columns, types or {}):
             table = _add_folders(block.table, unit, columns)
             yield dataclasses.replace(block, table=table, first_row=first)
             first += table.num_rows
+        _refuse_changed(unit)
     except (pa.ArrowException, OSError) as error:  # of a damaged page, pyarrow raises the latter
         reason = " ".join(str(error).split())
         raise DatasetError(
@@ -427,6 +433,24 @@ def read_unit(
         if error.message.startswith(unit.address):
             raise
         raise DatasetError(f"{unit.address}: {error.message}") from error
+
+
+def _refuse_changed(unit: Unit) -> None:
+    """Refuses a file that is not the one that was listed: its answers would have the name of those
+    to the other. Only of file systems that are known to say the same of a file however they are
+    asked; of pictures each is a row of its own.
+    """
+    system, path = open_address(unit.address)
+    if unit.kind == "pictures" or _SAYS_THE_SAME.isdisjoint(list_protocols(system)):
+        return
+    system.invalidate_cache(path)
+    with explain_store(unit.address):
+        info = system.info(path)
+    if not unit.identity.endswith(_identify(info)):
+        raise DatasetError(
+            f"{unit.address} has changed since the job began; run again when nobody writes to it: "
+            "where OUT has answers to it as it was, that run says so"
+        )
 
 
 def _add_folders(table: pa.Table, unit: Unit, columns: Sequence[str] | None) -> pa.Table:
@@ -469,7 +493,28 @@ def _read_row_group(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Ite
         check_names([name for name in file.schema_arrow.names if not chosen or name in chosen])
         count = _count_rows(file.metadata.row_group(unit.number), chosen)
         for batch in file.iter_batches(count, row_groups=[unit.number], columns=chosen):
-            yield Block(pa.Table.from_batches([batch]), 0)
+            yield Block(_replace_views(pa.Table.from_batches([batch])), 0)
+
+
+def _replace_views(table: pa.Table) -> pa.Table:
+    """With views of texts and bytes, which few functions of Arrow take, as texts and bytes."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    fields = [field.with_type(_replace_view(field.type)) for field in table.schema]
+    schema = pa.schema(fields, table.schema.metadata)
+    return table if schema == table.schema else table.cast(schema)
+
+
+def _replace_view(kind: pa.DataType) -> pa.DataType:
+    pa = import_extra("pyarrow", _PURPOSE)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_replace_view(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_replace_view(kind.value_type)))
+    return kind
 
 
 def _count_rows(group: pa.parquet.RowGroupMetaData, chosen: Sequence[str] | None) -> int:
@@ -488,16 +533,15 @@ def _count_rows(group: pa.parquet.RowGroupMetaData, chosen: Sequence[str] | None
 
 def _read_csv(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
     with open_file(unit.address) as file:
-        before = 0
-        for table, lost in read_csv(file, columns):
-            size = file.tell() - before  # what is read at a time makes many blocks
+        for number, (table, lost) in enumerate(read_csv(file, columns)):
+            # Where the file is read is far ahead of what has been made of it.
+            place, end = (min(one * CSV_BLOCK_BYTES, file.tell()) for one in (number, number + 1))
             for start in range(0, table.num_rows, BLOCK_ROWS):
-                stop = min(start + BLOCK_ROWS, table.num_rows)
-                read = before + size * stop // table.num_rows
+                done = min(start + BLOCK_ROWS, table.num_rows) / table.num_rows
+                read = place + int((end - place) * done)
                 yield Block(table.slice(start, BLOCK_ROWS), 0, num_bytes=read, is_text=True)
-            before += size
             if lost:
-                yield Block(table.slice(0, 0), 0, lost=tuple(lost), num_bytes=before, is_text=True)
+                yield Block(table.slice(0, 0), 0, lost=tuple(lost), num_bytes=end, is_text=True)
 
 
 @contextmanager

@@ -103,10 +103,12 @@ def positive_number(text: str) -> float:
         The number.
 
     Raises:
-        ArgumentTypeError: It is another one.
-        ValueError: It is none.
+        ArgumentTypeError: It is another one, or none.
     """
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return value
@@ -114,7 +116,19 @@ def positive_number(text: str) -> float:
 
 def whole_number(text: str) -> int:
     """An argparse type: a whole number of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return _read_whole(text, 0)
+
+
+def positive_count(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    return _read_whole(text, 1)
+
+
+def _read_whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of {least} or more")
     return value

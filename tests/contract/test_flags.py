@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from contract.console.flags import (
     TlsFiles,
     add_credential_flags,
+    positive_count,
     positive_number,
     read_tls_files,
     read_token,
+    whole_number,
 )
 from contract.errors import ConfigError
 
@@ -64,7 +67,21 @@ def test_a_token_is_read_without_its_line_end(tmp_path: Path) -> None:
     assert read_token(parse("--auth_token_file", tmp_path / "token")) == "secret"
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "inf", "nan"])
+@pytest.mark.parametrize("text", ["0", "-1", "inf", "nan", "x", ""])
 def test_a_number_that_is_not_positive_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="not a finite number above 0"):
         positive_number(text)
+
+
+@pytest.mark.parametrize(("kind", "least"), [(whole_number, 0), (positive_count, 1)])
+def test_what_is_no_whole_number_is_refused_in_words(
+    kind: Callable[[str], int], least: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=kind)
+    assert parser.parse_args([f"--count={least}"]).count == least
+    for text in ("x", "1.5", str(least - 1)):
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--count={text}"])
+        said = capsys.readouterr().err
+        assert f"--count: {text} is no whole number of {least} or more" in said

@@ -11,6 +11,7 @@ import pytest
 
 from contract.errors import ConfigError
 from exporter.training.strategy import is_chief, open_strategy, read_tf_config
+from tests.exporter.test_stream_training import write_shards
 from tests.exporter.worker_processes import finish, list_tasks, start
 
 LOOPS = ("fit", "gradient_tape")
@@ -24,9 +25,12 @@ if strategy == "mirrored":
     import tensorflow as tf
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from exporter.training.strategy import is_chief
+from exporter.data.dataset import load_dataset
+from exporter.training.strategy import is_chief, open_strategy
+open_strategy(strategy)  # before data are loaded
 from exporter.training.train import train
 from tests.exporter.small_training import make_config, make_dataset
+from tests.exporter.test_stream_training import configure
 
 def run(loop, strategy, folder):
     model = {"kind": "mlp", "hidden_units": [16], "l2": 0.01}
@@ -37,10 +41,18 @@ def run(loop, strategy, folder):
     who = "chief" if is_chief() else "worker"
     np.savez(folder / f"{loop}-{who}.npz", *result.model.get_weights())
 
+def stream(loop, folder):
+    config = configure(folder.parent / "shards", strategy=strategy, epochs=2, loop=loop)
+    result = train(load_dataset(config.data), config)
+    who = "chief" if is_chief() else "worker"
+    np.savez(folder / f"stream-{loop}-{who}.npz", *result.model.get_weights())
+
 for loop in ("fit", "gradient_tape"):
     run(loop, strategy, folder)
     if strategy == "mirrored":
         run(loop, "none", folder.parent / "one")
+    else:
+        stream(loop, folder)
 """
 
 
@@ -54,6 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of one worker, of two workers together, and of two mirrored devices."""
     folder = tmp_path_factory.mktemp("strategies")
     two = str(folder / "two")
+    write_shards(folder / "shards")
     finish(*(start(WORKER, "multi_worker", two, tf_config=task) for task in list_tasks(2)))
     finish(start(WORKER, "mirrored", str(folder / "mirrored")))
     return folder
@@ -68,6 +81,14 @@ def test_two_workers_end_with_the_weights_of_one(trained: Path, loop: str) -> No
 @pytest.mark.parametrize("loop", LOOPS)
 def test_both_workers_hold_the_same_weights(trained: Path, loop: str) -> None:
     chief, worker = (trained / "two" / f"{loop}-{who}.npz" for who in ("chief", "worker"))
+    assert largest_difference(chief, worker) == 0
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_machines_that_read_rows_of_their_own_end_with_the_same_weights(
+    trained: Path, loop: str
+) -> None:
+    chief, worker = (trained / "two" / f"stream-{loop}-{who}.npz" for who in ("chief", "worker"))
     assert largest_difference(chief, worker) == 0
 
 

@@ -1,4 +1,4 @@
-"""Training on rows that stream: resumed, and shared out over machines."""
+"""Training on rows that stream, resumed; test_strategy.py shares them out over machines."""
 
 from __future__ import annotations
 
@@ -11,27 +11,9 @@ import pytest
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from exporter.config import Config, parse_config
-from tests.exporter.worker_processes import finish, list_tasks, start
 
 LOOPS = ("fit", "gradient_tape")
 ROWS = 330
-
-WORKER = """
-import sys
-from pathlib import Path
-import numpy as np
-from exporter.training.strategy import open_strategy
-open_strategy("multi_worker")
-from exporter.data.dataset import load_dataset
-from exporter.training.train import train
-from tests.exporter.test_stream_training import configure
-folder, run = Path(sys.argv[1]), Path(sys.argv[2])
-for loop in ("fit", "gradient_tape"):
-    run.mkdir(exist_ok=True)
-    config = configure(folder / "shards", strategy="multi_worker", epochs=2, loop=loop)
-    result = train(load_dataset(config.data), config)
-    np.savez(run / f"{loop}.npz", *result.model.get_weights())
-"""
 
 
 def write_shards(folder: Path) -> Path:
@@ -97,26 +79,3 @@ def test_a_run_over_a_stream_resumes_to_the_weights_of_one_never_stopped(
     assert resumed.resumed_from == 2
     for one, other in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
         assert (one == other).all()
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Of two workers that trained together, once with each loop."""
-    folder = tmp_path_factory.mktemp("workers")
-    write_shards(folder / "shards")
-    runs = [folder / f"run-{index}" for index in range(2)]
-    finish(
-        *(
-            start(WORKER, str(folder), str(run), tf_config=task)
-            for run, task in zip(runs, list_tasks(2), strict=True)
-        )
-    )
-    return runs
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_machines_that_read_rows_of_their_own_end_with_the_same_weights(
-    runs: list[Path], loop: str
-) -> None:
-    weights = [np.load(run / f"{loop}.npz") for run in runs]
-    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0].files)

@@ -21,7 +21,7 @@ from s3fs import S3FileSystem
 
 from clients.score.output import Destination, WholeFile, claim, find_parts, sweep
 from clients.score.sources import list_units, read_unit
-from contract.errors import ConfigError, ServableUnavailableError
+from contract.errors import ConfigError, DatasetError, ServableUnavailableError
 from tests.exporter.remote_versions import CREDENTIALS, serve_s3
 from tests.score.jobs import score
 
@@ -69,6 +69,19 @@ def test_rows_and_version_in_a_bucket_are_scored_into_it_once(
     again = json.loads(capsys.readouterr().out)
     assert (again["num_parts"], again["num_parts_before"]) == (6, 6)
     assert read_ids(f"{bucket}/out/version=1") == list(range(10))
+
+
+def test_a_file_of_a_bucket_that_changes_while_it_is_read_is_refused(bucket: str) -> None:
+    put(f"{bucket}/in/a.parquet", 0)
+    units = list_units(f"{bucket}/in")
+    assert units == list_units(f"{bucket}/in/a.parquet")
+    assert sum(block.table.num_rows for unit in units for block in read_unit(unit)) == 5
+    blocks = read_unit(units[0])
+    next(blocks)
+    put(f"{bucket}/in/a.parquet", 0, age=2.0)
+    for rest in (blocks, read_unit(units[1])):
+        with pytest.raises(DatasetError, match="has changed since the job began"):
+            list(rest)
 
 
 def test_a_file_of_a_bucket_that_was_replaced_is_refused_beside_its_answers(

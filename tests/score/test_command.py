@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 from pyarrow import parquet
 
 from clients import OnDevicePredictor
@@ -26,7 +27,7 @@ from clients.score.engines import NEEDS_OF_TENSORFLOW
 from contract.console.extras import advise_extra
 from contract.signature import Batch, Signature, TensorSpec
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import COLUMNS, ROOT, make_training_rows, score, write_images
+from tests.score.jobs import COLUMNS, ROOT, make_images, make_training_rows, score, write_images
 from tests.terminals import run_in_terminal
 
 
@@ -215,6 +216,7 @@ def test_columns_of_other_names_are_remarked_where_one_of_training_has_moved(
         (["--map=x=nobody"], "--map names nobody"),
         (["--map=wrong=age,id,id"], "--map names wrong; the inputs are serving_default: x"),
         (["--map=x"], "give INPUT=COLUMN"),
+        (["--map=x=id"], "of column id: got"),
         (["--outputs=nobody"], "--outputs names nobody; signature 'serving_default' has total"),
         (["--signature_name=nobody"], "nobody"),
         (["--variant=int8"], "int8"),
@@ -235,6 +237,60 @@ def test_what_cannot_be_is_refused_in_a_sentence_before_anything_is_written(
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said
     assert not list((tmp_path / "out").rglob("part-*"))
+
+
+def test_hundreds_of_columns_are_not_all_named_but_what_to_do_is(
+    tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = make_images(20)
+    table = {"id": range(20), "label": [7] * 20}
+    table |= {f"p{place}": pixels[:, place] for place in range(784)}
+    parquet.write_table(pa.table(table), tmp_path / "in.parquet")
+    assert score(tmp_path / "in.parquet", tmp_path / "out", digits) == 2
+    said = capsys.readouterr().err
+    assert "id, label, p0, p1, p2, p3, p4, p5 and 778 more" in said and "p6" not in said
+    assert "a row has 784 values, and 786 columns are numbers" in said and "--keys" in said
+    assert score(tmp_path / "in.parquet", tmp_path / "out", digits, "--keys=id,label") == 0
+    found = parquet.read_table(tmp_path / "out" / "version=1").sort_by("id")
+    assert found.column_names[:2] == ["id", "label"]
+    with OnDevicePredictor(digits) as predictor:
+        batch = pixels.reshape(-1, 28, 28)
+        golden = predictor.predict(batch, signature_name="serving_uint8")["probabilities"]
+    np.testing.assert_allclose(found["probabilities"].to_pylist(), golden, atol=1e-5)
+
+
+def test_a_column_of_training_that_is_not_there_is_named(
+    tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parquet.write_table(pa.table({"id": [1], "age": [40.0], "note": ["a"]}), tmp_path / "x.parquet")
+    assert score(tmp_path / "x.parquet", tmp_path / "out", people) == 2
+    assert "the version was trained on age, color: add color" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--scale=255"], 0, "--scale and --shift are left out: serving_uint8 takes raw pixels"),
+        (["--signature_name=serving_default"], 0, ""),
+        ([], 0, ""),
+    ],
+)
+def test_flags_that_pictures_do_not_need_are_said_to_be_left_out(
+    flags: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    digits: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "in").mkdir()
+    picture = np.zeros((28, 28), np.uint8)
+    picture[8:20, 12:16] = 255
+    for number in range(3):
+        Image.fromarray(picture).save(tmp_path / "in" / f"{number}.png")
+    assert score(tmp_path / "in", tmp_path / "out", digits, *flags) == code
+    said = capsys.readouterr().err
+    assert words in said and (words or not said)
 
 
 def test_names_that_are_given_twice_are_meant_once(

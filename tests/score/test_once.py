@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,8 @@ from clients.score.output import (
 )
 from clients.score.sources import Unit, holds, list_units, read_unit
 from contract.errors import ConfigError, DatasetError
+from contract.wire.plumbline_wire import example_pb2
+from contract.wire.tfrecord import frame_record
 from tests.score.jobs import ROOT, Score, make_job, read_ids
 
 
@@ -141,6 +144,45 @@ def test_a_file_that_was_replaced_is_refused_and_nothing_is_written(
     assert score() == 2
     assert "count its rows twice" in capsys.readouterr().err
     assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.jsonl", "x.tfrecord"])
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_file_that_changes_while_a_job_is_at_work_gets_no_answers_under_its_old_name(
+    tmp_path: Path, version: Path, name: str, is_begun: bool
+) -> None:
+    path = tmp_path / "in" / name
+
+    def put(age: int) -> None:
+        path.parent.mkdir(exist_ok=True)
+        if name.endswith("parquet"):
+            write(path, 0, age=age)
+        elif name.endswith("csv"):
+            path.write_text(f"id,age,color\n1,{age},red\n")
+        elif name.endswith("jsonl"):
+            path.write_text(json.dumps({"id": 1, "age": age, "color": "red"}))
+        else:
+            example = example_pb2.Example()
+            features = example.features.feature
+            features["id"].int64_list.value.append(1)
+            features["age"].float_list.value.append(age)
+            features["color"].bytes_list.value.append(b"red")
+            path.write_bytes(frame_record(example.SerializeToString()))
+        os.utime(path, (age, age))
+
+    put(20)
+    job = make_job(path.parent, tmp_path / "out", version)
+    if is_begun:
+        blocks = read_unit(job.units[0])
+        next(blocks)
+        put(30)
+        with pytest.raises(DatasetError, match="has changed since the job began"):
+            list(blocks)
+    else:
+        put(30)
+        with pytest.raises(DatasetError, match="has changed since the job began"):
+            job.run()
+        assert find_parts(job.task.destination) == {}
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
@@ -338,6 +380,31 @@ def wait_for_parts(tmp_path: Path, count: int, job: subprocess.Popen[str]) -> No
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("limit", [100, 5000])
+def test_a_full_disk_is_a_sentence_and_the_next_run_goes_on(
+    tmp_path: Path, version: Path, score: Score, limit: int
+) -> None:
+    source = write(tmp_path / "in" / "x.parquet", 0, 1000, group=1000)
+    write(tmp_path / "in" / "a.parquet", 1000, 1, group=1)
+    out = tmp_path / "out"
+    job = subprocess.run(
+        [
+            *(sys.executable, "-m", "clients", "score", str(source.parent), str(out)),
+            *("--version_dir", str(version), "--workers=1"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert job.returncode == 3, job.stderr
+    assert job.stderr.endswith("make room and run the same command again\n")
+    assert len(list(out.rglob("*.parquet"))) == (limit == 5000)
+    assert not list(out.rglob(".part-*"))
+    assert score() == 0
+    assert read_ids(out) == list(range(1001))
+
+
 def test_two_jobs_at_a_time_write_each_row_once(tmp_path: Path, version: Path) -> None:
     write(tmp_path / "in" / "x.parquet", 0, 600, group=3)
     jobs = [start(tmp_path, version) for _ in range(2)]
@@ -429,6 +496,69 @@ def test_an_interrupted_job_says_how_to_go_on_and_leaves_no_half_part(
     assert not list((tmp_path / "out").rglob(".part-*"))
     assert score() == 0
     assert read_ids(tmp_path / "out") == list(range(3000))
+
+
+ENDS = """
+import os, signal
+from clients.score.job import ended_by_sigterm
+
+def main():
+    with ended_by_sigterm():
+        try:
+            import swallows
+            signal.pause()
+        finally:
+            print("given back")
+"""
+SWALLOWS = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except BaseException:
+    print("swallowed")
+"""
+
+
+@pytest.mark.parametrize("ignores_sigint", [False, True])
+def test_sigterm_waits_for_imports_as_ctrl_c_does(tmp_path: Path, ignores_sigint: bool) -> None:
+    (tmp_path / "ends.py").write_text(ENDS)
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
+    (tmp_path / "swallows.py").write_text(kill if ignores_sigint else SWALLOWS)
+    job = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "from contract.console.interrupts import run_main; raise SystemExit(run_main('ends'))",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_IGN if ignores_sigint else signal.SIG_DFL
+        ),
+    )
+    assert (job.returncode, job.stdout, job.stderr) == (143, "given back\n", "")
+
+
+def test_what_ended_jobs_had_asked_is_told_by_nothing_that_stays(
+    tmp_path: Path, version: Path, score: Score
+) -> None:
+    write(tmp_path / "in" / "x.parquet", 0, 3000, group=3)
+    asked = tmp_path / "out" / "_asked" / "version=1"
+    job = start(tmp_path, version)
+    wait_for_parts(tmp_path, 20, job)
+    job.send_signal(signal.SIGTERM)
+    out, err = job.communicate()
+    assert (job.returncode, out, err) == (143, "", "")
+    assert not list(asked.iterdir()) and not list((tmp_path / "out").rglob(".part-*"))
+    job = start(tmp_path, version)
+    wait_for_parts(tmp_path, 40, job)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    assert len(list(asked.iterdir())) == 1
+    assert score() == 0
+    assert not list(asked.iterdir())
 
 
 def test_while_a_job_is_at_work_another_question_is_refused_and_writes_nothing(

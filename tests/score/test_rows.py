@@ -75,7 +75,7 @@ def test_a_csv_cell_that_is_no_number_is_one_bad_row(tmp_path: Path, version: Pa
     source = write_csv(tmp_path / "x.csv", f"id,age,color\n{lines}60,old,red\n61,3,red\n")
     job = score(source, tmp_path, version)
     assert read_ages(job) == {str(n): n + 0.5 for n in range(60)} | {"61": 3}
-    assert read_bad(job) == [(60, "age is 'old', and not double")]
+    assert read_bad(job) == [(60, "age is 'old', and no number")]
 
 
 def test_ages_that_are_whole_at_first_may_have_fractions_later(
@@ -370,7 +370,7 @@ def test_keys_have_one_type_in_all_parts(tmp_path: Path, version: Path) -> None:
     ids = job.read()["id"]
     assert ids.type == pa.int64()
     assert set(ids.to_pylist()) == {1, 2, 3, 4, None}
-    assert read_bad(job) == [(1, "id is 'x', and not int64")]
+    assert read_bad(job) == [(1, "id is 'x', and no whole number")]
 
 
 def test_wide_rows_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,142 @@
+"""Columns of the types that Arrow has, as inputs and as keys."""
+
+from __future__ import annotations
+
+import decimal
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from clients.score.arrays import convert
+from tests.score.jobs import Job, make_job, make_table_version
+
+ROWS = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_table_version(tmp_path_factory.mktemp("people"))
+
+
+def score(column: pa.Array, tmp_path: Path, version: Path, keys: pa.Array | None = None) -> Job:
+    """Scores rows of three numbers, which are the answers, too."""
+    ids = pa.array(range(len(column))) if keys is None else keys
+    parquet.write_table(pa.table({"id": ids, "x": column}), tmp_path / "x.parquet")
+    job = make_job(tmp_path / "x.parquet", tmp_path / "out", version, keys=["id"])
+    job.run()
+    return job
+
+
+def read_answers(job: Job) -> dict[object, list[float]]:
+    """Key to answer."""
+    table = job.read()
+    return dict(zip(table["id"].to_pylist(), table["total"].to_pylist(), strict=True))
+
+
+def read_bad(job: Job) -> list[tuple[int, str]]:
+    (side,) = Path(job.task.destination.address, "_bad_rows").rglob("*.jsonl")
+    return [(row["source_row"], row["reason"]) for row in map(json.loads, side.open())]
+
+
+def fixed(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(kind, 3)
+
+
+@pytest.mark.parametrize("make", [pa.list_, pa.large_list, fixed])
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.int64(), pa.decimal128(9, 2)])
+def test_a_list_that_lacks_a_value_is_one_bad_row(
+    tmp_path: Path, version: Path, make: Callable[[pa.DataType], pa.DataType], kind: pa.DataType
+) -> None:
+    rows: list[Any] = [ROWS[0], [4, None, 6], ROWS[2], None]
+    job = score(pa.array(rows, make(kind)), tmp_path, version)
+    assert read_answers(job) == {0: ROWS[0], 2: ROWS[2]}
+    assert read_bad(job) == [(1, "x lacks a value"), (3, "x is missing")]
+
+
+def test_a_float_that_is_missing_in_a_list_is_nan(tmp_path: Path, version: Path) -> None:
+    column = pa.array([[1, None, 3], ROWS[1]], pa.list_(pa.float32()))
+    job = score(column, tmp_path, version)
+    assert read_answers(job) == {1: ROWS[1]}
+    ((row, reason),) = read_bad(job)
+    assert row == 0 and "NaN" in reason
+
+
+GRID = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+FLOAT = pa.float32()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(GRID.tolist(), pa.list_(pa.list_(FLOAT))),
+        pa.array(GRID.tolist(), pa.list_(pa.list_(FLOAT, 4), 3)),
+        pa.array(GRID.tolist(), pa.list_(pa.list_(FLOAT), 3)),
+        pa.array(GRID.tolist(), pa.list_(pa.large_list(FLOAT))),
+        pa.array(GRID.tolist(), pa.list_(pa.list_(FLOAT, 4))),
+        pa.array(GRID.tolist(), pa.list_(pa.list_(pa.float16()))),
+        pa.array(GRID.astype(int).tolist(), pa.list_(pa.list_(pa.decimal128(9, 2)))),
+        pa.FixedShapeTensorArray.from_numpy_ndarray(GRID.reshape(2, 12)),
+    ],
+    ids=lambda column: str(column.type),
+)
+@pytest.mark.parametrize("num_chunks", [1, 2])
+def test_lists_of_lists_and_tensors_are_arrays(column: pa.Array, num_chunks: int) -> None:
+    chunks = [column] if num_chunks == 1 else [column[:1], column[1:]]
+    found = convert(pa.chunked_array(chunks), None)
+    np.testing.assert_array_equal(np.asarray(found).reshape(GRID.shape), GRID)
+
+
+@pytest.mark.parametrize("num_lost", [0, 1])
+def test_a_list_that_is_missing_in_a_list_is_one_bad_row(
+    tmp_path: Path, version: Path, num_lost: int
+) -> None:
+    rows: list[Any] = [[[1], [2], [3]], [[4], None, [6]], [[7], [8], [9]]][num_lost:]
+    job = score(pa.array(rows, pa.list_(pa.list_(FLOAT, 1), 3)), tmp_path, version)
+    assert [row for row, _ in read_bad(job)] == [1 - num_lost]
+    assert list(read_answers(job).values())[-1] == [7, 8, 9]
+
+
+def test_booleans_in_lists_are_numbers(tmp_path: Path, version: Path) -> None:
+    column = pa.array([[True, False, True]], pa.list_(pa.bool_()))
+    assert read_answers(score(column, tmp_path, version)) == {0: [1, 0, 1]}
+
+
+KEYS = [
+    pa.array(["a", "b", None], pa.string_view()),
+    pa.array([b"a", b"\xff", None], pa.binary_view()),
+    pa.array(["a", "b", None], pa.large_string()),
+    pa.array(["a", "b", None]).dictionary_encode(),
+    pa.array([decimal.Decimal("1.10"), None, decimal.Decimal(2)]),
+    pa.array([2**64 - 1, 0, None], pa.uint64()),
+    pa.array([0, 1, None], pa.timestamp("us", "Europe/Paris")),
+]
+
+
+@pytest.mark.parametrize("keys", KEYS, ids=lambda keys: str(keys.type))
+def test_keys_come_out_as_they_went_in(tmp_path: Path, version: Path, keys: pa.Array) -> None:
+    job = score(pa.array([*ROWS[:2], None]), tmp_path, version, keys)
+    assert job.read()["id"].to_pylist() == keys.to_pylist()[:2]
+    assert read_bad(job) == [(2, "x is missing")]
+
+
+def test_a_tensor_of_arrow_is_an_input_and_no_key(tmp_path: Path, version: Path) -> None:
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.array(ROWS, np.float32))
+    parquet.write_table(pa.table({"id": [5, 6, 7], "values": column}), tmp_path / "x.parquet")
+    job = make_job(tmp_path / "x.parquet", tmp_path / "out", version)
+    job.run()
+    assert read_answers(job) == dict(zip([5, 6, 7], ROWS, strict=True))
+
+
+def test_columns_of_decimals_are_columns_of_numbers(tmp_path: Path, version: Path) -> None:
+    numbers = [decimal.Decimal("1.5"), decimal.Decimal(2)]
+    table = pa.table({name: pa.array(numbers, pa.decimal128(9, 2)) for name in "abc"})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    job = make_job(tmp_path / "x.parquet", tmp_path / "out", version)
+    job.run()
+    assert job.read()["total"].to_pylist() == [[1.5] * 3, [2] * 3]
