@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pyarrow import parquet
 
@@ -18,11 +16,11 @@ from clients.score.job import run_here
 from clients.score.output import UnitSummary
 from clients.score.sources import BLOCK_ROWS, PIECE_BYTES, Unit, list_units
 from contract.console.progress import Progress
-from contract.signature import Batch
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.score.jobs import (
     ROOT,
+    Absence,
     make_job,
     make_training_rows,
     serve_answers,
@@ -162,25 +160,16 @@ def test_a_line_says_that_a_server_is_waited_for_and_since_when(
     version = digits
     write_images(tmp_path / "in.parquet", 1000, group=250)
     with serve_answers(version) as server:
-        right, gone = server.answer, threading.Event()
-
-        def answer(inputs: Batch) -> Batch:
-            (array,) = inputs.values()
-            if array.dtype == np.uint8 and array.mean() > 100 and not gone.is_set():
-                gone.set()
-                threading.Thread(target=server.stop).start()
-            return right(inputs)
-
-        server.answer = answer
+        absence = Absence(server)
         arguments = [str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--workers=1"]
         arguments += ["--version_dir", str(version), "--server", server.address]
         seen = run_in_terminal(
             [sys.executable, "-m", "clients", "score", *arguments],
             cwd=ROOT,
             until=f"waits for {server.address}, ",
-            then=lambda _: server.start(),
+            then=lambda _: absence.end(),
         )
-    assert seen.returncode == 0 and gone.is_set()
+    assert seen.returncode == 0
     (waited, *_) = (line for line in seen.lines if "waits for" in line)
     assert "left" not in waited and " s" in waited.partition("waits for")[2]
     assert max(map(len, seen.lines)) <= 80

@@ -23,7 +23,15 @@ from pyarrow import parquet
 from contract.console.exits import ExitCode
 from contract.signature import Batch
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import ROOT, make_images, read_ids, to_binary, write_images
+from tests.score.jobs import (
+    ROOT,
+    is_noise,
+    make_images,
+    read_ids,
+    serve_answers,
+    to_binary,
+    write_images,
+)
 from tests.terminals import run_in_terminal
 
 pytestmark = pytest.mark.ray
@@ -154,11 +162,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(
-    cluster: Cluster, rows: Path, out: Path, version: Path, *, workers: int = 2
+    cluster: Cluster, rows: Path, out: Path, version: Path, *more: str, workers: int = 2
 ) -> subprocess.Popen[str]:
     arguments = [str(rows), str(out), f"--version_dir={version}", f"--workers={workers}", "--json"]
     return subprocess.Popen(
-        [sys.executable, "-m", "clients", "score", *arguments],
+        [sys.executable, "-m", "clients", "score", *arguments, *more],
         cwd=ROOT,
         env=cluster.environment,
         stdout=subprocess.PIPE,
@@ -203,15 +211,26 @@ def test_a_node_that_dies_on_the_way_loses_no_row_and_writes_none_twice(
 ) -> None:
     node = cluster.add_node()
     out = tmp_path / "out"
-    job = start(cluster, rows, out, version)
-    wait_for_parts(out, 3, job)
-    end = time.monotonic() + 60
-    while not find_workers(node):
-        assert time.monotonic() < end and count_parts(out) < GROUPS, "the second node got no work"
-        time.sleep(0.05)
-    cluster.kill(node)
-    assert count_parts(out) < GROUPS, "the job was done before the node died"
-    document = finish(job)
+    with serve_answers(version) as server:
+        right, is_killed = server.answer, threading.Event()
+
+        def answer(inputs: Batch) -> Batch:
+            if is_noise(inputs) and count_parts(out) >= 3:
+                is_killed.wait(3)  # so that a fast machine is not done before
+            return right(inputs)
+
+        server.answer = answer
+        job = start(cluster, rows, out, version, f"--server={server.address}")
+        end = time.monotonic() + LIMIT_S
+        # Of one worker four calls are under way at the most.
+        while count_parts(out) < 3 or not find_workers(node) or server.in_flight <= 4:
+            assert job.poll() is None, job.communicate()[1]
+            assert time.monotonic() < end, "the second node got no work"
+            time.sleep(0.05)
+        cluster.kill(node)
+        is_killed.set()
+        assert count_parts(out) < GROUPS, "the job was done before the node died"
+        document = finish(job)
     assert read_ids(out) == list(range(GROUPS * GROUP_ROWS))
     assert document["num_scored"] == GROUPS * GROUP_ROWS
     assert document["sample"]["passed"]  # type: ignore[index]
