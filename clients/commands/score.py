@@ -314,10 +314,12 @@ def _find_rows(args: argparse.Namespace) -> _Rows:
         )
     with show_progress("list", unit="files") as progress:
         units = list_units(args.input, progress.advance)
-    block = next((block for unit in units for block in read_unit(unit)), None)
-    if block is None:
-        raise DatasetError(f"{args.input} has no rows")
-    return _Rows(units, block)
+    lost: list[str] = []
+    for block in (block for unit in units for block in read_unit(unit)):
+        if block.table.num_rows:
+            return _Rows(units, block)
+        lost += block.lost
+    raise DatasetError(f"{args.input} has no rows" + "".join(f"; {one}" for one in lost[:1]))
 
 
 def _remark_rows(

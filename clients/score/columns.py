@@ -466,10 +466,13 @@ def _fit_signature(
         return find_signature(signatures, signature_name)
     sample = block.table.slice(0, 64)
     wrong = {row: reason for row, reason in block.wrong.items() if row < sample.num_rows}
-    masked, _ = _drop_missing(sample, chosen, wrong)
+    masked, bad = _drop_missing(sample, chosen, wrong)
     if not masked.num_rows:
+        first = min(bad, default=0)
         raise DatasetError(
-            "the first 64 rows all lack a value; say which signature is meant with --signature_name"
+            f"none of the first {sample.num_rows} rows can be scored; row {first}: "
+            f"{bad.get(first, 'there is none')}; if later ones can, say which signature is meant "
+            "with --signature_name"
         )
     # Numbers that flags divide are no bytes of pixels any more.
     widths = {
