@@ -62,9 +62,16 @@ POLLING = (
 
 def write_config(folder: Path, *, fields: str = PINNED) -> Path:
     """`folder/models.config` for the versions in `folder/mlp`."""
-    path = folder / "models.config"
-    path.write_text(CONFIG.format(base_path=folder / "mlp", fields=fields))
-    return path
+    return replace_text(
+        folder / "models.config", CONFIG.format(base_path=folder / "mlp", fields=fields)
+    )
+
+
+def replace_text(path: Path, text: str) -> Path:
+    """Writes a file that a server reads meanwhile: it finds the old one or the new one, whole."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text)
+    return beside.rename(path)
 
 
 def copy_version(source: Path, target: Path, *, golden_offset: float = 0.0) -> Path:
