@@ -595,17 +595,17 @@ def _settle(block: Block, plan: ColumnPlan) -> Block:
     for name in changed:
         kind = plan.types[name]
         columns[name], odd = _cast(columns[name], kind, is_input=name in inputs)
-        what = _describe_type(kind)
+        what = _describe_type(kind, is_input=name in inputs)
         wrong = {row: f"{name} is {text!r}, and {what}" for row, text in odd.items()} | wrong
     return dataclasses.replace(block, table=pa.table(columns), wrong=wrong)
 
 
-def _describe_type(kind: pa.DataType) -> str:
-    """What a cell is not."""
+def _describe_type(kind: pa.DataType, *, is_input: bool) -> str:
+    """What a cell is not; an input may be a fraction where the first were whole."""
     types = import_extra("pyarrow", _PURPOSE).types
-    if types.is_integer(kind):
+    if types.is_integer(kind) and not is_input:
         return "no whole number"
-    if types.is_floating(kind):
+    if types.is_integer(kind) or types.is_floating(kind):
         return "no number"
     return "neither true nor false" if types.is_boolean(kind) else f"not {kind}"
 

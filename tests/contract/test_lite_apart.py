@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -39,9 +40,10 @@ def test_a_file_that_ends_its_process_is_a_sentence_with_the_signal(endless: Pat
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             for child in psutil.Process().children():
-                if str(endless) in child.cmdline():
-                    child.kill()
-                    return
+                with suppress(psutil.Error):  # another, that has ended
+                    if str(endless) in child.cmdline():
+                        child.kill()
+                        return
 
     thread = threading.Thread(target=end)
     thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from clients.score.engines import EngineChoice, open_engine
 from clients.score.sources import Block, Unit, list_folders, list_units, read_unit
 from clients.score.worker import Scorer, Task, make_task
 from contract import layout
+from contract.errors import ServableUnavailableError
 from contract.manifest import (
     DataEntry,
     Manifest,
@@ -203,3 +205,42 @@ def serve_answers(version: Path) -> Iterator[ModelServer]:
 
         server.answer = answer
         yield server
+
+
+class Absence:
+    """Of a server that is asked for rows of `make_images`: it stops, and answers none meanwhile.
+
+    Args:
+        server: Which.
+        after_rows: How many it answers before.
+
+    Attributes:
+        has_begun: Once it stops.
+    """
+
+    def __init__(self, server: ModelServer, *, after_rows: int = 0) -> None:
+        self.has_begun = threading.Event()
+        self._server, self._right, self._num_left = server, server.answer, after_rows
+        self._stopping = threading.Thread(target=server.stop)
+        self._is_over = False
+        self._guard = threading.Lock()
+        server.answer = self._answer
+
+    def _answer(self, inputs: Batch) -> Batch:
+        if is_noise(inputs):
+            with self._guard:
+                self._num_left -= len(next(iter(inputs.values())))
+                if self._num_left < 0 and not self._is_over:
+                    if not self.has_begun.is_set():
+                        self._stopping.start()
+                        self.has_begun.set()
+                    raise ServableUnavailableError("the server stops")
+        outputs: Batch = self._right(inputs)
+        return outputs
+
+    def end(self) -> None:
+        """It comes back, on its port."""
+        assert self.has_begun.wait(60)
+        self._stopping.join()
+        self._is_over = True
+        self._server.start()

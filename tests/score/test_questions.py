@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from clients.cli import main
 from clients.files.fit import Adjustment
 from clients.score.columns import ColumnPlan, InputColumns
 from clients.score.output import Destination, claim
@@ -21,12 +20,13 @@ from clients.score.questions import Question
 from contract.errors import ConfigError
 from contract.manifest import read_manifest, write_manifest
 from contract.signature import Signature, TensorSpec
-from tests.score.jobs import make_table_version, write_images
+from tests.score import jobs
+from tests.score.jobs import write_images
 
 
 @pytest.fixture(scope="module")
-def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_table_version(tmp_path_factory.mktemp("people"))
+def version(people: Path) -> Path:
+    return people
 
 
 def write(path: Path, *, age: float = 1.0) -> Path:
@@ -45,17 +45,17 @@ def refuse(tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]) ->
     """What the command says as it refuses to write into `out`."""
 
     def run(*arguments: str, version_dir: Path = version) -> str:
-        where = [str(tmp_path / "in"), str(tmp_path / "out"), "--version_dir", str(version_dir)]
         capsys.readouterr()
-        assert main(["score", *where, "--workers=1", *arguments]) == 2
-        return capsys.readouterr().err
+        assert jobs.score(tmp_path / "in", tmp_path / "out", version_dir, *arguments) == 2
+        said = capsys.readouterr().err.splitlines()
+        (error,) = (line for line in said if line.startswith("error: "))
+        return error
 
     return run
 
 
 def score(tmp_path: Path, version: Path, *arguments: str) -> None:
-    where = [str(tmp_path / "in"), str(tmp_path / "out"), "--version_dir", str(version)]
-    assert main(["score", *where, "--workers=1", *arguments]) == 0
+    assert jobs.score(tmp_path / "in", tmp_path / "out", version, *arguments) == 0
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_the_flag_that_differs_is_named_and_no_other(
     write(tmp_path / "in" / "x.parquet")
     score(tmp_path, version, "--keys=id")
     said = refuse(*([] if "--keys=color" in flags else ["--keys=id"]), *flags)
-    assert f"but {words}" in said and said.count(" was ") == 1
+    refusal = said.partition("error: ")[2]  # after what may be remarked of the columns
+    assert f"but {words}" in refusal and refusal.count(" was ") == 1
     assert "changed since" not in said and "manifest was" not in said
 
 
-def test_another_variant_is_named(tmp_path: Path, published_mlp: Path, refuse: Refuse) -> None:
-    digits = published_mlp / "mlp" / "1"
+def test_another_variant_is_named(tmp_path: Path, digits: Path, refuse: Refuse) -> None:
     write_images(tmp_path / "in" / "x.parquet", 5)
     score(tmp_path, digits, "--variant=int8")
     assert "--variant was int8 and is float32 now;" in refuse(version_dir=digits)
@@ -109,12 +109,9 @@ def test_a_file_that_has_changed_is_named_and_no_flag(
     assert "--scale was 0 and is 2 now; the file has changed since;" in said
 
 
-def test_a_picture_that_was_added_is_named(
-    tmp_path: Path, published_mlp: Path, refuse: Refuse
-) -> None:
+def test_a_picture_that_was_added_is_named(tmp_path: Path, digits: Path, refuse: Refuse) -> None:
     from PIL import Image
 
-    digits = published_mlp / "mlp" / "1"
     (tmp_path / "in").mkdir()
     Image.new("L", (28, 28)).save(tmp_path / "in" / "a.png")
     score(tmp_path, digits)

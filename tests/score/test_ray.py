@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,7 +21,18 @@ import pytest
 from pyarrow import parquet
 
 from contract.console.exits import ExitCode
-from tests.score.jobs import ROOT, make_images, read_ids, to_binary
+from contract.signature import Batch
+from tests.clients.grpc_servers import ModelServer
+from tests.score.jobs import (
+    ROOT,
+    is_noise,
+    make_images,
+    read_ids,
+    serve_answers,
+    to_binary,
+    write_images,
+)
+from tests.terminals import run_in_terminal
 
 pytestmark = pytest.mark.ray
 GROUPS, GROUP_ROWS = 60, 800
@@ -150,11 +162,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(
-    cluster: Cluster, rows: Path, out: Path, version: Path, *, workers: int = 2
+    cluster: Cluster, rows: Path, out: Path, version: Path, *more: str, workers: int = 2
 ) -> subprocess.Popen[str]:
     arguments = [str(rows), str(out), f"--version_dir={version}", f"--workers={workers}", "--json"]
     return subprocess.Popen(
-        [sys.executable, "-m", "clients", "score", *arguments],
+        [sys.executable, "-m", "clients", "score", *arguments, *more],
         cwd=ROOT,
         env=cluster.environment,
         stdout=subprocess.PIPE,
@@ -199,15 +211,26 @@ def test_a_node_that_dies_on_the_way_loses_no_row_and_writes_none_twice(
 ) -> None:
     node = cluster.add_node()
     out = tmp_path / "out"
-    job = start(cluster, rows, out, version)
-    wait_for_parts(out, 3, job)
-    end = time.monotonic() + 60
-    while not find_workers(node):
-        assert time.monotonic() < end and count_parts(out) < GROUPS, "the second node got no work"
-        time.sleep(0.05)
-    cluster.kill(node)
-    assert count_parts(out) < GROUPS, "the job was done before the node died"
-    document = finish(job)
+    with serve_answers(version) as server:
+        right, is_killed = server.answer, threading.Event()
+
+        def answer(inputs: Batch) -> Batch:
+            if is_noise(inputs) and count_parts(out) >= 3:
+                is_killed.wait(3)  # so that a fast machine is not done before
+            return right(inputs)
+
+        server.answer = answer
+        job = start(cluster, rows, out, version, f"--server={server.address}")
+        end = time.monotonic() + LIMIT_S
+        # Of one worker four calls are under way at the most.
+        while count_parts(out) < 3 or not find_workers(node) or server.in_flight <= 4:
+            assert job.poll() is None, job.communicate()[1]
+            assert time.monotonic() < end, "the second node got no work"
+            time.sleep(0.05)
+        cluster.kill(node)
+        is_killed.set()
+        assert count_parts(out) < GROUPS, "the job was done before the node died"
+        document = finish(job)
     assert read_ids(out) == list(range(GROUPS * GROUP_ROWS))
     assert document["num_scored"] == GROUPS * GROUP_ROWS
     assert document["sample"]["passed"]  # type: ignore[index]
@@ -248,3 +271,31 @@ def test_workers_that_die_one_after_the_other_end_the_job_with_a_sentence(
     assert job.returncode == ExitCode.UNREACHABLE, said
     assert "5 workers died" in said and "run the same command again" in said
     assert "Traceback" not in said
+
+
+def test_a_server_that_workers_wait_for_is_told_on_the_commands_line(
+    tmp_path: Path, version: Path, server: ModelServer
+) -> None:
+    write_images(tmp_path / "in.parquet", 8000, group=1000)
+    right, gone = server.answer, threading.Event()
+
+    def answer(inputs: Batch) -> Batch:
+        (array,) = inputs.values()
+        if array.dtype == np.uint8 and array.mean() > 100 and not gone.is_set():
+            gone.set()
+            threading.Thread(target=server.stop).start()
+        return right(inputs)
+
+    server.answer = answer
+    arguments = [str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--workers=2"]
+    arguments += ["--version_dir", str(version), "--server", server.address]
+    seen = run_in_terminal(
+        [sys.executable, "-m", "clients", "score", *arguments],
+        cwd=ROOT,
+        timeout_s=LIMIT_S,
+        until=f"waits for {server.address}, ",
+        then=lambda _: server.start(),
+    )
+    assert seen.returncode == 0, seen.text
+    assert any("waits for" in line and "left" not in line for line in seen.lines)
+    assert read_ids(tmp_path / "out") == list(range(8000))

@@ -357,6 +357,18 @@ def test_outputs_step_aside_for_keys_of_their_names(tmp_path: Path, version: Pat
     assert row == {"id": 1, **{name: values[0] for name, values in names.items()}}
 
 
+def test_an_input_that_was_whole_at_first_is_told_to_be_no_number(
+    tmp_path: Path, version: Path
+) -> None:
+    ages = ["40"] * 9000 + ["40.5", "old"]
+    lines = [f"{number},{age},red" for number, age in enumerate(ages)]
+    job = score(
+        write_csv(tmp_path / "x.csv", "\n".join(["id,age,color", *lines])), tmp_path, version
+    )
+    assert read_ages(job)["9000"] == 40.5
+    assert read_bad(job) == [(9001, "age is 'old', and no number")]
+
+
 def test_keys_have_one_type_in_all_parts(tmp_path: Path, version: Path) -> None:
     (tmp_path / "in").mkdir()
     for name, ids in (

@@ -22,18 +22,12 @@ from pyarrow import parquet
 
 from clients import OnDevicePredictor
 from clients.score.engines import TENSORFLOW, EngineChoice, OwnServerEngine, open_engine
-from contract.errors import (
-    Code,
-    InternalError,
-    PlumblineError,
-    ResourceExhaustedError,
-    ServableUnavailableError,
-)
+from contract.errors import Code, InternalError, PlumblineError, ResourceExhaustedError
 from contract.signature import Array, Batch
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import ROOT, Score, is_noise, make_images, read_ids, write_images
+from tests.score.jobs import ROOT, Absence, Score, is_noise, make_images, read_ids, write_images
 from tests.serving.server_process import ServerProcess
 
 ROWS = 1000
@@ -80,22 +74,18 @@ def test_two_servers_share_the_rows(tmp_path: Path, score: Score, server: ModelS
 def test_a_server_that_goes_away_and_comes_back_costs_nothing(
     tmp_path: Path, score: Score, server: ModelServer
 ) -> None:
-    right, gone = server.answer, threading.Event()
+    absence = Absence(server)
 
-    def answer(inputs: Batch) -> Batch:
-        if is_noise(inputs) and not gone.is_set():
-            gone.set()
-            threading.Thread(target=restart).start()
-        return right(inputs)
+    def come_back() -> None:
+        if absence.has_begun.wait(60):
+            threading.Event().wait(3)  # longer than the tries of one call
+            absence.end()
 
-    def restart() -> None:
-        server.stop()
-        threading.Event().wait(3)  # longer than the tries of one call
-        server.start()
-
-    server.answer = answer
+    helper = threading.Thread(target=come_back)
+    helper.start()
     assert score("--server", server.address) == 0
-    assert gone.is_set()
+    helper.join()
+    assert absence.has_begun.is_set()
     assert read_ids(tmp_path / "out") == list(range(ROWS))
 
 
@@ -107,27 +97,13 @@ def test_a_server_that_stays_away_ends_the_job_which_goes_on_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("clients.score.engines.PATIENCE_S", 0.5)
-    right, asked, stops = server.answer, 0, list[threading.Thread]()
-
-    def answer(inputs: Batch) -> Batch:
-        nonlocal asked
-        asked += len(next(iter(inputs.values()))) if is_noise(inputs) else 0
-        if asked <= 600:
-            return right(inputs)
-        if not stops:
-            stops.append(threading.Thread(target=server.stop))
-            stops[0].start()
-        raise ServableUnavailableError("the server stops")
-
-    server.answer = answer
+    absence = Absence(server, after_rows=600)
     assert score("--server", server.address) == 3
     said = capsys.readouterr().err
     assert server.address in said and "what is scored stays" in said
     parts = list((tmp_path / "out").rglob("part-*.parquet"))
     assert 0 < len(parts) < 4
-    stops[0].join()
-    server.answer = right
-    server.start()
+    absence.end()
     assert score("--server", server.address, "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_parts_before"] == len(parts)
     assert read_ids(tmp_path / "out") == list(range(ROWS))

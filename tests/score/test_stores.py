@@ -15,7 +15,6 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import parquet
 
-from clients.cli import main
 from clients.score.columns import BadRow
 from clients.score.output import (
     PartWriter,
@@ -28,7 +27,7 @@ from clients.score.output import (
 )
 from clients.score.sources import list_units, read_unit
 from contract.errors import ConfigError, DatasetError, PlumblineError, ServableUnavailableError
-from tests.score.jobs import Job, make_job, make_table_version
+from tests.score.jobs import Job, make_job, score
 
 REFUSED = PermissionError(errno.EACCES, "Access Denied")
 BROKEN = OSError(errno.EIO, "Please reduce your request rate")
@@ -93,8 +92,8 @@ def store() -> Iterator[dict[tuple[str, str], Exception]]:
 
 
 @pytest.fixture(scope="module")
-def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_table_version(tmp_path_factory.mktemp("people"))
+def version(people: Path) -> Path:
+    return people
 
 
 def write(path: Path) -> Path:
@@ -210,15 +209,15 @@ def test_parts_that_cannot_be_looked_at_are_no_wrong_answers(
     error: Exception,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    source = str(write(tmp_path / "in.parquet"))
-    command = ["score", source, "moody://jobs/out", "--version_dir", str(version), "--workers=1"]
+    source = write(tmp_path / "in.parquet")
+    where = (source, "moody://jobs/out", version)
     store["read", ".parquet"] = error  # which only the verdict asks for in a first run
-    assert main([*command, "--json"]) == 3
+    assert score(*where, "--json") == 3
     document = json.loads(capsys.readouterr().out)
     assert (document["num_scored"], document["sample"]["passed"]) == (5, None)
     assert document["sample"]["problems"] == [] and len(document["sample"]["unread"]) == 1
     store.clear()
-    assert main(command) == 0
+    assert score(*where) == 0
     assert "agree with LiteRT" in capsys.readouterr().out
 
 
@@ -228,10 +227,10 @@ def test_a_verdict_without_a_look_says_so(
     store: dict[tuple[str, str], Exception],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    source = str(write(tmp_path / "in.parquet"))
-    command = ["score", source, "moody://jobs/out", "--version_dir", str(version), "--workers=1"]
+    source = write(tmp_path / "in.parquet")
+    where = (source, "moody://jobs/out", version)
     store["read", ".parquet"] = BROKEN
-    assert main(command) == 3
+    assert score(*where) == 3
     said = capsys.readouterr().out
     assert "Verdict: not proved. Parts of the sample could not be looked at" in said
     assert "is NOT what the model answers" not in said
@@ -243,10 +242,10 @@ def test_a_claim_that_cannot_be_removed_costs_no_result(
     store: dict[tuple[str, str], Exception],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    source = str(write(tmp_path / "in.parquet"))
-    command = ["score", source, "moody://jobs/out", "--version_dir", str(version), "--workers=1"]
+    source = write(tmp_path / "in.parquet")
+    where = (source, "moody://jobs/out", version)
     store["remove", "/_asked/"] = BROKEN
-    assert main(command) == 0
+    assert score(*where) == 0
     said = capsys.readouterr()
     assert "agree with LiteRT" in said.out and "until that file is removed" in said.err
 

@@ -14,14 +14,14 @@ import pytest
 from pyarrow import parquet
 
 from clients.score.arrays import convert
-from tests.score.jobs import Job, make_job, make_table_version
+from tests.score.jobs import Job, make_job
 
 ROWS = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
 @pytest.fixture(scope="module")
-def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_table_version(tmp_path_factory.mktemp("people"))
+def version(people: Path) -> Path:
+    return people
 
 
 def score(column: pa.Array, tmp_path: Path, version: Path, keys: pa.Array | None = None) -> Job:

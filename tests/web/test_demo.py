@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
 import json
@@ -21,6 +22,7 @@ from contract import layout
 from contract.golden import read_golden
 from contract.signature import UINT8
 from tests.clients.browsers import need_browser
+from tests.ports import HeldPort
 from tests.serving.server_process import ServerProcess
 
 pytest.importorskip("playwright", reason="playwright drives the browser, and is not installed")
@@ -290,6 +292,7 @@ class SlowServer(http.server.ThreadingHTTPServer):
     """Answers a REST predict once it may, and counts."""
 
     daemon_threads = True
+    allow_reuse_port = True
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _SlowHandler)
@@ -318,14 +321,13 @@ class _SlowHandler(http.server.BaseHTTPRequestHandler):
 def test_a_server_that_starts_later_is_asked_again_without_a_stroke(
     browser: Browser, version_dir: Path
 ) -> None:
-    with SlowServer() as known:
-        port = known.server_port
     with (
-        serve_page(version_dir, f"127.0.0.1:{port}") as url,
+        contextlib.closing(HeldPort()) as port,
+        serve_page(version_dir, f"127.0.0.1:{port.number}") as url,
         open_page(browser, url) as visit,
     ):
         visit.settle("Both agree")
-        with SlowServer(port) as late:
+        with SlowServer(port.number) as late:
             late.may_answer.set()
             threading.Thread(target=late.serve_forever, daemon=True).start()
             expect(visit.agreement).to_contain_text("they differ", timeout=30_000)
