@@ -15,7 +15,6 @@ from clients.files.predict import add_adjustment_flags, find_adjustment, find_sc
 from clients.score.columns import (
     ColumnPlan,
     describe_order,
-    holds_pictures,
     parse_map,
     plan_columns,
     try_first,
@@ -327,7 +326,7 @@ def _remark_rows(
 ) -> None:
     """Says what looks wrong about the first rows, and refuses those that do not fit at all."""
     batch = try_first(rows.block, plan, engine.signatures, args.signature_name)
-    if holds_pictures(rows.block, plan):
+    if plan.is_image:
         check_adjustment(plan.adjustment, plan.signature, engine.signatures)
     if words := describe_order(rows.block, plan, manifest.data):
         remark(words)

@@ -54,6 +54,9 @@ _NAMED = 8
 
 _TRIED_ROWS = 512
 
+_FITTED_ROWS = 64
+"""That choose a signature."""
+
 _INFERRED_ROWS = 1000
 _FEW = 0.1
 """A column of texts holds numbers where no more of its first rows are none."""
@@ -98,6 +101,7 @@ class ColumnPlan:
         allow_non_finite: Whether NaN and infinity are taken.
         types: Of keys, so that they are the same in every part; and of what CSV files and records
             hold.
+        is_image: Whether rows are files of pictures, which are decoded here or by the model.
     """
 
     signature: Signature
@@ -107,6 +111,7 @@ class ColumnPlan:
     adjustment: Adjustment
     allow_non_finite: bool = False
     types: Mapping[str, pa.DataType] = dataclasses.field(default_factory=dict)
+    is_image: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -212,14 +217,16 @@ def plan_columns(
         ]
         if set(keys) <= set(folders):  # which do not tell rows apart; `source` names them, too
             keys = []
+    is_image = _are_pictures(block, chosen)
     plan = ColumnPlan(
-        signature=_fit_signature(block, signatures, signature_name, chosen, adjustment),
+        signature=_fit_signature(block, signatures, signature_name, chosen, adjustment, is_image),
         inputs=tuple(chosen),
         keys=tuple(keys),
         pixel_shape=find_pixel_shape(signatures),
         adjustment=adjustment,
         allow_non_finite=allow_non_finite,
         types=_plan_types(block, chosen, keys),
+        is_image=is_image,
     )
     fixed = [spec.name for spec in plan.signature.inputs.values() if not has_rows(spec)]
     if fixed:
@@ -371,18 +378,10 @@ def try_first(
         raise advise_signature(
             error,
             plan.signature if signature_name else None,
-            lambda: _fit_signature(inferred, signatures, "", [*plan.inputs], plan.adjustment),
+            lambda: _fit_signature(
+                inferred, signatures, "", [*plan.inputs], plan.adjustment, plan.is_image
+            ),
         ) from error
-
-
-def holds_pictures(block: Block, plan: ColumnPlan) -> bool:
-    """Whether the first rows are files of pictures, which are decoded here or by the model."""
-    (one, *others) = plan.inputs
-    if others or one.is_stacked:
-        return False
-    first = block.table.column(one.columns[0]).drop_null().slice(0, 1)
-    array = convert(first, None)
-    return isinstance(array, np.ndarray) and _holds_pictures(array)
 
 
 def describe_order(block: Block, plan: ColumnPlan, data: DataEntry | None) -> str:
@@ -461,10 +460,11 @@ def _fit_signature(
     signature_name: str,
     chosen: list[InputColumns],
     adjustment: Adjustment,
+    is_image: bool,
 ) -> Signature:
     if signature_name:
         return find_signature(signatures, signature_name)
-    sample = block.table.slice(0, 64)
+    sample = block.table.slice(0, _FITTED_ROWS)
     wrong = {row: reason for row, reason in block.wrong.items() if row < sample.num_rows}
     masked, bad = _drop_missing(sample, chosen, wrong)
     if not masked.num_rows:
@@ -484,7 +484,8 @@ def _fit_signature(
     if by_width is not None:
         return by_width
     specs = (spec for one in signatures.values() for spec in one.inputs.values())
-    rows = _to_rows(masked, chosen, None, counts={count_values(spec) for spec in specs})
+    counts = {count_values(spec) for spec in specs}
+    rows = _to_rows(masked, chosen, None, counts=counts, is_image=is_image)
     rows = adjustment.apply(rows)
     try:
         return choose_signature(
@@ -667,7 +668,7 @@ def _fit(
 ) -> tuple[dict[str, Array], Array]:
     """The batch of rows without nulls, and their numbers; those that do not fit join `bad`."""
     skipped: list[Skipped] = []
-    rows = _to_rows(table, plan.inputs, plan.signature, skipped)
+    rows = _to_rows(table, plan.inputs, plan.signature, skipped, is_image=plan.is_image)
     if skipped:
         kept = _refuse(kept, skipped, bad)
         if not len(kept):
@@ -778,6 +779,7 @@ def _to_rows(
     skipped: list[Skipped] | None = None,
     *,
     counts: Collection[int] = (),
+    is_image: bool = False,
 ) -> FileRows:
     """Arrays of the columns, before they are made to fit; rows without nulls.
 
@@ -803,7 +805,8 @@ def _to_rows(
             whole[name] = np.array([row for index, row in enumerate(array) if index not in bad])
         else:
             whole[name] = np.delete(array, list(bad), axis=0) if bad else array
-    is_image = len(whole) == 1 and _holds_pictures(next(iter(whole.values())))
+    # Bytes of any kind are pictures among pictures: bad rows, where they are none.
+    is_image = is_image and next(iter(whole.values())).dtype == object
     if len(inputs) == 1 and (is_image or inputs[0].input not in specs):
         whole = {UNNAMED: next(iter(whole.values()))}
     num_rows = len(next(iter(whole.values())))
@@ -826,8 +829,20 @@ def _read_input(table: pa.Table, one: InputColumns, spec: TensorSpec | None) -> 
     return values
 
 
-def _holds_pictures(array: Array) -> bool:
-    return array.dtype == object and len(array) > 0 and bytes(array.flat[0])[:4].startswith(_MAGIC)
+def _are_pictures(block: Block, chosen: Sequence[InputColumns]) -> bool:
+    """Whether rows are files of pictures, the first of which may be damaged."""
+    (one, *others) = chosen
+    if others or one.is_stacked:
+        return False
+    if block.names:
+        return True
+    values = block.table.column(one.columns[0]).slice(0, _FITTED_ROWS).drop_null()
+    array = convert(values, None) if len(values) else None
+    return (
+        isinstance(array, np.ndarray)
+        and array.dtype == object
+        and any(bytes(value or b"").startswith(_MAGIC) for value in array.reshape(-1))
+    )
 
 
 def _stack(table: pa.Table, one: InputColumns) -> Array:
