@@ -32,6 +32,7 @@ from contract.manifest import DataEntry
 from contract.signature import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
+    STRING,
     Array,
     Batch,
     Hints,
@@ -203,7 +204,7 @@ def plan_columns(
         SignatureNotFoundError: No such signature.
         TensorMismatchError: The rows fit no signature.
     """
-    block = _infer_types(block)
+    texts, block = block, _infer_types(block)
     table, mapped = block.table, dict(mapped or {})
     names = table.column_names
     wanted = [column for columns in mapped.values() for column in columns]
@@ -217,6 +218,7 @@ def plan_columns(
         ]
         if set(keys) <= set(folders):  # which do not tell rows apart; `source` names them, too
             keys = []
+    block = _keep_texts(block, texts, chosen, signatures, signature_name)
     is_image = _are_pictures(block, chosen)
     plan = ColumnPlan(
         signature=_fit_signature(block, signatures, signature_name, chosen, adjustment, is_image),
@@ -241,6 +243,31 @@ def plan_columns(
             f"{', '.join(plan.signature.inputs)}"
         )
     return plan
+
+
+def _keep_texts(
+    block: Block,
+    texts: Block,
+    chosen: Sequence[InputColumns],
+    signatures: Mapping[str, Signature],
+    signature_name: str,
+) -> Block:
+    """With the texts of a CSV file where nothing but texts is asked for, if they look like numbers
+    or not.
+    """
+    asked = [signatures[signature_name]] if signature_name in signatures else signatures.values()
+    table = block.table
+    for one in chosen if block.is_text else ():
+        specs = [
+            spec
+            for signature in asked
+            for spec in signature.inputs.values()
+            if one.input in (UNNAMED, spec.name)
+        ]
+        if not one.is_stacked and specs and all(spec.dtype == STRING for spec in specs):
+            place = table.column_names.index(one.columns[0])
+            table = table.set_column(place, one.columns[0], texts.table.column(place))
+    return dataclasses.replace(block, table=table)
 
 
 def _require(table: pa.Table, columns: Sequence[str], flag: str) -> None:
@@ -487,11 +514,15 @@ def _fit_signature(
     counts = {count_values(spec) for spec in specs}
     rows = _to_rows(masked, chosen, None, counts=counts, is_image=is_image)
     rows = adjustment.apply(rows)
+    is_scaled = adjustment.scales or bool(adjustment.pixels)
     try:
-        return choose_signature(
-            signatures, rows, is_scaled=adjustment.scales or bool(adjustment.pixels)
-        )
+        return choose_signature(signatures, rows, is_scaled=is_scaled)
     except TensorMismatchError as error:
+        for name, one in signatures.items():
+            if lossy := [] if is_image else _find_lossy(rows, one):
+                with suppress(TensorMismatchError):
+                    some = _leave_out(rows, lossy)
+                    return choose_signature({name: one}, some, is_scaled=is_scaled)
         columns = list_some([column for one in chosen for column in one.columns])
         raise TensorMismatchError(
             f"of column {columns}: {error.message}; --map says which columns are meant"
@@ -676,8 +707,11 @@ def _fit(
         names = tuple(str(row) for row in range(len(kept)))
         rows = dataclasses.replace(rows, names=names)
     skipped.clear()
+    rows = plan.adjustment.apply(rows)
+    if lossy := _find_lossy(rows, plan.signature):
+        kept, rows = _refuse(kept, lossy, bad), _leave_out(rows, lossy)
     (fitted,) = fit_rows(
-        plan.adjustment.apply(rows),
+        rows,
         plan.signature,
         pixel_shape=plan.pixel_shape,
         adjustment=plan.adjustment,
@@ -685,6 +719,38 @@ def _fit(
         hints=Hints(frozenset({plan.signature.name})),
     )
     return dict(fitted.batch), _refuse(kept, skipped, bad)
+
+
+def _find_lossy(rows: FileRows, signature: Signature) -> list[Skipped]:
+    """Rows with numbers that an input of integers cannot hold, where others have none: if all do,
+    it is the column that does not fit.
+    """
+    found: dict[int, str] = {}
+    for name, array in rows.batch.items():
+        spec = signature.inputs.get(name)
+        if spec is None and len(signature.inputs) == 1:
+            spec = next(iter(signature.inputs.values()))
+        if spec is None or spec.dtype == STRING or spec.numpy_dtype.kind not in "iu":
+            continue
+        if array.dtype.kind not in "iuf" or array.dtype == spec.numpy_dtype or not array.ndim:
+            continue
+        with np.errstate(invalid="ignore"):
+            differs = (array.astype(spec.numpy_dtype) != array).reshape(len(array), -1)
+        lossy = differs.any(axis=1)
+        if lossy.all():
+            continue
+        for row in np.flatnonzero(lossy).tolist():
+            value = array[row].reshape(-1)[np.argmax(differs[row])]
+            found[row] = f"{spec.name} is {value:.12g}, and no {spec.dtype}"
+    return [Skipped(str(row), reason) for row, reason in found.items()]
+
+
+def _leave_out(rows: FileRows, skipped: Sequence[Skipped]) -> FileRows:
+    places = [int(one.name) for one in skipped]
+    batch = {name: np.delete(array, places, axis=0) for name, array in rows.batch.items()}
+    num_rows = len(next(iter(batch.values())))
+    names = tuple(str(row) for row in range(num_rows)) if rows.names else ()
+    return dataclasses.replace(rows, batch=batch, names=names)
 
 
 def _refuse(kept: Array, skipped: Sequence[Skipped], bad: dict[int, str]) -> Array:
