@@ -24,7 +24,15 @@ from clients.files.fit import (
 )
 from clients.files.read import UNNAMED, FileRows, Skipped
 from clients.on_device import check_finite
-from clients.score.arrays import convert, count_bytes, count_values, find_gaps, find_odd
+from clients.score.arrays import (
+    convert,
+    count_bytes,
+    count_values,
+    find_gaps,
+    find_odd,
+    is_list,
+    to_texts,
+)
 from clients.score.sources import EXAMPLE, Block, Unit, read_unit
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, TensorMismatchError
@@ -359,10 +367,33 @@ def _choose_only(
     values = [name for name in names if not _is_single(table.schema.field(name))]
     if len(values) > 1 and EXAMPLE in values:
         values.remove(EXAMPLE)
+    if len(values) > 1:
+        values = [name for name in values if name not in keys] or values
+    if len(values) > 1:
+        values = _match_numbers(table, values, candidates) or values
     if len(values) == 1 or len(names) == 1:
         return InputColumns(UNNAMED, ((values or names)[0],))
     numbers = _match_all(table, candidates, keys)
     return InputColumns(UNNAMED, numbers) if numbers else None
+
+
+def _match_numbers(
+    table: pa.Table, names: Sequence[str], candidates: Sequence[Signature]
+) -> list[str]:
+    """Of columns of lists and of bytes, those that can hold the numbers of a row, where nothing but
+    numbers is asked for: bytes of any length are names then, or hashes.
+    """
+    pa = import_extra("pyarrow", _PURPOSE)
+    specs = [spec for one in candidates for spec in one.inputs.values()]
+    if any(spec.dtype == STRING for spec in specs):
+        return []
+    widths = {count_bytes(spec) for spec in specs}
+    kinds = {name: table.schema.field(name).type for name in names}
+    return [
+        name
+        for name, kind in kinds.items()
+        if is_list(kind) or (pa.types.is_fixed_size_binary(kind) and kind.byte_width in widths)
+    ]
 
 
 def _match_training(table: pa.Table, data: DataEntry) -> InputColumns | None:
@@ -775,7 +806,7 @@ def _count_odd(table: pa.Table, plan: ColumnPlan) -> tuple[dict[str, int], dict[
         for column in dict.fromkeys(one.columns):
             values = table.column(column)
             if column in known:
-                values = pc.cast(values, pa.string())
+                values = to_texts(values)
                 is_none = pc.fill_null(pc.equal(values, ""), True)
                 is_new = pc.invert(pc.or_(is_none, pc.is_in(values, pa.array(known[column]))))
                 name = f"{column}={known[column][0]}"
@@ -920,7 +951,7 @@ def _stack(table: pa.Table, one: InputColumns) -> Array:
     for place, (name, category) in enumerate(zip(one.columns, encodings, strict=True)):
         column = table.column(name)
         if category:
-            texts = pc.fill_null(pc.cast(column, pa.string()), "")
+            texts = pc.fill_null(to_texts(column), "")
             stacked[:, place] = pc.equal(texts, category).to_numpy()
             continue
         try:

@@ -193,3 +193,33 @@ def test_cells_of_csv_stay_texts_where_the_model_takes_texts(tmp_path: Path) -> 
     (found,) = (prepare(one, plan) for one in read_planned(unit, plan))
     assert found.batch["x"].tolist() == [b"12", b"007", b"", b"NA"]
     assert found.bad == []
+
+
+@pytest.mark.parametrize("kind", [pa.list_(FLOAT), pa.list_(FLOAT, 3), pa.binary(12)])
+def test_bytes_beside_the_only_column_of_numbers_are_no_input(kind: pa.DataType) -> None:
+    numbers = np.array(ROWS, np.float32)
+    rows = [row.tobytes() if kind == pa.binary(12) else row.tolist() for row in numbers]
+    columns = {
+        "hash": pa.array([b"0123456789abcdef"] * 3, pa.binary(16)),
+        "name": pa.array([b"a", b"b", b"\xff"]),
+        "values": pa.array(rows, kind),
+    }
+    plan = plan_one(Block(pa.table(columns), 0), "float32", (None, 3))
+    assert plan.columns == ["values"]
+
+
+def test_lists_that_are_keys_are_no_input(tmp_path: Path, version: Path) -> None:
+    columns = {"id": [[1], [2], [3]], "values": ROWS}
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    job = make_job(tmp_path / "x.parquet", tmp_path / "out", version, keys=["id"])
+    job.run()
+    assert job.read()["id"].to_pylist() == [[1], [2], [3]]
+
+
+def test_categories_may_be_bytes_of_any_kind(tmp_path: Path, version: Path) -> None:
+    colors = [b"red", b"\xff", None, b"blue"]
+    table = pa.table({"id": range(4), "age": [1.0] * 4, "color": pa.array(colors)})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    job = make_job(tmp_path / "x.parquet", tmp_path / "out", version)
+    job.run()
+    assert list(read_answers(job).values()) == [[1, 0, 1], [1, 0, 0], [1, 0, 0], [1, 1, 0]]
