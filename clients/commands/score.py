@@ -247,6 +247,7 @@ def run(args: argparse.Namespace) -> ExitCode:
             job = _prepare(args, version_dir, manifest, choice, rows, plan, stack)
             result = _run(args, job)
             with explain_errors(args.output):
+                sweep(job.task.destination)  # what workers left that died meanwhile
                 parts = find_parts(job.task.destination)
             refuse_stale(job.units, job.task.destination, parts)  # which came meanwhile
             result.num_others = len(parts) - len(job.units)

@@ -435,6 +435,19 @@ def test_a_job_that_begins_takes_nothing_from_one_at_work(tmp_path: Path, versio
     assert read_ids(tmp_path / "out") == list(range(300))
 
 
+def test_what_a_worker_left_that_died_in_a_job_goes_with_the_end_of_the_job(
+    tmp_path: Path, version: Path
+) -> None:
+    write(tmp_path / "in" / "x.parquet", 0, 600, group=3)
+    job = start(tmp_path, version)
+    wait_for_parts(tmp_path, 1, job)
+    left = tmp_path / "out" / "version=1" / ".part-left"
+    left.write_bytes(b"half")
+    _, err = job.communicate()
+    assert job.returncode == 0, err
+    assert not left.exists()
+
+
 def test_what_a_dead_worker_left_on_nfs_is_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
