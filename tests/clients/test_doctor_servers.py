@@ -47,22 +47,20 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture(scope="module")
 def encrypted(certificates: Certificates) -> Iterator[ModelServer]:
     """Over TLS, with a certificate for `localhost` alone."""
-    server = ModelServer()
     cert, key = certificates.server
-    server.start(grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())]))
-    yield server
-    server.stop()
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
+    with ModelServer(credentials=credentials) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def mutual(certificates: Certificates) -> Iterator[ModelServer]:
     """Over mutual TLS."""
-    server = ModelServer()
     cert, key = certificates.server
     pairs, ca = [(key.read_bytes(), cert.read_bytes())], certificates.ca.read_bytes()
-    server.start(grpc.ssl_server_credentials(pairs, ca, require_client_auth=True))
-    yield server
-    server.stop()
+    credentials = grpc.ssl_server_credentials(pairs, ca, require_client_auth=True)
+    with ModelServer(credentials=credentials) as server:
+        yield server
 
 
 @pytest.fixture
