@@ -167,9 +167,10 @@ class Result:
         num_before: Of them, those that an earlier run had written.
         num_others: Parts in OUT of files that are not in IN.
         seconds: Of this run, with the start of Ray and of workers.
-        first_s: Of them, until the first part was there.
+        start_s: Of them, until a worker began to score.
+        first_s: Likewise, until the first part was there.
         rows_per_s: Of this run.
-        is_steady: Whether `rows_per_s` is counted from the first part on.
+        is_steady: Whether `rows_per_s` is counted from the start of the first worker on.
         unsure: Share of answers whose class has a score below 0.5; None without classes.
         shifts: (input, column) to how far it moved.
         verdict: Of a sample of what lies in OUT.
@@ -182,12 +183,23 @@ class Result:
     num_before: int = 0
     num_others: int = 0
     seconds: float = 0.0
+    start_s: float = 0.0
     first_s: float = 0.0
     rows_per_s: float = 0.0
     is_steady: bool = False
     unsure: float | None = None
     shifts: dict[tuple[str, str], Shift] = dataclasses.field(default_factory=dict)
     verdict: Verdict = dataclasses.field(default_factory=Verdict)
+
+    def set_speed(self, num_rows: int) -> None:
+        """Finds the speed at which a run scored so many rows.
+
+        Where workers took long to start, it is that of the time from then on. That from the first
+        part on would be too high: other workers had scored most of theirs by then.
+        """
+        scoring_s = self.seconds - self.start_s
+        self.is_steady = scoring_s > _LONG_S < self.start_s
+        self.rows_per_s = num_rows / max(scoring_s if self.is_steady else self.seconds, 1e-9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,10 +314,12 @@ def _find_rows(args: argparse.Namespace) -> _Rows:
         )
     with show_progress("list", unit="files") as progress:
         units = list_units(args.input, progress.advance)
-    block = next((block for unit in units for block in read_unit(unit)), None)
-    if block is None:
-        raise DatasetError(f"{args.input} has no rows")
-    return _Rows(units, block)
+    lost: list[str] = []
+    for block in (block for unit in units for block in read_unit(unit)):
+        if block.table.num_rows:
+            return _Rows(units, block)
+        lost += block.lost
+    raise DatasetError(f"{args.input} has no rows" + "".join(f"; {one}" for one in lost[:1]))
 
 
 def _remark_rows(
@@ -431,7 +445,6 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     num_rows_before = tally.num_rows
     if left:
         began = first = time.perf_counter()
-        num_first = 0
         with (
             keep_stderr() as shown,
             show_progress("score", is_kept=False, stream=shown) as progress,
@@ -441,7 +454,7 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
                 for summary in finished:
                     tally.add(summary)
                     if first == began:
-                        first, num_first = time.perf_counter(), summary.num_rows
+                        first = time.perf_counter()
                     course.tell()
                     _limit_bad(
                         args,
@@ -451,10 +464,8 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
                     )
             result.seconds = time.perf_counter() - began
             result.first_s = first - began
-        result.rows_per_s = (tally.num_rows - num_rows_before) / max(result.seconds, 1e-9)
-        if (steady_s := result.seconds - result.first_s) > _LONG_S < result.first_s:
-            result.is_steady = True
-            result.rows_per_s = (tally.num_rows - num_rows_before - num_first) / steady_s
+            result.start_s = course.began - began
+        result.set_speed(tally.num_rows - num_rows_before)
     _add_up(result, tally, job.manifest)
     return result
 
@@ -469,10 +480,13 @@ class Course:
 
     Attributes:
         wait: Knows who is waited for.
+        began: When a worker began to score, by time.perf_counter; before that, when all began.
     """
 
     def __init__(self, progress: Progress, units: Sequence[Unit], tally: UnitSummary) -> None:
         self.wait = Wait()
+        self.began = time.perf_counter()
+        self._is_begun = False
         progress.find_wait = self.wait.describe
         self._progress = progress
         self._tally = tally
@@ -492,16 +506,23 @@ class Course:
         """Shows what is finished.
 
         Args:
-            now: With what came of a unit that is not finished yet.
-            num_bytes: And how many of its bytes were read.
+            now: With what came of units that are not finished yet.
+            num_bytes: And how many of their bytes were read.
         """
+        if not self._is_begun:
+            self._is_begun, self.began = True, time.perf_counter()
+            self._progress.begin()
         now = now or UnitSummary()
         num_bad = self._tally.num_bad + now.num_bad
         self._progress.note = f"{num_bad:,} bad" if num_bad else ""
-        self._progress.reach(self._tally.num_rows - self._num_rows_before + now.num_rows)
+        num_rows = self._tally.num_rows - self._num_rows_before + now.num_rows
+        # Of a unit that is begun again, by another worker, what was told once stands.
+        if num_rows > self._progress.count:
+            self._progress.reach(num_rows)
         if self._num_bytes:
             num_bytes += self._tally.num_bytes - self._num_bytes_before
-            self._progress.share = min(1.0, num_bytes / self._num_bytes)
+            share = min(1.0, num_bytes / self._num_bytes)
+            self._progress.share = max(self._progress.share, share)
 
 
 def _split(names: str) -> list[str]:
@@ -531,7 +552,15 @@ def _start(
         course.begin("Ray starts")
         with open_cluster(args.cluster, args.workers) as cluster:
             course.begin("workers start")
-            yield run_units(units, job.task, job.plan, job.version_dir, cluster)
+            yield run_units(
+                units,
+                job.task,
+                job.plan,
+                job.version_dir,
+                cluster,
+                on_block=course.tell,
+                wait=course.wait,
+            )
     except KeyboardInterrupt as interruption:
         raise KeyboardInterrupt(
             "what is scored stays, and the same command goes on from there"
@@ -606,7 +635,8 @@ def _print(args: argparse.Namespace, job: _Job, result: Result) -> None:
         ],
     )
     if result.is_steady:
-        say(f"The first part took {format_seconds(result.first_s)}; rows/s are those from then on")
+        start = format_seconds(result.start_s)
+        say(f"Workers started after {start}; rows/s are those from then on")
     if result.num_others > 0:
         say(f"{result.num_others:,} more parts lie there, of files that are not in {args.input}")
     if result.num_bad:
@@ -689,6 +719,7 @@ def _to_document(args: argparse.Namespace, job: _Job, result: Result) -> Mapping
         "num_parts_before": result.num_before,
         "num_parts_of_others": result.num_others,
         "seconds": result.seconds,
+        "start_seconds": result.start_s,
         "first_part_seconds": result.first_s,
         "rows_per_s": result.rows_per_s,
         "unsure": result.unsure,

@@ -466,10 +466,13 @@ def _fit_signature(
         return find_signature(signatures, signature_name)
     sample = block.table.slice(0, 64)
     wrong = {row: reason for row, reason in block.wrong.items() if row < sample.num_rows}
-    masked, _ = _drop_missing(sample, chosen, wrong)
+    masked, bad = _drop_missing(sample, chosen, wrong)
     if not masked.num_rows:
+        first = min(bad, default=0)
         raise DatasetError(
-            "the first 64 rows all lack a value; say which signature is meant with --signature_name"
+            f"none of the first {sample.num_rows} rows can be scored; row {first}: "
+            f"{bad.get(first, 'there is none')}; if later ones can, say which signature is meant "
+            "with --signature_name"
         )
     # Numbers that flags divide are no bytes of pixels any more.
     widths = {
@@ -592,17 +595,17 @@ def _settle(block: Block, plan: ColumnPlan) -> Block:
     for name in changed:
         kind = plan.types[name]
         columns[name], odd = _cast(columns[name], kind, is_input=name in inputs)
-        what = _describe_type(kind)
+        what = _describe_type(kind, is_input=name in inputs)
         wrong = {row: f"{name} is {text!r}, and {what}" for row, text in odd.items()} | wrong
     return dataclasses.replace(block, table=pa.table(columns), wrong=wrong)
 
 
-def _describe_type(kind: pa.DataType) -> str:
-    """What a cell is not."""
+def _describe_type(kind: pa.DataType, *, is_input: bool) -> str:
+    """What a cell is not; an input may be a fraction where the first were whole."""
     types = import_extra("pyarrow", _PURPOSE).types
-    if types.is_integer(kind):
+    if types.is_integer(kind) and not is_input:
         return "no whole number"
-    if types.is_floating(kind):
+    if types.is_integer(kind) or types.is_floating(kind):
         return "no number"
     return "neither true nor false" if types.is_boolean(kind) else f"not {kind}"
 

@@ -107,6 +107,7 @@ class Wait:
     def __init__(self) -> None:
         self._whom = ""
         self._since: float | None = None
+        self._relayed = ""
 
     @contextmanager
     def asking(self, whom: str) -> Iterator[None]:
@@ -121,12 +122,16 @@ class Wait:
         """An answer has come; the next is waited for from now on."""
         self._since = time.monotonic()
 
+    def relay(self, text: str) -> None:
+        """What another process said of whom it waits for."""
+        self._relayed = text
+
     def describe(self) -> str:
         """For example `waits for 127.0.0.1:8500, 12 s`; "" while answers come."""
         since = self._since
         waited_s = 0.0 if since is None else time.monotonic() - since
         if waited_s < _SILENT_S:
-            return ""
+            return self._relayed
         return f"waits for {self._whom}, {format_seconds(waited_s)}"
 
 

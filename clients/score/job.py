@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,12 @@ _QUEUED = 2
 _TRIES = 5
 """Workers that may die of a unit: one that kills each of them is no accident."""
 
+_TELL_S = 2.0
+"""Without news for so long, workers are asked how far they are."""
+
+_TELLING = "telling"
+"""Ray's group of calls that are answered while a unit is scored."""
+
 _CONNECT_S = 10.0
 
 _STORE_BYTES = 256 * 2**20
@@ -65,6 +71,20 @@ class _Outcome(msgspec.Struct, kw_only=True):
     fault: WorkerFault | None = None
 
 
+class _Told(msgspec.Struct, kw_only=True):
+    """How far a worker is.
+
+    Attributes:
+        summary: What came so far of the unit that it is at.
+        num_bytes: How many bytes of it were read.
+        wait: Whom it waits for, in words.
+    """
+
+    summary: UnitSummary
+    num_bytes: int
+    wait: str
+
+
 class ScoreWorker:
     """What Ray runs one of for each worker.
 
@@ -80,9 +100,11 @@ class ScoreWorker:
 
         self._scorer: Scorer | None = None
         self._fault: WorkerFault | None = None
+        self._wait = Wait()
+        self._now, self._num_bytes = UnitSummary(), 0
         try:
             version_dir = place_version(task.version, lambda: ray.get(files[0]))
-            self._scorer = Scorer(task, plan, version_dir)
+            self._scorer = Scorer(task, plan, version_dir, self._wait)
             atexit.register(self._scorer.close)
         except Exception as error:
             self._fault = WorkerFault.of(error)
@@ -95,9 +117,19 @@ class ScoreWorker:
         """What came of a unit."""
         assert self._scorer is not None, "a worker that cannot score gets no unit"
         try:
-            return _Outcome(summary=self._scorer.score(unit))
+            return _Outcome(summary=self._scorer.score(unit, self._hear))
         except Exception as error:
             return _Outcome(fault=WorkerFault.of(error, unit.describe()))
+        finally:
+            self._now, self._num_bytes = UnitSummary(), 0
+
+    def _hear(self, now: UnitSummary, num_bytes: int) -> None:
+        self._now = UnitSummary(num_rows=now.num_rows, num_bad=now.num_bad)
+        self._num_bytes = num_bytes
+
+    def tell(self) -> _Told:
+        """How far it is; asked while it scores."""
+        return _Told(summary=self._now, num_bytes=self._num_bytes, wait=self._wait.describe())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +293,7 @@ def run_here(
         task: Likewise.
         plan: Likewise.
         version_dir: The version.
-        on_block: Told how far a unit is.
+        on_block: Told when it has started, and how far a unit is.
         wait: Knows of servers that are waited for.
     """
     where = ""
@@ -269,6 +301,7 @@ def run_here(
         place = place_version(task.version, lambda: pack_version(version_dir))
         scorer = Scorer(task, plan, place, wait)
         try:
+            on_block(UnitSummary(), 0)  # it has started
             for unit in units:
                 where = unit.describe()
                 yield scorer.score(unit, on_block)
@@ -281,7 +314,14 @@ def run_here(
 
 
 def run_units(
-    units: Sequence[Unit], task: Task, plan: ColumnPlan, version_dir: Path, cluster: Cluster
+    units: Sequence[Unit],
+    task: Task,
+    plan: ColumnPlan,
+    version_dir: Path,
+    cluster: Cluster,
+    *,
+    on_block: OnBlock = lambda *_: None,
+    wait: Wait | None = None,
 ) -> Iterator[UnitSummary]:
     """Scores units; a worker that dies is replaced, and its unit scored by another.
 
@@ -291,6 +331,9 @@ def run_units(
         plan: How rows become batches.
         version_dir: The version; it reaches other nodes through Ray.
         cluster: As `open_cluster` gave it.
+        on_block: Told when a worker has started, and, where no unit is finished for a while, how
+            far those are together that workers are at.
+        wait: Told then whom workers wait for.
 
     Yields:
         What came of each unit, as it ends.
@@ -303,9 +346,10 @@ def run_units(
     # As many threads as each asks Ray for: TensorFlow would take all cores for every worker.
     task = msgspec.structs.replace(task, engine=msgspec.structs.replace(task.engine, num_threads=1))
     files = ray.put({} if cluster.is_here else pack_version(version_dir))
-    worker = ray.remote(num_cpus=1)(ScoreWorker)
+    worker = ray.remote(num_cpus=1, concurrency_groups={_TELLING: 1})(ScoreWorker)
     count = min(cluster.num_workers, len(units))
-    yield from _Crew(lambda: worker.remote(task, plan, [files]), units, count).iterate()
+    crew = _Crew(lambda: worker.remote(task, plan, [files]), units, count, on_block, wait or Wait())
+    yield from crew.iterate()
 
 
 class _Crew:
@@ -319,10 +363,21 @@ class _Crew:
         start: Gives a worker of Ray's.
         units: What is to be done.
         count: How many workers there are at a time.
+        on_block: As of `run_units`.
+        wait: Likewise.
     """
 
-    def __init__(self, start: Callable[[], Any], units: Iterable[Unit], count: int) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Any],
+        units: Iterable[Unit],
+        count: int,
+        on_block: OnBlock,
+        wait: Wait,
+    ) -> None:
         self._start = start
+        self._on_block = on_block
+        self._wait = wait
         self._waiting = deque(units)
         self._count = count
         self._asked: dict[Any, tuple[Any, Unit | None]] = {}  # oldest first
@@ -337,7 +392,12 @@ class _Crew:
 
         num_left = len(self._waiting)
         while num_left:
-            (answered,), _ = ray.wait(list(self._asked))
+            ready, _ = ray.wait(list(self._asked), timeout=_TELL_S)
+            if not ready:
+                self._listen()
+                continue
+            (answered,) = ready
+            self._wait.relay("")
             worker, _ = self._asked[answered]
             try:
                 outcome: _Outcome = ray.get(answered)
@@ -352,6 +412,28 @@ class _Crew:
             if outcome.summary is not None:
                 num_left -= 1
                 yield outcome.summary
+            else:
+                self._on_block(UnitSummary(), 0)  # one has started
+
+    def _listen(self) -> None:
+        """Asks workers how far they are; one that does not answer is lost, or soon tells more."""
+        import ray
+
+        workers = {id(worker): worker for worker, unit in self._asked.values() if unit}
+        calls = [
+            worker.tell.options(concurrency_group=_TELLING).remote() for worker in workers.values()
+        ]
+        if not calls:
+            return
+        now, num_bytes, waits = UnitSummary(), 0, []
+        for call in ray.wait(calls, num_returns=len(calls), timeout=_TELL_S)[0]:
+            with suppress(ray.exceptions.RayError):
+                told: _Told = ray.get(call)
+                now.add(told.summary)
+                num_bytes += told.num_bytes
+                waits += [told.wait] if told.wait else []
+        self._on_block(now, num_bytes)
+        self._wait.relay(waits[0] if waits else "")
 
     def _hire(self) -> None:
         """One worker more: it gets its first unit when it has started, which may be never, where a

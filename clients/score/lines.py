@@ -24,6 +24,15 @@ _PURPOSE = "scoring files"
 CSV_BLOCK_BYTES = 8 * 2**20
 """Of a file, in a block of texts. A line must fit in it."""
 
+_BEFORE_OBJECTS = b"\xef\xbb\xbf \t\r"
+"""Bytes that a line may begin with: those of a byte order mark too."""
+
+_EXACT = 2**53
+"""Up to which floats tell whole numbers apart."""
+
+_DELIMITERS = ";\t|"
+"""What stands between cells where commas do not."""
+
 _SHOWN = 60
 """Characters of a wrong row that its reason shows."""
 
@@ -85,10 +94,22 @@ def _read_header(file: IO[bytes]) -> list[str]:
     first = file.readline()
     while first and not first.strip():
         first = file.readline()
+    while first.count(b'"') % 2 and (more := file.readline()):  # a name of several lines
+        first += more
     file.seek(0)
     if not first.strip():
         return []
-    names: list[str] = csv.read_csv(io.BytesIO(first)).column_names
+    parsed = csv.read_csv(
+        io.BytesIO(first), parse_options=csv.ParseOptions(newlines_in_values=True)
+    )
+    try:
+        names: list[str] = parsed.column_names
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"its header is not UTF-8 ({error}); write it as UTF-8") from error
+    if len(names) == 1 and any(one in names[0] for one in _DELIMITERS):
+        raise DatasetError(
+            f"its header is one cell, {_show(names[0])!r}; write it with commas between cells"
+        )
     return names
 
 
@@ -114,7 +135,8 @@ def read_json(
     for block in cut(lines, block_rows, block_bytes):
         wrong: dict[int, str] = {}
         try:
-            table = _read_block(b"".join(block), types)
+            table = _read_block(_join(block), types)
+            _refuse_rounded(table if columns is None else table.select(types))
             if table.num_rows != len(block):
                 raise pa.ArrowInvalid("a line holds more than one object")
         except pa.ArrowException:
@@ -142,6 +164,40 @@ def cut(items: Iterable[bytes], most: int, most_bytes: int) -> Iterator[list[byt
         yield block
 
 
+def _join(lines: Sequence[bytes]) -> bytes:
+    """Lines as pyarrow is safe with: it ends the process where all of them are `null`, and takes
+    any bytes for texts.
+
+    Raises:
+        ArrowInvalid: They are not.
+    """
+    pa = import_extra("pyarrow", _PURPOSE)
+    data = b"".join(lines)
+    if not all(line[:1] == b"{" or line.lstrip(_BEFORE_OBJECTS)[:1] == b"{" for line in lines):
+        raise pa.ArrowInvalid("a line is no object")
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid(str(error)) from error
+    return data
+
+
+def _refuse_rounded(table: pa.Table) -> None:
+    """Refuses numbers that may have been whole ones before pyarrow rounded them: two keys of 64
+    bits could become one.
+
+    Raises:
+        ArrowInvalid: There are.
+    """
+    pa = import_extra("pyarrow", _PURPOSE)
+    pc = import_extra("pyarrow.compute", _PURPOSE)
+    for column in table.columns:
+        if pa.types.is_floating(column.type):
+            largest = pc.max(pc.abs(column)).as_py()
+            if largest is not None and largest >= _EXACT:
+                raise pa.ArrowInvalid("a number is too large to be a float")
+
+
 def _read_block(data: bytes, types: Mapping[str, pa.DataType]) -> pa.Table:
     json = import_extra("pyarrow.json", _PURPOSE)
     pa = import_extra("pyarrow", _PURPOSE)
@@ -167,7 +223,7 @@ def _read_one_by_one(
     for place, line in enumerate(lines):
         try:
             rows.append(msgspec.json.decode(line.lstrip(b"\xef\xbb\xbf"), type=dict[str, Any]))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             wrong[place] = f"it is no JSON object ({error}): {_show(line)}"
             rows.append({})
     names = columns if columns is not None else list(dict.fromkeys(itertools.chain(*rows)))
@@ -191,7 +247,7 @@ def _collect(values: list[Any], kind: pa.DataType | None) -> tuple[pa.Array, lis
     if kind is None:
         common = Counter(_name_kind(one) for one in values if one is not None).most_common(1)[0][0]
         alike = [one for one in values if one is not None and _name_kind(one) == common]
-        kind = pa.float64() if common == "number" else pa.array(alike[:1]).type
+        kind = _choose_number(alike) if common == "number" else pa.array(alike[:1]).type
     odd = []
     kept = list(values)
     for place, value in enumerate(values):
@@ -203,6 +259,14 @@ def _collect(values: list[Any], kind: pa.DataType | None) -> tuple[pa.Array, lis
             kept[place] = None
             odd.append(place)
     return pa.array(kept, kind), odd
+
+
+def _choose_number(values: Sequence[int | float]) -> pa.DataType:
+    pa = import_extra("pyarrow", _PURPOSE)
+    if any(isinstance(one, float) for one in values):
+        return pa.float64()
+    is_large = max(values) >= 2**63 and min(values) >= 0
+    return pa.uint64() if is_large else pa.int64()
 
 
 def _name_kind(value: object) -> str:

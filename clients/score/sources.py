@@ -59,6 +59,8 @@ IMAGE = "image"
 EXAMPLE = "example"
 """Names of the only column of pictures and of serialized tf.Examples."""
 
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 _WILD = "*?["
 _SOME_PART = "version=1/part-0123456789abcdef-000000-0123456789abcdef.parquet"
@@ -195,6 +197,12 @@ def list_units(address: str, on_listed: Callable[[], None] = lambda: None) -> li
     root, files = _list_files(system, path, address)
     pictures = [one for one in files if _suffix(one) in IMAGE_SUFFIXES]
     tables = [one for one in files if _suffix(one) in _KINDS]
+    packed = [one for one in files if _is_packed(one)]
+    if packed:
+        raise ConfigError(
+            f"{posixpath.basename(packed[0])} is compressed, and would be left out: unpack it "
+            "(Parquet is compressed within), or leave it out by a pattern: 'IN/*.csv'"
+        )
     if not pictures and not tables:
         raise ConfigError(
             f"{address} holds nothing that can be scored; give files that end in "
@@ -248,6 +256,12 @@ def _is_hidden(name: str) -> bool:
 
 def _relate(path: str, root: str) -> str:
     return path[len(root) :].lstrip("/") if root and path.startswith(root) else path
+
+
+def _is_packed(path: str) -> bool:
+    """Whether it holds rows, but has to be unpacked first."""
+    inner, suffix = posixpath.splitext(path)
+    return suffix.lower() in _PACKED and _suffix(inner) in _KINDS
 
 
 def _suffix(path: str) -> str:

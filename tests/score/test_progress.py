@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
-from clients.commands.score import Course
+from clients.commands.score import Course, Result
 from clients.score.job import run_here
 from clients.score.output import UnitSummary
-from clients.score.sources import BLOCK_ROWS, PIECE_BYTES, list_units
+from clients.score.sources import BLOCK_ROWS, PIECE_BYTES, Unit, list_units
 from contract.console.progress import Progress
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
@@ -75,7 +76,8 @@ def test_where_rows_are_not_known_before_bytes_tell_how_far_a_job_is(
     for summary in run_here(job.units, job.task, job.plan, job.version_dir, on_block=tell):
         tally.add(summary)
         course.tell()
-    assert len(shares) >= 3 and shares == sorted(shares) and 0 < shares[0] < 0.6
+    assert len(shares) >= 4 and shares == sorted(shares)
+    assert shares[0] == 0 < shares[1] < 0.6
     assert (progress.count, progress.share) == (ROWS, 1.0)
     assert f"{ROWS:,} rows (100%)" in progress.describe()
 
@@ -94,7 +96,7 @@ def test_where_rows_are_known_a_unit_is_told_before_it_is_finished(
 
     list(run_here(job.units, job.task, job.plan, job.version_dir, on_block=tell))
     assert progress.total == ROWS
-    assert told == [BLOCK_ROWS, 2 * BLOCK_ROWS, ROWS]
+    assert told == [0, BLOCK_ROWS, 2 * BLOCK_ROWS, ROWS]
 
 
 def test_pieces_of_a_file_are_as_large_as_it_is(tmp_path: Path) -> None:
@@ -115,6 +117,41 @@ def test_a_job_that_goes_on_counts_what_is_left_alone(tmp_path: Path, people: Pa
     course.tell(UnitSummary(num_rows=ROWS // 2), second.num_bytes // 2)
     assert progress.count == ROWS // 2
     assert progress.share == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_workers_take_to_start_says_nothing_of_the_speed() -> None:
+    progress = Progress("score", "rows")
+    course = Course(progress, [Unit(kind="csv", address="x.csv", name="x.csv")], UnitSummary())
+    course.begin("workers start")
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + 0.2:
+        pass
+    assert progress.describe().startswith("workers start")
+    course.tell()
+    while time.perf_counter() < begin + 0.22:
+        pass
+    course.tell(UnitSummary(num_rows=1000))
+    assert course.began > begin + 0.2
+    assert progress.rate > 1000 / 0.2
+
+
+def test_a_unit_that_is_begun_again_takes_no_row_back() -> None:
+    progress = Progress("score", "rows")
+    course = Course(progress, [Unit(kind="csv", address="", name="", num_rows=9)], UnitSummary())
+    counts = []
+    for num_rows in (4, 2, 5):
+        course.tell(UnitSummary(num_rows=num_rows))
+        counts.append(progress.count)
+    assert counts == [4, 4, 5]
+
+
+def test_the_speed_is_of_the_time_in_which_workers_scored() -> None:
+    result = Result(seconds=54.0, start_s=14.0, first_s=40.0)
+    result.set_speed(200_000)
+    assert (result.is_steady, result.rows_per_s) == (True, 5000.0)
+    short = Result(seconds=3.0, start_s=1.0, first_s=2.0)
+    short.set_speed(300)
+    assert (short.is_steady, short.rows_per_s) == (False, 100.0)
 
 
 def test_a_line_says_that_a_server_is_waited_for_and_since_when(

@@ -47,7 +47,9 @@ def refuse(tmp_path: Path, version: Path, capsys: pytest.CaptureFixture[str]) ->
     def run(*arguments: str, version_dir: Path = version) -> str:
         capsys.readouterr()
         assert jobs.score(tmp_path / "in", tmp_path / "out", version_dir, *arguments) == 2
-        return capsys.readouterr().err
+        said = capsys.readouterr().err.splitlines()
+        (error,) = (line for line in said if line.startswith("error: "))
+        return error
 
     return run
 

@@ -22,7 +22,17 @@ from pyarrow import parquet
 
 from contract.console.exits import ExitCode
 from contract.signature import Batch
-from tests.score.jobs import ROOT, is_noise, make_images, read_ids, serve_answers, to_binary
+from tests.clients.grpc_servers import ModelServer
+from tests.score.jobs import (
+    ROOT,
+    is_noise,
+    make_images,
+    read_ids,
+    serve_answers,
+    to_binary,
+    write_images,
+)
+from tests.terminals import run_in_terminal
 
 pytestmark = pytest.mark.ray
 GROUPS, GROUP_ROWS = 60, 800
@@ -261,3 +271,31 @@ def test_workers_that_die_one_after_the_other_end_the_job_with_a_sentence(
     assert job.returncode == ExitCode.UNREACHABLE, said
     assert "5 workers died" in said and "run the same command again" in said
     assert "Traceback" not in said
+
+
+def test_a_server_that_workers_wait_for_is_told_on_the_commands_line(
+    tmp_path: Path, version: Path, server: ModelServer
+) -> None:
+    write_images(tmp_path / "in.parquet", 8000, group=1000)
+    right, gone = server.answer, threading.Event()
+
+    def answer(inputs: Batch) -> Batch:
+        (array,) = inputs.values()
+        if array.dtype == np.uint8 and array.mean() > 100 and not gone.is_set():
+            gone.set()
+            threading.Thread(target=server.stop).start()
+        return right(inputs)
+
+    server.answer = answer
+    arguments = [str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--workers=2"]
+    arguments += ["--version_dir", str(version), "--server", server.address]
+    seen = run_in_terminal(
+        [sys.executable, "-m", "clients", "score", *arguments],
+        cwd=ROOT,
+        timeout_s=LIMIT_S,
+        until=f"waits for {server.address}, ",
+        then=lambda _: server.start(),
+    )
+    assert seen.returncode == 0, seen.text
+    assert any("waits for" in line and "left" not in line for line in seen.lines)
+    assert read_ids(tmp_path / "out") == list(range(8000))

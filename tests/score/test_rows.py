@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from clients.cli import main
 from clients.files.fit import Adjustment
 from clients.score.columns import plan_columns, prepare
 from clients.score.output import find_parts
@@ -355,6 +357,18 @@ def test_outputs_step_aside_for_keys_of_their_names(tmp_path: Path, version: Pat
     assert row == {"id": 1, **{name: values[0] for name, values in names.items()}}
 
 
+def test_an_input_that_was_whole_at_first_is_told_to_be_no_number(
+    tmp_path: Path, version: Path
+) -> None:
+    ages = ["40"] * 9000 + ["40.5", "old"]
+    lines = [f"{number},{age},red" for number, age in enumerate(ages)]
+    job = score(
+        write_csv(tmp_path / "x.csv", "\n".join(["id,age,color", *lines])), tmp_path, version
+    )
+    assert read_ages(job)["9000"] == 40.5
+    assert read_bad(job) == [(9001, "age is 'old', and no number")]
+
+
 def test_keys_have_one_type_in_all_parts(tmp_path: Path, version: Path) -> None:
     (tmp_path / "in").mkdir()
     for name, ids in (
@@ -570,3 +584,95 @@ def test_pieces_of_json_lines_have_each_line_once(
     found = [row for unit in units for block in read_unit(unit) for row in block.table.to_pylist()]
     assert [row["id"] for row in found] == list(range(len(lines)))
     assert [len(row["text"]) for row in found] == lines
+
+
+# Files that are nearly what their names say ----------------------------------------------
+
+
+@pytest.mark.parametrize("line", ["null", "1", "[1]", '"a"', "\ufeff null", "[" * 5000])
+def test_a_json_line_that_is_no_object_ends_nothing(
+    tmp_path: Path, version: Path, line: str
+) -> None:
+    for name, last in (("alone", ""), ("others", '{"id": 2, "age": 20, "color": "red"}\n')):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "b.jsonl"
+        path.write_text(f"{line}\n{last}")
+        path.with_name("a.jsonl").write_text('{"id": 1, "age": 10, "color": "red"}\n')
+        job = make_job(path.parent, tmp_path / name / "out", version)
+        job.run()
+        assert read_ages(job) == ({1: 10, 2: 20} if last else {1: 10})
+        ((row, reason),) = read_bad(job)
+        assert row == 0 and "it is no JSON object" in reason
+
+
+def test_a_json_line_that_is_not_utf_8_is_one_bad_row(tmp_path: Path, version: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(
+        b'{"id": "\xe9", "age": 10, "color": "red"}\n{"id": "b", "age": 20, "color": "red"}\n'
+    )
+    job = score(path, tmp_path, version)
+    assert read_ages(job) == {"b": 20}
+    ((row, reason),) = read_bad(job)
+    assert row == 0 and "utf-8" in reason
+
+
+@pytest.mark.parametrize("others", [[], [1, 2]])
+def test_json_keys_of_64_bits_are_not_rounded(
+    tmp_path: Path, version: Path, others: list[int]
+) -> None:
+    keys = [*others, 2**64 - 1, 2**64 - 2, 2**63, 2**53 + 1]
+    lines = (json.dumps({"id": key, "age": 20, "color": "red"}) + "\n" for key in keys)
+    (tmp_path / "x.jsonl").write_text("".join(lines))
+    job = score(tmp_path / "x.jsonl", tmp_path, version)
+    assert list(read_ages(job)) == keys
+
+
+def test_json_keys_that_are_too_large_for_their_column_are_bad_rows(
+    tmp_path: Path, version: Path
+) -> None:
+    keys = [1.5, 2, 2**53 + 1]
+    for name, some in (("a", keys[:1]), ("b", keys[1:])):
+        lines = (json.dumps({"id": key, "age": 20, "color": "red"}) + "\n" for key in some)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{name}.jsonl").write_text("".join(lines))
+    job = score(tmp_path / "in", tmp_path, version)
+    assert sorted(map(str, read_ages(job))) == ["1.5", "2.0"]
+    assert read_bad(job) == [(1, "id is 9007199254740993, unlike others")]
+
+
+def test_a_name_of_a_csv_column_may_hold_line_ends(tmp_path: Path, version: Path) -> None:
+    source = write_csv(tmp_path / "x.csv", '"id","age","co\nlor",color\n1,20,x,red\n')
+    job = score(source, tmp_path, version)
+    assert job.read().column_names == ["id", "co\nlor", "total"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("x.csv", b"id;age;color\n1;20;red\n", "'id;age;color'; write it with commas"),
+        ("x.csv", "id,age,color\n1,20,red\n".encode("utf-16"), "write it as UTF-8"),
+        ("x.csv", b"id,age,color\n1,2\n", "has no rows; it has 2 cells and the header 3: 1,2"),
+        ("x.csv.gz", b"", "unpack it"),
+        ("x.jsonl.zst", b"", "unpack it"),
+        ("x.jsonl", b'[{"id": 1}]\n', "row 0: it is no JSON object"),
+        ("x.jsonl", b'{\n"id": 1}\n', "row 0: it is no JSON object"),
+    ],
+)
+def test_what_is_wrong_with_all_rows_is_said_of_the_first(
+    tmp_path: Path, people: Path, name: str, data: bytes, words: str, capfd: Any
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(data)
+    where = [str(tmp_path / "in"), str(tmp_path / "out")]
+    assert main(["score", *where, f"--version_dir={people}", "--workers=1"]) == 2
+    assert words in capfd.readouterr().err
+
+
+def test_a_csv_file_without_a_whole_row_is_followed_by_others(
+    tmp_path: Path, people: Path, capfd: Any
+) -> None:
+    write_csv(tmp_path / "in" / "a.csv", "id,age,color\n1,2\n")
+    write_csv(tmp_path / "in" / "b.csv", "id,age,color\n1,20,red\n")
+    where = [str(tmp_path / "in"), str(tmp_path / "out")]
+    assert main(["score", *where, f"--version_dir={people}", "--workers=1", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["num_bad"] == 1

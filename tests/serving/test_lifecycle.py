@@ -104,7 +104,10 @@ def test_two_hundred_reloads_leave_memory_where_it_was(
             reload(2 - number % 2)
             call(channel, PREDICT, make_request())
             resident.append(process.memory_info().rss)
-    assert max(resident[-10:]) <= 1.05 * max(resident[5:15]), (resident[10], resident[-1])
+    # What is lost with each reload makes every fifth grow; an arena of malloc's, which a busy
+    # machine may ask for at any time, is in one of them.
+    most = [max(fifth) for fifth in np.array_split(resident[10:], 5)]
+    assert min(np.diff(most)) <= 0.01 * most[0] and most[-1] <= 1.15 * most[0], most
 
 
 def corrupt(version: Path) -> None:

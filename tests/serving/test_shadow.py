@@ -23,7 +23,10 @@ from contract.golden import read_golden
 from contract.servable import ModelSpec
 from contract.shadow import ShadowFigures, read_shadow_rows
 from contract.signature import Array, Batch
+from contract.wire.plumbline_wire import model_pb2
+from contract.wire.plumbline_wire.prediction_log_pb2 import PredictionLog
 from contract.wire.predict import encode_predict_request, parse_predict_request
+from contract.wire.tfrecord import read_records, write_records
 from serving.api.handlers import Handlers
 from serving.api.results import CLASSIFICATION, REGRESSION
 from serving.api.shadow import MAX_QUEUED_CALLS, Shadow, ShadowOrder
@@ -304,16 +307,26 @@ def test_what_a_shadow_saw_is_a_metric(scene: Scene) -> None:
         ask(scene.server, "counts", lease_s=0)
 
 
-def record_calls(scene: Scene) -> Path:
-    """The folder of a log with a few hundred calls by label."""
+def record_calls(scene: Scene, folder: Path) -> Path:
+    """A folder with calls by label as the server has logged them: 300, of all that tests made."""
     log = sorted(scene.config.parent.glob("log-*"))[-1]
     with call_by_label(scene):
         scene.server.wait_for(lambda: sum(one.stat().st_size for one in log.iterdir()) > 10**6)
-    return log
+    records = [one for path in sorted(log.iterdir()) for one in read_records(path)]
+    by_label = [one for one in records if find_spec(one).version_label]
+    assert len(by_label) >= 100
+    some = folder / "log"
+    some.mkdir()
+    write_records(some / "calls.tfrecord", by_label[:300])
+    return some
 
 
-def test_a_log_of_requests_stands_for_live_calls(scene: Scene) -> None:
-    log = record_calls(scene)
+def find_spec(record: bytes) -> model_pb2.ModelSpec:
+    return PredictionLog.FromString(record).predict_log.request.model_spec
+
+
+def test_a_log_of_requests_stands_for_live_calls(tmp_path: Path, scene: Scene) -> None:
+    log = record_calls(scene, tmp_path)
     flags = [f"--shadow_log={log}", "--shadow_s=30", "--min_shadow_rows=20"]
     code, document = run_json("promote", *scene.flags, "--version=3", *flags)
     assert code == 1 and "change their top class" in document["problem"]
@@ -353,7 +366,7 @@ def test_a_server_that_takes_no_orders_is_told_of_before_anything_changes(
 def test_tensorflow_serving_is_shadowed_by_a_log_and_says_so(
     versions: Path, tmp_path: Path, scene: Scene, kind: str, flags: list[str]
 ) -> None:
-    log = record_calls(scene)
+    log = record_calls(scene, tmp_path)
     config = write_config(versions)
     with serve(tmp_path, config, *flags, kind=kind) as server:
         command = [

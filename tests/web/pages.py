@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -18,6 +20,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ("Browser", "Server", "Python")
+PIXELS_A_MOVE = 25
+"""Of a pen in a hand: each move has all engines asked."""
 
 # What a page would hide from who looks at it alone.
 _WATCH = """
@@ -133,8 +137,8 @@ class Visit:
             ]
             mouse.move(*places[0])
             mouse.down()
-            for place in places[1:]:
-                mouse.move(*place, steps=8)
+            for start, end in itertools.pairwise(places):
+                mouse.move(*end, steps=1 + int(math.dist(start, end) / PIXELS_A_MOVE))
             mouse.up()
 
     def drop(self, content: bytes, name: str) -> None:
