@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from clients.cli import main
+from clients.doctor import probe
 from clients.doctor.probe import find_rest_port, parse_address
 from contract.errors import RequestError, UnauthenticatedError
 from contract.signature import TensorSpec
@@ -37,6 +38,12 @@ def diagnose(capsys: pytest.CaptureFixture[str]) -> Any:
         return status, {finding["check"]: finding for finding in findings}
 
     return run
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits less for ports that say nothing, each of which is tried several times."""
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +258,14 @@ def test_models_are_listed_by_the_name_in_the_certificate_too(
     assert "--model_name=mine" in findings["model name"]["fix"]
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_server_that_never_accepts_is_not_called_a_firewall(diagnose: Any) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
         told, _ = reachable(diagnose(f"http://127.0.0.1:{listener.getsockname()[1]}"))
     assert "takes connections and answers nothing" in told
 
 
+@pytest.mark.usefixtures("hasty")
 def test_waiting_is_told_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -305,6 +314,7 @@ def _find_own_address() -> str:
     return address
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_stopped_process_is_not_called_unreachable(
     embedded: ServerProcess, diagnose: Any
 ) -> None:
