@@ -59,6 +59,9 @@ IMAGE = "image"
 EXAMPLE = "example"
 """Names of the only column of pictures and of serialized tf.Examples."""
 
+_BLANK = b"\xef\xbb\xbf \t\r\n"
+"""Bytes of lines that hold nothing: those of a byte order mark too."""
+
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
@@ -599,7 +602,7 @@ def _list_lines(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
         place = 0
     while place < stop and (line := file.readline()):
         place += len(line)
-        if line.strip():
+        if line.strip(_BLANK):
             yield line if line.endswith(b"\n") else line + b"\n"
 
 

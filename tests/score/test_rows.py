@@ -633,6 +633,12 @@ def test_a_json_line_that_is_no_object_ends_nothing(
         assert row == 0 and "it is no JSON object" in reason
 
 
+def test_a_json_lines_file_of_nothing_but_a_byte_order_mark_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("\ufeff\n \r\n")
+    (unit,) = list_units(str(tmp_path / "x.jsonl"))
+    assert list(read_unit(unit)) == []
+
+
 def test_a_json_line_that_is_not_utf_8_is_one_bad_row(tmp_path: Path, version: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(
