@@ -433,7 +433,7 @@ def test_what_a_worker_left_that_died_in_a_job_goes_with_the_end_of_the_job(
 ) -> None:
     write(tmp_path / "in" / "x.parquet", 0, 600, group=3)
     job = start(tmp_path, version)
-    wait_for_parts(tmp_path, 1, job)
+    wait_for_parts(tmp_path / "out", 1, job)
     left = tmp_path / "out" / "version=1" / ".part-left"
     left.write_bytes(b"half")
     _, err = job.communicate()
