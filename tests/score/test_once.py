@@ -12,11 +12,13 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -26,6 +28,7 @@ from clients.score.output import (
     Destination,
     PartWriter,
     UnitSummary,
+    WholeFile,
     claim,
     find_parts,
     name_place,
@@ -610,3 +613,31 @@ def test_another_question_that_came_meanwhile_is_found(
         shutil.copy(path, tmp_path / "out" / "version=1")
     assert score() == 2
     assert "count its rows twice" in capsys.readouterr().err
+
+
+def test_jobs_that_begin_at_a_time_take_no_file_from_each_other(tmp_path: Path) -> None:
+    destination = make_destination("one", address=tmp_path)
+    other = make_destination("other", address=tmp_path)
+    is_done, lost = threading.Event(), []
+
+    def begin_again_and_again() -> None:
+        while not is_done.is_set():
+            with suppress(ConfigError), claim(destination):
+                sweep(destination)
+                with suppress(ConfigError), claim(other):
+                    lost.append("a claim that another job took for a dead one's")
+
+    jobs = [threading.Thread(target=begin_again_and_again) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    try:
+        for number in range(300):
+            place = tmp_path / "version=1" / f"part-{number}"
+            with WholeFile(LocalFileSystem(), str(place), str(place.parent)) as file:
+                file.place()
+            assert place.exists()
+    finally:
+        is_done.set()
+        for job in jobs:
+            job.join()
+    assert lost == []
