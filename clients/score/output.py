@@ -358,6 +358,17 @@ def _is_old(seconds: float) -> bool:
     return time.time() - seconds > _LONG_AGO_S
 
 
+def _open_locked(path: Path) -> IO[bytes]:
+    """A new file that nobody sweeps while it is open."""
+    while True:
+        file = path.open("w+b")
+        with suppress(OSError):  # some file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()  # another job swept it before it was locked
+
+
 class WholeFile:
     """A file that comes to its place whole, or not at all. A context manager.
 
@@ -379,14 +390,7 @@ class WholeFile:
     def _open(self) -> IO[bytes]:
         if not self._is_local:
             return tempfile.TemporaryFile()
-        path = Path(self._temporary)
-        while True:
-            file = path.open("w+b")
-            with suppress(OSError):  # some file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists():
-                return file
-            file.close()  # another job swept it before it was locked
+        return _open_locked(Path(self._temporary))
 
     def place(self) -> None:
         """Puts it there, over what is there already."""
@@ -705,10 +709,9 @@ def claim(destination: Destination) -> Iterator[None]:
     with ExitStack() as stack:
         question = msgspec.json.encode(destination.asked)
         if is_local(system):
-            file = stack.enter_context(Path(path).open("xb", buffering=0))
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+            file = stack.enter_context(_open_locked(Path(path)))
             file.write(question)
+            file.flush()
         else:
             system.pipe_file(path, question)
         stack.callback(_withdraw, system, path)
