@@ -34,8 +34,10 @@ from contract.layout import find_version_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE_ROWS = 500_000
-GROUP = 50_000
+GROUPS = {"mlp": 50_000, "cnn": 5_000}
+"""Rows of a unit: what docs/score.md advises."""
 BLOCK = 8192
+LOOP_BLOCKS = 6
 LOOP_ROWS = {"mlp": 500_000, "cnn": 50_000}
 SIGNATURE = "serving_uint8"
 
@@ -49,12 +51,12 @@ def main() -> None:
     parser.add_argument("--flat", type=int, default=0, metavar="ROWS")
     given = parser.parse_args()
     version = find_version_dir(given.base_path or ROOT / "models" / given.model)
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
         if given.flat:
             measure_memory(scratch, version, given.flat)
             return
-        folder, rows = write(scratch, given.rows)
+        folder, rows = write(scratch, given.rows, version)
         loop = time_loop(rows, version)
         whole = time_files(rows, version)
         served = time_server(rows, version)
@@ -75,14 +77,15 @@ def main() -> None:
         print(f"two actors are {speeds[2] / speeds[1]:.2f} of one")
 
 
-def write(scratch: Path, num_rows: int) -> tuple[Path, Path]:
+def write(scratch: Path, num_rows: int, version: Path) -> tuple[Path, Path]:
     """A folder of so many digits as scripts/make-digits writes them, and its first file."""
     folder = scratch / "in"
     folder.mkdir()
     size = min(num_rows, FILE_ROWS)
     first = folder / "rows-0000.parquet"
-    script = [sys.executable, str(ROOT / "scripts" / "make-digits"), str(first), str(size)]
-    subprocess.run(script, check=True, cwd=ROOT)
+    script = [sys.executable, str(ROOT / "scripts" / "make-digits"), str(first)]
+    group = GROUPS[version.parent.name]
+    subprocess.run([*script, str(size), str(group)], check=True, cwd=ROOT)
     for number in range(1, num_rows // size):
         (folder / f"rows-{number:04}.parquet").hardlink_to(first)
     return folder, first
@@ -105,10 +108,11 @@ def read_images(path: Path, shape: tuple[int | None, ...]) -> Iterator[np.ndarra
 def time_loop(path: Path, version: Path) -> float:
     """Rows per second of one process, of rows in memory."""
     with OnDevicePredictor(version) as predictor:
-        blocks = list(itertools.islice(read_images(path, find_shape(predictor)), GROUP // BLOCK))
+        blocks = list(itertools.islice(read_images(path, find_shape(predictor)), LOOP_BLOCKS))
         predictor.predict(blocks[0], signature_name=SIGNATURE)
         started = time.perf_counter()
-        for _ in range(count := max(1, round(LOOP_ROWS[version.parent.name] / GROUP))):
+        count = max(1, round(LOOP_ROWS[version.parent.name] / (LOOP_BLOCKS * BLOCK)))
+        for _ in range(count):
             for images in blocks:
                 predictor.predict(images, signature_name=SIGNATURE)
         return count * len(blocks) * BLOCK / (time.perf_counter() - started)
@@ -156,7 +160,7 @@ def time_server(path: Path, version: Path) -> float:
             with PredictionClient(f"127.0.0.1:{port}", model_name="m") as client:
                 client.wait_until_available()
                 (spec,) = client.metadata().signatures[SIGNATURE].inputs.values()
-                blocks = itertools.islice(read_images(path, (spec.shape or ())[1:]), GROUP // BLOCK)
+                blocks = itertools.islice(read_images(path, (spec.shape or ())[1:]), LOOP_BLOCKS)
                 images = np.concatenate(list(blocks))
                 list(client.predict_many(images, signature_name=SIGNATURE))
                 started = time.perf_counter()
@@ -204,7 +208,7 @@ def list_ends(out: Path) -> list[float]:
 
 def measure_memory(scratch: Path, version: Path, num_rows: int) -> None:
     """Private memory of all processes, from the first part to the last, and at most."""
-    folder, _ = write(scratch, num_rows)
+    folder, _ = write(scratch, num_rows, version)
     seen: list[tuple[float, float]] = []
     over = threading.Event()
 

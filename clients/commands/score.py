@@ -15,7 +15,6 @@ from clients.files.predict import add_adjustment_flags, find_adjustment, find_sc
 from clients.score.columns import (
     ColumnPlan,
     describe_order,
-    holds_pictures,
     parse_map,
     plan_columns,
     try_first,
@@ -82,11 +81,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument(
         "input",
+        type=_read_address,
         metavar="IN",
         help="Parquet, CSV, JSON lines, TFRecord or pictures: a file, a folder or a pattern, here "
         "or at s3://, gs://, ...",
     )
-    parser.add_argument("output", metavar="OUT", help="a folder for Parquet files")
+    parser.add_argument(
+        "output", type=_read_address, metavar="OUT", help="a folder for Parquet files"
+    )
     parser.add_argument(
         "--version_dir",
         required=True,
@@ -153,6 +155,15 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="default: one for each core; 1 needs no Ray on this machine",
     )
     parser.set_defaults(run=run)
+
+
+def _read_address(text: str) -> str:
+    """An argparse type: an address. An empty one, of a variable that is not set, would be the
+    folder that one is in.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("empty; give a path or an address (`.` is this folder)")
+    return text
 
 
 @dataclasses.dataclass
@@ -327,7 +338,7 @@ def _remark_rows(
 ) -> None:
     """Says what looks wrong about the first rows, and refuses those that do not fit at all."""
     batch = try_first(rows.block, plan, engine.signatures, args.signature_name)
-    if holds_pictures(rows.block, plan):
+    if plan.is_image:
         check_adjustment(plan.adjustment, plan.signature, engine.signatures)
     if words := describe_order(rows.block, plan, manifest.data):
         remark(words)

@@ -53,6 +53,17 @@ def convert_column(column: pa.ChunkedArray) -> Array:
     return np.array(array) if isinstance(array, list) else array
 
 
+def to_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Categories as texts; bytes that are none become some that no category is."""
+    pa = import_extra("pyarrow", _PURPOSE)
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowInvalid:
+        values = column.to_pylist()
+        texts = [one if one is None else one.decode(errors="backslashreplace") for one in values]
+        return pa.chunked_array([pa.array(texts, pa.string())])
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Whether a column of this type holds lists, of a fixed size or of their own."""
     pa = import_extra("pyarrow", _PURPOSE)

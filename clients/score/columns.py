@@ -24,7 +24,15 @@ from clients.files.fit import (
 )
 from clients.files.read import UNNAMED, FileRows, Skipped
 from clients.on_device import check_finite
-from clients.score.arrays import convert, count_bytes, count_values, find_gaps, find_odd
+from clients.score.arrays import (
+    convert,
+    count_bytes,
+    count_values,
+    find_gaps,
+    find_odd,
+    is_list,
+    to_texts,
+)
 from clients.score.sources import EXAMPLE, Block, Unit, read_unit
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, TensorMismatchError
@@ -32,6 +40,7 @@ from contract.manifest import DataEntry
 from contract.signature import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
+    STRING,
     Array,
     Batch,
     Hints,
@@ -53,6 +62,9 @@ _NAMED = 8
 """Columns that a remark names, at most."""
 
 _TRIED_ROWS = 512
+
+_FITTED_ROWS = 64
+"""That choose a signature."""
 
 _INFERRED_ROWS = 1000
 _FEW = 0.1
@@ -98,6 +110,7 @@ class ColumnPlan:
         allow_non_finite: Whether NaN and infinity are taken.
         types: Of keys, so that they are the same in every part; and of what CSV files and records
             hold.
+        is_image: Whether rows are files of pictures, which are decoded here or by the model.
     """
 
     signature: Signature
@@ -107,6 +120,7 @@ class ColumnPlan:
     adjustment: Adjustment
     allow_non_finite: bool = False
     types: Mapping[str, pa.DataType] = dataclasses.field(default_factory=dict)
+    is_image: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -198,7 +212,7 @@ def plan_columns(
         SignatureNotFoundError: No such signature.
         TensorMismatchError: The rows fit no signature.
     """
-    block = _infer_types(block)
+    texts, block = block, _infer_types(block)
     table, mapped = block.table, dict(mapped or {})
     names = table.column_names
     wanted = [column for columns in mapped.values() for column in columns]
@@ -212,14 +226,17 @@ def plan_columns(
         ]
         if set(keys) <= set(folders):  # which do not tell rows apart; `source` names them, too
             keys = []
+    block = _keep_texts(block, texts, chosen, signatures, signature_name)
+    is_image = _are_pictures(block, chosen)
     plan = ColumnPlan(
-        signature=_fit_signature(block, signatures, signature_name, chosen, adjustment),
+        signature=_fit_signature(block, signatures, signature_name, chosen, adjustment, is_image),
         inputs=tuple(chosen),
         keys=tuple(keys),
         pixel_shape=find_pixel_shape(signatures),
         adjustment=adjustment,
         allow_non_finite=allow_non_finite,
         types=_plan_types(block, chosen, keys),
+        is_image=is_image,
     )
     fixed = [spec.name for spec in plan.signature.inputs.values() if not has_rows(spec)]
     if fixed:
@@ -234,6 +251,31 @@ def plan_columns(
             f"{', '.join(plan.signature.inputs)}"
         )
     return plan
+
+
+def _keep_texts(
+    block: Block,
+    texts: Block,
+    chosen: Sequence[InputColumns],
+    signatures: Mapping[str, Signature],
+    signature_name: str,
+) -> Block:
+    """With the texts of a CSV file where nothing but texts is asked for, if they look like numbers
+    or not.
+    """
+    asked = [signatures[signature_name]] if signature_name in signatures else signatures.values()
+    table = block.table
+    for one in chosen if block.is_text else ():
+        specs = [
+            spec
+            for signature in asked
+            for spec in signature.inputs.values()
+            if one.input in (UNNAMED, spec.name)
+        ]
+        if not one.is_stacked and specs and all(spec.dtype == STRING for spec in specs):
+            place = table.column_names.index(one.columns[0])
+            table = table.set_column(place, one.columns[0], texts.table.column(place))
+    return dataclasses.replace(block, table=table)
 
 
 def _require(table: pa.Table, columns: Sequence[str], flag: str) -> None:
@@ -325,10 +367,33 @@ def _choose_only(
     values = [name for name in names if not _is_single(table.schema.field(name))]
     if len(values) > 1 and EXAMPLE in values:
         values.remove(EXAMPLE)
+    if len(values) > 1:
+        values = [name for name in values if name not in keys] or values
+    if len(values) > 1:
+        values = _match_numbers(table, values, candidates) or values
     if len(values) == 1 or len(names) == 1:
         return InputColumns(UNNAMED, ((values or names)[0],))
     numbers = _match_all(table, candidates, keys)
     return InputColumns(UNNAMED, numbers) if numbers else None
+
+
+def _match_numbers(
+    table: pa.Table, names: Sequence[str], candidates: Sequence[Signature]
+) -> list[str]:
+    """Of columns of lists and of bytes, those that can hold the numbers of a row, where nothing but
+    numbers is asked for: bytes of any length are names then, or hashes.
+    """
+    pa = import_extra("pyarrow", _PURPOSE)
+    specs = [spec for one in candidates for spec in one.inputs.values()]
+    if any(spec.dtype == STRING for spec in specs):
+        return []
+    widths = {count_bytes(spec) for spec in specs}
+    kinds = {name: table.schema.field(name).type for name in names}
+    return [
+        name
+        for name, kind in kinds.items()
+        if is_list(kind) or (pa.types.is_fixed_size_binary(kind) and kind.byte_width in widths)
+    ]
 
 
 def _match_training(table: pa.Table, data: DataEntry) -> InputColumns | None:
@@ -371,18 +436,10 @@ def try_first(
         raise advise_signature(
             error,
             plan.signature if signature_name else None,
-            lambda: _fit_signature(inferred, signatures, "", [*plan.inputs], plan.adjustment),
+            lambda: _fit_signature(
+                inferred, signatures, "", [*plan.inputs], plan.adjustment, plan.is_image
+            ),
         ) from error
-
-
-def holds_pictures(block: Block, plan: ColumnPlan) -> bool:
-    """Whether the first rows are files of pictures, which are decoded here or by the model."""
-    (one, *others) = plan.inputs
-    if others or one.is_stacked:
-        return False
-    first = block.table.column(one.columns[0]).drop_null().slice(0, 1)
-    array = convert(first, None)
-    return isinstance(array, np.ndarray) and _holds_pictures(array)
 
 
 def describe_order(block: Block, plan: ColumnPlan, data: DataEntry | None) -> str:
@@ -461,10 +518,11 @@ def _fit_signature(
     signature_name: str,
     chosen: list[InputColumns],
     adjustment: Adjustment,
+    is_image: bool,
 ) -> Signature:
     if signature_name:
         return find_signature(signatures, signature_name)
-    sample = block.table.slice(0, 64)
+    sample = block.table.slice(0, _FITTED_ROWS)
     wrong = {row: reason for row, reason in block.wrong.items() if row < sample.num_rows}
     masked, bad = _drop_missing(sample, chosen, wrong)
     if not masked.num_rows:
@@ -484,13 +542,18 @@ def _fit_signature(
     if by_width is not None:
         return by_width
     specs = (spec for one in signatures.values() for spec in one.inputs.values())
-    rows = _to_rows(masked, chosen, None, counts={count_values(spec) for spec in specs})
+    counts = {count_values(spec) for spec in specs}
+    rows = _to_rows(masked, chosen, None, counts=counts, is_image=is_image)
     rows = adjustment.apply(rows)
+    is_scaled = adjustment.scales or bool(adjustment.pixels)
     try:
-        return choose_signature(
-            signatures, rows, is_scaled=adjustment.scales or bool(adjustment.pixels)
-        )
+        return choose_signature(signatures, rows, is_scaled=is_scaled)
     except TensorMismatchError as error:
+        for name, one in signatures.items():
+            if lossy := [] if is_image else _find_lossy(rows, one):
+                with suppress(TensorMismatchError):
+                    some = _leave_out(rows, lossy)
+                    return choose_signature({name: one}, some, is_scaled=is_scaled)
         columns = list_some([column for one in chosen for column in one.columns])
         raise TensorMismatchError(
             f"of column {columns}: {error.message}; --map says which columns are meant"
@@ -667,7 +730,7 @@ def _fit(
 ) -> tuple[dict[str, Array], Array]:
     """The batch of rows without nulls, and their numbers; those that do not fit join `bad`."""
     skipped: list[Skipped] = []
-    rows = _to_rows(table, plan.inputs, plan.signature, skipped)
+    rows = _to_rows(table, plan.inputs, plan.signature, skipped, is_image=plan.is_image)
     if skipped:
         kept = _refuse(kept, skipped, bad)
         if not len(kept):
@@ -675,8 +738,11 @@ def _fit(
         names = tuple(str(row) for row in range(len(kept)))
         rows = dataclasses.replace(rows, names=names)
     skipped.clear()
+    rows = plan.adjustment.apply(rows)
+    if lossy := _find_lossy(rows, plan.signature):
+        kept, rows = _refuse(kept, lossy, bad), _leave_out(rows, lossy)
     (fitted,) = fit_rows(
-        plan.adjustment.apply(rows),
+        rows,
         plan.signature,
         pixel_shape=plan.pixel_shape,
         adjustment=plan.adjustment,
@@ -684,6 +750,38 @@ def _fit(
         hints=Hints(frozenset({plan.signature.name})),
     )
     return dict(fitted.batch), _refuse(kept, skipped, bad)
+
+
+def _find_lossy(rows: FileRows, signature: Signature) -> list[Skipped]:
+    """Rows with numbers that an input of integers cannot hold, where others have none: if all do,
+    it is the column that does not fit.
+    """
+    found: dict[int, str] = {}
+    for name, array in rows.batch.items():
+        spec = signature.inputs.get(name)
+        if spec is None and len(signature.inputs) == 1:
+            spec = next(iter(signature.inputs.values()))
+        if spec is None or spec.dtype == STRING or spec.numpy_dtype.kind not in "iu":
+            continue
+        if array.dtype.kind not in "iuf" or array.dtype == spec.numpy_dtype or not array.ndim:
+            continue
+        with np.errstate(invalid="ignore"):
+            differs = (array.astype(spec.numpy_dtype) != array).reshape(len(array), -1)
+        lossy = differs.any(axis=1)
+        if lossy.all():
+            continue
+        for row in np.flatnonzero(lossy).tolist():
+            value = array[row].reshape(-1)[np.argmax(differs[row])]
+            found[row] = f"{spec.name} is {value:.12g}, and no {spec.dtype}"
+    return [Skipped(str(row), reason) for row, reason in found.items()]
+
+
+def _leave_out(rows: FileRows, skipped: Sequence[Skipped]) -> FileRows:
+    places = [int(one.name) for one in skipped]
+    batch = {name: np.delete(array, places, axis=0) for name, array in rows.batch.items()}
+    num_rows = len(next(iter(batch.values())))
+    names = tuple(str(row) for row in range(num_rows)) if rows.names else ()
+    return dataclasses.replace(rows, batch=batch, names=names)
 
 
 def _refuse(kept: Array, skipped: Sequence[Skipped], bad: dict[int, str]) -> Array:
@@ -708,7 +806,7 @@ def _count_odd(table: pa.Table, plan: ColumnPlan) -> tuple[dict[str, int], dict[
         for column in dict.fromkeys(one.columns):
             values = table.column(column)
             if column in known:
-                values = pc.cast(values, pa.string())
+                values = to_texts(values)
                 is_none = pc.fill_null(pc.equal(values, ""), True)
                 is_new = pc.invert(pc.or_(is_none, pc.is_in(values, pa.array(known[column]))))
                 name = f"{column}={known[column][0]}"
@@ -778,6 +876,7 @@ def _to_rows(
     skipped: list[Skipped] | None = None,
     *,
     counts: Collection[int] = (),
+    is_image: bool = False,
 ) -> FileRows:
     """Arrays of the columns, before they are made to fit; rows without nulls.
 
@@ -803,7 +902,8 @@ def _to_rows(
             whole[name] = np.array([row for index, row in enumerate(array) if index not in bad])
         else:
             whole[name] = np.delete(array, list(bad), axis=0) if bad else array
-    is_image = len(whole) == 1 and _holds_pictures(next(iter(whole.values())))
+    # Bytes of any kind are pictures among pictures: bad rows, where they are none.
+    is_image = is_image and next(iter(whole.values())).dtype == object
     if len(inputs) == 1 and (is_image or inputs[0].input not in specs):
         whole = {UNNAMED: next(iter(whole.values()))}
     num_rows = len(next(iter(whole.values())))
@@ -826,8 +926,20 @@ def _read_input(table: pa.Table, one: InputColumns, spec: TensorSpec | None) -> 
     return values
 
 
-def _holds_pictures(array: Array) -> bool:
-    return array.dtype == object and len(array) > 0 and bytes(array.flat[0])[:4].startswith(_MAGIC)
+def _are_pictures(block: Block, chosen: Sequence[InputColumns]) -> bool:
+    """Whether rows are files of pictures, the first of which may be damaged."""
+    (one, *others) = chosen
+    if others or one.is_stacked:
+        return False
+    if block.names:
+        return True
+    values = block.table.column(one.columns[0]).slice(0, _FITTED_ROWS).drop_null()
+    array = convert(values, None) if len(values) else None
+    return (
+        isinstance(array, np.ndarray)
+        and array.dtype == object
+        and any(bytes(value or b"").startswith(_MAGIC) for value in array.reshape(-1))
+    )
 
 
 def _stack(table: pa.Table, one: InputColumns) -> Array:
@@ -839,7 +951,7 @@ def _stack(table: pa.Table, one: InputColumns) -> Array:
     for place, (name, category) in enumerate(zip(one.columns, encodings, strict=True)):
         column = table.column(name)
         if category:
-            texts = pc.fill_null(pc.cast(column, pa.string()), "")
+            texts = pc.fill_null(to_texts(column), "")
             stacked[:, place] = pc.equal(texts, category).to_numpy()
             continue
         try:

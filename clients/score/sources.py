@@ -16,7 +16,7 @@ import posixpath
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
@@ -147,7 +147,9 @@ def holds(address: str, other: str) -> bool:
     (system, path), (other_system, inner) = open_address(address), open_address(other)
     if system.protocol != other_system.protocol:
         return False
-    if _is_pattern(path):
+    with explain_errors(address):
+        is_pattern = _is_pattern(system, path)
+    if is_pattern:
         root = _find_root(path)
         rest = path[len(root) :].lstrip("/")
         if is_local(system):
@@ -162,8 +164,9 @@ def holds(address: str, other: str) -> bool:
     return f"{inner}/".startswith(path.rstrip("/") + "/")
 
 
-def _is_pattern(path: str) -> bool:
-    return any(char in path for char in _WILD)
+def _is_pattern(system: AbstractFileSystem, path: str) -> bool:
+    """Whether it has wild cards, and is no file or folder that is called so."""
+    return any(char in path for char in _WILD) and not system.exists(path)
 
 
 def _find_root(pattern: str) -> str:
@@ -232,7 +235,7 @@ def _list_files(
     """The folder that names are relative to, and what the file system says of each file."""
     found: dict[str, _Info]
     with explain_errors(address):
-        if _is_pattern(path):
+        if _is_pattern(system, path):
             found = system.glob(path, detail=True)
             folder = _find_root(path)
         elif system.isfile(path):
@@ -503,10 +506,11 @@ def _read_row_group(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Ite
     with explain_store(unit.address):
         opened = pa.memory_map(path) if is_local(system) else open_file(unit.address)
     with opened as source, parquet.ParquetFile(source) as file:
-        chosen = None if columns is None else list(columns)
+        chosen = None if columns is None else set(columns)
         check_names([name for name in file.schema_arrow.names if not chosen or name in chosen])
         count = _count_rows(file.metadata.row_group(unit.number), chosen)
-        for batch in file.iter_batches(count, row_groups=[unit.number], columns=chosen):
+        some = None if columns is None else list(columns)
+        for batch in file.iter_batches(count, row_groups=[unit.number], columns=some):
             yield Block(_replace_views(pa.Table.from_batches([batch])), 0)
 
 
@@ -531,7 +535,7 @@ def _replace_view(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _count_rows(group: pa.parquet.RowGroupMetaData, chosen: Sequence[str] | None) -> int:
+def _count_rows(group: pa.parquet.RowGroupMetaData, chosen: Set[str] | None) -> int:
     """Rows of a block: fewer where they are wide."""
     if group.total_byte_size <= BLOCK_BYTES // BLOCK_ROWS * group.num_rows:
         return BLOCK_ROWS
@@ -539,10 +543,16 @@ def _count_rows(group: pa.parquet.RowGroupMetaData, chosen: Sequence[str] | None
     size: int = sum(
         one.total_uncompressed_size
         for one in columns
-        if chosen is None or one.path_in_schema.partition(".")[0] in chosen
+        if chosen is None or _is_of(one.path_in_schema, chosen)
     )
     num_rows: int = group.num_rows
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES * num_rows // max(size, 1)))
+
+
+def _is_of(path: str, columns: Set[str]) -> bool:
+    """Whether a leaf belongs to one of some columns, whose own names may have dots."""
+    ends = [place for place, char in enumerate(path) if char == "."]
+    return any(path[:end] in columns for end in (*ends, len(path)))
 
 
 def _read_csv(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:

@@ -273,7 +273,8 @@ def _sample_unit(
         raise _Wrong(error.message) from error
     keys = make_keys(unit, block, rows, plan.keys)
     names = name_columns(keys, written or plan.signature.outputs)
-    lacking = [one for one in (*keys, *names.values()) if one not in found.column_names]
+    there = set(found.column_names)
+    lacking = [one for one in (*keys, *names.values()) if one not in there]
     if lacking:
         raise _Wrong(f"{name} has no column {', '.join(lacking)}")
     if found.num_rows != len(rows):

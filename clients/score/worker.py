@@ -134,7 +134,7 @@ class Scorer:
         """Gives a part without rows the columns of the others, as far as the signature tells."""
         pa = import_extra("pyarrow", "scoring files")
         specs = self._plan.signature.outputs
-        names = self._task.outputs or tuple(specs)
+        names = self._task.outputs or sorted(specs)
         keys = {name: pa.array([], self._plan.types[name]) for name in self._plan.keys}
         none = {}
         for name in names:
@@ -151,9 +151,9 @@ class Scorer:
             return []
         signature_name = self._plan.signature.name
         answers = self._engine.answer(prepared.batch, signature_name)
-        outputs = answers.outputs
-        if self._task.outputs:
-            outputs = {name: outputs[name] for name in self._task.outputs}
+        # In the same order in all parts: servers answer in any.
+        names = self._task.outputs or sorted(answers.outputs)
+        outputs = {name: answers.outputs[name] for name in names}
         if len(answers.rows):
             writer.write(block, prepared.rows[answers.rows], self._plan.keys, outputs)
             self._count(prepared, outputs, summary)

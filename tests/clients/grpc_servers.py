@@ -58,7 +58,13 @@ class ModelServer:
         port: Where it listens on 127.0.0.1.
     """
 
-    def __init__(self, *, address: str = "", max_message_bytes: int = -1) -> None:
+    def __init__(
+        self,
+        *,
+        address: str = "",
+        max_message_bytes: int = -1,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         self.answer: Callable[[Batch], Any] = answer_sums
         self.version = 1
         self.labels: dict[str, int] = {}
@@ -74,6 +80,7 @@ class ModelServer:
         self._held: HeldPort | None = None
         self._address = address
         self._max_message_bytes = max_message_bytes
+        self._credentials = credentials
         self._lock = threading.Lock()
         self._server: grpc.Server | None = None
         self.in_flight = 0
@@ -93,7 +100,7 @@ class ModelServer:
         """For a client."""
         return self._address or f"127.0.0.1:{self.port}"
 
-    def start(self, credentials: grpc.ServerCredentials | None = None) -> None:
+    def start(self) -> None:
         """Listens, on the same port as before after a stop."""
         if self._held is None and not self._address:
             self._held = HeldPort()
@@ -102,10 +109,10 @@ class ModelServer:
         options["grpc.max_receive_message_length"] = self._max_message_bytes
         self._server = grpc.server(futures.ThreadPoolExecutor(16), options=list(options.items()))
         self._server.add_generic_rpc_handlers((_Handler(self),))
-        if credentials is None:
+        if self._credentials is None:
             self._server.add_insecure_port(self.address)
         else:
-            self._server.add_secure_port(self.address, credentials)
+            self._server.add_secure_port(self.address, self._credentials)
         self._server.start()
 
     def stop(self, grace_s: float | None = None) -> None:

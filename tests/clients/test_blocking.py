@@ -373,25 +373,21 @@ def test_status_tells_the_states(client: PredictionClient) -> None:
 
 
 def test_waiting_ends_when_a_server_has_come_up_and_loaded() -> None:
-    server = ModelServer()
-    server.start()
-    server.stop()
-    server.state = 20
-
     def come_up() -> None:
         server.start()
         while server.calls.get("GetModelStatus", 0) < 2:
             threading.Event().wait(0.01)
         server.state = 30
 
-    with PredictionClient(server.address, model_name="m") as client:
+    with ModelServer() as server, PredictionClient(server.address, model_name="m") as client:
+        server.stop()
+        server.state = 20
         helper = threading.Thread(target=come_up)
         helper.start()
         try:
             assert client.wait_until_available(timeout_s=20).version == 1
         finally:
             helper.join()
-            server.stop()
 
 
 def test_waiting_for_a_version_that_failed_ends_at_once(

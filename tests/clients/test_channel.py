@@ -56,10 +56,8 @@ def secure_server(
         certificates.ca.read_bytes() if request.param else None,
         require_client_auth=request.param,
     )
-    server = ModelServer()
-    server.start(credentials)
-    yield server
-    server.stop()
+    with ModelServer(credentials=credentials) as server:
+        yield server
 
 
 def test_tls_and_mutual_tls_are_spoken(

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from clients.cli import main
+from clients.doctor import probe
 from clients.doctor.findings import Check, check_package
 from clients.doctor.probe import parse_address
 from clients.doctor.server import find_rest_servers
@@ -118,7 +119,10 @@ def test_the_rest_port_is_recognised(diagnose: Any) -> None:
     assert "REST port" in findings["reachable"]["explanation"]
 
 
-def test_a_listener_that_says_nothing_is_not_called_reachable(diagnose: Any) -> None:
+def test_a_listener_that_says_nothing_is_not_called_reachable(
+    diagnose: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.5)  # of each try
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         status, findings = diagnose(address, "--timeout_s", "1")

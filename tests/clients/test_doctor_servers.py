@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from clients.cli import main
+from clients.doctor import probe
 from clients.doctor.probe import find_rest_port, parse_address
 from contract.errors import RequestError, UnauthenticatedError
 from contract.signature import TensorSpec
@@ -39,6 +40,12 @@ def diagnose(capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits less for ports that say nothing, each of which is tried several times."""
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.5)
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("certificates"))
@@ -47,22 +54,20 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture(scope="module")
 def encrypted(certificates: Certificates) -> Iterator[ModelServer]:
     """Over TLS, with a certificate for `localhost` alone."""
-    server = ModelServer()
     cert, key = certificates.server
-    server.start(grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())]))
-    yield server
-    server.stop()
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
+    with ModelServer(credentials=credentials) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def mutual(certificates: Certificates) -> Iterator[ModelServer]:
     """Over mutual TLS."""
-    server = ModelServer()
     cert, key = certificates.server
     pairs, ca = [(key.read_bytes(), cert.read_bytes())], certificates.ca.read_bytes()
-    server.start(grpc.ssl_server_credentials(pairs, ca, require_client_auth=True))
-    yield server
-    server.stop()
+    credentials = grpc.ssl_server_credentials(pairs, ca, require_client_auth=True)
+    with ModelServer(credentials=credentials) as server:
+        yield server
 
 
 @pytest.fixture
@@ -253,12 +258,14 @@ def test_models_are_listed_by_the_name_in_the_certificate_too(
     assert "--model_name=mine" in findings["model name"]["fix"]
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_server_that_never_accepts_is_not_called_a_firewall(diagnose: Any) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
         told, _ = reachable(diagnose(f"http://127.0.0.1:{listener.getsockname()[1]}"))
     assert "takes connections and answers nothing" in told
 
 
+@pytest.mark.usefixtures("hasty")
 def test_waiting_is_told_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -307,6 +314,7 @@ def _find_own_address() -> str:
     return address
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_stopped_process_is_not_called_unreachable(
     embedded: ServerProcess, diagnose: Any
 ) -> None:

@@ -32,11 +32,16 @@ def write_config_files(folder: Path) -> None:
 
 
 def list_flags(session: str, folder: Path) -> list[str]:
-    """The flags of a session."""
-    return [
+    """The flags of a session, whose versions are all loaded at once.
+
+    What comes after the first that is served would be loaded elsewhere before, and import
+    TensorFlow there.
+    """
+    flags = [
         flag.replace("${MODELS}", str(MODELS)).replace("${CONFIG}", str(folder))
         for flag in read_sessions()["flags"][session]
     ]
+    return [*flags, "--num_load_threads=5"]
 
 
 @contextlib.contextmanager

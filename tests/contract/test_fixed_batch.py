@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import runpy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,6 @@ from contract.lite.schema import Memory, find_memory
 from contract.signature import Array, check_batch
 from tests.lite_models import FOLDER, answer_row_by_row, open_bare
 
-ROOT = Path(__file__).resolve().parents[2]
 STATEFUL = ["lstm.tflite", "counter.tflite"]
 
 
@@ -234,9 +232,11 @@ def test_a_dtype_that_no_array_holds_is_named(number: int, name: str) -> None:
 
 
 @pytest.mark.tensorflow
-def test_models_converted_here_and_now_answer_alike(tmp_path: Path) -> None:
-    code = [sys.executable, str(FOLDER / "make.py"), str(tmp_path)]
-    subprocess.run(code, check=True, cwd=ROOT, timeout=240, capture_output=True)
+def test_models_converted_here_and_now_answer_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # as make.py does, for good
+    runpy.run_path(str(FOLDER / "make.py"))["make_all"](tmp_path)
     recorded = np.load(tmp_path / "lstm.npz")
     answer = ask(LiteModel(tmp_path / "lstm.tflite"), recorded["rows"])
     np.testing.assert_allclose(answer, recorded["answers"], atol=1e-6)

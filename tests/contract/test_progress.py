@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from contract.console import progress as module
 from contract.console.progress import FIRST_S, Progress, format_seconds, show_progress
 from contract.console.terminal import measure
-from tests.terminals import run_in_terminal
+from tests.terminals import Seen, run_in_terminal
 
 pytest.importorskip("rich", reason="the extra cli is not installed")
 
@@ -73,9 +74,20 @@ def write(code: str) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent(code)]
 
 
+@pytest.fixture(scope="module")
+def long_work() -> dict[int, Seen]:
+    """Long work in terminals of so many columns, which waits beside one another."""
+    columns = (80, 40, 26)
+    with ThreadPoolExecutor() as threads:
+        ran = threads.map(lambda one: run_in_terminal(write(LONG), columns=one, cwd=ROOT), columns)
+        return dict(zip(columns, ran, strict=True))
+
+
 @pytest.mark.parametrize("columns", [80, 40, 26])
-def test_a_terminal_has_a_line_with_an_estimate_that_is_no_wider_than_it(columns: int) -> None:
-    seen = run_in_terminal(write(LONG), columns=columns, cwd=ROOT)
+def test_a_terminal_has_a_line_with_an_estimate_that_is_no_wider_than_it(
+    columns: int, long_work: dict[int, Seen]
+) -> None:
+    seen = long_work[columns]
     assert seen.returncode == 0
     assert all(measure(line.rstrip()) <= columns for line in seen.lines)
     shown = [line for line in seen.lines if "predict" in line]

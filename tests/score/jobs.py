@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +80,18 @@ def read_ids(out: Path) -> list[int]:
     """The keys of what lies in OUT, in order."""
     ids: list[int] = parquet.read_table(out / "version=1")["id"].to_pylist()
     return sorted(ids)
+
+
+def count_parts(out: Path) -> int:
+    """Parts that lie in OUT."""
+    return len(list(out.glob("version=*/part-*.parquet")))
+
+
+def wait_for_parts(out: Path, count: int, job: subprocess.Popen[str]) -> None:
+    """Waits until a job at work has written so many."""
+    while count_parts(out) < count:
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.01)
 
 
 @dataclasses.dataclass

@@ -544,3 +544,20 @@ def test_a_cluster_that_is_not_there_is_a_sentence_before_ray_is_asked(
         code = score(tmp_path / "in.parquet", tmp_path / "out", people, "--cluster", cluster)
     assert code == 3
     assert f"no Ray cluster answers at {cluster}: Connection refused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", [("", "out"), ("in", ""), ("in", " ")])
+def test_an_address_of_a_variable_that_is_not_set_is_refused(
+    tmp_path: Path,
+    people: Path,
+    where: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "in" / "x.parquet", 1)
+    with pytest.raises(SystemExit) as ended:
+        main(["score", *where, f"--version_dir={people}", "--workers=1"])
+    assert ended.value.code == 2
+    assert "empty; give a path" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]

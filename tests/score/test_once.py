@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ from clients.score.sources import Unit, holds, list_units, read_unit
 from contract.errors import ConfigError, DatasetError
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import frame_record
-from tests.score.jobs import ROOT, Score, make_job, read_ids
+from tests.score.jobs import ROOT, Score, make_job, read_ids, wait_for_parts
 
 
 @pytest.fixture(scope="module")
@@ -375,12 +374,6 @@ def start(tmp_path: Path, version: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_parts(tmp_path: Path, count: int, job: subprocess.Popen[str]) -> None:
-    while len(list((tmp_path / "out").rglob("part-*.parquet"))) < count:
-        assert job.poll() is None, job.communicate()
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("limit", [100, 5000])
 def test_a_full_disk_is_a_sentence_and_the_next_run_goes_on(
     tmp_path: Path, version: Path, score: Score, limit: int
@@ -472,7 +465,7 @@ def test_a_job_that_is_killed_leaves_whole_parts_and_goes_on(
     write(tmp_path / "in" / "x.parquet", 0, 3000, group=3)
     job = start(tmp_path, version)
     folder = tmp_path / "out" / "version=1"
-    wait_for_parts(tmp_path, 20, job)
+    wait_for_parts(tmp_path / "out", 20, job)
     job.send_signal(signal.SIGKILL)
     job.communicate()
     before = list(folder.glob("part-*"))
@@ -489,7 +482,7 @@ def test_an_interrupted_job_says_how_to_go_on_and_leaves_no_half_part(
 ) -> None:
     write(tmp_path / "in" / "x.parquet", 0, 3000, group=3)
     job = start(tmp_path, version)
-    wait_for_parts(tmp_path, 20, job)
+    wait_for_parts(tmp_path / "out", 20, job)
     job.send_signal(signal.SIGINT)
     out, err = job.communicate()
     assert (job.returncode, out) == (130, "")
@@ -548,13 +541,13 @@ def test_what_ended_jobs_had_asked_is_told_by_nothing_that_stays(
     write(tmp_path / "in" / "x.parquet", 0, 3000, group=3)
     asked = tmp_path / "out" / "_asked" / "version=1"
     job = start(tmp_path, version)
-    wait_for_parts(tmp_path, 20, job)
+    wait_for_parts(tmp_path / "out", 20, job)
     job.send_signal(signal.SIGTERM)
     out, err = job.communicate()
     assert (job.returncode, out, err) == (143, "", "")
     assert not list(asked.iterdir()) and not list((tmp_path / "out").rglob(".part-*"))
     job = start(tmp_path, version)
-    wait_for_parts(tmp_path, 40, job)
+    wait_for_parts(tmp_path / "out", 40, job)
     job.send_signal(signal.SIGKILL)
     job.communicate()
     assert len(list(asked.iterdir())) == 1

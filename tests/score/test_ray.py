@@ -26,11 +26,14 @@ from contract.signature import Batch
 from tests.clients.grpc_servers import ModelServer
 from tests.score.jobs import (
     ROOT,
+    Absence,
+    count_parts,
     is_noise,
     make_images,
     read_ids,
     serve_answers,
     to_binary,
+    wait_for_parts,
     write_images,
 )
 from tests.terminals import run_in_terminal
@@ -184,18 +187,6 @@ def finish(job: subprocess.Popen[str]) -> dict[str, object]:
     return document
 
 
-def count_parts(out: Path) -> int:
-    return len(list(out.glob("version=*/part-*.parquet")))
-
-
-def wait_for_parts(out: Path, count: int, job: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + LIMIT_S
-    while count_parts(out) < count:
-        assert job.poll() is None, job.communicate()[1]
-        assert time.monotonic() < end, "too few parts"
-        time.sleep(0.05)
-
-
 def find_workers(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Our workers on a node."""
     found = []
@@ -305,9 +296,9 @@ def kill():
     are_killed.touch()
 
 finished = []
-with open_cluster("", 6):
+with open_cluster("", 6):  # of RAY_ADDRESS
     import ray
-    worker = ray.remote(num_cpus=1)(Worker)
+    worker = ray.remote(num_cpus=0)(Worker)
     units = [Unit(kind="csv", address="", name=str(number), number=number) for number in range(6)]
     crew = _Crew(worker.remote, units, 6, lambda *_: None, Wait())
     crew._listen = lambda: None
@@ -317,12 +308,14 @@ print(len(finished))
 """
 
 
+@pytest.mark.timeout(2 * LIMIT_S)
 def test_idle_workers_that_die_with_the_last_busy_one_are_no_fault_of_its_unit(
-    tmp_path: Path,
+    cluster: Cluster, tmp_path: Path
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-c", IDLE, str(tmp_path)],
         cwd=ROOT,
+        env=cluster.environment,
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
@@ -348,28 +341,25 @@ def test_of_what_ray_says_the_line_that_tells_why_is_kept(text: str, reason: str
     assert find_reason(text) == reason
 
 
+@pytest.mark.timeout(2 * LIMIT_S)
 def test_a_server_that_workers_wait_for_is_told_on_the_commands_line(
-    tmp_path: Path, version: Path, server: ModelServer
+    cluster: Cluster,
+    tmp_path: Path,
+    version: Path,
+    server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)  # which did start, however busy we are
     write_images(tmp_path / "in.parquet", 8000, group=1000)
-    right, gone = server.answer, threading.Event()
-
-    def answer(inputs: Batch) -> Batch:
-        (array,) = inputs.values()
-        if array.dtype == np.uint8 and array.mean() > 100 and not gone.is_set():
-            gone.set()
-            threading.Thread(target=server.stop).start()
-        return right(inputs)
-
-    server.answer = answer
-    arguments = [str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--workers=2"]
+    absence = Absence(server)
+    arguments = [str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--workers=1"]
     arguments += ["--version_dir", str(version), "--server", server.address]
     seen = run_in_terminal(
         [sys.executable, "-m", "clients", "score", *arguments],
         cwd=ROOT,
         timeout_s=LIMIT_S,
         until=f"waits for {server.address}, ",
-        then=lambda _: server.start(),
+        then=lambda _: absence.end(),
     )
     assert seen.returncode == 0, seen.text
     assert any("waits for" in line and "left" not in line for line in seen.lines)

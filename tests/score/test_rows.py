@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pyarrow import parquet
 
 from clients.cli import main
@@ -403,8 +405,6 @@ def test_wide_rows_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 def test_pictures_of_any_name_are_scored_and_a_broken_one_is_named(
     tmp_path: Path, digits: Path
 ) -> None:
-    from PIL import Image
-
     (tmp_path / "in" / "été 1").mkdir(parents=True)
     for name in ("a b.png", "ü#?.PNG", "été 1/x.jpg"):
         Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "in" / name)
@@ -412,6 +412,34 @@ def test_pictures_of_any_name_are_scored_and_a_broken_one_is_named(
     job = make_job(tmp_path / "in", tmp_path / "out", digits)
     assert job.run() == 1
     assert set(job.read()["source"].to_pylist()) == {"a b.png", "ü#?.PNG", "été 1/x.jpg"}
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"])
+def test_a_damaged_picture_may_be_the_first_one_or_alone_in_its_unit(
+    tmp_path: Path, digits: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clients.score.sources.PICTURES", 1)
+    (tmp_path / "in").mkdir()
+    for name in ("a", "c"):
+        (tmp_path / "in" / f"{name}.png").write_bytes(data)
+    for name in ("b", "d"):
+        Image.new("L", (28, 28)).save(tmp_path / "in" / f"{name}.png")
+    job = score(tmp_path / "in", tmp_path, digits)
+    assert job.read()["source"].to_pylist() == ["b.png", "d.png"]
+    assert [row for row, _ in read_bad(job)] == [0, 2]
+
+
+def test_a_damaged_picture_of_a_table_may_be_the_first_one_or_alone_in_its_group(
+    tmp_path: Path, digits: Path
+) -> None:
+    picture = io.BytesIO()
+    Image.new("L", (28, 28)).save(picture, "PNG")
+    pictures = [b"", picture.getvalue(), b"damaged", None, picture.getvalue()]
+    table = pa.table({"id": range(5), "image": [{"bytes": one} for one in pictures]})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=2)
+    job = score(tmp_path / "x.parquet", tmp_path, digits)
+    assert job.read()["id"].to_pylist() == [1, 4]
+    assert [row for row, _ in read_bad(job)] == [0, 2, 3]
 
 
 # Two inputs ------------------------------------------------------------------------------

@@ -22,12 +22,22 @@ from pyarrow import parquet
 
 from clients import OnDevicePredictor
 from clients.score.engines import TENSORFLOW, EngineChoice, OwnServerEngine, open_engine
+from clients.score.output import find_parts
 from contract.errors import Code, InternalError, PlumblineError, ResourceExhaustedError
-from contract.signature import Array, Batch
+from contract.signature import Array, Batch, Signature, TensorSpec
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
-from tests.score.jobs import ROOT, Absence, Score, is_noise, make_images, read_ids, write_images
+from tests.score.jobs import (
+    ROOT,
+    Absence,
+    Score,
+    is_noise,
+    make_images,
+    make_job,
+    read_ids,
+    write_images,
+)
 from tests.serving.server_process import ServerProcess
 
 ROWS = 1000
@@ -124,6 +134,22 @@ def test_a_busy_servers_hints_are_heeded(tmp_path: Path, score: Score, server: M
     assert score("--server", server.address) == 0
     assert refused == 20
     assert read_ids(tmp_path / "out") == list(range(ROWS))
+
+
+def test_outputs_have_one_order_whatever_the_order_of_answers(tmp_path: Path, people: Path) -> None:
+    names = [f"y{number}" for number in range(12)]
+    columns = {"id": range(40), "x": [[1.0]] * 40}
+    parquet.write_table(pa.table(columns), tmp_path / "in.parquet", row_group_size=10)
+    with ModelServer() as server:
+        inputs = {"x": TensorSpec("x", "float32", (None, 1))}
+        outputs = {name: TensorSpec(name, "float32", (None, 1)) for name in reversed(names)}
+        server.signatures = {"serving_default": Signature("serving_default", inputs, outputs)}
+        server.answer = lambda inputs: dict.fromkeys(reversed(names), inputs["x"])
+        choice = EngineChoice(kind="server", addresses=(server.address,), model_name="people")
+        job = make_job(tmp_path / "in.parquet", tmp_path / "out", people, choice=choice)
+        job.run()
+    for part in find_parts(job.task.destination).values():
+        assert parquet.read_schema(part).names == ["id", *sorted(names)]
 
 
 class BusyServer(ModelServer):

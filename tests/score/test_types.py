@@ -13,8 +13,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from clients.files.fit import Adjustment
 from clients.score.arrays import convert
-from tests.score.jobs import Job, make_job
+from clients.score.columns import ColumnPlan, plan_columns, prepare, read_planned
+from clients.score.sources import Block, list_units
+from contract.errors import TensorMismatchError
+from contract.signature import Signature, TensorSpec
+from tests.score.jobs import Job, first_block, make_job
 
 ROWS = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
@@ -140,3 +145,81 @@ def test_columns_of_decimals_are_columns_of_numbers(tmp_path: Path, version: Pat
     job = make_job(tmp_path / "x.parquet", tmp_path / "out", version)
     job.run()
     assert job.read()["total"].to_pylist() == [[1.5] * 3, [2] * 3]
+
+
+# Integers and texts, where the model takes nothing else ----------------------------------
+
+
+def plan_one(block: Block, dtype: str, shape: tuple[int | None, ...] = (None, 1)) -> ColumnPlan:
+    """How rows go into the only input of a model of that type."""
+    signature = Signature(
+        "serving_default",
+        {"x": TensorSpec("x", dtype, shape)},
+        {"y": TensorSpec("y", "float32", (None, 1))},
+    )
+    return plan_columns(block, {signature.name: signature}, adjustment=Adjustment())
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([1, 2**40, 3], "x is 1.09951162778e+12, and no int32"),
+        ([1.0, 2.5, 3.0], "x is 2.5, and no int32"),
+        ([1.0, float("inf"), 3.0], "x is inf, and no int32"),
+        ([[1], [-(2**31) - 1], [3]], "x is -2147483649, and no int32"),
+    ],
+)
+@pytest.mark.parametrize("is_planned_so", [False, True])
+def test_a_number_that_the_input_cannot_hold_is_one_bad_row(
+    values: list[object], reason: str, is_planned_so: bool
+) -> None:
+    block = Block(pa.table({"x": values}), 0)
+    first = block if is_planned_so else Block(block.table.slice(0, 1), 0)
+    prepared = prepare(block, plan_one(first, "int32"))
+    assert prepared.batch["x"].tolist() == [[1], [3]]
+    assert [(one.row, one.reason) for one in prepared.bad] == [(1, reason)]
+
+
+def test_numbers_none_of_which_the_input_can_hold_are_a_column_that_does_not_fit() -> None:
+    with pytest.raises(TensorMismatchError, match="wants int32"):
+        plan_one(Block(pa.table({"x": [1.5, 2.5]}), 0), "int32")
+
+
+def test_cells_of_csv_stay_texts_where_the_model_takes_texts(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id,x\n1,12\n2,007\n3,\n4,NA\n")
+    with first_block(str(tmp_path / "x.csv")) as block:
+        plan = plan_one(block, "string", (None,))
+    (unit,) = list_units(str(tmp_path / "x.csv"))
+    (found,) = (prepare(one, plan) for one in read_planned(unit, plan))
+    assert found.batch["x"].tolist() == [b"12", b"007", b"", b"NA"]
+    assert found.bad == []
+
+
+@pytest.mark.parametrize("kind", [pa.list_(FLOAT), pa.list_(FLOAT, 3), pa.binary(12)])
+def test_bytes_beside_the_only_column_of_numbers_are_no_input(kind: pa.DataType) -> None:
+    numbers = np.array(ROWS, np.float32)
+    rows = [row.tobytes() if kind == pa.binary(12) else row.tolist() for row in numbers]
+    columns = {
+        "hash": pa.array([b"0123456789abcdef"] * 3, pa.binary(16)),
+        "name": pa.array([b"a", b"b", b"\xff"]),
+        "values": pa.array(rows, kind),
+    }
+    plan = plan_one(Block(pa.table(columns), 0), "float32", (None, 3))
+    assert plan.columns == ["values"]
+
+
+def test_lists_that_are_keys_are_no_input(tmp_path: Path, version: Path) -> None:
+    columns = {"id": [[1], [2], [3]], "values": ROWS}
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    job = make_job(tmp_path / "x.parquet", tmp_path / "out", version, keys=["id"])
+    job.run()
+    assert job.read()["id"].to_pylist() == [[1], [2], [3]]
+
+
+def test_categories_may_be_bytes_of_any_kind(tmp_path: Path, version: Path) -> None:
+    colors = [b"red", b"\xff", None, b"blue"]
+    table = pa.table({"id": range(4), "age": [1.0] * 4, "color": pa.array(colors)})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    job = make_job(tmp_path / "x.parquet", tmp_path / "out", version)
+    job.run()
+    assert list(read_answers(job).values()) == [[1, 0, 1], [1, 0, 0], [1, 0, 0], [1, 1, 0]]

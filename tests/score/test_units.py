@@ -20,7 +20,7 @@ from clients import OnDevicePredictor
 from clients.score.columns import parse_map, plan_columns, prepare
 from clients.score.job import run_here
 from clients.score.output import find_parts, refuse_stale, sweep
-from clients.score.sources import Block, list_units, read_unit
+from clients.score.sources import Block, holds, list_units, read_unit
 from clients.score.worker import Scorer, Version, pack_version, place_version
 from contract.errors import ConfigError, DatasetError, ManifestError, VerificationError
 from contract.manifest import FileEntry, hash_file, read_manifest
@@ -500,3 +500,26 @@ def test_a_category_that_training_never_saw_is_counted() -> None:
     expected = [[20, 1, 0], [30, 0, 0], [40, 0, 1]]
     np.testing.assert_array_equal(prepared.batch["x"], np.array(expected, np.float32))
     assert (prepared.missing, prepared.unseen) == ({"age": 1}, {"color=red": 1})
+
+
+def test_wide_rows_come_few_at_a_time_whatever_their_column_is_called(tmp_path: Path) -> None:
+    rows = pa.array([b"%07d" % row * 2**14 for row in range(1000)])
+    for name in ("image", "im.age", "im.a.ge", ".image"):
+        table = pa.table({"id": range(1000), name: rows, "im": [{"image": "no"}] * 1000})
+        parquet.write_table(table, tmp_path / "x.parquet", use_dictionary=False)
+        (unit,) = list_units(str(tmp_path / "x.parquet"))
+        sizes = [block.table.num_rows for block in read_unit(unit, [name])]
+        assert len(sizes) > 1 and sum(sizes) == 1000
+
+
+@pytest.mark.parametrize("name", ["rows [1]", "a*b", "what?"])
+def test_a_folder_and_a_file_whose_names_have_wild_cards_are_themselves(
+    tmp_path: Path, name: str
+) -> None:
+    write_images(tmp_path / name / f"{name}.parquet", 10)
+    write_images(tmp_path / "other" / "x.parquet", 10)
+    (unit,) = list_units(str(tmp_path / name))
+    assert list_units(str(tmp_path / name / f"{name}.parquet")) == [unit]
+    assert sum(block.table.num_rows for block in read_unit(unit)) == 10
+    assert holds(str(tmp_path / name), str(tmp_path / name / "out"))
+    assert not holds(str(tmp_path / name), str(tmp_path / "other"))

@@ -147,7 +147,7 @@ def _move_golden(path: Path, offset: float) -> None:
 
 
 def open_rollout(
-    config: Path, *addresses: str, timeout_s: float = 20, options: RolloutOptions | None = None
+    config: Path, *addresses: str, timeout_s: float = 60, options: RolloutOptions | None = None
 ) -> Rollout:
     """What the commands make of their flags."""
     servers = Servers([Server(one) for one in addresses], timeout_s=timeout_s)
@@ -168,7 +168,7 @@ class Scene:
             f"--model_config_file={self.config}",
             "--model_name=mlp",
             f"--server={self.server.address}",
-            "--timeout_s=20",
+            "--timeout_s=60",
             *self.more_flags,
         ]
 
@@ -224,7 +224,7 @@ def start_serving(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def run_serving(*arguments: object, timeout_s: float = 60) -> tuple[int, str, str]:
+def run_serving(*arguments: object, timeout_s: float = 200) -> tuple[int, str, str]:
     """Its exit code, stdout and stderr."""
     process = start_serving(*arguments)
     out, err = process.communicate(timeout=timeout_s)
