@@ -439,7 +439,9 @@ class _Crew:
         """One worker more: it gets its first unit when it has started, which may be never, where a
         cluster has no room.
         """
-        worker = self._start()
+        self._greet(self._start())
+
+    def _greet(self, worker: Any) -> None:
         self._asked[worker.start.remote()] = worker, None
 
     def _hand_out(self, worker: Any) -> None:
@@ -466,16 +468,32 @@ class _Crew:
         first = units[0]
         self._deaths[first] += 1
         if self._deaths[first] >= (_TRIES if first else _TRIES * self._count):
-            what = f"while they scored {first.describe()}" if first else "as they started"
-            reason = str(error).strip().splitlines()[0]
+            what, advice = (
+                (
+                    f"while they scored {first.describe()}",
+                    "; if workers take more memory than there is, take fewer --workers, or cut the "
+                    "files into smaller row groups",
+                )
+                if first
+                else (
+                    "as they started",
+                    ", once every node has the Plumbline of this machine, with [batch], and memory "
+                    "for its workers",
+                )
+            )
             raise ServableUnavailableError(
-                f"{self._deaths[first]} workers died {what}: {reason}; what is scored stays: run "
-                "the same command again; if workers take more memory than there is, take fewer "
-                "--workers, or cut the files into smaller row groups"
+                f"{self._deaths[first]} workers died {what}: {find_reason(str(error))}; what is "
+                f"scored stays: run the same command again{advice}"
             ) from error
         self._waiting.extendleft(unit for unit in reversed(units) if unit)
         ray.kill(worker)  # one that is only out of reach would go on
         self._hire()
         idle, self._idle = self._idle, []
-        for one in idle:
-            self._hand_out(one)
+        for one in idle:  # it may have died, too, which is no fault of the unit that it would get
+            self._greet(one)
+
+
+def find_reason(text: str) -> str:
+    """The line of an error of Ray's that says why: of a traceback the last one."""
+    lines = text.strip().splitlines()
+    return lines[-1 if "ray::" in lines[0] else 0]

@@ -214,47 +214,38 @@ def test_an_estimate_does_not_grow_while_a_unit_takes_as_long_as_those_before(
     assert all(b <= a for a, b in itertools.pairwise(told))
 
 
-def test_a_share_stands_in_for_a_total_that_nobody_knows() -> None:
+def test_a_share_stands_in_for_a_total_that_nobody_knows(clock: Clock) -> None:
     progress = Progress("score", "rows")
-    begin = time.perf_counter()
-    while time.perf_counter() < begin + 0.1:
-        pass
+    clock.now += 0.5
     progress.advance(1000)
     assert progress.left_s is None
     progress.share = 0.25
-    assert progress.left_s == pytest.approx(0.3, rel=0.3)
+    assert progress.left_s == pytest.approx(1.5)
     assert "1,000 rows (25%), about 2 s left" in progress.describe()
     line = "".join(piece for piece, _ in progress.draw(100, is_ascii=True))
     assert line.startswith(f"score {'#' * 6}{'-' * 18} 1,000")
 
 
-def test_work_at_a_standstill_is_not_said_to_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STALLED_S", 0.05)
+def test_work_at_a_standstill_is_not_said_to_end_soon(clock: Clock) -> None:
     progress = Progress("score", "rows", 1000)
-    begin = time.perf_counter()
-    while time.perf_counter() < begin + 0.02:
-        pass
+    clock.now += 1
     progress.advance(990)
     assert "about 2 s left" in progress.describe()
-    while time.perf_counter() < begin + 0.1:
-        pass
-    assert "nothing new for 0.1 s" in progress.describe()
+    clock.now += 11
+    assert "nothing new for 11 s" in progress.describe()
     progress.advance()
     assert "about 2 s left" in progress.describe()
 
 
-def test_a_slow_unit_is_no_standstill_where_others_were_as_slow(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "_STALLED_S", 0.0)
+def test_a_slow_unit_is_no_standstill_where_others_were_as_slow(clock: Clock) -> None:
     progress = Progress("verify", "copies", 3)
-    begin = time.perf_counter()
-    while time.perf_counter() < begin + 0.1:
-        pass
-    progress.advance()
-    while time.perf_counter() < begin + 0.2:
-        pass
-    assert "left" in progress.describe()
+    for _ in range(2):
+        assert "nothing new" not in progress.describe()
+        clock.now += 15
+        assert "nothing new" not in progress.describe()
+        progress.advance()
+    clock.now += 31
+    assert "nothing new for 31 s" in progress.describe()
 
 
 def test_who_is_waited_for_stands_where_the_time_left_would() -> None:

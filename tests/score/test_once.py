@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from clients.score import output
 from clients.score.columns import BadRow
 from clients.score.output import (
     Destination,
@@ -591,6 +592,27 @@ def test_of_two_other_questions_at_a_time_one_is_refused(tmp_path: Path) -> None
                 pass
     with claim(other):
         pass
+
+
+def test_no_claim_is_swept_before_it_is_locked(tmp_path: Path) -> None:
+    destination, is_over = make_destination("one", address=tmp_path), threading.Event()
+    folder = tmp_path / "_asked" / destination.folder
+    folder.mkdir(parents=True)
+
+    def sweep_all() -> None:  # as many jobs would that begin at the same time
+        while not is_over.is_set():
+            for path in folder.iterdir():
+                output._sweep_file(path)
+
+    sweeping = threading.Thread(target=sweep_all)
+    sweeping.start()
+    try:
+        for _ in range(300):
+            with claim(destination):
+                assert list(folder.iterdir())
+    finally:
+        is_over.set()
+        sweeping.join()
 
 
 def test_a_job_that_died_keeps_no_other_question_out(tmp_path: Path, score: Score) -> None:

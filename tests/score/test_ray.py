@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from clients.score.job import find_reason
 from contract.console.exits import ExitCode
 from contract.signature import Batch
 from tests.clients.grpc_servers import ModelServer
@@ -262,6 +263,82 @@ def test_workers_that_die_one_after_the_other_end_the_job_with_a_sentence(
     assert job.returncode == ExitCode.UNREACHABLE, said
     assert "5 workers died" in said and "run the same command again" in said
     assert "Traceback" not in said
+
+
+IDLE = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from clients.score.engines import Wait
+from clients.score.job import _Crew, _Outcome, open_cluster
+from clients.score.output import UnitSummary
+from clients.score.sources import Unit
+
+started, are_killed = Path(sys.argv[1], "started"), Path(sys.argv[1], "are_killed")
+started.mkdir()
+
+class Worker:
+    def __init__(self):
+        (started / str(os.getpid())).touch()
+
+    def start(self):
+        return _Outcome()
+
+    def score(self, unit):
+        while unit.number == 5 and not are_killed.exists():
+            time.sleep(0.05)
+        return _Outcome(summary=UnitSummary(num_rows=1))
+
+def kill():
+    while len(finished) < 5 or len(list(started.iterdir())) < 6:
+        time.sleep(0.05)
+    for path in list(started.iterdir()):
+        os.kill(int(path.name), signal.SIGKILL)
+    are_killed.touch()
+
+finished = []
+with open_cluster("", 6):  # of RAY_ADDRESS
+    import ray
+    worker = ray.remote(num_cpus=0)(Worker)
+    units = [Unit(kind="csv", address="", name=str(number), number=number) for number in range(6)]
+    crew = _Crew(worker.remote, units, 6, lambda *_: None, Wait())
+    crew._listen = lambda: None
+    threading.Thread(target=kill, daemon=True).start()
+    finished.extend(crew.iterate())
+print(len(finished))
+"""
+
+
+@pytest.mark.timeout(2 * LIMIT_S)
+def test_idle_workers_that_die_with_the_last_busy_one_are_no_fault_of_its_unit(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IDLE, str(tmp_path)],
+        cwd=ROOT,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "The actor died because of an error raised in its creation task, \x1b[36mray::W()\n"
+            "  File 'x.py', line 1\nModuleNotFoundError: No module named 'clients'",
+            "ModuleNotFoundError: No module named 'clients'",
+        ),
+        (
+            "The actor died unexpectedly before finishing this task.\n\tclass_name: ScoreWorker",
+            "The actor died unexpectedly before finishing this task.",
+        ),
+    ],
+)
+def test_of_what_ray_says_the_line_that_tells_why_is_kept(text: str, reason: str) -> None:
+    assert find_reason(text) == reason
 
 
 @pytest.mark.timeout(2 * LIMIT_S)
