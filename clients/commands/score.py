@@ -12,13 +12,7 @@ from pathlib import Path
 
 from clients.files.fit import check_adjustment, list_remarks
 from clients.files.predict import add_adjustment_flags, find_adjustment, find_scaling
-from clients.score.columns import (
-    ColumnPlan,
-    describe_order,
-    parse_map,
-    plan_columns,
-    try_first,
-)
+from clients.score.columns import ColumnPlan
 from clients.score.engines import (
     LITERT,
     NEEDS_OF_TENSORFLOW,
@@ -41,6 +35,7 @@ from clients.score.output import (
     refuse_stale,
     sweep,
 )
+from clients.score.plan import describe_order, parse_map, plan_columns, try_first
 from clients.score.sources import (
     EXAMPLE,
     Block,
@@ -678,6 +673,8 @@ def _print_verdict(job: _Job, result: Result) -> None:
             f"IN, but signature {job.plan.signature.name} runs in TensorFlow alone, which this "
             f"machine lacks: {advise_extra('serving,tensorflow')}, and run the same command"
         )
+    elif result.num_scored:
+        say("Verdict: not proved, since the sample was of parts of which no row could be scored")
     else:
         say("Verdict: no row could be scored")
 

@@ -20,8 +20,9 @@ from pyarrow import parquet
 from clients import OnDevicePredictor
 from clients.cli import main
 from clients.files.fit import Adjustment
-from clients.score.columns import ColumnPlan, plan_columns
+from clients.score.columns import ColumnPlan
 from clients.score.engines import EngineChoice, open_engine
+from clients.score.plan import plan_columns
 from clients.score.sources import Block, Unit, list_folders, list_units, read_unit
 from clients.score.worker import Scorer, Task, make_task
 from contract import layout

@@ -17,8 +17,9 @@ from pyarrow import parquet
 
 from clients.cli import main
 from clients.files.fit import Adjustment
-from clients.score.columns import plan_columns, prepare
+from clients.score.columns import prepare
 from clients.score.output import find_parts
+from clients.score.plan import plan_columns
 from clients.score.sources import Block, list_units, read_unit
 from contract.errors import ConfigError, DatasetError
 from contract.signature import Signature, TensorSpec

@@ -15,7 +15,8 @@ from pyarrow import parquet
 
 from clients.files.fit import Adjustment
 from clients.score.arrays import convert
-from clients.score.columns import ColumnPlan, plan_columns, prepare, read_planned
+from clients.score.columns import ColumnPlan, prepare, read_planned
+from clients.score.plan import plan_columns
 from clients.score.sources import Block, list_units
 from contract.errors import TensorMismatchError
 from contract.signature import Signature, TensorSpec

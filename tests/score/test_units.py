@@ -17,9 +17,10 @@ import pytest
 from pyarrow import parquet
 
 from clients import OnDevicePredictor
-from clients.score.columns import parse_map, plan_columns, prepare
+from clients.score.columns import prepare
 from clients.score.job import run_here
 from clients.score.output import find_parts, refuse_stale, sweep
+from clients.score.plan import parse_map, plan_columns
 from clients.score.sources import Block, holds, list_units, read_unit
 from clients.score.worker import Scorer, Version, pack_version, place_version
 from contract.errors import ConfigError, DatasetError, ManifestError, VerificationError
