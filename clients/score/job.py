@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -32,6 +33,7 @@ from clients.score.worker import (
 )
 from contract.console.extras import import_extra
 from contract.console.interrupts import held_back
+from contract.console.progress import format_seconds
 from contract.console.terminal import keep_stderr
 from contract.errors import PlumblineError, ServableUnavailableError
 
@@ -46,6 +48,9 @@ _TRIES = 5
 
 _TELL_S = 2.0
 """Without news for so long, workers are asked how far they are."""
+
+_ROOM_S = 30.0
+"""A cluster that starts no worker for longer is short of something."""
 
 _TELLING = "telling"
 """Ray's group of calls that are answered while a unit is scored."""
@@ -382,6 +387,7 @@ class _Crew:
         self._count = count
         self._asked: dict[Any, tuple[Any, Unit | None]] = {}  # oldest first
         self._idle: list[Any] = []
+        self._began = time.monotonic()
         self._deaths: Counter[Unit | None] = Counter()
         for _ in range(count):
             self._hire()
@@ -424,6 +430,12 @@ class _Crew:
             worker.tell.options(concurrency_group=_TELLING).remote() for worker in workers.values()
         ]
         if not calls:
+            waited_s = time.monotonic() - self._began
+            if waited_s > _ROOM_S:
+                self._wait.relay(
+                    f"no worker has started for {format_seconds(waited_s)}; each takes a free CPU "
+                    "of the cluster"
+                )
             return
         now, num_bytes, waits = UnitSummary(), 0, []
         for call in ray.wait(calls, num_returns=len(calls), timeout=_TELL_S)[0]:
