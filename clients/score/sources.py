@@ -559,7 +559,7 @@ def _is_of(path: str, columns: Set[str]) -> bool:
 
 
 def _read_csv(unit: Unit, columns: Sequence[str] | None, _: _Types) -> Iterator[Block]:
-    with open_file(unit.address) as file:
+    with _open_buffered(unit.address) as file:
         for number, (table, lost) in enumerate(read_csv(file, columns)):
             # Where the file is read is far ahead of what has been made of it.
             place, end = (min(one * CSV_BLOCK_BYTES, file.tell()) for one in (number, number + 1))

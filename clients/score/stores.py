@@ -72,11 +72,6 @@ class _StoreFile(io.RawIOBase):
         with explain_store(self._address):
             return self._file.read(-1 if size is None else size)
 
-    def readline(self, size: int | None = -1) -> bytes:
-        """Up to the end of a line."""
-        with explain_store(self._address):
-            return self._file.readline(-1 if size is None else size)
-
     def readall(self) -> bytes:
         """All that is left."""
         return self.read()

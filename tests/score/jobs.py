@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import threading
@@ -37,6 +38,8 @@ from contract.manifest import (
 )
 from contract.signature import Array, Batch
 from contract.statistics import describe_columns
+from contract.wire.plumbline_wire import example_pb2
+from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +155,28 @@ def make_job(
         )
     task = make_task(version_dir, manifest, choice, plan, str(out))
     return Job(units, plan, task, version_dir)
+
+
+def write_rows(folder: Path, kind: str) -> Path:
+    """Rows of which some are bad, in several units where the kind has any."""
+    path = folder / f"x.{kind}"
+    if kind == "csv":
+        lines = [f"{n},{n},red" if n % 7 else f"{n},{n}" for n in range(100)]
+        path.write_text("\n".join(["id,age,color", *lines]))
+    elif kind == "jsonl":
+        rows = [json.dumps({"id": n, "age": n, "color": "red"}) for n in range(100)]
+        path.write_text("\n".join(row if n % 7 else row[:-3] for n, row in enumerate(rows)))
+    else:
+        records = []
+        for number in range(100):
+            example = example_pb2.Example()
+            example.features.feature["id"].int64_list.value.append(number)
+            example.features.feature["x"].float_list.value.extend(
+                [number] * (3 if number % 7 else 2)
+            )
+            records.append(example.SerializeToString())
+        write_records(path, records)
+    return path
 
 
 COLUMNS = ("age", "color=blue", "color=red")

@@ -23,7 +23,8 @@ from clients.score.output import Destination, WholeFile, claim, find_parts, swee
 from clients.score.sources import list_units, read_unit
 from contract.errors import ConfigError, DatasetError, ServableUnavailableError
 from tests.exporter.remote_versions import CREDENTIALS, serve_s3
-from tests.score.jobs import score
+from tests.score import jobs
+from tests.score.jobs import score, write_rows
 
 
 @pytest.fixture
@@ -233,6 +234,17 @@ def test_lines_of_a_bucket_are_read_once_and_not_once_for_each_line(
     found = [row for unit in units for block in read_unit(unit) for row in block.table.to_pylist()]
     assert [row["id"] for row in found] == list(range(2000))
     assert 0 < num_bytes <= len(units) * len(data)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "tfrecord"])
+def test_a_file_of_any_kind_is_scored_in_a_bucket_as_on_a_disk(
+    bucket: str, people: Path, tmp_path: Path, kind: str
+) -> None:
+    source = write_rows(tmp_path, kind)
+    fsspec.filesystem("s3").put(str(source), f"{bucket}/{source.name}")
+    assert score(f"{bucket}/{source.name}", f"{bucket}/out", people) == 0
+    assert score(source, tmp_path / "out", people) == 0
+    assert read_ids(f"{bucket}/out/version=1") == jobs.read_ids(tmp_path / "out")
 
 
 def test_a_parquet_file_of_a_bucket_is_closed_again(

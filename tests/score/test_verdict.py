@@ -15,8 +15,6 @@ from pyarrow import parquet
 from clients.score.sources import list_units
 from clients.score.verify import choose_units
 from contract.signature import Batch
-from contract.wire.plumbline_wire import example_pb2
-from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
 from tests.score import jobs
 from tests.score.jobs import is_noise, make_images, write_images
@@ -255,28 +253,6 @@ def test_a_server_of_another_model_scores_nothing(
 # Every kind of file ----------------------------------------------------------------------
 
 
-def write_rows(folder: Path, kind: str) -> Path:
-    """Rows of which some are bad, in several units where the kind has any."""
-    path = folder / f"x.{kind}"
-    if kind == "csv":
-        lines = [f"{n},{n},red" if n % 7 else f"{n},{n}" for n in range(100)]
-        path.write_text("\n".join(["id,age,color", *lines]))
-    elif kind == "jsonl":
-        rows = [json.dumps({"id": n, "age": n, "color": "red"}) for n in range(100)]
-        path.write_text("\n".join(row if n % 7 else row[:-3] for n, row in enumerate(rows)))
-    else:
-        records = []
-        for number in range(100):
-            example = example_pb2.Example()
-            example.features.feature["id"].int64_list.value.append(number)
-            example.features.feature["x"].float_list.value.extend(
-                [number] * (3 if number % 7 else 2)
-            )
-            records.append(example.SerializeToString())
-        write_records(path, records)
-    return path
-
-
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "tfrecord"])
 def test_the_verdict_knows_the_rows_of_every_kind_of_file(
     tmp_path: Path,
@@ -287,7 +263,7 @@ def test_the_verdict_knows_the_rows_of_every_kind_of_file(
 ) -> None:
     monkeypatch.setattr("clients.score.sources.PIECE_BYTES", 500)
     monkeypatch.setattr("clients.score.sources.BLOCK_ROWS", 20)
-    source = write_rows(tmp_path, kind)
+    source = jobs.write_rows(tmp_path, kind)
     assert jobs.score(source, tmp_path / "out", people, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["num_bad"], document["sample"]["passed"]) == (15, True)
