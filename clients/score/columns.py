@@ -164,6 +164,7 @@ def read_planned(unit: Unit, plan: ColumnPlan) -> Iterator[Block]:
 
 
 def settle(block: Block, plan: ColumnPlan) -> Block:
+    """A block in the types of a plan; a cell that has no value there makes a bad row."""
     pa = import_extra("pyarrow", _PURPOSE)
     wrong = dict(block.wrong)
     inputs = {column for one in plan.inputs for column in one.columns}
@@ -175,7 +176,7 @@ def settle(block: Block, plan: ColumnPlan) -> Block:
         kind = plan.types[name]
         columns[name], odd = cast(columns[name], kind, is_input=name in inputs)
         what = _describe_type(kind, is_input=name in inputs)
-        wrong = {row: f"{name} is {text!r}, and {what}" for row, text in odd.items()} | wrong
+        wrong = {row: f"{name} is {text}, and {what}" for row, text in odd.items()} | wrong
     return dataclasses.replace(block, table=pa.table(columns), wrong=wrong)
 
 
@@ -186,6 +187,8 @@ def _describe_type(kind: pa.DataType, *, is_input: bool) -> str:
         return "no whole number"
     if types.is_integer(kind) or types.is_floating(kind):
         return "no number"
+    if types.is_fixed_size_binary(kind):
+        return f"not {kind.byte_width:,} bytes"
     return "neither true nor false" if types.is_boolean(kind) else f"not {kind}"
 
 
@@ -212,8 +215,13 @@ def cast(
             values.append(pc.cast(value, kinds[-1]).as_py())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             values.append(None)
-            odd[row] = str(value.as_py())
+            odd[row] = _show(value.as_py())
     return pa.chunked_array([pa.array(values, kinds[-1])]), odd
+
+
+def _show(value: object) -> str:
+    """A value for a reason, which has no room for the bytes of a row."""
+    return f"{len(value):,} bytes" if isinstance(value, bytes) else repr(str(value))
 
 
 def prepare(block: Block, plan: ColumnPlan) -> Prepared:

@@ -46,6 +46,7 @@ from contract.signature import (
     STRING,
     Batch,
     Signature,
+    TensorSpec,
     find_signature,
 )
 
@@ -133,6 +134,8 @@ def plan_columns(
             keys = []
     block = _keep_texts(block, texts, chosen, signatures, signature_name)
     is_image = _are_pictures(block, chosen)
+    if not is_image:
+        block = _fix_widths(block, chosen, signatures, signature_name)
     plan = ColumnPlan(
         signature=_fit_signature(block, signatures, signature_name, chosen, adjustment, is_image),
         inputs=tuple(chosen),
@@ -168,19 +171,53 @@ def _keep_texts(
     """With the texts of a CSV file where nothing but texts is asked for, if they look like numbers
     or not.
     """
-    asked = [signatures[signature_name]] if signature_name in signatures else signatures.values()
     table = block.table
     for one in chosen if block.is_text else ():
-        specs = [
-            spec
-            for signature in asked
-            for spec in signature.inputs.values()
-            if one.input in (UNNAMED, spec.name)
-        ]
+        specs = _list_specs(one, signatures, signature_name)
         if not one.is_stacked and specs and all(spec.dtype == STRING for spec in specs):
             place = table.column_names.index(one.columns[0])
             table = table.set_column(place, one.columns[0], texts.table.column(place))
     return dataclasses.replace(block, table=table)
+
+
+def _fix_widths(
+    block: Block,
+    chosen: Sequence[InputColumns],
+    signatures: Mapping[str, Signature],
+    signature_name: str,
+) -> Block:
+    """With bytes of any length as bytes of a fixed one, where nothing but numbers is asked for, and
+    the first rows are all as long as a row of those.
+    """
+    pa = import_extra("pyarrow", _PURPOSE)
+    table = block.table
+    for one in chosen:
+        kind = table.schema.field(one.columns[0]).type
+        specs = _list_specs(one, signatures, signature_name)
+        if one.is_stacked or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            continue
+        first = table.column(one.columns[0]).slice(0, _FITTED_ROWS).to_pylist()
+        widths = {len(value) for value in first if value is not None}
+        if len(widths) != 1 or any(spec.dtype == STRING for spec in specs):
+            continue
+        if widths <= {count_bytes(spec) for spec in specs}:
+            place = table.column_names.index(one.columns[0])
+            column, _ = cast(table.column(place), pa.binary(widths.pop()))
+            table = table.set_column(place, one.columns[0], column)
+    return dataclasses.replace(block, table=table)
+
+
+def _list_specs(
+    one: InputColumns, signatures: Mapping[str, Signature], signature_name: str
+) -> list[TensorSpec]:
+    """What columns may have to be: inputs of the signature that is named, or of any."""
+    asked = [signatures[signature_name]] if signature_name in signatures else signatures.values()
+    return [
+        spec
+        for signature in asked
+        for spec in signature.inputs.values()
+        if one.input in (UNNAMED, spec.name)
+    ]
 
 
 def _require(table: pa.Table, columns: Sequence[str], flag: str) -> None:
@@ -500,25 +537,26 @@ def _infer_types(block: Block) -> Block:
 def _plan_types(
     block: Block, chosen: Sequence[InputColumns], keys: Sequence[str]
 ) -> dict[str, pa.DataType]:
-    """What `_settle` makes of columns: categories are texts, and so are keys of CSV files, in which
+    """What `settle` makes of columns: categories are texts, and so are keys of CSV files, in which
     007 is not 7, and keys that are empty yet.
     """
     pa = import_extra("pyarrow", _PURPOSE)
     types = pa.types
     found = {}
-    for one in chosen if block.is_text or block.is_record else ():
+    for one in chosen:
         for column, category in itertools.zip_longest(one.columns, one.encodings):
             kind = block.table.schema.field(column).type
-            if block.is_record:
-                if not types.is_null(kind):
-                    found[column] = kind
-                continue
             is_number = types.is_integer(kind) or types.is_floating(kind)
-            if category:
-                kind = pa.string()
-            elif one.is_stacked and not is_number:
-                kind = pa.float64()
-            found[column] = kind
+            if block.is_text and category:
+                found[column] = pa.string()
+            elif block.is_text and one.is_stacked and not is_number:
+                found[column] = pa.float64()
+            elif (
+                block.is_text
+                or (block.is_record and not types.is_null(kind))
+                or types.is_fixed_size_binary(kind)
+            ):
+                found[column] = kind
     for name in keys:
         kind = block.table.schema.field(name).type
         if types.is_dictionary(kind):

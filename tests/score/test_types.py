@@ -20,6 +20,8 @@ from clients.score.plan import plan_columns
 from clients.score.sources import Block, list_units
 from contract.errors import TensorMismatchError
 from contract.signature import Signature, TensorSpec
+from contract.wire.plumbline_wire import example_pb2
+from contract.wire.tfrecord import write_records
 from tests.score.jobs import Job, first_block, make_job
 
 ROWS = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
@@ -224,3 +226,32 @@ def test_categories_may_be_bytes_of_any_kind(tmp_path: Path, version: Path) -> N
     job = make_job(tmp_path / "x.parquet", tmp_path / "out", version)
     job.run()
     assert list(read_answers(job).values()) == [[1, 0, 1], [1, 0, 0], [1, 0, 0], [1, 1, 0]]
+
+
+BYTES = [np.array(row, np.float32).tobytes() for row in ROWS]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(12)])
+def test_bytes_of_a_row_are_its_numbers_in_a_column_of_any_length_too(
+    tmp_path: Path, version: Path, kind: pa.DataType
+) -> None:
+    assert read_answers(score(pa.array(BYTES, kind), tmp_path, version)) == dict(enumerate(ROWS))
+
+
+def test_bytes_of_another_length_than_a_rows_are_one_bad_row(tmp_path: Path, version: Path) -> None:
+    column = pa.array([*BYTES * 30, b"", BYTES[0]], pa.binary())
+    job = score(column, tmp_path, version)
+    assert read_bad(job) == [(90, "x is 0 bytes, and not 12 bytes")]
+    assert read_answers(job)[91] == ROWS[0]
+
+
+def test_bytes_of_a_row_in_records_are_its_numbers(tmp_path: Path, version: Path) -> None:
+    records = []
+    for values in BYTES:
+        example = example_pb2.Example()
+        example.features.feature["pixels"].bytes_list.value.append(values)
+        records.append(example.SerializeToString())
+    write_records(tmp_path / "x.tfrecord", records)
+    job = make_job(tmp_path / "x.tfrecord", tmp_path / "out", version)
+    job.run()
+    assert job.read()["total"].to_pylist() == ROWS
