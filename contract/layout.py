@@ -145,8 +145,9 @@ def find_version_dir(path: Path) -> Path:
         PosixPath('models/mlp/2')
     """
     if not path.is_dir():
+        what = "a file, and no folder" if path.exists() else "no folder that exists"
         raise ConfigError(
-            f"{path} is no folder that exists; {_suggest_versions(path.parent)}give a version "
+            f"{path} is {what}; {_suggest_versions(path.parent)}give a version "
             "directory, or a base path that holds one"
         )
     held = (MANIFEST, SAVED_MODEL, *map(variant_path, VARIANTS))

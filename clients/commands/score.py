@@ -448,7 +448,7 @@ def _run(args: argparse.Namespace, job: _Job) -> Result:
     result = Result(num_units=len(job.units), num_before=len(before))
     if before:
         remark(f"{len(before):,} of {len(job.units):,} parts are there already")
-    _limit_bad(args, destination, tally.num_bad, "give a larger one, or another OUT")
+    _limit_bad(args, destination, tally.num_bad, "give a larger one")
     num_rows_before = tally.num_rows
     if left:
         began = first = time.perf_counter()
@@ -716,11 +716,17 @@ def _print_shifts(job: _Job, result: Result) -> None:
 def _to_document(args: argparse.Namespace, job: _Job, result: Result) -> Mapping[str, object]:
     verdict = result.verdict
     return {
+        "input": args.input,
         "output": f"{args.output}/{job.task.destination.folder}",
+        "bad_rows": f"{args.output}/_bad_rows/{job.task.destination.folder}"
+        if result.num_bad
+        else None,
         "model_name": job.manifest.model_name,
         "version": job.manifest.version,
         "manifest_digest": job.manifest.digest,
         "signature_name": job.plan.signature.name,
+        "engine": job.task.destination.facts["engine"],
+        "keys": list(job.plan.keys),
         "num_rows": result.num_rows,
         "num_scored": result.num_scored,
         "num_bad": result.num_bad,
@@ -730,7 +736,7 @@ def _to_document(args: argparse.Namespace, job: _Job, result: Result) -> Mapping
         "seconds": result.seconds,
         "start_seconds": result.start_s,
         "first_part_seconds": result.first_s,
-        "rows_per_s": result.rows_per_s,
+        "rows_per_s": result.rows_per_s or None,
         "unsure": result.unsure,
         "drift": [
             {"input": name, "column": column, "has_moved": one.has_moved, **dataclasses.asdict(one)}

@@ -78,6 +78,14 @@ def read_csv(
         yield reader.schema.empty_table(), lost
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def check_names(names: Sequence[str]) -> None:
     """Refuses two columns of one name.
 
@@ -86,7 +94,10 @@ def check_names(names: Sequence[str]) -> None:
     """
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise DatasetError(f"two columns are called {twice!r}; give each a name of its own")
+        advice = "is the first line a heading?" if _is_number(twice) else ""
+        raise DatasetError(
+            f"two columns are called {twice!r}; {advice or 'give each a name of its own'}"
+        )
 
 
 def _read_header(file: IO[bytes]) -> list[str]:

@@ -371,6 +371,12 @@ def _open_locked(path: Path) -> IO[bytes]:
         file.close()  # another job swept it before it was locked
 
 
+def make_folder(system: AbstractFileSystem, folder: str) -> None:
+    """Makes a folder where there are any: in an object store it would make the bucket."""
+    if _WHOLE.isdisjoint(list_protocols(system)):
+        system.makedirs(folder, exist_ok=True)
+
+
 class WholeFile:
     """A file that comes to its place whole, or not at all. A context manager.
 
@@ -386,7 +392,7 @@ class WholeFile:
         name = posixpath.basename(path).removeprefix("part-").partition(".")[0]
         self._temporary = posixpath.join(folder, f"{_TEMPORARY}{name}.{uuid.uuid4().hex[:8]}")
         self._is_local = is_local(system)
-        system.makedirs(folder, exist_ok=True)
+        make_folder(system, folder)
         self.file = self._open()
 
     def _open(self) -> IO[bytes]:
@@ -396,7 +402,7 @@ class WholeFile:
 
     def place(self) -> None:
         """Puts it there, over what is there already."""
-        self._system.makedirs(posixpath.dirname(self._path), exist_ok=True)
+        make_folder(self._system, posixpath.dirname(self._path))
         self.file.flush()
         if self._is_local:
             os.fsync(self.file.fileno())
@@ -683,12 +689,17 @@ def check_writable(destination: Destination) -> None:
     folder = posixpath.join(root, destination.folder)
     probe = posixpath.join(folder, f"{_TEMPORARY}probe-{uuid.uuid4().hex[:8]}")
     try:
-        system.makedirs(folder, exist_ok=True)
+        make_folder(system, folder)
         system.pipe_file(probe, b"")
         with suppress(FileNotFoundError):  # another job swept it
             system.rm_file(probe)
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         raise ConfigError(f"{destination.address} cannot be written: {error}") from error
+    except FileNotFoundError as error:  # no such bucket; or a place where nothing can be made
+        raise ConfigError(
+            f"{destination.address} cannot be written: {error.strerror or error}; is there such a "
+            "bucket, or a folder to make it in?"
+        ) from error
     except OSError as error:
         raise ServableUnavailableError(
             f"{destination.address} cannot be written: {error}"
@@ -707,7 +718,7 @@ def claim(destination: Destination) -> Iterator[None]:
     folder = posixpath.join(root, _ASKED, destination.folder)
     asked = _hash(destination.fingerprint)
     path = posixpath.join(folder, f"{asked}-{uuid.uuid4().hex[:8]}")
-    system.makedirs(folder, exist_ok=True)
+    make_folder(system, folder)
     with ExitStack() as stack:
         question = msgspec.json.encode(destination.asked)
         if is_local(system):

@@ -196,7 +196,8 @@ def _check_signatures(
     if breaks and not options.allow_signature_change:
         raise SignatureChangedError(
             f"this version would break the clients of {previous}: {'; '.join(breaks)}; restore "
-            "them, or publish with --allow_signature_change"
+            "them, publish another model under another name (another base path), or publish with "
+            "--allow_signature_change"
         )
     return breaks
 

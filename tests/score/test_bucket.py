@@ -21,6 +21,7 @@ from s3fs import S3FileSystem
 
 from clients.score.output import Destination, WholeFile, claim, find_parts, sweep
 from clients.score.sources import list_units, read_unit
+from contract.console.exits import ExitCode
 from contract.errors import ConfigError, DatasetError, ServableUnavailableError
 from tests.exporter.remote_versions import CREDENTIALS, serve_s3
 from tests.score import jobs
@@ -310,6 +311,15 @@ def test_a_store_without_credentials_says_to_check_them(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(ConfigError, match="check the credentials"):
         list_units(f"{bucket}/in")
+
+
+def test_an_out_in_a_bucket_that_is_not_there_makes_none(
+    bucket: str, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(f"{bucket}/in/a.parquet", 0)
+    assert score(f"{bucket}/in", f"{bucket}-typo/out", people) == ExitCode.USAGE
+    assert "is there such a bucket" in capsys.readouterr().err
+    assert not fsspec.filesystem("s3").exists(f"{bucket}-typo")
 
 
 def test_an_out_without_credentials_is_a_sentence(
