@@ -145,7 +145,7 @@ def find_version_dir(path: Path) -> Path:
         PosixPath('models/mlp/2')
     """
     if not path.is_dir():
-        what = "a file, and no folder" if path.exists() else "no folder that exists"
+        what = "no folder, but a file" if path.exists() else "no folder that exists"
         raise ConfigError(
             f"{path} is {what}; {_suggest_versions(path.parent)}give a version "
             "directory, or a base path that holds one"
