@@ -1,7 +1,7 @@
 """`clients score` beside a plain loop over LiteRT and beside `predict_many` to one server.
 
 Run: make bench-score
-     make bench-score ARGS="--model cnn --rows 500000"
+     make bench-score ARGS="--model cnn --rows 250000"
      make bench-score ARGS="--flat 10000000"   (memory of that many rows)
 
 Rows are hard links of one file of half a million. Steady state is rows per second from the first
