@@ -188,6 +188,7 @@ def test_the_worst_rows_are_kept_for_their_owner_alone(scene: Scene) -> None:
             *scene.flags,
             *("--version=3", "--shadow_s=30", "--min_shadow_rows=100", "--shadow_rows=5"),
         )
+    assert document["shadow"]["rows_file"], document
     path = Path(document["shadow"]["rows_file"])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
