@@ -131,10 +131,8 @@ class RemoteBasePath:
                 told = value
 
         callbacks = importlib.import_module("fsspec.callbacks")
-        given = self._files.protocol
         with self._explained():
-            if _WITHOUT_FOLDERS.isdisjoint([given] if isinstance(given, str) else given):
-                self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            make_folder(self._files, target.rpartition("/")[0])
             callback = callbacks.Callback(hooks={"bytes": hear})
             self._files.put_file(str(source), target, callback=callback)
         hear(None, source.stat().st_size)  # some file systems tell pieces, some nothing
@@ -305,6 +303,17 @@ def _check_entries(manifest: Manifest, remote: RemoteBasePath, folder: str) -> N
 def is_full(error: BaseException) -> bool:
     """Whether an error says that nothing more can be written."""
     return isinstance(error, OSError) and error.errno in _FULL
+
+
+def list_protocols(files: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    """What addresses of a file system begin with."""
+    return (files.protocol,) if isinstance(files.protocol, str) else tuple(files.protocol)
+
+
+def make_folder(files: fsspec.AbstractFileSystem, path: str) -> None:
+    """Makes a folder, and those above it, where a file system has any."""
+    if _WITHOUT_FOLDERS.isdisjoint(list_protocols(files)):
+        files.makedirs(path, exist_ok=True)
 
 
 def find_driver(address: str) -> str:

@@ -146,10 +146,10 @@ def _judge_heading(top: Sequence[Sequence[str]], names: Collection[str]) -> tupl
     first = [cell.strip() for cell in top[0]]
     if any(cell in names or cell.rpartition("_")[0] in names for cell in first):
         return True, ""
-    if all(map(_is_number, first)):
+    if all(map(is_number, first)):
         return False, ""
     pairs = zip(first, top[1] if len(top) > 1 else (), strict=False)
-    if any(_is_number(below) and not _is_number(cell) for cell, below in pairs):
+    if any(is_number(below) and not is_number(cell) for cell, below in pairs):
         return True, ""
     looks_so = len(top) > 1 and all(_TITLE.fullmatch(cell) for cell in first)
     taken, other = ("a heading", NO) if looks_so else ("a row", YES)
@@ -159,7 +159,8 @@ def _judge_heading(top: Sequence[Sequence[str]], names: Collection[str]) -> tupl
     )
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell holds a number, which no heading is."""
     return not np.isnan(_read_float(cell)) or cell.strip().lower() == "nan"
 
 

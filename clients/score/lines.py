@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
+from clients.files.table import is_number
 from contract.console.extras import import_extra
 from contract.errors import DatasetError
 
@@ -78,14 +79,6 @@ def read_csv(
         yield reader.schema.empty_table(), lost
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def check_names(names: Sequence[str]) -> None:
     """Refuses two columns of one name.
 
@@ -94,7 +87,7 @@ def check_names(names: Sequence[str]) -> None:
     """
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        advice = "is the first line a heading?" if _is_number(twice) else ""
+        advice = "is the first line a heading?" if is_number(twice) else ""
         raise DatasetError(
             f"two columns are called {twice!r}; {advice or 'give each a name of its own'}"
         )

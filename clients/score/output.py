@@ -30,7 +30,7 @@ import numpy as np
 
 from clients.score.columns import BadRow
 from clients.score.questions import name_differences, shorten_digest
-from clients.score.sources import REQUESTS, ROW, SOURCE, Block, Unit, is_local, list_protocols
+from clients.score.sources import REQUESTS, ROW, SOURCE, Block, Unit, is_local
 from clients.score.stores import explain_store, open_file
 from contract.console.extras import import_extra
 from contract.console.terminal import remark
@@ -41,7 +41,7 @@ from contract.errors import (
     ServableUnavailableError,
 )
 from contract.heads import Head
-from contract.remote import explain_errors, open_address
+from contract.remote import explain_errors, list_protocols, make_folder, open_address
 from contract.signature import STRING, Array, dtype_name
 from contract.statistics import Sketch, join_sketches
 
@@ -369,12 +369,6 @@ def _open_locked(path: Path) -> IO[bytes]:
         if path.exists():
             return file
         file.close()  # another job swept it before it was locked
-
-
-def make_folder(system: AbstractFileSystem, folder: str) -> None:
-    """Makes a folder where there are any: in an object store it would make the bucket."""
-    if _WHOLE.isdisjoint(list_protocols(system)):
-        system.makedirs(folder, exist_ok=True)
 
 
 class WholeFile:

@@ -29,7 +29,7 @@ from clients.score.lines import CSV_BLOCK_BYTES, check_names, cut, read_csv, rea
 from clients.score.stores import explain_store, open_file
 from contract.console.extras import import_extra
 from contract.errors import ConfigError, DatasetError, ManifestError
-from contract.remote import explain_errors, open_address
+from contract.remote import explain_errors, list_protocols, open_address
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -133,11 +133,6 @@ def find_place(address: str) -> str:
 def is_local(system: AbstractFileSystem) -> bool:
     """Whether its files are files of this machine."""
     return "file" in list_protocols(system)
-
-
-def list_protocols(system: AbstractFileSystem) -> tuple[str, ...]:
-    """What addresses of a file system begin with."""
-    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
 def holds(address: str, other: str) -> bool:
