@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ from contract.statistics import describe_columns
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.clients.grpc_servers import ModelServer
+from tests.terminals import Seen, run_in_terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 PIXELS = 784
@@ -284,3 +286,20 @@ class Absence:
         self._stopping.join()
         self._is_over = True
         self._server.start()
+
+
+def score_by_absent(
+    server: ModelServer, source: Path, out: Path, version: Path, *, timeout_s: float = 120
+) -> Seen:
+    """Scores in a terminal by a server that stops at once, and comes back when the terminal says
+    that it is waited for.
+    """
+    absence = Absence(server)
+    arguments = [str(source), str(out), "--workers=1", "--version_dir", str(version)]
+    return run_in_terminal(
+        [sys.executable, "-m", "clients", "score", *arguments, "--server", server.address],
+        cwd=ROOT,
+        timeout_s=timeout_s,
+        until=f"waits for {server.address}, ",
+        then=lambda _: absence.end(),
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +18,12 @@ from contract.console.progress import Progress
 from contract.wire.plumbline_wire import example_pb2
 from contract.wire.tfrecord import write_records
 from tests.score.jobs import (
-    ROOT,
-    Absence,
     make_job,
     make_training_rows,
+    score_by_absent,
     serve_answers,
     write_images,
 )
-from tests.terminals import run_in_terminal
 
 ROWS = 2 * BLOCK_ROWS + 1000
 
@@ -160,15 +157,7 @@ def test_a_line_says_that_a_server_is_waited_for_and_since_when(
     version = digits
     write_images(tmp_path / "in.parquet", 1000, group=250)
     with serve_answers(version) as server:
-        absence = Absence(server)
-        arguments = [str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--workers=1"]
-        arguments += ["--version_dir", str(version), "--server", server.address]
-        seen = run_in_terminal(
-            [sys.executable, "-m", "clients", "score", *arguments],
-            cwd=ROOT,
-            until=f"waits for {server.address}, ",
-            then=lambda _: absence.end(),
-        )
+        seen = score_by_absent(server, tmp_path / "in.parquet", tmp_path / "out", version)
     assert seen.returncode == 0
     (waited, *_) = (line for line in seen.lines if "waits for" in line)
     assert "left" not in waited and " s" in waited.partition("waits for")[2]

@@ -26,17 +26,16 @@ from contract.signature import Batch
 from tests.clients.grpc_servers import ModelServer
 from tests.score.jobs import (
     ROOT,
-    Absence,
     count_parts,
     is_noise,
     make_images,
     read_ids,
+    score_by_absent,
     serve_answers,
     to_binary,
     wait_for_parts,
     write_images,
 )
-from tests.terminals import run_in_terminal
 
 pytestmark = pytest.mark.ray
 GROUPS, GROUP_ROWS = 60, 800
@@ -351,16 +350,8 @@ def test_a_server_that_workers_wait_for_is_told_on_the_commands_line(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)  # which did start, however busy we are
     write_images(tmp_path / "in.parquet", 8000, group=1000)
-    absence = Absence(server)
-    arguments = [str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--workers=1"]
-    arguments += ["--version_dir", str(version), "--server", server.address]
-    seen = run_in_terminal(
-        [sys.executable, "-m", "clients", "score", *arguments],
-        cwd=ROOT,
-        timeout_s=LIMIT_S,
-        until=f"waits for {server.address}, ",
-        then=lambda _: absence.end(),
-    )
+    source, out = tmp_path / "in.parquet", tmp_path / "out"
+    seen = score_by_absent(server, source, out, version, timeout_s=LIMIT_S)
     assert seen.returncode == 0, seen.text
     assert any("waits for" in line and "left" not in line for line in seen.lines)
     assert read_ids(tmp_path / "out") == list(range(8000))
